@@ -1,0 +1,87 @@
+"""Write `docs/data-format.md` from the schemas: `python -m schemas.document > docs/data-format.md` (or `make docs`)."""
+
+from pydantic import BaseModel
+
+from schemas import dataset, sample
+from schemas.photos import PHOTO_ERRORS
+from schemas.tables import TABLES
+
+LAYOUT = """\
+| path | what |
+| --- | --- |
+| `dataset.json` | what the dataset is and holds; read this first |
+| `objects.parquet`, `rejects.parquet` | every box of the source is in exactly one of the two |
+| `plan.parquet`, `fingerprint.json` | what was to be packed, and all that determines the shards' bytes |
+| `shards/<shard>.tar` | samples, as a WebDataset |
+| `shards/<shard>.index.parquet` | the shard's part of the index |
+| `shards/<shard>.json` | the shard's commit record: the shard is done when this is there and fits the tar |
+| `shards/sizes.json` | samples per tar, as open_clip reads it |
+| `index.parquet`, `shard_records.parquet` | the parts put together |
+| `failures.parquet` | samples that could not be made: shard, key, photo, code, detail |
+| `contact_sheet.png` | photo with box, view with mask, reference |
+"""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _fields(model: type[BaseModel]) -> list[str]:
+    lines = ["| field | type | meaning |", "| --- | --- | --- |"]
+    for name, field in model.model_fields.items():
+        kind = (
+            field.annotation.__name__
+            if isinstance(field.annotation, type) and "[" not in str(field.annotation)
+            else str(field.annotation)
+        )
+        kind = kind.replace("typing.", "").replace("schemas.dataset.", "")
+        lines.append(f"| `{name}` | `{_cell(kind)}` | {_cell(field.description or '')} |")
+    return lines
+
+
+def document() -> str:
+    """The whole page as Markdown."""
+    lines = [
+        "# Data format",
+        "",
+        "Generated from `schemas/` by `make docs`; do not edit.",
+        "",
+        "## A dataset folder",
+        "",
+        LAYOUT,
+        "## A sample in a shard",
+        "",
+        "One object in one view with its K masks. The key is `<object id>_<view>`: ASCII, no dots, unique in the dataset, stable",
+        "between builds. C channels and h × w cells are those of the VAE's latent; S is the view's side in px.",
+        "",
+        "| member | layout | what |",
+        "| --- | --- | --- |",
+    ]
+    for member in sample.MEMBERS:
+        lines.append(f"| `{member.name}` | {member.layout} | {member.meaning}{' (optional)' if member.optional else ''} |")
+    lines += ["", "Fields of `json`:", "", *_fields(sample.SampleRecord), "", "## dataset.json", ""]
+    for part in (dataset.DatasetInfo, dataset.VaeIdentity, dataset.SplitCounts, dataset.Books):
+        lines += [f"`{part.__name__}`: {part.__doc__}", "", *_fields(part), ""]
+    lines += ["## Tables", ""]
+    for name, schema in TABLES.items():
+        lines += [
+            f"### {name}",
+            "",
+            schema.metadata[b"about"].decode(),
+            "",
+            "| column | type | null | meaning |",
+            "| --- | --- | --- | --- |",
+        ]
+        for field in schema:
+            null = "yes" if field.nullable else "no"
+            lines.append(
+                f"| `{field.name}` | `{_cell(str(field.type))}` | {null} | {_cell(field.metadata[b'meaning'].decode())} |"
+            )
+        lines.append("")
+    lines += ["## Codes of failed samples", "", "| code | meaning |", "| --- | --- |"]
+    lines += [f"| `{code}` | {meaning} |" for code, meaning in PHOTO_ERRORS.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")

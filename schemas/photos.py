@@ -1,0 +1,74 @@
+"""The one decoder: bytes of a photo -> RGB array. Every use of a photo's pixels goes through here.
+
+Limits are checked from the header, before any pixel is decoded. Whatever the decoder raises becomes a coded `PhotoError`.
+"""
+
+import io
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+# Limits are ours and checked from the header; Pillow's own would warn first and raise only at twice the number.
+Image.MAX_IMAGE_PIXELS = None
+
+MAX_PIXELS = 100_000_000
+PHOTO_ERRORS = {
+    "missing": "no file at the expected path",
+    "not_an_image": "the bytes are no image that Pillow knows",
+    "too_many_pixels": "the header announces more pixels than allowed",
+    "decode_error": "the pixels cannot be decoded (damaged or truncated file)",
+}
+Frame = Literal["stored", "exif"]
+
+
+class PhotoError(Exception):
+    """A photo that cannot be used. `code` is a key of `PHOTO_ERRORS`."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str]]:
+        return PhotoError, (self.code, self.detail)
+
+
+def decode_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a photo to RGB, 0-255.
+
+    Args:
+        data: the file's bytes.
+        frame: `stored` ignores EXIF orientation (Open Images' boxes are in the stored frame); `exif` turns the photo as it says.
+        max_pixels: refuse larger photos, judged by the header.
+
+    Greyscale, palette and CMYK become RGB; 16-bit is scaled to 8; transparency lies over white; of an animation the first frame.
+
+    Raises:
+        PhotoError: with code `not_an_image`, `too_many_pixels` or `decode_error`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception as error:  # Pillow's plugins raise far more than OSError on hostile bytes.
+        raise PhotoError("not_an_image", _first_line(error)) from None
+    if image.width * image.height > max_pixels:
+        raise PhotoError("too_many_pixels", f"{image.width}x{image.height} px, more than {max_pixels:,}")
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image) if frame == "exif" else image)
+    except Exception as error:  # SyntaxError, ValueError, struct.error, ...: all mean that the file is damaged.
+        raise PhotoError("decode_error", _first_line(error)) from None
+
+
+def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    if image.mode.startswith("I"):  # 16-bit (and 32-bit holding 16) greyscale: convert("RGB") would clip at 255.
+        grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 257
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,227 @@
+"""A sample in a shard: one object in one view with its K masks. Layout, encoding, decoding, validation.
+
+Members of a sample are adjacent in the tar and sorted by name. Decoding goes by an allow-list of fields, and nothing that is
+loaded can run code: arrays are `.npy` without pickle.
+"""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float16, UInt8
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import InputError
+
+MaskKind = Literal["box", "bessel"]
+MASK_KINDS: tuple[MaskKind, ...] = ("box", "bessel")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a sample."""
+
+    name: str
+    layout: str
+    meaning: str
+    optional: bool = False
+
+
+MEMBERS = (
+    Member("json", "UTF-8 JSON object", "where the sample comes from and how it was cut; fields below"),
+    Member("latent.npy", "float16 [2C, h, w]", "VAE posterior of the view: mean, then standard deviation; not scaled"),
+    Member("mask.png", "1 bit [K·S, S]", "the K masks at view size, stacked top to bottom; white = editable region"),
+    Member("masked.npy", "float16 [K, 2C, h, w]", "VAE posterior of the view under each mask (region set to 0 in [-1, 1])"),
+    Member("ref.jpg", "JPEG RGB", "the reference: the object's box, padded and clipped to the photo, never resized up"),
+    Member("view.jpg", "JPEG RGB [S, S]", "the view itself; kept for the splits named in `views.keep` only", optional=True),
+)
+MEMBER_NAMES = tuple(member.name for member in MEMBERS)
+
+
+class SampleRecord(BaseModel):
+    """The `json` member of a sample."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    key: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Key of the sample, `<object_id>_<view>`."""
+    object_id: str
+    """The object."""
+    split: str
+    """Split of the photo."""
+    photo_id: str
+    """The source's id of the photo."""
+    photo_size: tuple[int, int]
+    """Width and height of the photo in px."""
+    photo_sha256: str
+    """SHA-256 of the photo's file, hex."""
+    label: str
+    """Class id."""
+    label_name: str
+    """Class name."""
+    box: tuple[float, float, float, float]
+    """The object's box in photo px: x_min, y_min, x_max, y_max."""
+    window: tuple[int, int, int]
+    """The square that the view shows, in photo px: left, top, side. May reach beyond the photo (then padded)."""
+    box_in_view: tuple[float, float, float, float]
+    """The object's box in view px: x_min, y_min, x_max, y_max."""
+    padded: bool
+    """Whether the view reaches beyond the photo and was filled by reflection."""
+    mask_kinds: tuple[MaskKind, ...]
+    """Kind of each of the K masks."""
+    mask_polygons: tuple[tuple[tuple[float, float], ...], ...]
+    """Outline of each mask in view px, (x, y) points in order."""
+    reference_window: tuple[int, int, int, int]
+    """The reference's rectangle in photo px: x_min, y_min, x_max, y_max."""
+    url: str | None
+    """Where the photo was published."""
+    author: str | None
+    """The photo's author."""
+    licence: str | None
+    """The photo's licence."""
+    seed: int
+    """Seed of the build; with the key it determines window and masks."""
+
+
+def encode_array(array: np.ndarray) -> bytes:
+    """An array as the bytes of a `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def decode_array(data: bytes) -> np.ndarray:
+    """The array in the bytes of a `.npy` file; object arrays (pickles) are refused.
+
+    Raises:
+        ValueError: the bytes are no `.npy` file, or hold Python objects.
+    """
+    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
+
+
+def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:
+    """K masks as one 1-bit PNG, stacked top to bottom."""
+    count, height, width = masks.shape
+    stacked = masks.reshape(count * height, width).astype(np.uint8) * 255
+    done, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
+    if not done:
+        raise RuntimeError(f"OpenCV could not write a PNG of {width}x{count * height} px")
+    return data.tobytes()
+
+
+def decode_masks(data: bytes) -> Bool[np.ndarray, "masks size size"]:
+    """The K masks in the bytes of `mask.png`; True = editable region.
+
+    Raises:
+        ValueError: not a PNG, or its height is no multiple of its width.
+    """
+    stacked = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if stacked is None:
+        raise ValueError("not a PNG")
+    height, width = stacked.shape
+    if height % width:
+        raise ValueError(f"a stack of square masks has a height that is a multiple of its width, this one is {width}x{height}")
+    masks: np.ndarray = stacked.reshape(height // width, width, width) > 127
+    return masks
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded sample. `latent` and `masked` hold mean and standard deviation; `reference` and `view` are JPEG bytes."""
+
+    record: SampleRecord
+    latent: Float16[np.ndarray, "two_channels height width"]
+    masked: Float16[np.ndarray, "masks two_channels height width"]
+    masks: Bool[np.ndarray, "masks size size"]
+    reference: bytes
+    view: bytes | None
+
+
+def encode_sample(sample: Sample) -> dict[str, bytes]:
+    """Members of a sample, name -> bytes, in the order in which they stand in the tar."""
+    members = {
+        "json": json.dumps(sample.record.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":")).encode(),
+        "latent.npy": encode_array(sample.latent),
+        "mask.png": encode_masks(sample.masks),
+        "masked.npy": encode_array(sample.masked),
+        "ref.jpg": sample.reference,
+    }
+    return members if sample.view is None else {**members, "view.jpg": sample.view}
+
+
+def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
+    """A sample from its members, validated.
+
+    Args:
+        members: name -> bytes; names that are not in `MEMBERS` are refused.
+        where: how to call this sample in errors, e.g. `shards/train-000000.tar, key 0123-ab_0`.
+
+    Raises:
+        InputError: a member is missing, unknown, damaged, or does not fit the others.
+    """
+    for member in MEMBERS:
+        if member.name not in members and not member.optional:
+            raise InputError(f"{where}: member {member.name} is missing; the shard is damaged, build it again")
+    for name in members:
+        if name not in MEMBER_NAMES:
+            raise InputError(f"{where}: unknown member {name}; known are {', '.join(MEMBER_NAMES)}")
+    decoded: dict[str, Any] = {}
+    decoders: dict[str, Callable[[bytes], Any]] = {
+        "json": SampleRecord.model_validate_json,
+        "latent.npy": decode_array,
+        "masked.npy": decode_array,
+        "mask.png": decode_masks,
+    }
+    for name, decode in decoders.items():
+        try:
+            decoded[name] = decode(members[name])
+        except (ValueError, EOFError) as error:
+            raise InputError(
+                f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again"
+            ) from error
+    sample = Sample(
+        decoded["json"],
+        decoded["latent.npy"],
+        decoded["masked.npy"],
+        decoded["mask.png"],
+        members["ref.jpg"],
+        members.get("view.jpg"),
+    )
+    problem = find_problem(sample)
+    if problem:
+        raise InputError(f"{where}: {problem}; build the shard again")
+    return sample
+
+
+def find_problem(sample: Sample) -> str | None:
+    """What contradicts the layout in this sample, as a sentence; None if it is valid."""
+    latent, masked, masks = sample.latent, sample.masked, sample.masks
+    kinds = len(sample.record.mask_kinds)
+    if latent.dtype != np.float16 or latent.ndim != 3 or latent.shape[0] % 2:
+        return f"latent.npy is {latent.dtype} {list(latent.shape)}, expected float16 [2C, h, w]"
+    if masked.dtype != np.float16 or masked.shape != (kinds, *latent.shape):
+        return f"masked.npy is {masked.dtype} {list(masked.shape)}, expected float16 {[kinds, *latent.shape]}"
+    if len(masks) != kinds or len(sample.record.mask_polygons) != kinds:
+        return f"mask.png holds {len(masks)} masks and json {len(sample.record.mask_polygons)} outlines, expected {kinds} of each"
+    if not masks.any(axis=(1, 2)).all():
+        return "a mask is empty"
+    if not (np.isfinite(latent).all() and np.isfinite(masked).all()):
+        return "a latent is not finite"
+    channels = latent.shape[0] // 2
+    if (latent[channels:] < 0).any() or (masked[:, channels:] < 0).any():
+        return "a standard deviation is negative"
+    return None
+
+
+def jpeg_bytes(photo: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
+    """RGB pixels as a JPEG without chroma subsampling (it would blur the colours that the reference is about)."""
+    sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
+    if not done:
+        raise RuntimeError(f"OpenCV could not write a JPEG of {photo.shape[1]}x{photo.shape[0]} px")
+    return data.tobytes()

@@ -1,0 +1,179 @@
+"""Settings: one YAML file with a section for each program, overridden on the command line.
+
+    build:                  # read by pipelines/build.py
+      out: data/tiny/dataset
+    train:                  # read by pbe_train/train.py
+      steps: 2000
+
+Keys are typed by pydantic models; `--help` prints each with its default and meaning; `--views.size 256` overrides one.
+A key that does not exist is an error, never ignored.
+"""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_settings import BaseSettings, CliApp, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
+
+from schemas.errors import InputError
+
+SECTIONS = ("build", "train")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+ProgramType = TypeVar("ProgramType", bound="Program")
+
+
+class Group(BaseModel):
+    """A group of settings. Attribute docstrings are the help texts; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+
+class Program(BaseSettings):
+    """All settings of one program. Environment variables are not read: a run must be told by its file and command line."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        frozen=True,
+        cli_avoid_json=True,
+        cli_use_class_docs_for_groups=True,
+        cli_implicit_flags=False,
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the YAML file (given as init values) and the command line count."""
+        return (init_settings,)
+
+
+def preset(name: str) -> Path:
+    """The path of a preset that ships with the project, e.g. `preset("tiny")`."""
+    return REPOSITORY / "configs" / f"{name}.yaml"
+
+
+def load_settings(
+    program: type[ProgramType], section: str, arguments: Sequence[str] | None = None, default_config: Path | None = None
+) -> ProgramType:
+    """Read `--config FILE` (its `section`), put the other command line options over it, and validate.
+
+    Args:
+        program: the pydantic model of the section.
+        section: `build` or `train`.
+        arguments: command line without the program's name; `sys.argv[1:]` by default.
+        default_config: the file used when `--config` is not given.
+
+    Raises:
+        InputError: no such file, not YAML, no such key (with the nearest one that exists), or a value out of range.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=default_config)
+    chosen, rest = first.parse_known_args(arguments)
+    values = read_section(chosen.config, section) if chosen.config else {}
+    if "--help" in rest or "-h" in rest:
+        print(f"usage: --config FILE reads the `{section}:` section of a YAML file (default: {_shown(default_config)});")
+        print("       every option below overrides one of its keys.\n")
+        values = {}
+    try:
+        return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **_without_none(values))
+    except SettingsError as error:
+        raise InputError(_option_error(program, str(error))) from None
+    except ValidationError as error:
+        given = {word.partition("=")[0].removeprefix("--") for word in rest}
+        raise InputError(_explain(program, error, chosen.config, section, given)) from None
+
+
+def read_section(path: Path, section: str) -> dict[str, Any]:
+    """The mapping under `section` of a YAML file; empty if the file has other known sections only.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or has a top-level key that is no section.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such config file; the presets are in {_shown(REPOSITORY / 'configs')}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected sections {', '.join(SECTIONS)} at the top level, found {type(content).__name__}")
+    for key in content:
+        if key not in SECTIONS:
+            raise InputError(f"{path}: no section `{key}`{_nearest(str(key), SECTIONS)}; sections are {', '.join(SECTIONS)}")
+    values = content.get(section) or {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: section `{section}` must hold keys and values, found {type(values).__name__}")
+    return values
+
+
+def dump_settings(settings: BaseModel, section: str) -> str:
+    """Settings as YAML text that `load_settings` reads back to the same values."""
+    return yaml.safe_dump({section: settings.model_dump(mode="json")}, sort_keys=False, allow_unicode=True)
+
+
+def field_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a settings model, groups included."""
+    names = []
+    for name, field in model.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += field_names(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+def _explain(program: type[BaseModel], error: ValidationError, path: Path | None, section: str, options: set[str]) -> str:
+    """One line for the first thing that is wrong: where it was said, what is wrong, what would be right."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = f"--{key}" if key in options or not path else f"{path}: `{section}.{key}`"
+    if first["type"] == "extra_forbidden":
+        parent = key.rpartition(".")[0]
+        siblings = [name for name in field_names(program) if name.rpartition(".")[0] == parent]
+        return f"{where}: no such key{_nearest(key, field_names(program))}; keys here: {', '.join(siblings)}"
+    if first["type"] == "missing":
+        return f"`{section}.{key}` is not set: put it into {path or 'a config file'} or give --{key}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{where}: {message.removeprefix('value error, ')} (got {first.get('input')!r})"
+
+
+def _option_error(program: type[BaseModel], message: str) -> str:
+    unknown = [word for word in message.split() if word.startswith("--")]
+    if "unrecognized arguments" in message and unknown:
+        option = unknown[0].partition("=")[0].removeprefix("--")
+        return f"no option --{option}{_nearest(option, field_names(program), '--')}; --help lists all"
+    return message
+
+
+def _nearest(word: str, known: Sequence[str], mark: str = "") -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean `{mark}{close[0]}`?)" if close else ""
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """A key with an empty value (`ray:` with all of it commented out) means its default."""
+    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items() if value is not None}
+
+
+def _shown(path: Path | None) -> str:
+    if path is None:
+        return "none"
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,1 @@
+"""A small painted world, written like Open Images, with the small weights that were trained on it."""
