@@ -11,13 +11,13 @@ LAYOUT = """\
 | --- | --- |
 | `dataset.json` | what the dataset is and holds; read this first |
 | `objects.parquet`, `rejects.parquet` | every box of the source is in exactly one of the two |
-| `plan.parquet`, `fingerprint.json` | what was to be packed, and all that determines the shards' bytes |
+| `plan.parquet`, `plan.json` | what was to be packed; the fingerprint: all that determines the shards' bytes |
 | `shards/<shard>.tar` | samples, as a WebDataset |
 | `shards/<shard>.index.parquet` | the shard's part of the index |
 | `shards/<shard>.json` | the shard's commit record: the shard is done when this is there and fits the tar |
 | `shards/sizes.json` | samples per tar, as open_clip reads it |
 | `index.parquet`, `shard_records.parquet` | the parts put together |
-| `failures.parquet` | samples that could not be made: shard, key, photo, code, detail |
+| `failures.parquet` | samples that could not be made |
 | `contact_sheet.png` | photo with box, view with mask, reference |
 """
 

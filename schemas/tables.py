@@ -42,8 +42,8 @@ _SOURCE = [
 
 BOXES = pa.schema(
     [
-        *_PHOTO,
-        *_BOX,
+        # A malformed row may lack anything; the selection rejects it by row.
+        *[field.with_nullable(True) for field in (*_PHOTO, *_BOX)],
         _field("file", pa.string(), "name of the annotation file"),
         _field("row", pa.int64(), "1-based data row in it"),
     ],
@@ -116,6 +116,17 @@ SHARD_RECORDS = pa.schema(
         "shard done), and all are collected in `shard_records.parquet`."
     },
 )
+FAILURES = pa.schema(
+    [
+        _field("shard", pa.string(), "shard it was planned for"),
+        _field("key", pa.string(), "key of the sample"),
+        _field("split", pa.string(), "split of its photo"),
+        _field("photo_id", pa.string(), "its photo"),
+        _field("code", pa.string(), "what went wrong, as a code"),
+        _field("detail", pa.string(), "what went wrong, in words"),
+    ],
+    metadata={"about": "Samples that could not be made (`failures.parquet`). planned = samples + failures."},
+)
 
 TABLES = {
     "boxes": BOXES,
@@ -123,5 +134,6 @@ TABLES = {
     "rejects": REJECTS,
     "plan": PLAN,
     "shard records": SHARD_RECORDS,
+    "failures": FAILURES,
     "index": INDEX,
 }

@@ -1,0 +1,1 @@
+"""Annotation readers: a source's own files -> record batches of boxes (schema `schemas.tables.BOXES`)."""

@@ -1,0 +1,126 @@
+"""Build a dataset: boxes and photos -> shards.
+
+    python pipelines/build.py --config configs/tiny.yaml
+    ray submit CLUSTER.yaml pipelines/build.py -- --config configs/open_images.yaml
+
+Interrupted, or failed in part, it goes on where it stopped when the same command is run again.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from pipelines.config import BuildSettings
+from pipelines.pack import read_record
+from pipelines.photo_folder import check_photo_folder
+from pipelines.plan import fingerprint, fingerprint_hash, freeze_plan, planned_shards
+from pipelines.preview import contact_sheet, save_picture
+from pipelines.seal import seal
+from pipelines.workers import pack_on_ray
+from schemas.dataset import DatasetInfo
+from schemas.errors import InputError, run_program
+from schemas.settings import load_settings, preset
+from schemas.weights import identify_vae, load_vae
+
+
+def main() -> int:
+    """The story of a build."""
+    started = time.monotonic()
+    settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
+    check_photo_folder(settings.source.photos, settings.source.splits)
+    vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
+    if settings.views.size % vae.downsampling:
+        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
+
+    content = fingerprint(settings, vae)
+    planned = planned_shards(freeze_plan(settings, content))
+    records, errors = pack_missing(settings, fingerprint_hash(content), planned)
+    if errors:
+        for shard, message in errors.items():
+            print(f"shard {shard} failed {settings.ray.attempts} times, last with:\n{message}", file=sys.stderr)
+        print(
+            f"error: {len(errors)} of {len(planned)} shards could not be packed; the others are kept, run again", file=sys.stderr
+        )
+        return 1
+
+    info = seal(settings, fingerprint_hash(content), vae, [records[shard] for shard in planned])
+    save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
+    print_summary(info, settings.out, time.monotonic() - started)
+    return 0
+
+
+def pack_missing(
+    settings: BuildSettings, identity: str, planned: dict[str, int]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Pack the shards that have no valid commit record, a bounded number of times each.
+
+    Args:
+        settings: of the build.
+        identity: the plan's fingerprint, as a hash.
+        planned: shard -> number of planned samples, in the order of the plan's row groups.
+
+    Returns:
+        Commit records by shard, and the last error by shard of those that failed.
+    """
+    folder = settings.out / "shards"
+    folder.mkdir(exist_ok=True)
+    shards = list(planned)
+    records = {shard: record for shard in shards if (record := read_record(folder, shard, identity))}
+    errors: dict[str, str] = {}
+    done = sum(planned[shard] for shard in records)
+    with tqdm(total=sum(planned.values()), initial=done, unit=" samples", desc="packing", smoothing=0.1) as progress:
+        for _ in range(settings.ray.attempts):
+            missing = [group for group, shard in enumerate(shards) if shard not in records]
+            if not missing:
+                break
+            errors = {}
+            for group, error in pack_on_ray(settings, identity, missing):
+                shard = shards[group]
+                record = read_record(folder, shard, identity)
+                if record:
+                    records[shard] = record
+                    progress.update(planned[shard])
+                else:
+                    errors[shard] = error or "it was packed, but its commit record does not fit its tar"
+    return records, errors
+
+
+def print_summary(info: DatasetInfo, out: Path, seconds: float) -> None:
+    """Tables in which the books balance, and where everything is."""
+    books = info.books
+    table = Table(title="Where every box and every sample went", title_justify="left")
+    table.add_column("stage")
+    table.add_column("outcome")
+    table.add_column("count", justify="right")
+    table.add_row("boxes", "read", f"{books.boxes:,}")
+    table.add_row("", "accepted: objects", f"{books.objects:,}")
+    for reason, count in books.rejects.items():
+        table.add_row("", f"rejected: {reason}", f"{count:,}")
+    table.add_section()
+    table.add_row("samples", "planned", f"{books.planned:,}")
+    table.add_row("", "packed", f"{books.samples:,}")
+    for code, count in books.failures.items():
+        table.add_row("", f"failed: {code}", f"{count:,}")
+    table.add_row("", "of these views padded by reflection", f"{books.padded_views:,}")
+    table.add_section()
+    masks = sum(books.masks.values())
+    for kind, count in books.masks.items():
+        table.add_row("masks", kind, f"{count:,} ({count / masks:.0%})")
+    table.add_section()
+    for split, counts in info.splits.items():
+        size = f"{counts.bytes / 1e6:,.1f} MB"
+        table.add_row(split, f"{len(counts.shards)} shards, {size}", f"{counts.samples:,}")
+    console = Console()
+    console.print(table)
+    for what, path in (("dataset", out), ("contact sheet", out / "contact_sheet.png")):
+        console.print(f"{what}: {path}", soft_wrap=True, highlight=False)
+    console.print(f"{seconds:.0f} s", highlight=False)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,142 @@
+"""Settings of a build: the `build:` section of a config file."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.settings import Group, Program
+
+FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
+
+
+class SourceSettings(Group):
+    """Where boxes and photos come from: Open Images' files under their published names."""
+
+    annotations: Path
+    """Folder with <split>-annotations-bbox.csv (or oidv6-<split>-...), class-descriptions-boxable.csv and, if there, the photos'
+    metadata <split>-images-boxable-with-rotation.csv."""
+    photos: Path
+    """Folder with the photos: <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg."""
+    splits: tuple[str, ...] = Field(("train", "validation"), min_length=1)
+    """Which splits to build."""
+    max_photo_pixels: int = Field(100_000_000, gt=0)
+    """Photos with more px than this, by their header, are not decoded."""
+
+
+class SelectionSettings(Group):
+    """Which boxes become objects."""
+
+    min_area: float = Field(0.02, ge=0, le=1)
+    """Smallest box area / photo area (paper: 0.02)."""
+    max_area: float = Field(0.8, ge=0, le=1)
+    """Largest box area / photo area (paper: 0.8)."""
+    reject_flags: tuple[FlagName, ...] = ("group_of", "depiction", "inside")
+    """Boxes with one of these flags set are rejected: such a reference does not show one whole object (paper: none)."""
+    unknown_flags: Literal["accept", "reject"] = "accept"
+    """What to do with a box one of whose `reject_flags` is -1, unknown."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SelectionSettings":
+        if self.min_area > self.max_area:
+            raise ValueError(f"min_area {self.min_area} is larger than max_area {self.max_area}")
+        return self
+
+
+class ViewSettings(Group):
+    """Square views of the photo around each object."""
+
+    size: int = Field(512, ge=16)
+    """Side of a view in px; a multiple of the VAE's downsampling (8)."""
+    per_object: int = Field(1, ge=1)
+    """Views of each object. More buy diversity with disk."""
+    max_zoom: float = Field(0.6, ge=0, le=1)
+    """Largest share of the free margin around the extended box that zooming in takes (paper's code: 0.6)."""
+    no_square: Literal["reflect", "reject"] = "reflect"
+    """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
+    keep: tuple[str, ...] = ("validation",)
+    """Splits whose samples keep view.jpg, the ground truth for pictures and metrics."""
+
+
+class MaskSettings(Group):
+    """Edit regions drawn for each view."""
+
+    per_view: int = Field(2, ge=1)
+    """Masks of each view (K); the trainer takes one of them at each use."""
+    bessel_share: float = Field(0.5, ge=0, le=1)
+    """Probability that a mask is an arbitrary shape of Bessel curves; otherwise it is the extended box (paper: 0.5)."""
+    max_extension: float = Field(0.4, ge=0, le=1)
+    """Largest share of the free space on each side that the extended box takes (paper's code: 0.4)."""
+    points_per_edge: int = Field(20, ge=2)
+    """Points sampled on each Bessel curve (paper: 20; its code takes 18)."""
+    jitter: tuple[int, int] = (1, 5)
+    """Smallest and largest offset of each point along each axis in photo px (paper: 1 to 5)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "MaskSettings":
+        if not 0 <= self.jitter[0] <= self.jitter[1]:
+            raise ValueError(f"jitter must be two numbers with 0 <= smallest <= largest, not {list(self.jitter)}")
+        return self
+
+
+class ReferenceSettings(Group):
+    """The crop that shows the object."""
+
+    padding: int = Field(10, ge=0)
+    """Photo px added to the box on each side (paper's code: 10)."""
+    max_side: int = Field(448, ge=16)
+    """Longer references are shrunk to this many px; twice what CLIP sees leaves room for augmentation."""
+    jpeg_quality: int = Field(95, ge=50, le=100)
+    """JPEG quality of ref.jpg and view.jpg."""
+
+
+class LatentSettings(Group):
+    """The VAE that encodes views and masked views."""
+
+    vae: str = "CompVis/stable-diffusion-v1-4"
+    """Folder or hub id of an AutoencoderKL, or of a pipeline that has one in its folder `vae`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the encoder; auto is fp32 on CPU and bf16 on GPU."""
+    batch_size: int = Field(8, ge=1)
+    """Pictures encoded at once. Fixed, so that the bytes do not depend on the number of workers."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each encoder. Fixed for the same reason."""
+
+
+class ShardSettings(Group):
+    """How samples are cut into tars."""
+
+    samples: int = Field(1000, ge=1)
+    """Samples per shard; the last one of a split may hold fewer."""
+
+
+class RaySettings(Group):
+    """Where the work runs. These do not change what is made."""
+
+    address: str | None = None
+    """Ray cluster to join; null joins the one this machine belongs to, or starts a local one."""
+    actors: int | None = Field(None, ge=1)
+    """Packing actors, each with its own VAE; null means as many as the cluster's CPUs (or GPUs) hold."""
+    cpus_per_actor: float = Field(1, gt=0)
+    """CPUs reserved for each actor."""
+    gpus_per_actor: float = Field(0, ge=0)
+    """GPUs reserved for each actor; 0.5 puts two on one GPU."""
+    attempts: int = Field(3, ge=1)
+    """How often a shard is tried before the build gives it up."""
+
+
+class BuildSettings(Program):
+    """Boxes and photos -> shards of training samples."""
+
+    out: Path
+    """Folder of the dataset. On a cluster, one that all nodes see."""
+    seed: int = Field(0, ge=0)
+    """Every random choice is a function of this and of names (object, view, mask)."""
+    source: SourceSettings
+    selection: SelectionSettings = SelectionSettings()
+    views: ViewSettings = ViewSettings()
+    masks: MaskSettings = MaskSettings()
+    references: ReferenceSettings = ReferenceSettings()
+    latents: LatentSettings = LatentSettings()
+    shards: ShardSettings = ShardSettings()
+    ray: RaySettings = RaySettings()

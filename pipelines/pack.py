@@ -1,0 +1,179 @@
+"""Packing: one planned shard -> one tar, its part of the index, and its commit record.
+
+    plan rows ──threads──▶ view, masks, reference ──VAE──▶ latents ──▶ tar (temporary name) ──rename──▶ index part ──▶ record
+
+A shard is done when its record is there and fits the tar. The bytes are a function of plan, photos, settings and VAE: members are
+sorted, times are 0, every draw goes by names.
+"""
+
+import hashlib
+import itertools
+import json
+import tarfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config import BuildSettings
+from pipelines.latents import load_encoder, view_and_masked
+from pipelines.samples import Failure, Prepared, Row, prepare_photo
+from schemas.files import atomic_file, write_atomically
+from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, jpeg_bytes
+from schemas.tables import INDEX
+
+# Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
+PHOTOS_AHEAD = 8
+_BLOCK = 512
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ShardPacker:
+    """Packs shards, one at a time; holds the VAE. Made once per Ray actor, or once in a test."""
+
+    def __init__(self, settings: BuildSettings, fingerprint: str) -> None:
+        self.settings = settings
+        self.fingerprint = fingerprint
+        self.encoder = load_encoder(settings.latents)
+
+    def pack(self, group: int) -> dict[str, Any]:
+        """Pack row group `group` of the plan and return its commit record."""
+        settings = self.settings
+        rows = pq.ParquetFile(settings.out / "plan.parquet").read_row_group(group).to_pylist()
+        shard = rows[0]["shard"]
+        folder = settings.out / "shards"
+        failures: list[Failure] = []
+        records: list[SampleRecord] = []
+        locations: list[Row] = []
+        with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
+            tar = TarWriter(file)
+            for sample in self._samples(rows, failures):
+                records.append(sample.record)
+                locations.append(tar.add_sample(sample))
+            tar.close()
+        parts = [
+            _index_row(shard, place, record, location)
+            for place, (record, location) in enumerate(zip(records, locations, strict=True))
+        ]
+        index = folder / f"{shard}.index.parquet"
+        with atomic_file(index) as temporary:
+            pq.write_table(pa.Table.from_pylist(parts, schema=INDEX), temporary)
+        record = {
+            "shard": shard,
+            "split": rows[0]["split"],
+            "fingerprint": self.fingerprint,
+            "planned": len(rows),
+            "samples": len(records),
+            "failed": len(failures),
+            "bytes": tar.offset,
+            "sha256": tar.digest.hexdigest(),
+            "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
+            "failures": dict(sorted(Counter(failure.code for failure in failures).items())),
+            "masks": dict(sorted(Counter(kind for sample_record in records for kind in sample_record.mask_kinds).items())),
+            "padded_views": sum(sample_record.padded for sample_record in records),
+            "failed_samples": [vars(failure) for failure in failures],
+        }
+        write_atomically(folder / f"{shard}.json", json.dumps(record, indent=1).encode())
+        return record
+
+    def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[Sample]:
+        """Finished samples in plan order; failures go to the list."""
+        pictures_per_sample = 1 + self.settings.masks.per_view
+        samples_per_batch = max(1, self.settings.latents.batch_size // pictures_per_sample)
+        for batch in _batched(self._prepared(rows, failures), samples_per_batch):
+            pictures = np.concatenate([view_and_masked(sample.view, sample.masks) for sample in batch])
+            latents = self.encoder.encode(pictures)
+            for sample, encoded in zip(batch, np.split(latents, len(batch)), strict=True):
+                kept = sample.record.split in self.settings.views.keep
+                view = jpeg_bytes(sample.view, self.settings.references.jpeg_quality) if kept else None
+                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
+
+    def _prepared(self, rows: list[Row], failures: list[Failure]) -> Iterator[Prepared]:
+        photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["photo_id"])]
+        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="prepare") as pool:
+            for outcomes in _ahead(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD):
+                for outcome in outcomes:
+                    if isinstance(outcome, Failure):
+                        failures.append(outcome)
+                    else:
+                        yield outcome
+
+
+class TarWriter:
+    """A tar whose bytes depend on its content alone: sorted members, time 0, no owner. Hashes while it writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.offset = 0
+        self.digest = hashlib.sha256()
+
+    def add_sample(self, sample: Sample) -> dict[str, dict[str, int] | None]:
+        """Write a sample's members; returns where each lies, None for the optional ones that it lacks."""
+        members = encode_sample(sample)
+        places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
+        for name in sorted(members):
+            data = members[name]
+            info = tarfile.TarInfo(f"{sample.record.key}.{name}")
+            info.size = len(data)
+            self._write(info.tobuf(tarfile.USTAR_FORMAT))
+            places[name] = {"offset": self.offset, "length": len(data)}
+            self._write(data + b"\0" * (-len(data) % _BLOCK))
+        return places
+
+    def close(self) -> None:
+        """Write the end of the archive; the file stays open."""
+        self._write(b"\0" * (2 * _BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.offset += len(data)
+
+
+def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | None:
+    """The commit record of a shard that is done: made from this plan, and its tar there at the recorded size. None otherwise."""
+    path = folder / f"{shard}.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        fits = record["fingerprint"] == fingerprint and record["bytes"] == (folder / f"{shard}.tar").stat().st_size
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return record if fits and (folder / f"{shard}.index.parquet").is_file() else None
+
+
+def _index_row(shard: str, position: int, record: SampleRecord, location: dict[str, Any]) -> Row:
+    return {
+        "key": record.key,
+        "split": record.split,
+        "shard": shard,
+        "position": position,
+        "object_id": record.object_id,
+        "label": record.label,
+        "label_name": record.label_name,
+        **{name.replace(".", "_"): place for name, place in location.items()},
+    }
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter; unlike `itertools.batched` in Python 3.11 as well."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """Results in the order of items, with at most `ahead` of them computed or waiting."""
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(work, item))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -1,0 +1,113 @@
+"""Sealing: all commit records -> index.parquet, shard_records.parquet, failures.parquet, sizes.json and, last, dataset.json.
+
+Runs in one place, once every planned shard is done. Refuses to seal books that do not balance.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.config import BuildSettings
+from pipelines.plan import PLAN_RECORD
+from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
+from schemas.errors import InputError
+from schemas.files import atomic_file, write_atomically
+from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
+
+
+def seal(settings: BuildSettings, fingerprint: str, vae: VaeIdentity, records: list[dict[str, Any]]) -> DatasetInfo:
+    """Put the parts together.
+
+    Args:
+        settings: of the build.
+        fingerprint: of the plan.
+        vae: which VAE made the latents.
+        records: commit record of every planned shard, in the order of their names.
+
+    Raises:
+        InputError: nothing could be packed, or a part of the index is damaged.
+        RuntimeError: the books do not balance, which is a defect of the program.
+    """
+    out = settings.out
+    info = DatasetInfo(
+        fingerprint=fingerprint,
+        view_size=settings.views.size,
+        masks_per_view=settings.masks.per_view,
+        vae=vae,
+        splits=_count_splits(records),
+        books=_keep_books(out, records),
+        settings=settings.model_dump(mode="json"),
+    )
+    imbalance = info.books.find_imbalance()
+    if imbalance:
+        raise RuntimeError(f"{out}: the books do not balance: {imbalance}")
+    if not info.books.samples:
+        codes = ", ".join(f"{code} {count}" for code, count in info.books.failures.items())
+        raise InputError(
+            f"{settings.source.photos}: none of the {info.books.planned} planned samples could be made ({codes}); "
+            f"are these the photos of {settings.source.annotations}?"
+        )
+    with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, INDEX) as writer:
+        for record in records:
+            writer.write_table(_index_part(out / "shards" / f"{record['shard']}.index.parquet", record["index_sha256"]))
+    _write_table(out / "shard_records.parquet", records, SHARD_RECORDS)
+    failures = [{"shard": record["shard"], **failure} for record in records for failure in record["failed_samples"]]
+    _write_table(out / "failures.parquet", failures, FAILURES)
+    sizes = {f"{record['shard']}.tar": record["samples"] for record in records}
+    write_atomically(out / "shards" / "sizes.json", json.dumps(sizes, indent=1).encode())
+    write_atomically(out / "dataset.json", info.model_dump_json(indent=1).encode())
+    return info
+
+
+def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:
+    reasons = pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"]
+    rejects = {item["values"]: item["counts"] for item in pc.value_counts(reasons).to_pylist()}
+    return Books(
+        boxes=json.loads((out / PLAN_RECORD).read_bytes())["boxes"],
+        objects=pq.ParquetFile(out / "objects.parquet").metadata.num_rows,
+        rejects=dict(sorted(rejects.items())),
+        planned=pq.ParquetFile(out / "plan.parquet").metadata.num_rows,
+        samples=sum(record["samples"] for record in records),
+        failures=_sum_counts(records, "failures"),
+        masks=_sum_counts(records, "masks"),
+        padded_views=sum(record["padded_views"] for record in records),
+    )
+
+
+def _count_splits(records: list[dict[str, Any]]) -> dict[str, SplitCounts]:
+    splits = sorted({record["split"] for record in records})
+    by_split = {split: [record for record in records if record["split"] == split] for split in splits}
+    return {
+        split: SplitCounts(
+            shards=[record["shard"] for record in own],
+            samples=sum(record["samples"] for record in own),
+            bytes=sum(record["bytes"] for record in own),
+        )
+        for split, own in by_split.items()
+    }
+
+
+def _sum_counts(records: list[dict[str, Any]], name: str) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for record in records:
+        total.update(record[name])
+    return dict(sorted(total.items()))
+
+
+def _index_part(path: Path, sha256: str) -> pa.Table:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        record = path.with_name(path.name.replace(".index.parquet", ".json"))
+        raise InputError(f"{path}: not what its commit record says; remove {record} and run the same command again")
+    return pq.read_table(path, schema=INDEX)
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    chosen = [{name: row[name] for name in schema.names} for row in rows]
+    with atomic_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(chosen, schema=schema), temporary)

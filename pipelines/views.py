@@ -1,0 +1,97 @@
+"""Views: square cuts of a photo that hold an object's extended box and are never squashed.
+
+    photo ┌────────────────────────┐      square as high as the photo, anywhere as long as it holds the extended box,
+          │     ┌───────────┐      │      then zoomed in by up to `max_zoom` of the free margin around the extended box
+          │     │  ┌────┐   │      │
+          │     │  └────┘   │      │      Where the extended box is longer than the photo's short side, no square inside the
+          └─────┴───────────┴──────┘      photo can hold it: the square reaches beyond, filled by reflection, and is counted.
+
+Pure geometry: no I/O, an explicit random generator.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from pipelines.geometry import Rectangle
+
+
+@dataclass(frozen=True)
+class Window:
+    """The square of the photo that a view shows: left, top and side in photo px. May reach beyond the photo."""
+
+    left: int
+    top: int
+    side: int
+
+    def rectangle(self) -> Rectangle:
+        """The same square as a rectangle."""
+        return Rectangle(self.left, self.top, self.left + self.side, self.top + self.side)
+
+    def to_view(self, points: Float[np.ndarray, "points 2"], size: int) -> Float[np.ndarray, "points 2"]:
+        """Photo px -> px of a view of `size` px, (x, y)."""
+        return (points - (self.left, self.top)) * (size / self.side)
+
+
+def square_window(
+    extended: Rectangle, photo_width: int, photo_height: int, max_zoom: float, random: np.random.Generator
+) -> Window:
+    """A random square that holds the extended box.
+
+    Args:
+        extended: the extended box, photo px, inside the photo.
+        photo_width: px.
+        photo_height: px.
+        max_zoom: largest share, in [0, 1], of the free margin (short side minus the extended box's longer side) that zooming in
+            takes; the paper's code uses 0.6.
+        random: the source of zoom and place.
+
+    The result lies inside the photo if any such square can; otherwise its side is the extended box's longer side.
+    Source: Yang et al. 2023, published code; the squashing of photos where no square fits is replaced by reflection.
+    """
+    x_min, y_min, x_max, y_max = extended.pixels()
+    needed = max(x_max - x_min, y_max - y_min)
+    short_side = min(photo_width, photo_height)
+    side = max(needed, short_side)
+    left = _place(x_min, x_max, side, 0, photo_width, random)
+    top = _place(y_min, y_max, side, 0, photo_height, random)
+    zoomed = side - int(random.uniform(0, max_zoom) * (side - needed))
+    return Window(
+        _place(x_min, x_max, zoomed, left, left + side, random), _place(y_min, y_max, zoomed, top, top + side, random), zoomed
+    )
+
+
+def is_padded(window: Window, photo_width: int, photo_height: int) -> bool:
+    """Whether a part of the window lies outside the photo."""
+    return not Rectangle(0, 0, photo_width, photo_height).holds(window.rectangle())
+
+
+def cut_view(photo: UInt8[np.ndarray, "height width 3"], window: Window, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The window's pixels, resized to `size`; what lies outside the photo is filled by reflection (edge pixels not repeated)."""
+    height, width = photo.shape[:2]
+    right, bottom = window.left + window.side, window.top + window.side
+    inside = photo[max(window.top, 0) : min(bottom, height), max(window.left, 0) : min(right, width)]
+    if inside.shape[:2] != (window.side, window.side):
+        borders = max(-window.top, 0), max(bottom - height, 0), max(-window.left, 0), max(right - width, 0)
+        inside = cv2.copyMakeBorder(inside, *borders, cv2.BORDER_REFLECT_101)
+    return resize(inside, size, size)
+
+
+def resize(photo: UInt8[np.ndarray, "height width 3"], width: int, height: int) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """Resize without aliasing: area averaging where it shrinks, cubic interpolation where it grows."""
+    if photo.shape[:2] == (height, width):
+        return np.ascontiguousarray(photo)
+    shrinks = width * height < photo.shape[0] * photo.shape[1]
+    resized: np.ndarray = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return resized
+
+
+def _place(low: int, high: int, side: int, frame_low: int, frame_high: int, random: np.random.Generator) -> int:
+    """A uniform start of an interval of length `side` that holds [low, high): inside the frame, or around it if longer."""
+    if side <= frame_high - frame_low:
+        first, last = max(frame_low, high - side), min(low, frame_high - side)
+    else:  # Longer than the frame: hold all of the frame, so that as little as possible is padded.
+        first, last = frame_high - side, frame_low
+    return int(random.integers(first, last, endpoint=True))
