@@ -23,12 +23,14 @@ class Encoder:
     vae: AutoencoderKL
     device: torch.device
     dtype: torch.dtype
+    threads: int
 
     @torch.inference_mode()
     def encode(
         self, pictures: Float32[np.ndarray, "batch 3 size size"]
     ) -> Float16[np.ndarray, "batch two_channels height width"]:
         """Posterior of each picture (values in [-1, 1]): mean, then standard deviation, unscaled."""
+        torch.set_num_threads(self.threads)  # A setting of the calling thread; sums are ordered by it, so the bytes depend on it.
         pixels = torch.from_numpy(pictures).to(self.device, self.dtype, memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         packed: np.ndarray = torch.cat([posterior.mean, posterior.std], dim=1).to("cpu", torch.float16).numpy()
@@ -41,9 +43,8 @@ def load_encoder(settings: LatentSettings) -> Encoder:
     precision = settings.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    torch.set_num_threads(settings.threads)
     vae = load_vae(settings.vae).to(device, _DTYPES[precision], memory_format=torch.channels_last)
-    return Encoder(vae, device, _DTYPES[precision])
+    return Encoder(vae, device, _DTYPES[precision], settings.threads)
 
 
 def view_and_masked(

@@ -184,30 +184,22 @@ def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
             raise InputError(
                 f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again"
             ) from error
-    sample = Sample(
-        decoded["json"],
-        decoded["latent.npy"],
-        decoded["masked.npy"],
-        decoded["mask.png"],
-        members["ref.jpg"],
-        members.get("view.jpg"),
-    )
-    problem = find_problem(sample)
+    record, latent, masked, masks = (decoded[name] for name in ("json", "latent.npy", "masked.npy", "mask.png"))
+    problem = find_problem(record, latent, masked, masks)
     if problem:
         raise InputError(f"{where}: {problem}; build the shard again")
-    return sample
+    return Sample(record, latent, masked, masks, members["ref.jpg"], members.get("view.jpg"))
 
 
-def find_problem(sample: Sample) -> str | None:
-    """What contradicts the layout in this sample, as a sentence; None if it is valid."""
-    latent, masked, masks = sample.latent, sample.masked, sample.masks
-    kinds = len(sample.record.mask_kinds)
+def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> str | None:
+    """What contradicts the layout in a sample's parts, as a sentence; None if it is valid."""
+    kinds = len(record.mask_kinds)
     if latent.dtype != np.float16 or latent.ndim != 3 or latent.shape[0] % 2:
         return f"latent.npy is {latent.dtype} {list(latent.shape)}, expected float16 [2C, h, w]"
     if masked.dtype != np.float16 or masked.shape != (kinds, *latent.shape):
         return f"masked.npy is {masked.dtype} {list(masked.shape)}, expected float16 {[kinds, *latent.shape]}"
-    if len(masks) != kinds or len(sample.record.mask_polygons) != kinds:
-        return f"mask.png holds {len(masks)} masks and json {len(sample.record.mask_polygons)} outlines, expected {kinds} of each"
+    if len(masks) != kinds or len(record.mask_polygons) != kinds:
+        return f"mask.png holds {len(masks)} masks and json {len(record.mask_polygons)} outlines, expected {kinds} of each"
     if not masks.any(axis=(1, 2)).all():
         return "a mask is empty"
     if not (np.isfinite(latent).all() and np.isfinite(masked).all()):

@@ -4,7 +4,7 @@ Format: https://storage.googleapis.com/openimages/web/download_v7.html. The CSV'
 the stored photo; flags are 1, 0 or -1 (unknown). Boxes are streamed: memory does not grow with the file.
 """
 
-import re
+import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -140,8 +140,26 @@ def _stream(path: Path, options: pa_csv.ConvertOptions, newlines_in_values: bool
             path, convert_options=options, parse_options=pa_csv.ParseOptions(newlines_in_values=newlines_in_values)
         ) as reader:
             yield from reader
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        message = str(error).splitlines()[0]
-        row = re.search(r"[Rr]ow #(\d+)", message)
-        where = f"{path}, line {row.group(1)}" if row else str(path)
-        raise InputError(f"{where}: {message}; mend the line, or download the file again if it is truncated") from None
+    except pa.ArrowInvalid as error:
+        found = _find_bad_cell(path, options.column_types)
+        message = found or f"{path}: {str(error).splitlines()[0]}"
+        raise InputError(f"{message}; mend the line, or get the file again if it was cut off") from None
+
+
+def _find_bad_cell(path: Path, kinds: dict[str, pa.DataType]) -> str | None:
+    """Where the first row is that Arrow cannot read, by reading again in plain Python: slow, but only on the way out."""
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        reader = csv.reader(file)
+        header = next(reader)
+        for row in reader:
+            if len(row) != len(header):
+                return f"{path}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}"
+            for name, cell in zip(header, row, strict=True):
+                kind = kinds.get(name)
+                if kind is None or not cell or pa.types.is_string(kind):
+                    continue
+                try:
+                    pa.scalar(cell).cast(kind)
+                except pa.ArrowInvalid:
+                    return f"{path}, line {reader.line_num}: {name} is {cell!r}, expected {kind}"
+    return None

@@ -1,0 +1,70 @@
+# Every target makes what it needs, down to the virtual environment. `make help` lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+TINY_PHOTOS := data/tiny/photos
+RUN := runs/tiny
+PROCESSES ?= 1
+
+# Nothing that is run from here phones home.
+export RAY_USAGE_STATS_ENABLED := 0
+export NO_ALBUMENTATIONS_UPDATE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# One thread per training process would leave cores idle; torchrun sets it to 1 unless told.
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+.PHONY: help setup shards train demo evaluate test lint format types docs weights clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/installed ## make .venv with everything in the pinned versions
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(TINY_PHOTOS)/class-descriptions-boxable.csv: | .venv/installed
+	$(BIN)/python -m tiny_world.make_photos --out $(TINY_PHOTOS)
+
+shards: .venv/installed $(TINY_PHOTOS)/class-descriptions-boxable.csv ## make the tiny world and build its shards (data/tiny/dataset)
+	$(BIN)/python pipelines/build.py --config configs/tiny.yaml
+
+train: shards ## train the tiny preset on them (runs/tiny); goes on where it stopped
+	$(BIN)/torchrun --nproc-per-node $(PROCESSES) pbe_train/train.py --config configs/tiny.yaml
+
+demo: train ## all of it, ending with a picture: source, region, reference, result
+	$(BIN)/python -m pbe_train.demo --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/demo.png
+
+evaluate: train ## does the painted object look like its reference? (8 candidates, held-out scenes)
+	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation.json
+
+test: .venv/installed ## run all tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed ## mend style where a program can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/installed ## check types (strict)
+	$(BIN)/mypy
+
+docs: .venv/installed ## write docs/data-format.md from the schemas
+	$(BIN)/python -m schemas.document > docs/data-format.md
+
+weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE and encoder anew and measure them (about 40 minutes)
+	$(BIN)/python -m tiny_world.train_vae --out tiny_world/weights/vae
+	$(BIN)/python -m tiny_world.train_encoder --out tiny_world/weights/encoder
+	$(BIN)/python -m tiny_world.measure
+
+clean: ## remove what was made (data/tiny, runs/tiny), but not .venv
+	rm -rf data/tiny runs/tiny

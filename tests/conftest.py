@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests. Shapes and types in signatures are checked while tests run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+from jaxtyping import install_import_hook
+
+# is_pep484_tower: an int is a float, as Python's typing says.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(["schemas", "pipelines", "pbe_train"], CHECKER)
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = Path(os.environ.get("PBE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
+
+
+def run_build(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """`python pipelines/build.py` with the tiny preset, as a user starts it."""
+    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *options]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real photos with boxes, where the machine has them."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real sample data in {REAL_DATA} (set PBE_REAL_DATA)")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tiny world: 36 train and 16 validation photos as Open Images writes them."""
+    from tiny_world.make_photos import make_world
+
+    folder = tmp_path_factory.mktemp("world") / "photos"
+    make_world(folder, 36, 16, 7, 1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset that the real command makes of it, on a real Ray with two actors."""
+    out = tmp_path_factory.mktemp("built") / "dataset"
+    run_build(*build_options(photos, out), "--ray.actors", "2")
+    return out
+
+
+def build_options(photos: Path, out: Path) -> list[str]:
+    """Options of a small build."""
+    folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out)]
+    return [*folders, "--shards.samples", "20", "--latents.vae", VAE]

@@ -1,0 +1,395 @@
+"""The whole pipeline, by its command, on a real Ray: what it leaves, that it is reproducible, and what it does about damage."""
+
+import glob
+import hashlib
+import io
+import itertools
+import json
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from pipelines import build, preview
+from pipelines.config import BuildSettings
+from pipelines.pack import ShardPacker
+from pipelines.samples import Failure, prepare_photo, prepare_sample
+from schemas.dataset import read_dataset
+from schemas.errors import run_program
+from schemas.photos import decode_photo
+from schemas.sample import MEMBER_NAMES, decode_sample
+from schemas.settings import load_settings, preset
+from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
+from schemas.weights import load_vae
+from tests.conftest import VAE, build_options, run_build
+
+
+def hashes(dataset: Path) -> dict[str, str]:
+    """SHA-256 of every shard, index part and record."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((dataset / "shards").iterdir())}
+
+
+def stream(dataset: Path) -> list[dict]:
+    """All samples through a plain WebDataset, undecoded."""
+    shards = sorted(glob.glob(str(dataset / "shards" / "*.tar")))
+    return list(webdataset.WebDataset(shards, shardshuffle=False))
+
+
+def settings_of(photos: Path, out: Path, *options: str) -> BuildSettings:
+    return load_settings(BuildSettings, "build", [*build_options(photos, out), *options], preset("tiny"))
+
+
+def call_build(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, str]:
+    """build.py's main in this process: exit status and stderr."""
+    monkeypatch.setattr(sys, "argv", ["build.py", "--config", str(preset("tiny")), *options])
+    with pytest.raises(SystemExit) as caught:
+        run_program(build.main)
+    return int(caught.value.code or 0), capsys.readouterr().err
+
+
+def test_tables_have_their_schemas_and_the_books_balance(dataset):
+    for name, schema in [
+        ("objects", OBJECTS), ("rejects", REJECTS), ("plan", PLAN), ("index", INDEX),
+        ("shard_records", SHARD_RECORDS), ("failures", FAILURES),
+    ]:  # fmt: skip
+        assert pq.read_schema(dataset / f"{name}.parquet").equals(schema), name
+    info = read_dataset(dataset)
+    rows = sum(len(path.read_text().splitlines()) - 1 for path in Path(info.settings["source"]["annotations"]).glob("*-bbox.csv"))
+    assert info.books.boxes == rows
+    assert info.books.find_imbalance() is None
+    assert info.books.objects == len(pq.read_table(dataset / "objects.parquet"))
+    assert info.books.samples == len(pq.read_table(dataset / "index.parquet")) == sum(s.samples for s in info.splits.values())
+    assert sum(info.books.masks.values()) == 2 * info.books.samples
+    assert set(info.splits) == {"train", "validation"}
+
+
+def test_any_webdataset_reader_streams_valid_samples(dataset):
+    samples = stream(dataset)
+    assert len(samples) == read_dataset(dataset).books.samples
+    keys = [sample["__key__"] for sample in samples]
+    assert len(set(keys)) == len(keys)
+    for sample in samples:
+        members = {name: sample[name] for name in MEMBER_NAMES if name in sample}
+        decoded = decode_sample(members, sample["__key__"])
+        assert decoded.record.key == sample["__key__"]
+        assert ("view.jpg" in sample) == (decoded.record.split == "validation")
+
+
+def test_the_index_points_at_the_members(dataset):
+    table = pq.read_table(dataset / "index.parquet").to_pylist()
+    by_shard: dict[str, dict[str, bytes]] = {}
+    for row in table:
+        shard = dataset / "shards" / f"{row['shard']}.tar"
+        if row["shard"] not in by_shard:
+            with tarfile.open(shard) as tar:
+                by_shard[row["shard"]] = {member.name: tar.extractfile(member).read() for member in tar}
+                assert all(member.mtime == 0 and member.uid == 0 for member in tar)
+        data = shard.read_bytes()
+        for name in MEMBER_NAMES:
+            place = row[name.replace(".", "_")]
+            content = None if place is None else data[place["offset"] : place["offset"] + place["length"]]
+            assert content == by_shard[row["shard"]].pop(f"{row['key']}.{name}", None)
+    assert not any(by_shard.values()), "members that the index does not know"
+
+
+def test_latents_are_those_of_the_view_and_of_the_view_under_each_mask(dataset):
+    """Decoded, a view's latent looks like its view; a masked one does so outside its mask and is grey inside."""
+    vae = load_vae(VAE)
+    kept = [sample for sample in stream(dataset) if "view.jpg" in sample][:8]
+    for sample in kept:
+        decoded = decode_sample({name: sample[name] for name in MEMBER_NAMES}, "here")
+        view = decode_photo(sample["view.jpg"], frame="stored") / 127.5 - 1
+        means = np.concatenate([decoded.latent[None, :4], decoded.masked[:, :4]]).astype(np.float32)
+        with torch.inference_mode():
+            pictures = vae.decode(torch.from_numpy(means)).sample.numpy().transpose(0, 2, 3, 1)
+        assert np.abs(pictures[0] - view).mean() < 0.15
+        for picture, mask in zip(pictures[1:], decoded.masks, strict=True):
+            masked = view * ~mask[..., None]
+            assert np.abs(picture - masked).mean() < 0.15
+            assert np.abs(picture - masked).mean() < np.abs(picture - view).mean()
+
+
+def test_masks_are_the_outlines_in_the_record_and_lie_over_the_object(dataset):
+    for sample in stream(dataset):
+        decoded = decode_sample({name: sample[name] for name in MEMBER_NAMES if name in sample}, "here")
+        x_min, y_min, x_max, y_max = decoded.record.box_in_view
+        centre = int((y_min + y_max) / 2), int((x_min + x_max) / 2)
+        assert decoded.masks[:, centre[0], centre[1]].all()
+        assert [len(polygon) for polygon in decoded.record.mask_polygons] == [
+            4 if kind == "box" else 80 for kind in decoded.record.mask_kinds
+        ]
+
+
+def test_references_show_the_box_padded(dataset, photos):
+    for sample in stream(dataset)[:20]:
+        record = json.loads(sample["json"])
+        photo = decode_photo((photos / record["split"] / f"{record['photo_id']}.jpg").read_bytes(), frame="stored")
+        x_min, y_min, x_max, y_max = record["reference_window"]
+        assert x_min == max(0, int(np.floor(record["box"][0] - 3)))
+        reference = decode_photo(sample["ref.jpg"], frame="stored")
+        if max(reference.shape) < 128:
+            assert np.abs(reference.astype(int) - photo[y_min:y_max, x_min:x_max]).mean() < 4
+
+
+def test_one_worker_and_two_make_the_same_bytes(dataset, photos, tmp_path):
+    run_build(*build_options(photos, tmp_path / "one"), "--ray.actors", "1")
+    assert hashes(tmp_path / "one") == hashes(dataset)
+
+
+def test_what_is_lost_or_cut_is_made_again_to_the_same_bytes(dataset, photos, tmp_path):
+    """A tar without its record, and a record whose tar was cut, are redone; the rest is not touched."""
+    before = hashes(dataset)
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    shards = sorted((copy / "shards").glob("*.tar"))
+    lost, cut, kept = shards[0], shards[1], shards[2]
+    lost.with_suffix(".json").unlink()
+    cut.write_bytes(cut.read_bytes()[:-512])
+    (copy / "dataset.json").unlink()
+    untouched = kept.stat().st_mtime_ns
+    run_build(*build_options(photos, copy))
+    assert hashes(copy) == before
+    assert kept.stat().st_mtime_ns == untouched
+    assert read_dataset(copy).books == read_dataset(dataset).books
+
+
+def test_other_settings_in_the_same_folder_are_refused_with_the_difference(dataset, photos, capsys, monkeypatch):
+    before = hashes(dataset)
+    status, said = call_build(capsys, monkeypatch, *build_options(photos, dataset), "--masks.per_view", "3")
+    assert status == 2
+    assert "settings.masks.per_view: 2 -> 3" in said
+    assert hashes(dataset) == before
+
+
+def test_a_bad_photo_costs_its_own_samples_and_nothing_else(dataset, photos, tmp_path):
+    """One truncated, one that is text, one gone: each counted under its code, all others packed."""
+    broken = tmp_path / "photos"
+    shutil.copytree(photos, broken)
+    objects = pq.read_table(dataset / "objects.parquet").to_pylist()
+    victims = sorted({(row["split"], row["photo_id"]) for row in objects})[:3]
+    paths = [broken / split / f"{photo}.jpg" for split, photo in victims]
+    paths[0].write_bytes(paths[0].read_bytes()[:-200])
+    paths[1].write_bytes(b"<html>404</html>")
+    paths[2].unlink()
+    settings = settings_of(broken, tmp_path / "out")
+    outcomes = []
+    for split, photo in sorted({(row["split"], row["photo_id"]) for row in objects}):
+        rows = [{**row, "view": 0, "key": f"{row['object_id']}_0"} for row in objects if row["photo_id"] == photo]
+        outcomes += prepare_photo(rows, settings)
+        assert {row["split"] for row in rows} == {split}
+    codes = {outcome.photo_id: outcome.code for outcome in outcomes if isinstance(outcome, Failure)}
+    assert codes == dict(zip((photo for _, photo in victims), ["decode_error", "not_an_image", "missing"], strict=True))
+    assert len(outcomes) == len(objects)
+
+    done = run_build(*build_options(broken, tmp_path / "out"))
+    books = read_dataset(tmp_path / "out").books
+    lost = sum(isinstance(outcome, Failure) for outcome in outcomes)
+    assert set(books.failures) == {"decode_error", "not_an_image", "missing"}
+    assert (books.planned, books.samples) == (len(objects), len(objects) - lost)
+    assert "failed: decode_error" in done.stdout
+    failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
+    assert {row["photo_id"] for row in failures} == {photo for _, photo in victims}
+
+
+def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, capsys, monkeypatch):
+    """The plan loses a column behind the program's back: every shard fails, the status says so, nothing is sealed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("plan.json", "objects.parquet", "rejects.parquet", "plan.parquet"):
+        shutil.copy(dataset / name, out / name)
+    table = pq.read_table(out / "plan.parquet")
+    position = table.schema.get_field_index("x_min")
+    with pq.ParquetWriter(out / "plan.parquet", table.schema.remove(position)) as writer:
+        for group in range(pq.ParquetFile(dataset / "plan.parquet").num_row_groups):
+            rows = pq.ParquetFile(dataset / "plan.parquet").read_row_group(group)
+            writer.write_table(rows.remove_column(position))
+    done = run_build(*build_options(photos, out), "--ray.attempts", "2", check=False)
+    assert done.returncode == 1
+    assert "KeyError: 'x_min'" in done.stderr
+    assert "failed 2 times" in done.stderr
+    assert not (out / "dataset.json").exists()
+    assert not list((out / "shards").glob("*"))
+
+
+def test_the_plan_does_not_depend_on_the_order_of_rows(dataset, photos, tmp_path):
+    from pipelines.plan import fingerprint, freeze_plan
+    from schemas.weights import identify_vae
+
+    shuffled = tmp_path / "photos"
+    shutil.copytree(photos, shuffled)
+    for path in shuffled.glob("*-bbox.csv"):
+        header, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    settings = settings_of(shuffled, tmp_path / "out")
+    freeze_plan(settings, fingerprint(settings, identify_vae(load_vae(VAE), VAE)))
+    for name in ("plan", "objects"):
+        assert pq.read_table(tmp_path / "out" / f"{name}.parquet").equals(pq.read_table(dataset / f"{name}.parquet")), name
+
+
+def test_the_plan_holds_every_view_of_every_object_once(photos, dataset):
+    from pipelines.plan import plan_samples
+
+    objects = pq.read_table(dataset / "objects.parquet")
+    settings = settings_of(photos, dataset, "--views.per_object", "3")
+    plan = plan_samples(objects, settings)
+    assert sorted(plan["key"].to_pylist()) == sorted(
+        f"{name}_{view}" for name in objects["object_id"].to_pylist() for view in range(3)
+    )
+    places = list(zip(plan["shard"].to_pylist(), plan["position"].to_pylist(), strict=True))
+    assert places == sorted(set(places))
+    assert all(
+        shard.rpartition("-")[0] == split for shard, split in zip(*(plan[c].to_pylist() for c in ("shard", "split")), strict=True)
+    )
+    order = plan["photo_id"].to_pylist()
+    assert order != sorted(order), "shards must mix photos"
+    assert sum(a != b for a, b in itertools.pairwise(order)) < len(set(order)) + 2, "a photo's samples stand together"
+
+
+def test_mask_kinds_come_in_the_configured_share(photos, dataset):
+    """150 views with 2 masks: the share of Bessel masks lies within four standard deviations of the setting."""
+    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0]}
+    photo = np.zeros((200, 240, 3), np.uint8)
+    for share in (0.5, 0.2):
+        settings = settings_of(photos, dataset, "--masks.bessel_share", str(share))
+        made = [prepare_sample({**row, "object_id": f"x-{n}"}, photo, "00", settings) for n in range(150)]
+        kinds = [kind for sample in made for kind in sample.record.mask_kinds]
+        assert abs(kinds.count("bessel") / 300 - share) < 4 * (share * (1 - share) / 300) ** 0.5
+
+
+def test_views_that_no_square_holds_are_padded_and_counted_or_rejected(photos, dataset):
+    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0], "x_min": 0.05, "x_max": 0.95, "y_min": 0.2, "y_max": 0.8}
+    photo = np.random.default_rng(0).integers(0, 255, (100, 300, 3)).astype(np.uint8)
+    padded = prepare_sample(row, photo, "00", settings_of(photos, dataset))
+    assert padded.record.padded
+    assert padded.view.shape == (128, 128, 3)
+    rejected = prepare_sample(row, photo, "00", settings_of(photos, dataset, "--views.no_square", "reject"))
+    assert rejected.code == "no_square"
+
+
+def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
+    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0], "x_min": 0.02, "x_max": 0.98, "y_min": 0.0, "y_max": 1.0}
+    photo = np.zeros((100, 300, 3), np.uint8)
+    for number in range(20):
+        sample = prepare_sample({**row, "object_id": f"x-{number}"}, photo, "00", settings_of(photos, dataset))
+        _, top, side = sample.record.window
+        rows = np.flatnonzero(sample.masks.any(axis=(0, 2)))
+        assert rows.min() >= (0 - top) / side * 128 - 1
+        assert rows.max() <= (100 - top) / side * 128 + 1
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "parts"),
+    [
+        (None, ["--view.size", "3"], ["--view.size", "did you mean"]),
+        (None, ["--config", "nowhere.yaml"], ["nowhere.yaml: no such config file"]),
+        (None, ["--latents.vae", "configs"], ["configs: no VAE there"]),
+        (None, ["--views.size", "100"], ["views.size 100", "downsampling, 8"]),
+        ("no photos", [], ["train", "photo folder is empty", "build.source.photos"]),
+        ("no folder", [], ["train: no such folder", "build.source.photos"]),
+        ("no column", [], ["train-annotations-bbox.csv, line 1", "column XMax is missing"]),
+        ("no csv", [], ["train-annotations-bbox.csv: no such file"]),
+        ("none accepted", [], ["none of the", "rejects.parquet"]),
+    ],
+)
+def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, tmp_path, capsys, monkeypatch):
+    copy = tmp_path / "photos"
+    shutil.copytree(photos, copy)
+    boxes = copy / "train-annotations-bbox.csv"
+    if prepare == "no photos":
+        shutil.rmtree(copy / "train")
+        (copy / "train").mkdir()
+    if prepare == "no folder":
+        shutil.rmtree(copy / "train")
+    if prepare == "no column":
+        boxes.write_text(boxes.read_text().replace("XMax", "Xmaximum", 1))
+    if prepare == "no csv":
+        boxes.unlink()
+    if prepare == "none accepted":
+        options = ["--selection.min_area", "0.79", "--selection.max_area", "0.7901"]
+    status, said = call_build(capsys, monkeypatch, *build_options(copy, tmp_path / "out"), *options)
+    assert status == 2
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1, said
+    for part in parts:
+        assert part in said
+
+
+def test_photos_that_all_fail_are_an_error_that_names_the_folder(photos, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "photos"
+    for split in ("train", "validation"):
+        (other / split).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(other / split / "unrelated.jpg")
+    options = ["--source.annotations", str(photos), "--source.photos", str(other), "--out", str(tmp_path / "out")]
+    done = run_build(*options, "--latents.vae", VAE, check=False)
+    assert done.returncode == 2
+    assert f"{other}: none of the" in done.stderr
+    assert "missing" in done.stderr
+
+
+def test_photos_split_by_their_first_digit_are_found(photos, dataset, tmp_path):
+    """The folders train_0 to train_f that Open Images' archives unpack to give the same sample."""
+    digits = tmp_path / "photos"
+    for path in (photos / "train").glob("*.jpg"):
+        folder = digits / f"train_{path.name[0]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    row = next(row for row in pq.read_table(dataset / "plan.parquet").to_pylist() if row["split"] == "train")
+    made = [prepare_photo([row], settings_of(root, dataset))[0] for root in (photos, digits)]
+    assert made[0].record == made[1].record
+    assert np.array_equal(made[0].view, made[1].view)
+
+
+def test_a_shard_can_be_packed_twice_at_once(photos, dataset, tmp_path):
+    """Attempts have names of their own, so the last rename wins and nothing of the other is left."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    shutil.copy(dataset / "plan.parquet", out)
+    identity = read_dataset(dataset).fingerprint
+    packers = [ShardPacker(settings_of(photos, out), identity) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda packer: packer.pack(0), packers))
+    made = hashes(out)
+    assert made == {name: value for name, value in hashes(dataset).items() if name in made}
+    assert len(made) == 3
+
+
+def test_contact_sheets_show_what_is_there(dataset, photos, tmp_path):
+    picture = preview.contact_sheet(dataset, photos, count=3)
+    assert picture.shape[1] == 4 * 206 + 6
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000
+    stored = np.array(Image.open(io.BytesIO((dataset / "contact_sheet.png").read_bytes())))
+    assert np.array_equal(stored, preview.contact_sheet(dataset, photos))
+    masks = preview.mask_sheet()
+    assert masks.shape == (8 * 134 + 6, 8 * 134 + 6, 3)
+    assert 0.05 < (masks == (255, 120, 160)).all(axis=2).mean() < 0.6
+
+
+def test_real_photos_build_and_every_box_is_accounted_for(real_data, tmp_path):
+    """The paper's settings with the tiny VAE over real Open Images photos."""
+    folder = str(real_data / "open_images_mini")
+    out = tmp_path / "real"
+    options = [
+        "--config",
+        "configs/open_images.yaml",
+        "--source.annotations",
+        folder,
+        "--source.photos",
+        folder,
+        "--out",
+        str(out),
+    ]
+    run_build(*options, "--latents.vae", VAE, "--views.size", "128")
+    books = read_dataset(out).books
+    assert books.boxes == 189
+    assert books.objects == books.planned == books.samples == 100
+    assert books.rejects == {"too_large": 3, "too_small": 86}
+    assert len(stream(out)) == 100

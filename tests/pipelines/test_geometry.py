@@ -1,0 +1,204 @@
+"""Properties of boxes, views, masks and references that the rest of the pipeline relies on, over random boxes and photos."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.geometry import Rectangle, box_in_photo, whole_photo
+from pipelines.masks import bessel_curves, bessel_polygon, extend_box, rasterise
+from pipelines.references import cut_reference, reference_window
+from pipelines.views import Window, cut_view, is_padded, square_window
+
+JITTER = (1, 5)
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[int, int, Rectangle, np.random.Generator]:
+    """A photo's width and height, a box in it (also slivers and whole photos), and a random generator."""
+    width, height = draw(st.integers(24, 1400)), draw(st.integers(24, 1400))
+    edges = [sorted(draw(st.lists(st.floats(0, 1), min_size=2, max_size=2))) for _ in range(2)]
+    (x_min, x_max), (y_min, y_max) = ((low, max(high, min(1.0, low + 0.01))) for low, high in edges)
+    row = {"x_min": min(x_min, x_max - 0.005), "x_max": x_max, "y_min": min(y_min, y_max - 0.005), "y_max": y_max}
+    return width, height, box_in_photo(row, width, height), np.random.default_rng(draw(st.integers(0, 2**32)))
+
+
+@given(scenes(), st.floats(0, 1))
+def test_extended_boxes_hold_the_box_and_stay_in_the_photo(scene, max_extension):
+    width, height, box, random = scene
+    frame = whole_photo(width, height)
+    extended = extend_box(box, frame, max_extension, random)
+    assert extended.holds(box)
+    assert frame.holds(extended)
+    assert box.x_min - extended.x_min <= max_extension * box.x_min + 1e-9
+    assert extended.y_max - box.y_max <= max_extension * (height - box.y_max) + 1e-9
+
+
+def test_extension_is_uniform_on_each_side():
+    box, frame = Rectangle(100, 200, 300, 300), Rectangle(0, 0, 1000, 800)
+    random = np.random.default_rng(0)
+    many = [extend_box(box, frame, 0.4, random) for _ in range(4000)]
+    shares = np.array(
+        [[(100 - e.x_min) / 100, (200 - e.y_min) / 200, (e.x_max - 300) / 700, (e.y_max - 300) / 500] for e in many]
+    )
+    assert shares.mean(axis=0) == pytest.approx([0.2] * 4, abs=0.01)
+    assert shares.std(axis=0) == pytest.approx([0.4 / 12**0.5] * 4, abs=0.005)
+
+
+@given(scenes(), st.floats(0, 1))
+def test_views_hold_the_extended_box_and_leave_the_photo_only_where_they_must(scene, max_zoom):
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    window = square_window(extended, width, height, max_zoom, random)
+    x_min, y_min, x_max, y_max = extended.pixels()
+    needed = max(x_max - x_min, y_max - y_min)
+    assert window.rectangle().holds(extended)
+    assert is_padded(window, width, height) == (needed > min(width, height))
+    if needed <= min(width, height):
+        assert min(width, height) - max_zoom * (min(width, height) - needed) - 1 <= window.side <= min(width, height)
+    else:
+        assert window.side == needed
+        covered = window.rectangle().intersection(whole_photo(width, height))
+        assert min(covered.width, covered.height) == min(width, height), "padded more than needed"
+
+
+def test_windows_take_every_place_that_holds_the_box():
+    """A photo of 100 x 40 with a box in the middle: the square may start anywhere from 20 to 40."""
+    random = np.random.default_rng(0)
+    lefts = [square_window(Rectangle(40, 10, 60, 30), 100, 40, 0.0, random).left for _ in range(2000)]
+    assert set(lefts) == set(range(20, 41))
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(-40, 60), st.integers(-40, 60), st.integers(8, 120))
+def test_views_show_the_photo_and_its_reflection_and_nothing_else(width, height, left, top, side):
+    """Against indexing pixel by pixel, with the triangle wave that reflection without repeated edges is."""
+    if left >= width or top >= height or left + side <= 0 or top + side <= 0:
+        return
+    photo = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+    def reflected(start: int, length: int) -> np.ndarray:
+        place = np.arange(start, start + side) % (2 * length - 2)
+        return np.where(place < length, place, 2 * length - 2 - place)
+
+    inside_only = (left >= 0 and left + side <= width) or (left <= 0 and left + side >= width)
+    inside_only &= (top >= 0 and top + side <= height) or (top <= 0 and top + side >= height)
+    if not inside_only:  # square_window never leaves the photo on one side while it cuts it on the other.
+        return
+    expected = photo[np.ix_(reflected(top, height), reflected(left, width))]
+    assert np.array_equal(cut_view(photo, Window(left, top, side), side), expected)
+
+
+def test_views_are_not_squashed():
+    """A circle stays a circle: its extent along both axes is equal in the view, also in a padded one."""
+    photo = np.zeros((100, 300, 3), np.uint8)
+    y, x = np.mgrid[:100, :300]
+    photo[(x - 150) ** 2 + (y - 50) ** 2 < 40**2] = 255
+    for window in (Window(100, 0, 100), Window(50, -50, 200)):
+        view = cut_view(photo, window, 256)[..., 0] > 127
+        if window.top < 0:
+            view = view[64:192]  # The middle half: the reflections above and below are circles of their own.
+        extent = [np.ptp(np.flatnonzero(view.any(axis=axis))) for axis in (0, 1)]
+        assert abs(extent[0] - extent[1]) <= 1
+
+
+def test_view_coordinates_map_the_window_onto_the_view():
+    window = Window(30, -10, 60)
+    mapped = window.to_view(window.rectangle().corners(), 120)
+    assert mapped.tolist() == [[0, 0], [120, 0], [120, 120], [0, 120]]
+
+
+@given(scenes())
+def test_curves_run_between_the_box_and_the_extended_box(scene):
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    points = bessel_curves(box, extended, 20)
+    assert len(points) == 80
+    assert np.allclose(points[::20], box.corners()), "each edge starts at its corner"
+    x, y = points.T
+    tolerance = 1e-7
+    inside = (x > box.x_min + tolerance) & (x < box.x_max - tolerance) & (y > box.y_min + tolerance) & (y < box.y_max - tolerance)
+    assert not inside.any()
+    assert (x >= extended.x_min - tolerance).all()
+    assert (x <= extended.x_max + tolerance).all()
+    assert (y >= extended.y_min - tolerance).all()
+    assert (y <= extended.y_max + tolerance).all()
+
+
+def test_the_curve_is_the_quadratic_one():
+    """The middle of the top curve lies halfway between the box's edge and the extended box's."""
+    points = bessel_curves(Rectangle(10, 20, 30, 40), Rectangle(0, 0, 50, 60), 20)
+    assert points[10] == pytest.approx([20, 10])
+    assert points[5] == pytest.approx([15, 20 - 20 * 2 * 0.25 * 0.75])
+
+
+@given(scenes())
+def test_every_point_is_moved_by_one_to_five_pixels_on_each_axis(scene):
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    moved = bessel_polygon(box, extended, 20, JITTER, random) - bessel_curves(box, extended, 20)
+    lengths = np.abs(moved).round(6)
+    assert set(lengths.ravel().tolist()) <= {1.0, 2.0, 3.0, 4.0, 5.0}
+
+
+def test_offsets_use_every_length_and_sign():
+    box = Rectangle(100, 100, 200, 200)
+    moved = bessel_polygon(box, box, 20, JITTER, np.random.default_rng(0)) - bessel_curves(box, box, 20)
+    assert set(moved.round(6).ravel().tolist()) == {-5, -4, -3, -2, -1, 1, 2, 3, 4, 5}
+
+
+@given(scenes(), st.sampled_from([64, 128, 512]))
+def test_masks_cover_the_box_except_for_the_jitter_and_are_never_empty(scene, size):
+    width, height, box, random = scene
+    frame = whole_photo(width, height)
+    extended = extend_box(box, frame, 0.4, random)
+    window = square_window(extended, width, height, 0.6, random)
+    scale = size / window.side
+    polygon = np.clip(bessel_polygon(box, extended, 20, JITTER, random), 0, (width, height))
+    bessel = rasterise(window.to_view(polygon, size), size)
+    plain = rasterise(window.to_view(extended.corners(), size), size)
+    assert bessel.any()
+    assert plain.any()
+
+    core = window.to_view(np.array([[box.x_min + 5, box.y_min + 5], [box.x_max - 5, box.y_max - 5]]), size)
+    low, high = np.ceil(core[0] - 0.5 + 0.02).astype(int), np.floor(core[1] - 0.5 - 0.02).astype(int)
+    assert bessel[low[1] : high[1] + 1, low[0] : high[0] + 1].all() or (high < low).any()
+
+    rows, columns = np.nonzero(bessel)
+    reach = 5 * scale + 1
+    (left, top), _, (right, bottom), _ = window.to_view(extended.corners(), size)
+    assert columns.min() >= left - reach
+    assert columns.max() <= right + reach
+    assert rows.min() >= top - reach
+    assert rows.max() <= bottom + reach
+
+
+@given(scenes())
+def test_box_masks_cover_the_extended_box_to_the_pixel(scene):
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    window = square_window(extended, width, height, 0.6, random)
+    mask = rasterise(window.to_view(extended.corners(), 128), 128)
+    (left, top), _, (right, bottom), _ = window.to_view(extended.corners(), 128)
+    centres = np.arange(128) + 0.5
+    inside = (centres >= top) & (centres <= bottom), (centres >= left) & (centres <= right)
+    assert mask[np.ix_(*inside)].all()
+    beyond = (centres < top - 1.02) | (centres > bottom + 1.02), (centres < left - 1.02) | (centres > right + 1.02)
+    assert not mask[beyond[0]].any()
+    assert not mask[:, beyond[1]].any()
+
+
+@given(scenes(), st.integers(0, 30))
+def test_references_are_the_padded_box_in_the_photo(scene, padding):
+    width, height, box, _ = scene
+    x_min, y_min, x_max, y_max = reference_window(box, width, height, padding)
+    expected = (box.x_min - padding, box.y_min - padding, box.x_max + padding, box.y_max + padding)
+    clipped = max(0, expected[0]), max(0, expected[1]), min(width, expected[2]), min(height, expected[3])
+    assert np.abs(np.subtract((x_min, y_min, x_max, y_max), clipped)).max() < 1
+    assert 0 <= x_min < x_max <= width
+    assert 0 <= y_min < y_max <= height
+
+
+def test_references_are_shrunk_but_never_enlarged():
+    photo = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    assert np.array_equal(cut_reference(photo, (10, 20, 60, 50), 448), photo[20:50, 10:60])
+    assert cut_reference(photo, (0, 0, 300, 100), 150).shape == (50, 150, 3)

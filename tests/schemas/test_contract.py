@@ -1,0 +1,134 @@
+"""The small parts of the contract: randomness, atomic files, weights' identity, dataset.json, pictures, the generated page."""
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from schemas.dataset import Books, read_dataset
+from schemas.document import document
+from schemas.errors import InputError, run_program
+from schemas.files import atomic_file, write_atomically
+from schemas.pictures import fit, sheet, tint
+from schemas.randomness import generator, name_hash
+from schemas.sample import MEMBERS, SampleRecord
+from schemas.settings import REPOSITORY
+from schemas.tables import TABLES
+from schemas.weights import load_vae, weights_sha256
+
+
+def test_the_page_on_the_format_is_what_the_schemas_say():
+    page = (REPOSITORY / "docs" / "data-format.md").read_text()
+    assert page == document(), "docs/data-format.md is stale: run `make docs`"
+
+
+def test_the_page_names_every_column_and_member():
+    page = document()
+    names = [field.name for schema in TABLES.values() for field in schema] + [member.name for member in MEMBERS]
+    assert all(f"`{name}`" in page for name in [*names, *SampleRecord.model_fields])
+
+
+def test_random_streams_are_pinned():
+    """These numbers may never change: every dataset and every training run would."""
+    assert name_hash(0, "photo order", "abc") == 2173592768969061212
+    assert generator(0, "abc", "view", 0).integers(0, 1000, 4).tolist() == [726, 116, 833, 694]
+
+
+def test_random_streams_of_different_names_differ():
+    names = [(0, "a"), (1, "a"), (0, "b"), ("0", "a"), (0, "a", 0), ("ab",), ("a", "b")]
+    draws = {tuple(generator(*name).integers(0, 2**60, 2).tolist()) for name in names}
+    assert len(draws) == len(names)
+
+
+def _draw(_: int) -> list[float]:
+    return generator(3, "x").random(3).tolist()
+
+
+def test_random_streams_do_not_depend_on_the_process():
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(_draw, [0])[0] == _draw(0)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "a.json"
+    write_atomically(path, b"old")
+    with pytest.raises(RuntimeError, match="crash"), atomic_file(path) as temporary:  # noqa: PT012
+        temporary.write_bytes(b"half of the n")
+        assert temporary.parent == tmp_path
+        raise RuntimeError("crash")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_identity_of_weights_is_their_values():
+    state = {"a": torch.rand(2, 3).half().float(), "b": torch.zeros(4)}
+    assert weights_sha256(state) == weights_sha256({name: tensor.half() for name, tensor in reversed(state.items())})
+    assert weights_sha256(state) != weights_sha256({**state, "b": torch.tensor([0, 0, 0, 1e-6])})
+    assert weights_sha256(state) != weights_sha256({**state, "b": torch.zeros(2, 2)})
+
+
+def test_no_vae_is_an_error_that_names_the_folder(tmp_path):
+    with pytest.raises(InputError) as caught:
+        load_vae(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "no VAE there" in str(caught.value)
+
+
+def test_books_that_do_not_balance_are_told():
+    balanced = Books(
+        boxes=5, objects=3, rejects={"too_small": 2}, planned=6, samples=5, failures={"missing": 1}, masks={}, padded_views=0
+    )
+    assert balanced.find_imbalance() is None
+    assert "5 boxes" in (balanced.model_copy(update={"rejects": {}}).find_imbalance() or "")
+    assert "6 samples" in (balanced.model_copy(update={"failures": {}}).find_imbalance() or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no dataset here"), ("{", "build the dataset again"), ('{"format_version": 1}', "build the dataset again")],
+)
+def test_what_is_no_dataset_is_refused(tmp_path: Path, content: str | None, message: str):
+    if content is not None:
+        (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_an_unfinished_build_is_told_from_no_build(tmp_path: Path):
+    (tmp_path / "plan.parquet").touch()
+    with pytest.raises(InputError, match="not finished"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [(InputError("a.csv: bad"), 2, "error: a.csv: bad\n"), (None, 0, ""), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_programs_end_with_a_line_and_a_status(capsys, raised, status, said):
+    def main() -> None:
+        if raised:
+            raise raised
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_pictures_keep_their_aspect_and_place():
+    red = np.zeros((10, 20, 3), np.uint8)
+    red[...] = (255, 0, 0)
+    fitted = fit(red, 40)
+    assert (fitted[20] == (255, 0, 0)).all()
+    assert (fitted[5] == 255).all()
+    laid = sheet([[red, red], [red]], ["one", "two"], ["first", "second"], cell=40, gap=2)
+    assert laid.shape[1] == 2 * 42 + 2
+    assert (laid == (255, 0, 0)).all(axis=2).sum() == 3 * 40 * 20
+    mask = np.zeros((10, 20), bool)
+    mask[2:5, 2:5] = True
+    changed = (tint(red, mask) != red).any(axis=2)
+    assert np.array_equal(changed, mask)

@@ -1,0 +1,84 @@
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from schemas.photos import PhotoError, decode_photo
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned_jpeg() -> tuple[bytes, np.ndarray]:
+    """A 40x20 JPEG whose EXIF asks for a quarter turn, and its stored pixels."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = (200, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.fromarray(pixels), "JPEG", quality=100, subsampling=0, exif=exif.tobytes()), pixels
+
+
+def test_the_frame_decides_about_exif():
+    data, pixels = turned_jpeg()
+    stored, turned = decode_photo(data, frame="stored"), decode_photo(data, frame="exif")
+    assert np.abs(stored.astype(int) - pixels).max() <= 8
+    assert turned.shape == (40, 20, 3)
+    assert np.array_equal(turned, np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (3, 2), 77), (77, 77, 77)),
+        (Image.fromarray(np.full((2, 3), 257 * 99, np.uint16)), (99, 99, 99)),
+        (Image.new("RGBA", (3, 2), (0, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 255)), (10, 20, 30)),
+        (Image.new("P", (3, 2), 0).convert("P"), (0, 0, 0)),
+    ],
+    ids=["grey", "16 bit", "transparent", "opaque", "palette"],
+)
+def test_every_mode_becomes_rgb(image, expected):
+    photo = decode_photo(encoded(image), frame="stored")
+    assert photo.shape == (2, 3, 3)
+    assert (photo == expected).all()
+
+
+def test_limits_are_checked_before_decoding():
+    """The header announces 30,000 x 30,000 px over three bytes of content: decoding first would fail otherwise or take 2.7 GB."""
+    header = encoded(Image.new("1", (1, 1)), "PPM").replace(b"1 1", b"30000 30000")
+    with pytest.raises(PhotoError, match="too_many_pixels"):
+        decode_photo(header, frame="stored")
+
+
+def test_a_truncated_jpeg_is_an_error_and_no_grey_pixels():
+    data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    with pytest.raises(PhotoError) as caught:
+        decode_photo(data[: len(data) // 2], frame="stored")
+    assert caught.value.code == "decode_error"
+
+
+def test_hostile_files_give_pixels_or_a_code(real_data):
+    """Against what Pillow does with each file: what cannot be opened or loaded is coded, the rest decodes."""
+    folder = real_data / "hostile_images"
+    rows = list(csv.DictReader((folder / "expected.csv").open()))
+    for row in rows:
+        data = (folder / row["file"]).read_bytes()
+        if row["kind"] == "bomb" or (row["pillow_open"] == "ok" and row["pillow_load"] == "ok"):
+            continue
+        with pytest.raises(PhotoError) as caught:
+            decode_photo(data, frame="exif")
+        assert caught.value.code == ("not_an_image" if row["pillow_open"] != "ok" else "decode_error"), row["file"]
+    bomb = next(row for row in rows if row["kind"] == "bomb")
+    with pytest.raises(PhotoError, match="too_many_pixels"):
+        decode_photo((folder / bomb["file"]).read_bytes(), frame="exif")
+    fine = [row for row in rows if row["kind"] != "bomb" and row["pillow_open"] == "ok" and row["pillow_load"] == "ok"]
+    assert len(fine) >= 10
+    for row in fine:
+        photo = decode_photo((folder / row["file"]).read_bytes(), frame="exif")
+        assert photo.shape[2] == 3, row["file"]
+        assert photo.dtype == np.uint8, row["file"]

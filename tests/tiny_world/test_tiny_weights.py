@@ -1,0 +1,114 @@
+"""The weights in the repository: small, loadable, and as good as the README says, on photos that nothing was trained on."""
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_world.kinds import generator
+from tiny_world.measure import (
+    WEIGHTS,
+    class_tokens,
+    kinds_of,
+    knn_kinds,
+    load_encoder,
+    load_vae,
+    megabytes,
+    psnr_db,
+    reference_squares,
+    sightings,
+)
+from tiny_world.train_encoder import TEMPERATURE, pair_loss, random_window
+from tiny_world.train_vae import cut_views, level_latents, pieces, stored_photo, tiny_vae
+
+FRESH_SEED = 11
+
+
+def test_weights_are_small_and_name_no_machine() -> None:
+    assert megabytes(WEIGHTS) < 6
+    for folder in ("vae", "encoder"):
+        config = json.loads((WEIGHTS / folder / "config.json").read_text())
+        assert not config.get("_name_or_path")
+        assert "/" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("hole_share", [0, 1])
+def test_vae_reconstructs_fresh_held_out_views(hole_share: int) -> None:
+    photos = [stored_photo(index, FRESH_SEED, "validation") for index in range(24)]
+    views = cut_views(photos, generator(FRESH_SEED, "test views"), 24, hole_share)
+    vae = load_vae()
+    assert psnr_db(vae, views).mean() >= 26
+    with torch.no_grad():
+        scaled = vae.encode(views).latent_dist.mean * vae.config.scaling_factor
+    assert scaled.std() == pytest.approx(1, abs=0.15)
+
+
+def test_encoder_knows_the_kind_of_fresh_held_out_objects() -> None:
+    known, asked = (sightings(FRESH_SEED, split, range(n)) for split, n in (("train", 120), ("validation", 40)))
+    encoder = load_encoder()
+    known_tokens = class_tokens(encoder, reference_squares(known, partial(stored_photo, seed=FRESH_SEED, split="train")))
+    tokens = class_tokens(encoder, reference_squares(asked, partial(stored_photo, seed=FRESH_SEED, split="validation")))
+    assert len(asked) > 50
+    assert (knn_kinds(tokens, known_tokens, kinds_of(known)) == kinds_of(asked)).float().mean() >= 0.85
+
+
+def test_levelling_latents_changes_no_reconstruction() -> None:
+    torch.manual_seed(0)
+    vae, views = tiny_vae().eval(), torch.rand(8, 3, 64, 64) * 2 - 1
+    vae.quant_conv.bias.data[:4] = torch.tensor([3.0, -1.0, 0.5, 0.0])
+    vae.quant_conv.weight.data[1] *= 5
+    with torch.no_grad():
+        before = vae.encode(views).latent_dist
+        picture = vae.decode(before.mean).sample
+        level_latents(vae, views)
+        after = vae.encode(views).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, picture, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    scaled = after.mean * vae.config.scaling_factor
+    torch.testing.assert_close(scaled.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    # The posterior keeps its proportion of noise to signal in every channel.
+    ratio = [p.std.mean((0, 2, 3)) / p.mean.std((0, 2, 3)) for p in (before, after)]
+    torch.testing.assert_close(*ratio, atol=1e-4, rtol=1e-3)
+
+
+def test_holes_are_mid_grey_and_only_where_asked() -> None:
+    white = [np.full((140, 180, 3), 255, np.uint8)]
+    whole, holed = (cut_views(white, generator("holes"), 16, share) for share in (0, 1))
+    assert (whole == 1).all()
+    assert set(holed.unique().tolist()) == {0.0, 1.0}
+    assert ((holed == 0).flatten(1).any(1)).all()
+
+
+def test_pieces_lie_on_the_latent_grid() -> None:
+    columns = torch.arange(128.0).expand(40, 3, 128, 128)
+    left = pieces(columns, generator("pieces"))[:, 0, 0, 0]
+    assert (left % 8 == 0).all()
+    assert len(left.unique()) > 4
+
+
+def test_pair_loss_is_low_only_for_true_partners() -> None:
+    tokens = torch.eye(8)
+    right, found = pair_loss(tokens, tokens)
+    wrong, lost = pair_loss(tokens, tokens.roll(1, 0))
+    assert found == 1
+    assert lost == 0
+    assert wrong - right == pytest.approx(1 / TEMPERATURE, rel=1e-4)
+
+
+def test_windows_hold_the_object() -> None:
+    """Unturned windows: the box's centre stays inside and its share of each side is in the promised range."""
+    edges = np.float32([0.3, 0.6, 0.4, 0.7])
+    checked = 0
+    for index in range(200):
+        window = random_window(edges, generator("window", index))
+        if abs(window[0, 1]) > 1e-6:
+            continue
+        share = np.array([0.3, 0.3]) / np.abs(np.diag(window[:, :2]))
+        centre = (np.array([-0.1, 0.1]) - window[:, 2]) / np.abs(np.diag(window[:, :2]))
+        assert (share >= 0.39).all()
+        assert (share <= 1.06).all()
+        assert (np.abs(centre) + share <= 1.13).all()
+        checked += 1
+    assert checked > 50
