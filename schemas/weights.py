@@ -1,14 +1,25 @@
-"""The VAE, and its identity: a hash of its weights, so that a dataset and a model can agree on the one they use."""
+"""Networks from folders or the hub, and the VAE's identity: a hash by which a dataset and a model agree on the one they use."""
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL
 
 from schemas.dataset import VaeIdentity
 from schemas.errors import InputError
+from schemas.settings import REPOSITORY
+
+# A full CLIP checkpoint also holds the text model; the libraries would print a page on every weight that is not used.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+diffusers.logging.set_verbosity_error()
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -25,28 +36,45 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def load_vae(source: str) -> AutoencoderKL:
-    """An AutoencoderKL in float32, in evaluation mode, without gradients.
+    """An AutoencoderKL in float32, in evaluation mode, without gradients; `source` as in `load_network`."""
+    return load_network(AutoencoderKL, source, "vae").eval().requires_grad_(False)
+
+
+def load_network(kind: Any, source: str, subfolder: str) -> Any:
+    """Load a network of diffusers or transformers in float32. Safetensors only, so that nothing that is loaded can run code.
 
     Args:
-        source: a folder or hub id that holds the VAE itself, or a pipeline with the VAE in its folder `vae`.
+        kind: its class, with `from_pretrained`.
+        source: a folder that holds the network, or a pipeline that has it in `subfolder`; or such a hub id (owner/name, or
+            owner/name/folder). A relative folder is looked for here, then in the project's own tree.
+        subfolder: where a pipeline keeps it.
 
     Raises:
-        InputError: nothing there that loads.
+        InputError: no such folder or hub id, or what is there is not such a network.
     """
-    errors = []
-    for subfolder in ("vae", None):
-        if Path(source).is_dir() and not (Path(source) / (subfolder or "") / "config.json").is_file():
-            continue
+    folder = next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+    if folder:
+        inner = folder if (folder / "config.json").is_file() else folder / subfolder
+        if not (inner / "config.json").is_file():
+            raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
+        places = [(str(inner), "")]
+    else:
+        owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
+        if not owner or not name or owner.startswith((".", "~")):
+            raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
+        places = [(f"{owner}/{name}", inside[0])] if inside else [(source, subfolder), (source, "")]
+    for number, (place, inside_place) in enumerate(places, start=1):
         try:
-            vae = AutoencoderKL.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
-            )
-            return vae.eval().requires_grad_(False)
-        except (OSError, ValueError) as error:
-            errors.append(" ".join(str(error).split())[:200])
-    raise InputError(
-        f"{source}: no VAE there (neither a folder with AutoencoderKL's config.json nor a hub id); {' / '.join(errors)}"
-    )
+            # Stored precision varies; computation and hashes start from float32.
+            dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
+            return kind.from_pretrained(place, subfolder=inside_place, use_safetensors=True, **dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            if number == len(places):
+                cause = " ".join(str(error).split())[:200]
+                raise InputError(
+                    f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
+                ) from None
+    raise AssertionError("there is at least one place")
 
 
 def identify_vae(vae: AutoencoderKL, source: str) -> VaeIdentity:

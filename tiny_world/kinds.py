@@ -7,6 +7,7 @@ from any side:
 
     (u, v) --shape--> inside > 0 > outside        (u, v) --pattern--> share of the second colour, 0..1
 """
+
 import colorsys
 import hashlib
 from collections.abc import Callable
@@ -32,10 +33,12 @@ def generator(*names: str | int) -> np.random.Generator:
 
 
 def disc(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A circle, or an ellipse a little flatter."""
     return 1 - np.hypot(u, v / (0.8 + 0.2 * proportion))
 
 
 def hoop(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A ring, thinner or thicker."""
     radius = np.hypot(u, v)
     return np.minimum(1 - radius, radius - (0.3 + 0.2 * proportion))
 
@@ -52,11 +55,13 @@ def star(u: Plane, v: Plane, proportion: float) -> Plane:
 
 
 def heart(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Two lobes above a point; narrower or wider."""
     x, y = np.abs(u) * (1.15 + 0.2 * proportion), 0.15 - 1.15 * v
     return 0.85 - np.hypot(x, y - 0.62 * np.sqrt(x + 0.01))
 
 
 def cross(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Four equal arms, thinner or thicker."""
     arm = 0.28 + 0.14 * proportion
     u, v = np.abs(u), np.abs(v)
     return np.maximum(np.minimum(arm - u, 0.95 - v), np.minimum(arm - v, 0.95 - u))
@@ -70,54 +75,64 @@ def leaf(u: Plane, v: Plane, proportion: float) -> Plane:
 
 
 def crescent(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A disc less a disc beside it."""
     return np.minimum(1 - np.hypot(u, v), np.hypot(u - 0.55 - 0.15 * proportion, v) - 0.78)
 
 
 def hexagon(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Six sides, upright or a little flattened."""
     v = v / (0.82 + 0.18 * proportion)
     return 0.87 - np.maximum(0.866 * np.abs(v) + 0.5 * np.abs(u), np.abs(u))
 
 
 def arrow(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A head on a shaft, pointing up."""
     shaft = np.minimum(0.25 + 0.1 * proportion - np.abs(u), np.minimum(v + 0.3, 0.95 - v))
     head = np.minimum(0.75 * (v + 0.98) - 0.8 * np.abs(u), 0.05 + 0.15 * proportion - v)
     return np.maximum(shaft, head)
 
 
 def drop(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A tip above a round belly, slimmer or fuller."""
     inside = np.clip(v, -1, 1)
     width = (0.42 + 0.12 * proportion) * (1 + inside) * np.sqrt(1.02 - inside)
     return np.minimum(width - np.abs(u), np.minimum(1 + v, 1 - v))
 
 
 def flower(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Five or six petals."""
     petals = 5 if proportion < 0.5 else 6
     return 0.76 + 0.22 * np.cos(petals * np.arctan2(u, -v)) - np.hypot(u, v)
 
 
 def mushroom(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A half-round cap on a stem, thinner or thicker."""
     cap = np.minimum(0.95 - np.hypot(u, (v - 0.1) * 0.92), 0.15 - v)
     stem = np.minimum(0.24 + 0.14 * proportion - np.abs(u), np.minimum(v + 0.2, 0.92 - v))
     return np.maximum(cap, stem)
 
 
 def triangle(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Point up, slimmer or wider."""
     flank = 0.8 + 0.1 * proportion
     return np.minimum(0.62 - v, 0.52 - flank * np.abs(u) + 0.5 * v)
 
 
 def shield(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Flat above, pointed below."""
     depth = np.clip((v + 0.2) / 1.15, 0, 1)
     return np.minimum((0.7 + 0.15 * proportion) * (1 - depth**2) - np.abs(u), np.minimum(v + 0.85, 0.95 - v))
 
 
 def fish(u: Plane, v: Plane, proportion: float) -> Plane:
+    """A round body with a tail to the right."""
     body = 0.68 - np.hypot(u + 0.3, v / (0.65 + 0.15 * proportion))
     tail = np.minimum(0.95 - u, 0.85 * (u - 0.15) - np.abs(v) + 0.05)
     return np.maximum(body, tail)
 
 
 def gear(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Seven or nine teeth."""
     teeth = 7 if proportion < 0.5 else 9
     return 0.84 + 0.12 * np.clip(2.5 * np.cos(teeth * np.arctan2(u, -v)), -1, 1) - np.hypot(u, v)
 
@@ -126,50 +141,57 @@ def gear(u: Plane, v: Plane, proportion: float) -> Plane:
 
 
 def stripes(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Straight bands."""
     return np.sin(2 * np.pi * (u / period + phase))
 
 
 def checks(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """A chessboard."""
     return np.sin(2 * np.pi * (u / period + phase) / 1.4) * np.sin(2 * np.pi * (v / period + phase) / 1.4) * 1.4
 
 
 def dots(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Round dots on a square grid."""
     return np.cos(2 * np.pi * (u / period + phase)) + np.cos(2 * np.pi * v / period) - 0.55
 
 
 def rings(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Rings around the middle."""
     return np.sin(2 * np.pi * (np.hypot(u, v) / period + phase))
 
 
 def eye(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """One disc in the middle."""
     return 3 * (0.6 * period + 0.1 + 0.08 * phase - np.hypot(u, v))
 
 
 def fade(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """A smooth change from side to side."""
     return 0.12 * (u + 0.3 * (phase - 0.5))
 
 
 def halves(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """One edge near the middle."""
     return 3 * (u + 0.3 * (phase - 0.5))
 
 
 def quarters(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Four quarters in turn."""
     return 6 * np.where(np.abs(u) < np.abs(v), np.abs(u), np.abs(v)) * np.sign(u * v)
 
 
 def zigzag(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Bands that are bent sharply."""
     return np.sin(2 * np.pi * (u / period + phase + 0.35 * np.abs((v / (1.6 * period)) % 1 - 0.5) * 2))
 
 
 def veins(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Chevrons about the axis."""
     return np.sin(2 * np.pi * ((v + np.abs(u)) / period + phase))
 
 
-def waves(u: Plane, v: Plane, period: float, phase: float) -> Plane:
-    return np.sin(2 * np.pi * (u / period + phase) + 1.3 * np.sin(2 * np.pi * v / (2.2 * period)))
-
-
 def spokes(u: Plane, v: Plane, period: float, phase: float) -> Plane:
+    """Three or four rays of each colour."""
     return np.hypot(u, v) * 2 * np.sin((3 if period > 0.5 else 4) * np.arctan2(u, -v) + 2 * np.pi * phase)
 
 

@@ -7,6 +7,7 @@
 
 Usage:  python -m tiny_world.make_photos --out DIR --train 2000 --validation 150 --seed 0
 """
+
 import argparse
 import base64
 import csv
@@ -24,14 +25,14 @@ from tqdm import tqdm
 from tiny_world.kinds import KINDS, generator
 from tiny_world.scenes import Box, boxes_of, plan_scene, render_scene
 
-BOX_COLUMNS = (
-    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,"
-    "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
-).split(",")
-PHOTO_COLUMNS = (
-    "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,"
-    "OriginalSize,OriginalMD5,Thumbnail300KURL,Rotation"
-).split(",")
+BOX_COLUMNS = [
+    *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
+    *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
+]
+PHOTO_COLUMNS = [
+    *("ImageID", "Subset", "OriginalURL", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title"),
+    *("OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation"),
+]
 PHOTO_TABLES = {
     "train": "train-images-boxable-with-rotation.csv",
     "validation": "validation-images-boxable-with-rotation.csv",
@@ -88,6 +89,7 @@ def make_photo(index: int, out: Path, split: str, seed: int) -> tuple[list[Row],
 
 
 def write_csv(path: Path, header: Row | None, rows: Iterable[Row]) -> None:
+    """Write rows under a header, or without one, with plain line feeds."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if header is not None:
@@ -118,6 +120,7 @@ def make_world(out: str | Path, train_photos: int, validation_photos: int, seed:
 
 
 def main() -> None:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--train", type=int, default=2000, help="photos in the train split")

@@ -4,6 +4,7 @@
 
 The plan is a pure function of its three names; nothing depends on which scenes were made before.
 """
+
 import colorsys
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ OCCLUDED_SHARE = 0.03
 @dataclass(frozen=True)
 class Pose:
     """How an instance is seen. Lengths are photo pixels, origin at the top left, x right, y down; the radius is that of the
-    circle that holds the object. `stretch` and `shear` are an affine look, `tilt_x`, `tilt_y` a slight perspective."""
+    circle that holds the object. `stretch` and `shear` are an affine look, `tilt_x`, `tilt_y` a slight perspective.
+    """
 
     x: float
     y: float
@@ -132,9 +134,7 @@ def add_object(
 
 def seen_object(
     who: Instance, pose: Pose, light: Light, left: int, top: int, side: int
-) -> tuple[
-    Float32[np.ndarray, "side side"], Float32[np.ndarray, "side side 3"], Float32[np.ndarray, "side side"]
-]:
+) -> tuple[Float32[np.ndarray, "side side"], Float32[np.ndarray, "side side 3"], Float32[np.ndarray, "side side"]]:
     """Opacity, colour and light of an object in a square of photo pixels whose top left corner is (left, top)."""
     dx = np.arange(left, left + side, dtype=np.float32)[None, :] + np.float32(0.5 - pose.x)
     dy = np.arange(top, top + side, dtype=np.float32)[:, None] + np.float32(0.5 - pose.y)
@@ -164,6 +164,7 @@ def random_pose(random: np.random.Generator, x: float, y: float, radius: float) 
 
 
 def random_light(random: np.random.Generator) -> Light:
+    """Light from anywhere, weak or strong, a little darker or brighter."""
     return Light(random.uniform(0, 2 * np.pi), random.uniform(0.05, 0.25), random.uniform(0.85, 1.05))
 
 
@@ -179,7 +180,7 @@ def places(random: np.random.Generator, width: int, height: int, count: int) -> 
     """Up to `count` circles (x, y, radius): they may touch, one in six may hide a part of another or leave the photo."""
     found: list[tuple[float, float, float]] = []
     for _ in range(count):
-        radius = min(np.exp(random.uniform(np.log(17), np.log(62))), 0.42 * min(width, height))
+        radius = min(float(np.exp(random.uniform(np.log(17), np.log(62)))), 0.42 * min(width, height))
         apart, inside = (0.6, 0.3) if random.uniform() < 1 / 6 else (0.92, 1.0)
         margin = inside * radius
         for _ in range(12):
@@ -257,9 +258,7 @@ def boxes_of(scene: Scene, visible: list[np.ndarray], occluded: list[bool], trun
     ]
 
 
-def tight_box(
-    kind: int, seen: Bool[np.ndarray, "height width"], is_occluded: bool, is_truncated: bool, is_group: bool
-) -> Box:
+def tight_box(kind: int, seen: Bool[np.ndarray, "height width"], is_occluded: bool, is_truncated: bool, is_group: bool) -> Box:
     """The smallest box of whole pixels that holds all that is seen, as fractions."""
     height, width = seen.shape
     columns, rows = np.flatnonzero(seen.any(0)), np.flatnonzero(seen.any(1))
@@ -268,9 +267,21 @@ def tight_box(
     return Box(kind, x_min, x_max, y_min, y_max, is_occluded, is_truncated, is_group)
 
 
-def render_tile(who: Instance, random: np.random.Generator, side: int, radius: float) -> UInt8[np.ndarray, "side side 3"]:
-    """A square photo (RGB, 0-255) of one instance in the middle, on a ground, in a pose and a light drawn from `random`."""
+def render_tile(
+    who: Instance, neighbour: Instance, random: np.random.Generator, side: int
+) -> tuple[UInt8[np.ndarray, "side side 3"], Box]:
+    """A square photo (RGB, 0-255) of one instance in the middle of a ground, and its box; everything else is random.
+
+    The object takes 28 to 50 % of the side; in every other tile a neighbour stands beside it, half out of sight.
+    """
     light = random_light(random)
     tile = background(random, side, side) * light.brightness
-    add_object(tile, who, random_pose(random, side / 2, side / 2, radius), light)
-    return (np.clip(tile, 0, 1) * 255 + 0.5).astype(np.uint8)
+    radius = random.uniform(0.14, 0.25) * side
+    if random.uniform() < 0.5:
+        direction, distance = random.uniform(0, 2 * np.pi), random.uniform(1.7, 2.3) * radius
+        place = side / 2 + distance * np.cos(direction), side / 2 + distance * np.sin(direction)
+        add_object(tile, neighbour, random_pose(random, *place, radius), light)
+    window, opacity, is_truncated = add_object(tile, who, random_pose(random, side / 2, side / 2, radius), light)
+    seen = np.zeros((side, side), bool)
+    seen[window] = opacity > 0.5
+    return (np.clip(tile, 0, 1) * 255 + 0.5).astype(np.uint8), tight_box(who.kind, seen, False, is_truncated, False)

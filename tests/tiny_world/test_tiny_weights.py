@@ -13,6 +13,7 @@ from tiny_world.measure import (
     class_tokens,
     kinds_of,
     knn_kinds,
+    latent_spread,
     load_encoder,
     load_vae,
     megabytes,
@@ -20,7 +21,7 @@ from tiny_world.measure import (
     reference_squares,
     sightings,
 )
-from tiny_world.train_encoder import TEMPERATURE, pair_loss, random_window
+from tiny_world.train_encoder import TEMPERATURE, pair_loss, random_window, repaint_half, tiles_of_instance
 from tiny_world.train_vae import cut_views, level_latents, pieces, stored_photo, tiny_vae
 
 FRESH_SEED = 11
@@ -38,11 +39,16 @@ def test_weights_are_small_and_name_no_machine() -> None:
 def test_vae_reconstructs_fresh_held_out_views(hole_share: int) -> None:
     photos = [stored_photo(index, FRESH_SEED, "validation") for index in range(24)]
     views = cut_views(photos, generator(FRESH_SEED, "test views"), 24, hole_share)
-    vae = load_vae()
-    assert psnr_db(vae, views).mean() >= 26
-    with torch.no_grad():
-        scaled = vae.encode(views).latent_dist.mean * vae.config.scaling_factor
-    assert scaled.std() == pytest.approx(1, abs=0.15)
+    assert psnr_db(load_vae(), views).mean() >= 26
+
+
+def test_scaled_latents_of_fresh_held_out_views_have_unit_spread() -> None:
+    photos = [stored_photo(index, FRESH_SEED, "validation") for index in range(40)]
+    spread = latent_spread(load_vae(), cut_views(photos, generator(FRESH_SEED, "test spread"), 40, hole_share=1 / 3))
+    assert spread["scaled_latent_std"] == pytest.approx(1, abs=0.12)
+    assert spread["least_channel_std"] > 0.8
+    assert spread["greatest_channel_std"] < 1.25
+    assert spread["posterior_std"] < 0.2
 
 
 def test_encoder_knows_the_kind_of_fresh_held_out_objects() -> None:
@@ -56,7 +62,7 @@ def test_encoder_knows_the_kind_of_fresh_held_out_objects() -> None:
 
 def test_levelling_latents_changes_no_reconstruction() -> None:
     torch.manual_seed(0)
-    vae, views = tiny_vae().eval(), torch.rand(8, 3, 64, 64) * 2 - 1
+    vae, views = tiny_vae().eval(), torch.rand(4, 3, 32, 32) * 2 - 1
     vae.quant_conv.bias.data[:4] = torch.tensor([3.0, -1.0, 0.5, 0.0])
     vae.quant_conv.weight.data[1] *= 5
     with torch.no_grad():
@@ -79,6 +85,18 @@ def test_holes_are_mid_grey_and_only_where_asked() -> None:
     assert (whole == 1).all()
     assert set(holed.unique().tolist()) == {0.0, 1.0}
     assert ((holed == 0).flatten(1).any(1)).all()
+
+
+def test_every_other_tile_is_repainted_in_place() -> None:
+    tiles = torch.from_numpy(np.stack([tiles_of_instance(index, FRESH_SEED)[0] for index in range(2)]))
+    repainted = tiles.clone()
+    repaint_half(repainted, load_vae())
+    error = (repainted.float() - tiles.float()).square().mean((2, 3, 4)).sqrt()
+    assert (error[:, ::2] == 0).all()
+    assert (error[:, 1::2] > 0).all()
+    # Out of 255: no tile became another one, and the smaller picture lost more.
+    assert error.max() < 40
+    assert error[:, 1::4].mean() > error[:, 3::4].mean()
 
 
 def test_pieces_lie_on_the_latent_grid() -> None:

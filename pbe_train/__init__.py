@@ -1,0 +1,14 @@
+"""Shards to model: the trainer of Paint by Example, and what one does with a trained model.
+
+    order ─▶ shards ─▶ augment ─▶ items ─▶ train ─▶ checkpoint ─▶ sampling ─▶ sample, demo, evaluate
+    (which)  (read)    (reference) (batch)  (model, diffusion, ema)
+
+Entry points: `train.py` (also under torchrun), `sample.py`, `demo.py`, `evaluate.py`. Settings: `config.py`.
+"""
+
+import os
+
+# Nothing phones home. The libraries read these when they are imported, so they are set before any of them is.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_TELEMETRY", "1")

@@ -1,0 +1,227 @@
+"""Checkpoints: `<out>/checkpoints/step-00000500/`, complete or absent.
+
+    model.safetensors      the trained parameters (the frozen encoder is named in state.json, by source and hash)
+    ema.safetensors        their moving average, where one is kept
+    optimizer.safetensors  AdamW's two moments of each parameter
+    state.json             step, settings, dataset, hashes of the frozen networks, size and SHA-256 of each file above
+
+A folder is written under a temporary name, flushed to disk and renamed; so one that bears a step's name is whole, unless someone
+changed it later, which its hashes tell. The step number is the only state of the loader and of the random draws.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pbe_train.config import CHANGEABLE, TrainSettings
+from schemas.errors import InputError
+
+
+class FileRecord(BaseModel):
+    """Size and hash of a file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class RunIdentity(BaseModel):
+    """What a run trains on and with; enough, with the settings, to sample from it."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    dataset_fingerprint: str
+    """Fingerprint of the dataset."""
+    vae_sha256: str
+    """Hash of the VAE's weights."""
+    encoder_sha256: str
+    """Hash of the vision encoder's weights."""
+    unet: dict[str, Any]
+    """diffusers' configuration of the U-Net."""
+    latent_channels: int
+    """C of the VAE."""
+    scaling_factor: float
+    """Latents are multiplied by this for the U-Net."""
+    view_size: int
+    """S, side of a view in px."""
+
+
+class CheckpointState(BaseModel):
+    """The content of `state.json`."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    step: int
+    """Optimizer steps done."""
+    settings: dict[str, Any]
+    """Settings of the run, in full."""
+    identity: RunIdentity
+    """What the run trains on and with."""
+    files: dict[str, FileRecord]
+    """Size and hash of each file beside this one."""
+
+
+def save_checkpoint(
+    out: Path, step: int, settings: TrainSettings, identity: RunIdentity, parts: Mapping[str, Mapping[str, Tensor]]
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
+
+    Args:
+        out: the run folder.
+        step: optimizer steps done.
+        settings: of the run.
+        identity: of the run.
+        parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
+    """
+    parent = out / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(".step-*.partial"):
+        shutil.rmtree(leftover)
+    folder, partial = parent / f"step-{step:08d}", parent / f".step-{step:08d}.partial"
+    partial.mkdir()
+    files = {}
+    for name, tensors in parts.items():
+        path = partial / f"{name}.safetensors"
+        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
+        _flush(path)
+    state = CheckpointState(step=step, settings=settings.model_dump(mode="json"), identity=identity, files=files)
+    (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    _flush(partial / "state.json")
+    _flush(partial)
+    if folder.exists():  # The run went back to an earlier checkpoint and came here again.
+        shutil.rmtree(folder)
+    partial.rename(folder)
+    _flush(parent)
+    for old in list_checkpoints(out)[: -settings.checkpoints_kept]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(path for path in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
+
+
+def find_checkpoint(out: Path, resume: str) -> Path | None:
+    """The checkpoint that the `resume` setting means; None to start anew.
+
+    Raises:
+        InputError: `never` in a folder that holds checkpoints already, or a path that is no checkpoint.
+    """
+    saved = list_checkpoints(out)
+    if resume == "auto":
+        return saved[-1] if saved else None
+    if resume == "never":
+        if saved:
+            raise InputError(
+                f"{saved[-1]}: this run folder is in use; go on from there with --resume auto, or give another --out"
+            )
+        return None
+    folder = Path(resume)
+    if not folder.is_dir():
+        known = f"; {out} has {', '.join(path.name for path in saved)}" if saved else ""
+        raise InputError(f"{folder}: no checkpoint folder here; --resume takes auto, never or a folder{known}")
+    return folder
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """The state of a checkpoint, after the sizes of its files were checked.
+
+    Raises:
+        InputError: `state.json` or another file is missing, cut short or not what it should be.
+    """
+    path = folder / "state.json"
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so this checkpoint was not written to its end; {_way_out(folder)}")
+    try:
+        state = CheckpointState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged ({error.errors()[0]['msg']}); {_way_out(folder)}") from None
+    for name, record in state.files.items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size is None:
+            raise InputError(f"{file}: missing; {_way_out(folder)}")
+        if size != record.bytes:
+            raise InputError(f"{file}: {size} bytes, state.json says {record.bytes}; {_way_out(folder)}")
+    return state
+
+
+def read_part(folder: Path, state: CheckpointState, name: str) -> dict[str, Tensor]:
+    """The named tensors of one file of a checkpoint (`model`, `ema`, `optimizer`), after its hash was checked.
+
+    Raises:
+        InputError: the file is not what state.json says.
+    """
+    path = folder / f"{name}.safetensors"
+    if path.name not in state.files:
+        raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
+    if _hash_file(path) != state.files[path.name].sha256:
+        raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    return tensors
+
+
+def check_resumable(folder: Path, state: CheckpointState, settings: TrainSettings, identity: RunIdentity) -> None:
+    """Refuse to go on where the settings, the data or a frozen network would make it another run.
+
+    Raises:
+        InputError: with what differs.
+    """
+    saved, asked = _flatten(state.settings), _flatten(settings.model_dump(mode="json"))
+    differences = [
+        f"{key} {saved.get(key)!r} -> {asked.get(key)!r}"
+        for key in sorted(saved.keys() | asked.keys())
+        if saved.get(key) != asked.get(key) and not _is_changeable(key)
+    ]
+    before, now = state.identity.model_dump(mode="json"), identity.model_dump(mode="json")
+    differences += [f"{key} {before[key]!r} -> {now[key]!r}" for key in now if key != "unet" and before[key] != now[key]]
+    if differences:
+        raise InputError(
+            f"{folder}: was trained otherwise: {'; '.join(differences)}. Use its settings, or give another --out for a new run"
+        )
+    if settings.steps < state.step:
+        raise InputError(f"{folder}: is at step {state.step} already; give --steps {state.step} or more")
+
+
+def _is_changeable(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _way_out(folder: Path) -> str:
+    return f"delete {folder} to go on from the checkpoint before it"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Force a file, or the entries of a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,187 @@
+"""Settings of the trainer: the `train:` section of a config file. Defaults are the paper's wherever it names a number.
+
+The ablations of the paper are one setting each: `model.pretrained` (prior), `augmentation.preset`, `model.tokens` (bottleneck)
+and `guidance_dropout`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.settings import Group, Program
+
+MaskMode = Literal["bilinear", "nearest"]
+TokenMode = Literal["class", "all"]
+
+
+class UNetSettings(Group):
+    """Sizes of a U-Net that is trained from scratch; read only where model.pretrained is not set."""
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    """Channels of each level, from the full latent resolution downwards; each level halves the resolution."""
+    attention: tuple[bool, ...] = (True, True, True, False)
+    """Whether a level has transformer blocks (self-attention, and the reference through cross-attention)."""
+    layers_per_block: int = Field(2, ge=1)
+    """Residual blocks of a level on the way down."""
+    attention_heads: int = Field(8, ge=1)
+    """Heads of each attention layer."""
+    norm_groups: int = Field(32, ge=1)
+    """Groups of the group normalisations; must divide every entry of block_out_channels."""
+    cross_attention_dim: int = Field(768, ge=1)
+    """Width of a condition token."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> "UNetSettings":
+        if len(self.attention) != len(self.block_out_channels):
+            raise ValueError(f"attention has {len(self.attention)} levels, block_out_channels {len(self.block_out_channels)}")
+        for channels in self.block_out_channels:
+            if channels % self.norm_groups or channels % self.attention_heads:
+                raise ValueError(
+                    f"block_out_channels {channels} is not divisible by norm_groups {self.norm_groups} and by "
+                    f"attention_heads {self.attention_heads}"
+                )
+        return self
+
+
+class ModelSettings(Group):
+    """The networks."""
+
+    pretrained: str | None = None
+    """Folder or hub id of a Stable Diffusion 1.x model (diffusers layout) whose U-Net is the start; null = from scratch."""
+    unet: UNetSettings = UNetSettings()
+    """Sizes of a U-Net from scratch."""
+    encoder: str
+    """Folder or hub id (owner/name, or owner/name/subfolder) of the CLIP vision model; it stays frozen."""
+    vae: str
+    """Folder or hub id (owner/name, or owner/name/subfolder) of the VAE; must be the one that made the dataset's latents."""
+    tokens: TokenMode = "class"
+    """Content bottleneck: `class` conditions on the encoder's class token alone, `all` on every token (bottleneck off)."""
+    conditioner_blocks: int = Field(5, ge=0)
+    """Transformer blocks between the encoder's tokens and the U-Net."""
+    mask_to_latent: MaskMode = "bilinear"
+    """How a mask shrinks to latent resolution: `bilinear` without antialias (as published) or `nearest` (as in diffusers)."""
+    gradient_checkpointing: bool = False
+    """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
+
+
+class AugmentationSettings(Group):
+    """Strong augmentation of the reference."""
+
+    preset: Literal["paper", "none"] = "paper"
+    """`paper`: flip, rotation, blur and the random affine map that the published run calls elastic; `none`: no augmentation."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    rotate: float = Field(0.5, ge=0, le=1)
+    """Probability of a rotation within 20 degrees."""
+    blur: float = Field(0.3, ge=0, le=1)
+    """Probability of a box blur of 3 to 7 px."""
+    elastic: float = Field(0.3, ge=0, le=1)
+    """Probability of the random affine map."""
+
+
+class OptimizerSettings(Group):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    """Learning rate after the warm-up; constant from there."""
+    warmup_steps: int = Field(10_000, ge=0)
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    gradient_clip: float = Field(0.0, ge=0)
+    """Largest norm of the gradient over all parameters; 0 = no clipping."""
+
+
+class LoaderSettings(Group):
+    """How samples reach the model. None of these changes what is trained on, but window does change the order."""
+
+    workers: int = Field(4, ge=0)
+    """Processes per rank that read and augment; 0 = in the training process itself."""
+    window: int = Field(16, ge=1)
+    """Shards whose samples are shuffled together; memory and open files grow with it."""
+
+
+class PictureSettings(Group):
+    """Pictures of fixed held-out samples, painted with fixed noise during training."""
+
+    every: int = Field(1000, ge=0)
+    """Steps between pictures; 0 = none."""
+    count: int = Field(6, ge=1)
+    """Samples in a picture."""
+    split: str = "validation"
+    """Split they are from; where the dataset has no such split, the training split serves, and a line says so."""
+    guidance: tuple[float, ...] = Field((1.0, 5.0), min_length=1)
+    """Guidance scales, one column each; 1 = no guidance."""
+    sampling_steps: int = Field(25, ge=1)
+    """Denoising steps."""
+    scheduler: str = "DPMSolverMultistepScheduler"
+    """Name of a diffusers scheduler."""
+
+
+class TrainSettings(Program):
+    """Train Paint by Example on a dataset of shards."""
+
+    dataset: Path
+    """Dataset folder that a build left (it holds dataset.json)."""
+    split: str = "train"
+    """Split to train on."""
+    out: Path = Path("runs/tiny")
+    """Run folder: settings, checkpoints, metrics, pictures."""
+    seed: int = 0
+    """Seed of every random choice of the training."""
+    steps: int = Field(1_100_000, ge=1)
+    """Optimizer steps, counted from the start of the run (a resumed run goes on to the same number)."""
+    global_batch: int = Field(64, ge=1)
+    """Samples per optimizer step, over all ranks."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches that a rank's share of an optimizer step is cut into."""
+    guidance_dropout: float = Field(0.2, ge=0, le=1)
+    """Probability, per sample, that the condition is replaced by the learned null vector."""
+    model: ModelSettings
+    """The networks."""
+    augmentation: AugmentationSettings = AugmentationSettings()
+    """Strong augmentation of the reference."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW and its schedule."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay per step of the moving average of the weights; 0 = no average, as published."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of forward and backward pass; weights stay fp32. `auto`: bf16 on a GPU, fp32 on the CPU."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads per rank; null = the machine's cores shared out evenly."""
+    loader: LoaderSettings = LoaderSettings()
+    """How samples reach the model."""
+    log_every: int = Field(10, ge=1)
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between two checkpoints; the last step is always saved."""
+    checkpoints_kept: int = Field(3, ge=1)
+    """Newest checkpoints that are kept."""
+    pictures: PictureSettings = PictureSettings()
+    """Pictures of held-out samples during training."""
+    resume: str = "auto"
+    """`auto`: go on from the newest checkpoint in `out`, if there is one; `never`: start anew; or a checkpoint folder."""
+
+
+# What a resumed run may change: where it writes, how far it goes and how it is watched. Everything else defines the run.
+# `dataset`, `model.encoder` and `model.vae` are places; what lies there is compared by hash. `accumulation` and the loader's
+# processes only say how the same step is computed.
+CHANGEABLE = {
+    "dataset",
+    "out",
+    "steps",
+    "accumulation",
+    "model.encoder",
+    "model.vae",
+    "model.gradient_checkpointing",
+    "threads",
+    "loader.workers",
+    "log_every",
+    "checkpoint_every",
+    "checkpoints_kept",
+    "pictures",
+    "resume",
+}

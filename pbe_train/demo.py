@@ -1,0 +1,62 @@
+"""Show what a run can do: held-out views repainted with their own reference and with another object's.
+
+python -m pbe_train.demo --model runs/tiny --dataset data/tiny/dataset --out demo.png
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct, spread_places
+from pbe_train.sampling import SamplingSettings, load_run
+from pbe_train.shards import ShardReader
+from schemas.errors import InputError, run_program
+from schemas.pictures import sheet, tint
+
+
+def main() -> None:
+    """Paint and write the sheet."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--split", default="validation", help="split whose samples are shown")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write")
+    parser.add_argument("--count", type=int, default=8, help="rows; every second one gets another object's reference")
+    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
+    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
+    options = parser.parse_args()
+    if options.count < 1 or options.steps < 1:
+        raise InputError(f"--count {options.count}, --steps {options.steps}: must be 1 or more")
+
+    run = load_run(options.model)
+    reader = ShardReader(options.dataset, options.split)
+    check_fits(run, reader)
+    samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
+    lenders = [one if number % 2 == 0 else find_other(samples, number) for number, one in enumerate(samples)]
+    references = [lender.sample.reference for lender in lenders]
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
+    seeds = [options.seed + number for number in range(len(samples))]
+    painted = paint_held_out(run, samples, references, seeds, how)
+    rows, captions = [], []
+    for one, lender, made, result in zip(samples, lenders, reconstruct(run, samples), painted, strict=True):
+        source = made if one.sample.view is None else one.sample.view
+        rows.append([source, tint(source, one.mask), lender.sample.reference, result])
+        captions.append(f"own: {one.sample.label_name}" if lender is one else f"other: {lender.sample.label_name}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet(rows, ["source", "region", "reference", "result"], captions)).save(options.out)
+    print(f"{options.out}: {len(rows)} edits by step {run.step} of {options.model}")
+
+
+def find_other(samples: list[HeldOut], number: int) -> HeldOut:
+    """The next sample of another label; the next one at all where there is no other label."""
+    following = [samples[(number + offset) % len(samples)] for offset in range(1, len(samples) + 1)]
+    return next((one for one in following if one.sample.label != samples[number].sample.label), following[0])
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,205 @@
+"""Does the model paint what the reference shows? Held-out views are repainted, and the reference is asked for among eight.
+
+    python -m pbe_train.evaluate --model runs/tiny --dataset data/tiny/dataset --out evaluation.json
+
+For each sample eight candidate references of eight labels are drawn, its own among them. A region is *recognised* if, of the
+eight, the reference that was painted lies nearest to it: cosine of the vision encoder's class-token features, region = bounding
+box of the mask. Chance is 12.5 %. Painting *another* candidate than the sample's own separates following the reference from
+filling in what the surroundings suggest. Two rows bound the test from above: the real region, and the region after the VAE.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct
+from pbe_train.order import Place
+from pbe_train.region import Photo
+from pbe_train.sampling import Run, SamplingSettings, load_run
+from pbe_train.shards import ShardReader
+from schemas.errors import InputError, run_program
+from schemas.randomness import generator
+
+CANDIDATES = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """How often the painted reference was recognised. `low` and `high` bound the accuracy with 95 % confidence (Wilson)."""
+
+    recognised: int
+    count: int
+    accuracy: float
+    low: float
+    high: float
+    mean_cosine: float
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sample with its candidates: places of eight samples of eight labels; number 0 is its own, `other` is another one's."""
+
+    place: Place
+    candidates: tuple[Place, ...]
+    other: int
+
+
+def main() -> None:
+    """Paint, ask, and print the table."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
+    parser.add_argument("--dataset", type=Path, required=True, help="dataset folder; its split must keep views")
+    parser.add_argument("--split", default="validation", help="split that was not trained on")
+    parser.add_argument("--count", type=int, default=200, help="samples; each is painted twice")
+    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="draws samples, candidates, masks and noise")
+    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
+    parser.add_argument("--out", type=Path, help="JSON file to write the table to")
+    options = parser.parse_args()
+    if options.count < 1 or options.steps < 1:
+        raise InputError(f"--count {options.count}, --steps {options.steps}: must be 1 or more")
+
+    run = load_run(options.model)
+    reader = ShardReader(options.dataset, options.split)
+    check_fits(run, reader)
+    questions = draw_questions(reader, options.count, options.seed)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
+    scores = evaluate(run, reader, questions, how, options.seed)
+    Console().print(make_table(scores, run, options.guidance))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "model": str(options.model),
+            "step": run.step,
+            "dataset_fingerprint": reader.info.fingerprint,
+            "split": options.split,
+            "seed": options.seed,
+            "sampling": asdict(how),
+            "chance": 1 / CANDIDATES,
+            "scores": {name: asdict(score) for name, score in scores.items()},
+        }
+        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_questions(reader: ShardReader, count: int, seed: int) -> list[Question]:
+    """Draw samples of the split, each with its candidates; functions of the samples' keys and the seed.
+
+    Raises:
+        InputError: the split has fewer than eight labels.
+    """
+    rows = reader.labels()
+    by_label: dict[str, list[Place]] = {}
+    for place, _, label in rows:
+        by_label.setdefault(label, []).append(place)
+    if len(by_label) < CANDIDATES:
+        raise InputError(f"{reader.folder}: split `{reader.split}` has {len(by_label)} labels; the test needs {CANDIDATES}")
+    questions = []
+    for number in generator(seed, "evaluate", "samples").permutation(len(rows))[:count]:
+        place, key, label = rows[number]
+        random = generator(seed, "evaluate", key)
+        others = sorted(by_label.keys() - {label})
+        chosen = [others[index] for index in random.choice(len(others), CANDIDATES - 1, replace=False)]
+        candidates = [by_label[name][random.integers(len(by_label[name]))] for name in chosen]
+        questions.append(Question(place, (place, *candidates), int(random.integers(1, CANDIDATES))))
+    return questions
+
+
+def evaluate(run: Run, reader: ShardReader, questions: Sequence[Question], how: SamplingSettings, seed: int) -> dict[str, Score]:
+    """Paint each sample with its own and with another candidate's reference; the score of each row of the table.
+
+    Raises:
+        InputError: the split keeps no views.
+    """
+    found: dict[str, list[tuple[bool, float]]] = {"own": [], "another": [], "real view": [], "VAE reconstruction": []}
+    # In parts, so that memory does not grow with the number of samples.
+    for start in range(0, len(questions), 16):
+        part = questions[start : start + 16]
+        samples = read_held_out(reader, [question.place for question in part], seed)
+        views = [one.sample.view for one in samples if one.sample.view is not None]
+        if len(views) < len(samples):
+            raise InputError(f"{reader.folder}: split `{reader.split}` keeps no views; name it in the build's `views.keep`")
+        references = [[reader.read(place).reference for place in question.candidates] for question in part]
+        features = torch.stack([run.embed(candidates) for candidates in references])
+        seeds = [seed + start + number for number in range(len(part))]
+        right = [0] * len(part)
+        for row, answers in (("own", right), ("another", [question.other for question in part])):
+            chosen = [candidates[answer] for candidates, answer in zip(references, answers, strict=True)]
+            found[row] += ask(run, samples, paint_held_out(run, samples, chosen, seeds, how), features, answers)
+        found["real view"] += ask(run, samples, views, features, right)
+        found["VAE reconstruction"] += ask(run, samples, reconstruct(run, samples), features, right)
+    scores = {row: make_score(answers) for row, answers in found.items()}
+    return {"own": scores["own"], "another": scores["another"], "both": make_score(found["own"] + found["another"]), **scores}
+
+
+def ask(
+    run: Run,
+    samples: Sequence[HeldOut],
+    views: Sequence[Photo],
+    features: Float[Tensor, "samples candidates hidden"],
+    answers: Sequence[int],
+) -> list[tuple[bool, float]]:
+    """For each view: whether its region lies nearest to the right candidate, and the cosine to that one."""
+    regions = run.embed([cut_region(view, one.mask) for view, one in zip(views, samples, strict=True)])
+    cosines = torch.einsum("sch,sh->sc", features, regions)
+    nearest = cosines.argmax(1).tolist()
+    return [(near == right, float(row[right])) for near, right, row in zip(nearest, answers, cosines, strict=True)]
+
+
+def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> Photo:
+    """The view inside the mask's bounding box."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def make_score(answers: Sequence[tuple[bool, float]]) -> Score:
+    """Sum up (recognised, cosine) pairs."""
+    recognised = sum(right for right, _ in answers)
+    low, high = wilson(recognised, len(answers))
+    return Score(
+        recognised, len(answers), recognised / len(answers), low, high, float(np.mean([cosine for _, cosine in answers]))
+    )
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """95 % confidence interval of a share, right also near 0 and 1.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
+    """
+    z = 1.959964
+    share = hits / count
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def make_table(scores: dict[str, Score], run: Run, guidance: float) -> Table:
+    """The scores for people."""
+    table = Table(title=f"Reference recognised among {CANDIDATES} (step {run.step}, guidance {guidance:g})")
+    for heading in ("painted", "samples", "recognised", "95 % interval", "mean cosine"):
+        table.add_column(heading, justify="left" if heading == "painted" else "right")
+    names = {"own": "own reference", "another": "another reference", "both": "both"}
+    for row, score in scores.items():
+        interval = f"{score.low:.1%} - {score.high:.1%}"
+        table.add_row(names.get(row, row), str(score.count), f"{score.accuracy:.1%}", interval, f"{score.mean_cosine:.3f}")
+        if row == "both":
+            table.add_section()
+    table.add_section()
+    table.add_row("chance", "", f"{1 / CANDIDATES:.1%}", "", "")
+    return table
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,90 @@
+"""Held-out samples: what pictures, demo and evaluation paint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+
+from pbe_train.latents import posterior_mean
+from pbe_train.order import Place
+from pbe_train.region import Photo, Window, paste
+from pbe_train.sampling import Run, SamplingSettings
+from pbe_train.shards import ShardReader, StoredSample
+from schemas.errors import InputError
+from schemas.randomness import generator
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A sample with one of its masks."""
+
+    sample: StoredSample
+    kind: int
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "size size"]:
+        """The edit region, True = repaint."""
+        mask: Bool[np.ndarray, "size size"] = self.sample.masks[self.kind]
+        return mask
+
+
+def check_fits(run: Run, reader: ShardReader) -> None:
+    """Refuse a dataset whose latents or views are not of the kind that the run was trained on.
+
+    Raises:
+        InputError: another VAE or another view size.
+    """
+    info, identity = reader.info, run.identity
+    if info.vae.sha256 != identity.vae_sha256:
+        raise InputError(
+            f"{reader.folder / 'dataset.json'}: the latents were made by {info.vae.source} (weights {info.vae.sha256[:12]}), the "
+            f"run was trained with {run.settings.model.vae} (weights {identity.vae_sha256[:12]}); build the dataset with that VAE"
+        )
+    if info.view_size != identity.view_size:
+        raise InputError(
+            f"{reader.folder / 'dataset.json'}: views of {info.view_size} px, the run was trained at {identity.view_size} px; "
+            "build the dataset with that size"
+        )
+
+
+def read_held_out(reader: ShardReader, places: Sequence[Place], seed: int) -> list[HeldOut]:
+    """Read samples and draw one mask of each by its name."""
+    samples = [reader.read(place) for place in places]
+    return [HeldOut(one, int(generator(seed, "held out", one.key).integers(len(one.masks)))) for one in samples]
+
+
+def spread_places(counts: Sequence[int], number: int) -> list[Place]:
+    """Up to `number` places spread evenly over the shards of a split."""
+    ends = np.cumsum(counts)
+    chosen = np.linspace(0, ends[-1], min(number, int(ends[-1])), endpoint=False).astype(int)
+    shards = np.searchsorted(ends, chosen, side="right")
+    return [Place(int(shard), int(index - ends[shard] + counts[shard])) for shard, index in zip(shards, chosen, strict=True)]
+
+
+def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
+    """The views as the VAE gives them back: the best that any painter in its latents can do."""
+    latents = posterior_mean(np.stack([one.sample.latent for one in samples]), run.identity.scaling_factor)
+    return [view for part in torch.split(latents, 16) for view in run.decode(part)]
+
+
+def paint_held_out(
+    run: Run,
+    samples: Sequence[HeldOut],
+    references: Sequence[Photo],
+    seeds: Sequence[int],
+    how: SamplingSettings,
+    batch: int = 16,
+) -> list[UInt8[np.ndarray, "size size 3"]]:
+    """Paint a reference into each sample's region; where the view itself was kept, all around the region is its own."""
+    painted: list[Photo] = []
+    for start in range(0, len(samples), batch):
+        part = slice(start, start + batch)
+        masked = np.stack([one.sample.masked[one.kind] for one in samples[part]])
+        masks = np.stack([one.mask for one in samples[part]])
+        latents = posterior_mean(masked, run.identity.scaling_factor)
+        for one, view in zip(samples[part], run.paint(latents, masks, references[part], seeds[part], how), strict=True):
+            window = Window(0, 0, len(view))
+            painted.append(view if one.sample.view is None else paste(one.sample.view, view, one.mask, window))
+    return painted

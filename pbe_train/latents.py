@@ -1,0 +1,58 @@
+"""Small conversions between what a shard holds and what the networks take: latents, masks, references, pixels."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float16, Float32, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pbe_train.config import MaskMode
+
+# Normalisation of CLIP's pictures: per-channel mean and standard deviation of RGB in [0, 1] (Radford et al., 2021, code).
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def keep_map(masks: Bool[np.ndarray, "batch size size"], cells: int, mode: MaskMode) -> Float[Tensor, "batch 1 {cells} {cells}"]:
+    """Edit regions at view size -> the U-Net's mask channel at latent resolution: 1 = keep, 0 = hole.
+
+    `bilinear` has no antialias: at a factor of 8 a cell sees the 2 x 2 px at its centre (as published). `nearest` sees the one px
+    at its top left (as in diffusers). They differ in about one hole cell of nine: use a model with what it was trained on.
+    """
+    keep = torch.from_numpy(~masks)[:, None].float()
+    return interpolate(keep, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
+
+
+def draw_posterior(
+    posterior: Float16[np.ndarray, "two_channels height width"], noise: Float32[np.ndarray, "channels height width"], scale: float
+) -> Float32[np.ndarray, "channels height width"]:
+    """A draw from a VAE posterior (mean and standard deviation, stacked), scaled for the diffusion model."""
+    mean, deviation = np.split(posterior.astype(np.float32), 2)
+    drawn: Float32[np.ndarray, "channels height width"] = (mean + deviation * noise) * np.float32(scale)
+    return drawn
+
+
+def posterior_mean(
+    posteriors: Float16[np.ndarray, "batch two_channels height width"], scale: float
+) -> Float[Tensor, "batch channels height width"]:
+    """The means of VAE posteriors, scaled for the diffusion model."""
+    channels = posteriors.shape[1] // 2
+    return torch.from_numpy(posteriors[:, :channels].astype(np.float32) * np.float32(scale))
+
+
+def normalise_reference(references: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
+    """RGB, 0-255 -> what CLIP's vision models take."""
+    mean = torch.tensor(CLIP_MEAN, device=references.device)[:, None, None]
+    deviation = torch.tensor(CLIP_STD, device=references.device)[:, None, None]
+    return (references.float() / 255 - mean) / deviation
+
+
+def to_tensor(pictures: UInt8[np.ndarray, "batch height width 3"]) -> UInt8[Tensor, "batch 3 height width"]:
+    """Channels last -> channels first."""
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+
+
+def to_pictures(pixels: Float[Tensor, "batch 3 height width"]) -> UInt8[np.ndarray, "batch height width 3"]:
+    """RGB in [-1, 1], channels first -> 0-255, channels last; values outside are clipped."""
+    scaled = (pixels.float().cpu() * 127.5 + 127.5).round().clamp(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

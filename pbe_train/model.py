@@ -1,0 +1,174 @@
+"""The model: a U-Net that sees the noisy view, the masked view and the mask, and one token that tells it what to paint.
+
+    reference ─▶ CLIP (frozen) ─ class token ─▶ 5 blocks ─▶ LayerNorm ─▶ Linear ─▶ condition [B, 1, D] ──┐ cross-attention
+                                                           null vector, p = 0.2 ──────────────────────────┤
+    [noisy latent C | masked-view latent C | keep map 1] ───────────────────────────────────────────────▶ U-Net ─▶ noise C
+
+Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the published code.
+"""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from pbe_train.config import ModelSettings, TokenMode, UNetSettings
+from pbe_train.networks import load_encoder, load_unet
+from schemas.errors import InputError
+
+
+class Mapper(nn.Module):
+    """Transformer blocks on the condition's tokens; one head, as published."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BasicTransformerBlock(width, 1, width, activation_fn="gelu", attention_bias=True) for _ in range(blocks)
+        )
+
+    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Apply the blocks."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+class Conditioner(nn.Module):
+    """Reference -> condition tokens. Parameter names are those of diffusers' `PaintByExampleImageEncoder`.
+
+    Args:
+        encoder: CLIP's vision model; frozen here, and always in eval mode.
+        blocks: transformer blocks after it.
+        width: D, of a condition token.
+        tokens: `class` for the content bottleneck, `all` for every token of the encoder.
+    """
+
+    def __init__(self, encoder: CLIPVisionModel, blocks: int, width: int, tokens: TokenMode) -> None:
+        super().__init__()
+        hidden = encoder.config.hidden_size
+        self.tokens = tokens
+        self.model = encoder.requires_grad_(False).eval()
+        self.mapper = Mapper(hidden, blocks)
+        self.final_layer_norm = nn.LayerNorm(hidden)
+        self.proj_out = nn.Linear(hidden, width)
+        self.uncond_vector = nn.Parameter(torch.randn(1, 1, width))
+
+    def train(self, mode: bool = True) -> "Conditioner":
+        """Set the mode of the trained part; the encoder stays in eval mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens width"]:
+        """CLIP-normalised references -> condition tokens (one each under the bottleneck)."""
+        with torch.no_grad():
+            seen = self.model(pixel_values=reference)
+            if self.tokens == "class":
+                features = seen.pooler_output[:, None]
+            else:
+                # CLIP normalises its class token only; the same normalisation makes all tokens alike in scale.
+                features = getattr(self.model, "vision_model", self.model).post_layernorm(seen.last_hidden_state)
+        return self.proj_out(self.final_layer_norm(self.mapper(features)))  # type: ignore[no-any-return]
+
+
+class PaintByExampleModel(nn.Module):
+    """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder."""
+
+    def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet = unet
+        self.conditioner = conditioner
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        masked: Float[Tensor, "batch channels height width"],
+        keep: Float[Tensor, "batch 1 height width"],
+        timestep: Int64[Tensor, " batch"],
+        reference: Float[Tensor, "batch 3 size size"],
+        dropped: Bool[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The noise in `noisy`, under the reference or, where `dropped`, under the null vector."""
+        condition = self.conditioner(reference)
+        # `where` keeps the null vector in the graph when nothing is dropped: DDP expects a gradient for every parameter.
+        condition = torch.where(dropped[:, None, None], self.conditioner.uncond_vector.to(condition.dtype), condition)
+        return self.predict(noisy, masked, keep, timestep, condition)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        masked: Float[Tensor, "batch channels height width"],
+        keep: Float[Tensor, "batch 1 height width"],
+        timestep: Int64[Tensor, " batch"],
+        condition: Float[Tensor, "batch tokens width"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The noise in `noisy` under condition tokens."""
+        seen = torch.cat([noisy, masked, keep], dim=1)
+        return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is trained, and so averaged and saved."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+
+def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict[str, Any] | None = None) -> PaintByExampleModel:
+    """The model that the settings ask for, with its initial weights from torch's global generator.
+
+    Args:
+        settings: which networks.
+        latent_channels: C of the VAE.
+        unet_config: the U-Net's configuration from a checkpoint; then the prior's weights are not loaded.
+    """
+    encoder = load_encoder(settings.encoder)
+    if unet_config is not None:
+        unet = UNet2DConditionModel.from_config(unet_config)
+    elif settings.pretrained:
+        unet = widen(load_unet(settings.pretrained), settings.pretrained)
+    else:
+        unet = new_unet(settings.unet, latent_channels)
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
+    return PaintByExampleModel(unet, conditioner)
+
+
+def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionModel:
+    """A U-Net from scratch: 2C + 1 input channels, C output channels, Stable Diffusion's layout."""
+    down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in settings.attention]
+    up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(settings.attention)]
+    return UNet2DConditionModel(
+        in_channels=2 * latent_channels + 1,
+        out_channels=latent_channels,
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        # diffusers' name is historical: for this U-Net it is the number of heads.
+        attention_head_dim=settings.attention_heads,
+        norm_num_groups=settings.norm_groups,
+        cross_attention_dim=settings.cross_attention_dim,
+    )
+
+
+def widen(unet: UNet2DConditionModel, source: str) -> UNet2DConditionModel:
+    """The same U-Net with input channels for masked view and mask, whose weights are 0: at first it predicts exactly what it did.
+
+    Raises:
+        InputError: the U-Net takes more than a latent already (inpainting models have another order and polarity of inputs).
+    """
+    channels = unet.config.out_channels
+    if unet.config.in_channels != channels:
+        raise InputError(
+            f"{source}: its U-Net has {unet.config.in_channels} input channels, a text-to-image prior has {channels}; "
+            "give a Stable Diffusion 1.x model that is not an inpainting one"
+        )
+    wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": 2 * channels + 1})
+    state = unet.state_dict()
+    weight = state["conv_in.weight"]
+    state["conv_in.weight"] = torch.cat([weight, weight.new_zeros(weight.shape[0], channels + 1, *weight.shape[2:])], dim=1)
+    wide.load_state_dict(state)
+    return wide

@@ -1,0 +1,58 @@
+"""Pictures during training: fixed held-out samples, painted with fixed noise, so that two steps can be compared."""
+
+from PIL import Image
+
+from pbe_train.config import TrainSettings
+from pbe_train.ema import MovingAverage
+from pbe_train.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
+from pbe_train.sampling import Run, SamplingSettings
+from pbe_train.shards import ShardReader
+from schemas.pictures import Picture, sheet
+
+
+class Pictures:
+    """Fixed held-out samples, painted with fixed noise at several guidance scales: progress that one can see."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.settings = run.settings.pictures
+        reader = open_split(run.settings, self.settings.split)
+        self.samples: list[HeldOut] = read_held_out(reader, spread_places(reader.counts, self.settings.count), run.settings.seed)
+        self.sources = [
+            given.sample.view if given.sample.view is not None else made
+            for given, made in zip(self.samples, reconstruct(run, self.samples), strict=True)
+        ]
+
+    def draw(self, step: int, average: MovingAverage | None) -> Picture:
+        """Paint with the averaged weights, where there are any, and write `pictures/step-XXXXXXXX.png`."""
+        if average:
+            with average.in_place():
+                return self.draw(step, None)
+        references = [given.sample.reference for given in self.samples]
+        columns = [
+            paint_held_out(self.run, self.samples, references, range(len(self.samples)), self._how(guidance))
+            for guidance in self.settings.guidance
+        ]
+        rows = []
+        for number, given in enumerate(self.samples):
+            masked = self.sources[number].copy()
+            masked[given.mask] = 127
+            rows.append([self.sources[number], masked, references[number], *(column[number] for column in columns)])
+        headings = ["source", "masked", "reference", *(f"guidance {scale:g}" for scale in self.settings.guidance)]
+        picture: Picture = sheet(rows, headings, [given.sample.label_name for given in self.samples])
+        folder = self.run.settings.out / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"step-{step:08d}.png")
+        return picture
+
+    def _how(self, guidance: float) -> SamplingSettings:
+        return SamplingSettings(guidance, self.settings.sampling_steps, self.settings.scheduler)
+
+
+def open_split(settings: TrainSettings, split: str) -> ShardReader:
+    """A split of the dataset, or the training split where it is not there or empty."""
+    splits = ShardReader(settings.dataset, settings.split).info.splits
+    if split in splits and splits[split].samples:
+        return ShardReader(settings.dataset, split)
+    print(f"{settings.dataset}: no samples in a split `{split}`; pictures show samples of `{settings.split}`", flush=True)
+    return ShardReader(settings.dataset, settings.split)

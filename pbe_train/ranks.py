@@ -1,0 +1,78 @@
+"""The processes that train together. Under torchrun there are several, started by it; otherwise there is one."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from pbe_train.model import PaintByExampleModel
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, threads: int | None) -> "Ranks":
+        """Join the others (NCCL on GPUs, gloo on CPUs), choose the device, share out the CPU threads."""
+        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank, local_count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")
+        torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
+        if count > 1:
+            # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=1))
+        return cls(rank, count, device)
+
+    def stop(self) -> None:
+        """Leave the others, after a run that went well; after a failure torchrun ends them."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def wrap(self, model: PaintByExampleModel) -> DistributedDataParallel | PaintByExampleModel:
+        """The model with its gradients averaged over the ranks."""
+        if self.count == 1:
+            return model
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def hold_gradients(self, model: DistributedDataParallel | PaintByExampleModel, hold: bool) -> AbstractContextManager[None]:
+        """Keep gradients local inside the block where `hold`; for all micro-batches of a step but the last."""
+        return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks."""
+        if self.count > 1:
+            dist.all_reduce(value)
+            value /= self.count
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each rank, on every rank."""
+        values = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        """The arithmetic of forward and backward pass that `TrainSettings.precision` asks for."""
+        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -1,0 +1,206 @@
+"""Painting with a trained model: load a run, paint held-out samples, edit photos."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Bool, Float, UInt8
+from pydantic import ValidationError
+from torch import Tensor
+
+from pbe_train.augment import squash
+from pbe_train.checkpoint import CheckpointState, RunIdentity, list_checkpoints, read_part, read_state
+from pbe_train.config import TrainSettings
+from pbe_train.diffusion import decode_latents, paint_latents
+from pbe_train.ema import copy_values
+from pbe_train.latents import keep_map, normalise_reference, to_pictures, to_tensor
+from pbe_train.model import PaintByExampleModel, build_model
+from pbe_train.region import Mask, Photo, choose_window, cut, cut_mask, paste, resize, resize_mask
+from schemas.errors import InputError
+from schemas.weights import load_vae, weights_sha256
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to denoise. `guidance` 1 means none; `scheduler` is the name of a diffusers class."""
+
+    guidance: float = 5.0
+    steps: int = 50
+    scheduler: str = "DDIMScheduler"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with all that painting needs. The model is in eval mode while it paints."""
+
+    model: PaintByExampleModel
+    vae: AutoencoderKL
+    settings: TrainSettings
+    identity: RunIdentity
+    step: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.conditioner.uncond_vector.device
+
+    @property
+    def reference_size(self) -> int:
+        """Side of the encoder's input in px."""
+        return int(self.model.conditioner.model.config.image_size)
+
+    def paint(
+        self,
+        masked: Float[Tensor, "batch channels height width"],
+        masks: Bool[np.ndarray, "batch size size"],
+        references: Sequence[Photo],
+        seeds: Sequence[int],
+        how: SamplingSettings,
+    ) -> UInt8[np.ndarray, "batch size size 3"]:
+        """Paint references into views; the whole view as decoded, not yet blended with the view itself.
+
+        Args:
+            masked: scaled latents of the masked views.
+            masks: edit regions, True = repaint.
+            references: RGB, 0-255, any sizes.
+            seeds: one per item.
+            how: guidance, steps, scheduler.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        keep = keep_map(masks, masked.shape[-1], self.settings.model.mask_to_latent)
+        latents = paint_latents(
+            self.model,
+            masked.to(self.device),
+            keep.to(self.device),
+            self._see(references),
+            seeds=seeds,
+            guidance=how.guidance,
+            steps=how.steps,
+            scheduler=how.scheduler,
+        )
+        self.model.train(was_training)
+        return self.decode(latents)
+
+    def encode(self, views: UInt8[np.ndarray, "batch size size 3"]) -> Float[Tensor, "batch channels height width"]:
+        """Views -> scaled latents (posterior means)."""
+        return self.encode_pixels(to_tensor(views).float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:
+        """Pixels in [-1, 1] -> scaled latents (posterior means)."""
+        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        return mean * self.identity.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
+        """Scaled latents -> views."""
+        return to_pictures(decode_latents(self.vae, latents.to(self.device), self.identity.scaling_factor))
+
+    @torch.no_grad()
+    def embed(self, pictures: Sequence[Photo]) -> Float[Tensor, "pictures hidden"]:
+        """Class-token features of the vision encoder, at unit length."""
+        features = self.model.conditioner.model(pixel_values=self._see(pictures)).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=1).cpu()
+
+    def _see(self, pictures: Sequence[Photo]) -> Float[Tensor, "batch 3 reference reference"]:
+        squares = np.stack([squash(picture, self.reference_size) for picture in pictures])
+        return normalise_reference(to_tensor(squares).to(self.device))
+
+
+def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
+    """Load a run for sampling.
+
+    Args:
+        path: a run folder (then its newest checkpoint) or a checkpoint folder.
+        weights: the moving average, where the run keeps one, or the plain weights.
+        device: by default the first GPU, else the CPU.
+
+    Raises:
+        InputError: no checkpoint there, a damaged one, or a frozen network that is not the one the run was trained with.
+    """
+    folder = _checkpoint_folder(path)
+    state = read_state(folder)
+    try:
+        settings = TrainSettings.model_validate(state.settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{folder / 'state.json'}: settings.{key}: {first['msg']}; it is of another version of this program"
+        ) from None
+    model = build_model(settings.model, state.identity.latent_channels, state.identity.unet)
+    vae = load_vae(settings.model.vae)
+    _check_frozen(folder, state, model, vae, settings)
+    part = weights if f"{weights}.safetensors" in state.files else "model"
+    tensors = read_part(folder, state, part)
+    if tensors.keys() != model.trained().keys():
+        raise InputError(f"{folder}: {part}.safetensors does not fit the model of its settings; it is of another version")
+    copy_values(tensors, model.trained())
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(model.to(place).eval(), vae.to(place), settings, state.identity, state.step)
+
+
+def _checkpoint_folder(path: Path) -> Path:
+    if (path / "state.json").is_file() or path.name.startswith("step-"):
+        return path
+    saved = list_checkpoints(path)
+    if not saved:
+        raise InputError(f"{path}: no checkpoint here; give a run folder that train.py wrote (the `out` of its settings)")
+    return saved[-1]
+
+
+def _check_frozen(
+    folder: Path, state: CheckpointState, model: PaintByExampleModel, vae: AutoencoderKL, settings: TrainSettings
+) -> None:
+    frozen = (
+        ("model.encoder", settings.model.encoder, model.conditioner.model, state.identity.encoder_sha256),
+        ("model.vae", settings.model.vae, vae, state.identity.vae_sha256),
+    )
+    for key, source, network, expected in frozen:
+        found = weights_sha256(network.state_dict())
+        if found != expected:
+            raise InputError(
+                f"{folder}: {key} {source} now has other weights ({found[:12]}) than in training ({expected[:12]}); "
+                "put those back"
+            )
+
+
+def edit(
+    run: Run,
+    photos: Sequence[Photo],
+    masks: Sequence[Mask],
+    references: Sequence[Photo],
+    seeds: Sequence[int],
+    how: SamplingSettings,
+    *,
+    size: int | None = None,
+    blend: bool = True,
+) -> list[Photo]:
+    """Paint references into photos.
+
+    Args:
+        run: a loaded run.
+        photos: RGB, 0-255, any sizes.
+        masks: True = repaint; each of its photo's size and not empty.
+        references: RGB, 0-255, any sizes.
+        seeds: one per photo; a result depends on its own seed, not on what else is painted with it.
+        how: guidance, steps, scheduler.
+        size: side of the view the model works at; the trained one by default.
+        blend: keep every byte outside the mask; otherwise the whole square around the region comes from the model.
+    """
+    size = size or run.identity.view_size
+    windows = [choose_window(mask) for mask in masks]
+    views = np.stack([resize(cut(photo, window), size) for photo, window in zip(photos, windows, strict=True)])
+    holes = np.stack([resize_mask(cut_mask(mask, window), size) for mask, window in zip(masks, windows, strict=True)])
+    pixels = to_tensor(views).float() / 127.5 - 1
+    # Mid grey, 0 in [-1, 1]: what the masked views of the training show in their region.
+    pixels[torch.from_numpy(holes)[:, None].expand_as(pixels)] = 0
+    painted = run.paint(run.encode_pixels(pixels), holes, references, seeds, how)
+    return [
+        paste(photo, resize(view, window.side), mask if blend else None, window)
+        for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
+    ]

@@ -1,0 +1,220 @@
+"""Train Paint by Example: `torchrun [--nproc-per-node N] pbe_train/train.py [--config FILE] [--key value ...]`.
+
+Also as plain `python pbe_train/train.py`, in one process. Everything is a function of the settings and the step number, so a run
+that was stopped goes on from its newest checkpoint when the same command is given again, on any number of ranks.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pbe_train.checkpoint import (
+    RunIdentity,
+    check_resumable,
+    find_checkpoint,
+    read_part,
+    read_state,
+    save_checkpoint,
+)
+from pbe_train.config import OptimizerSettings, TrainSettings
+from pbe_train.diffusion import make_scheduler, noise_loss, training_schedule
+from pbe_train.ema import MovingAverage, copy_values
+from pbe_train.items import Batch, Items, load_batches
+from pbe_train.model import PaintByExampleModel, build_model
+from pbe_train.networks import load_dataset_vae
+from pbe_train.pictures import Pictures
+from pbe_train.progress import Progress, Timed
+from pbe_train.ranks import Ranks
+from pbe_train.sampling import Run
+from pbe_train.shards import ShardReader
+from schemas.errors import InputError, run_program
+from schemas.randomness import name_hash
+from schemas.settings import dump_settings, load_settings, preset
+from schemas.weights import weights_sha256
+
+# AdamW's running means of the gradient and of its square.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def main() -> None:
+    """Read the settings and train."""
+    settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
+    ranks = Ranks.start(settings.threads)
+    train(settings, ranks)
+    ranks.stop()
+
+
+def train(settings: TrainSettings, ranks: Ranks) -> None:
+    """The whole run, from data to final checkpoint."""
+    # Data, and a check that it and the networks belong together.
+    reader = ShardReader(settings.dataset, settings.split, open_shards=2 * settings.loader.window)
+    vae = load_dataset_vae(settings.model.vae, settings.dataset, reader.info)
+    make_scheduler(settings.pictures.scheduler)
+
+    # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
+    torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
+    model = build_model(settings.model, reader.info.vae.latent_channels).to(ranks.device).train()
+    trained = model.trained()
+    optimizer = make_optimizer(trained, settings.optimizer)
+    average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
+    identity = identify(model, reader)
+
+    # Go on from a checkpoint, if there is one.
+    step = 0
+    checkpoint = find_checkpoint(settings.out, settings.resume)
+    if checkpoint:
+        step = resume(checkpoint, settings, identity, trained, optimizer, average)
+
+    progress = pictures = None
+    if ranks.rank == 0:
+        settings.out.mkdir(parents=True, exist_ok=True)
+        (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
+        print(describe(settings, reader, trained, ranks, checkpoint), flush=True)
+        progress = Progress(settings.out, step, settings.steps)
+        pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step)) if settings.pictures.every else None
+
+    # The loop.
+    schedule = training_schedule()
+    parallel = ranks.wrap(model)
+    items = Items(settings, reader, model.conditioner.model.config.image_size)
+    batches = Timed(load_batches(items, step, ranks.count, ranks.rank))
+    losses: list[torch.Tensor] = []
+    logged_step, logged_time = step, time.monotonic()
+    while step < settings.steps:
+        for part in range(settings.accumulation):
+            batch = Batch(*(tensor.to(ranks.device, non_blocking=True) for tensor in next(batches)))
+            with ranks.hold_gradients(parallel, hold=part < settings.accumulation - 1):
+                with ranks.autocast(settings.precision):
+                    loss = noise_loss(parallel, schedule, batch)
+                torch.autograd.backward(loss / settings.accumulation)
+            losses.append(loss.detach())
+        gradient_norm = nn.utils.clip_grad_norm_(trained.values(), settings.optimizer.gradient_clip or float("inf"))
+        set_learning_rate(optimizer, settings.optimizer, step)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        if average:
+            average.update(step)
+
+        if step % settings.log_every == 0 or step == settings.steps:
+            loss_mean = float(ranks.mean(torch.stack(losses).mean()))
+            losses.clear()
+            seconds = time.monotonic() - logged_time
+            if not math.isfinite(loss_mean):
+                raise InputError(f"{settings.out}: the loss is not a number at step {step}; lower optimizer.learning_rate")
+            if progress:
+                progress.log(
+                    step,
+                    {
+                        "loss": loss_mean,
+                        "learning_rate": optimizer.param_groups[0]["lr"],
+                        "gradient_norm": float(gradient_norm),
+                        "samples_per_second": (step - logged_step) * settings.global_batch / seconds,
+                        "data_wait": batches.take_seconds() / seconds,
+                    },
+                )
+            logged_step, logged_time = step, time.monotonic()
+        if progress:
+            progress.advance()
+            last = step == settings.steps
+            if pictures and (step % settings.pictures.every == 0 or last):
+                progress.show(step, pictures.draw(step, average))
+            if step % settings.checkpoint_every == 0 or last:
+                save(step, settings, identity, trained, optimizer, average)
+
+    finish(settings, ranks, trained, progress)
+
+
+def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW over everything that is trained."""
+    return torch.optim.AdamW(
+        trained.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> None:
+    """Linear warm-up, then constant; `step` counts from 0."""
+    share = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * share
+
+
+def identify(model: PaintByExampleModel, reader: ShardReader) -> RunIdentity:
+    """What this run trains on and with."""
+    return RunIdentity(
+        dataset_fingerprint=reader.info.fingerprint,
+        vae_sha256=reader.info.vae.sha256,
+        encoder_sha256=weights_sha256(model.conditioner.model.state_dict()),
+        unet={key: value for key, value in model.unet.config.items() if not key.startswith("_")},
+        latent_channels=reader.info.vae.latent_channels,
+        scaling_factor=reader.info.vae.scaling_factor,
+        view_size=reader.info.view_size,
+    )
+
+
+def save(
+    step: int,
+    settings: TrainSettings,
+    identity: RunIdentity,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+) -> Path:
+    """Save all that a resumed run needs: weights, their average, the optimizer's moments."""
+    moments = {f"{kind}.{name}": optimizer.state[parameter][kind] for kind in MOMENTS for name, parameter in trained.items()}
+    parts = {"model": trained, "optimizer": moments, **({"ema": average.average} if average else {})}
+    return save_checkpoint(settings.out, step, settings, identity, parts)
+
+
+def resume(
+    checkpoint: Path,
+    settings: TrainSettings,
+    identity: RunIdentity,
+    trained: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: MovingAverage | None,
+) -> int:
+    """Put everything back as `save` found it; returns the steps done."""
+    state = read_state(checkpoint)
+    check_resumable(checkpoint, state, settings, identity)
+    copy_values(read_part(checkpoint, state, "model"), trained)
+    if average:
+        copy_values(read_part(checkpoint, state, "ema"), average.average)
+    moments = read_part(checkpoint, state, "optimizer")
+    for name, parameter in trained.items():
+        kept = {kind: moments[f"{kind}.{name}"].to(parameter.device) for kind in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **kept}
+    return state.step
+
+
+def finish(settings: TrainSettings, ranks: Ranks, trained: dict[str, nn.Parameter], progress: Progress | None) -> None:
+    """Check that all ranks hold the same weights, and say where things are."""
+    hashes = ranks.gather(weights_sha256(trained))
+    if len(set(hashes)) > 1:
+        raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
+    if progress:
+        progress.close()
+        print(f"done: {settings.steps} steps, weights {hashes[0][:12]} on {ranks.count} rank(s)")
+        print(f"checkpoints: {settings.out / 'checkpoints'}, metrics: tensorboard --logdir {settings.out / 'tensorboard'}")
+        print(f"next: python -m pbe_train.demo --model {settings.out} --dataset {settings.dataset} --out demo.png")
+
+
+def describe(
+    settings: TrainSettings, reader: ShardReader, trained: dict[str, nn.Parameter], ranks: Ranks, checkpoint: Path | None
+) -> str:
+    """What is about to happen, in three lines."""
+    samples, parameters = sum(reader.counts), sum(parameter.numel() for parameter in trained.values())
+    epochs = settings.steps * settings.global_batch / samples
+    return (
+        f"dataset {settings.dataset}: {samples:,} samples in {len(reader.shards)} shards; "
+        f"{settings.steps:,} steps are {epochs:.1f} epochs\n"
+        f"model: {parameters / 1e6:.1f} M trained parameters, on {ranks.count} rank(s) of {ranks.device.type}\n"
+        + (f"going on from {checkpoint}" if checkpoint else f"new run in {settings.out}")
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

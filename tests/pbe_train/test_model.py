@@ -1,0 +1,200 @@
+"""The model's parts against their definitions and against diffusers."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from pbe_train.config import UNetSettings
+from pbe_train.diffusion import make_scheduler, noise_loss, paint_latents, training_schedule
+from pbe_train.ema import MovingAverage
+from pbe_train.items import Batch
+from pbe_train.latents import normalise_reference
+from pbe_train.model import Conditioner, PaintByExampleModel, new_unet, widen
+from schemas.errors import InputError
+
+SMALL = UNetSettings(
+    block_out_channels=(16, 32),
+    attention=(False, True),
+    layers_per_block=1,
+    attention_heads=2,
+    norm_groups=8,
+    cross_attention_dim=24,
+)
+
+
+def vision(**sizes: int) -> CLIPVisionModel:
+    defaults = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPVisionModel(CLIPVisionConfig(**{**defaults, "image_size": 32, "patch_size": 8, **sizes}))
+
+
+@pytest.fixture
+def model() -> PaintByExampleModel:
+    torch.manual_seed(0)
+    return PaintByExampleModel(new_unet(SMALL, 4), Conditioner(vision(), 1, 24, "class")).eval()
+
+
+def test_sizes_are_those_of_the_paper():
+    """859.5 M in the U-Net, 923 M trained in all; on the meta device, where weights take no memory."""
+    with torch.device("meta"):
+        sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+        encoder = vision(**sizes, image_size=224, patch_size=14)
+        model = PaintByExampleModel(new_unet(UNetSettings(), 4), Conditioner(encoder, 5, 768, "class"))
+    unet = sum(parameter.numel() for parameter in model.unet.parameters())
+    trained = sum(parameter.numel() for parameter in model.trained().values())
+    assert unet == 859_520_964 + 320 * 5 * 9
+    assert round(trained / 1e6) == 923
+
+
+def test_what_is_trained(model: PaintByExampleModel):
+    """The whole U-Net, mapper, normalisation, projection and null vector; nothing of the encoder."""
+    names = set(model.trained())
+    assert {name for name in names if name.startswith("unet.")} == {f"unet.{name}" for name, _ in model.unet.named_parameters()}
+    rest = {name.split(".")[1] for name in names if not name.startswith("unet.")}
+    assert rest == {"mapper", "final_layer_norm", "proj_out", "uncond_vector"}
+    assert not model.train().conditioner.model.training
+
+
+def test_the_conditioner_is_that_of_diffusers():
+    """Same parameter names, same numbers as diffusers' encoder of the released checkpoint."""
+    from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
+
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=9, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    theirs = PaintByExampleImageEncoder(config, proj_size=24).eval()
+    ours = Conditioner(CLIPVisionModel(config), 2, 24, "class").eval()
+    ours.load_state_dict(theirs.state_dict())
+    pixels = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(pixels), theirs(pixels), rtol=1e-6, atol=1e-6)
+
+
+def test_without_the_bottleneck_every_token_conditions():
+    conditioner = Conditioner(vision(), 1, 24, "all").eval()
+    tokens = conditioner(torch.randn(2, 3, 32, 32))
+    assert tokens.shape == (2, 17, 24)
+
+
+def test_all_tokens_begin_with_the_class_token():
+    """With no blocks between, the first of all tokens is the bottleneck's only one."""
+    both = Conditioner(vision(), 0, 24, "all").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    everything = both(pixels)
+    both.tokens = "class"
+    torch.testing.assert_close(everything[:, :1], both(pixels))
+
+
+def test_widening_changes_nothing_at_first():
+    """Whatever masked view and mask hold, the widened U-Net predicts what the prior predicts from the noisy latent."""
+    torch.manual_seed(0)
+    prior = UNet2DConditionModel.from_config({**new_unet(SMALL, 4).config, "in_channels": 4}).eval()
+    wide = widen(prior, "prior").eval()
+    noisy, rest, tokens = torch.randn(2, 4, 8, 8), 9 * torch.randn(2, 5, 8, 8), torch.randn(2, 1, 24)
+    with torch.no_grad():
+        expected = prior(noisy, 7, encoder_hidden_states=tokens).sample
+        torch.testing.assert_close(wide(torch.cat([noisy, rest], 1), 7, encoder_hidden_states=tokens).sample, expected)
+    with pytest.raises(InputError, match="9 input channels"):
+        widen(wide, "prior")
+
+
+def test_inputs_stand_in_the_published_order(model: PaintByExampleModel):
+    seen = []
+    model.unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    parts = [torch.full((1, 4, 8, 8), 1.0), torch.full((1, 4, 8, 8), 2.0), torch.full((1, 1, 8, 8), 3.0)]
+    with torch.no_grad():
+        model.predict(*parts, torch.tensor([5]), torch.zeros(1, 1, 24))
+    assert seen[0][0, :, 0, 0].tolist() == [1] * 4 + [2] * 4 + [3]
+
+
+def test_a_dropped_condition_is_the_null_vector(model: PaintByExampleModel):
+    """Item by item: where dropped, the reference has no influence; where not, it has."""
+    noisy, masked, keep = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
+    times, dropped = torch.tensor([10, 900]), torch.tensor([True, False])
+    with torch.no_grad():
+        first, second = (model(noisy, masked, keep, times, torch.randn(2, 3, 32, 32), dropped) for _ in range(2))
+        null = model.predict(noisy, masked, keep, times, model.conditioner.uncond_vector.expand(2, 1, 24))
+    assert torch.equal(first[0], second[0])
+    torch.testing.assert_close(first[0], null[0])
+    assert not torch.allclose(first[1], second[1])
+
+
+def test_every_trained_parameter_gets_a_gradient_even_without_dropout(model: PaintByExampleModel):
+    """DDP waits for one from each."""
+    planes = torch.randn(2, 13, 8, 8)
+    batch = Batch(planes, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([3, 700]), torch.tensor([False, False]))
+    noise_loss(model, training_schedule(), batch).backward()
+    assert [name for name, parameter in model.trained().items() if parameter.grad is None] == []
+    assert all(parameter.grad is None for parameter in model.conditioner.model.parameters())
+
+
+def test_the_loss_is_the_error_of_the_predicted_noise():
+    """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the noise's power."""
+    batch = Batch(
+        torch.randn(4, 13, 8, 8),
+        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        torch.tensor([0, 10, 500, 999]),
+        torch.zeros(4).bool(),
+    )
+    schedule = training_schedule()
+
+    def oracle(noisy, masked, keep, timestep, reference, dropped):
+        assert torch.equal(masked, batch.planes[:, 4:8])
+        assert torch.equal(keep, batch.planes[:, 8:9])
+        share = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)[timestep][:, None, None, None]
+        return (noisy - share.sqrt() * batch.planes[:, :4]) / (1 - share).sqrt()
+
+    assert float(noise_loss(oracle, schedule, batch)) == pytest.approx(0, abs=1e-6)
+    nothing = noise_loss(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
+    assert float(nothing) == pytest.approx(float(batch.planes[:, 9:].square().mean()))
+
+
+def paint(model: PaintByExampleModel, number: int | slice, seeds: list[int], **options) -> torch.Tensor:
+    torch.manual_seed(7)
+    masked, keep, references = torch.randn(3, 4, 8, 8), torch.ones(3, 1, 8, 8), torch.randn(3, 3, 32, 32)
+    how = {"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", **options}
+    return paint_latents(model, masked[number], keep[number], references[number], seeds=seeds, **how)
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler"]
+)
+def test_an_item_does_not_depend_on_its_neighbours(model: PaintByExampleModel, scheduler):
+    together = paint(model, slice(None), [4, 5, 6], scheduler=scheduler)
+    alone = paint(model, slice(1, 2), [5], scheduler=scheduler)
+    torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(paint(model, slice(1, 2), [6], scheduler=scheduler), alone, atol=1e-2)
+
+
+def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
+    """Over one step the result is linear in the predicted noise, so r(s) = r(0) + s * (r(1) - r(0))."""
+    at = {scale: paint(model, slice(0, 1), [1], guidance=scale, steps=1) for scale in (0.0, 1.0, 4.0)}
+    assert not torch.allclose(at[0.0], at[1.0])
+    torch.testing.assert_close(at[4.0], at[0.0] + 4 * (at[1.0] - at[0.0]), rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_schedulers_are_refused():
+    with pytest.raises(InputError, match="diffusers has no such scheduler"):
+        make_scheduler("UNet2DModel")
+
+
+def test_the_average_follows_the_weights():
+    weight = torch.nn.Parameter(torch.zeros(3))
+    average = MovingAverage({"weight": weight}, 0.9)
+    with torch.no_grad():
+        weight.fill_(1)
+    average.update(1000)
+    assert average.average["weight"].tolist() == pytest.approx([0.1] * 3)
+    average.update(1)  # (1 + 1) / (10 + 1) of the old is kept
+    assert average.average["weight"].tolist() == pytest.approx([1 - 0.9 * 2 / 11] * 3)
+    with average.in_place():
+        assert weight.tolist() == pytest.approx([1 - 0.9 * 2 / 11] * 3)
+    assert weight.tolist() == [1, 1, 1]
+
+
+def test_references_are_normalised_as_clip_expects():
+    grey = torch.full((1, 3, 2, 2), 122, dtype=torch.uint8)
+    expected = (122 / 255 - np.array([0.48145466, 0.4578275, 0.40821073])) / np.array([0.26862954, 0.26130258, 0.27577711])
+    assert normalise_reference(grey)[0, :, 0, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)

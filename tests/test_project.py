@@ -1,0 +1,70 @@
+"""What the project promises as a whole: README's commands exist, the wings stay apart, nothing phones home."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from schemas.settings import REPOSITORY
+
+GUARD = """
+import os, socket, sys
+for name in ("RAY_USAGE_STATS_ENABLED", "NO_ALBUMENTATIONS_UPDATE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY"):
+    os.environ.pop(name, None)
+def refuse(self, address, *more):
+    if self.family != socket.AF_UNIX:
+        print("phones home:", address)
+    raise OSError("no network in this test")
+socket.socket.connect = refuse
+socket.socket.connect_ex = refuse
+socket.getaddrinfo = lambda host, *more, **named: print("phones home:", host)
+"""
+
+
+def run_guarded(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", GUARD + code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", ["pipelines.build", "pbe_train.train", "pbe_train.sample", "tiny_world.make_photos"])
+def test_importing_an_entry_point_opens_no_connection(module):
+    assert "phones home" not in run_guarded(f"import {module}")
+
+
+def test_the_guard_sees_the_update_check_that_is_switched_off():
+    """Otherwise the test above could not fail."""
+    assert "phones home" in run_guarded("import albumentations")
+
+
+def test_rays_usage_statistics_are_off():
+    code = "import pipelines\nfrom ray._common.usage import usage_lib\nprint(usage_lib.usage_stats_enabled())"
+    assert run_guarded(code).strip() == "False"
+
+
+def test_readme_names_only_targets_that_exist():
+    named = set(re.findall(r"make ([a-z]+)", (REPOSITORY / "README.md").read_text()))
+    targets = set(re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert {"shards", "test", "demo"} <= named <= targets
+
+
+@pytest.mark.parametrize(
+    ("package", "barred"), [("schemas", {"pipelines", "pbe_train"}), ("pipelines", {"pbe_train"}), ("pbe_train", {"pipelines"})]
+)
+def test_the_wings_do_not_import_each_other(package, barred):
+    modules = list((REPOSITORY / package).rglob("*.py"))
+    assert modules
+    for path in modules:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & barred, path
+
+
+def test_no_module_has_the_name_of_a_standard_one():
+    """Scripts are started by path, so their folder comes first on Python's path: `select.py` would shadow the real one."""
+    for package in ("pipelines", "pbe_train"):
+        names = {path.stem for path in (REPOSITORY / package).glob("*.py")}
+        assert not names & sys.stdlib_module_names
