@@ -13,8 +13,6 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# One thread per training process would leave cores idle; torchrun sets it to 1 unless told.
-export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 .PHONY: help setup shards train demo evaluate test lint format types docs weights clean
 

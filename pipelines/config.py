@@ -116,11 +116,11 @@ class RaySettings(Group):
     address: str | None = None
     """Ray cluster to join; null joins the one this machine belongs to, or starts a local one."""
     actors: int | None = Field(None, ge=1)
-    """Packing actors, each with its own VAE; null means as many as the cluster's CPUs (or GPUs) hold."""
+    """Packing actors, each with its own VAE; null means as many as the cluster's CPUs and GPUs hold."""
     cpus_per_actor: float = Field(1, gt=0)
     """CPUs reserved for each actor."""
-    gpus_per_actor: float = Field(0, ge=0)
-    """GPUs reserved for each actor; 0.5 puts two on one GPU."""
+    gpus_per_actor: float | None = Field(None, ge=0)
+    """GPUs reserved for each actor; 0.5 puts two on one GPU, 0 encodes on CPUs; null is 1 where the cluster has GPUs, else 0."""
     attempts: int = Field(3, ge=1)
     """How often a shard is tried before the build gives it up."""
 

@@ -37,14 +37,13 @@ class Encoder:
         return packed
 
 
-def load_encoder(settings: LatentSettings) -> Encoder:
-    """Load the VAE onto the GPU where this process has one, onto the CPU otherwise."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def load_encoder(settings: LatentSettings, device: str) -> Encoder:
+    """Load the VAE onto a device, `cpu` or `cuda`."""
     precision = settings.precision
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        precision = "bf16" if device == "cuda" else "fp32"
     vae = load_vae(settings.vae).to(device, _DTYPES[precision], memory_format=torch.channels_last)
-    return Encoder(vae, device, _DTYPES[precision], settings.threads)
+    return Encoder(vae, torch.device(device), _DTYPES[precision], settings.threads)
 
 
 def view_and_masked(

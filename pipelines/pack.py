@@ -38,10 +38,10 @@ Result = TypeVar("Result")
 class ShardPacker:
     """Packs shards, one at a time; holds the VAE. Made once per Ray actor, or once in a test."""
 
-    def __init__(self, settings: BuildSettings, fingerprint: str) -> None:
+    def __init__(self, settings: BuildSettings, fingerprint: str, device: str) -> None:
         self.settings = settings
         self.fingerprint = fingerprint
-        self.encoder = load_encoder(settings.latents)
+        self.encoder = load_encoder(settings.latents, device)
 
     def pack(self, group: int) -> dict[str, Any]:
         """Pack row group `group` of the plan and return its commit record."""

@@ -5,21 +5,23 @@ dies, and a task may then run twice, which the commit records make harmless.
 """
 
 import logging
+import math
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import ray
 
 from pipelines.config import BuildSettings, RaySettings
 from pipelines.pack import ShardPacker
+from schemas.errors import InputError
 
 
 class PackingActor:
     """A Ray actor around `ShardPacker`. An unexpected exception fails its shard and is returned as text, not lost."""
 
-    def __init__(self, settings: BuildSettings, fingerprint: str) -> None:
-        self.packer = ShardPacker(settings, fingerprint)
+    def __init__(self, settings: BuildSettings, fingerprint: str, device: str) -> None:
+        self.packer = ShardPacker(settings, fingerprint, device)
 
     def pack(self, group: int) -> str:
         """Pack row group `group` of the plan; returns the traceback of what went wrong, or nothing."""
@@ -31,15 +33,21 @@ class PackingActor:
 
 
 def pack_on_ray(settings: BuildSettings, fingerprint: str, groups: list[int]) -> Iterator[tuple[int, str]]:
-    """Pack row groups of the plan on all nodes; yields (group, error or "") as they finish."""
+    """Pack row groups of the plan on all nodes; yields (group, error or "") as they finish.
+
+    Raises:
+        InputError: the cluster has not what one actor is to have.
+    """
     if not ray.is_initialized():
         # On a cluster's node this joins the cluster; elsewhere it starts a local Ray for the time of this process.
         ray.init(address=settings.ray.address, log_to_driver=False, logging_level=logging.ERROR)
+    actors, gpus = share_out(settings.ray, ray.cluster_resources())
     make_actor = ray.remote(PackingActor).options(
-        num_cpus=settings.ray.cpus_per_actor, num_gpus=settings.ray.gpus_per_actor, max_restarts=-1, max_task_retries=1
+        num_cpus=settings.ray.cpus_per_actor, num_gpus=gpus, max_restarts=-1, max_task_retries=1
     )
     waiting = deque(groups)
-    idle = [make_actor.remote(settings, fingerprint) for _ in range(min(len(groups), count_actors(settings.ray)))]
+    device = "cuda" if gpus else "cpu"
+    idle = [make_actor.remote(settings, fingerprint, device) for _ in range(min(len(groups), actors))]
     running: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int]] = {}
     while waiting or running:
         while waiting and idle:
@@ -55,12 +63,21 @@ def pack_on_ray(settings: BuildSettings, fingerprint: str, groups: list[int]) ->
         yield group, error
 
 
-def count_actors(settings: RaySettings) -> int:
-    """As many actors as are asked for, or as the cluster holds; at least one."""
-    if settings.actors:
-        return settings.actors
-    resources = ray.cluster_resources()
-    fitting = resources.get("CPU", 1) / settings.cpus_per_actor
-    if settings.gpus_per_actor:
-        fitting = min(fitting, resources.get("GPU", 0) / settings.gpus_per_actor)
-    return max(1, int(fitting))
+def share_out(settings: RaySettings, resources: Mapping[str, float]) -> tuple[int, float]:
+    """Number of actors, and GPUs of each, for a cluster's resources (`CPU`, `GPU`).
+
+    Raises:
+        InputError: the cluster cannot hold one actor.
+    """
+    cpus, gpus = resources.get("CPU", 0), resources.get("GPU", 0)
+    gpus_each = settings.gpus_per_actor
+    if gpus_each is None:
+        gpus_each = 1.0 if gpus >= 1 else 0.0
+    fitting = int(min(cpus / settings.cpus_per_actor, gpus / gpus_each if gpus_each else math.inf))
+    wanted = settings.actors or max(1, fitting)
+    if wanted > fitting:
+        raise InputError(
+            f"{wanted} packing actors of {settings.cpus_per_actor:g} CPUs and {gpus_each:g} GPUs do not fit into a Ray cluster "
+            f"of {cpus:g} CPUs and {gpus:g} GPUs; lower build.ray.actors, cpus_per_actor or gpus_per_actor"
+        )
+    return wanted, gpus_each

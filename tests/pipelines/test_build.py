@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -25,7 +26,7 @@ from schemas.dataset import read_dataset
 from schemas.errors import run_program
 from schemas.photos import decode_photo
 from schemas.sample import MEMBER_NAMES, decode_sample
-from schemas.settings import load_settings, preset
+from schemas.settings import REPOSITORY, load_settings, preset
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
 from schemas.weights import load_vae
 from tests.conftest import VAE, build_options, run_build
@@ -141,6 +142,21 @@ def test_references_show_the_box_padded(dataset, photos):
 def test_one_worker_and_two_make_the_same_bytes(dataset, photos, tmp_path):
     run_build(*build_options(photos, tmp_path / "one"), "--ray.actors", "1")
     assert hashes(tmp_path / "one") == hashes(dataset)
+
+
+def test_it_runs_from_any_folder_and_as_a_copy(photos, tmp_path):
+    """`ray submit` copies build.py alone to the cluster and starts it there, in another folder."""
+    script = tmp_path / "build.py"
+    shutil.copy(REPOSITORY / "pipelines" / "build.py", script)
+    options = build_options(photos, tmp_path / "out") + [
+        "--latents.vae",
+        "tiny_world/weights/vae",
+        "--source.splits",
+        "validation",
+    ]
+    done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert set(read_dataset(tmp_path / "out").splits) == {"validation"}
 
 
 def test_what_is_lost_or_cut_is_made_again_to_the_same_bytes(dataset, photos, tmp_path):
@@ -354,7 +370,7 @@ def test_a_shard_can_be_packed_twice_at_once(photos, dataset, tmp_path):
     (out / "shards").mkdir(parents=True)
     shutil.copy(dataset / "plan.parquet", out)
     identity = read_dataset(dataset).fingerprint
-    packers = [ShardPacker(settings_of(photos, out), identity) for _ in range(2)]
+    packers = [ShardPacker(settings_of(photos, out), identity, "cpu") for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda packer: packer.pack(0), packers))
     made = hashes(out)
