@@ -30,6 +30,7 @@ SCHEDULE = {
     "clip_sample": False,
     "steps_offset": 1,
     "set_alpha_to_one": False,
+    "skip_prk_steps": True,
 }
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct
 from pbe_train.order import Place
-from pbe_train.region import Photo
+from pbe_train.region import AnyPhoto, Photo
 from pbe_train.sampling import Run, SamplingSettings, load_run
 from pbe_train.shards import ShardReader
 from schemas.errors import InputError, run_program
@@ -147,7 +147,7 @@ def evaluate(run: Run, reader: ShardReader, questions: Sequence[Question], how: 
 def ask(
     run: Run,
     samples: Sequence[HeldOut],
-    views: Sequence[Photo],
+    views: Sequence[AnyPhoto],
     features: Float[Tensor, "samples candidates hidden"],
     answers: Sequence[int],
 ) -> list[tuple[bool, float]]:
@@ -158,7 +158,7 @@ def ask(
     return [(near == right, float(row[right])) for near, right, row in zip(nearest, answers, cosines, strict=True)]
 
 
-def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> Photo:
+def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
     """The view inside the mask's bounding box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

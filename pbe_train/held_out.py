@@ -9,7 +9,7 @@ from jaxtyping import Bool, UInt8
 
 from pbe_train.latents import posterior_mean
 from pbe_train.order import Place
-from pbe_train.region import Photo, Window, paste
+from pbe_train.region import AnyPhoto, Window, paste
 from pbe_train.sampling import Run, SamplingSettings
 from pbe_train.shards import ShardReader, StoredSample
 from schemas.errors import InputError
@@ -72,13 +72,13 @@ def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, 
 def paint_held_out(
     run: Run,
     samples: Sequence[HeldOut],
-    references: Sequence[Photo],
+    references: Sequence[AnyPhoto],
     seeds: Sequence[int],
     how: SamplingSettings,
     batch: int = 16,
 ) -> list[UInt8[np.ndarray, "size size 3"]]:
     """Paint a reference into each sample's region; where the view itself was kept, all around the region is its own."""
-    painted: list[Photo] = []
+    painted: list[AnyPhoto] = []
     for start in range(0, len(samples), batch):
         part = slice(start, start + batch)
         masked = np.stack([one.sample.masked[one.kind] for one in samples[part]])

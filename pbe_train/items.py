@@ -121,22 +121,17 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int) -> Iterat
         slots = rank_slots(settings.global_batch, settings.accumulation, ranks, rank)
     except ValueError as error:
         raise InputError(str(error)) from None
+    # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
+    cv2.setNumThreads(1)
     loader: DataLoader[Batch | InputError] = DataLoader(
         items,
         sampler=SlotSampler(first_step, settings.steps, slots),
         batch_size=None,
         num_workers=settings.loader.workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
         prefetch_factor=4 if settings.loader.workers else None,
     )
     for batch in loader:
         if isinstance(batch, InputError):
             raise batch
         yield batch
-
-
-def _start_worker(number: int) -> None:
-    # One thread a worker: parallelism comes from the number of workers.
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
@@ -30,7 +30,7 @@ class Mapper(nn.Module):
             BasicTransformerBlock(width, 1, width, activation_fn="gelu", attention_bias=True) for _ in range(blocks)
         )
 
-    def forward(self, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, tokens: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens features"]:
         """Apply the blocks."""
         for block in self.blocks:
             tokens = block(tokens)
@@ -63,7 +63,7 @@ class Conditioner(nn.Module):
         self.model.eval()
         return self
 
-    def forward(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens width"]:
+    def forward(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens features"]:
         """CLIP-normalised references -> condition tokens (one each under the bottleneck)."""
         with torch.no_grad():
             seen = self.model(pixel_values=reference)
@@ -103,10 +103,10 @@ class PaintByExampleModel(nn.Module):
         noisy: Float[Tensor, "batch channels height width"],
         masked: Float[Tensor, "batch channels height width"],
         keep: Float[Tensor, "batch 1 height width"],
-        timestep: Int64[Tensor, " batch"],
-        condition: Float[Tensor, "batch tokens width"],
+        timestep: Shaped[Tensor, " batch"],
+        condition: Float[Tensor, "batch tokens features"],
     ) -> Float[Tensor, "batch channels height width"]:
-        """The noise in `noisy` under condition tokens."""
+        """The noise in `noisy` under condition tokens. Some samplers stop between two whole timesteps."""
         seen = torch.cat([noisy, masked, keep], dim=1)
         return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
 

@@ -19,7 +19,7 @@ from pbe_train.diffusion import decode_latents, paint_latents
 from pbe_train.ema import copy_values
 from pbe_train.latents import keep_map, normalise_reference, to_pictures, to_tensor
 from pbe_train.model import PaintByExampleModel, build_model
-from pbe_train.region import Mask, Photo, choose_window, cut, cut_mask, paste, resize, resize_mask
+from pbe_train.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
 from schemas.errors import InputError
 from schemas.weights import load_vae, weights_sha256
 
@@ -57,7 +57,7 @@ class Run:
         self,
         masked: Float[Tensor, "batch channels height width"],
         masks: Bool[np.ndarray, "batch size size"],
-        references: Sequence[Photo],
+        references: Sequence[AnyPhoto],
         seeds: Sequence[int],
         how: SamplingSettings,
     ) -> UInt8[np.ndarray, "batch size size 3"]:
@@ -101,12 +101,12 @@ class Run:
         return to_pictures(decode_latents(self.vae, latents.to(self.device), self.identity.scaling_factor))
 
     @torch.no_grad()
-    def embed(self, pictures: Sequence[Photo]) -> Float[Tensor, "pictures hidden"]:
+    def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:
         """Class-token features of the vision encoder, at unit length."""
         features = self.model.conditioner.model(pixel_values=self._see(pictures)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
-    def _see(self, pictures: Sequence[Photo]) -> Float[Tensor, "batch 3 reference reference"]:
+    def _see(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "batch 3 reference reference"]:
         squares = np.stack([squash(picture, self.reference_size) for picture in pictures])
         return normalise_reference(to_tensor(squares).to(self.device))
 
@@ -171,15 +171,15 @@ def _check_frozen(
 
 def edit(
     run: Run,
-    photos: Sequence[Photo],
-    masks: Sequence[Mask],
-    references: Sequence[Photo],
+    photos: Sequence[AnyPhoto],
+    masks: Sequence[AnyMask],
+    references: Sequence[AnyPhoto],
     seeds: Sequence[int],
     how: SamplingSettings,
     *,
     size: int | None = None,
     blend: bool = True,
-) -> list[Photo]:
+) -> list[AnyPhoto]:
     """Paint references into photos.
 
     Args:

@@ -4,6 +4,7 @@ Also as plain `python pbe_train/train.py`, in one process. Everything is a funct
 that was stopped goes on from its newest checkpoint when the same command is given again, on any number of ranks.
 """
 
+import json
 import math
 import time
 from pathlib import Path
@@ -197,6 +198,8 @@ def finish(settings: TrainSettings, ranks: Ranks, trained: dict[str, nn.Paramete
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:
         progress.close()
+        record = {"step": settings.steps, "weights_sha256": hashes}
+        (settings.out / "finished.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"done: {settings.steps} steps, weights {hashes[0][:12]} on {ranks.count} rank(s)")
         print(f"checkpoints: {settings.out / 'checkpoints'}, metrics: tensorboard --logdir {settings.out / 'tensorboard'}")
         print(f"next: python -m pbe_train.demo --model {settings.out} --dataset {settings.dataset} --out demo.png")

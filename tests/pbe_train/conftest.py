@@ -10,8 +10,12 @@ from jaxtyping import install_import_hook
 install_import_hook("pbe_train", "beartype.beartype")
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests.pbe_train.small_world import World, make_world  # noqa: E402
+
+# The networks here are so small that a second thread costs more than it gives, above all beside other work.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

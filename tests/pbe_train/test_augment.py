@@ -18,7 +18,7 @@ def displacement(matrix: np.ndarray, size: int) -> float:
 @pytest.mark.parametrize(("size", "expected"), [(224, 36.0), (64, 36.0 * 64 / 224)])
 def test_the_affine_map_is_as_strong_as_in_the_published_run(size, expected):
     """36 px on average at 224 px, measured with albumentations 0.4.3 (paper.md, section 1); proportional at other sizes."""
-    transform = ThreePointAffine(p=1)
+    transform = ThreePointAffine(p=1.0)
     transform.set_random_seed(0)
     maps = [transform.get_params_dependent_on_data({"shape": (size, size, 3)}, {})["matrix"] for _ in range(600)]
     assert np.mean([displacement(matrix, size) for matrix in maps]) == pytest.approx(expected, rel=0.1)
@@ -26,7 +26,7 @@ def test_the_affine_map_is_as_strong_as_in_the_published_run(size, expected):
 
 def test_the_affine_map_is_what_moves_the_pixels():
     """The map that was drawn is the one applied: a bright dot lands where the map sends it."""
-    transform = ThreePointAffine(p=1)
+    transform = ThreePointAffine(p=1.0)
     picture = np.zeros((224, 224, 3), np.uint8)
     cv2.circle(picture, (120, 100), 4, (255, 255, 255), -1)
     transform.set_random_seed(3)

@@ -148,12 +148,8 @@ def test_it_runs_from_any_folder_and_as_a_copy(photos, tmp_path):
     """`ray submit` copies build.py alone to the cluster and starts it there, in another folder."""
     script = tmp_path / "build.py"
     shutil.copy(REPOSITORY / "pipelines" / "build.py", script)
-    options = build_options(photos, tmp_path / "out") + [
-        "--latents.vae",
-        "tiny_world/weights/vae",
-        "--source.splits",
-        "validation",
-    ]
+    chosen = ["--latents.vae", "tiny_world/weights/vae", "--source.splits", "validation"]
+    options = [*build_options(photos, tmp_path / "out"), *chosen]
     done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert set(read_dataset(tmp_path / "out").splits) == {"validation"}
