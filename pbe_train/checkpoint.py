@@ -25,6 +25,8 @@ from torch import Tensor
 from pbe_train.config import CHANGEABLE, TrainSettings
 from schemas.errors import InputError
 
+CHECKPOINT_NAME = re.compile(r"step-\d{8}")
+
 
 class FileRecord(BaseModel):
     """Size and hash of a file of a checkpoint."""
@@ -76,6 +78,9 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
+    A run that went back to an earlier checkpoint meets those of the branch it left: they have higher steps, and are set aside
+    as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch.
+
     Args:
         out: the run folder.
         step: optimizer steps done.
@@ -99,6 +104,12 @@ def save_checkpoint(
     (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
     _flush(partial / "state.json")
     _flush(partial)
+    # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
+    for later in [path for path in list_checkpoints(out) if path.name > folder.name]:
+        aside = later.with_name(f"left-{later.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        later.rename(aside)
+        print(f"{later}: this run went back to before it; set aside as {aside.name}, delete it if not needed", flush=True)
     if folder.exists():  # The run went back to an earlier checkpoint and came here again.
         shutil.rmtree(folder)
     partial.rename(folder)
@@ -110,14 +121,22 @@ def save_checkpoint(
 
 def list_checkpoints(out: Path) -> list[Path]:
     """The checkpoint folders of a run, oldest first."""
-    return sorted(path for path in (out / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d{8}", path.name))
+    return sorted(path for path in (out / "checkpoints").glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
+
+
+def locate_checkpoint(path: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest one of a run folder; None where it is neither."""
+    if path.is_dir() and (CHECKPOINT_NAME.fullmatch(path.name) or (path / "state.json").is_file()):
+        return path
+    saved = list_checkpoints(path)
+    return saved[-1] if saved else None
 
 
 def find_checkpoint(out: Path, resume: str) -> Path | None:
     """The checkpoint that the `resume` setting means; None to start anew.
 
     Raises:
-        InputError: `never` in a folder that holds checkpoints already, or a path that is no checkpoint.
+        InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
     """
     saved = list_checkpoints(out)
     if resume == "auto":
@@ -128,10 +147,10 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
                 f"{saved[-1]}: this run folder is in use; go on from there with --resume auto, or give another --out"
             )
         return None
-    folder = Path(resume)
-    if not folder.is_dir():
+    folder = locate_checkpoint(Path(resume))
+    if not folder:
         known = f"; {out} has {', '.join(path.name for path in saved)}" if saved else ""
-        raise InputError(f"{folder}: no checkpoint folder here; --resume takes auto, never or a folder{known}")
+        raise InputError(f"{resume}: no checkpoint here; --resume takes auto, never, a run folder or a checkpoint folder{known}")
     return folder
 
 
@@ -158,11 +177,17 @@ def read_state(folder: Path) -> CheckpointState:
     return state
 
 
-def read_part(folder: Path, state: CheckpointState, name: str) -> dict[str, Tensor]:
-    """The named tensors of one file of a checkpoint (`model`, `ema`, `optimizer`), after its hash was checked.
+def read_part(folder: Path, state: CheckpointState, name: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named tensors of one file of a checkpoint, after its hash was checked.
+
+    Args:
+        folder: of the checkpoint.
+        state: its state.
+        name: `model`, `ema` or `optimizer`.
+        expected: tensors of the names and shapes that the file must hold, no more and no fewer.
 
     Raises:
-        InputError: the file is not what state.json says.
+        InputError: the file is not what state.json says, or does not fit the model.
     """
     path = folder / f"{name}.safetensors"
     if path.name not in state.files:
@@ -173,6 +198,13 @@ def read_part(folder: Path, state: CheckpointState, name: str) -> dict[str, Tens
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    odd = set(tensors.keys() ^ expected.keys())
+    odd |= {key for key in tensors.keys() & expected.keys() if tensors[key].shape != expected[key].shape}
+    if odd:
+        raise InputError(
+            f"{path}: does not fit the model of its settings ({min(odd)} and {len(odd) - 1} more); "
+            "it was written by another version of this program"
+        )
     return tensors
 
 
@@ -210,7 +242,9 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _way_out(folder: Path) -> str:
-    return f"delete {folder} to go on from the checkpoint before it"
+    if CHECKPOINT_NAME.fullmatch(folder.name):
+        return f"delete {folder} to go on from the checkpoint before it"
+    return "give another checkpoint"
 
 
 def _hash_file(path: Path) -> str:

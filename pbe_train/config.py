@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from schemas.settings import Group, Program
 
 MaskMode = Literal["bilinear", "nearest"]
+Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
 
 
@@ -61,6 +62,9 @@ class ModelSettings(Group):
     """Transformer blocks between the encoder's tokens and the U-Net."""
     mask_to_latent: MaskMode = "bilinear"
     """How a mask shrinks to latent resolution: `bilinear` without antialias (as published) or `nearest` (as in diffusers)."""
+    attention: Literal["fused", "plain"] = "fused"
+    """How the U-Net's attention is computed: by PyTorch's fused kernels, or by plain matrix products, which on a CPU are faster
+    for the few tokens of small latents; their memory grows with the square of the tokens."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
 
@@ -138,6 +142,9 @@ class TrainSettings(Program):
     """Samples per optimizer step, over all ranks."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches that a rank's share of an optimizer step is cut into."""
+    prediction: Prediction = "epsilon"
+    """What the U-Net predicts: the noise, as published and as Stable Diffusion 1.x does, or the velocity (Salimans & Ho 2022),
+    whose error weighs high noise far more, where layout and background are decided: for short trainings from scratch."""
     guidance_dropout: float = Field(0.2, ge=0, le=1)
     """Probability, per sample, that the condition is replaced by the learned null vector."""
     model: ModelSettings
@@ -163,19 +170,21 @@ class TrainSettings(Program):
     pictures: PictureSettings = PictureSettings()
     """Pictures of held-out samples during training."""
     resume: str = "auto"
-    """`auto`: go on from the newest checkpoint in `out`, if there is one; `never`: start anew; or a checkpoint folder."""
+    """`auto`: go on from the newest checkpoint in `out`, if any; `never`: start anew; or a run folder or a checkpoint folder."""
 
 
 # What a resumed run may change: where it writes, how far it goes and how it is watched. Everything else defines the run.
-# `dataset`, `model.encoder` and `model.vae` are places; what lies there is compared by hash. `accumulation` and the loader's
-# processes only say how the same step is computed.
+# `dataset`, `model.encoder` and `model.vae` are places; what lies there is compared by hash. `model.pretrained` is the place of
+# the start, which is read no more. `accumulation` and the loader's processes only say how the same step is computed.
 CHANGEABLE = {
     "dataset",
     "out",
     "steps",
     "accumulation",
+    "model.pretrained",
     "model.encoder",
     "model.vae",
+    "model.attention",
     "model.gradient_checkpointing",
     "threads",
     "loader.workers",

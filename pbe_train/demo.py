@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct, spread_places
-from pbe_train.sampling import SamplingSettings, load_run
+from pbe_train.sampling import SamplingSettings, check_guidance, load_run
 from pbe_train.shards import ShardReader
 from schemas.errors import InputError, run_program
 from schemas.pictures import sheet, tint
@@ -29,11 +29,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
     parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
+    parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
     options = parser.parse_args()
-    if options.count < 1 or options.steps < 1:
-        raise InputError(f"--count {options.count}, --steps {options.steps}: must be 1 or more")
+    if min(options.count, options.steps, options.batch) < 1:
+        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
 
     run = load_run(options.model)
+    check_guidance(run, options.guidance)
     reader = ShardReader(options.dataset, options.split)
     check_fits(run, reader)
     samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
@@ -41,7 +43,7 @@ def main() -> None:
     references = [lender.sample.reference for lender in lenders]
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
     seeds = [options.seed + number for number in range(len(samples))]
-    painted = paint_held_out(run, samples, references, seeds, how)
+    painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch)
     rows, captions = [], []
     for one, lender, made, result in zip(samples, lenders, reconstruct(run, samples), painted, strict=True):
         source = made if one.sample.view is None else one.sample.view

@@ -1,7 +1,7 @@
 """Diffusion: the noise schedule, the training loss, and guided sampling.
 
 Schedule, loss and guidance are those of Stable Diffusion 1.x: 1000 steps, betas linear in their square root from 0.00085 to
-0.012, the network predicts the noise, plain mean squared error.
+0.012, plain mean squared error of the predicted noise (or, by a setting, of the velocity).
 """
 
 import inspect
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from pbe_train.config import Prediction
 from pbe_train.items import TIMESTEPS, Batch
 from pbe_train.latents import normalise_reference
 from pbe_train.model import PaintByExampleModel
@@ -26,7 +27,6 @@ SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "prediction_type": "epsilon",
     "clip_sample": False,
     "steps_offset": 1,
     "set_alpha_to_one": False,
@@ -38,30 +38,43 @@ SCHEDULE = {
 Denoiser = Callable[..., Tensor]
 
 
-def training_schedule() -> DDPMScheduler:
+def training_schedule(prediction: Prediction) -> DDPMScheduler:
     """The schedule by which latents are noised in training."""
-    return DDPMScheduler.from_config(SCHEDULE)
+    return DDPMScheduler.from_config(SCHEDULE, prediction_type=prediction)
 
 
 def noise_loss(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Float[Tensor, ""]:
-    """Mean squared error of the predicted noise over a micro-batch."""
+    """Mean squared error of the predicted noise, or velocity, over a micro-batch.
+
+    The velocity is `sqrt(a) noise - sqrt(1 - a) latent`, with a the share of the latent's power in the noisy one: Salimans & Ho,
+    Progressive distillation for fast sampling of diffusion models (2022), appendix D.
+    """
     channels = (batch.planes.shape[1] - 1) // 3
     latent, masked, keep, noise = torch.split(batch.planes, [channels, channels, 1, channels], dim=1)
     noisy = schedule.add_noise(latent, noise, batch.timestep)
     predicted = model(noisy, masked, keep, batch.timestep, normalise_reference(batch.reference), batch.dropped)
-    return mse_loss(predicted.float(), noise)
+    predicts_noise = schedule.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else schedule.get_velocity(latent, noise, batch.timestep)
+    return mse_loss(predicted.float(), target)
 
 
-def make_scheduler(name: str) -> Any:
+def make_scheduler(name: str, prediction: Prediction) -> Any:
     """A sampler of diffusers by the name of its class, on the schedule of the training.
 
     Raises:
-        InputError: diffusers has no such scheduler.
+        InputError: diffusers has no such scheduler, or it cannot be put on this schedule (flow matching, EDM, inversion).
     """
     kind: Any = getattr(diffusers, name, None)
     if diffusers.SchedulerMixin not in getattr(kind, "__mro__", ()):
         raise InputError(f"{name}: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler")
-    return kind.from_config(SCHEDULE)
+    # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
+    taken = inspect.signature(kind.__init__).parameters
+    if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name:
+        raise InputError(
+            f"{name}: does not sample on the schedule of the training (scaled linear betas); "
+            "for example DDIMScheduler or DPMSolverMultistepScheduler does"
+        )
+    return kind.from_config(SCHEDULE, prediction_type=prediction)
 
 
 @torch.no_grad()
@@ -75,6 +88,7 @@ def paint_latents(
     guidance: float,
     steps: int,
     scheduler: str,
+    prediction: Prediction,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
 
@@ -87,8 +101,9 @@ def paint_latents(
         guidance: s in `null + s * (condition - null)`; 1 = the condition alone, which costs half.
         steps: denoising steps.
         scheduler: name of a diffusers scheduler.
+        prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
     """
-    sampler = make_scheduler(scheduler)
+    sampler = make_scheduler(scheduler, prediction)
     sampler.set_timesteps(steps, device=masked.device)
     # Drawn on the CPU, so that a seed means the same picture on every device.
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]

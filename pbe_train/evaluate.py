@@ -2,15 +2,22 @@
 
     python -m pbe_train.evaluate --model runs/tiny --dataset data/tiny/dataset --out evaluation.json
 
-For each sample eight candidate references of eight labels are drawn, its own among them. A region is *recognised* if, of the
-eight, the reference that was painted lies nearest to it: cosine of the vision encoder's class-token features, region = bounding
-box of the mask. Chance is 12.5 %. Painting *another* candidate than the sample's own separates following the reference from
-filling in what the surroundings suggest. Two rows bound the test from above: the real region, and the region after the VAE.
+For each sample eight candidate references of eight labels are drawn, its own among them. A region is *recognised* if the
+reference that was painted lies strictly nearer to it than the other seven: cosine of class-token features, region = bounding box
+of the mask. Chance is 12.5 %. Painting *another* candidate than the sample's own separates following the reference from filling
+in what the surroundings suggest. Two rows bound the test from above: the real region, and the region after the VAE.
+
+What is judged is the model's own output for the whole view: nothing is pasted back, so no px of the photo is in it. The model
+saw the masked view, though; where a jittered mask left a rim of the object outside, it may repaint that rim.
+
+The judge is the frozen encoder whose class token also conditions the model: the test tells whether the model paints what that
+encoder sees in the reference, not whether people would agree.
 """
 
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +32,7 @@ from torch import Tensor
 from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct
 from pbe_train.order import Place
 from pbe_train.region import AnyPhoto, Photo
-from pbe_train.sampling import Run, SamplingSettings, load_run
+from pbe_train.sampling import Run, SamplingSettings, check_guidance, load_run
 from pbe_train.shards import ShardReader
 from schemas.errors import InputError, run_program
 from schemas.randomness import generator
@@ -35,7 +42,10 @@ CANDIDATES = 8
 
 @dataclass(frozen=True)
 class Score:
-    """How often the painted reference was recognised. `low` and `high` bound the accuracy with 95 % confidence (Wilson)."""
+    """How often the painted reference was recognised. `low` and `high` bound the accuracy with 95 % confidence (Wilson).
+
+    The bounds count views, not paintings: two paintings of one view are not independent.
+    """
 
     recognised: int
     count: int
@@ -68,16 +78,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws samples, candidates, masks and noise")
     parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
     parser.add_argument("--out", type=Path, help="JSON file to write the table to")
+    parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
     options = parser.parse_args()
-    if options.count < 1 or options.steps < 1:
-        raise InputError(f"--count {options.count}, --steps {options.steps}: must be 1 or more")
+    if min(options.count, options.steps, options.batch) < 1:
+        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
 
     run = load_run(options.model)
+    check_guidance(run, options.guidance)
     reader = ShardReader(options.dataset, options.split)
     check_fits(run, reader)
+    trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == run.settings.split
+    if trained_on:
+        print(f"warning: the run was trained on split `{options.split}`; these scores say nothing of new photos", file=sys.stderr)
     questions = draw_questions(reader, options.count, options.seed)
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
-    scores = evaluate(run, reader, questions, how, options.seed)
+    scores = evaluate(run, reader, questions, how, options.seed, options.batch)
     Console().print(make_table(scores, run, options.guidance))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +101,8 @@ def main() -> None:
             "step": run.step,
             "dataset_fingerprint": reader.info.fingerprint,
             "split": options.split,
+            "trained_on": trained_on,
+            "judge": f"class token of model.encoder {run.settings.model.encoder}, which also conditions the model",
             "seed": options.seed,
             "sampling": asdict(how),
             "chance": 1 / CANDIDATES,
@@ -117,16 +134,19 @@ def draw_questions(reader: ShardReader, count: int, seed: int) -> list[Question]
     return questions
 
 
-def evaluate(run: Run, reader: ShardReader, questions: Sequence[Question], how: SamplingSettings, seed: int) -> dict[str, Score]:
+def evaluate(
+    run: Run, reader: ShardReader, questions: Sequence[Question], how: SamplingSettings, seed: int, batch: int = 16
+) -> dict[str, Score]:
     """Paint each sample with its own and with another candidate's reference; the score of each row of the table.
+
+    Memory grows with `batch`, not with the number of samples; the scores do not depend on it beyond rounding.
 
     Raises:
         InputError: the split keeps no views.
     """
     found: dict[str, list[tuple[bool, float]]] = {"own": [], "another": [], "real view": [], "VAE reconstruction": []}
-    # In parts, so that memory does not grow with the number of samples.
-    for start in range(0, len(questions), 16):
-        part = questions[start : start + 16]
+    for start in range(0, len(questions), batch):
+        part = questions[start : start + batch]
         samples = read_held_out(reader, [question.place for question in part], seed)
         views = [one.sample.view for one in samples if one.sample.view is not None]
         if len(views) < len(samples):
@@ -137,11 +157,13 @@ def evaluate(run: Run, reader: ShardReader, questions: Sequence[Question], how: 
         right = [0] * len(part)
         for row, answers in (("own", right), ("another", [question.other for question in part])):
             chosen = [candidates[answer] for candidates, answer in zip(references, answers, strict=True)]
-            found[row] += ask(run, samples, paint_held_out(run, samples, chosen, seeds, how), features, answers)
+            painted = paint_held_out(run, samples, chosen, seeds, how, batch=batch, blend=False)
+            found[row] += ask(run, samples, painted, features, answers)
         found["real view"] += ask(run, samples, views, features, right)
         found["VAE reconstruction"] += ask(run, samples, reconstruct(run, samples), features, right)
-    scores = {row: make_score(answers) for row, answers in found.items()}
-    return {"own": scores["own"], "another": scores["another"], "both": make_score(found["own"] + found["another"]), **scores}
+    scores = {row: make_score(answers, len(questions)) for row, answers in found.items()}
+    both = make_score(found["own"] + found["another"], len(questions))
+    return {"own": scores["own"], "another": scores["another"], "both": both, **scores}
 
 
 def ask(
@@ -151,11 +173,14 @@ def ask(
     features: Float[Tensor, "samples candidates hidden"],
     answers: Sequence[int],
 ) -> list[tuple[bool, float]]:
-    """For each view: whether its region lies nearest to the right candidate, and the cosine to that one."""
+    """For each view: whether its region lies strictly nearest to the right candidate, and the cosine to that one."""
     regions = run.embed([cut_region(view, one.mask) for view, one in zip(views, samples, strict=True)])
     cosines = torch.einsum("sch,sh->sc", features, regions)
-    nearest = cosines.argmax(1).tolist()
-    return [(near == right, float(row[right])) for near, right, row in zip(nearest, answers, cosines, strict=True)]
+    right = torch.tensor(answers)[:, None]
+    own = cosines.gather(1, right)[:, 0]
+    # A tie, as between regions that all look alike, is no recognition, and nor is anything that is not a number.
+    rest = cosines.scatter(1, right, -torch.inf).amax(1)
+    return list(zip((own > rest).tolist(), own.tolist(), strict=True))
 
 
 def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
@@ -164,16 +189,14 @@ def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
     return view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def make_score(answers: Sequence[tuple[bool, float]]) -> Score:
-    """Sum up (recognised, cosine) pairs."""
-    recognised = sum(right for right, _ in answers)
-    low, high = wilson(recognised, len(answers))
-    return Score(
-        recognised, len(answers), recognised / len(answers), low, high, float(np.mean([cosine for _, cosine in answers]))
-    )
+def make_score(answers: Sequence[tuple[bool, float]], views: int) -> Score:
+    """Sum up (recognised, cosine) pairs; paintings of one view count as one observation for the interval."""
+    recognised, count = sum(right for right, _ in answers), len(answers)
+    low, high = wilson(recognised / count * views, views)
+    return Score(recognised, count, recognised / count, low, high, float(np.mean([cosine for _, cosine in answers])))
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson(hits: float, count: int) -> tuple[float, float]:
     """95 % confidence interval of a share, right also near 0 and 1.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
@@ -187,7 +210,10 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
 
 def make_table(scores: dict[str, Score], run: Run, guidance: float) -> Table:
     """The scores for people."""
-    table = Table(title=f"Reference recognised among {CANDIDATES} (step {run.step}, guidance {guidance:g})")
+    table = Table(
+        title=f"Reference recognised among {CANDIDATES} (step {run.step}, guidance {guidance:g})",
+        caption="judge: the encoder whose class token conditions the model; intervals count views",
+    )
     for heading in ("painted", "samples", "recognised", "95 % interval", "mean cosine"):
         table.add_column(heading, justify="left" if heading == "painted" else "right")
     names = {"own": "own reference", "another": "another reference", "both": "both"}

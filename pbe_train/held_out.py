@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, UInt8
 
 from pbe_train.latents import posterior_mean
@@ -66,7 +65,7 @@ def spread_places(counts: Sequence[int], number: int) -> list[Place]:
 def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
     """The views as the VAE gives them back: the best that any painter in its latents can do."""
     latents = posterior_mean(np.stack([one.sample.latent for one in samples]), run.identity.scaling_factor)
-    return [view for part in torch.split(latents, 16) for view in run.decode(part)]
+    return list(run.decode(latents))
 
 
 def paint_held_out(
@@ -75,9 +74,21 @@ def paint_held_out(
     references: Sequence[AnyPhoto],
     seeds: Sequence[int],
     how: SamplingSettings,
+    *,
     batch: int = 16,
+    blend: bool = True,
 ) -> list[UInt8[np.ndarray, "size size 3"]]:
-    """Paint a reference into each sample's region; where the view itself was kept, all around the region is its own."""
+    """Paint a reference into each sample's region.
+
+    Args:
+        run: a loaded run.
+        samples: what to paint into.
+        references: RGB, 0-255, any sizes; one per sample.
+        seeds: one per sample.
+        how: guidance, steps, scheduler.
+        batch: samples painted at once.
+        blend: where the view itself was kept, all around the region is its own; otherwise every px is the model's.
+    """
     painted: list[AnyPhoto] = []
     for start in range(0, len(samples), batch):
         part = slice(start, start + batch)
@@ -86,5 +97,6 @@ def paint_held_out(
         latents = posterior_mean(masked, run.identity.scaling_factor)
         for one, view in zip(samples[part], run.paint(latents, masks, references[part], seeds[part], how), strict=True):
             window = Window(0, 0, len(view))
-            painted.append(view if one.sample.view is None else paste(one.sample.view, view, one.mask, window))
+            kept = one.sample.view if blend else None
+            painted.append(view if kept is None else paste(kept, view, one.mask, window))
     return painted

@@ -114,22 +114,27 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int) -> Iterat
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Raises:
-        InputError: the global batch cannot be cut evenly, or a shard is missing or damaged.
+        InputError: the global batch cannot be cut evenly (at once), or a shard is missing or damaged (while iterating).
     """
     settings = items.settings
     try:
         slots = rank_slots(settings.global_batch, settings.accumulation, ranks, rank)
     except ValueError as error:
         raise InputError(str(error)) from None
+    return _iterate(items, SlotSampler(first_step, settings.steps, slots))
+
+
+def _iterate(items: Items, sampler: SlotSampler) -> Iterator[Batch]:
     # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
     cv2.setNumThreads(1)
+    workers = items.settings.loader.workers
     loader: DataLoader[Batch | InputError] = DataLoader(
         items,
-        sampler=SlotSampler(first_step, settings.steps, slots),
+        sampler=sampler,
         batch_size=None,
-        num_workers=settings.loader.workers,
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if settings.loader.workers else None,
+        prefetch_factor=4 if workers else None,
     )
     for batch in loader:
         if isinstance(batch, InputError):

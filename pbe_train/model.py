@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
@@ -130,6 +131,8 @@ def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict
         unet = widen(load_unet(settings.pretrained), settings.pretrained)
     else:
         unet = new_unet(settings.unet, latent_channels)
+    if settings.attention == "plain":
+        unet.set_attn_processor(AttnProcessor())
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)

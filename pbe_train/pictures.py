@@ -7,6 +7,7 @@ from pbe_train.ema import MovingAverage
 from pbe_train.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
 from pbe_train.sampling import Run, SamplingSettings
 from pbe_train.shards import ShardReader
+from schemas.dataset import read_dataset
 from schemas.pictures import Picture, sheet
 
 
@@ -16,6 +17,10 @@ class Pictures:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.settings = run.settings.pictures
+        self.guidance = self.settings.guidance
+        if run.settings.guidance_dropout == 0 and set(self.guidance) != {1.0}:
+            self.guidance = (1.0,)
+            print("guidance_dropout 0 leaves the null vector untrained: pictures are painted with guidance 1 alone", flush=True)
         reader = open_split(run.settings, self.settings.split)
         self.samples: list[HeldOut] = read_held_out(reader, spread_places(reader.counts, self.settings.count), run.settings.seed)
         self.sources = [
@@ -31,14 +36,14 @@ class Pictures:
         references = [given.sample.reference for given in self.samples]
         columns = [
             paint_held_out(self.run, self.samples, references, range(len(self.samples)), self._how(guidance))
-            for guidance in self.settings.guidance
+            for guidance in self.guidance
         ]
         rows = []
         for number, given in enumerate(self.samples):
             masked = self.sources[number].copy()
             masked[given.mask] = 127
             rows.append([self.sources[number], masked, references[number], *(column[number] for column in columns)])
-        headings = ["source", "masked", "reference", *(f"guidance {scale:g}" for scale in self.settings.guidance)]
+        headings = ["source", "masked", "reference", *(f"guidance {scale:g}" for scale in self.guidance)]
         picture: Picture = sheet(rows, headings, [given.sample.label_name for given in self.samples])
         folder = self.run.settings.out / "pictures"
         folder.mkdir(exist_ok=True)
@@ -51,7 +56,7 @@ class Pictures:
 
 def open_split(settings: TrainSettings, split: str) -> ShardReader:
     """A split of the dataset, or the training split where it is not there or empty."""
-    splits = ShardReader(settings.dataset, settings.split).info.splits
+    splits = read_dataset(settings.dataset).splits
     if split in splits and splits[split].samples:
         return ShardReader(settings.dataset, split)
     print(f"{settings.dataset}: no samples in a split `{split}`; pictures show samples of `{settings.split}`", flush=True)

@@ -1,6 +1,7 @@
 """What a run says about itself: metrics.jsonl, TensorBoard, and a status line."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ class Progress:
     def __init__(self, out: Path, first_step: int, last_step: int) -> None:
         self.path = out / "metrics.jsonl"
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= first_step]
+        kept = [line for line in kept if _step_of(line) <= first_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if not first_step:  # What an earlier start left, before its first checkpoint, is of no run.
+            for path in (out / "tensorboard").glob("events.out.tfevents.*"):
+                path.unlink()
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self.last_step = last_step
         self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
@@ -59,6 +63,14 @@ class Progress:
         """Flush everything."""
         self.bar.close()
         self.board.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line of metrics; beyond all steps for a line that was torn when the machine stopped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Timed:

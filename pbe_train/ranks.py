@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pbe_train.model import PaintByExampleModel
+from schemas.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,26 @@ class Ranks:
     device: torch.device
 
     @classmethod
-    def start(cls, threads: int | None) -> "Ranks":
-        """Join the others (NCCL on GPUs, gloo on CPUs), choose the device, share out the CPU threads."""
+    def start(cls, threads: int | None, precision: str) -> "Ranks":
+        """Join the others (NCCL on GPUs, gloo on CPUs), choose the device, share out the CPU threads.
+
+        Raises:
+            InputError: more processes on this machine than GPUs.
+        """
         rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
         if cuda:
+            gpus = torch.cuda.device_count()
+            if local_rank >= gpus:
+                raise InputError(
+                    f"--nproc-per-node {local_count}: this machine shows {gpus} GPU(s) and each process needs one; start {gpus}, "
+                    "or hide them (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+                )
             torch.cuda.set_device(device)
-            torch.set_float32_matmul_precision("high")
+            if precision != "fp32":  # What autocast leaves in fp32 may then use TF32.
+                torch.set_float32_matmul_precision("high")
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
         if count > 1:
             # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from pbe_train.region import Mask, Photo
-from pbe_train.sampling import Run, SamplingSettings, edit, load_run
+from pbe_train.sampling import Run, SamplingSettings, check_guidance, edit, load_run
 from schemas.errors import InputError, run_program
 from schemas.photos import PhotoError, decode_photo
 
@@ -26,6 +26,7 @@ def main() -> None:
         raise InputError(f"--out {options.out}: write a .png (keeps every byte outside the mask), .jpg or .webp")
     run = load_run(options.model, options.weights)
     check_size(run, options.size)
+    check_guidance(run, options.guidance)
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
     edited = edit(run, [photo], [mask], [reference], [options.seed], how, size=options.size, blend=options.blend)[0]
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
     parser.add_argument("--image", type=Path, required=True, help="photo to edit, any size; EXIF rotation is applied")
     parser.add_argument(
-        "--mask", type=Path, required=True, help="white = repaint; must have the photo's size, at least one white px"
+        "--mask", type=Path, required=True, help="white = repaint; opaque, of the photo's size, at least one white px"
     )
     parser.add_argument("--reference", type=Path, required=True, help="photo of what to paint, cropped closely around it")
     parser.add_argument("--out", type=Path, required=True, help="picture to write; .png keeps every byte outside the mask")
@@ -86,8 +87,16 @@ def read_photo(path: Path) -> Photo:
 
 
 def read_mask(path: Path) -> Mask:
-    """A mask from disk: True where it is brighter than mid grey."""
+    """A mask from disk: True where it is brighter than mid grey.
+
+    Raises:
+        InputError: no readable picture, or a transparent px, of which one cannot tell whether it is to be repainted.
+    """
     mask: Mask = read_photo(path).mean(axis=2) > 127
+    with Image.open(path) as image:  # Its size was checked when it was decoded.
+        opaque = not image.has_transparency_data or bool(np.all(np.asarray(image.convert("RGBA"))[..., 3] == 255))
+    if not opaque:
+        raise InputError(f"{path}: the mask is transparent in places; save it without transparency, white on black")
     return mask
 
 

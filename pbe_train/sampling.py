@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pbe_train.augment import squash
-from pbe_train.checkpoint import CheckpointState, RunIdentity, list_checkpoints, read_part, read_state
+from pbe_train.checkpoint import CheckpointState, RunIdentity, locate_checkpoint, read_part, read_state
 from pbe_train.config import TrainSettings
 from pbe_train.diffusion import decode_latents, paint_latents
 from pbe_train.ema import copy_values
@@ -22,6 +22,8 @@ from pbe_train.model import PaintByExampleModel, build_model
 from pbe_train.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
 from schemas.errors import InputError
 from schemas.weights import load_vae, weights_sha256
+
+DECODED_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Run:
             guidance=how.guidance,
             steps=how.steps,
             scheduler=how.scheduler,
+            prediction=self.settings.prediction,
         )
         self.model.train(was_training)
         return self.decode(latents)
@@ -97,8 +100,10 @@ class Run:
         return mean * self.identity.scaling_factor
 
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
-        """Scaled latents -> views."""
-        return to_pictures(decode_latents(self.vae, latents.to(self.device), self.identity.scaling_factor))
+        """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
+        parts = torch.split(latents, DECODED_AT_ONCE)
+        scale = self.identity.scaling_factor
+        return np.concatenate([to_pictures(decode_latents(self.vae, part.to(self.device), scale)) for part in parts])
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:
@@ -122,7 +127,9 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
     Raises:
         InputError: no checkpoint there, a damaged one, or a frozen network that is not the one the run was trained with.
     """
-    folder = _checkpoint_folder(path)
+    folder = locate_checkpoint(path)
+    if not folder:
+        raise InputError(f"{path}: no checkpoint here; give a run folder that train.py wrote (the `out` of its settings)")
     state = read_state(folder)
     try:
         settings = TrainSettings.model_validate(state.settings)
@@ -136,21 +143,22 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
     vae = load_vae(settings.model.vae)
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
-    tensors = read_part(folder, state, part)
-    if tensors.keys() != model.trained().keys():
-        raise InputError(f"{folder}: {part}.safetensors does not fit the model of its settings; it is of another version")
-    copy_values(tensors, model.trained())
+    copy_values(read_part(folder, state, part, model.trained()), model.trained())
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(model.to(place).eval(), vae.to(place), settings, state.identity, state.step)
 
 
-def _checkpoint_folder(path: Path) -> Path:
-    if (path / "state.json").is_file() or path.name.startswith("step-"):
-        return path
-    saved = list_checkpoints(path)
-    if not saved:
-        raise InputError(f"{path}: no checkpoint here; give a run folder that train.py wrote (the `out` of its settings)")
-    return saved[-1]
+def check_guidance(run: Run, guidance: float) -> None:
+    """Refuse guidance from a null vector that was never trained.
+
+    Raises:
+        InputError: guidance other than 1 for a run that never dropped the condition.
+    """
+    if guidance != 1 and run.settings.guidance_dropout == 0:
+        raise InputError(
+            f"--guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "
+            "give --guidance 1"
+        )
 
 
 def _check_frozen(

@@ -8,6 +8,7 @@ import os
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from pbe_train.order import Place
 from schemas.dataset import read_dataset
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
-from schemas.sample import decode_array, decode_masks
+from schemas.sample import SampleRecord, decode_array, decode_masks, find_problem
 from schemas.tables import INDEX
 
 # Columns of the index whose members are read; `json` tells people where a sample comes from and trains nothing.
@@ -88,21 +89,22 @@ class ShardReader:
             last = max(part["offset"] + part["length"] for part in ranges.values())
             data = os.pread(handle, last - first, first)
             member = {key: data[part["offset"] - first :][: part["length"]] for key, part in ranges.items()}
-            sample = StoredSample(
+            latent, masked = decode_array(member["latent_npy"]), decode_array(member["masked_npy"])
+            masks = decode_masks(member["mask_png"])
+            self._check(latent, masked, masks)
+            return StoredSample(
                 key=row["key"],
                 label=row["label"],
                 label_name=row["label_name"],
-                latent=decode_array(member["latent_npy"]),
-                masked=decode_array(member["masked_npy"]),
-                masks=decode_masks(member["mask_png"]),
+                latent=latent,
+                masked=masked,
+                masks=masks,
                 reference=decode_photo(member["ref_jpg"], frame="stored"),
                 view=decode_photo(member["view_jpg"], frame="stored") if "view_jpg" in member else None,
             )
-            self._check(sample)
         except (ValueError, EOFError, PhotoError) as error:
             problem = " ".join(str(error).split())
             raise InputError(f"{where} is damaged ({problem}); delete the shard and run the build again") from error
-        return sample
 
     def labels(self) -> list[tuple[Place, str, str]]:
         """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""
@@ -113,13 +115,18 @@ class ShardReader:
             rows += [(Place(number, position), key, label) for position, (key, label) in enumerate(pairs)]
         return rows
 
-    def _check(self, sample: StoredSample) -> None:
-        vae, size, masks = self.info.vae, self.info.view_size, self.info.masks_per_view
+    def _check(self, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> None:
+        vae, size, count = self.info.vae, self.info.view_size, self.info.masks_per_view
         side = size // vae.downsampling
         expected = (2 * vae.latent_channels, side, side)
-        found = sample.latent.shape, sample.masked.shape, sample.masks.shape
-        if found != (expected, (masks, *expected), (masks, size, size)):
+        found = latent.shape, masked.shape, masks.shape
+        if found != (expected, (count, *expected), (count, size, size)):
             raise ValueError(f"latent, masked and masks are {found}, which does not fit dataset.json")
+        # The layout's own check of the arrays. Of the record it asks only how many masks there are; `json` itself is not read.
+        counted: dict[str, Any] = {"mask_kinds": ("box",) * count, "mask_polygons": ((),) * count}
+        problem = find_problem(SampleRecord.model_construct(**counted), latent, masked, masks)
+        if problem:
+            raise ValueError(problem)
 
     def _count_samples(self) -> tuple[list[int], dict[str, list[int]]]:
         """Samples of each shard, and the row groups of the index that name it; read one row group at a time."""

@@ -5,7 +5,6 @@ that was stopped goes on from its newest checkpoint when the same command is giv
 """
 
 import json
-import math
 import time
 from pathlib import Path
 
@@ -13,9 +12,11 @@ import torch
 from torch import nn
 
 from pbe_train.checkpoint import (
+    CheckpointState,
     RunIdentity,
     check_resumable,
     find_checkpoint,
+    list_checkpoints,
     read_part,
     read_state,
     save_checkpoint,
@@ -43,7 +44,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def main() -> None:
     """Read the settings and train."""
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
-    ranks = Ranks.start(settings.threads)
+    ranks = Ranks.start(settings.threads, settings.precision)
     train(settings, ranks)
     ranks.stop()
 
@@ -53,21 +54,29 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
     # Data, and a check that it and the networks belong together.
     reader = ShardReader(settings.dataset, settings.split, open_shards=2 * settings.loader.window)
     vae = load_dataset_vae(settings.model.vae, settings.dataset, reader.info)
-    make_scheduler(settings.pictures.scheduler)
+    make_scheduler(settings.pictures.scheduler, settings.prediction)
+
+    # Go on from a checkpoint, if there is one; every rank looks for itself.
+    checkpoint = find_checkpoint(settings.out, settings.resume)
+    state = read_state(checkpoint) if checkpoint else None
+    check_agreement(ranks, checkpoint, state, reader)
 
     # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-    model = build_model(settings.model, reader.info.vae.latent_channels).to(ranks.device).train()
+    unet = state.identity.unet if state else None
+    model = build_model(settings.model, reader.info.vae.latent_channels, unet).to(ranks.device).train()
     trained = model.trained()
     optimizer = make_optimizer(trained, settings.optimizer)
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
     identity = identify(model, reader)
 
-    # Go on from a checkpoint, if there is one.
     step = 0
-    checkpoint = find_checkpoint(settings.out, settings.resume)
-    if checkpoint:
-        step = resume(checkpoint, settings, identity, trained, optimizer, average)
+    if checkpoint and state:
+        check_resumable(checkpoint, state, settings, identity)
+        resume(checkpoint, state, trained, optimizer, average)
+        step = state.step
+    items = Items(settings, reader, model.conditioner.model.config.image_size)
+    batches = Timed(load_batches(items, step, ranks.count, ranks.rank))
 
     progress = pictures = None
     if ranks.rank == 0:
@@ -78,11 +87,10 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
         pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step)) if settings.pictures.every else None
 
     # The loop.
-    schedule = training_schedule()
+    schedule = training_schedule(settings.prediction)
     parallel = ranks.wrap(model)
-    items = Items(settings, reader, model.conditioner.model.config.image_size)
-    batches = Timed(load_batches(items, step, ranks.count, ranks.rank))
     losses: list[torch.Tensor] = []
+    finite = torch.ones((), device=ranks.device)  # 0 after the first step that was not; read only when something is written.
     logged_step, logged_time = step, time.monotonic()
     while step < settings.steps:
         for part in range(settings.accumulation):
@@ -92,7 +100,9 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
                     loss = noise_loss(parallel, schedule, batch)
                 torch.autograd.backward(loss / settings.accumulation)
             losses.append(loss.detach())
+            finite *= loss.detach().isfinite()
         gradient_norm = nn.utils.clip_grad_norm_(trained.values(), settings.optimizer.gradient_clip or float("inf"))
+        finite *= gradient_norm.isfinite()
         set_learning_rate(optimizer, settings.optimizer, step)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -100,12 +110,14 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
         if average:
             average.update(step)
 
-        if step % settings.log_every == 0 or step == settings.steps:
+        last = step == settings.steps
+        saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or last
+        if saves or logs:
+            check_finite(ranks, settings, step, finite, trained)
+        if logs:
             loss_mean = float(ranks.mean(torch.stack(losses).mean()))
             losses.clear()
             seconds = time.monotonic() - logged_time
-            if not math.isfinite(loss_mean):
-                raise InputError(f"{settings.out}: the loss is not a number at step {step}; lower optimizer.learning_rate")
             if progress:
                 progress.log(
                     step,
@@ -120,10 +132,9 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
             logged_step, logged_time = step, time.monotonic()
         if progress:
             progress.advance()
-            last = step == settings.steps
             if pictures and (step % settings.pictures.every == 0 or last):
                 progress.show(step, pictures.draw(step, average))
-            if step % settings.checkpoint_every == 0 or last:
+            if saves:
                 save(step, settings, identity, trained, optimizer, average)
 
     finish(settings, ranks, trained, progress)
@@ -172,23 +183,65 @@ def save(
 
 def resume(
     checkpoint: Path,
-    settings: TrainSettings,
-    identity: RunIdentity,
+    state: CheckpointState,
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-) -> int:
-    """Put everything back as `save` found it; returns the steps done."""
-    state = read_state(checkpoint)
-    check_resumable(checkpoint, state, settings, identity)
-    copy_values(read_part(checkpoint, state, "model"), trained)
+) -> None:
+    """Put everything back as `save` found it."""
+    copy_values(read_part(checkpoint, state, "model", trained), trained)
     if average:
-        copy_values(read_part(checkpoint, state, "ema"), average.average)
-    moments = read_part(checkpoint, state, "optimizer")
+        copy_values(read_part(checkpoint, state, "ema", trained), average.average)
+    expected = {f"{kind}.{name}": parameter for kind in MOMENTS for name, parameter in trained.items()}
+    moments = read_part(checkpoint, state, "optimizer", expected)
     for name, parameter in trained.items():
         kept = {kind: moments[f"{kind}.{name}"].to(parameter.device) for kind in MOMENTS}
         optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **kept}
-    return state.step
+
+
+def check_agreement(ranks: Ranks, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader) -> None:
+    """Refuse ranks that would train from different starts or on different data: on several machines, paths may mislead.
+
+    Raises:
+        InputError: with what each sort of rank has.
+    """
+    weights = state.files["model.safetensors"].sha256[:12] if state and "model.safetensors" in state.files else "new"
+    found = (state.step if state else 0, weights, reader.info.fingerprint[:12])
+    seen = ranks.gather(found)
+    if len(set(seen)) > 1:
+        shown = "; ".join(
+            f"rank {seen.index(start)} starts at step {start[0]} (weights {start[1]}) on dataset {start[2]}"
+            for start in dict.fromkeys(seen)
+        )
+        raise InputError(
+            f"{checkpoint or reader.folder}: the ranks do not see the same: {shown}; "
+            "put `out` and `dataset` into folders that all machines share"
+        )
+
+
+def check_finite(
+    ranks: Ranks, settings: TrainSettings, step: int, finite: torch.Tensor, trained: dict[str, nn.Parameter]
+) -> None:
+    """Stop a run whose numbers broke, before anything of it is written.
+
+    Args:
+        ranks: all of them must call.
+        settings: of the run.
+        step: steps done.
+        finite: 1 while all losses and gradient norms were finite on this rank.
+        trained: the weights.
+
+    Raises:
+        InputError: a loss, a gradient or a weight is not finite.
+    """
+    size = torch.stack(torch._foreach_norm(list(trained.values()))).sum()
+    if float(ranks.mean(finite * size.isfinite())) < 1:
+        saved = list_checkpoints(settings.out)
+        kept = f"{saved[-1].name} is from before that and kept" if saved else "no checkpoint was written"
+        raise InputError(
+            f"{settings.out}: loss, gradient or weights became infinite or not a number by step {step} ({kept}); the same "
+            "settings would come here again: start a new run with another --out and a lower --optimizer.learning_rate"
+        )
 
 
 def finish(settings: TrainSettings, ranks: Ranks, trained: dict[str, nn.Parameter], progress: Progress | None) -> None:

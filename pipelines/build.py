@@ -16,7 +16,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pipelines.config import BuildSettings
-from pipelines.pack import read_record
+from pipelines.pack import can_be_mended, read_record
 from pipelines.photo_folder import check_photo_folder
 from pipelines.plan import fingerprint, fingerprint_hash, freeze_plan, planned_shards
 from pipelines.preview import contact_sheet, save_picture
@@ -31,7 +31,7 @@ from schemas.weights import identify_vae, load_vae
 def main() -> int:
     """The story of a build."""
     started = time.monotonic()
-    settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
+    settings = with_absolute_paths(load_settings(BuildSettings, "build", default_config=preset("tiny")))
     check_photo_folder(settings.source.photos, settings.source.splits)
     vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
@@ -49,9 +49,26 @@ def main() -> int:
         return 1
 
     info = seal(settings, fingerprint_hash(content), vae, [records[shard] for shard in planned])
-    save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
     print_summary(info, settings.out, time.monotonic() - started)
+    try:
+        picture = contact_sheet(settings.out, settings.source.photos, max_photo_pixels=settings.source.max_photo_pixels)
+        save_picture(picture, settings.out / "contact_sheet.png")
+    except InputError as error:  # The dataset is sealed and whole; only its picture cannot be drawn.
+        print(f"warning: no contact sheet: {error}", file=sys.stderr)
+    else:
+        print(f"contact sheet: {settings.out / 'contact_sheet.png'}")
     return 0
+
+
+def with_absolute_paths(settings: BuildSettings) -> BuildSettings:
+    """The same settings for processes that run in another folder: Ray's workers start where their cluster was started."""
+    source = settings.source
+    folders = {"annotations": source.annotations.resolve(), "photos": source.photos.resolve()}
+    changed = {"out": settings.out.resolve(), "source": source.model_copy(update=folders)}
+    vae = Path(settings.latents.vae)
+    if vae.is_dir():
+        changed["latents"] = settings.latents.model_copy(update={"vae": str(vae.resolve())})
+    return settings.model_copy(update=changed)
 
 
 def pack_missing(
@@ -69,11 +86,14 @@ def pack_missing(
     """
     folder = settings.out / "shards"
     folder.mkdir(exist_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # Of attempts that were killed.
+        leftover.unlink()
     shards = list(planned)
-    records = {shard: record for shard in shards if (record := read_record(folder, shard, identity))}
+    done = {shard: record for shard in shards if (record := read_record(folder, shard, identity))}
+    records = {shard: record for shard, record in done.items() if not can_be_mended(record, settings)}
     errors: dict[str, str] = {}
-    done = sum(planned[shard] for shard in records)
-    with tqdm(total=sum(planned.values()), initial=done, unit=" samples", desc="packing", smoothing=0.1) as progress:
+    there = sum(planned[shard] for shard in records)
+    with tqdm(total=sum(planned.values()), initial=there, unit=" samples", desc="packing", smoothing=0.1) as progress:
         for _ in range(settings.ray.attempts):
             missing = [group for group, shard in enumerate(shards) if shard not in records]
             if not missing:
@@ -117,9 +137,7 @@ def print_summary(info: DatasetInfo, out: Path, seconds: float) -> None:
         table.add_row(split, f"{len(counts.shards)} shards, {size}", f"{counts.samples:,}")
     console = Console()
     console.print(table)
-    for what, path in (("dataset", out), ("contact sheet", out / "contact_sheet.png")):
-        console.print(f"{what}: {path}", soft_wrap=True, highlight=False)
-    console.print(f"{seconds:.0f} s", highlight=False)
+    console.print(f"dataset, made in {seconds:.0f} s: {out}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -95,10 +95,10 @@ class LatentSettings(Group):
 
     vae: str = "CompVis/stable-diffusion-v1-4"
     """Folder or hub id of an AutoencoderKL, or of a pipeline that has one in its folder `vae`."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the encoder; auto is fp32 on CPU and bf16 on GPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the encoder; bf16 is several times faster on GPUs. Never chosen by the machine: it changes the latents."""
     batch_size: int = Field(8, ge=1)
-    """Pictures encoded at once. Fixed, so that the bytes do not depend on the number of workers."""
+    """Pictures encoded at once (at least one sample's). Fixed, so that the bytes do not depend on the number of workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of each encoder. Fixed for the same reason."""
 
@@ -111,7 +111,7 @@ class ShardSettings(Group):
 
 
 class RaySettings(Group):
-    """Where the work runs. These do not change what is made."""
+    """Where the work runs. Not a part of the fingerprint; a GPU's latents differ from a CPU's in the last bits."""
 
     address: str | None = None
     """Ray cluster to join; null joins the one this machine belongs to, or starts a local one."""

@@ -39,11 +39,9 @@ class Encoder:
 
 def load_encoder(settings: LatentSettings, device: str) -> Encoder:
     """Load the VAE onto a device, `cpu` or `cuda`."""
-    precision = settings.precision
-    if precision == "auto":
-        precision = "bf16" if device == "cuda" else "fp32"
-    vae = load_vae(settings.vae).to(device, _DTYPES[precision], memory_format=torch.channels_last)
-    return Encoder(vae, torch.device(device), _DTYPES[precision], settings.threads)
+    dtype = _DTYPES[settings.precision]
+    vae = load_vae(settings.vae).to(device, dtype, memory_format=torch.channels_last)
+    return Encoder(vae, torch.device(device), dtype, settings.threads)
 
 
 def view_and_masked(

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
 from pipelines.latents import load_encoder, view_and_masked
-from pipelines.samples import Failure, Prepared, Row, prepare_photo
+from pipelines.samples import Failure, Prepared, Row, prepare_photo, read_photo
 from schemas.files import atomic_file, write_atomically
-from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, jpeg_bytes
+from schemas.photos import PHOTO_ERRORS, PhotoError
+from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
 from schemas.tables import INDEX
 
 # Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
@@ -49,6 +50,8 @@ class ShardPacker:
         rows = pq.ParquetFile(settings.out / "plan.parquet").read_row_group(group).to_pylist()
         shard = rows[0]["shard"]
         folder = settings.out / "shards"
+        # From here to the new record this shard is not done, whatever was there before.
+        (folder / f"{shard}.json").unlink(missing_ok=True)
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []
@@ -93,6 +96,11 @@ class ShardPacker:
             for sample, encoded in zip(batch, np.split(latents, len(batch)), strict=True):
                 kept = sample.record.split in self.settings.views.keep
                 view = jpeg_bytes(sample.view, self.settings.references.jpeg_quality) if kept else None
+                problem = find_problem(sample.record, encoded[0], encoded[1:], sample.masks)
+                if problem:
+                    raise ValueError(
+                        f"sample {sample.record.key}: {problem} (latents.precision {self.settings.latents.precision})"
+                    )
                 yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
 
     def _prepared(self, rows: list[Row], failures: list[Failure]) -> Iterator[Prepared]:
@@ -138,14 +146,33 @@ class TarWriter:
 
 
 def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | None:
-    """The commit record of a shard that is done: made from this plan, and its tar there at the recorded size. None otherwise."""
-    path = folder / f"{shard}.json"
+    """The commit record of a shard that is done, or None.
+
+    Done means: made from this plan, its tar there at the recorded size, its part of the index there with the recorded hash.
+    """
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        fits = record["fingerprint"] == fingerprint and record["bytes"] == (folder / f"{shard}.tar").stat().st_size
+        record: dict[str, Any] = json.loads((folder / f"{shard}.json").read_bytes())
+        index = (folder / f"{shard}.index.parquet").read_bytes()
+        done = (
+            record["fingerprint"] == fingerprint
+            and record["bytes"] == (folder / f"{shard}.tar").stat().st_size
+            and record["index_sha256"] == hashlib.sha256(index).hexdigest()
+        )
     except (FileNotFoundError, ValueError, KeyError):
         return None
-    return record if fits and (folder / f"{shard}.index.parquet").is_file() else None
+    return record if done else None
+
+
+def can_be_mended(record: dict[str, Any], settings: BuildSettings) -> bool:
+    """Whether a photo that failed when this shard was packed can be used now: it came later, or was replaced."""
+    photos = {(failure["split"], failure["photo_id"]) for failure in record["failed_samples"] if failure["code"] in PHOTO_ERRORS}
+    for split, photo_id in photos:
+        try:
+            read_photo(split, photo_id, settings)
+        except PhotoError:
+            continue
+        return True
+    return False
 
 
 def _index_row(shard: str, position: int, record: SampleRecord, location: dict[str, Any]) -> Row:

@@ -27,12 +27,15 @@ from schemas.randomness import name_hash
 from schemas.tables import PLAN, REJECTS
 
 PLAN_RECORD = "plan.json"
+# Those that decode, resize, draw and encode.
+_LIBRARIES = ("paint-by-example", "diffusers", "numpy", "opencv-python-headless", "pillow", "torch")
 
 
 def fingerprint(settings: BuildSettings, vae: VaeIdentity) -> dict[str, Any]:
-    """All that determines the shards' bytes: what is in the annotation files, settings, the VAE's weights, code version.
+    """What determines the shards' bytes: contents of the annotation files, settings, the VAE's weights, versions of the code.
 
-    Folders' names are not part of it: moving the inputs changes nothing.
+    Folders' names are not part of it: moving the inputs changes nothing. Nor are the photos, which would have to be read for it:
+    a photo is known by its id, and each sample records the SHA-256 of the file that it was cut from.
     """
     folder, splits = settings.source.annotations, settings.source.splits
     class_file = open_images.class_file(folder)
@@ -46,7 +49,7 @@ def fingerprint(settings: BuildSettings, vae: VaeIdentity) -> dict[str, Any]:
     del chosen["latents"]["vae"]
     return {
         "format_version": FORMAT_VERSION,
-        "code_version": importlib.metadata.version("paint-by-example"),
+        "versions": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "inputs": {path.name: _file_sha256(path) for path in inputs},
         "vae": vae.sha256,
         "settings": chosen,

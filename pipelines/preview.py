@@ -19,7 +19,7 @@ from pipelines.views import Window, cut_view, square_window
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.files import atomic_file
-from schemas.photos import PhotoError, decode_photo
+from schemas.photos import MAX_PIXELS, PhotoError, decode_photo
 from schemas.pictures import Picture, sheet, tint
 from schemas.randomness import generator
 from schemas.sample import MEMBER_NAMES, Sample, decode_sample
@@ -50,14 +50,19 @@ def read_samples(dataset: Path, count: int, seed: int = 0) -> list[Sample]:
     return samples
 
 
-def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0) -> Picture:
-    """Rows of photo with box and window, view under each mask, reference; for a random choice of samples."""
+def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0, max_photo_pixels: int = MAX_PIXELS) -> Picture:
+    """Rows of photo with box and window, view under each mask, reference; for a random choice of samples.
+
+    Raises:
+        InputError: no dataset there, a damaged sample, or a photo that is not there any more.
+    """
     rows, captions = [], []
     samples = read_samples(dataset, count, seed)
     for sample in samples:
         record = sample.record
         try:
-            photo = decode_photo(photo_path(photos, record.split, record.photo_id).read_bytes(), frame="stored")
+            data = photo_path(photos, record.split, record.photo_id).read_bytes()
+            photo = decode_photo(data, frame="stored", max_pixels=max_photo_pixels)
         except PhotoError as error:
             raise InputError(f"{photos}: photo {record.photo_id} of the dataset cannot be shown: {error}") from None
         window = Window(*record.window)

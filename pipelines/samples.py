@@ -35,7 +35,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that cannot be made, and why: a code of `schemas.photos.PHOTO_ERRORS`, or `no_square`."""
+    """A sample that cannot be made, and why: a code of `schemas.tables.FAILURE_CODES`."""
 
     key: str
     split: str
@@ -112,12 +112,21 @@ def prepare_sample(
     return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, settings.references.jpeg_quality))
 
 
+def read_photo(split: str, photo_id: str, settings: BuildSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """A photo's pixels (RGB, stored frame) and the SHA-256 of its file.
+
+    Raises:
+        PhotoError: it is missing or cannot be decoded.
+    """
+    data = photo_path(settings.source.photos, split, photo_id).read_bytes()
+    photo = decode_photo(data, frame="stored", max_pixels=settings.source.max_photo_pixels)
+    return photo, hashlib.sha256(data).hexdigest()
+
+
 def prepare_photo(rows: list[Row], settings: BuildSettings) -> list[Prepared | Failure]:
     """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
     try:
-        data = photo_path(settings.source.photos, rows[0]["split"], rows[0]["photo_id"]).read_bytes()
-        photo = decode_photo(data, frame="stored", max_pixels=settings.source.max_photo_pixels)
+        photo, sha256 = read_photo(rows[0]["split"], rows[0]["photo_id"], settings)
     except PhotoError as error:
         return [Failure(row["key"], row["split"], row["photo_id"], error.code, error.detail) for row in rows]
-    sha256 = hashlib.sha256(data).hexdigest()
     return [prepare_sample(row, photo, sha256, settings) for row in rows]

@@ -15,20 +15,6 @@ from pipelines.config import SelectionSettings
 from schemas.randomness import name_hash
 from schemas.tables import BOXES, FLAGS, OBJECTS, REJECTS
 
-REASONS = {
-    "bad_photo_id": "the photo's id is empty, too long, or has characters other than letters, digits, _ and -",
-    "bad_box": "a coordinate is missing, not a number, outside [0, 1], or min >= max",
-    "bad_flag": "a flag is missing or none of 1, 0, -1",
-    "group_of": "the box spans a group of objects",
-    "depiction": "a drawing or print of the object",
-    "inside": "taken from inside the object",
-    "occluded": "something covers a part of the object",
-    "truncated": "the object goes on beyond the photo",
-    "unknown_flag": "a flag that must not be set is unknown",
-    "too_small": "area below selection.min_area",
-    "too_large": "area above selection.max_area",
-    "duplicate": "the same box, to the last digit and label, is in the source already",
-}
 # Ids become file names and sample keys, so no separators and no dots.
 PHOTO_ID = r"^[A-Za-z0-9_-]{1,64}$"
 _COORDINATES = ("x_min", "x_max", "y_min", "y_max")

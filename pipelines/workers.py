@@ -6,6 +6,7 @@ dies, and a task may then run twice, which the commit records make harmless.
 
 import logging
 import math
+import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,18 @@ from pipelines.config import BuildSettings, RaySettings
 from pipelines.pack import ShardPacker
 from schemas.errors import InputError
 
+PATIENCE_SECONDS = 60
+
 
 class PackingActor:
     """A Ray actor around `ShardPacker`. An unexpected exception fails its shard and is returned as text, not lost."""
 
     def __init__(self, settings: BuildSettings, fingerprint: str, device: str) -> None:
         self.packer = ShardPacker(settings, fingerprint, device)
+
+    def ready(self) -> str:
+        """Nothing to say; that this returns means that the actor has found its place and its VAE."""
+        return ""
 
     def pack(self, group: int) -> str:
         """Pack row group `group` of the plan; returns the traceback of what went wrong, or nothing."""
@@ -47,19 +54,34 @@ def pack_on_ray(settings: BuildSettings, fingerprint: str, groups: list[int]) ->
     )
     waiting = deque(groups)
     device = "cuda" if gpus else "cpu"
-    idle = [make_actor.remote(settings, fingerprint, device) for _ in range(min(len(groups), actors))]
-    running: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int]] = {}
-    while waiting or running:
-        while waiting and idle:
-            actor, group = idle.pop(), waiting.popleft()
-            running[actor.pack.remote(group)] = actor, group
-        finished, _ = ray.wait(list(running), num_returns=1)
+    started = [make_actor.remote(settings, fingerprint, device) for _ in range(min(len(groups), actors))]
+    # An actor gets work once it stands: one that finds no place on its cluster, for whatever reason, holds no shard.
+    running: dict[ray.ObjectRef, tuple[ray.actor.ActorHandle, int | None]] = {
+        actor.ready.remote(): (actor, None) for actor in started
+    }
+    error = ""
+    # Until all is done, or no actor is left; those that never found a place need not be waited for.
+    while (waiting and running) or any(group is not None for _, group in running.values()):
+        finished, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_SECONDS)
+        if not finished:
+            if all(group is None for _, group in running.values()):
+                print("still waiting for Ray to start the packing actors: is the cluster busy?", file=sys.stderr)
+            continue
         actor, group = running.pop(finished[0])
         try:
-            error: str = ray.get(finished[0])
-        except ray.exceptions.RayError as lost:  # The process died more often than Ray restarts it for one task.
+            error = ray.get(finished[0])
+        except (
+            ray.exceptions.RayActorError
+        ) as lost:  # For good: its constructor failed, or it died too often. No more work for it.
+            error, actor = str(lost), None
+        except ray.exceptions.RayError as lost:
             error = str(lost)
-        idle.append(actor)
+        if group is not None:
+            yield group, error
+        if actor and waiting:
+            group = waiting.popleft()
+            running[actor.pack.remote(group)] = actor, group
+    for group in waiting:
         yield group, error
 
 

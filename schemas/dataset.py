@@ -1,5 +1,6 @@
 """`dataset.json`: what a build leaves, in one file that a person can read and the trainer checks first."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,14 @@ def read_dataset(folder: Path) -> DatasetInfo:
             raise InputError(f"{path}: the build in this folder is not finished; run the same build command again")
         raise InputError(f"{path}: no dataset here; build one first (`make shards`, or python pipelines/build.py --config ...)")
     try:
-        info = DatasetInfo.model_validate_json(path.read_bytes())
+        content = json.loads(path.read_bytes())
+        version = content["format_version"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: damaged; run the build again, it makes only what is missing") from None
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; build the dataset again")
+    try:
+        return DatasetInfo.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; build the dataset again") from None
-    if info.format_version != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {info.format_version}, this program reads {FORMAT_VERSION}; build it again")
-    return info

@@ -3,8 +3,7 @@
 from pydantic import BaseModel
 
 from schemas import dataset, sample
-from schemas.photos import PHOTO_ERRORS
-from schemas.tables import TABLES
+from schemas.tables import FAILURE_CODES, REJECT_REASONS, TABLES
 
 LAYOUT = """\
 | path | what |
@@ -78,9 +77,10 @@ def document() -> str:
                 f"| `{field.name}` | `{_cell(str(field.type))}` | {null} | {_cell(field.metadata[b'meaning'].decode())} |"
             )
         lines.append("")
-    lines += ["## Codes of failed samples", "", "| code | meaning |", "| --- | --- |"]
-    lines += [f"| `{code}` | {meaning} |" for code, meaning in PHOTO_ERRORS.items()]
-    return "\n".join(lines) + "\n"
+    for heading, codes in (("Reasons of rejects", REJECT_REASONS), ("Codes of failures", FAILURE_CODES)):
+        lines += [f"## {heading}", "", "| code | meaning |", "| --- | --- |"]
+        lines += [*(f"| `{code}` | {meaning} |" for code, meaning in codes.items()), ""]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

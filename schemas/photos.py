@@ -14,9 +14,11 @@ from PIL import Image, ImageOps
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_PIXELS = 100_000_000
+# What photos come as. Pillow knows more (EPS would start Ghostscript on the file's own program): nothing loaded may run code.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PHOTO_ERRORS = {
     "missing": "no file at the expected path",
-    "not_an_image": "the bytes are no image that Pillow knows",
+    "not_an_image": "the bytes are none of the accepted image formats",
     "too_many_pixels": "the header announces more pixels than allowed",
     "decode_error": "the pixels cannot be decoded (damaged or truncated file)",
 }
@@ -49,13 +51,17 @@ def decode_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> 
         PhotoError: with code `not_an_image`, `too_many_pixels` or `decode_error`.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except MemoryError:  # The machine's trouble, not the photo's.
+        raise
     except Exception as error:  # Pillow's plugins raise far more than OSError on hostile bytes.
         raise PhotoError("not_an_image", _first_line(error)) from None
     if image.width * image.height > max_pixels:
         raise PhotoError("too_many_pixels", f"{image.width}x{image.height} px, more than {max_pixels:,}")
     try:
         return _to_rgb(ImageOps.exif_transpose(image) if frame == "exif" else image)
+    except MemoryError:
+        raise
     except Exception as error:  # SyntaxError, ValueError, struct.error, ...: all mean that the file is damaged.
         raise PhotoError("decode_error", _first_line(error)) from None
 

@@ -105,6 +105,8 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, is not YAML, or has a top-level key that is no section.
     """
+    if not path.is_file() and (REPOSITORY / path).is_file():
+        path = REPOSITORY / path  # `ray submit` starts a copy of the program in another folder.
     if not path.is_file():
         raise InputError(f"{path}: no such config file; the presets are in {_shown(REPOSITORY / 'configs')}")
     try:
@@ -141,7 +143,8 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     """One line for the first thing that is wrong: where it was said, what is wrong, what would be right."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    where = f"--{key}" if key in options or not path else f"{path}: `{section}.{key}`"
+    given = [option for option in options if f"{option}.".startswith(f"{key}.") or key.startswith(f"{option}.")]
+    where = f"--{sorted(given)[0]}" if given else f"{path}: `{section}.{key}`" if path else f"`{section}.{key}`"
     if first["type"] == "extra_forbidden":
         parent = key.rpartition(".")[0]
         siblings = [name for name in field_names(program) if name.rpartition(".")[0] == parent]

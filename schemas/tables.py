@@ -8,6 +8,8 @@ stored photo (x right, y down, origin at the top left). Flags are three-state as
 
 import pyarrow as pa
 
+from schemas.photos import PHOTO_ERRORS
+
 FLAGS = ("is_occluded", "is_truncated", "is_group_of", "is_depiction", "is_inside")
 
 
@@ -127,6 +129,27 @@ FAILURES = pa.schema(
     ],
     metadata={"about": "Samples that could not be made (`failures.parquet`). planned = samples + failures."},
 )
+
+# Why a box is rejected, in the order in which the rules are asked.
+REJECT_REASONS = {
+    "bad_photo_id": "the photo's id is empty, too long, or has characters other than letters, digits, _ and -",
+    "bad_box": "a coordinate is missing, not a number, outside [0, 1], or min >= max",
+    "bad_flag": "a flag is missing or none of 1, 0, -1",
+    "group_of": "the box spans a group of objects",
+    "depiction": "a drawing or print of the object",
+    "inside": "taken from inside the object",
+    "occluded": "something covers a part of the object",
+    "truncated": "the object goes on beyond the photo",
+    "unknown_flag": "a flag that must not be set is unknown",
+    "too_small": "area below selection.min_area",
+    "too_large": "area above selection.max_area",
+    "duplicate": "the same box, to the last digit and label, is in the source already",
+}
+# Why a sample cannot be made.
+FAILURE_CODES = {
+    **PHOTO_ERRORS,
+    "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
+}
 
 TABLES = {
     "boxes": BOXES,

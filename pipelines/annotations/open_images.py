@@ -76,7 +76,10 @@ def read_boxes(path: Path, split: str) -> Iterator[pa.RecordBatch]:
     _check_header(path, list(BOX_COLUMNS))
     row = 1
     options = pa_csv.ConvertOptions(
-        include_columns=list(BOX_COLUMNS), column_types={name: kind for name, (_, kind) in BOX_COLUMNS.items()}
+        include_columns=list(BOX_COLUMNS),
+        column_types={name: kind for name, (_, kind) in BOX_COLUMNS.items()},
+        strings_can_be_null=True,
+        null_values=[""],
     )
     for batch in _stream(path, options):
         count = len(batch)
@@ -98,15 +101,17 @@ def read_metadata(paths: Sequence[Path], photo_ids: pa.Array) -> pa.Table:
         include_columns=list(METADATA_COLUMNS),
         column_types=dict.fromkeys(METADATA_COLUMNS, pa.string()),
         strings_can_be_null=True,
+        null_values=[""],  # Arrow's own list has "NA" and "null", which are authors' names too.
     )
-    kept = []
+    kept = [pa.table({name: pa.array([], pa.string()) for name in METADATA_COLUMNS})]
     for path in paths:
         _check_header(path, list(METADATA_COLUMNS))
         for batch in _stream(path, options, newlines_in_values=True):
             wanted = pc.is_in(batch.column("ImageID"), value_set=photo_ids)
             kept.append(pa.Table.from_batches([batch.filter(wanted)]))
     table = pa.concat_tables(kept).rename_columns(list(METADATA_COLUMNS.values()))
-    once = table.group_by("photo_id").aggregate([(name, "min") for name in table.column_names[1:]])
+    first = [(name, "first", pc.ScalarAggregateOptions(skip_nulls=False)) for name in table.column_names[1:]]
+    once = table.group_by("photo_id", use_threads=False).aggregate(first)
     return once.rename_columns(table.column_names)
 
 
@@ -114,7 +119,11 @@ def read_class_names(path: Path | None) -> dict[str, str]:
     """Class id -> name; empty without a file."""
     if path is None:
         return {}
-    table = pa_csv.read_csv(path, read_options=pa_csv.ReadOptions(column_names=["label", "name"]))
+    try:
+        table = pa_csv.read_csv(path, read_options=pa_csv.ReadOptions(column_names=["label", "name"]))
+    except pa.ArrowInvalid as error:
+        message = str(error).splitlines()[0]
+        raise InputError(f"{path}: {message}; expected a class id and a name on each line, without a header") from None
     return dict(zip(table["label"].to_pylist(), table["name"].to_pylist(), strict=True))
 
 
@@ -125,7 +134,7 @@ def _first(folder: Path, names: list[str]) -> Path | None:
 def _check_header(path: Path, required: list[str]) -> None:
     with path.open("rb") as file:
         header = file.readline(65536).decode("utf-8-sig", errors="replace").strip()
-    present = [name.strip().strip('"') for name in header.split(",")]
+    present = [name.strip('"') for name in header.split(",")]
     missing = [name for name in required if name not in present]
     if missing:
         raise InputError(

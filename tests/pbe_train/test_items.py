@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from pbe_train import items as items_module
+from pbe_train import shards
 from pbe_train.items import Batch, Items, SlotSampler, load_batches
 from pbe_train.latents import keep_map
 from pbe_train.order import Place
@@ -34,19 +36,38 @@ def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
 
 def test_planes_hold_the_scaled_latents_and_the_mask_of_one_kind(world: World, tmp_path):
     items = items_of(world, tmp_path)
-    kinds = set()
     for slot in range(4):
         planes, _, _, _ = items.make(2, slot)
         sample = items.reader.read(items.order.at(2, slot, 4)[1])
         masks = [keep_map(sample.masks[kind : kind + 1], 4, "bilinear")[0, 0] for kind in range(MASKS)]
         kind = next(kind for kind in range(MASKS) if torch.equal(masks[kind], planes[8]))
-        kinds.add(kind)
+        draws = [planes[9:]]
         for stored, drawn in ((sample.latent, planes[:4]), (sample.masked[kind], planes[4:8])):
             mean, deviation = torch.from_numpy(stored.astype(np.float32)).chunk(2)
             standardised = (drawn / SCALE - mean) / deviation
             assert 0.6 < standardised.std() < 1.4
             assert abs(standardised.mean()) < 0.5
+            draws.append(standardised)
+        # Shared draws would tie the posterior's noise to the noise that is to be predicted.
+        correlations = torch.corrcoef(torch.stack([draw.flatten() for draw in draws])).fill_diagonal_(0)
+        assert correlations.abs().max() < 0.6
     assert planes[9:].std() == pytest.approx(1, abs=0.4)
+
+
+def test_the_mask_is_one_of_k_and_another_in_another_epoch(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """A mask that were always the first, or fixed for a sample, would waste the others."""
+    items, drawn = items_of(world, tmp_path), {}
+    monkeypatch.setattr(items_module, "keep_map", lambda masks, *_: drawn.update(masks=masks) or keep_map(masks, *_))
+    seen: dict[str, set[int]] = {}
+    for index in range(6 * items.order.samples):
+        step, slot = divmod(index, 4)
+        sample = items.reader.read(items.order.at(step, slot, 4)[1])
+        items.make(step, slot)
+        seen.setdefault(sample.key, set()).add(
+            next(k for k in range(MASKS) if np.array_equal(sample.masks[k], drawn["masks"][0]))
+        )
+    assert len(seen) == items.order.samples
+    assert sum(len(kinds) == MASKS for kinds in seen.values()) > 0.8 * len(seen)
 
 
 def test_workers_ranks_and_history_do_not_change_what_is_seen(world: World, tmp_path):
@@ -103,6 +124,23 @@ def test_a_damaged_sample_is_one_line_that_names_it(world: World, tmp_path, work
     with pytest.raises(InputError, match=r"train-00000\d\.tar: sample train\d+-abc_0 is damaged .*run the build again") as caught:
         list(load_batches(items, 0, 1, 0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "spoil", "problem"),
+    [
+        ("decode_array", lambda array: np.where(array > array.mean(), np.float16("nan"), array), "a latent is not finite"),
+        ("decode_array", lambda array: -np.abs(array), "a standard deviation is negative"),
+        ("decode_array", lambda array: array.astype(np.float32), r"latent\.npy is float32"),
+        ("decode_array", lambda array: array[:-1], "does not fit dataset"),
+        ("decode_masks", np.zeros_like, "a mask is empty"),
+    ],
+)
+def test_what_is_read_is_checked_like_what_is_written(world: World, monkeypatch: pytest.MonkeyPatch, decoder, spoil, problem):
+    decode = getattr(shards, decoder)
+    monkeypatch.setattr(shards, decoder, lambda data: spoil(decode(data)))
+    with pytest.raises(InputError, match=rf"train-000001\.tar: sample train0008-abc_0 is damaged \(.*{problem}"):
+        ShardReader(world.dataset, "train").read(Place(1, 3))
 
 
 def test_a_missing_shard_is_named(world: World, tmp_path):

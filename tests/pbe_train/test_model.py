@@ -1,9 +1,12 @@
 """The model's parts against their definitions and against diffusers."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import UNetSettings
@@ -125,36 +128,75 @@ def test_every_trained_parameter_gets_a_gradient_even_without_dropout(model: Pai
     """DDP waits for one from each."""
     planes = torch.randn(2, 13, 8, 8)
     batch = Batch(planes, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([3, 700]), torch.tensor([False, False]))
-    noise_loss(model, training_schedule(), batch).backward()
+    noise_loss(model, training_schedule("epsilon"), batch).backward()
     assert [name for name, parameter in model.trained().items() if parameter.grad is None] == []
     assert all(parameter.grad is None for parameter in model.conditioner.model.parameters())
 
 
-def test_the_loss_is_the_error_of_the_predicted_noise():
-    """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the noise's power."""
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_loss_is_the_error_of_what_is_predicted(prediction):
+    """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the target's power."""
     batch = Batch(
         torch.randn(4, 13, 8, 8),
         torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
         torch.tensor([0, 10, 500, 999]),
         torch.zeros(4).bool(),
     )
-    schedule = training_schedule()
+    schedule = training_schedule(prediction)
+    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
 
     def oracle(noisy, masked, keep, timestep, reference, dropped):
         assert torch.equal(masked, batch.planes[:, 4:8])
         assert torch.equal(keep, batch.planes[:, 8:9])
-        share = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)[timestep][:, None, None, None]
-        return (noisy - share.sqrt() * batch.planes[:, :4]) / (1 - share).sqrt()
+        share, latent = shares[timestep][:, None, None, None], batch.planes[:, :4]
+        noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
+        return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
 
     assert float(noise_loss(oracle, schedule, batch)) == pytest.approx(0, abs=1e-6)
     nothing = noise_loss(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
-    assert float(nothing) == pytest.approx(float(batch.planes[:, 9:].square().mean()))
+    target = oracle(schedule.add_noise(batch.planes[:, :4], batch.planes[:, 9:], batch.timestep), *_given(batch))
+    assert float(nothing) == pytest.approx(float(target.square().mean()), rel=1e-4)
+
+
+# Without the check of argument types that tests put around it: the oracle is no `PaintByExampleModel`.
+paint_unchecked = inspect.unwrap(paint_latents)
+
+
+def _given(batch: Batch) -> tuple[torch.Tensor, ...]:
+    return batch.planes[:, 4:8], batch.planes[:, 8:9], batch.timestep, batch.reference, batch.dropped
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
+    """A model that knows the latent leads any noise to it, for both kinds of prediction; taken for the other kind it does not."""
+    latent = torch.randn(2, 4, 8, 8)
+    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
+
+    class Oracle:
+        class conditioner:
+            uncond_vector = torch.zeros(1, 1, 3)
+
+            def __new__(cls, reference):
+                return torch.zeros(len(reference), 1, 3)
+
+        @staticmethod
+        def predict(noisy, masked, keep, timestep, condition):
+            share = shares[timestep][:, None, None, None]
+            noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
+            return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
+
+    how = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
+    given = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 3, 32, 32)
+    other = "v_prediction" if prediction == "epsilon" else "epsilon"
+    apart = [(paint_unchecked(Oracle(), *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
+    assert apart[0] < 0.03  # What is left is the noise of the first timestep, at which sampling ends.
+    assert apart[1] > 2 * apart[0]
 
 
 def paint(model: PaintByExampleModel, number: int | slice, seeds: list[int], **options) -> torch.Tensor:
     torch.manual_seed(7)
     masked, keep, references = torch.randn(3, 4, 8, 8), torch.ones(3, 1, 8, 8), torch.randn(3, 3, 32, 32)
-    how = {"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", **options}
+    how = {"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", "prediction": "epsilon", **options}
     return paint_latents(model, masked[number], keep[number], references[number], seeds=seeds, **how)
 
 
@@ -175,9 +217,18 @@ def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
     torch.testing.assert_close(at[4.0], at[0.0] + 4 * (at[1.0] - at[0.0]), rtol=1e-3, atol=1e-3)
 
 
-def test_unknown_schedulers_are_refused():
-    with pytest.raises(InputError, match="diffusers has no such scheduler"):
-        make_scheduler("UNet2DModel")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("UNet2DModel", "diffusers has no such scheduler"),
+        ("EDMEulerScheduler", "does not sample on the schedule of the training"),
+        ("FlowMatchEulerDiscreteScheduler", "does not sample on the schedule of the training"),
+        ("DDIMInverseScheduler", "does not sample on the schedule of the training"),
+    ],
+)
+def test_other_schedulers_are_refused(name, message):
+    with pytest.raises(InputError, match=f"{name}: {message}"):
+        make_scheduler(name, "epsilon")
 
 
 def test_the_average_follows_the_weights():
@@ -198,3 +249,13 @@ def test_references_are_normalised_as_clip_expects():
     grey = torch.full((1, 3, 2, 2), 122, dtype=torch.uint8)
     expected = (122 / 255 - np.array([0.48145466, 0.4578275, 0.40821073])) / np.array([0.26862954, 0.26130258, 0.27577711])
     assert normalise_reference(grey)[0, :, 0, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_plain_and_fused_attention_agree(model: PaintByExampleModel):
+    given = torch.randn(2, 9, 8, 8), torch.tensor([5, 500]), torch.randn(2, 1, 24)
+    with torch.no_grad():
+        fused = model.unet(*given).sample
+        model.unet.set_attn_processor(AttnProcessor())
+        plain = model.unet(*given).sample
+        model.unet.set_default_attn_processor()
+    torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)

@@ -1,5 +1,6 @@
 """Using a trained model: edits, the command line, evaluation and demo."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 from PIL import Image
 
-from pbe_train import demo, evaluate, sample
+from pbe_train import demo, evaluate, sample, sampling
+from pbe_train.order import Place
 from pbe_train.ranks import Ranks
 from pbe_train.region import Window, choose_window, cut, cut_mask, paste, resize_mask
 from pbe_train.sampling import Run, SamplingSettings, edit, load_run
@@ -216,6 +218,36 @@ def test_bad_input_is_named(folder: Path, files: dict[str, Path], monkeypatch: p
     assert "\n" not in str(caught.value)
 
 
+def test_a_transparent_mask_is_refused_and_an_opaque_one_with_alpha_is_not(tmp_path: Path):
+    """White on a transparent layer: laid over white, as photos are, it would repaint everything."""
+    drawn = np.zeros((20, 20, 4), np.uint8)
+    drawn[5:10, 5:10] = 255
+    with pytest.raises(InputError, match=r"layer\.png: the mask is transparent in places; save it without transparency"):
+        sample.read_mask(write(tmp_path / "layer.png", drawn))
+    drawn[..., 3] = 255
+    assert sample.read_mask(write(tmp_path / "flat.png", drawn)).sum() == 25
+
+
+@pytest.mark.parametrize("program", [sample, demo, evaluate])
+def test_guidance_without_a_trained_null_vector_is_refused(
+    world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
+):
+    undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
+    monkeypatch.setattr(program, "load_run", lambda *_: undropped)
+    given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
+    monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])
+    with pytest.raises(InputError, match=r"--guidance 2: .* guidance_dropout 0.* give --guidance 1$"):
+        program.main()
+    sampling.check_guidance(undropped, 1.0)
+
+
+def test_views_are_decoded_a_few_at_a_time(trained: Run, monkeypatch: pytest.MonkeyPatch):
+    whole, sizes = sampling.decode_latents, []
+    monkeypatch.setattr(sampling, "decode_latents", lambda vae, part, scale: sizes.append(len(part)) or whole(vae, part, scale))
+    assert trained.decode(torch.randn(9, 4, 4, 4)).shape == (9, 32, 32, 3)
+    assert sizes == [4, 4, 1]
+
+
 def test_the_run_is_checked_against_its_frozen_networks(world: World, folder: Path, tmp_path: Path):
     import shutil
 
@@ -231,8 +263,50 @@ def test_the_run_is_checked_against_its_frozen_networks(world: World, folder: Pa
 
 def test_wilson_intervals():
     """Against published values: 8 of 10 and 0 of 20 (Newcombe 1998, formula 3)."""
-    assert evaluate.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert evaluate.wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert evaluate.wilson(8.0, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert evaluate.wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+
+
+def test_two_paintings_of_a_view_count_once_in_the_interval():
+    one, both = (
+        evaluate.make_score([(True, 1.0), (False, 0.0)] * 5, 10),
+        evaluate.make_score([(True, 1.0), (False, 0.0)] * 10, 10),
+    )
+    assert (both.count, both.recognised, both.accuracy) == (20, 10, 0.5)
+    assert (both.low, both.high) == (one.low, one.high)
+
+
+@pytest.mark.parametrize("feature", [0.0, 1.0, float("nan")])
+def test_a_tie_is_no_recognition(world: World, trained: Run, monkeypatch: pytest.MonkeyPatch, feature: float):
+    """The right answer stands first, and argmax would return it."""
+    samples = evaluate.read_held_out(ShardReader(world.dataset, "validation"), [Place(0, 0), Place(0, 1)], 0)
+    monkeypatch.setattr(sampling.Run, "embed", lambda run, pictures: torch.full((len(pictures), 4), feature))
+    views = [one.sample.view for one in samples]
+    found = evaluate.ask(trained, samples, views, torch.ones(2, 8, 4), [0, 5])
+    assert [right for right, _ in found] == [False, False]
+
+
+def test_no_pixel_of_the_true_object_is_judged(world: World, trained: Run, monkeypatch: pytest.MonkeyPatch):
+    """A painter of plain 200: whatever else the judge saw of the painted views would come from the photo."""
+    reader, judged = ShardReader(world.dataset, "validation"), []
+    whole = evaluate.ask
+    monkeypatch.setattr(sampling.Run, "paint", lambda run, masked, *_: np.full((len(masked), 32, 32, 3), 200, np.uint8))
+    monkeypatch.setattr(
+        evaluate, "ask", lambda run, samples, views, *rest: judged.append(views) or whole(run, samples, views, *rest)
+    )
+    evaluate.evaluate(trained, reader, evaluate.draw_questions(reader, 3, 0), HOW, 0)
+    own, another, real, _ = judged
+    assert all((view == 200).all() for view in [*own, *another])
+    assert not any((view == 200).all() for view in real)
+
+
+def test_scores_on_the_training_split_are_marked(world: World, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The fixture keeps no views there, so the evaluation itself ends; the warning comes first."""
+    given = ["--model", str(folder), "--dataset", str(world.dataset), "--split", "train"]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *given])
+    with pytest.raises(InputError, match="keeps no views"):
+        evaluate.main()
+    assert "warning: the run was trained on split `train`" in capsys.readouterr().err
 
 
 def test_candidates_are_eight_labels_and_functions_of_names(world: World):
@@ -257,7 +331,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     reader = ShardReader(world.dataset, "validation")
     questions = evaluate.draw_questions(reader, 12, 0)
 
-    def copying(run, samples, references, seeds, how):
+    def copying(run, samples, references, seeds, how, **_):
         views = []
         for one, reference in zip(samples, references, strict=True):
             rows, columns = np.flatnonzero(one.mask.any(1)), np.flatnonzero(one.mask.any(0))
@@ -274,7 +348,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     assert scores["another"].accuracy > 0.7
     assert scores["both"].count == 24
     monkeypatch.setattr(
-        evaluate, "paint_held_out", lambda run, samples, *_: [np.full_like(one.sample.view, 127) for one in samples]
+        evaluate, "paint_held_out", lambda run, samples, *_, **__: [np.full_like(one.sample.view, 127) for one in samples]
     )
     scores = evaluate.evaluate(trained, reader, questions, HOW, 0)
     assert scores["another"].accuracy < 0.4
@@ -282,9 +356,11 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
 
 def test_evaluation_and_demo_run(world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     common = ["--model", str(folder), "--dataset", str(world.dataset), "--steps", "2", "--count", "4"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *common, "--out", str(tmp_path / "scores.json")])
+    monkeypatch.setattr(sys, "argv", ["evaluate", *common, "--batch", "3", "--out", str(tmp_path / "scores.json")])
     evaluate.main()
-    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["trained_on"] is False
+    scores = written["scores"]
     assert {row: score["count"] for row, score in scores.items()} == {
         "own": 4,
         "another": 4,
@@ -292,7 +368,10 @@ def test_evaluation_and_demo_run(world: World, folder: Path, tmp_path: Path, mon
         "real view": 4,
         "VAE reconstruction": 4,
     }
-    assert "95 % interval" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "95 % interval" in shown.out
+    assert "judge: the encoder" in shown.out
+    assert "warning" not in shown.err
     monkeypatch.setattr(sys, "argv", ["demo", *common, "--out", str(tmp_path / "demo.png")])
     demo.main()
     assert Image.open(tmp_path / "demo.png").width == 4 * 166 + 6

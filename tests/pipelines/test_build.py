@@ -5,10 +5,13 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +22,18 @@ import webdataset
 from PIL import Image
 
 from pipelines import build, preview
-from pipelines.config import BuildSettings
-from pipelines.pack import ShardPacker
+from pipelines.masks import rasterise
+from pipelines.pack import ShardPacker, can_be_mended, read_record
 from pipelines.samples import Failure, prepare_photo, prepare_sample
+from pipelines.views import resize
 from schemas.dataset import read_dataset
 from schemas.errors import run_program
 from schemas.photos import decode_photo
 from schemas.sample import MEMBER_NAMES, decode_sample
-from schemas.settings import REPOSITORY, load_settings, preset
+from schemas.settings import REPOSITORY, preset
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
 from schemas.weights import load_vae
-from tests.conftest import VAE, build_options, run_build
+from tests.conftest import VAE, build_options, run_build, settings_of
 
 
 def hashes(dataset: Path) -> dict[str, str]:
@@ -41,10 +45,6 @@ def stream(dataset: Path) -> list[dict]:
     """All samples through a plain WebDataset, undecoded."""
     shards = sorted(glob.glob(str(dataset / "shards" / "*.tar")))
     return list(webdataset.WebDataset(shards, shardshuffle=False))
-
-
-def settings_of(photos: Path, out: Path, *options: str) -> BuildSettings:
-    return load_settings(BuildSettings, "build", [*build_options(photos, out), *options], preset("tiny"))
 
 
 def call_build(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, str]:
@@ -123,20 +123,25 @@ def test_masks_are_the_outlines_in_the_record_and_lie_over_the_object(dataset):
         x_min, y_min, x_max, y_max = decoded.record.box_in_view
         centre = int((y_min + y_max) / 2), int((x_min + x_max) / 2)
         assert decoded.masks[:, centre[0], centre[1]].all()
-        assert [len(polygon) for polygon in decoded.record.mask_polygons] == [
-            4 if kind == "box" else 80 for kind in decoded.record.mask_kinds
-        ]
+        outlines = decoded.record.mask_polygons
+        assert [len(outline) for outline in outlines] == [4 if kind == "box" else 80 for kind in decoded.record.mask_kinds]
+        for outline, mask in zip(outlines, decoded.masks, strict=True):
+            assert np.array_equal(rasterise(np.array(outline), 128), mask)
 
 
 def test_references_show_the_box_padded(dataset, photos):
     for sample in stream(dataset)[:20]:
         record = json.loads(sample["json"])
         photo = decode_photo((photos / record["split"] / f"{record['photo_id']}.jpg").read_bytes(), frame="stored")
+        height, width = photo.shape[:2]
         x_min, y_min, x_max, y_max = record["reference_window"]
-        assert x_min == max(0, int(np.floor(record["box"][0] - 3)))
+        low, high = np.floor(np.subtract(record["box"][:2], 3)), np.ceil(np.add(record["box"][2:], 3))
+        assert (x_min, y_min) == tuple(np.maximum(low, 0))
+        assert (x_max, y_max) == tuple(np.minimum(high, (width, height)))
         reference = decode_photo(sample["ref.jpg"], frame="stored")
-        if max(reference.shape) < 128:
-            assert np.abs(reference.astype(int) - photo[y_min:y_max, x_min:x_max]).mean() < 4
+        assert reference.shape[:2] == (y_max - y_min, x_max - x_min) or max(reference.shape) == 128
+        shown = resize(photo[y_min:y_max, x_min:x_max], reference.shape[1], reference.shape[0])
+        assert np.abs(reference.astype(int) - shown).mean() < 4
 
 
 def test_one_worker_and_two_make_the_same_bytes(dataset, photos, tmp_path):
@@ -149,7 +154,9 @@ def test_it_runs_from_any_folder_and_as_a_copy(photos, tmp_path):
     script = tmp_path / "build.py"
     shutil.copy(REPOSITORY / "pipelines" / "build.py", script)
     chosen = ["--latents.vae", "tiny_world/weights/vae", "--source.splits", "validation"]
-    options = [*build_options(photos, tmp_path / "out"), *chosen]
+    relative = os.path.relpath(photos, tmp_path)
+    folders = ["--source.annotations", relative, "--source.photos", relative, "--out", "out"]
+    options = ["--config", "configs/tiny.yaml", *build_options(photos, tmp_path / "out"), *folders, *chosen]
     done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert set(read_dataset(tmp_path / "out").splits) == {"validation"}
@@ -208,6 +215,77 @@ def test_a_bad_photo_costs_its_own_samples_and_nothing_else(dataset, photos, tmp
     assert "failed: decode_error" in done.stdout
     failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
     assert {row["photo_id"] for row in failures} == {photo for _, photo in victims}
+
+    paths[1].write_bytes((photos / paths[1].parent.name / paths[1].name).read_bytes())
+    again = run_build(*build_options(broken, tmp_path / "out"))
+    assert set(read_dataset(tmp_path / "out").books.failures) == {"decode_error", "missing"}, again.stdout
+
+
+def test_a_shard_is_packed_again_only_if_a_photo_came_back(photos, dataset, tmp_path):
+    settings = settings_of(photos, dataset)
+    photo = next((photos / "train").glob("*.jpg")).stem
+
+    def record(photo_id: str, code: str) -> dict:
+        return {"failed_samples": [{"split": "train", "photo_id": photo_id, "code": code}]}
+
+    assert can_be_mended(record(photo, "missing"), settings)
+    assert not can_be_mended(record("gone", "missing"), settings)
+    assert not can_be_mended(record(photo, "no_square"), settings)
+    assert not can_be_mended({"failed_samples": []}, settings)
+
+
+def test_records_are_believed_only_while_they_fit(dataset, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(dataset / "shards", folder)
+    identity = read_dataset(dataset).fingerprint
+    assert read_record(folder, "train-000000", identity)
+    assert not read_record(folder, "train-000000", "another plan")
+    index = folder / "train-000000.index.parquet"
+    kept = index.read_bytes()
+    index.write_bytes(kept[:-1] + b"x")
+    assert not read_record(folder, "train-000000", identity)
+    index.write_bytes(kept)
+    assert read_record(folder, "train-000000", identity)
+    (folder / "train-000000.json").write_text("{")
+    assert not read_record(folder, "train-000000", identity)
+
+
+def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
+    """SIGKILL to the driver and all its children as soon as the first shard is done; then the same command again."""
+    out = tmp_path / "out"
+    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *build_options(photos, out)]
+    process = subprocess.Popen(
+        [*command, "--ray.actors", "1"],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((out / "shards").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "dataset.json").exists()
+    done = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
+    assert 0 < len(done) < len(hashes(dataset)) / 3
+    (out / "shards" / ".train-000001.tar.0.tmp").write_bytes(b"left by a dead attempt")
+    run_build(*build_options(photos, out))
+    assert hashes(out) == hashes(dataset)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items()), "a finished shard was packed again"
+
+
+def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, monkeypatch):
+    """An encoder that overflows must not leave a dataset of NaN."""
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    shutil.copy(dataset / "plan.parquet", out)
+    packer = ShardPacker(settings_of(photos, out), "x", "cpu")
+    encode = type(packer.encoder).encode
+    monkeypatch.setattr(type(packer.encoder), "encode", lambda self, pictures: encode(self, pictures) * np.float16(np.nan))
+    with pytest.raises(ValueError, match=r"sample .*: a latent is not finite"):
+        packer.pack(0)
+    assert not list((out / "shards").iterdir())
 
 
 def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, capsys, monkeypatch):
@@ -301,7 +379,7 @@ def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
     [
         (None, ["--view.size", "3"], ["--view.size", "did you mean"]),
         (None, ["--config", "nowhere.yaml"], ["nowhere.yaml: no such config file"]),
-        (None, ["--latents.vae", "configs"], ["configs: no VAE there"]),
+        (None, ["--latents.vae", "configs"], ["configs: no AutoencoderKL here"]),
         (None, ["--views.size", "100"], ["views.size 100", "downsampling, 8"]),
         ("no photos", [], ["train", "photo folder is empty", "build.source.photos"]),
         ("no folder", [], ["train: no such folder", "build.source.photos"]),

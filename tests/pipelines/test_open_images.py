@@ -69,6 +69,13 @@ def test_rows_with_empty_cells_are_rejected_one_by_one(tmp_path):
     assert selected.rejects["reason"].to_pylist() == ["bad_box"]
 
 
+def test_an_empty_label_is_no_label(tmp_path):
+    path = tmp_path / "train-annotations-bbox.csv"
+    path.write_text(HEADER + ROW.replace("/m/0cmf2", ""))
+    selected = select(read(path).combine_chunks().to_batches()[0], SelectionSettings(reject_flags=()))
+    assert selected.rejects["reason"].to_pylist() == ["bad_box"]
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder"):
         open_images.annotation_files(tmp_path / "nowhere", ["train"])
@@ -92,6 +99,29 @@ def test_metadata_is_kept_for_the_wanted_photos_once_each(tmp_path):
             writer.writerow([photo, "train", f"https://x/{photo}", "cc", "Ada, Countess", 'a "title"\nin two lines'])
     table = open_images.read_metadata([path], pa.array(["a", "c"]))
     assert table.to_pylist() == [{"photo_id": "a", "url": "https://x/a", "author": "Ada, Countess", "licence": "cc"}]
+
+
+def test_authors_keep_their_names_and_their_licences(tmp_path):
+    """A name may be NA, which, not nothing; and of two rows of a photo the first counts, whole."""
+    path = tmp_path / "m.csv"
+    path.write_text("ImageID,OriginalURL,License,Author\na,u,cc,NA\na,t,bb,AA\nb,,,\n")
+    assert open_images.read_metadata([path], pa.array(["a", "b"])).to_pylist() == [
+        {"photo_id": "a", "url": "u", "author": "NA", "licence": "cc"},
+        {"photo_id": "b", "url": None, "author": None, "licence": None},
+    ]
+
+
+def test_metadata_without_rows_is_no_metadata(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("ImageID,OriginalURL,License,Author\n")
+    assert len(open_images.read_metadata([path], pa.array(["a"]))) == 0
+
+
+def test_a_class_file_that_is_none_is_named(tmp_path):
+    path = tmp_path / "class-descriptions-boxable.csv"
+    path.write_text("/m/1,Disc\n/m/2,Ring, blue\n")
+    with pytest.raises(InputError, match=r"class-descriptions-boxable\.csv: .*Expected 2 columns"):
+        open_images.read_class_names(path)
 
 
 def test_the_real_files(real_data):

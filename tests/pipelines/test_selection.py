@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.config import SelectionSettings
-from pipelines.selection import REASONS, drop_duplicates, object_ids, select, with_names
-from schemas.tables import BOXES
+from pipelines.selection import drop_duplicates, object_ids, select, with_names
+from schemas.tables import BOXES, REJECT_REASONS
 
 GOOD = {
     "split": "train", "photo_id": "0a1b", "label": "/m/1", "x_min": 0.1, "x_max": 0.6, "y_min": 0.2, "y_max": 0.7,
@@ -80,7 +80,7 @@ def test_accepted_and_rejected_are_all_that_was_read(table, small, large, unknow
     unique = drop_duplicates(selected.objects)
     numbers = [row for part in (unique.objects, unique.rejects, selected.rejects) for row in part["row"].to_pylist()]
     assert sorted(numbers) == list(range(len(table)))
-    assert set(selected.rejects["reason"].to_pylist()) <= set(REASONS)
+    assert set(selected.rejects["reason"].to_pylist()) <= set(REJECT_REASONS)
     for area in unique.objects["area_share"].to_pylist():
         assert small <= area <= large
 

@@ -1,8 +1,10 @@
 import pytest
+import ray
 
 from pipelines.config import RaySettings
-from pipelines.workers import share_out
+from pipelines.workers import pack_on_ray, share_out
 from schemas.errors import InputError
+from tests.conftest import settings_of
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,14 @@ def test_actors_that_would_wait_for_ever_are_refused(settings, cpus):
     """Ray itself would queue them without a word."""
     with pytest.raises(InputError, match="do not fit"):
         share_out(RaySettings(**settings), {"CPU": cpus})
+
+
+def test_an_actor_that_cannot_start_fails_its_shards_and_ends(photos, tmp_path):
+    """A VAE that this node lacks: every shard is named once with the cause, and nothing waits for ever."""
+    settings = settings_of(photos, tmp_path / "out", "--latents.vae", str(tmp_path / "nowhere"), "--ray.actors", "1")
+    try:
+        outcomes = list(pack_on_ray(settings, "x", [0, 1, 2]))
+    finally:
+        ray.shutdown()
+    assert [group for group, _ in outcomes] == [0, 1, 2]
+    assert all("nowhere" in error for _, error in outcomes)

@@ -75,7 +75,7 @@ def test_no_vae_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(InputError) as caught:
         load_vae(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
-    assert "no VAE there" in str(caught.value)
+    assert "no AutoencoderKL here" in str(caught.value)
 
 
 def test_books_that_do_not_balance_are_told():
@@ -89,7 +89,12 @@ def test_books_that_do_not_balance_are_told():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no dataset here"), ("{", "build the dataset again"), ('{"format_version": 1}', "build the dataset again")],
+    [
+        (None, "no dataset here"),
+        ("{", "damaged"),
+        ('{"format_version": 1}', "build the dataset again"),
+        ('{"format_version": 2, "new": 1}', "format version 2, this program reads 1"),
+    ],
 )
 def test_what_is_no_dataset_is_refused(tmp_path: Path, content: str | None, message: str):
     if content is not None:

@@ -55,6 +55,23 @@ def test_limits_are_checked_before_decoding():
         decode_photo(header, frame="stored")
 
 
+def test_postscript_is_never_run():
+    """Pillow hands EPS to Ghostscript, which executes it."""
+    with pytest.raises(PhotoError) as caught:
+        decode_photo(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
+    assert caught.value.code == "not_an_image"
+
+
+def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    data = encoded(Image.new("RGB", (4, 4)))
+    monkeypatch.setattr(Image.Image, "convert", exhausted)
+    with pytest.raises(MemoryError):
+        decode_photo(data, frame="stored")
+
+
 def test_a_truncated_jpeg_is_an_error_and_no_grey_pixels():
     data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
     with pytest.raises(PhotoError) as caught:

@@ -57,6 +57,7 @@ def test_dumped_settings_read_back_equal(config):
         ("buld: {out: a}", [], ["no section `buld`", "did you mean `build`"]),
         ("build: {out: a}", ["--views.kind", "oval"], ["--views.kind", "'square' or 'round'"]),
         ("build: {out: a}", ["--views.sizes", "1"], ["--views.sizes", "did you mean `--views.size`"]),
+        ("build: {out: a, views: {size: 8}}", ["--views.size", "-8"], ["--views.size: input should be greater than 0"]),
         ("build: {views: {size: 1}}", [], ["build.out", "--out"]),
         ("build: [1, 2]", [], ["section `build`", "list"]),
         ("build: {out: [", [], ["not a YAML file"]),
