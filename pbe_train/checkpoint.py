@@ -10,7 +10,6 @@ changed it later, which its hashes tell. The step number is the only state of th
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from pbe_train.config import CHANGEABLE, TrainSettings
 from schemas.errors import InputError
+from schemas.files import sync
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8}")
 
@@ -99,11 +99,11 @@ def save_checkpoint(
         path = partial / f"{name}.safetensors"
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
         files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
-        _flush(path)
+        sync(path)
     state = CheckpointState(step=step, settings=settings.model_dump(mode="json"), identity=identity, files=files)
     (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    _flush(partial / "state.json")
-    _flush(partial)
+    sync(partial / "state.json")
+    sync(partial)
     # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
     for later in [path for path in list_checkpoints(out) if path.name > folder.name]:
         aside = later.with_name(f"left-{later.name}")
@@ -113,7 +113,7 @@ def save_checkpoint(
     if folder.exists():  # The run went back to an earlier checkpoint and came here again.
         shutil.rmtree(folder)
     partial.rename(folder)
-    _flush(parent)
+    sync(parent)
     for old in list_checkpoints(out)[: -settings.checkpoints_kept]:
         shutil.rmtree(old)
     return folder
@@ -250,12 +250,3 @@ def _way_out(folder: Path) -> str:
 def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Force a file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
