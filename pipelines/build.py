@@ -98,6 +98,8 @@ def pack_missing(
             missing = [group for group, shard in enumerate(shards) if shard not in records]
             if not missing:
                 break
+            # From here to the next sealing this is no dataset: its index would point into shards that are being replaced.
+            (settings.out / "dataset.json").unlink(missing_ok=True)
             errors = {}
             for group, error in pack_on_ray(settings, identity, missing):
                 shard = shards[group]

@@ -24,10 +24,11 @@ from PIL import Image
 from pipelines import build, preview
 from pipelines.masks import rasterise
 from pipelines.pack import ShardPacker, can_be_mended, read_record
+from pipelines.plan import planned_shards
 from pipelines.samples import Failure, prepare_photo, prepare_sample
 from pipelines.views import resize
 from schemas.dataset import read_dataset
-from schemas.errors import run_program
+from schemas.errors import InputError, run_program
 from schemas.photos import decode_photo
 from schemas.sample import MEMBER_NAMES, decode_sample
 from schemas.settings import REPOSITORY, preset
@@ -273,6 +274,21 @@ def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
     run_build(*build_options(photos, out))
     assert hashes(out) == hashes(dataset)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items()), "a finished shard was packed again"
+
+
+def test_a_dataset_is_unsealed_while_a_shard_is_made_again(dataset, photos, tmp_path, monkeypatch):
+    """Otherwise a stopped repacking would leave an index that points into other bytes."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
+    monkeypatch.setattr(build, "pack_on_ray", lambda settings, identity, groups: [(group, "stopped") for group in groups])
+    build.pack_missing(settings_of(photos, copy), identity, planned)
+    assert read_dataset(copy), "nothing was missing"
+    (copy / "shards" / "train-000000.json").unlink()
+    _, errors = build.pack_missing(settings_of(photos, copy), identity, planned)
+    assert errors == {"train-000000": "stopped"}
+    with pytest.raises(InputError, match="not finished"):
+        read_dataset(copy)
 
 
 def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, monkeypatch):
