@@ -16,14 +16,20 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pipelines.config import BuildSettings
-from pipelines.pack import can_be_mended, read_record
+from pipelines.packing.pack import can_be_mended, read_record
+from pipelines.packing.seal import seal
+from pipelines.packing.workers import pack_on_ray
 from pipelines.photo_folder import check_photo_folder
-from pipelines.plan import fingerprint, fingerprint_hash, freeze_plan, planned_shards
+from pipelines.planning.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
+from pipelines.planning.freeze import freeze_plan, freeze_tables
+from pipelines.planning.shards import planned_shards
+from pipelines.planning.summary import print_comparison, print_estimate, print_selection
 from pipelines.preview import contact_sheet, save_picture
-from pipelines.seal import seal
-from pipelines.workers import pack_on_ray
+from pipelines.report.page import write_report
+from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError, run_program
+from schemas.files import write_atomically
 from schemas.settings import load_settings, preset
 from schemas.weights import identify_vae, load_vae
 
@@ -32,14 +38,19 @@ def main() -> int:
     """The story of a build."""
     started = time.monotonic()
     settings = with_absolute_paths(load_settings(BuildSettings, "build", default_config=preset("tiny")))
-    check_photo_folder(settings.source.photos, settings.source.splits)
+    check_photo_folder(settings.source)
     vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
         raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
 
-    content = fingerprint(settings, vae)
-    planned = planned_shards(freeze_plan(settings, content))
-    records, errors = pack_missing(settings, fingerprint_hash(content), planned)
+    selection, inputs = freeze_tables(settings)
+    identity = freeze_plan(settings, inputs, vae)
+    print_selection(selection)
+    said = estimate_plan(settings, selection)
+    planned = planned_shards(settings.out / "plan.parquet")
+    packing_started = time.monotonic()
+    records, errors = pack_missing(settings, identity, planned)
+    packing_seconds = time.monotonic() - packing_started
     if errors:
         for shard, message in errors.items():
             print(f"shard {shard} failed {settings.ray.attempts} times, last with:\n{message}", file=sys.stderr)
@@ -48,10 +59,14 @@ def main() -> int:
         )
         return 1
 
-    info = seal(settings, fingerprint_hash(content), vae, [records[shard] for shard in planned])
+    info = seal(settings, identity, vae, [records[shard] for shard in planned])
     print_summary(info, settings.out, time.monotonic() - started)
+    if said:
+        print_comparison(said, info, packing_seconds)
+    write_report(settings.out, settings, settings.out / "report.html")
+    print(f"report: {settings.out / 'report.html'}")
     try:
-        picture = contact_sheet(settings.out, settings.source.photos, max_photo_pixels=settings.source.max_photo_pixels)
+        picture = contact_sheet(settings.out, settings.source.photos)
         save_picture(picture, settings.out / "contact_sheet.png")
     except InputError as error:  # The dataset is sealed and whole; only its picture cannot be drawn.
         print(f"warning: no contact sheet: {error}", file=sys.stderr)
@@ -60,10 +75,24 @@ def main() -> int:
     return 0
 
 
+def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | None:
+    """What the plan says that the build will make and cost; a table of rates that is missing must not stop a build."""
+    try:
+        said = estimate(settings, selection)
+    except InputError as error:
+        print(f"warning: no estimate: {error}", file=sys.stderr)
+        return None
+    write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
+    print_estimate(said)
+    return said
+
+
 def with_absolute_paths(settings: BuildSettings) -> BuildSettings:
     """The same settings for processes that run in another folder: Ray's workers start where their cluster was started."""
     source = settings.source
     folders = {"annotations": source.annotations.resolve(), "photos": source.photos.resolve()}
+    if source.survey:
+        folders["survey"] = source.survey.resolve()
     changed = {"out": settings.out.resolve(), "source": source.model_copy(update=folders)}
     vae = Path(settings.latents.vae)
     if vae.is_dir():
@@ -115,15 +144,10 @@ def pack_missing(
 def print_summary(info: DatasetInfo, out: Path, seconds: float) -> None:
     """Tables in which the books balance, and where everything is."""
     books = info.books
-    table = Table(title="Where every box and every sample went", title_justify="left")
+    table = Table(title="Where every sample went", title_justify="left")
     table.add_column("stage")
     table.add_column("outcome")
     table.add_column("count", justify="right")
-    table.add_row("boxes", "read", f"{books.boxes:,}")
-    table.add_row("", "accepted: objects", f"{books.objects:,}")
-    for reason, count in books.rejects.items():
-        table.add_row("", f"rejected: {reason}", f"{count:,}")
-    table.add_section()
     table.add_row("samples", "planned", f"{books.planned:,}")
     table.add_row("", "packed", f"{books.samples:,}")
     for code, count in books.failures.items():

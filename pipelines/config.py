@@ -5,36 +5,92 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from schemas.photos import Frame
 from schemas.settings import Group, Program
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 
 
-class SourceSettings(Group):
-    """Where boxes and photos come from: Open Images' files under their published names."""
+SourceKind = Literal["open_images", "coco", "boxes"]
+SPLITS = ("train", "validation", "test")
 
+
+class SourceSettings(Group):
+    """Where boxes and photos come from."""
+
+    kind: SourceKind = "open_images"
+    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json) or `boxes` (your own CSV or JSONL,
+    docs/own-data.md)."""
     annotations: Path
-    """Folder with <split>-annotations-bbox.csv (or oidv6-<split>-...), class-descriptions-boxable.csv and, if there, the photos'
-    metadata <split>-images-boxable-with-rotation.csv."""
+    """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy
+    and the photos' metadata, under their published names, gzipped or not. coco: folder with instances_train*.json and
+    instances_val*.json, or one such file. boxes: one CSV or JSONL file."""
     photos: Path
-    """Folder with the photos: <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg."""
-    splits: tuple[str, ...] = Field(("train", "validation"), min_length=1)
+    """Folder with the photos. open_images: <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of
+    ImageID>/<ImageID>.jpg. coco and boxes: as the annotations name them, below this folder."""
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
+    validation_share: float = Field(0.05, ge=0, lt=1)
+    """Where the source has no splits of its own: the share of photos, by a hash of their id, that becomes `validation`."""
+    unit: Literal["pixel", "fraction"] | None = None
+    """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
+    frame: Literal["exif", "stored"] = "exif"
+    """boxes only: whether boxes were drawn on photos as viewers show them (turned as EXIF says) or on the pixels as stored."""
+    same_photo: Literal["drop", "report"] = "drop"
+    """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report."""
+    survey: Path | None = None
+    """Folder that `pipelines/survey.py` wrote: hashes of the photos themselves, which find more of them than the tables do."""
     max_photo_pixels: int = Field(100_000_000, gt=0)
     """Photos with more px than this, by their header, are not decoded."""
 
+    @property
+    def photo_frame(self) -> Frame:
+        """The frame of the boxes: Open Images and COCO annotate the pixels as stored, whatever a photo's EXIF says."""
+        return self.frame if self.kind == "boxes" else "stored"
+
+    @model_validator(mode="after")
+    def _unit_is_declared(self) -> "SourceSettings":
+        if self.kind == "boxes" and self.unit is None:
+            raise ValueError("source.kind is boxes, so say in which unit they are: source.unit: pixel, or source.unit: fraction")
+        if self.kind != "boxes" and self.unit is not None:
+            raise ValueError(f"source.unit is for source.kind: boxes only; the unit of {self.kind} is known")
+        return self
+
 
 class SelectionSettings(Group):
-    """Which boxes become objects."""
+    """Which boxes become objects. A box is accepted if it breaks no rule; null switches a rule off. See docs/selection.md."""
 
     min_area: float = Field(0.02, ge=0, le=1)
-    """Smallest box area / photo area (paper: 0.02)."""
+    """Smallest box area / photo area (paper: 0.02). A model that never saw small objects does little in small regions."""
     max_area: float = Field(0.8, ge=0, le=1)
     """Largest box area / photo area (paper: 0.8)."""
+    min_side: int | None = Field(None, ge=1)
+    """Shortest side of a box in px of the photo (paper: none). Asked of the photo where the tables do not say how large it is."""
+    max_aspect: float | None = Field(None, ge=1)
+    """Largest ratio of a box's longer side to its shorter one, in px (paper: none). Asked of the photo likewise."""
     reject_flags: tuple[FlagName, ...] = ("group_of", "depiction", "inside")
     """Boxes with one of these flags set are rejected: such a reference does not show one whole object (paper: none)."""
     unknown_flags: Literal["accept", "reject"] = "accept"
     """What to do with a box one of whose `reject_flags` is -1, unknown."""
+    include_labels: tuple[str, ...] = ()
+    """Only these classes, by name or id, each with the subtree below it in the class hierarchy; empty means all."""
+    exclude_labels: tuple[str, ...] = ()
+    """Not these classes nor those below them; this counts more than `include_labels`."""
+    near_duplicate_iou: float | None = Field(0.9, gt=0, le=1)
+    """Of boxes of a photo that overlap this much (intersection / union), whatever the label, the largest stays (paper: none)."""
+    nested_share: float | None = Field(None, gt=0, le=1)
+    """Boxes of which this share lies in a larger box of the photo are rejected: a person's hand, a car's wheel (paper: none)."""
+    max_per_photo: int | None = Field(None, ge=1)
+    """Objects of one photo, chosen by a seeded hash (paper: all, one drawn at random in each epoch)."""
+    max_per_class: int | None = Field(None, ge=1)
+    """Objects of one class, chosen by a seeded hash (paper: none). Counted within each split."""
+    class_smoothing: float = Field(0, ge=0, le=1)
+    """How far larger classes may go beyond `max_per_class`: a class of n gets cap * (n / cap) ** class_smoothing; 0 is a hard
+    cap, 1 is none (the exponential smoothing of multilingual models' sampling, Conneau et al. 2020, section 3.1: 0.3)."""
+    subset: float = Field(1.0, gt=0, le=1)
+    """Share of the photos, by a seeded hash: a smaller subset lies within a larger one."""
+    all_reasons: bool = False
+    """Write all the rules that each rejected box breaks into rejects.parquet, not the first alone."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "SelectionSettings":
@@ -86,6 +142,8 @@ class ReferenceSettings(Group):
     """Photo px added to the box on each side (paper's code: 10)."""
     max_side: int = Field(448, ge=16)
     """Longer references are shrunk to this many px; twice what CLIP sees leaves room for augmentation."""
+    background: Literal["keep", "grey"] = "keep"
+    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is."""
     jpeg_quality: int = Field(95, ge=50, le=100)
     """JPEG quality of ref.jpg and view.jpg."""
 

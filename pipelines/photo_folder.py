@@ -1,32 +1,71 @@
-"""Photos in a local folder: <root>/<split>/<photo id>.jpg, or split by the id's first digit as Open Images' archives are."""
+"""Photos in a local folder: found, read, decoded, turned. The only place that knows where a photo lies."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
+from pipelines.config import SourceSettings
 from schemas.errors import InputError
-from schemas.photos import PhotoError
+from schemas.photos import PhotoError, decode_photo
 
 
-def photo_path(root: Path, split: str, photo_id: str) -> Path:
+def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = None) -> Path:
     """Where a photo lies.
 
+    Args:
+        root: the photo folder.
+        split: of the photo.
+        photo_id: for photos that are named by it, as those of Open Images: <root>/<split>/<id>.jpg, or
+            <root>/<split>_<first digit of the id>/<id>.jpg.
+        file_name: below the root, or below the root's folder of the split, where the source names files.
+
     Raises:
-        PhotoError: with code `missing`, if it is in neither place.
+        PhotoError: with code `missing`, if it is in none of its places.
     """
-    candidates = [root / split / f"{photo_id}.jpg", root / f"{split}_{photo_id[0]}" / f"{photo_id}.jpg"]
+    if file_name is not None:
+        candidates = [root / file_name, root / split / file_name]
+    else:
+        candidates = [root / split / f"{photo_id}.jpg", root / f"{split}_{photo_id[0]}" / f"{photo_id}.jpg"]
     for path in candidates:
         if path.is_file():
             return path
-    raise PhotoError("missing", f"no file {candidates[0]} (nor under {candidates[1].parent})")
+    raise PhotoError("missing", f"no file {candidates[0]} (nor {candidates[1]})")
 
 
-def check_photo_folder(root: Path, splits: Iterable[str]) -> None:
-    """Look before any work whether there is a photo at all for each split.
+def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
+    """A photo's pixels (RGB, in the frame of its boxes, then turned by `rotation`) and the SHA-256 of its file.
+
+    Args:
+        row: of the plan, or a sample's record as a mapping: split, photo_id, file_name, rotation.
+        source: where photos are, the boxes' frame, and the largest size that is decoded.
 
     Raises:
-        InputError: a split's folder is missing or holds no .jpg.
+        PhotoError: it is missing or cannot be decoded.
     """
-    for split in splits:
+    data = photo_path(source.photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
+    photo = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
+    upright = np.ascontiguousarray(np.rot90(photo, (row["rotation"] or 0) // 90))
+    return upright, hashlib.sha256(data).hexdigest()
+
+
+def check_photo_folder(source: SourceSettings) -> None:
+    """Look before any work whether there are photos at all.
+
+    Raises:
+        InputError: the folder, or a split's folder, is missing or empty.
+    """
+    root = source.photos
+    if source.kind != "open_images":
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder; set build.source.photos to the one that holds the photos")
+        if next(root.iterdir(), None) is None:
+            raise InputError(f"{root}: this photo folder is empty; put the photos there, or set build.source.photos")
+        return
+    for split in source.splits:
         folders = [folder for folder in (root / split, *sorted(root.glob(f"{split}_?"))) if folder.is_dir()]
         if not folders:
             raise InputError(

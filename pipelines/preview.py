@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 
-from pipelines.geometry import Rectangle, whole_photo
-from pipelines.masks import bessel_polygon, extend_box, rasterise
-from pipelines.photo_folder import photo_path
-from pipelines.views import Window, cut_view, square_window
+from pipelines.config import SourceSettings
+from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
+from pipelines.geometry.rectangles import Rectangle, whole_photo
+from pipelines.geometry.views import Window, cut_view, square_window
+from pipelines.photo_folder import read_photo
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.files import atomic_file
-from schemas.photos import MAX_PIXELS, PhotoError, decode_photo
+from schemas.photos import PhotoError, decode_photo
 from schemas.pictures import Picture, sheet, tint
 from schemas.randomness import generator
 from schemas.sample import MEMBER_NAMES, Sample, decode_sample
@@ -50,7 +51,7 @@ def read_samples(dataset: Path, count: int, seed: int = 0) -> list[Sample]:
     return samples
 
 
-def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0, max_photo_pixels: int = MAX_PIXELS) -> Picture:
+def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0) -> Picture:
     """Rows of photo with box and window, view under each mask, reference; for a random choice of samples.
 
     Raises:
@@ -58,11 +59,11 @@ def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0, m
     """
     rows, captions = [], []
     samples = read_samples(dataset, count, seed)
+    source = SourceSettings(**{**read_dataset(dataset).settings["source"], "photos": photos})
     for sample in samples:
         record = sample.record
         try:
-            data = photo_path(photos, record.split, record.photo_id).read_bytes()
-            photo = decode_photo(data, frame="stored", max_pixels=max_photo_pixels)
+            photo, _ = read_photo(record.model_dump(), source)
         except PhotoError as error:
             raise InputError(f"{photos}: photo {record.photo_id} of the dataset cannot be shown: {error}") from None
         window = Window(*record.window)

@@ -10,7 +10,12 @@ LAYOUT = """\
 | --- | --- |
 | `dataset.json` | what the dataset is and holds; read this first |
 | `objects.parquet`, `rejects.parquet` | every box of the source is in exactly one of the two |
-| `plan.parquet`, `plan.json` | what was to be packed; the fingerprint: all that determines the shards' bytes |
+| `same_photos.parquet` | photos that are there under another id too |
+| `plan.parquet` | what is to be packed |
+| `selection.json` | record of the tables above: what was read and counted, and the fingerprint of inputs and rules |
+| `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too |
+| `estimate.json` | what the plan said that the build would make and cost |
+| `report.html`, `report.json` | classes, sizes, places, rejects and masks to look at, and the numbers behind the pictures |
 | `shards/<shard>.tar` | samples, as a WebDataset |
 | `shards/<shard>.index.parquet` | the shard's part of the index |
 | `shards/<shard>.json` | the shard's commit record: the shard is done when this is there and fits the tar |

@@ -4,11 +4,12 @@ Limits are checked from the header, before any pixel is decoded. Whatever the de
 """
 
 import io
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Limits are ours and checked from the header; Pillow's own would warn first and raise only at twice the number.
 Image.MAX_IMAGE_PIXELS = None
@@ -50,20 +51,63 @@ def decode_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> 
     Raises:
         PhotoError: with code `not_an_image`, `too_many_pixels` or `decode_error`.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except MemoryError:  # The machine's trouble, not the photo's.
-        raise
-    except Exception as error:  # Pillow's plugins raise far more than OSError on hostile bytes.
-        raise PhotoError("not_an_image", _first_line(error)) from None
-    if image.width * image.height > max_pixels:
-        raise PhotoError("too_many_pixels", f"{image.width}x{image.height} px, more than {max_pixels:,}")
+    image = _open(io.BytesIO(data), max_pixels)
     try:
         return _to_rgb(ImageOps.exif_transpose(image) if frame == "exif" else image)
     except MemoryError:
         raise
     except Exception as error:  # SyntaxError, ValueError, struct.error, ...: all mean that the file is damaged.
         raise PhotoError("decode_error", _first_line(error)) from None
+
+
+def photo_size(photo: bytes | Path, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in px of what `decode_photo` makes of a photo, by its header: a photo may be damaged further on.
+
+    Args:
+        photo: the file's bytes, or the file, of which no more than the header is read.
+        frame: as in `decode_photo`.
+        max_pixels: likewise.
+
+    In frame `exif`, Pillow decodes two kinds all the same: PNG that has no EXIF before its pixels, to look for it behind them,
+    and TIFF, which it turns while it decodes.
+
+    Raises:
+        PhotoError: with code `missing` (or not readable, of a file), `not_an_image`, `too_many_pixels` or `decode_error`.
+    """
+    if isinstance(photo, Path):
+        try:
+            with photo.open("rb") as file:
+                return _size(file, frame, max_pixels)
+        except OSError as error:
+            raise PhotoError("missing", f"{error.strerror}: {photo}") from None
+    return _size(io.BytesIO(photo), frame, max_pixels)
+
+
+def _size(file: io.BytesIO | io.BufferedReader, frame: Frame, max_pixels: int) -> tuple[int, int]:
+    image = _open(file, max_pixels)
+    if frame == "stored":
+        return image.size
+    try:
+        if image.format == "TIFF":
+            return ImageOps.exif_transpose(image).size
+        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PhotoError("decode_error", _first_line(error)) from None
+    return (image.height, image.width) if turned else image.size
+
+
+def _open(file: io.BytesIO | io.BufferedReader, max_pixels: int) -> Image.Image:
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except MemoryError:  # The machine's trouble, not the photo's.
+        raise
+    except Exception as error:  # Pillow's plugins raise far more than OSError on hostile bytes.
+        raise PhotoError("not_an_image", _first_line(error)) from None
+    if image.width * image.height > max_pixels:
+        raise PhotoError("too_many_pixels", f"{image.width}x{image.height} px, more than {max_pixels:,}")
+    return image
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:

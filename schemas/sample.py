@@ -55,6 +55,10 @@ class SampleRecord(BaseModel):
     """Split of the photo."""
     photo_id: str
     """The source's id of the photo."""
+    file_name: str | None
+    """The photo's file below the photo folder; null where the id alone tells it."""
+    rotation: int
+    """Degrees counterclockwise by which the stored photo was turned; all that follows is in the turned frame."""
     photo_size: tuple[int, int]
     """Width and height of the photo in px."""
     photo_sha256: str
@@ -77,6 +81,8 @@ class SampleRecord(BaseModel):
     """Outline of each mask in view px, (x, y) points in order."""
     reference_window: tuple[int, int, int, int]
     """The reference's rectangle in photo px: x_min, y_min, x_max, y_max."""
+    reference_mask: str | None
+    """The object's own pixels in the reference: COCO's compressed RLE at the size of ref.jpg; null if not known."""
     url: str | None
     """Where the photo was published."""
     author: str | None

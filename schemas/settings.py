@@ -14,7 +14,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -46,6 +46,7 @@ class Program(BaseSettings):
         cli_use_class_docs_for_groups=True,
         cli_implicit_flags=False,
         cli_hide_none_type=True,
+        cli_parse_none_str="null",
         nested_model_default_partial_update=True,
     )
 
@@ -91,7 +92,8 @@ def load_settings(
         print("       every option below overrides one of its keys.\n")
         values = {}
     try:
-        return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **_without_none(values))
+        given_values = _without_empty(values, program)
+        return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **given_values)
     except SettingsError as error:
         raise InputError(_option_error(program, str(error))) from None
     except ValidationError as error:
@@ -168,9 +170,20 @@ def _nearest(word: str, known: Sequence[str], mark: str = "") -> str:
     return f" (did you mean `{mark}{close[0]}`?)" if close else ""
 
 
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    """A key with an empty value (`ray:` with all of it commented out) means its default."""
-    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in values.items() if value is not None}
+def _without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """A key with an empty value (`ray:` with all of it commented out) means its default, unless null is a value it may have."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        field = model.model_fields.get(key)
+        kind = field.annotation if field else None
+        if value is None:
+            if kind is not None and type(None) in get_args(kind):
+                kept[key] = None
+        elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
+            kept[key] = _without_empty(value, kind)
+        else:
+            kept[key] = value
+    return kept
 
 
 def _shown(path: Path | None) -> str:

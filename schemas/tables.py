@@ -11,6 +11,9 @@ import pyarrow as pa
 from schemas.photos import PHOTO_ERRORS
 
 FLAGS = ("is_occluded", "is_truncated", "is_group_of", "is_depiction", "is_inside")
+COORDINATES = ("x_min", "x_max", "y_min", "y_max")
+# Few different values, many rows: stored once each, and compared as numbers.
+WORD = pa.dictionary(pa.int32(), pa.string())
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
@@ -18,11 +21,11 @@ def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False
 
 
 _PHOTO = [
-    _field("split", pa.string(), "the source's own split, e.g. train or validation"),
-    _field("photo_id", pa.string(), "the source's id of the photo (Open Images: 16 hex digits)"),
+    _field("split", WORD, "train, validation or test: the source's own split, or by a hash of the photo where it has none"),
+    _field("photo_id", pa.string(), "the photo's id: letters, digits, _ and - (Open Images: 16 hex digits)"),
 ]
 _BOX = [
-    _field("label", pa.string(), "class id as the source writes it (Open Images: a MID such as /m/01g317)"),
+    _field("label", WORD, "class id as the source writes it (Open Images: a MID such as /m/01g317)"),
     _field("x_min", pa.float64(), "left edge, fraction of the width"),
     _field("x_max", pa.float64(), "right edge, fraction of the width"),
     _field("y_min", pa.float64(), "top edge, fraction of the height"),
@@ -33,39 +36,127 @@ _BOX = [
     _field("is_depiction", pa.int8(), "a drawing or print of the object, not the object (1, 0, -1 unknown)"),
     _field("is_inside", pa.int8(), "the photo was taken from inside the object (1, 0, -1 unknown)"),
 ]
+_SEGMENTATION = _field(
+    "segmentation",
+    pa.string(),
+    "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); null if not known",
+    nullable=True,
+)
 _OBJECT_ID = _field(
     "object_id", pa.string(), "<photo_id>-<12 hex digits of a hash of label and coordinates>: the same in every build"
 )
 _SOURCE = [
+    _field("file_name", pa.string(), "the photo's file below the photo folder; null where the id alone tells it", nullable=True),
+    _field(
+        "width", pa.int32(), "the photo's width in px, in the frame of its boxes; null if the tables do not say", nullable=True
+    ),
+    _field("height", pa.int32(), "the photo's height in px, likewise", nullable=True),
+    _field(
+        "rotation",
+        pa.int16(),
+        "degrees counterclockwise (0, 90, 180, 270) by which photo and boxes are turned before use; null if unknown",
+        nullable=True,
+    ),
     _field("url", pa.string(), "where the photo was published; null if the source does not say", nullable=True),
     _field("author", pa.string(), "the photo's author; null if the source does not say", nullable=True),
-    _field("licence", pa.string(), "the photo's licence, as a URL; null if the source does not say", nullable=True),
+    _field("licence", WORD, "the photo's licence, as a URL; null if the source does not say", nullable=True),
 ]
 
 BOXES = pa.schema(
     [
         # A malformed row may lack anything; the selection rejects it by row.
         *[field.with_nullable(True) for field in (*_PHOTO, *_BOX)],
-        _field("file", pa.string(), "name of the annotation file"),
-        _field("row", pa.int64(), "1-based data row in it"),
+        _SEGMENTATION,
+        _field("file", WORD, "name of the annotation file"),
+        _field(
+            "row",
+            pa.int64(),
+            "1-based data row in it (CSV: the line is one more, below the header; COCO: the place in `annotations`)",
+        ),
+        _field("problem", WORD, "what is wrong with the row by itself: a reason below; null if nothing is", nullable=True),
+        _field("detail", pa.string(), "what is wrong, in words, with the cell or key", nullable=True),
     ],
     metadata={"about": "All boxes of the source, one row each, as the annotation reader yields them in record batches."},
+)
+PHOTOS = pa.schema(
+    [
+        *_PHOTO,
+        *_SOURCE,
+        _field("original_md5", pa.string(), "MD5 of the published original, in base64; null if not known", nullable=True),
+        _field("original_bytes", pa.int64(), "size of the published original; null if not known", nullable=True),
+    ],
+    metadata={"about": "What the source's tables say about its photos, as the annotation reader yields them in record batches."},
+)
+SURVEY = pa.schema(
+    [
+        *_PHOTO,
+        _field("code", WORD, f"`ok`, or what is wrong with the file: {', '.join(f'`{code}`' for code in PHOTO_ERRORS)}"),
+        _field("detail", pa.string(), "what is wrong, in words; null if nothing is", nullable=True),
+        _field("sha256", pa.string(), "SHA-256 of the file, hex; null if there is none", nullable=True),
+        _field("bytes", pa.int64(), "size of the file; null if there is none", nullable=True),
+        _field("width", pa.int32(), "width in px, in the frame of the boxes; null if it cannot be decoded", nullable=True),
+        _field("height", pa.int32(), "height in px, likewise", nullable=True),
+        _field(
+            "perceptual_hash",
+            pa.uint64(),
+            "64-bit pHash of what the photo shows, by which copies are found; null if it cannot be decoded or shows too little",
+            nullable=True,
+        ),
+        _field("detail_hash", pa.uint64(), "64 bits of finer detail, by which a copy is confirmed; null likewise", nullable=True),
+    ],
+    metadata={
+        "about": "What the photos' files are like (`photos.parquet` of a survey, and its `parts/`), one row per photo that has "
+        "boxes, sorted by split and id."
+    },
+)
+SAME_PHOTOS = pa.schema(
+    [
+        *_PHOTO,
+        _field("kept_split", WORD, "split of the photo that is kept instead"),
+        _field("kept_photo_id", pa.string(), "id of the photo that is kept instead"),
+        _field(
+            "by",
+            WORD,
+            "how the two were found to be the same: `original_md5` if equal hashes of the originals say it, `sha256` if it takes "
+            "equal hashes of the files too, `perceptual_hash` if it takes similar ones; each may lead through a third photo",
+        ),
+        _field(
+            "distance",
+            pa.int8(),
+            "where `by` is perceptual_hash: bits in which the two perceptual hashes differ, if both have one; else null",
+            nullable=True,
+        ),
+    ],
+    metadata={
+        "about": "Photos that are there under another id too (`same_photos.parquet`), one row for each that is not the one kept. "
+        "Kept is one of validation or test rather than train, then the one with the smallest hash of its name."
+    },
 )
 OBJECTS = pa.schema(
     [
         *_PHOTO,
         _OBJECT_ID,
         *_BOX,
-        _field("label_name", pa.string(), "class name for people; the class id where the source names none"),
+        _field("label_name", WORD, "class name for people; the class id where the source names none"),
         _field("area_share", pa.float64(), "box area / photo area"),
+        _SEGMENTATION,
         *_SOURCE,
     ],
-    metadata={"about": "Accepted boxes (`objects.parquet`), sorted by split, photo_id, object_id."},
+    metadata={
+        "about": "Accepted boxes (`objects.parquet`), sorted by split, then by a hash of the photo, then by a hash of the object."
+    },
 )
 REJECTS = pa.schema(
     [
-        *BOXES,
-        _field("reason", pa.string(), "the first rule that the box breaks"),
+        *[field for field in BOXES if field.name not in ("problem", "detail", "segmentation")],
+        _field("reason", WORD, "the first rule that the box breaks, in the order below"),
+        _field(
+            "reasons",
+            pa.list_(pa.string()),
+            "all rules that it breaks, where `selection.all_reasons` is set; else null",
+            nullable=True,
+        ),
+        _field("detail", pa.string(), "for malformed rows: what is wrong, in words; else null", nullable=True),
     ],
     metadata={"about": "Boxes that were not accepted (`rejects.parquet`), with the reason. objects + rejects = boxes."},
 )
@@ -124,17 +215,29 @@ FAILURES = pa.schema(
         _field("key", pa.string(), "key of the sample"),
         _field("split", pa.string(), "split of its photo"),
         _field("photo_id", pa.string(), "its photo"),
+        _field("file_name", pa.string(), "the photo's file, where the source names files", nullable=True),
         _field("code", pa.string(), "what went wrong, as a code"),
         _field("detail", pa.string(), "what went wrong, in words"),
     ],
     metadata={"about": "Samples that could not be made (`failures.parquet`). planned = samples + failures."},
 )
 
-# Why a box is rejected, in the order in which the rules are asked.
+# Why a box is rejected, in the order in which the first reason is looked for.
 REJECT_REASONS = {
+    "bad_row": "the row cannot be read: too few or too many cells, a missing key, text that is no UTF-8",
     "bad_photo_id": "the photo's id is empty, too long, or has characters other than letters, digits, _ and -",
-    "bad_box": "a coordinate is missing, not a number, outside [0, 1], or min >= max",
+    "no_label": "the label is empty",
+    "bad_number": "a coordinate is missing or not a number",
+    "outside_photo": "a coordinate lies outside the photo",
+    "empty_box": "the box has no area: min >= max",
     "bad_flag": "a flag is missing or none of 1, 0, -1",
+    "bad_segmentation": "the polygons or the RLE cannot be read",
+    "duplicate_id": "another row of the file has the same id",
+    "unknown_label": "the label is not in the source's list of classes",
+    "unknown_photo": "the photo is not in the source's list of photos",
+    "same_photo": "the photo is there under another id too, and that one is kept",
+    "not_in_subset": "the photo is not in the seeded subset",
+    "label_excluded": "the label is not in selection.include_labels, or in selection.exclude_labels",
     "group_of": "the box spans a group of objects",
     "depiction": "a drawing or print of the object",
     "inside": "taken from inside the object",
@@ -143,16 +246,28 @@ REJECT_REASONS = {
     "unknown_flag": "a flag that must not be set is unknown",
     "too_small": "area below selection.min_area",
     "too_large": "area above selection.max_area",
+    "reference_too_small": "the box's shorter side is below selection.min_side px",
+    "too_elongated": "the box's longer side is more than selection.max_aspect times the shorter one",
     "duplicate": "the same box, to the last digit and label, is in the source already",
+    "near_duplicate": "a larger box of the photo overlaps this one by selection.near_duplicate_iou or more",
+    "nested": "a larger box of the photo holds selection.nested_share or more of this one",
+    "over_photo_cap": "the photo has selection.max_per_photo objects already",
+    "over_class_cap": "the class has as many objects as selection.max_per_class and class_smoothing allow",
 }
 # Why a sample cannot be made.
 FAILURE_CODES = {
     **PHOTO_ERRORS,
+    "size_mismatch": "the photo has another shape than the annotations say: boxes and pixels do not belong together",
+    "reference_too_small": "the box's shorter side is below selection.min_side px, known only from the photo itself",
+    "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
 }
 
 TABLES = {
     "boxes": BOXES,
+    "photos": PHOTOS,
+    "survey": SURVEY,
+    "same photos": SAME_PHOTOS,
     "objects": OBJECTS,
     "rejects": REJECTS,
     "plan": PLAN,

@@ -1,174 +1,343 @@
-"""Open Images: box CSVs, class names and photo metadata, under the names they are published with.
+"""Open Images: box CSVs, class names, class hierarchy and photo metadata, under the names they are published with.
 
 Format: https://storage.googleapis.com/openimages/web/download_v7.html. The CSV's order is XMin, XMax, YMin, YMax, fractions of
-the stored photo; flags are 1, 0 or -1 (unknown). Boxes are streamed: memory does not grow with the file.
+the stored photo, whatever its EXIF says; flags are 1, 0 or -1 (unknown). `Rotation` is the number of degrees counterclockwise by
+which photo and boxes are to be turned, empty where nobody knows
+(https://storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html).
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+import functools
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 
+from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, read_header, stream_csv
+from pipelines.annotations.source import Source
+from pipelines.config import SourceSettings
 from schemas.errors import InputError
-from schemas.tables import BOXES
+from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD
 
 BOX_COLUMNS = {
-    "ImageID": ("photo_id", pa.string()),
-    "LabelName": ("label", pa.string()),
-    "XMin": ("x_min", pa.float64()),
-    "XMax": ("x_max", pa.float64()),
-    "YMin": ("y_min", pa.float64()),
-    "YMax": ("y_max", pa.float64()),
-    "IsOccluded": ("is_occluded", pa.int8()),
-    "IsTruncated": ("is_truncated", pa.int8()),
-    "IsGroupOf": ("is_group_of", pa.int8()),
-    "IsDepiction": ("is_depiction", pa.int8()),
-    "IsInside": ("is_inside", pa.int8()),
+    "ImageID": "photo_id",
+    "LabelName": "label",
+    "XMin": "x_min",
+    "XMax": "x_max",
+    "YMin": "y_min",
+    "YMax": "y_max",
+    "IsOccluded": "is_occluded",
+    "IsTruncated": "is_truncated",
+    "IsGroupOf": "is_group_of",
+    "IsDepiction": "is_depiction",
+    "IsInside": "is_inside",
 }
-METADATA_COLUMNS = {"ImageID": "photo_id", "OriginalURL": "url", "Author": "author", "License": "licence"}
-_BOX_FILES = ("{}-annotations-bbox.csv", "oidv6-{}-annotations-bbox.csv")
-_METADATA_FILES = ("{}-images-boxable-with-rotation.csv", "{}-images-with-rotation.csv")
-_CLASS_FILES = ("class-descriptions-boxable.csv", "oidv7-class-descriptions-boxable.csv")
+METADATA_COLUMNS = {
+    "ImageID": ("photo_id", pa.string()),
+    "OriginalURL": ("url", pa.string()),
+    "Author": ("author", pa.string()),
+    "License": ("licence", WORD),
+    "Rotation": ("rotation", pa.float64()),
+    "OriginalMD5": ("original_md5", pa.string()),
+    "OriginalSize": ("original_bytes", pa.float64()),
+}
+# The oldest mirrors have the first four columns alone.
+_METADATA_NEEDED = ("ImageID", "OriginalURL", "License", "Author")
+_BOX_FILES = ("{}-annotations-bbox", "oidv6-{}-annotations-bbox")
+_METADATA_FILES = (
+    "{}-images-boxable-with-rotation",
+    "{}-images-with-rotation",
+    "oidv6-{}-images-with-labels-with-rotation",
+)
+_CLASS_FILES = ("class-descriptions-boxable", "oidv7-class-descriptions-boxable")
+_HIERARCHY_FILES = ("bbox_labels_600_hierarchy.json", "oidv7-bbox-labels-600-hierarchy.json")
+_LOOKED_AT = 1000
 
 
-def annotation_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """The box CSV of each split.
+def open_open_images(settings: SourceSettings) -> Source:
+    """Find the files, check their headers and first rows.
 
     Raises:
-        InputError: the folder or a split's CSV is missing.
+        InputError: a file is missing, is there twice, or is not what its name says.
+    """
+    folder = settings.annotations
+    boxes = box_files(folder, settings.splits)
+    metadata = metadata_files(folder, settings.splits)
+    class_file = _only(folder, "class names", [f"{name}.csv*" for name in _CLASS_FILES])
+    hierarchy_file = _only(folder, "class hierarchy", list(_HIERARCHY_FILES))
+    names = read_class_names(class_file) if class_file else {}
+    hierarchy = read_hierarchy(hierarchy_file) if hierarchy_file else {}
+    for path in metadata.values():
+        check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
+    for path in (path for paths in boxes.values() for path in paths):
+        check_header(path, list(BOX_COLUMNS), "Open Images' box CSV")
+        _check_first_rows(path, names, class_file)
+    inputs = [*(path for paths in boxes.values() for path in paths), *metadata.values(), class_file, hierarchy_file]
+    return Source(
+        name=str(folder),
+        files=tuple(path for path in inputs if path is not None),
+        frame="stored",
+        read_boxes=functools.partial(_read_all_boxes, boxes),
+        read_photos=functools.partial(_read_all_photos, metadata),
+        listed_splits=frozenset(metadata),
+        class_names=names,
+        subclasses=hierarchy,
+        rows=sum(count_rows(path) for paths in boxes.values() for path in paths),
+    )
+
+
+def box_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The box CSVs of each split: one, or several whose names go on after `annotations-bbox`; gzipped or not.
+
+    Raises:
+        InputError: the folder or a split's CSV is missing, or a split is there under two published names.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; set build.source.annotations to the one that holds the box CSVs")
     files = {}
     for split in splits:
-        found = _first(folder, [name.format(split) for name in _BOX_FILES])
-        if found is None:
+        found = {name: _matching(folder, f"{name.format(split)}*.csv*") for name in _BOX_FILES}
+        present = [paths for paths in found.values() if paths]
+        if not present:
             raise InputError(
-                f"{folder / _BOX_FILES[0].format(split)}: no such file; "
+                f"{folder / _BOX_FILES[0].format(split)}.csv: no such file; "
                 f"put the split's box CSV there or take `{split}` out of build.source.splits"
             )
-        files[split] = found
+        if len(present) > 1:
+            raise InputError(
+                f"{folder}: both {present[0][0].name} and {present[1][0].name} are there; move away the one that is not meant"
+            )
+        files[split] = _each_once(present[0])
     return files
 
 
 def metadata_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """The photo metadata CSV of each split that has one; the older Open Images mirrors come without."""
-    found = {split: _first(folder, [name.format(split) for name in _METADATA_FILES]) for split in splits}
+    """The photo metadata CSV of each split that has one; some mirrors come without."""
+    found = {
+        split: _only(folder, "photo metadata", [f"{name.format(split)}.csv*" for name in _METADATA_FILES]) for split in splits
+    }
     return {split: path for split, path in found.items() if path is not None}
-
-
-def class_file(folder: Path) -> Path | None:
-    """The file of class names, if there."""
-    return _first(folder, list(_CLASS_FILES))
 
 
 def read_boxes(path: Path, split: str) -> Iterator[pa.RecordBatch]:
     """Stream the boxes of one CSV as record batches of `schemas.tables.BOXES`.
 
-    Empty cells become null and are the selection's to reject, by row.
+    Rows that cannot be read have a `problem`; empty cells are null, and the selection's to reject.
 
     Raises:
-        InputError: a column is missing, or a cell cannot be read as its column's type; names file and line.
+        InputError: a column is missing, or the file is cut off.
     """
-    _check_header(path, list(BOX_COLUMNS))
-    row = 1
-    options = pa_csv.ConvertOptions(
-        include_columns=list(BOX_COLUMNS),
-        column_types={name: kind for name, (_, kind) in BOX_COLUMNS.items()},
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    for batch in _stream(path, options):
-        count = len(batch)
-        columns = {target: batch.column(name) for name, (target, _) in BOX_COLUMNS.items()}
-        columns["split"] = pa.repeat(split, count)
-        columns["file"] = pa.repeat(path.name, count)
-        columns["row"] = pa.array(range(row, row + count), pa.int64())
-        row += count
-        yield pa.RecordBatch.from_arrays([columns[name] for name in BOXES.names], schema=BOXES)
+    check_header(path, list(BOX_COLUMNS), "Open Images' box CSV")
+    for rows in stream_csv(path, _box_types()):
+        yield _as_boxes(rows, split, path.name)
 
 
-def read_metadata(paths: Sequence[Path], photo_ids: pa.Array) -> pa.Table:
-    """URL, author and licence of the given photos: columns photo_id, url, author, licence, one row per photo found.
+def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
+    """Stream the photo metadata of one CSV as record batches of `schemas.tables.PHOTOS`.
 
     Raises:
-        InputError: a column is missing.
+        InputError: a column is missing, a row cannot be read, or a Rotation is none of 0, 90, 180, 270 and empty.
     """
-    options = pa_csv.ConvertOptions(
-        include_columns=list(METADATA_COLUMNS),
-        column_types=dict.fromkeys(METADATA_COLUMNS, pa.string()),
-        strings_can_be_null=True,
-        null_values=[""],  # Arrow's own list has "NA" and "null", which are authors' names too.
-    )
-    kept = [pa.table({name: pa.array([], pa.string()) for name in METADATA_COLUMNS})]
-    for path in paths:
-        _check_header(path, list(METADATA_COLUMNS))
-        for batch in _stream(path, options, newlines_in_values=True):
-            wanted = pc.is_in(batch.column("ImageID"), value_set=photo_ids)
-            kept.append(pa.Table.from_batches([batch.filter(wanted)]))
-    table = pa.concat_tables(kept).rename_columns(list(METADATA_COLUMNS.values()))
-    first = [(name, "first", pc.ScalarAggregateOptions(skip_nulls=False)) for name in table.column_names[1:]]
-    once = table.group_by("photo_id", use_threads=False).aggregate(first)
-    return once.rename_columns(table.column_names)
+    present = read_header(path)
+    columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present}
+    check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
+    for rows in stream_csv(path, columns, newlines_in_values=True):
+        for number, text in [*rows.broken.items(), *((number, text) for number, (_, text) in rows.problems.items())]:
+            raise InputError(f"{path}, row {number}: {text}; mend the row, or get the file again")
+        found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns}
+        if "rotation" in found:
+            found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
+        if "original_bytes" in found:
+            found["original_bytes"] = pc.if_else(
+                pc.is_finite(found["original_bytes"]), found["original_bytes"], pa.scalar(None, pa.float64())
+            ).cast(pa.int64())
+        found["split"] = _constant(split, len(rows.batch))
+        yield _filled(found, PHOTOS, len(rows.batch))
 
 
-def read_class_names(path: Path | None) -> dict[str, str]:
-    """Class id -> name; empty without a file."""
-    if path is None:
-        return {}
+def read_class_names(path: Path) -> dict[str, str]:
+    """Class id -> name.
+
+    Raises:
+        InputError: a line has not two cells, or an id comes twice.
+    """
+    header = ["LabelName", "DisplayName"]  # V7 has one, older versions have not.
+    names: dict[str, str] = {}
+    first = read_header(path)
+    if len(first) != 2:
+        raise InputError(f"{path}, line 1: {len(first)} cells, expected 2, a class id and a name; is it another file?")
+    with (
+        gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8-sig", newline="") as file
+    ):
+        for number, row in enumerate(csv.reader(file), 1):
+            if row == header or not row:
+                continue
+            if len(row) != 2:
+                raise InputError(f"{path}, line {number}: {len(row)} cells, expected 2, a class id and a name")
+            if names.setdefault(row[0], row[1]) != row[1]:
+                raise InputError(f"{path}, line {number}: class {row[0]} has two names, {names[row[0]]} and {row[1]}; keep one")
+    return names
+
+
+def read_hierarchy(path: Path) -> dict[str, tuple[str, ...]]:
+    """Class id -> ids of the classes directly below it (`Subcategory`). Parts (`Part`: a hand of a person) are not below.
+
+    Raises:
+        InputError: not the published JSON.
+    """
     try:
-        table = pa_csv.read_csv(path, read_options=pa_csv.ReadOptions(column_names=["label", "name"]))
-    except pa.ArrowInvalid as error:
-        message = str(error).splitlines()[0]
-        raise InputError(f"{path}: {message}; expected a class id and a name on each line, without a header") from None
-    return dict(zip(table["label"].to_pylist(), table["name"].to_pylist(), strict=True))
-
-
-def _first(folder: Path, names: list[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
-def _check_header(path: Path, required: list[str]) -> None:
-    with path.open("rb") as file:
-        header = file.readline(65536).decode("utf-8-sig", errors="replace").strip()
-    present = [name.strip('"') for name in header.split(",")]
-    missing = [name for name in required if name not in present]
-    if missing:
+        root = json.loads(path.read_text(encoding="utf-8-sig"))
+        children: dict[str, tuple[str, ...]] = {}
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            below = node.get("Subcategory", [])
+            known = children.get(node["LabelName"], ())
+            children[node["LabelName"]] = (*known, *(child["LabelName"] for child in below if child["LabelName"] not in known))
+            stack += [*below, *node.get("Part", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path}, line 1: column {', '.join(missing)} is missing (found: {header[:120]}); "
-            f"expected Open Images' CSV with at least {', '.join(required)}"
+            f"{path}: not Open Images' class hierarchy ({type(error).__name__}: {error}); get the file again, or take it away"
+        ) from None
+    return children
+
+
+def _read_all_boxes(files: Mapping[str, Sequence[Path]]) -> Iterator[pa.RecordBatch]:
+    for split, paths in files.items():
+        for path in paths:
+            yield from read_boxes(path, split)
+
+
+def _read_all_photos(files: Mapping[str, Path]) -> Iterator[pa.RecordBatch]:
+    for split, path in files.items():
+        yield from read_photos(path, split)
+
+
+def _box_types() -> dict[str, pa.DataType]:
+    kinds = {
+        "photo_id": pa.string(),
+        "label": WORD,
+        **dict.fromkeys(COORDINATES, pa.float64()),
+        **dict.fromkeys(FLAGS, pa.int8()),
+    }
+    return {name: kinds[target] for name, target in BOX_COLUMNS.items()}
+
+
+def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
+    count = len(rows.batch)
+    columns: dict[str, pa.Array] = {target: rows.batch.column(name) for name, target in BOX_COLUMNS.items()}
+    columns |= {"split": _constant(split, count), "file": _constant(file, count), "row": pa.array(rows.numbers, pa.int64())}
+    if rows.problems:
+        found = [rows.problems.get(number) for number in rows.numbers.tolist()]
+        columns["problem"] = pa.array([problem and _reason(problem[0]) for problem in found], WORD)
+        columns["detail"] = pa.array([problem and problem[1] for problem in found], pa.string())
+    batch = _filled(columns, BOXES, count)
+    if not rows.broken:
+        return batch
+    broken = {
+        "split": _constant(split, len(rows.broken)),
+        "file": _constant(file, len(rows.broken)),
+        "row": pa.array(list(rows.broken), pa.int64()),
+        "problem": _constant("bad_row", len(rows.broken)),
+        "detail": pa.array(list(rows.broken.values()), pa.string()),
+    }
+    both = pa.Table.from_batches([batch, _filled(broken, BOXES, len(rows.broken))]).unify_dictionaries().combine_chunks()
+    return both.to_batches()[0]
+
+
+def _reason(column: str) -> str:
+    """The reason of a reject for a cell that cannot be read."""
+    target = BOX_COLUMNS[column]
+    if target in FLAGS:
+        return "bad_flag"
+    return "bad_number" if target in COORDINATES else "bad_row"
+
+
+def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | None) -> None:
+    """Look at a file's first rows for what is wrong with all of it.
+
+    Raises:
+        InputError: there is no row; most rows are in pixels; or no label is in the class file.
+    """
+    rows = next(stream_csv(path, _box_types()), None)
+    if rows is None or not len(rows.batch):
+        raise InputError(
+            f"{path}: no row can be read below the header; get the file again, or take the split out of source.splits"
+        )
+    first = rows.batch.slice(0, _LOOKED_AT)
+    columns = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
+    above = np.stack([pc.fill_null(pc.greater(first.column(name), 1), False).to_numpy(zero_copy_only=False) for name in columns])
+    if above.any(axis=0).mean() > 0.5:
+        place = int(above.any(axis=0).argmax())
+        name = columns[int(above[:, place].argmax())]
+        cell = first.column(name)[place].as_py()
+        raise InputError(
+            f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo; in "
+            f"{above.any(axis=0).sum()} of the first {len(first)} rows a coordinate is above 1: the file seems to be in pixels. "
+            f"Boxes in pixels are read with source.kind: boxes and source.unit: pixel (docs/own-data.md)"
+        )
+    labels = first.column("LabelName").drop_null().unique().to_pylist()
+    if names and labels and not any(label in names for label in labels):
+        raise InputError(
+            f"{path}, line {int(rows.numbers[0]) + 1}: LabelName is {labels[0]}; neither it nor any other label of the first "
+            f"{len(first)} rows is in {class_file}: the two files do not belong together"
         )
 
 
-def _stream(path: Path, options: pa_csv.ConvertOptions, newlines_in_values: bool = False) -> Iterator[pa.RecordBatch]:
-    try:
-        with pa_csv.open_csv(
-            path, convert_options=options, parse_options=pa_csv.ParseOptions(newlines_in_values=newlines_in_values)
-        ) as reader:
-            yield from reader
-    except pa.ArrowInvalid as error:
-        found = _find_bad_cell(path, options.column_types)
-        message = found or f"{path}: {str(error).splitlines()[0]}"
-        raise InputError(f"{message}; mend the line, or get the file again if it was cut off") from None
+def _rotation(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:
+    values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
+    wrong = ~(np.isnan(values) | np.isin(values, (0, 90, 180, 270)))
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise InputError(
+            f"{path}, row {numbers[place]}: Rotation is {values[place]:g}, none of 0, 90, 180, 270 and empty; "
+            f"mend the row, or get the file again"
+        )
+    return pa.array(np.nan_to_num(values).astype(np.int16), pa.int16(), mask=np.isnan(values))
 
 
-def _find_bad_cell(path: Path, kinds: dict[str, pa.DataType]) -> str | None:
-    """Where the first row is that Arrow cannot read, by reading again in plain Python: slow, but only on the way out."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
-        header = next(reader)
-        for row in reader:
-            if len(row) != len(header):
-                return f"{path}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}"
-            for name, cell in zip(header, row, strict=True):
-                kind = kinds.get(name)
-                if kind is None or not cell or pa.types.is_string(kind):
-                    continue
-                try:
-                    pa.scalar(cell).cast(kind)
-                except pa.ArrowInvalid:
-                    return f"{path}, line {reader.line_num}: {name} is {cell!r}, expected {kind}"
-    return None
+def _filled(columns: Mapping[str, Any], schema: pa.Schema, count: int) -> pa.RecordBatch:
+    """Columns in the order of a schema; those that are not there are null."""
+    arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _constant(word: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([word]))
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.name.endswith((".csv", ".csv.gz")) and path.is_file())
+
+
+def _each_once(paths: list[Path]) -> list[Path]:
+    """The paths, none of them as .csv and as .csv.gz.
+
+    Raises:
+        InputError: one is there both ways.
+    """
+    for path in paths:
+        if path.with_name(f"{path.name}.gz") in paths:
+            raise InputError(f"{path}: it is there gzipped too ({path.name}.gz); move one of the two away, or boxes count twice")
+    return paths
+
+
+def _only(folder: Path, what: str, patterns: list[str]) -> Path | None:
+    """The one file of several published names that is there.
+
+    Raises:
+        InputError: more than one is.
+    """
+    found = [
+        path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.name.endswith((".csv", ".csv.gz", ".json"))
+    ]
+    if len(found) > 1:
+        raise InputError(f"{folder}: {found[0].name} and {found[1].name} are both {what}; move away the one that is not meant")
+    return found[0] if found else None

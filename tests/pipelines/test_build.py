@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -22,11 +23,12 @@ import webdataset
 from PIL import Image
 
 from pipelines import build, preview
-from pipelines.masks import rasterise
-from pipelines.pack import ShardPacker, can_be_mended, read_record
-from pipelines.plan import planned_shards
-from pipelines.samples import Failure, prepare_photo, prepare_sample
-from pipelines.views import resize
+from pipelines.geometry.masks import rasterise
+from pipelines.geometry.views import resize
+from pipelines.packing.pack import ShardPacker, can_be_mended, read_record
+from pipelines.packing.samples import Failure, prepare_photo, prepare_sample
+from pipelines.planning.freeze import freeze_tables
+from pipelines.planning.shards import plan_samples, planned_shards
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.photos import decode_photo
@@ -227,7 +229,7 @@ def test_a_shard_is_packed_again_only_if_a_photo_came_back(photos, dataset, tmp_
     photo = next((photos / "train").glob("*.jpg")).stem
 
     def record(photo_id: str, code: str) -> dict:
-        return {"failed_samples": [{"split": "train", "photo_id": photo_id, "code": code}]}
+        return {"failed_samples": [{"split": "train", "photo_id": photo_id, "file_name": None, "code": code}]}
 
     assert can_be_mended(record(photo, "missing"), settings)
     assert not can_be_mended(record("gone", "missing"), settings)
@@ -308,7 +310,7 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
     """The plan loses a column behind the program's back: every shard fails, the status says so, nothing is sealed."""
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("plan.json", "objects.parquet", "rejects.parquet", "plan.parquet"):
+    for name in ("plan.json", "selection.json", "objects.parquet", "rejects.parquet", "plan.parquet"):
         shutil.copy(dataset / name, out / name)
     table = pq.read_table(out / "plan.parquet")
     position = table.schema.get_field_index("x_min")
@@ -325,26 +327,21 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
 
 
 def test_the_plan_does_not_depend_on_the_order_of_rows(dataset, photos, tmp_path):
-    from pipelines.plan import fingerprint, freeze_plan
-    from schemas.weights import identify_vae
-
     shuffled = tmp_path / "photos"
     shutil.copytree(photos, shuffled)
     for path in shuffled.glob("*-bbox.csv"):
         header, *rows = path.read_text().splitlines()
         path.write_text("\n".join([header, *reversed(rows)]) + "\n")
     settings = settings_of(shuffled, tmp_path / "out")
-    freeze_plan(settings, fingerprint(settings, identify_vae(load_vae(VAE), VAE)))
+    freeze_tables(settings)
     for name in ("plan", "objects"):
         assert pq.read_table(tmp_path / "out" / f"{name}.parquet").equals(pq.read_table(dataset / f"{name}.parquet")), name
 
 
 def test_the_plan_holds_every_view_of_every_object_once(photos, dataset):
-    from pipelines.plan import plan_samples
-
     objects = pq.read_table(dataset / "objects.parquet")
     settings = settings_of(photos, dataset, "--views.per_object", "3")
-    plan = plan_samples(objects, settings)
+    plan = pa.concat_tables(plan_samples([objects], settings.views.per_object, settings.shards.samples))
     assert sorted(plan["key"].to_pylist()) == sorted(
         f"{name}_{view}" for name in objects["object_id"].to_pylist() for view in range(3)
     )
@@ -401,7 +398,7 @@ def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
         ("no folder", [], ["train: no such folder", "build.source.photos"]),
         ("no column", [], ["train-annotations-bbox.csv, line 1", "column XMax is missing"]),
         ("no csv", [], ["train-annotations-bbox.csv: no such file"]),
-        ("none accepted", [], ["none of the", "rejects.parquet"]),
+        ("none accepted", [], ["none of the", "too_small", "build.selection"]),
     ],
 )
 def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, tmp_path, capsys, monkeypatch):

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.geometry import Rectangle, box_in_photo, whole_photo
-from pipelines.masks import bessel_curves, bessel_polygon, extend_box, rasterise
-from pipelines.references import cut_reference, reference_window
-from pipelines.views import Window, cut_view, is_padded, square_window
+from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, rasterise
+from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
+from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
+from pipelines.geometry.views import Window, cut_view, is_padded, square_window
 
 JITTER = (1, 5)
 
@@ -202,3 +202,39 @@ def test_references_are_shrunk_but_never_enlarged():
     photo = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
     assert np.array_equal(cut_reference(photo, (10, 20, 60, 50), 448), photo[20:50, 10:60])
     assert cut_reference(photo, (0, 0, 300, 100), 150).shape == (50, 150, 3)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 90, 180, 270]), st.randoms(use_true_random=False))
+def test_boxes_turn_with_their_photo(width, height, rotation, random):
+    """The pixels in the turned box are those of the box, turned."""
+    x_min, y_min = random.randrange(width), random.randrange(height)
+    box = Rectangle(x_min, y_min, random.randint(x_min + 1, width), random.randint(y_min + 1, height))
+    photo = np.arange(width * height).reshape(height, width)
+    upright = np.rot90(photo, rotation // 90)
+    there = turned(box, width, height, rotation)
+    assert whole_photo(upright.shape[1], upright.shape[0]).holds(there)
+    inside = upright[there.y_min : there.y_max, there.x_min : there.x_max]
+    assert np.array_equal(inside, np.rot90(photo[box.y_min : box.y_max, box.x_min : box.x_max], rotation // 90))
+
+
+def test_an_objects_mask_is_cut_and_shrunk_as_its_reference_is():
+    """A disc whose photo shows its own mask; also where the photo is a smaller copy of what was annotated."""
+    y, x = np.mgrid[:300, :400]
+    disc = (x - 200) ** 2 + (y - 150) ** 2 < 100**2
+    photo = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
+    window = reference_window(Rectangle(100, 50, 300, 250), 400, 300, 10)
+    reference = cut_reference(photo, window, 64)
+    mask = cut_mask(disc, (400, 300), window, (reference.shape[1], reference.shape[0]))
+    assert np.array_equal(mask, reference[..., 0] > 127)
+    larger = np.kron(disc, np.ones((2, 2), bool))
+    assert np.array_equal(cut_mask(larger, (400, 300), window, (64, 64)), mask)
+
+
+def test_a_grey_background_leaves_the_object_alone():
+    reference = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8)
+    mask = np.zeros((5, 6), bool)
+    assert np.array_equal(grey_background(reference, mask), reference)
+    mask[1:3, 2:4] = True
+    cut = grey_background(reference, mask)
+    assert np.array_equal(cut[mask], reference[mask])
+    assert (cut[~mask] == 127).all()

@@ -2,7 +2,7 @@ import pytest
 import ray
 
 from pipelines.config import RaySettings
-from pipelines.workers import pack_on_ray, share_out
+from pipelines.packing.workers import pack_on_ray, share_out
 from schemas.errors import InputError
 from tests.conftest import settings_of
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.photos import PhotoError, decode_photo
+from schemas.photos import PhotoError, decode_photo, photo_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -46,6 +46,53 @@ def test_every_mode_becomes_rgb(image, expected):
     photo = decode_photo(encoded(image), frame="stored")
     assert photo.shape == (2, 3, 3)
     assert (photo == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 6, 8])
+@pytest.mark.parametrize("frame", ["stored", "exif"])
+def test_the_size_is_that_of_the_decoded_photo(kind, orientation, frame, tmp_path):
+    """Boxes in px are divided by it: where it were not turned with the photo, they would lie elsewhere."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (40, 20)), kind, exif=exif)
+    height, width, _ = decode_photo(data, frame=frame).shape
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    assert photo_size(data, frame=frame) == photo_size(path, frame=frame) == (width, height)
+
+
+def test_a_png_may_say_behind_its_pixels_how_it_is_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (40, 20)), exif=exif)
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    end = data.index(b"IEND") - 4
+    late = data[:start] + data[start + len(chunk) : end] + chunk + data[end:]
+    assert decode_photo(late, frame="exif").shape == (40, 20, 3)
+    assert photo_size(late, frame="exif") == (20, 40)
+
+
+def test_the_header_alone_tells_the_size():
+    """A photo that is damaged further on has a size all the same, so asking for it did not decode it."""
+    data = encoded(Image.effect_noise((640, 480), 90).convert("RGB"), "JPEG")[:2000]
+    assert photo_size(data, frame="exif") == (640, 480)
+    with pytest.raises(PhotoError, match="decode_error"):
+        decode_photo(data, frame="exif")
+
+
+def test_a_size_has_the_errors_of_a_photo(tmp_path):
+    data = encoded(Image.new("RGB", (40, 20)), "JPEG")
+    assert photo_size(data, frame="exif", max_pixels=800) == (40, 20)
+    with pytest.raises(PhotoError, match="too_many_pixels: 40x20 px, more than 799"):
+        photo_size(data, frame="exif", max_pixels=799)
+    with pytest.raises(PhotoError, match="not_an_image"):
+        photo_size(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(PhotoError, match="missing"):
+            photo_size(path, frame="stored")
 
 
 def test_limits_are_checked_before_decoding():
@@ -99,3 +146,6 @@ def test_hostile_files_give_pixels_or_a_code(real_data):
         photo = decode_photo((folder / row["file"]).read_bytes(), frame="exif")
         assert photo.shape[2] == 3, row["file"]
         assert photo.dtype == np.uint8, row["file"]
+        for frame in ("exif", "stored"):
+            height, width, _ = decode_photo((folder / row["file"]).read_bytes(), frame=frame).shape
+            assert photo_size(folder / row["file"], frame=frame) == (width, height), row["file"]

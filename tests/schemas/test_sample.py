@@ -26,7 +26,8 @@ def make_sample(masks: int = 2, size: int = 16) -> Sample:
         key="0123-ab_0", object_id="0123-ab", split="train", photo_id="0123", photo_size=(40, 30), photo_sha256="00",
         label="/m/1", label_name="disc", box=(1, 2, 9, 8), window=(0, 0, 30), box_in_view=(0.5, 1, 4.5, 4), padded=False,
         mask_kinds=("box", "bessel")[:masks], mask_polygons=(((0.0, 0.0), (5.0, 0.0), (5.0, 5.0)),) * masks,
-        reference_window=(0, 0, 10, 9), url=None, author="Ä", licence=None, seed=0,
+        reference_window=(0, 0, 10, 9), file_name=None, rotation=0, reference_mask=None,
+        url=None, author="Ä", licence=None, seed=0,
     )  # fmt: skip
     posterior = random.random((8, 2, 2)).astype(np.float16)
     drawn = random.random((masks, size, size)) < 0.5

@@ -60,3 +60,20 @@ def whole_photo(width: int, height: int) -> Rectangle:
 def box_in_photo(row: Mapping[str, Any], width: int, height: int) -> Rectangle:
     """The box of a table row (x_min, y_min, x_max, y_max as fractions of the photo), in photo pixels."""
     return Rectangle(row["x_min"] * width, row["y_min"] * height, row["x_max"] * width, row["y_max"] * height)
+
+
+def turned(box: Rectangle, width: int, height: int, rotation: int) -> Rectangle:
+    """Where a box lies once its photo is turned.
+
+    Args:
+        box: in px of the photo as it was.
+        width: of the photo as it was, px.
+        height: likewise.
+        rotation: degrees counterclockwise: 0, 90, 180 or 270.
+
+    Agrees with `numpy.rot90(photo, rotation // 90)`.
+    """
+    for _ in range(rotation // 90):
+        box = Rectangle(box.y_min, width - box.x_max, box.y_max, width - box.x_min)
+        width, height = height, width
+    return box

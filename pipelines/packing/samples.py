@@ -3,7 +3,6 @@
 Every draw goes by names (seed, object, view, mask), so a sample is the same whatever was packed before it, and where.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,14 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from pipelines.config import BuildSettings
-from pipelines.geometry import box_in_photo, whole_photo
-from pipelines.masks import bessel_polygon, extend_box, rasterise
-from pipelines.photo_folder import photo_path
-from pipelines.references import cut_reference, reference_window
-from pipelines.views import cut_view, is_padded, square_window
-from schemas.photos import PhotoError, decode_photo
+from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
+from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
+from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
+from pipelines.geometry.views import cut_view, is_padded, square_window
+from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
+from pipelines.photo_folder import read_photo
+from pipelines.selection.rules import above_max_aspect, below_min_side
+from schemas.photos import PhotoError
 from schemas.randomness import generator
 from schemas.sample import MaskKind, SampleRecord, jpeg_bytes
 
@@ -40,8 +41,14 @@ class Failure:
     key: str
     split: str
     photo_id: str
+    file_name: str | None
     code: str
     detail: str
+
+
+def failure_of(row: Row, code: str, detail: str) -> Failure:
+    """The failure of a plan row."""
+    return Failure(row["key"], row["split"], row["photo_id"], row["file_name"], code, detail)
 
 
 def prepare_sample(
@@ -49,20 +56,31 @@ def prepare_sample(
 ) -> Prepared | Failure:
     """Cut and draw everything of one plan row. A pure function of its arguments.
 
+    Args:
+        row: of the plan; its box is in the frame of the photo before it was turned.
+        photo: turned by the row's `rotation` already.
+        photo_sha256: of the photo's file.
+        settings: of the build.
+
     The first mask's extended box is what the view must hold, as published; further masks extend on their own, inside the view.
     """
     height, width = photo.shape[:2]
     names = (settings.seed, row["object_id"], "view", row["view"])
     frame = whole_photo(width, height)
-    box = box_in_photo(row, width, height)
+    rotation = row["rotation"] or 0
+    stored_width, stored_height = (height, width) if rotation % 180 else (width, height)
+    box = turned(box_in_photo(row, stored_width, stored_height), stored_width, stored_height, rotation)
     options = settings.masks
+    failure = _unfit(row, stored_width, stored_height, box, settings)
+    if failure:
+        return failure_of(row, *failure)
 
     extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
     window = square_window(extended, width, height, settings.views.max_zoom, generator(*names, "window"))
     padded = is_padded(window, width, height)
     if padded and settings.views.no_square == "reject":
         detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"
-        return Failure(row["key"], row["split"], row["photo_id"], "no_square", detail)
+        return failure_of(row, "no_square", detail)
 
     size = settings.views.size
     visible = window.rectangle().intersection(frame)
@@ -86,12 +104,22 @@ def prepare_sample(
 
     crop = reference_window(box, width, height, settings.references.padding)
     reference = cut_reference(photo, crop, settings.references.max_side)
+    reference_mask = None
+    if row["segmentation"] is not None:
+        pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])
+        upright = np.rot90(pixels, rotation // 90)
+        mask = cut_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]))
+        reference_mask = encode_segmentation(mask)
+        if settings.references.background == "grey":
+            reference = grey_background(reference, mask)
     box_in_view = window.to_view(box.corners(), size)
     record = SampleRecord(
         key=row["key"],
         object_id=row["object_id"],
         split=row["split"],
         photo_id=row["photo_id"],
+        file_name=row["file_name"],
+        rotation=rotation,
         photo_size=(width, height),
         photo_sha256=photo_sha256,
         label=row["label"],
@@ -103,6 +131,7 @@ def prepare_sample(
         mask_kinds=tuple(kinds),
         mask_polygons=tuple(polygons),
         reference_window=crop,
+        reference_mask=reference_mask,
         url=row["url"],
         author=row["author"],
         licence=row["licence"],
@@ -112,21 +141,27 @@ def prepare_sample(
     return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, settings.references.jpeg_quality))
 
 
-def read_photo(split: str, photo_id: str, settings: BuildSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
-    """A photo's pixels (RGB, stored frame) and the SHA-256 of its file.
-
-    Raises:
-        PhotoError: it is missing or cannot be decoded.
-    """
-    data = photo_path(settings.source.photos, split, photo_id).read_bytes()
-    photo = decode_photo(data, frame="stored", max_pixels=settings.source.max_photo_pixels)
-    return photo, hashlib.sha256(data).hexdigest()
+def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
+    """What only the photo itself tells: code and detail of why this sample cannot be made; None if it can."""
+    if row["width"] is not None:
+        # A smaller copy of the photo has the same shape but for rounding; another frame, or another photo, has not.
+        expected = width * row["height"] / row["width"]
+        if abs(height - expected) > 1 + expected / row["width"]:
+            detail = f"the photo has {width}x{height} px, the annotations say {row['width']}x{row['height']}"
+            return "size_mismatch", detail
+        return None
+    shorter, longer = np.array([min(box.width, box.height)]), np.array([max(box.width, box.height)])
+    if below_min_side(shorter, settings.selection).any():
+        return "reference_too_small", f"{box.width:.0f}x{box.height:.0f} px"
+    if above_max_aspect(shorter, longer, settings.selection).any():
+        return "too_elongated", f"{box.width:.0f}x{box.height:.0f} px"
+    return None
 
 
 def prepare_photo(rows: list[Row], settings: BuildSettings) -> list[Prepared | Failure]:
     """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
     try:
-        photo, sha256 = read_photo(rows[0]["split"], rows[0]["photo_id"], settings)
+        photo, sha256 = read_photo(rows[0], settings.source)
     except PhotoError as error:
-        return [Failure(row["key"], row["split"], row["photo_id"], error.code, error.detail) for row in rows]
+        return [failure_of(row, error.code, error.detail) for row in rows]
     return [prepare_sample(row, photo, sha256, settings) for row in rows]

@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
-from pipelines.plan import PLAN_RECORD
+from pipelines.planning.freeze import read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
-from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
+from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
 
 
 def seal(settings: BuildSettings, fingerprint: str, vae: VaeIdentity, records: list[dict[str, Any]]) -> DatasetInfo:
@@ -65,12 +65,15 @@ def seal(settings: BuildSettings, fingerprint: str, vae: VaeIdentity, records: l
 
 
 def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:
-    reasons = pq.read_table(out / "rejects.parquet", columns=["reason"])["reason"]
-    rejects = {item["values"]: item["counts"] for item in pc.value_counts(reasons).to_pylist()}
+    # Counted from the tables themselves; only what was read is a record.
+    rejects: Counter[str] = Counter()
+    for batch in pq.ParquetFile(out / "rejects.parquet").iter_batches(columns=["reason"]):
+        counts = pc.value_counts(batch.column("reason").cast(pa.string()))
+        rejects.update({item["values"]: item["counts"] for item in counts.to_pylist()})
     return Books(
-        boxes=json.loads((out / PLAN_RECORD).read_bytes())["boxes"],
+        boxes=read_selection(out).boxes,
         objects=pq.ParquetFile(out / "objects.parquet").metadata.num_rows,
-        rejects=dict(sorted(rejects.items())),
+        rejects={reason: rejects[reason] for reason in REJECT_REASONS if reason in rejects},
         planned=pq.ParquetFile(out / "plan.parquet").metadata.num_rows,
         samples=sum(record["samples"] for record in records),
         failures=_sum_counts(records, "failures"),

@@ -10,9 +10,9 @@ import hashlib
 import itertools
 import json
 import tarfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
-from pipelines.latents import load_encoder, view_and_masked
-from pipelines.samples import Failure, Prepared, Row, prepare_photo, read_photo
+from pipelines.packing.latents import load_encoder, view_and_masked
+from pipelines.packing.samples import Failure, Prepared, Row, prepare_photo
+from pipelines.photo_folder import read_photo
+from pipelines.threads import in_order
 from schemas.files import atomic_file, write_atomically
 from schemas.photos import PHOTO_ERRORS, PhotoError
 from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
@@ -33,7 +35,6 @@ PHOTOS_AHEAD = 8
 _BLOCK = 512
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class ShardPacker:
@@ -106,7 +107,7 @@ class ShardPacker:
     def _prepared(self, rows: list[Row], failures: list[Failure]) -> Iterator[Prepared]:
         photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["photo_id"])]
         with ThreadPoolExecutor(max_workers=2, thread_name_prefix="prepare") as pool:
-            for outcomes in _ahead(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD):
+            for outcomes in in_order(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD):
                 for outcome in outcomes:
                     if isinstance(outcome, Failure):
                         failures.append(outcome)
@@ -165,10 +166,11 @@ def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | 
 
 def can_be_mended(record: dict[str, Any], settings: BuildSettings) -> bool:
     """Whether a photo that failed when this shard was packed can be used now: it came later, or was replaced."""
-    photos = {(failure["split"], failure["photo_id"]) for failure in record["failed_samples"] if failure["code"] in PHOTO_ERRORS}
-    for split, photo_id in photos:
+    failed = [failure for failure in record["failed_samples"] if failure["code"] in PHOTO_ERRORS]
+    photos = {(failure["split"], failure["photo_id"]): failure for failure in failed}
+    for photo in photos.values():
         try:
-            read_photo(split, photo_id, settings)
+            read_photo({**photo, "rotation": None}, settings.source)
         except PhotoError:
             continue
         return True
@@ -193,14 +195,3 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """Results in the order of items, with at most `ahead` of them computed or waiting."""
-    pending: deque[Future[Result]] = deque()
-    for item in items:
-        pending.append(pool.submit(work, item))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
-from pipelines.geometry import Rectangle
+from pipelines.geometry.rectangles import Rectangle
 
 _SUBPIXEL_BITS = 6
 

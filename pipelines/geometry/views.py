@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from pipelines.geometry import Rectangle
+from pipelines.geometry.rectangles import Rectangle
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import ray
 
 from pipelines.config import BuildSettings, RaySettings
-from pipelines.pack import ShardPacker
+from pipelines.packing.pack import ShardPacker
 from schemas.errors import InputError
 
 PATIENCE_SECONDS = 60

@@ -1,0 +1,1 @@
+"""Programs that measure and print a table; results in `benchmarks/results/*.json`. Never asserted in tests."""

@@ -1,0 +1,490 @@
+"""COCO: instances_*.json, with outlines (polygons or RLE) and a class hierarchy of two levels.
+
+    instances_train2017.json ──▶ images      ──▶ PHOTOS
+                                 annotations ──▶ BOXES, outlines as compressed RLE
+                                 categories  ──▶ class names, supercategories
+
+Format: https://cocodataset.org/#format-data. A box is [x, y, width, height] in px of the photo as stored: the stored pixels
+are what COCO's annotators saw, whatever EXIF may say.
+
+Python's parser cannot stream JSON, so a file is in memory as a whole while it is read, and takes 6.4 times its size (measured
+on 100 MB with outlines; COCO's train2017, 450 MB: about 2.9 GB). It is parsed anew for each use, in 2.3 s per 100 MB: by opening
+(categories may stand at its end), for the boxes, for the photos. Nothing is kept between them, and of two files one at a time.
+"""
+
+import gzip
+import json
+import reprlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float64, Int64
+from pycocotools import mask as coco_mask
+
+from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches, is_text
+from pipelines.annotations.source import Source
+from pipelines.annotations.splits import assign_splits
+from pipelines.config import SourceSettings
+from schemas.errors import InputError
+from schemas.tables import BOXES, PHOTOS
+
+_SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
+_KEYS = ("images", "annotations", "categories")
+_INT32 = 2**31 - 1
+# Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
+# does not check; COCO's longest outlines have some 10,000 px.
+MAX_OUTLINE = 1_000_000
+MAX_COORDINATE = 100_000_000
+# pycocotools 2.0.11 writes n runs into 6 n bytes, and then a zero. A run takes 6 bytes from 2**24 px on, and up to here the first
+# three cannot all be longer, so the zero has its place where n > 3; the 6, 12 or 18 bytes below that are rounded up by malloc.
+MAX_OUTLINED_PHOTO = 3 * 2**24
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    split: str | None  # None: by a hash of the photo.
+    folder: str  # What stands before each file name, below the photo folder.
+
+
+@dataclass(frozen=True, slots=True)
+class _Photo:
+    file_name: str | None
+    width: int | None
+    height: int | None
+    url: str | None
+    licence: str | None
+    problem: str | None  # Why its boxes cannot be used.
+
+
+@dataclass(frozen=True)
+class _Category:
+    name: str
+    supercategory: str | None
+
+
+@dataclass(frozen=True)
+class _Instances:
+    photos: dict[str, _Photo]
+    splits: dict[str, str]  # Of each photo.
+    nameless: int  # Entries of `images` without an id.
+    annotations: list[Any]
+    categories: dict[str, _Category]
+
+
+def open_coco(settings: SourceSettings, seed: int) -> Source:
+    """Open COCO's annotations: a folder with a file for each split, or one file whose photos are divided by a hash of their ids.
+
+    Ids of photos are COCO's image ids; boxes of photos that are not listed count under the first of `settings.splits`. File
+    names lie below `settings.photos`: those of instances_train2017.json in its folder train2017, if there is one. Class ids are
+    category ids. A supercategory is a class above its categories, with the id `supercategory:vehicle` and the name `vehicle`;
+    where a category bears that name, as `person` does, it stands for both.
+
+    Raises:
+        InputError: no file for a split, or more than one; a file that is not JSON, is cut off, or is not in COCO's format; an id
+            that stands for two things.
+    """
+    files = _files(settings)
+    categories: dict[str, _Category] = {}
+    homes: dict[str, Path] = {}
+    rows = 0
+    for file in files:
+        instances = _load(file, settings, seed)
+        rows += len(instances.annotations)
+        for photo_id in instances.photos:
+            if photo_id in homes:
+                raise InputError(
+                    f"{file.path}: image id {photo_id} is in {homes[photo_id].name} too: one photo would be in two splits, or "
+                    f"two photos would share an id; leave it in one file, or number the images of all files through"
+                )
+            homes[photo_id] = file.path
+        for class_id, category in instances.categories.items():
+            if categories.setdefault(class_id, category).name != category.name:
+                raise InputError(
+                    f"{file.path}: category {class_id} is `{category.name}`, in another file "
+                    f"`{categories[class_id].name}`; give categories the same ids in all files"
+                )
+        del instances  # Or two files would be in memory while the next one is parsed.
+    class_names, subclasses = class_hierarchy(categories, settings.annotations)
+    return Source(
+        name=str(settings.annotations),
+        files=tuple(file.path for file in files),
+        frame="stored",
+        read_boxes=lambda: (batch for file in files for batch in _read_boxes(file, settings, seed)),
+        read_photos=lambda: (batch for file in files for batch in _read_photos(file, settings, seed)),
+        listed_splits=frozenset(settings.splits),
+        class_names=class_names,
+        subclasses=subclasses,
+        rows=rows,
+    )
+
+
+def class_hierarchy(categories: Mapping[str, _Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Class id -> name and class id -> ids directly below it, supercategories included.
+
+    Raises:
+        InputError: supercategories go in a circle.
+    """
+    names = {class_id: category.name for class_id, category in categories.items()}
+    first = {name.casefold(): class_id for class_id, name in reversed(names.items())}
+    below: dict[str, list[str]] = {}
+    for class_id, category in categories.items():
+        above = category.supercategory
+        if above is None or first.get(above.casefold()) == class_id:
+            continue
+        parent = first.get(above.casefold(), f"supercategory:{above}")
+        names.setdefault(parent, above)
+        below.setdefault(parent, []).append(class_id)
+    try:
+        TopologicalSorter(below).prepare()
+    except CycleError as error:
+        circle = " -> ".join(names[class_id] for class_id in error.args[1])
+        raise InputError(f"{place}: supercategories go in a circle: {circle}; mend one of these `supercategory` keys") from None
+    return names, {class_id: tuple(members) for class_id, members in below.items()}
+
+
+def encode_segmentation(segmentation: Any, width: int, height: int) -> str | None:
+    """Polygons or RLE of a photo of `width` x `height` px -> compressed RLE; null where there is none (missing or empty).
+
+    All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
+
+    Raises:
+        ValueError: says in words what is wrong.
+    """
+    if (
+        segmentation is None
+        or segmentation == {}
+        or (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+    ):
+        return None
+    if width * height > MAX_OUTLINED_PHOTO:
+        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_OUTLINED_PHOTO:,}; take the outline out")
+    if isinstance(segmentation, dict):
+        counts = _run_lengths(segmentation, width, height)
+        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    elif isinstance(segmentation, list):
+        polygons = [_polygon(polygon) for polygon in segmentation]
+        length = sum(np.abs(np.roll(polygon, -1, axis=0) - polygon).max(axis=1).sum() for polygon in polygons)
+        if length > MAX_OUTLINE:
+            raise ValueError(f"is {length:,.0f} px long, more than {MAX_OUTLINE:,}")
+        encoded = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel() for polygon in polygons], height, width))
+    else:
+        raise ValueError(f"is {_shown(segmentation)}, expected polygons or RLE")
+    if coco_mask.area(encoded) == 0:
+        raise ValueError("covers no pixel")
+    return str(encoded["counts"], "ascii")
+
+
+def decode_counts(text: str) -> Int64[np.ndarray, " runs"]:
+    """COCO's compressed RLE -> lengths of runs, the first of pixels outside.
+
+    A number is written in digits of 5 bits, the lowest first, each as a character from code 48 on; bit 32 says that more follow,
+    bit 16 of the last one is the sign. From the fourth number on it is the difference to the number before the last.
+
+    Raises:
+        ValueError: says in words what is wrong.
+    Source: rleFrString of pycocotools' maskApi.c, which runs on beyond the end of such text as is refused here.
+    """
+    if not text:
+        return np.zeros(0, np.int64)
+    codes = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
+    if codes.min() < 0 or codes.max() > 63 or not text.isascii():
+        raise ValueError("has `counts` with characters that RLE does not use")
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not len(ends) or ends[-1] != len(codes) - 1:
+        raise ValueError("has `counts` that are cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > 7:
+        raise ValueError("has `counts` with a number beyond 32 bits")
+    places = np.arange(len(codes)) - np.repeat(starts, digits)
+    runs = np.add.reduceat((codes & 31) << (5 * places), starts)
+    runs = np.where(codes[ends] & 16, runs - (1 << (5 * digits)), runs)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
+
+
+def _files(settings: SourceSettings) -> list[_File]:
+    place = settings.annotations
+    if place.is_file():
+        return [_File(place, None, _photo_folder(place, settings.photos))]
+    if not place.is_dir():
+        raise InputError(f"{place}: no such file or folder; set build.source.annotations to COCO's JSON, or to a folder with it")
+    files = []
+    for split in settings.splits:
+        pattern = f"instances_{_SPLIT_NAMES[split]}*.json"
+        found = sorted([*place.glob(pattern), *place.glob(f"{pattern}.gz")])
+        if not found:
+            raise InputError(
+                f"{place}: no file {pattern} (or .json.gz) for the split {split}; put it there, take `{split}` out of "
+                f"build.source.splits, or set build.source.annotations to one JSON file"
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"{place}: {' and '.join(path.name for path in found)} are both {pattern}, the split {split}; "
+                f"leave one of them in this folder"
+            )
+        files.append(_File(found[0], split, _photo_folder(found[0], settings.photos)))
+    return files
+
+
+def _photo_folder(path: Path, photos: Path) -> str:
+    name = path.name.partition(".")[0]
+    folder = name.removeprefix("instances_")
+    return f"{folder}/" if folder and folder != name and (photos / folder).is_dir() else ""
+
+
+def _read_boxes(file: _File, settings: SourceSettings, seed: int) -> Iterator[pa.RecordBatch]:
+    """Stream one file's boxes: about 18,000 a second with outlines, on one core."""
+    instances = _load(file, settings, seed)
+    rows = _boxes(file, instances, settings.splits[0])
+    yield from in_batches((row for row in rows if row["split"] in settings.splits), BOXES)
+
+
+def _read_photos(file: _File, settings: SourceSettings, seed: int) -> Iterator[pa.RecordBatch]:
+    """Stream one file's photos, those with no box too. One without a usable file name is left out: its boxes are bad rows."""
+    instances = _load(file, settings, seed)
+    rows = (
+        {
+            "split": instances.splits[photo_id],
+            "photo_id": photo_id,
+            "file_name": photo.file_name,
+            "width": photo.width,
+            "height": photo.height,
+            "url": photo.url,
+            "licence": photo.licence,
+        }
+        for photo_id, photo in instances.photos.items()
+        if photo.file_name is not None and instances.splits[photo_id] in settings.splits
+    )
+    yield from in_batches(rows, PHOTOS)
+
+
+def _boxes(file: _File, instances: _Instances, split_of_unknown: str) -> Iterator[dict[str, Any]]:
+    seen: set[str] = set()
+    for number, annotation in enumerate(instances.annotations, start=1):
+        row = {**UNKNOWN_FLAGS, "split": file.split or split_of_unknown, "file": file.path.name, "row": number}
+        try:
+            _fill(row, annotation, instances, seen)
+        except RowProblem as problem:
+            name = f"id {_shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
+            row.update(problem=problem.reason, detail=f"annotation {number} ({name}): {problem}")
+        yield row
+
+
+def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set[str]) -> None:
+    """Put into the row what the annotation says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
+    if not isinstance(annotation, dict):
+        raise RowProblem("bad_row", f"is {_shown(annotation)}, expected an object")
+    annotation_id = _identifier(annotation.get("id"))
+    photo_id = row["photo_id"] = _identifier(annotation.get("image_id"))
+    category_id = _whole(annotation.get("category_id"))
+    label = row["label"] = None if category_id is None else str(category_id)
+    photo = instances.photos.get(photo_id) if photo_id else None
+    if photo_id is not None and photo_id in instances.splits:
+        row["split"] = instances.splits[photo_id]
+    again = annotation_id in seen
+    if annotation_id is not None:
+        seen.add(annotation_id)
+
+    for key, value in (("id", annotation_id), ("image_id", photo_id), ("category_id", label)):
+        if value is None:
+            raise RowProblem("bad_row", f"`{key}` {_is_what(annotation, key)}, expected a whole number")
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise RowProblem("bad_row", f"`bbox` {_is_what(annotation, 'bbox')}, expected [x, y, width, height]")
+    if photo and photo.problem:
+        raise RowProblem("bad_row", photo.problem)
+    if not all(_is_number(value) for value in box):
+        raise RowProblem("bad_number", f"`bbox` is {_shown(box)}, expected four finite numbers")
+    x, y, width, height = box
+    if photo and photo.width and photo.height:
+        x_min, x_max = clip_overshoot(x, x + width, photo.width, 1)
+        y_min, y_max = clip_overshoot(y, y + height, photo.height, 1)
+        row["x_min"], row["x_max"] = x_min / photo.width, x_max / photo.width
+        row["y_min"], row["y_max"] = y_min / photo.height, y_max / photo.height
+    if width <= 0 or height <= 0:
+        raise RowProblem("empty_box", f"`bbox` is {_shown(box)}: width and height must be positive")
+    crowd = annotation.get("iscrowd", -1)
+    if crowd not in (0, 1, -1):
+        raise RowProblem("bad_flag", f"`iscrowd` is {_shown(crowd)}, expected 0 or 1")
+    row["is_group_of"] = int(crowd)
+    if photo and photo.width and photo.height:
+        try:
+            row["segmentation"] = encode_segmentation(annotation.get("segmentation"), photo.width, photo.height)
+        except ValueError as error:
+            raise RowProblem("bad_segmentation", f"`segmentation` {error}") from None
+    if again:
+        raise RowProblem("duplicate_id", f"`id` {annotation_id} is that of an annotation before it")
+    if label not in instances.categories:
+        raise RowProblem("unknown_label", f"`category_id` {label} is not in `categories`")
+    if photo is None:
+        more = f" (where {instances.nameless} entries have no id)" if instances.nameless else ""
+        raise RowProblem("unknown_photo", f"`image_id` {photo_id} is not in `images`{more}")
+
+
+def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> Int64[np.ndarray, " runs"]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"has `size` {_shown(size)}, the photo [{height}, {width}]")
+    if isinstance(counts, str):
+        runs = decode_counts(counts)
+    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= width * height for count in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise ValueError(f"has `counts` {_shown(counts)}, expected text, or whole numbers from 0 to {width * height}")
+    if runs.min(initial=0) < 0 or runs.sum() != width * height:
+        raise ValueError(f"has `counts` that sum up to {runs.sum()}, or go below 0; the photo has {width * height} px")
+    return runs
+
+
+def _polygon(polygon: Any) -> Float64[np.ndarray, "points 2"]:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"has a polygon {_shown(polygon)}, expected x, y of three points or more")
+    if set(map(type, polygon)) <= {int, float} and max(polygon) <= MAX_COORDINATE and min(polygon) >= -MAX_COORDINATE:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if not np.isnan(points).any():
+            return points
+    raise ValueError(f"has a polygon {_shown(polygon)}, expected numbers of px")
+
+
+def _load(file: _File, settings: SourceSettings, seed: int) -> _Instances:
+    path = file.path
+    document = _parse(path)
+    if not isinstance(document, dict):
+        raise InputError(
+            f"{path}, line 1: a JSON {'list' if isinstance(document, list) else 'value'}, expected an object with "
+            f"{', '.join(_KEYS)}; results of a detector have this form, annotations have not: take an instances_*.json"
+        )
+    for key in _KEYS:
+        if not isinstance(document.get(key), list):
+            raise InputError(
+                f"{path}: no list `{key}` in it (found: {reprlib.repr(list(document))}), so it is not COCO's format of objects; "
+                f"captions and lists of photos alone have this form: take an instances_*.json"
+            )
+    photos, nameless = _photos(document, path, file.folder)
+    if file.split:
+        splits = dict.fromkeys(photos, file.split)
+    else:
+        assigned = assign_splits(list(photos), seed, settings.validation_share)
+        splits = dict(zip(photos, assigned, strict=True))
+    return _Instances(photos, splits, nameless, document["annotations"], _categories(document["categories"], path))
+
+
+def _parse(path: Path) -> Any:
+    opened = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: not UTF-8 text ({error}); save it as UTF-8, or, if it is compressed, name it .json.gz"
+        ) from None
+    except (EOFError, zlib.error, OSError) as error:  # gzip.BadGzipFile is an OSError.
+        raise InputError(f"{path}: cannot be read ({error}); if it is there, get it again: it was damaged or cut off") from None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = not text.rstrip().endswith("}")
+        raise InputError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); "
+            f"the file {'is empty or was cut off' if cut else 'is damaged there'}: get it again"
+        ) from None
+    except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets.
+        raise InputError(f"{path}: JSON that cannot be read ({error}); no COCO file has such contents: get it again") from None
+
+
+def _photos(document: dict[str, Any], path: Path, folder: str) -> tuple[dict[str, _Photo], int]:
+    """Photos by id, and the number of entries that have none."""
+    entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
+    licences = {_identifier(entry.get("id")): _text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
+    licences[None] = None
+    photos: dict[str, _Photo] = {}
+    nameless = 0
+    for number, entry in enumerate(document["images"], start=1):
+        photo_id = _identifier(entry.get("id")) if isinstance(entry, dict) else None
+        if photo_id is None:
+            nameless += 1
+            continue
+        photo = _photo(entry, photo_id, folder, licences)
+        if photos.setdefault(photo_id, photo) != photo:
+            raise InputError(
+                f"{path}: image id {photo_id} stands twice in `images`, the second time, entry {number}, with other contents; "
+                f"each image needs an id of its own (was the file put together from two? then number them through)"
+            )
+    return photos, nameless
+
+
+def _photo(entry: dict[str, Any], photo_id: str, folder: str, licences: Mapping[str | None, str | None]) -> _Photo:
+    problem = None
+    width, height = _whole(entry.get("width")), _whole(entry.get("height"))
+    if width is None or height is None or not (0 < width <= _INT32 and 0 < height <= _INT32):
+        sizes = f"{_shown(entry.get('width'))} x {_shown(entry.get('height'))}"
+        problem = f"its image, id {photo_id}, has `width` x `height` {sizes}, expected whole numbers of px"
+        width = height = None
+    file_name = entry.get("file_name")
+    wrong = file_name_problem(file_name)
+    if wrong:
+        problem = f"its image, id {photo_id}, has `file_name` {_shown(file_name)}, which {wrong}"
+    return _Photo(
+        file_name=None if wrong else f"{folder}{file_name}",
+        width=width,
+        height=height,
+        url=_text(entry.get("coco_url")) or _text(entry.get("flickr_url")),  # The first is the file itself.
+        licence=licences.get(_identifier(entry.get("license"))),
+        problem=problem,
+    )
+
+
+def _categories(entries: Sequence[Any], path: Path) -> dict[str, _Category]:
+    categories: dict[str, _Category] = {}
+    for number, entry in enumerate(entries, start=1):
+        class_id = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        name = _text(entry.get("name")) if isinstance(entry, dict) else None
+        if class_id is None or name is None:
+            raise InputError(
+                f"{path}: entry {number} of `categories` is {_shown(entry)}, expected a whole number `id` and a `name`; mend it"
+            )
+        if str(class_id) in categories:
+            raise InputError(
+                f"{path}: category id {class_id} stands twice in `categories`, as `{categories[str(class_id)].name}` and, "
+                f"entry {number}, as `{name}`; each category needs an id of its own"
+            )
+        categories[str(class_id)] = _Category(name, _text(entry.get("supercategory")))
+    return categories
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number; some writers make floats of ids and sizes, 5.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _identifier(value: Any) -> str | None:
+    number = _whole(value)
+    return _text(value) if number is None else str(number)
+
+
+def _text(value: Any) -> str | None:
+    return value if is_text(value) and value else None
+
+
+def _is_number(value: Any) -> bool:
+    # Python's whole numbers know no bound, and JSON has NaN and Infinity where Python wrote it.
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def _is_what(annotation: dict[str, Any], key: str) -> str:
+    return f"is {_shown(annotation[key])}" if key in annotation else "is missing"
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value)

@@ -1,0 +1,254 @@
+"""CSV files of any size as record batches, gzipped or not: what is wrong with a row is a value, what is wrong with the file an
+error.
+
+    file ──Arrow, typed──▶ batches           as long as every cell can be read as its column's type
+      └────Arrow, as text──▶ batches, problems     from the first cell on that cannot: about three times slower
+
+Memory does not grow with the file.
+"""
+
+import contextlib
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+
+from schemas.errors import InputError
+from schemas.tables import WORD
+
+# A batch's memory is a few times this; larger blocks gain no speed.
+_BLOCK_BYTES = 1 << 20
+_NUMBER = r"^\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:nan|inf|infinity))\s*$"
+_INTEGER = r"^\s*[+-]?[0-9]{1,9}\s*$"
+
+
+@dataclass
+class CsvRows:
+    """A stretch of a file: rows that have the right number of cells, and what is wrong with single ones.
+
+    `numbers` are 1-based data rows (line - 1 where no cell holds a line break; empty lines are not counted). `problems` maps a
+    row to (column, what is wrong with it); the cell is null in `batch`. `broken` are rows that are not in `batch` at all.
+    """
+
+    batch: pa.RecordBatch
+    numbers: np.ndarray
+    problems: dict[int, tuple[str, str]] = field(default_factory=dict)
+    broken: dict[int, str] = field(default_factory=dict)
+
+
+def read_header(path: Path) -> list[str]:
+    """The column names in a CSV's first line; a byte order mark and quotes are taken off.
+
+    Raises:
+        InputError: the file is empty, is not UTF-8, or is a gzip that is cut off.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            line = file.readline(65536)
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: cannot be read ({error}); get the file again") from None
+    if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise InputError(f"{path}, line 1: this file is UTF-16; save it as UTF-8")
+    try:
+        text = line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}, line 1: this is no UTF-8 text; is it really a CSV? Save it as UTF-8") from None
+    if not text:
+        raise InputError(f"{path}: the first line is empty; get the file again, or take it away")
+    return [name.strip().strip('"') for name in text.split(",")]
+
+
+def check_header(path: Path, required: Sequence[str], what: str) -> list[str]:
+    """The header, if it has the required columns.
+
+    Raises:
+        InputError: a column is missing; names the file, what was found and the likely cause.
+    """
+    present = read_header(path)
+    missing = [name for name in required if name not in present]
+    if missing:
+        found = ", ".join(present)[:120]
+        cause = (
+            "the line of column names seems to be missing"
+            if not set(present) & set(required)
+            else "is it another file, or an older version of it?"
+        )
+        raise InputError(
+            f"{path}, line 1: column {', '.join(missing)} is missing (found: {found}): {cause} "
+            f"Expected {what} with at least {', '.join(required)}"
+        )
+    return present
+
+
+def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, newlines_in_values: bool = False) -> Iterator[CsvRows]:
+    """Stream some columns of a CSV.
+
+    Args:
+        path: the file; gzip if its name ends in .gz.
+        columns: those wanted, with their types: string, `WORD`, float64 or a small integer. Empty cells become null.
+        newlines_in_values: whether a quoted cell may hold line breaks.
+
+    Raises:
+        InputError: the file is cut off in the middle, or cannot be read at all.
+    """
+    done = 0
+    try:
+        for batch in _typed(path, columns, newlines_in_values):
+            yield CsvRows(batch, np.arange(done + 1, done + 1 + len(batch)))
+            done += len(batch)
+    except pa.ArrowInvalid:
+        # Some cell cannot be read. All rows until here were whole, so their numbers are their places.
+        yield from _as_text(path, columns, newlines_in_values, skip=done)
+    except OSError as error:
+        raise _cut_off(path, error, done) from None
+
+
+def count_rows(path: Path) -> int:
+    """About how many rows a CSV has, from its size and its first megabyte."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_BLOCK_BYTES)
+    if path.suffix == ".gz":
+        # zlib gives what it can of a stream that is cut off.
+        text = zlib.decompressobj(wbits=31).decompress(head) if head else b""
+    else:
+        text = head
+    return round(text.count(b"\n") * size / max(1, len(head)))
+
+
+def _typed(path: Path, columns: Mapping[str, pa.DataType], newlines_in_values: bool) -> Iterator[pa.RecordBatch]:
+    with _open(path, columns, pa_csv.ParseOptions(newlines_in_values=newlines_in_values), threads=True) as reader:
+        yield from reader
+
+
+def _as_text(path: Path, columns: Mapping[str, pa.DataType], newlines_in_values: bool, skip: int) -> Iterator[CsvRows]:
+    """All cells as bytes first, so that one that cannot be read costs its row alone. Leaves out the first `skip` rows."""
+    broken: dict[int, str] = {}
+
+    def remember(row: pa_csv.InvalidRow) -> str:
+        # Without threads Arrow knows the number of the line; the header is line 1.
+        broken[row.number - 1] = f"{row.actual_columns} cells, the header has {row.expected_columns}"
+        return "skip"
+
+    options = pa_csv.ParseOptions(newlines_in_values=newlines_in_values, invalid_row_handler=remember)
+    as_bytes = dict.fromkeys(columns, pa.binary())
+    last = 0
+    try:
+        with _open(path, as_bytes, options, threads=False) as reader:
+            for batch in reader:
+                numbers = _numbers(last, len(batch), broken)
+                here = {number: text for number, text in broken.items() if last < number <= int(numbers[-1])}
+                last = int(numbers[-1])
+                late = numbers > skip
+                if late.any():
+                    rows = _converted(batch.filter(pa.array(late)), numbers[late], columns)
+                    rows.broken = {number: text for number, text in here.items() if number > skip}
+                    yield rows
+    except OSError as error:
+        raise _cut_off(path, error, last) from None
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}; get the file again") from None
+    rest = {number: text for number, text in broken.items() if number > max(last, skip)}
+    if rest:
+        if not _ends_with_newline(path):
+            number = max(rest)
+            raise InputError(
+                f"{path}, line {number + 1}: {rest[number]}, and the file ends there without a line break: it seems to be "
+                f"cut off; get the file again"
+            )
+        empty = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in columns.values()], names=list(columns))
+        yield CsvRows(empty, np.zeros(0, np.int64), broken=rest)
+
+
+def _numbers(last: int, count: int, broken: Mapping[int, str]) -> np.ndarray:
+    """Numbers of the next `count` whole rows after row `last`: those of broken rows are left out."""
+    left_out = np.array(sorted(number for number in broken if number > last), np.int64)
+    numbers = np.arange(last + 1, last + 1 + count + len(left_out))
+    return numbers[~np.isin(numbers, left_out)][:count]
+
+
+def _converted(batch: pa.RecordBatch, numbers: np.ndarray, columns: Mapping[str, pa.DataType]) -> CsvRows:
+    problems: dict[int, tuple[str, str]] = {}
+    arrays = []
+    for name, kind in columns.items():
+        text, not_text = _decoded(batch.column(name))
+        for place in not_text:
+            problems.setdefault(int(numbers[place]), (name, f"{name} is no UTF-8 text"))
+        if kind == WORD or pa.types.is_string(kind):
+            arrays.append(text.cast(kind))
+            continue
+        integer = pa.types.is_integer(kind)
+        readable = pc.match_substring_regex(text, _INTEGER if integer else _NUMBER)
+        unreadable = pc.fill_null(pc.invert(readable), False)
+        for place in np.flatnonzero(unreadable.to_numpy(zero_copy_only=False)).tolist():
+            cell = text[place].as_py()
+            wanted = "a whole number" if integer else "a number"
+            problems.setdefault(int(numbers[place]), (name, f"{name} is {cell[:40]!r}, not {wanted}"))
+        values = pc.if_else(pc.fill_null(readable, False), pc.utf8_trim_whitespace(text), pa.scalar(None, pa.string()))
+        if integer:
+            # Numbers that the column's type cannot hold stay wrong, but must not stop the file.
+            limits = np.iinfo(kind.to_pandas_dtype())
+            low, high = pa.scalar(int(limits.min)), pa.scalar(int(limits.max))
+            wide = values.cast(pa.int64())
+            arrays.append(
+                pc.min_element_wise(pc.max_element_wise(wide, low, skip_nulls=False), high, skip_nulls=False).cast(kind)
+            )
+        else:
+            arrays.append(values.cast(kind))
+    return CsvRows(pa.RecordBatch.from_arrays(arrays, names=list(columns)), numbers, problems)
+
+
+def _decoded(column: pa.Array) -> tuple[pa.Array, list[int]]:
+    """Bytes as text, empty cells and what is no UTF-8 as null; and the places of the latter."""
+    column = pc.if_else(pc.equal(pc.binary_length(column), 0), pa.scalar(None, pa.binary()), column)
+    try:
+        return column.cast(pa.string()), []
+    except pa.ArrowInvalid:
+        cells, wrong = [], []
+        for place, data in enumerate(column.to_pylist()):
+            try:
+                cells.append(None if data is None else data.decode())
+            except UnicodeDecodeError:
+                cells.append(None)
+                wrong.append(place)
+        return pa.array(cells, pa.string()), wrong
+
+
+@contextlib.contextmanager
+def _open(
+    path: Path, columns: Mapping[str, pa.DataType], parse: pa_csv.ParseOptions, threads: bool
+) -> Iterator[pa_csv.CSVStreamingReader]:
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict(columns),
+        strings_can_be_null=True,
+        null_values=[""],  # Arrow's own list has "NA" and "null", which are people's names too.
+    )
+    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=threads)
+    with (
+        pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as file,
+        pa_csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader,
+    ):
+        yield reader
+
+
+def _cut_off(path: Path, error: OSError, row: int) -> InputError:
+    return InputError(f"{path}, after line {row + 1}: the file is cut off or damaged ({error}); get the file again")
+
+
+def _ends_with_newline(path: Path) -> bool:
+    last = b""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        if path.suffix == ".gz":
+            while block := file.read(_BLOCK_BYTES):
+                last = block[-1:]
+        else:
+            file.seek(-1, 2)
+            last = file.read(1)
+    return last == b"\n"

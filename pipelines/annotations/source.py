@@ -1,0 +1,38 @@
+"""What every annotation reader makes of its files: one `Source`, which streams boxes and what is known about photos."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from schemas.photos import Frame
+
+
+@dataclass(frozen=True)
+class Source:
+    """Annotations, opened: headers are checked, nothing large has been read.
+
+    The readers below may be called more than once; each call starts anew.
+    """
+
+    name: str
+    """What to call it in messages: its folder or file."""
+    files: tuple[Path, ...]
+    """All files that determine what is read: they are hashed into the fingerprint."""
+    frame: Frame
+    """Frame of the boxes: the pixels as stored, or turned as EXIF says."""
+    read_boxes: Callable[[], Iterator[pa.RecordBatch]]
+    """Batches of `schemas.tables.BOXES`. A row that cannot be read is there too, with `problem` and `detail`.
+
+    Raises `InputError` for what is wrong with a file."""
+    read_photos: Callable[[], Iterator[pa.RecordBatch]]
+    """Batches of `schemas.tables.PHOTOS`; none where the source knows nothing about its photos. A photo may come twice."""
+    listed_splits: frozenset[str] = frozenset()
+    """Splits all of whose photos `read_photos` yields: a box of another photo is then an error of its row."""
+    class_names: Mapping[str, str] = field(default_factory=dict)
+    """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
+    subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class id -> ids directly below it in the class hierarchy."""
+    rows: int = 0
+    """About how many boxes there are: for the progress bar, and to size what memory holds at once."""

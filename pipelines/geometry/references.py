@@ -1,0 +1,63 @@
+"""References: the crop of the photo that shows the object. Pure geometry."""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from pipelines.geometry.rectangles import Rectangle, whole_photo
+from pipelines.geometry.views import resize
+
+
+def reference_window(box: Rectangle, photo_width: int, photo_height: int, padding: int) -> tuple[int, int, int, int]:
+    """The object's box padded on each side and clipped to the photo, in whole photo px: x_min, y_min, x_max, y_max.
+
+    Args:
+        box: the object's box, photo px.
+        photo_width: px.
+        photo_height: px.
+        padding: photo px on each side; the paper's code uses 10.
+    """
+    padded = Rectangle(box.x_min - padding, box.y_min - padding, box.x_max + padding, box.y_max + padding)
+    x_min, y_min, x_max, y_max = padded.intersection(whole_photo(photo_width, photo_height)).pixels()
+    return x_min, y_min, x_max, y_max
+
+
+def cut_reference(
+    photo: UInt8[np.ndarray, "height width 3"], window: tuple[int, int, int, int], max_side: int
+) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """The pixels of a reference window, aspect kept, shrunk to `max_side` px if longer, never resized up."""
+    x_min, y_min, x_max, y_max = window
+    crop = photo[y_min:y_max, x_min:x_max]
+    height, width = crop.shape[:2]
+    scale = min(1.0, max_side / max(height, width))
+    return resize(crop, max(1, round(width * scale)), max(1, round(height * scale)))
+
+
+def cut_mask(
+    pixels: Bool[np.ndarray, "height width"],
+    photo_size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    size: tuple[int, int],
+) -> Bool[np.ndarray, "height2 width2"]:
+    """The part of an object's mask that a reference shows, at the reference's size.
+
+    Args:
+        pixels: the object's pixels over the whole photo, at the size of the annotations, which may not be the photo's.
+        photo_size: width and height of the photo, px.
+        window: the reference's, photo px.
+        size: width and height of the reference, px.
+    """
+    if pixels.shape != photo_size[::-1]:
+        pixels = cv2.resize(pixels.astype(np.uint8), photo_size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    x_min, y_min, x_max, y_max = window
+    crop = pixels[y_min:y_max, x_min:x_max].astype(np.uint8) * 255
+    # Averaged, as the reference itself is: a pixel is the object's if most of what it shows is.
+    mask: np.ndarray = cv2.resize(crop, size, interpolation=cv2.INTER_AREA) > 127
+    return mask
+
+
+def grey_background(
+    reference: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The reference with mid grey, 127, wherever the mask is not; untouched where the mask is empty (an outline of no pixels)."""
+    return np.where(mask[..., None], reference, np.uint8(127)) if mask.any() else reference

@@ -1,0 +1,1 @@
+"""A frozen plan -> shards on Ray: samples, latents, tars, commit records, the sealed dataset."""

@@ -1,0 +1,182 @@
+"""The frozen plan of a dataset folder, and its fingerprint: all that determines the shards' bytes.
+
+    annotations ──select──▶ objects, rejects ──cut──▶ plan.parquet ──▶ selection.json   from the tables alone
+    + VAE, versions ──────────────────────────────────────────────▶ plan.json        before the first shard is packed
+
+Both records are written last and hold a fingerprint. Tables with the same one are taken as they are; a folder that was planned
+with another is refused, with the difference spelled out.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.annotations import open_source
+from pipelines.annotations.source import Source
+from pipelines.config import BuildSettings
+from pipelines.planning.shards import write_plan
+from pipelines.selection.objects import Selection, select_objects
+from schemas.dataset import FORMAT_VERSION, VaeIdentity
+from schemas.errors import InputError
+from schemas.files import write_atomically
+
+PLAN_RECORD = "plan.json"
+SELECTION_RECORD = "selection.json"
+# Those that read, hash and sort the tables; and those that decode, resize, draw and encode.
+_TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
+_PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
+_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels")
+
+
+def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
+    """SHA-256 of each annotation file, and of the survey's tables where there is one, by file name."""
+    survey = settings.source.survey
+    tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
+    return {path.name: _file_sha256(path) for path in (*source.files, *tables)}
+
+
+def fingerprint(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity | None) -> dict[str, Any]:
+    """What determines the tables (without a VAE), or the shards' bytes (with one).
+
+    Contents of the annotation files, settings, versions of the code, the VAE's weights. Folders' names are not part of it: moving
+    the inputs changes nothing. Nor are the photos, which would have to be read for it: a photo is known by its id, and each
+    sample records the SHA-256 of the file that it was cut from.
+    """
+    chosen = settings.model_dump(mode="json", exclude={"out", "ray"})
+    chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    # What the report alone shows changes neither who is accepted nor a byte of a shard.
+    del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
+    libraries: tuple[str, ...] = _TABLE_LIBRARIES
+    if vae:
+        libraries += _PACKING_LIBRARIES
+    else:
+        chosen = {
+            "seed": chosen["seed"],
+            "source": chosen["source"],
+            "selection": chosen["selection"],
+            "views": {"per_object": settings.views.per_object},
+            "shards": {"samples": settings.shards.samples},
+        }
+    return {
+        "format_version": FORMAT_VERSION,
+        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "inputs": inputs,
+        **({"vae": vae.sha256} if vae else {}),
+        "settings": chosen,
+    }
+
+
+def fingerprint_hash(content: dict[str, Any]) -> str:
+    """A fingerprint as 64 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
+    """Select and plan from the tables alone, or take what is there if its fingerprint is the same.
+
+    Writes objects.parquet, rejects.parquet, same_photos.parquet, plan.parquet and, last, selection.json.
+
+    Returns:
+        What the selection found, and the hashes of the input files (`hash_inputs`).
+
+    Raises:
+        InputError: the folder holds shards that were planned otherwise, or what is wrong with the annotations.
+    """
+    source = open_source(settings)
+    inputs = hash_inputs(settings, source)
+    content = fingerprint(settings, inputs, None)
+    out = settings.out
+    record = out / SELECTION_RECORD
+    stored = _read_record(record)
+    packed = _read_record(out / PLAN_RECORD)
+    if packed and _shared(packed["fingerprint"], content) != content:
+        raise _refusal(out / PLAN_RECORD, _shared(packed["fingerprint"], content), content)
+    whole = stored is not None and stored["fingerprint"] == content
+    if stored and whole and (stored["all_reasons"] or not settings.selection.all_reasons):
+        return Selection(**stored["selection"]), inputs
+    # From here to the new record the tables are not whole.
+    record.unlink(missing_ok=True)
+    selection = select_objects(settings, out, source)
+    write_plan(out / "objects.parquet", out / "plan.parquet", settings.views.per_object, settings.shards.samples)
+    new = {
+        "fingerprint": content,
+        "all_reasons": settings.selection.all_reasons,
+        "selection": dataclasses.asdict(selection),
+    }
+    write_atomically(record, json.dumps(new, indent=1).encode())
+    return selection, inputs
+
+
+def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity) -> str:
+    """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `freeze_tables` comes first.
+
+    Raises:
+        InputError: the folder's shards were planned with other inputs or settings.
+    """
+    content = fingerprint(settings, inputs, vae)
+    record = settings.out / PLAN_RECORD
+    stored = _read_record(record)
+    if stored and stored["fingerprint"] != content:
+        raise _refusal(record, stored["fingerprint"], content)
+    if not stored:
+        write_atomically(record, json.dumps({"fingerprint": content}, indent=1).encode())
+    return fingerprint_hash(content)
+
+
+def read_selection(folder: Path) -> Selection:
+    """What the selection in a folder found.
+
+    Raises:
+        InputError: there is none.
+    """
+    stored = _read_record(folder / SELECTION_RECORD)
+    if not stored:
+        raise InputError(f"{folder / SELECTION_RECORD}: no selection here; run pipelines/plan.py or pipelines/build.py first")
+    return Selection(**stored["selection"])
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise InputError(f"{path}: damaged; remove the folder and run again, or put the file back") from None
+    return content
+
+
+def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
+    return InputError(
+        f"{path}: this folder was planned with other inputs or settings ({'; '.join(_difference(old, new))}); "
+        f"give another --out, or remove the folder"
+    )
+
+
+def _shared(full: Any, part: Any) -> Any:
+    """What a fingerprint of shards says of that which a fingerprint of tables has."""
+    if isinstance(full, dict) and isinstance(part, dict) and set(part) <= set(full):
+        return {key: _shared(full[key], value) for key, value in part.items()}
+    return full
+
+
+def _difference(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two fingerprints differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    if old == new:
+        return []
+    return [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:20]}..."
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,91 @@
+"""Cutting objects into shards: objects.parquet -> plan.parquet, one row group per shard.
+
+    objects (by split, hash of the photo) ──views──▶ samples ──cut every `shards.samples`──▶ shard, position
+
+A sample's place depends on names and settings alone. Objects come in the order of a hash of their photo, so that shards mix
+classes and a photo is decoded once. Streams: memory holds one part of the objects and one shard.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.files import atomic_file
+from schemas.tables import OBJECTS, PLAN
+
+
+def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
+    """Plan every view of every object.
+
+    Args:
+        objects: objects.parquet.
+        plan: where plan.parquet goes.
+        views: of each object.
+        samples: of each shard; the last one of a split may hold fewer.
+    """
+    table = pq.ParquetFile(objects)
+    parts = (table.read_row_group(group) for group in range(table.num_row_groups))
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN) as writer:
+        for shard in plan_samples(parts, views, samples):
+            writer.write_table(shard, row_group_size=len(shard))
+
+
+def plan_samples(objects: Iterable[pa.Table], views: int, samples: int) -> Iterator[pa.Table]:
+    """Rows of the plan, shard by shard.
+
+    Args:
+        objects: parts of the objects table, in its order; a part may hold several splits.
+        views: of each object; they stand together.
+        samples: of each shard.
+    """
+    split, number = "", 0
+    waiting = OBJECTS.empty_table()
+    views_waiting = np.zeros(0, np.int32)
+    for part in objects:
+        for own, rows in _by_split(part):
+            if own != split:
+                if len(waiting):
+                    yield _shard(waiting, views_waiting, split, number)
+                split, number, waiting, views_waiting = own, 0, OBJECTS.empty_table(), np.zeros(0, np.int32)
+            each = np.repeat(np.arange(len(rows)), views)
+            waiting = pa.concat_tables([waiting, rows.take(pa.array(each))])
+            views_waiting = np.r_[views_waiting, np.tile(np.arange(views, dtype=np.int32), len(rows))]
+            full = len(waiting) // samples * samples
+            for start in range(0, full, samples):
+                yield _shard(waiting.slice(start, samples), views_waiting[start : start + samples], split, number)
+                number += 1
+            waiting, views_waiting = waiting.slice(full).combine_chunks(), views_waiting[full:]
+    if len(waiting):
+        yield _shard(waiting, views_waiting, split, number)
+
+
+def planned_shards(plan: Path) -> dict[str, int]:
+    """Shard -> number of planned samples; the n-th shard is row group n of the plan. Reads the footer alone."""
+    metadata = pq.ParquetFile(plan).metadata
+    column = PLAN.get_field_index("shard")
+    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+    return {group.column(column).statistics.min: group.num_rows for group in groups}
+
+
+def _by_split(objects: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Runs of rows of one split."""
+    splits = objects["split"].cast(pa.string()).to_numpy(zero_copy_only=False)
+    starts = np.flatnonzero(np.r_[True, splits[1:] != splits[:-1]][: len(splits)])
+    for start, end in zip(starts, np.r_[starts[1:], len(splits)], strict=True):
+        yield str(splits[start]), objects.slice(start, end - start)
+
+
+def _shard(rows: pa.Table, views: np.ndarray, split: str, number: int) -> pa.Table:
+    count = len(rows)
+    columns = {
+        "shard": pa.array([f"{split}-{number:06d}"] * count, pa.string()),
+        "position": pa.array(np.arange(count, dtype=np.int32)),
+        "key": pc.binary_join_element_wise(rows["object_id"], pa.array(views).cast(pa.string()), "_"),
+        "view": pa.array(views),
+    }
+    arrays = [columns[name] if name in columns else rows[name] for name in PLAN.names]
+    return pa.table(arrays, names=PLAN.names).unify_dictionaries().cast(PLAN)

@@ -1,0 +1,255 @@
+"""Charts as inline SVG: no ids that clash, no network names, colours left to the page's style sheet, text left as text.
+
+matplotlib draws with the placeholder colours below; each becomes a CSS variable, so that one chart serves light and dark pages.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+INK, FAINT, FIRST, SECOND, THIRD = (f"#01020{number}" for number in range(3, 8))
+SERIES = (FIRST, SECOND, THIRD)
+_VARIABLES = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
+_WIDTH = 7.6  # inches of 72 pt: as wide as the page's column at its normal text size
+_LONGEST_NAME = 30
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # A class may be called "$".
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": FAINT,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+@mpl.rc_context(_STYLE)
+def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
+    """Horizontal bars, the first label on top: one bar a label, its parts (one a series) side by side, the sum at its end."""
+    figure, axes = _axes(0.24 * len(labels) + 0.8)
+    places = np.arange(len(labels))
+    ends = np.zeros(len(labels))
+    for (part, counts), colour in zip(series.items(), SERIES, strict=False):
+        axes.barh(places, counts, left=ends, height=0.72, color=colour, label=part)
+        ends = ends + np.array(counts)
+    for place, end in zip(places.tolist(), ends.tolist(), strict=True):
+        axes.annotate(f"{int(end):,}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(places, [short_name(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(0, max(1, ends.max(initial=0)) * 1.12)  # Room for the longest bar's number.
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    _whole_numbers(axes, "x")
+    if len(series) > 1:
+        _legend(axes, len(series))
+    return _inline(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def share_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
+    """Horizontal bars of equal length, each divided into up to three parts; the second recedes."""
+    figure, axes = _axes(0.3 * len(labels) + 0.75)
+    places = np.arange(len(labels))
+    totals = np.maximum(1, np.sum(list(series.values()), axis=0))
+    ends = np.zeros(len(labels))
+    for (part, counts), colour in zip(series.items(), (FIRST, FAINT, SECOND), strict=False):
+        shares = np.array(counts) / totals
+        axes.barh(places, shares, left=ends, height=0.66, color=colour, label=part)
+        ends = ends + shares
+    axes.set_yticks(places, [short_name(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    _legend(axes, len(series))
+    return _inline(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def share_histogram(
+    name: str,
+    edges: Sequence[float],
+    series: Mapping[str, Sequence[int]],
+    of: str,
+    counted: str,
+    rules: Mapping[str, float | None],
+) -> Markup:
+    """Histograms over shares (of a photo, of a view) on a logarithmic axis; settings that bound them as dashed lines."""
+    figure, axes = _axes(2.9)
+    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = (1, 2, 5) if high / low < 2000 else (1,)
+    ticks = [step * 10.0**decade for decade in range(-6, 1) for step in steps]
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
+    axes.set_xlabel(f"share of the {of}, logarithmic")
+    _finish_histogram(axes, counted, series, rules)
+    return _inline(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def aspect_histogram(
+    name: str, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]
+) -> Markup:
+    """Histograms over width / height on a logarithmic axis with 1:1 in its middle."""
+    figure, axes = _axes(2.9)
+    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
+    reach = max(high, 1 / low)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(1 / reach, reach)
+    ticks = [2.0**power for power in range(-5, 6) if 1 / reach <= 2.0**power <= reach]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}"))
+    axes.set_xlabel("width : height, logarithmic")
+    _finish_histogram(axes, "objects", series, rules)
+    return _inline(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def count_chart(name: str, counts: Sequence[int], above: int, xlabel: str, ylabel: str) -> Markup:
+    """Bars over 1, 2, 3 ...; what lies above the last number is one bar more."""
+    figure, axes = _axes(2.6)
+    used = len(counts) if above else max((place + 1 for place, count in enumerate(counts) if count), default=1)
+    labels = [str(number + 1) for number in range(used)]
+    heights = list(counts[:used])
+    if above:
+        labels.append(f"> {used}")
+        heights.append(above)
+    axes.bar(range(len(heights)), heights, width=0.8, color=FIRST)
+    spacing = 1 if len(labels) <= 16 else 2
+    shown = [*range(0, used, spacing), *([used] if above else [])]
+    axes.set_xticks(shown, [labels[place] for place in shown])
+    axes.set_xlim(-0.6, max(len(heights), 8) - 0.4)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y")
+    _whole_numbers(axes, "y")
+    return _inline(figure, name)
+
+
+@mpl.rc_context(_STYLE)
+def maps(name: str, grids: Mapping[str, Sequence[Sequence[int]]]) -> Markup:
+    """Heat maps side by side, each over the photo stretched to a square and with its own scale."""
+    figure = Figure(figsize=(_WIDTH, 3.2), layout="compressed")
+    for axes, (title, grid) in zip(np.atleast_1d(figure.subplots(1, len(grids))), grids.items(), strict=True):
+        # Not "none": browsers blur a picture of 32 px when they enlarge it.
+        picture = axes.imshow(
+            np.array(grid), extent=(0, 1, 1, 0), vmin=0, vmax=max(1, np.max(grid)), cmap="viridis", interpolation="nearest"
+        )
+        axes.set_title(title)
+        for axis, ends in ((axes.xaxis, ("left", "right")), (axes.yaxis, ("top", "bottom"))):
+            axis.set_ticks([0, 1], ends)
+        axes.get_xticklabels()[0].set_ha("left")
+        axes.get_xticklabels()[1].set_ha("right")
+        axes.get_yticklabels()[0].set_va("top")
+        axes.get_yticklabels()[1].set_va("bottom")
+        axes.tick_params(length=0)
+        bar = figure.colorbar(picture, ax=axes, aspect=24, pad=0.03)
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+    return _inline(figure, name)
+
+
+def short_name(text: str) -> str:
+    """A name that fits beside a bar, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_NAME else f"{line[: _LONGEST_NAME - 1]}…"
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _steps(
+    axes: Axes, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Sequence[float]
+) -> tuple[float, float]:
+    """Draw the outlines of histograms, the first filled. Returns the range that holds anything, a bin more to each side."""
+    for number, ((part, counts), colour) in enumerate(zip(series.items(), SERIES, strict=False)):
+        axes.stairs(counts, edges, color=colour, fill=not number, alpha=None if number else 0.85, linewidth=1.6, label=part)
+    used = np.flatnonzero(np.sum(list(series.values()), axis=0))
+    first, last = (int(used[0]), int(used[-1])) if len(used) else (0, len(edges) - 2)
+    low, high = edges[max(0, first - 1)], edges[min(len(edges) - 1, last + 2)]
+    low, high = min([low, *(0.9 * rule for rule in rules)]), max([high, *(1.1 * rule for rule in rules)])
+    # At least a factor of nine, so that the axis has numbers; but a share has no room above one.
+    middle, reach = float(np.sqrt(low * high)), max(3.0, float(np.sqrt(high / low)))
+    return middle / reach, max(high, min(edges[-1], middle * reach))
+
+
+def _finish_histogram(axes: Axes, counted: str, series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]) -> None:
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylabel(counted)
+    axes.grid(axis="y")
+    _whole_numbers(axes, "y")
+    axes.margins(y=0.16)  # Room for the names of the rules.
+    axes.set_ylim(bottom=0)
+    for rule, value in rules.items():
+        if value:
+            axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+            middle = np.sqrt(np.prod(axes.get_xlim()))
+            axes.annotate(
+                rule,
+                (value, 1),
+                (4 if value < middle else -4, -2),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="left" if value < middle else "right",
+                va="top",
+                fontsize=8,
+            )
+    if len(series) > 1:
+        _legend(axes, len(series))
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """Above the drawing: nothing is hidden by it, whatever is drawn."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+
+
+def _whole_numbers(axes: Axes, which: str) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
+
+
+def _inline(figure: Figure, name: str) -> Markup:
+    """A figure as an <svg> element that can stand in an HTML page beside others."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name}):
+        # Text is set in the reader's fonts; that ours lack a glyph of a class's name matters to its measured length alone.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    head, end, body = drawing.partition(">")
+    head = re.sub(r' xmlns(:\w+)?="[^"]*"', "", head).replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+    used = set(re.findall(r"#([\w.-]+)", body))
+    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
+    body = re.sub(r"font-family: [^;]*; ", "", body)  # The page's.
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return Markup(head + end + body)

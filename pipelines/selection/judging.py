@@ -1,0 +1,268 @@
+"""Judging a bucket of photos: its boxes, the rules, and the rows of both tables that come of it."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int64, UInt64
+
+from pipelines.annotations.source import Source
+from pipelines.config import BuildSettings
+from pipelines.selection.classes import ClassChoice
+from pipelines.selection.gathering import REASON_WORDS, SORTED_SPLITS, Gathered
+from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
+from pipelines.selection.runs import Words
+from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS
+
+EXAMPLES = 3
+_MALFORMED = REASONS[: REASONS.index("unknown_photo") + 1]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A bucket, judged."""
+
+    split: str
+    rejects: pa.Table
+    candidates: pa.Table
+    """Columns of `OBJECTS` and what rejecting them later takes: file, row, group, priority."""
+    counts: Counter[str]
+    reasons: Counter[str]
+    examples: dict[str, list[str]]
+
+
+class Judging:
+    """What judging a bucket takes. `judge` is called from several threads."""
+
+    def __init__(
+        self,
+        gathered: Gathered,
+        source: Source,
+        settings: BuildSettings,
+        choice: ClassChoice,
+        dropped: UInt64[np.ndarray, " photos"],
+    ) -> None:
+        self.gathered = gathered
+        self.source = source
+        self.settings = settings
+        self.choice = choice
+        self.dropped = dropped
+        self.label_hashes = label_hashes(gathered.labels.words)
+        names = [source.class_names.get(label) or label for label in gathered.labels.words]
+        # Two labels may bear one name: a dictionary must not hold a word twice.
+        self.names = Words()
+        self.name_places = np.array([self.names.place(name) for name in names], np.int32)
+
+    def judge(self, bucket: int) -> Judged:
+        """Divide the boxes of a bucket."""
+        gathered, settings = self.gathered, self.settings
+        number = bucket >> gathered.bits
+        split = SORTED_SPLITS[number]
+        rows = gathered.boxes.read(bucket)
+        photos = _one_row_each(gathered.photos.read(bucket))
+        boxes, place = self._boxes(rows, photos, gathered.sizes.read(bucket), split)
+        identity = box_identity(boxes, self.label_hashes)
+        verdicts = judge(boxes, self.choice, settings.selection, settings.seed, identity)
+        first = verdicts.first_reason()
+
+        rejected = np.flatnonzero(first >= 0)
+        rejects, examples = self._rejects(rows, boxes, rejected, first[rejected], split)
+        if settings.selection.all_reasons:
+            rejects = rejects.set_column(
+                REJECTS.get_field_index("reasons"), "reasons", verdicts.all_reasons().take(pa.array(rejected))
+            )
+
+        accepted = np.flatnonzero(first < 0)
+        accepted = accepted[np.lexsort((identity[accepted], boxes.photo[accepted]))]
+        candidates = self._candidates(rows, boxes, photos, place, identity, accepted, split)
+        listed = np.asarray(photos.column("photo"))
+        counts = Counter(
+            photos=len(listed),
+            photos_with_boxes=len(np.unique(boxes.photo[boxes.problem != REASONS.index("bad_row")])),
+            listed_with_boxes=int(np.isin(listed, boxes.photo).sum()),
+        )
+        reasons = Counter(
+            {REASONS[reason]: int(count) for reason, count in zip(*np.unique(first[rejected], return_counts=True), strict=True)}
+        )
+        return Judged(split, rejects, candidates, counts, reasons, examples)
+
+    def _boxes(self, rows: pa.Table, photos: pa.Table, sizes: pa.Table, split: str) -> tuple[Boxes, Int64[np.ndarray, " boxes"]]:
+        """The columns that the rules look at, and the place of each box's photo in `photos`, -1 where it is not listed."""
+
+        def column(name: str) -> np.ndarray:
+            values: np.ndarray = rows.column(name).combine_chunks().to_numpy(zero_copy_only=False)
+            return values
+
+        photo = column("photo")
+        place = _places(photos, photo)
+        width, height = (_joined(photos, place, name) for name in ("width", "height"))
+        if len(sizes):
+            sizes = sizes.sort_by("photo")
+            surveyed = _places(sizes, photo)
+            width = np.where(np.isnan(width), _joined(sizes, surveyed, "width"), width)
+            height = np.where(np.isnan(height), _joined(sizes, surveyed, "height"), height)
+        boxes = Boxes(
+            photo=photo,
+            photo_id=rows.column("photo_id").combine_chunks(),
+            label=column("label"),
+            **{name: column(name) for name in COORDINATES},
+            flags={name: column(name) for name in FLAGS},
+            problem=column("problem"),
+            width=width,
+            height=height,
+            listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
+            repeated=np.isin(photo, self.dropped),
+        )
+        return boxes, place
+
+    def _rejects(
+        self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
+    ) -> tuple[pa.Table, dict[str, list[str]]]:
+        taken = rows.take(pa.array(rejected))
+        details = taken["detail"].to_pylist() if taken["detail"].null_count < len(taken) else [None] * len(taken)
+        malformed = np.flatnonzero(first < len(_MALFORMED))
+        examples: dict[str, list[str]] = {}
+        for place in malformed.tolist():
+            row, reason = int(rejected[place]), REASONS[first[place]]
+            details[place] = details[place] or _explain(reason, boxes, row, self.gathered.labels)
+            shown = examples.setdefault(reason, [])
+            if len(shown) < EXAMPLES:
+                file = self.gathered.files.words[taken["file"][place].as_py()]
+                shown.append(f"{file}, row {taken['row'][place].as_py()}: {details[place]}")
+        columns = {
+            "split": _constant(split, len(taken)),
+            "label": self.gathered.labels.decode(numbers(taken, "label")),
+            "file": self.gathered.files.decode(numbers(taken, "file")),
+            "reason": REASON_WORDS.decode(first.astype(np.int32)),
+            "reasons": pa.nulls(len(taken), pa.list_(pa.string())),
+            "detail": pa.array(details, pa.string()),
+        }
+        for name in COORDINATES:
+            values = getattr(boxes, name)[rejected]
+            columns[name] = pa.array(values, mask=np.isnan(values))
+        for name in FLAGS:
+            values = boxes.flags[name][rejected]
+            columns[name] = pa.array(values, mask=values == FLAG_MISSING)
+        return _table(columns, taken, REJECTS), examples
+
+    def _candidates(
+        self,
+        rows: pa.Table,
+        boxes: Boxes,
+        photos: pa.Table,
+        place: Int64[np.ndarray, " boxes"],
+        identity: UInt64[np.ndarray, " boxes"],
+        accepted: Int64[np.ndarray, " objects"],
+        split: str,
+    ) -> pa.Table:
+        taken = rows.take(pa.array(accepted))
+        of_photo = photos.take(pa.array(place[accepted], mask=place[accepted] < 0))
+        label = boxes.label[accepted]
+        columns = {name: of_photo[name] for name in ("file_name", "rotation", "url", "author")}
+        columns |= {
+            "split": _constant(split, len(taken)),
+            "object_id": object_ids(taken["photo_id"].combine_chunks(), identity[accepted]),
+            "label": self.gathered.labels.decode(label),
+            "label_name": self.names.decode(self.name_places[label]),
+            "area_share": pa.array(boxes.area()[accepted]),
+            "width": _pixels(boxes.width[accepted]),
+            "height": _pixels(boxes.height[accepted]),
+            "licence": self.gathered.licences.decode(
+                of_photo["licence"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
+            ),
+        }
+        objects = _table(columns, taken, OBJECTS)
+        group = SORTED_SPLITS.index(split) * len(self.gathered.labels) + label.astype(np.int64)
+        drawn = priority(identity[accepted], boxes.photo[accepted], self.settings.seed, "objects of a class")
+        for name, values in (
+            ("file", taken["file"]),
+            ("row", taken["row"]),
+            ("group", pa.array(group)),
+            ("priority", pa.array(drawn)),
+            ("original_bytes", of_photo["original_bytes"]),
+        ):
+            objects = objects.append_column(name, values)
+        return objects
+
+    def reject_candidates(self, candidates: pa.Table) -> pa.Table:
+        """Rows of `REJECTS` for candidates that their class has no place for."""
+        reason = "over_class_cap"
+        columns = {
+            "file": self.gathered.files.decode(numbers(candidates, "file")),
+            "reason": REASON_WORDS.decode(np.full(len(candidates), REASONS.index(reason), np.int32)),
+            "reasons": pa.array([[reason]] * len(candidates), pa.list_(pa.string()))
+            if self.settings.selection.all_reasons
+            else pa.nulls(len(candidates), pa.list_(pa.string())),
+            "detail": pa.nulls(len(candidates), pa.string()),
+        }
+        return _table(columns, candidates, REJECTS)
+
+
+def _one_row_each(photos: pa.Table) -> pa.Table:
+    """Photos sorted by hash, one row each: of several the first by contents, so that no file order decides."""
+    photos = photos.sort_by(
+        [(name, "ascending") for name in ("photo", "url", "file_name", "original_md5", "author", "licence", "rotation")]
+    )
+    hashes = np.asarray(photos["photo"])
+    return photos.filter(pa.array(np.r_[True, hashes[1:] != hashes[:-1]][: len(hashes)])).combine_chunks()
+
+
+def _places(table: pa.Table, photo: UInt64[np.ndarray, " boxes"]) -> Int64[np.ndarray, " boxes"]:
+    """Where each photo stands in a table that is sorted by `photo`; -1 where it does not."""
+    hashes = np.asarray(table["photo"])
+    if not len(hashes):
+        return np.full(len(photo), -1)
+    place = np.minimum(np.searchsorted(hashes, photo), len(hashes) - 1)
+    return np.where(hashes[place] == photo, place, -1)
+
+
+def _joined(table: pa.Table, place: Int64[np.ndarray, " boxes"], name: str) -> np.ndarray:
+    """A number of each box's photo; NaN where the table does not say."""
+    values = table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
+    joined: np.ndarray = np.append(values, np.nan)[place]
+    return joined
+
+
+def _explain(reason: str, boxes: Boxes, row: int, labels: Words) -> str:
+    """What is wrong with a malformed row, in words."""
+    values = {name: float(getattr(boxes, name)[row]) for name in COORDINATES}
+    if reason == "bad_photo_id":
+        return f"the photo's id is {boxes.photo_id[row].as_py()!r:.80}, expected 1 to 64 letters, digits, _ and -"
+    if reason == "no_label":
+        return "the label is empty"
+    if reason == "bad_number":
+        return f"{', '.join(name for name in COORDINATES if np.isnan(values[name]))} is empty or not a number"
+    if reason == "outside_photo":
+        name = next(name for name in COORDINATES if not 0 <= values[name] <= 1)
+        return f"{name} is {values[name]:g}, not a fraction of the photo (0 to 1)"
+    if reason == "empty_box":
+        axis = "x" if values["x_min"] >= values["x_max"] else "y"
+        return f"{axis}_min is {values[f'{axis}_min']:g} and {axis}_max is {values[f'{axis}_max']:g}: are the columns swapped?"
+    if reason == "bad_flag":
+        name = next(name for name in FLAGS if not -1 <= boxes.flags[name][row] <= 1)
+        value = int(boxes.flags[name][row])
+        return f"{name} is {'empty' if value == FLAG_MISSING else value}, expected 1, 0 or -1"
+    if reason == "unknown_label":
+        return f"the label {labels.words[boxes.label[row]]!r:.80} is not in the source's list of classes"
+    return f"the photo {boxes.photo_id[row].as_py()!r:.80} is not in the source's list of photos"
+
+
+def _table(columns: dict[str, Any], rest: pa.Table, schema: pa.Schema) -> pa.Table:
+    arrays = [columns[name] if name in columns else rest[name] for name in schema.names]
+    return pa.table(arrays, names=schema.names)
+
+
+def numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column as an array."""
+    values: np.ndarray = table[name].combine_chunks().to_numpy(zero_copy_only=False)
+    return values
+
+
+def _pixels(values: np.ndarray) -> pa.Array:
+    return pa.array(np.nan_to_num(values).astype(np.int32), mask=np.isnan(values))
+
+
+def _constant(word: str, count: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([word]))

@@ -1,0 +1,298 @@
+"""The stage: boxes -> objects.parquet + rejects.parquet, for more boxes than memory holds.
+
+    boxes ──┐                     ┌─▶ rejects.parquet
+            ├─ runs, by photo ─▶ judge ─▶ candidates ──cap per class──▶ objects.parquet
+    photos ─┘   (on disk)         bucket by bucket          └─▶ rejects.parquet
+
+Memory does not grow with the number of boxes; the runs take about 100 bytes a box on disk, below the output folder, until the
+stage is over. Objects come out sorted by split, hash of the photo and hash of the object, whatever the order of the input was.
+"""
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import UInt64
+from tqdm import tqdm
+
+from pipelines.annotations import open_source
+from pipelines.annotations.source import Source
+from pipelines.config import BuildSettings
+from pipelines.selection.balance import Balance, keeps
+from pipelines.selection.classes import choose_classes
+from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather
+from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
+from pipelines.selection.rules import REASONS
+from pipelines.selection.same_photo import read_survey, same_photos
+from pipelines.threads import in_order
+from schemas.errors import InputError
+from schemas.files import atomic_file
+from schemas.randomness import hash_column
+from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass
+class Selection:
+    """What a selection found; boxes = objects + rejects. Kept as `selection.json`."""
+
+    boxes: int = 0
+    objects: int = 0
+    rejects: dict[str, int] = field(default_factory=dict)
+    """By first reason."""
+    photos: int = 0
+    """That the source's tables list; 0 where they list none."""
+    photos_with_boxes: int = 0
+    photos_with_objects: int = 0
+    original_bytes: int = 0
+    """Size of the published originals of those, as far as the tables say."""
+    photos_of_known_size: int = 0
+    """How many of those the tables give an original's size for."""
+    same_photos: dict[str, int] = field(default_factory=dict)
+    """Photos that are there under another id too, by how that was found; `across_splits` of them in another split."""
+    objects_by_class: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Split -> class name -> objects."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Malformed rows, by reason: the first few, in words."""
+
+    @property
+    def photos_without_boxes(self) -> int:
+        """Photos that the tables list and no box is in."""
+        return max(0, self.photos - self.photos_with_boxes) if self.photos else 0
+
+
+def select_objects(settings: BuildSettings, out: Path, source: Source | None = None) -> Selection:
+    """Read all boxes, judge them, and write `objects.parquet`, `rejects.parquet` and `same_photos.parquet` into a folder.
+
+    Args:
+        settings: of the build.
+        out: the folder; also holds the temporary files.
+        source: the annotations, if they are open already.
+
+    Raises:
+        InputError: what is wrong with a file or a setting, or no box is accepted. Nothing is written then.
+    """
+    source = source or open_source(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".selection-", dir=out)))
+        pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
+        gathered = gather(source, settings, folder)
+        selection = Selection(boxes=gathered.boxes.rows)
+        choice = choose_classes(gathered.labels.words, source, settings.selection)
+        same = _find_same_photos(gathered, settings)
+        selection.same_photos = _count_same(same)
+        dropped = _photo_hashes(same, settings) if settings.source.same_photo == "drop" else np.zeros(0, np.uint64)
+
+        objects = stack.enter_context(_table_writer(out / "objects.parquet", OBJECTS))
+        rejects = stack.enter_context(_table_writer(out / "rejects.parquet", REJECTS))
+        same_file = stack.enter_context(_table_writer(out / "same_photos.parquet", SAME_PHOTOS))
+        same_file(same)
+        judging = Judging(gathered, source, settings, choice, dropped)
+        judged = _with_progress(
+            in_order(pool, judging.judge, range(gathered.buckets), _THREADS + 1), gathered, selection, rejects
+        )
+        for candidates in _balanced(judged, settings, gathered, folder, selection, rejects, judging):
+            _count_objects(candidates, selection)
+            objects(candidates.select(OBJECTS.names))
+        if not selection.objects:
+            raise InputError(
+                f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}); "
+                f"see build.selection{_first_example(selection)}"
+            )
+    selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
+    selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
+    return selection
+
+
+def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
+    """Photos that are there under another id too: by the hash of the original in the tables, and by the survey's hashes."""
+    hashes = [
+        hash_column(gathered.photos.read_columns(bucket, ["original_md5"])[0].drop_null()) for bucket in range(gathered.buckets)
+    ]
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    repeated = values[counts > 1]
+    same = SAME_PHOTOS.empty_table()
+    if len(repeated):
+        found = [_photos_with_hash(gathered, bucket, repeated) for bucket in range(gathered.buckets)]
+        same = same_photos(pa.concat_tables(found).unify_dictionaries().combine_chunks())
+    if not settings.source.survey:
+        return same
+    surveyed = read_survey(settings.source.survey).same
+    built = pa.array(list(settings.source.splits))
+    here = [pc.is_in(surveyed[name].cast(pa.string()), built) for name in ("split", "kept_split")]
+    surveyed = surveyed.filter(pc.and_(*here))
+    # The survey knows the tables' hashes too, as of the photos that it found; what it says of a photo counts.
+    names = [pc.binary_join_element_wise(table["split"].cast(pa.string()), table["photo_id"], "/") for table in (same, surveyed)]
+    told = pc.is_in(names[0], value_set=names[1].combine_chunks())
+    return pa.concat_tables([same.filter(pc.invert(told)), surveyed]).unify_dictionaries()
+
+
+def _photos_with_hash(gathered: Gathered, bucket: int, repeated: UInt64[np.ndarray, " hashes"]) -> pa.Table:
+    """Photos of a bucket that have boxes and an `original_md5` that hashes to one of these."""
+    photo, photo_id, md5 = gathered.photos.read_columns(bucket, ["photo", "photo_id", "original_md5"])
+    with_boxes = np.asarray(gathered.boxes.read_columns(bucket, ["photo"])[0])
+    # A photo without boxes must not be the one that is kept.
+    wanted = np.isin(hash_column(md5), repeated) & np.isin(photo, with_boxes) & pc.is_valid(md5).to_numpy(zero_copy_only=False)
+    split = pa.array([SORTED_SPLITS[bucket >> gathered.bits]] * int(wanted.sum()), WORD)
+    columns = {"split": split, "photo_id": photo_id.filter(pa.array(wanted)), "original_md5": md5.filter(pa.array(wanted))}
+    return pa.table(columns)
+
+
+def _count_same(same: pa.Table) -> dict[str, int]:
+    counts = Counter(same["by"].to_pylist())
+    across = sum(a != b for a, b in zip(same["split"].to_pylist(), same["kept_split"].to_pylist(), strict=True))
+    return {**dict(sorted(counts.items())), "across_splits": across} if len(same) else {}
+
+
+def _photo_hashes(same: pa.Table, settings: BuildSettings) -> UInt64[np.ndarray, " photos"]:
+    parts = [np.zeros(0, np.uint64)]
+    for split in SORTED_SPLITS:
+        ids = same.filter(pc.equal(same["split"].cast(pa.string()), split))["photo_id"].combine_chunks()
+        parts.append(hash_column(ids, settings.seed, "photo order", split))
+    return np.unique(np.concatenate(parts))
+
+
+def _with_progress(
+    judged: Iterator[Judged], gathered: Gathered, selection: Selection, rejects: Callable[[pa.Table], None]
+) -> Iterator[pa.Table]:
+    """Write the rejects of each bucket, keep the books, and pass its candidates on."""
+    totals: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    with tqdm(total=gathered.boxes.rows, unit=" boxes", unit_scale=True, desc="selecting", disable=None) as progress:
+        for part in judged:
+            totals += part.counts
+            reasons += part.reasons
+            for reason, examples in part.examples.items():
+                selection.examples[reason] = [*selection.examples.get(reason, []), *examples][:EXAMPLES]
+            rejects(part.rejects)
+            yield part.candidates
+            progress.update(len(part.rejects) + len(part.candidates))
+    selection.rejects = dict(reasons)
+    selection.photos = totals["photos"]
+    selection.photos_with_boxes = totals["listed_with_boxes"] if selection.photos else totals["photos_with_boxes"]
+
+
+def _balanced(
+    judged: Iterator[pa.Table],
+    settings: BuildSettings,
+    gathered: Gathered,
+    folder: Path,
+    selection: Selection,
+    rejects: Callable[[pa.Table], None],
+    judging: Judging,
+) -> Iterator[pa.Table]:
+    """Candidates that their class has a place for; the others are written as rejects."""
+    cap = settings.selection.max_per_class
+    if cap is None:
+        yield from judged
+        return
+    balance = Balance(len(SORTED_SPLITS) * max(1, len(gathered.labels)))
+    paths: list[Path] = []
+    for candidates in judged:
+        balance.count(numbers(candidates, "group"), numbers(candidates, "priority"))
+        paths.append(folder / f"candidates-{len(paths):05d}.arrow")
+        with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_file(file, candidates.schema) as writer:
+            writer.write_table(candidates.unify_dictionaries().combine_chunks())
+    limits = balance.limits(cap, settings.selection.class_smoothing, (_read_groups(path) for path in paths))
+    over = 0
+    for path in paths:
+        with pa.OSFile(str(path)) as file:
+            candidates = pa.ipc.open_file(file).read_all()
+        stays = pa.array(keeps(limits, numbers(candidates, "group"), numbers(candidates, "priority")))
+        left = candidates.filter(pc.invert(stays))
+        rejects(judging.reject_candidates(left))
+        over += len(left)
+        yield candidates.filter(stays)
+    if over:
+        selection.rejects["over_class_cap"] = over
+
+
+def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with pa.OSFile(str(path)) as file:
+        names = pa.ipc.open_file(file).schema.names
+    options = pa.ipc.IpcReadOptions(included_fields=[names.index("group"), names.index("priority")])
+    with pa.OSFile(str(path)) as file:
+        table = pa.ipc.open_file(file, options=options).read_all()
+    return numbers(table, "group"), numbers(table, "priority")
+
+
+def _count_objects(objects: pa.Table, selection: Selection) -> None:
+    selection.objects += len(objects)
+    if not len(objects):
+        return
+    split = objects["split"][0].as_py()
+    by_class = selection.objects_by_class.setdefault(split, {})
+    names = objects["label_name"].combine_chunks()
+    counts = np.bincount(names.indices.to_numpy(zero_copy_only=False), minlength=len(names.dictionary))
+    for name, count in zip(names.dictionary.to_pylist(), counts.tolist(), strict=True):
+        if count:
+            by_class[name] = by_class.get(name, 0) + count
+    # Rows of a photo stand together.
+    photo_ids = objects["photo_id"].combine_chunks()
+    first = np.r_[True, pc.not_equal(photo_ids[1:], photo_ids[:-1]).to_numpy(zero_copy_only=False)]
+    sizes = objects["original_bytes"].combine_chunks().filter(pa.array(first))
+    selection.photos_with_objects += int(first.sum())
+    selection.photos_of_known_size += len(sizes) - sizes.null_count
+    selection.original_bytes += int(pc.sum(sizes).as_py() or 0)
+
+
+class _table_writer:
+    """A Parquet file, written in parts, that is there only once all is written. Call it with a table."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+
+    def __enter__(self) -> Callable[[pa.Table], None]:
+        self.stack = ExitStack()
+        temporary = self.stack.enter_context(atomic_file(self.path))
+        writer = self.stack.enter_context(pq.ParquetWriter(temporary, self.schema))
+
+        def write(table: pa.Table) -> None:
+            if len(table):
+                writer.write_table(_with_sorted_words(table).cast(self.schema), row_group_size=len(table))
+
+        return write
+
+    def __exit__(self, *error: Any) -> None:
+        self.stack.__exit__(*error)
+
+
+def _with_sorted_words(table: pa.Table) -> pa.Table:
+    """The table with dictionaries of the words in use, sorted: the order in which words were met must not show in the file."""
+    for place, name in enumerate(table.column_names):
+        if pa.types.is_dictionary(table.schema.field(place).type):
+            column = table.column(place).unify_dictionaries().combine_chunks()
+            used = pc.unique(column.indices.drop_null())
+            words = column.dictionary.take(used)
+            order = pc.sort_indices(words)
+            new_place = np.zeros(max(1, len(column.dictionary)), np.int32)
+            new_place[used.take(order).to_numpy()] = np.arange(len(order))
+            indices = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            missing = column.is_null().to_numpy(zero_copy_only=False)
+            sorted_column = pa.DictionaryArray.from_arrays(pa.array(new_place[indices], mask=missing), words.take(order))
+            table = table.set_column(place, name, sorted_column)
+    return table
+
+
+def _shown(rejects: dict[str, int]) -> str:
+    return ", ".join(f"{reason}: {rejects[reason]:,}" for reason in REASONS if reason in rejects)
+
+
+def _first_example(selection: Selection) -> str:
+    for reason in REASONS:
+        if selection.examples.get(reason):
+            return f"; for example {selection.examples[reason][0]}"
+    return ""

@@ -1,0 +1,286 @@
+"""The rules: which boxes become objects. Vectorised over the boxes of whole photos; no I/O.
+
+Rules come in three groups. Each group looks at the boxes that pass the groups before it, all of its rules look at the same boxes,
+and a box is accepted if it breaks none: who is accepted does not depend on the order in which rules are asked.
+
+    1  a box by itself, and its photo      malformed rows, labels, flags, area, size, subset, photos that are there twice
+    2  a box beside others of its photo    duplicates, near-duplicates, nested boxes
+    3  how many                            per photo; then, over all photos of a split, per class (selection/balance.py)
+
+Every rule, its default and its source: docs/selection.md. Reasons: `schemas.tables.REJECT_REASONS`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Float64, Int8, Int32, Int64, UInt64
+
+from pipelines.config import SelectionSettings
+from pipelines.selection.classes import ClassChoice
+from pipelines.selection.pairs import pairs_within
+from schemas.randomness import mix, name_hash
+from schemas.tables import FLAGS, REJECT_REASONS
+
+# Ids become file names and sample keys, so no separators and no dots.
+PHOTO_ID = r"^[A-Za-z0-9_-]{1,64}$"
+REASONS = tuple(REJECT_REASONS)
+FLAG_MISSING = -128
+# In px: fractions times a length come out beside whole numbers by the last bit.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes of whole photos, as columns of equal length.
+
+    `photo` is a hash of split and photo id. Coordinates are fractions of the photo, NaN where missing. `label` numbers the
+    source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
+    place in `REASONS`, or -1. Width and height of the photo are px, NaN where the tables do not say. `listed` says whether the
+    source's tables know the photo (or list no photos), `repeated` whether it is there under an id that is kept instead.
+    """
+
+    photo: UInt64[np.ndarray, " boxes"]
+    photo_id: pa.Array
+    label: Int32[np.ndarray, " boxes"]
+    x_min: Float64[np.ndarray, " boxes"]
+    x_max: Float64[np.ndarray, " boxes"]
+    y_min: Float64[np.ndarray, " boxes"]
+    y_max: Float64[np.ndarray, " boxes"]
+    flags: Mapping[str, Int8[np.ndarray, " boxes"]]
+    problem: Int8[np.ndarray, " boxes"]
+    width: Float64[np.ndarray, " boxes"]
+    height: Float64[np.ndarray, " boxes"]
+    listed: Bool[np.ndarray, " boxes"]
+    repeated: Bool[np.ndarray, " boxes"]
+
+    def __len__(self) -> int:
+        return len(self.photo)
+
+    def area(self) -> Float64[np.ndarray, " boxes"]:
+        """Box area / photo area."""
+        share: np.ndarray = (self.x_max - self.x_min) * (self.y_max - self.y_min)
+        return share
+
+
+class Verdicts:
+    """Which rules each box breaks. `broken[rule]` marks boxes; a rule that no box breaks need not be there."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.broken: dict[str, Bool[np.ndarray, " boxes"]] = {}
+
+    def add(self, reason: str, rows: Bool[np.ndarray, " boxes"]) -> None:
+        """Note that these boxes break a rule."""
+        if rows.any():
+            self.broken[reason] = self.broken[reason] | rows if reason in self.broken else rows
+
+    def accepted(self) -> Bool[np.ndarray, " boxes"]:
+        """Boxes that break no rule so far."""
+        free = np.ones(self.count, bool)
+        for rows in self.broken.values():
+            free &= ~rows
+        return free
+
+    def first_reason(self) -> Int8[np.ndarray, " boxes"]:
+        """The first rule that each box breaks, as a place in `REASONS`; -1 for accepted boxes."""
+        first = np.full(self.count, -1, np.int8)
+        for place in range(len(REASONS) - 1, -1, -1):
+            rows = self.broken.get(REASONS[place])
+            if rows is not None:
+                first[rows] = place
+        return first
+
+    def all_reasons(self) -> pa.ListArray:
+        """All rules that each box breaks, in the order of `REASONS`, as lists of strings."""
+        reasons = [reason for reason in REASONS if reason in self.broken]
+        table = np.stack([self.broken[reason] for reason in reasons], axis=1) if reasons else np.zeros((self.count, 0), bool)
+        offsets = np.r_[0, np.cumsum(table.sum(axis=1))].astype(np.int32)
+        words = pa.array(reasons, pa.string()).take(pa.array(np.nonzero(table)[1]))
+        return pa.ListArray.from_arrays(pa.array(offsets), words)
+
+
+def judge(
+    boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, identity: UInt64[np.ndarray, " boxes"]
+) -> Verdicts:
+    """Ask all rules but the cap per class.
+
+    Args:
+        boxes: all boxes of some photos.
+        choice: which labels are known and chosen.
+        settings: thresholds; null switches a rule off.
+        seed: of the subset and of the caps.
+        identity: what makes a box the one it is (`box_identity`): equal for the same box under the same label.
+    """
+    verdicts = Verdicts(len(boxes))
+    _judge_alone(boxes, choice, settings, seed, verdicts)
+    _judge_beside_others(boxes, identity, settings, verdicts)
+    _cap_photos(boxes, identity, settings, seed, verdicts)
+    return verdicts
+
+
+def box_identity(boxes: Boxes, label_hashes: UInt64[np.ndarray, " labels"]) -> UInt64[np.ndarray, " boxes"]:
+    """A hash of label and coordinates: no order of rows and no selection changes it."""
+    mixed: np.ndarray = np.append(label_hashes, np.uint64(0))[boxes.label]
+    for values in (boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max):
+        mixed = mix(mixed ^ (values + 0.0).astype("<f8").view(np.uint64))  # + 0.0: -0.0 is the same place as 0.0.
+    return mixed
+
+
+def label_hashes(labels: Sequence[str]) -> UInt64[np.ndarray, " labels"]:
+    """What `box_identity` takes for labels."""
+    return np.array([name_hash("label", label) for label in labels], np.uint64)
+
+
+def object_ids(photo_ids: pa.Array, identity: UInt64[np.ndarray, " boxes"]) -> pa.Array:
+    """`<photo_id>-<12 hex digits of the box's identity>`."""
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    octets = identity.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :6]
+    text = np.stack([digits[octets & 15], digits[octets >> 4]], axis=2).reshape(-1, 12)
+    offsets = pa.py_buffer(np.arange(0, 12 * len(text) + 1, 12, dtype=np.int32))
+    return pc.binary_join_element_wise(
+        photo_ids, pa.StringArray.from_buffers(len(text), offsets, pa.py_buffer(text.tobytes())), "-"
+    )
+
+
+def priority(identity: UInt64[np.ndarray, " boxes"], photo: UInt64[np.ndarray, " boxes"], *names: int | str) -> np.ndarray:
+    """A uniform 64-bit number of each box for a random choice among boxes; smaller comes first."""
+    return mix(mix(identity ^ photo) ^ np.uint64(name_hash(*names)))
+
+
+def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, verdicts: Verdicts) -> None:
+    for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
+        verdicts.add(REASONS[place], boxes.problem == place)
+    # Of a row that could not be read nothing more can be said.
+    readable = boxes.problem != REASONS.index("bad_row")
+
+    coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])
+    empty = (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max)  # Comparisons with NaN are false.
+    verdicts.add("bad_photo_id", readable & ~_true(pc.match_substring_regex(boxes.photo_id, PHOTO_ID)))
+    verdicts.add("no_label", readable & (boxes.label < 0))
+    verdicts.add("bad_number", readable & np.isnan(coordinates).any(axis=0))
+    verdicts.add("outside_photo", readable & ((coordinates < 0) | (coordinates > 1)).any(axis=0))
+    verdicts.add("empty_box", readable & empty)
+    flags = np.stack([boxes.flags[name] for name in FLAGS])
+    verdicts.add("bad_flag", readable & ((flags < -1) | (flags > 1)).any(axis=0))
+    verdicts.add("unknown_label", (boxes.label >= 0) & ~np.append(choice.known, True)[boxes.label])
+    verdicts.add("unknown_photo", readable & ~boxes.listed)
+
+    verdicts.add("same_photo", boxes.repeated)
+    if settings.subset < 1:
+        drawn = mix(boxes.photo ^ np.uint64(name_hash(seed, "subset")))
+        verdicts.add("not_in_subset", drawn >= np.uint64(settings.subset * 2.0**64))
+    verdicts.add("label_excluded", (boxes.label >= 0) & ~np.append(choice.chosen, True)[boxes.label])
+    for flag in settings.reject_flags:
+        verdicts.add(flag, boxes.flags[f"is_{flag}"] == 1)
+    if settings.unknown_flags == "reject":
+        for flag in settings.reject_flags:
+            verdicts.add("unknown_flag", boxes.flags[f"is_{flag}"] == -1)
+    area = boxes.area()
+    verdicts.add("too_small", area < settings.min_area)
+    verdicts.add("too_large", area > settings.max_area)
+    sides = np.stack([(boxes.x_max - boxes.x_min) * boxes.width, (boxes.y_max - boxes.y_min) * boxes.height])
+    shorter, longer = sides.min(axis=0), sides.max(axis=0)
+    verdicts.add("reference_too_small", below_min_side(shorter, settings))
+    verdicts.add("too_elongated", above_max_aspect(shorter, longer, settings))
+
+
+def below_min_side(shorter: Float64[np.ndarray, " boxes"], settings: SelectionSettings) -> Bool[np.ndarray, " boxes"]:
+    """Whether the shorter side of boxes, px, breaks `min_side`; a side that is it but for rounding does not."""
+    if settings.min_side is None:
+        return np.zeros(len(shorter), bool)
+    return shorter < settings.min_side - _ROUNDING
+
+
+def above_max_aspect(
+    shorter: Float64[np.ndarray, " boxes"], longer: Float64[np.ndarray, " boxes"], settings: SelectionSettings
+) -> Bool[np.ndarray, " boxes"]:
+    """Whether boxes with these sides, px, break `max_aspect`."""
+    if settings.max_aspect is None:
+        return np.zeros(len(shorter), bool)
+    return longer > shorter * settings.max_aspect + _ROUNDING
+
+
+def _judge_beside_others(
+    boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, verdicts: Verdicts
+) -> None:
+    rows = np.flatnonzero(verdicts.accepted())
+    # Within a photo the largest first; of equal boxes the one whose flags come first, so that no order of rows decides.
+    flags = [boxes.flags[name][rows] for name in reversed(FLAGS)]
+    order = rows[np.lexsort((*flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
+    photo, own = boxes.photo[order], identity[order]
+    duplicate = np.r_[False, (photo[1:] == photo[:-1]) & (own[1:] == own[:-1])][: len(order)]
+    verdicts.add("duplicate", _marked(len(boxes), order[duplicate]))
+    if settings.near_duplicate_iou is None and settings.nested_share is None:
+        return
+
+    x_min, x_max, y_min, y_max = (values[order] for values in (boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max))
+    area = boxes.area()[order]
+    near: list[np.ndarray] = [np.zeros((2, 0), np.int64)]
+    nested = np.zeros(len(order), bool)
+    for larger, smaller in pairs_within(photo):
+        width = np.minimum(x_max[larger], x_max[smaller]) - np.maximum(x_min[larger], x_min[smaller])
+        height = np.minimum(y_max[larger], y_max[smaller]) - np.maximum(y_min[larger], y_min[smaller])
+        common = np.maximum(width, 0) * np.maximum(height, 0)
+        if settings.near_duplicate_iou is not None:
+            # Not divided: the union of two boxes has an area, but rounding may make it anything for tiny ones.
+            close = common >= settings.near_duplicate_iou * (area[larger] + area[smaller] - common)
+            near.append(np.stack([larger[close], smaller[close]]))
+        if settings.nested_share is not None:
+            nested[smaller[common >= settings.nested_share * area[smaller]]] = True
+    verdicts.add("nested", _marked(len(boxes), order[nested]))
+    suppressed = suppress(np.concatenate(near, axis=1), len(order))
+    verdicts.add("near_duplicate", _marked(len(boxes), order[suppressed]))
+
+
+def suppress(pairs: Int64[np.ndarray, "2 pairs"], count: int) -> Bool[np.ndarray, " boxes"]:
+    """Greedy non-maximum suppression over pairs of boxes that are too close.
+
+    Args:
+        pairs: (earlier, later) places in the order of preference.
+        count: number of boxes.
+
+    A box is suppressed if an earlier one of its pairs is not. Decided in rounds, each over all pairs at once; there are as many
+    rounds as links in the longest chain of boxes that are each too close to the next, which in a photo are few.
+    """
+    suppressed = np.zeros(count, bool)
+    undecided = np.zeros(count, bool)
+    undecided[pairs[1]] = True
+    earlier, later = pairs
+    while undecided.any():
+        kept = ~suppressed & ~undecided
+        fall = later[kept[earlier]]
+        suppressed[fall] = True
+        undecided[fall] = False
+        open_pairs = undecided[later] & ~suppressed[earlier]
+        earlier, later = earlier[open_pairs], later[open_pairs]
+        undecided[:] = False
+        undecided[later] = True
+    return suppressed
+
+
+def _cap_photos(
+    boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, seed: int, verdicts: Verdicts
+) -> None:
+    if settings.max_per_photo is None:
+        return
+    rows = np.flatnonzero(verdicts.accepted())
+    drawn = priority(identity[rows], boxes.photo[rows], seed, "objects of a photo")
+    order = rows[np.lexsort((drawn, boxes.photo[rows]))]
+    photo = boxes.photo[order]
+    starts = np.flatnonzero(np.r_[True, photo[1:] != photo[:-1]][: len(order)])
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    verdicts.add("over_photo_cap", _marked(len(boxes), order[place >= settings.max_per_photo]))
+
+
+def _marked(count: int, places: Int64[np.ndarray, " marked"]) -> Bool[np.ndarray, " boxes"]:
+    rows = np.zeros(count, bool)
+    rows[places] = True
+    return rows
+
+
+def _true(column: pa.Array) -> Bool[np.ndarray, " boxes"]:
+    values: np.ndarray = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,531 @@
+import gzip
+import json
+import re
+import weakref
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from pbe_train.config import TrainSettings
+from pipelines.annotations import coco
+from pipelines.annotations.coco import MAX_OUTLINE, MAX_OUTLINED_PHOTO, decode_counts, encode_segmentation, open_coco
+from pipelines.annotations.source import Source
+from pipelines.annotations.splits import assign_splits
+from pipelines.config import BuildSettings, SourceSettings
+from pipelines.selection.classes import below
+from schemas.errors import InputError
+from schemas.settings import load_settings, preset
+from schemas.tables import BOXES, PHOTOS
+
+CATEGORIES = [
+    {"id": 1, "name": "person", "supercategory": "person"},
+    {"id": 3, "name": "car", "supercategory": "vehicle"},
+    {"id": 6, "name": "bus", "supercategory": "vehicle"},
+]
+
+
+def image(number: int, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "file_name": f"{number:012}.jpg", "width": 40, "height": 20, **changes}
+
+
+def annotation(number: int, **changes: Any) -> dict[str, Any]:
+    return {"id": number, "image_id": 7, "category_id": 3, "bbox": [4, 5, 20, 10], "iscrowd": 0, **changes}
+
+
+def without(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != key}
+
+
+def write(path: Path, annotations: list[Any], images: list[Any] | None = None, categories: Any = CATEGORIES, **more: Any) -> Path:
+    images = [image(7)] if images is None else images
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories, **more}))
+    return path
+
+
+def opened(path: Path, photos: Path = Path("/no/photos"), seed: int = 0, **settings: Any) -> Source:
+    return open_coco(SourceSettings(kind="coco", annotations=path, photos=photos, **settings), seed)
+
+
+def boxes_of(source: Source) -> list[dict[str, Any]]:
+    return pa.Table.from_batches(source.read_boxes(), schema=BOXES).to_pylist()
+
+
+def photos_of(source: Source) -> list[dict[str, Any]]:
+    return pa.Table.from_batches(source.read_photos(), schema=PHOTOS).to_pylist()
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "boxes.json"
+
+
+def test_px_become_fractions_and_what_coco_does_not_say_is_unknown(file):
+    """x, width and y, height; a crowd is a group; the other flags are -1, never 0."""
+    crowd = annotation(12, iscrowd=1, category_id=1)
+    source = opened(write(file, [annotation(11), crowd, without(annotation(13), "iscrowd")]))
+    first, second, third = boxes_of(source)
+    assert (first["x_min"], first["x_max"], first["y_min"], first["y_max"]) == (0.1, 0.6, 0.25, 0.75)
+    assert (first["photo_id"], first["label"], first["file"], first["problem"]) == ("7", "3", "boxes.json", None)
+    assert [row["row"] for row in (first, second, third)] == [1, 2, 3]
+    assert [row["is_group_of"] for row in (first, second, third)] == [0, 1, -1]
+    assert {first[name] for name in ("is_occluded", "is_truncated", "is_depiction", "is_inside")} == {-1}
+    assert source.frame == "stored"
+    assert source.rows == 3
+    assert source.files == (file,)
+
+
+def test_what_is_known_about_photos(file):
+    """The file itself rather than its page; the licence's address; a photo without a box is there too."""
+    licences = [{"id": 4, "url": "http://l/by", "name": "BY"}, {"url": "http://l/nobody"}]
+    images = [
+        image(7, license=4, coco_url="http://c/7.jpg", flickr_url="http://f/7"),
+        image(8, license=9, flickr_url="http://f/8"),
+        image(9),
+    ]
+    rows = {row["photo_id"]: row for row in photos_of(opened(write(file, [annotation(1)], images, licenses=licences)))}
+    assert [rows[name]["url"] for name in "789"] == ["http://c/7.jpg", "http://f/8", None]
+    assert [rows[name]["licence"] for name in "789"] == ["http://l/by", None, None]
+    assert (rows["9"]["file_name"], rows["9"]["width"], rows["9"]["height"]) == ("000000000009.jpg", 40, 20)
+    unknown = ("rotation", "author", "original_md5", "original_bytes")
+    assert {rows["7"][name] for name in unknown} == {None}
+
+
+def test_a_px_beyond_the_edge_is_rounding_and_more_is_not(file):
+    boxes = [[-1, -0.5, 42, 21.5], [-1.5, 0, 10, 10], [30, 0, 11.5, 21.5]]
+    rows = boxes_of(opened(write(file, [annotation(number, bbox=box) for number, box in enumerate(boxes)])))
+    assert [rows[0][name] for name in ("x_min", "x_max", "y_min", "y_max")] == [0, 1, 0, 1]
+    assert rows[1]["x_min"] == -1.5 / 40
+    assert (rows[2]["x_max"], rows[2]["y_max"]) == (41.5 / 40, 21.5 / 20)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason", "detail"),
+    [
+        (["a", "list"], "bad_row", r"annotation 2 \(no id\): is \['a', 'list'\], expected an object"),
+        (without(annotation(5), "id"), "bad_row", r"annotation 2 \(no id\): `id` is missing"),
+        (annotation(None), "bad_row", r"`id` is None"),
+        (without(annotation(5), "image_id"), "bad_row", r"annotation 2 \(id 5\): `image_id` is missing, expected a whole number"),
+        (annotation(5, image_id=[7]), "bad_row", r"`image_id` is \[7\]"),
+        (without(annotation(5), "category_id"), "bad_row", "`category_id` is missing"),
+        (annotation(5, category_id="car"), "bad_row", "`category_id` is 'car'"),
+        (without(annotation(5), "bbox"), "bad_row", "`bbox` is missing, expected .x, y, width, height."),
+        (annotation(5, bbox=[1, 2, 3]), "bad_row", r"`bbox` is \[1, 2, 3\]"),
+        (annotation(5, bbox={"x": 1}), "bad_row", "`bbox` is {'x': 1}"),
+        (annotation(5, image_id=8), "bad_row", "its image, id 8, has `width` x `height` None x 20"),
+        (annotation(5, image_id=9), "bad_row", "its image, id 9, has `file_name` '../9.jpg', which leads out"),
+        (annotation(5, bbox=[1, 2, "3", 4]), "bad_number", r"`bbox` is \[1, 2, '3', 4\]"),
+        (annotation(5, bbox=[1, 2, float("nan"), 4]), "bad_number", r"\[1, 2, nan, 4\]"),
+        (annotation(5, bbox=[1, 2, True, 4]), "bad_number", "True"),
+        (annotation(5, bbox=[10**400, 2, 3, 4]), "bad_number", "expected four finite numbers"),
+        (annotation(5, bbox=[1, 2, 0, 4]), "empty_box", r"`bbox` is \[1, 2, 0, 4\]: width and height must be positive"),
+        (annotation(5, bbox=[1, 2, 3, -4]), "empty_box", "must be positive"),
+        (annotation(5, iscrowd=2), "bad_flag", "`iscrowd` is 2"),
+        (annotation(5, segmentation=[[1, 2, 3]]), "bad_segmentation", r"`segmentation` has a polygon \[1, 2, 3\]"),
+        (annotation(1), "duplicate_id", "`id` 1 is that of an annotation before it"),
+        (annotation(5, category_id=99), "unknown_label", "`category_id` 99 is not in `categories`"),
+        (annotation(5, image_id=99), "unknown_photo", "`image_id` 99 is not in `images` .where 2 entries have no id"),
+    ],
+)
+def test_a_malformed_annotation_costs_itself_alone(file, wrong, reason, detail):
+    """It keeps its place in the list, and those around it are read."""
+    images = [image(7), image(8, width=None), image(9, file_name="../9.jpg"), without(image(1), "id"), "no object"]
+    rows = boxes_of(opened(write(file, [annotation(1), wrong, annotation(2)], images)))
+    assert [row["problem"] for row in rows] == [None, reason, None]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert rows[1]["split"] == "train"
+    assert re.search(detail, rows[1]["detail"]), rows[1]["detail"]
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x.jpg", "C:/x.jpg", "a/../../x.jpg", "..", "./", "", "a\\b.jpg", "a\0.jpg", None, 5, "\ud800.jpg"]
+)
+def test_a_photo_outside_its_folder_is_no_photo(file, name):
+    source = opened(write(file, [annotation(1)], [image(7, file_name=name)]))
+    assert boxes_of(source)[0]["problem"] == "bad_row"
+    assert photos_of(source) == []
+
+
+@pytest.mark.parametrize("size", [0, -5, 2.5, "40", None, 2**31, True])
+def test_a_photo_without_a_size_is_listed_and_its_boxes_are_not_used(file, size):
+    source = opened(write(file, [annotation(1)], [image(7, height=size)]))
+    assert boxes_of(source)[0]["problem"] == "bad_row"
+    (photo,) = photos_of(source)
+    assert (photo["width"], photo["height"]) == (None, None)
+
+
+def test_whole_numbers_may_be_written_as_floats(file):
+    (row,) = boxes_of(opened(write(file, [annotation(1, image_id=7.0, category_id=3.0)], [image(7.0, width=40.0)])))
+    assert (row["photo_id"], row["label"], row["problem"]) == ("7", "3", None)
+
+
+def test_a_half_of_a_surrogate_pair_does_not_stop_the_file(file):
+    """JSON can name it, no table can hold it."""
+    text = json.dumps({"images": [image(7, coco_url="X")], "annotations": [annotation("X")], "categories": CATEGORIES})
+    file.write_text(text.replace('"X"', '"\\ud800"'))
+    source = opened(file)
+    assert boxes_of(source)[0]["problem"] == "bad_row"
+    assert photos_of(source)[0]["url"] is None
+
+
+# Outlines.
+
+
+@given(x=st.integers(0, 39), y=st.integers(0, 19), data=st.data())
+def test_a_rectangles_outline_covers_its_px(x, y, data):
+    """The frame (x right, y down, column by column) and the size are right, or some rectangle would come out elsewhere."""
+    width, height = data.draw(st.integers(1, 40 - x)), data.draw(st.integers(1, 20 - y))
+    polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
+    decoded = coco_mask.decode({"size": [20, 40], "counts": encode_segmentation([polygon], 40, 20)})
+    expected = np.zeros((20, 40), np.uint8)
+    expected[y : y + height, x : x + width] = 1
+    assert np.array_equal(decoded, expected)
+
+
+@given(st.integers(0, 90), st.lists(st.integers(1, 90), min_size=1, max_size=9))
+def test_both_ways_to_write_rle_give_what_pycocotools_makes_of_the_mask(outside, more):
+    runs = [outside, *more]
+    pixels = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8)
+    text = coco_mask.encode(np.asfortranarray(pixels[:, None]))["counts"].decode()
+    assert decode_counts(text).tolist() == runs
+    for counts in (runs, text):
+        assert encode_segmentation({"size": [len(pixels), 1], "counts": counts}, 1, len(pixels)) == text
+
+
+@given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=20))  # Longer ones are too much for pycocotools.
+def test_lengths_of_runs_survive_compression(runs):
+    """Differences to the number before the last, signs and numbers of many digits."""
+    encoded = coco_mask.frPyObjects({"size": [1, 1], "counts": runs}, 1, 1)
+    assert decode_counts(encoded["counts"].decode()).tolist() == runs
+
+
+def test_polygons_of_one_object_are_united():
+    left, right = [0, 0, 10, 0, 10, 20, 0, 20], [5, 0, 30, 0, 30, 20, 5, 20]
+    counts = encode_segmentation([left, right], 40, 20)
+    assert coco_mask.area({"size": [20, 40], "counts": counts}) == 30 * 20
+
+
+@pytest.mark.parametrize("nothing", [None, [], [[]], {}])
+def test_no_outline_is_null_and_no_error(file, nothing):
+    (row,) = boxes_of(opened(write(file, [annotation(1, segmentation=nothing)])))
+    assert (row["segmentation"], row["problem"]) == (None, None)
+
+
+def rle(counts: Any, size: Any = (20, 40)) -> dict[str, Any]:
+    return {"size": list(size) if isinstance(size, tuple) else size, "counts": counts}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "detail"),
+    [
+        ([[1, 2, 3, 4, 5, 6, 7]], "expected x, y of three points or more"),
+        ([[1, 2, 3, 4]], "expected x, y of three points or more"),  # pycocotools would take it for a box.
+        ([[1, 2, 3, 4, 5, 6], "no polygon"], "'no polygon'"),
+        ([[1, 2, 3, 4, 5, "6"]], "expected numbers of px"),
+        ([[1, 2, 3, 4, 5, None]], "expected numbers of px"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "expected numbers of px"),
+        ([[float("nan"), 2, 3, 4, 5, 6]], "expected numbers of px"),
+        ([[1, 2, 3, 4, 5, float("inf")]], "expected numbers of px"),
+        ([[1, 2, 3, 4, 5, 1e12]], "expected numbers of px"),
+        ([[1, 2, 3, 4, 5, -(10**400)]], "expected numbers of px"),
+        ([[0, 0, 1e7, 0, 0, 1e7]], "is 30,000,000 px long, more than 1,000,000"),
+        ([[0, 0, 900, 900] * 1000], "px long, more than"),
+        ([[100, 100, 110, 100, 110, 110]], "covers no pixel"),
+        ("polygon", "expected polygons or RLE"),
+        (5, "expected polygons or RLE"),
+        (rle([400, 400], (40, 20)), r"has `size` \[40, 20\], the photo \[20, 40\]"),
+        (rle([400, 400], (20, 40, 1)), "has `size`"),
+        (rle([400, 400], None), "has `size` None"),
+        ({"counts": [400, 400]}, "has `size` None"),
+        (rle(None), "has `counts` None"),
+        (rle([400, 400.0]), "expected text, or whole numbers"),
+        (rle([400, -1, 401]), "expected text, or whole numbers"),
+        (rle([400, True, 399]), "expected text, or whole numbers"),
+        (rle([2**70]), "expected text, or whole numbers"),
+        (rle([400, 399]), "sum up to 799"),
+        (rle([400, 401]), "sum up to 801"),
+        (rle([]), "sum up to 0"),
+        (rle(""), "sum up to 0"),
+        (rle([800]), "covers no pixel"),
+        (rle("P"), "are cut off"),  # A digit that says that more follow: pycocotools reads on behind the text.
+        (rle("oooooo"), "are cut off"),
+        (rle("0P"), "are cut off"),
+        (rle("o" * 7 + "0"), "a number beyond 32 bits"),
+        (rle("é0"), "characters that RLE does not use"),
+        (rle("!!"), "characters that RLE does not use"),
+        (rle("0\0"), "characters that RLE does not use"),
+        (rle("0nnnnn3"), "sum up to"),  # One run of 120 million px, which pycocotools writes into a mask of 800.
+        (rle("Tl0lL"), "sum up to 800, or go below 0"),  # 900 px outside, then -100 inside.
+    ],
+)
+def test_a_hostile_outline_is_an_error_of_its_row(segmentation, detail, file):
+    with pytest.raises(ValueError, match=detail):
+        encode_segmentation(segmentation, 40, 20)
+    (row,) = boxes_of(opened(write(file, [annotation(3, segmentation=segmentation)])))
+    assert row["problem"] == "bad_segmentation"
+    assert row["detail"].startswith("annotation 1 (id 3): `segmentation` ")
+
+
+RLE_TEXT = st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=12)
+NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.integers(-9, 50), st.none())
+
+
+@given(
+    st.one_of(
+        st.lists(st.lists(NUMBERS, max_size=9), max_size=3),
+        st.builds(rle, st.one_of(RLE_TEXT, st.lists(NUMBERS, max_size=5)), st.sampled_from([(20, 40), (40, 20), (0, 0)])),
+    )
+)
+def test_whatever_stands_there_gives_a_sound_mask_or_an_error(segmentation):
+    """What comes out can be decoded by anyone: its runs fill the photo. A crash of pycocotools would end this process."""
+    try:
+        counts = encode_segmentation(segmentation, 40, 20)
+    except ValueError:
+        return
+    if counts is not None:
+        runs = decode_counts(counts)
+        assert runs.min() >= 0
+        assert runs.sum() == 800
+        assert coco_mask.decode({"size": [20, 40], "counts": counts}).sum() == runs[1::2].sum()
+
+
+def test_the_longest_allowed_outline_can_be_drawn():
+    side = MAX_OUTLINE // 4
+    counts = encode_segmentation([[0, 0, side, 0, side, side, 0, side]], 40, 20)
+    assert coco_mask.area({"size": [20, 40], "counts": counts}) == 800
+
+
+def test_an_outline_that_pycocotools_would_write_out_of_bounds_is_refused():
+    """These four runs take 24 bytes, and it writes a zero behind them: the process dies some allocations later."""
+    runs = [2**24, 2**24, 2**24, 2**25]
+    for outline in (rle(runs, (sum(runs), 1)), [[0, 0, 1, 0, 1, 10, 0, 10]]):
+        with pytest.raises(ValueError, match="more than 50,331,648"):
+            encode_segmentation(outline, 1, sum(runs))
+    encoded = encode_segmentation(rle(runs[:3], (MAX_OUTLINED_PHOTO, 1)), 1, MAX_OUTLINED_PHOTO)
+    assert decode_counts(encoded).tolist() == runs[:3]
+
+
+# Classes.
+
+
+def test_supercategories_are_classes_above_their_categories(file):
+    """`vehicle` can be chosen by name; `person` is one class, though category and supercategory both bear the name."""
+    source = opened(write(file, [annotation(1)]))
+    assert source.class_names == {"1": "person", "3": "car", "6": "bus", "supercategory:vehicle": "vehicle"}
+    assert source.subclasses == {"supercategory:vehicle": ("3", "6")}
+    assert below(["vehicle"], source, "include_labels") == {"supercategory:vehicle", "3", "6"}
+    assert below(["person"], source, "include_labels") == {"1"}
+
+
+def test_a_category_that_bears_a_supercategorys_name_stands_above_its_members(file):
+    categories = [
+        {"id": 0, "name": "Animals", "supercategory": "none"},
+        {"id": 1, "name": "cat", "supercategory": "animals"},
+        {"id": 2, "name": "dog", "supercategory": "ANIMALS"},
+    ]
+    source = opened(write(file, [], categories=categories))
+    assert below(["animals"], source, "include_labels") == {"0", "1", "2"}
+
+
+def test_supercategories_in_a_circle_are_refused(file):
+    categories = [{"id": 1, "name": "a", "supercategory": "b"}, {"id": 2, "name": "b", "supercategory": "a"}]
+    with pytest.raises(InputError, match=r"circle: (a -> b -> a|b -> a -> b)"):
+        opened(write(file, [], categories=categories))
+
+
+# Files and splits.
+
+
+def test_each_split_has_its_file(tmp_path):
+    """Photos lie in the folder of the file's name where there is one; a file may be compressed; other files do not matter."""
+    write(tmp_path / "instances_train2017.json", [annotation(1)])
+    plain = write(tmp_path / "plain.json", [annotation(1, image_id=8)], [image(8)])
+    with gzip.open(tmp_path / "instances_val2017.json.gz", "wb") as packed:
+        packed.write(plain.read_bytes())
+    plain.unlink()
+    (tmp_path / "captions_train2017.json").write_text("{}")
+    (tmp_path / "photos" / "train2017").mkdir(parents=True)
+    source = opened(tmp_path, tmp_path / "photos")
+    assert [(row["split"], row["photo_id"], row["file"]) for row in boxes_of(source)] == [
+        ("train", "7", "instances_train2017.json"),
+        ("validation", "8", "instances_val2017.json.gz"),
+    ]
+    assert {row["split"]: row["file_name"] for row in photos_of(source)} == {
+        "train": "train2017/000000000007.jpg",
+        "validation": "000000000008.jpg",
+    }
+    assert source.listed_splits == {"train", "validation"}
+    assert [row["photo_id"] for row in boxes_of(opened(tmp_path, splits=("validation",)))] == ["8"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_one_file_is_divided_by_a_hash_of_the_photo(file, seed):
+    images = [image(number) for number in range(400)]
+    path = write(file, [annotation(number, image_id=number) for number in range(400)], images)
+    source = opened(path, seed=seed, validation_share=0.25)
+    splits = {row["photo_id"]: row["split"] for row in photos_of(source)}
+    assert len(splits) == 400
+    assert 60 < Counter(splits.values())["validation"] < 140
+    assert all(splits[row["photo_id"]] == row["split"] for row in boxes_of(source))
+    assert splits == dict(zip(splits, assign_splits(list(splits), seed, 0.25), strict=True))
+    only = opened(path, seed=seed, validation_share=0.25, splits=("validation",))
+    held_out = {name for name, split in splits.items() if split == "validation"}
+    assert {row["photo_id"] for row in boxes_of(only)} == {row["photo_id"] for row in photos_of(only)} == held_out
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True), max_size=30), st.integers(0, 9), st.floats(0, 0.9))
+def test_a_photos_split_depends_on_nothing_but_its_id(photo_ids, seed, share):
+    """Not on the photos beside it; a larger share only adds to validation."""
+    together = assign_splits(photo_ids, seed, share)
+    assert together == [assign_splits([photo_id], seed, share)[0] for photo_id in photo_ids]
+    more = assign_splits(photo_ids, seed, share + 0.1)
+    assert all(after == "validation" for before, after in zip(together, more, strict=True) if before == "validation")
+
+
+def test_splits_stay_what_they_are():
+    """Of two versions of this code, one would validate on what the other one trained on."""
+    splits = assign_splits([str(number) for number in range(12)], 0, 0.5)
+    assert [number for number, split in enumerate(splits) if split == "validation"] == [2, 3, 6, 10]
+
+
+def test_large_files_come_in_batches(file, monkeypatch):
+    monkeypatch.setattr("pipelines.annotations.rows.BATCH_ROWS", 10)
+    source = opened(write(file, [annotation(number) for number in range(25)]))
+    assert [len(batch) for batch in source.read_boxes()] == [10, 10, 5]
+    assert [row["row"] for row in boxes_of(source)] == list(range(1, 26))  # Again from the start.
+
+
+def test_one_file_at_a_time_is_in_memory(tmp_path, monkeypatch):
+    """Each takes several times its size: when one is parsed, nothing of those before may be left."""
+    for number, split in enumerate(("train", "val")):
+        name = tmp_path / f"instances_{split}.json"
+        write(name, [annotation(1, image_id=number)], [image(number)])
+    parsed: list[weakref.ref[Any]] = []
+    load = coco._load
+
+    def watched(*arguments: Any) -> Any:
+        assert not [instances for instances in parsed if instances() is not None]
+        instances = load(*arguments)
+        parsed.append(weakref.ref(instances))
+        return instances
+
+    monkeypatch.setattr(coco, "_load", watched)
+    source = opened(tmp_path)
+    assert len(boxes_of(source)) == len(photos_of(source)) == 2
+    assert len(parsed) == 6
+
+
+WHOLE = json.dumps({"images": [image(7)], "annotations": [annotation(1)], "categories": CATEGORIES}, indent=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"line 1, column 1: not JSON .*was cut off"),
+        (
+            WHOLE[: WHOLE.index("iscrowd")],
+            r"boxes.json, line 21, column 4: not JSON \(Unterminated string .*was cut off: get it again",
+        ),
+        (WHOLE.replace('"iscrowd": 0', '"iscrowd": 0 0'), r"line 21, column 17: not JSON .*is damaged there"),
+        (b"\xff\xfe" + WHOLE.encode("utf-16-le"), "not UTF-8 text"),
+        (gzip.compress(WHOLE.encode()), "if it is compressed, name it .json.gz"),
+        ("[" * 100_000, "JSON that cannot be read"),
+        ('{"images": ' + "9" * 5000 + "}", "JSON that cannot be read"),
+        ("[]", r"a JSON list, expected an object with images, annotations, categories; results of a detector"),
+        ('{"images": [], "annotations": []}', r"no list `categories` in it \(found: \['images', 'annotations'\]\)"),
+        ('{"images": {}, "annotations": [], "categories": []}', "no list `images`"),
+    ],
+)
+def test_a_file_that_is_not_coco_is_refused_with_the_place(file, content, message):
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        opened(file)
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(WHOLE.encode())[:-20], b"", b"no gzip"])
+def test_a_damaged_gzip_is_refused(tmp_path, packed):
+    path = tmp_path / "boxes.json.gz"
+    path.write_bytes(packed)
+    with pytest.raises(InputError, match=r"boxes.json.gz.*(get it again|cut off)"):
+        opened(path)
+
+
+def test_a_byte_order_mark_does_not_matter(file):
+    file.write_bytes(b"\xef\xbb\xbf" + WHOLE.encode())
+    assert len(boxes_of(opened(file))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [image(7), image(8), image(7, width=41)]}, r"image id 7 stands twice in `images`, the second time, entry 3"),
+        ({"categories": [*CATEGORIES, {"id": 3, "name": "lorry"}]}, r"category id 3 .* as `car` and, entry 4, as `lorry`"),
+        ({"categories": [{"id": 3}]}, r"entry 1 of `categories` is {'id': 3}"),
+        ({"categories": ["car"]}, r"entry 1 of `categories` is 'car'"),
+        ({"categories": [{"id": "3", "name": "car"}]}, "expected a whole number `id`"),
+    ],
+)
+def test_an_id_that_stands_for_two_things_is_refused(file, content, message):
+    with pytest.raises(InputError, match=message):
+        opened(write(file, [annotation(1)], **content))
+
+
+def test_an_image_that_stands_twice_alike_is_one(file):
+    assert len(photos_of(opened(write(file, [annotation(1)], [image(7), image(7)])))) == 1
+
+
+def test_files_must_agree_about_ids(tmp_path):
+    """Every split numbered from 0 is common, and would put two photos under one id."""
+    write(tmp_path / "instances_train.json", [annotation(1)])
+    val = tmp_path / "instances_val.json"
+    write(val, [annotation(1)])
+    with pytest.raises(InputError, match=r"instances_val.json: image id 7 is in instances_train.json too"):
+        opened(tmp_path)
+    write(val, [], [image(8)], [{"id": 3, "name": "lorry"}])
+    with pytest.raises(InputError, match=r"category 3 is `lorry`, in another file `car`"):
+        opened(tmp_path)
+
+
+def test_a_folder_needs_one_file_for_each_split(tmp_path):
+    with pytest.raises(InputError, match=r"no such file or folder"):
+        opened(tmp_path / "nowhere")
+    write(tmp_path / "instances_train2017.json", [annotation(1)])
+    with pytest.raises(InputError, match=r"no file instances_val\*.json .* for the split validation; .*take `validation` out"):
+        opened(tmp_path)
+    write(tmp_path / "instances_train2014.json", [annotation(1)])
+    with pytest.raises(
+        InputError, match=r"instances_train2014.json and instances_train2017.json are both instances_train\*.json"
+    ):
+        opened(tmp_path, splits=("train",))
+
+
+def test_the_preset_can_be_loaded():
+    build = load_settings(BuildSettings, "build", [], preset("coco"))
+    assert (build.source.kind, build.selection.reject_flags) == ("coco", ("group_of",))
+    assert load_settings(TrainSettings, "train", [], preset("coco")).dataset == build.out
+
+
+def test_real_data(real_data):
+    """48 photos and 492 annotations of COCO 2017, six of them crowds in RLE: all are sound, and each outline lies in its box."""
+    folder = real_data / "coco_mini"
+    source = opened(folder / "instances.json", folder / "images", splits=("train", "validation"))
+    rows, photos = boxes_of(source), {row["photo_id"]: row for row in photos_of(source)}
+    assert (len(rows), len(photos), len(source.class_names)) == (492, 48, 80 + 11)
+    assert Counter(row["problem"] for row in rows) == {None: 492}
+    assert Counter(row["is_group_of"] for row in rows) == {0: 486, 1: 6}
+    assert all((folder / "images" / photo["file_name"]).is_file() for photo in photos.values())
+    assert all(photo["licence"].startswith("http") for photo in photos.values())
+    for row in rows:
+        photo = photos[row["photo_id"]]
+        x, y, width, height = coco_mask.toBbox({"size": [photo["height"], photo["width"]], "counts": row["segmentation"]})
+        box = np.array([row["x_min"], row["y_min"], row["x_max"], row["y_max"]]) * ([photo["width"], photo["height"]] * 2)
+        assert np.abs(box - (x, y, x + width, y + height)).max() < 4.5  # Rounding at the ends of polygons; 3.4 px at most.
+    vehicles = below(["vehicle"], source, "include_labels")
+    assert {"2", "3", "4", "5", "6", "7", "8", "9"} < vehicles

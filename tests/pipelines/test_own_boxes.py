@@ -1,0 +1,538 @@
+import codecs
+import gzip
+import json
+import re
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipelines.annotations.boxes import CORNERS, open_boxes, photo_id_of
+from pipelines.annotations.source import Source
+from pipelines.annotations.splits import assign_splits
+from pipelines.config import BuildSettings, SourceSettings
+from schemas import photos as photos_module
+from schemas.errors import InputError
+from schemas.settings import REPOSITORY, load_settings, preset
+from schemas.tables import BOXES, PHOTOS
+
+HEADER = "photo,x_min,y_min,x_max,y_max"
+SIZED = f"{HEADER},width,height\n"
+COORDINATES = ("x_min", "x_max", "y_min", "y_max")
+
+
+def opened(path: Path, content: str | bytes | None = None, unit: str = "pixel", seed: int = 0, **settings: Any) -> Source:
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return open_boxes(
+        SourceSettings(**{"kind": "boxes", "annotations": path, "photos": path.parent, "unit": unit, **settings}), seed
+    )
+
+
+def boxes_of(source: Source) -> list[dict[str, Any]]:
+    return pa.Table.from_batches(source.read_boxes(), schema=BOXES).to_pylist()
+
+
+def photos_of(source: Source) -> list[dict[str, Any]]:
+    return pa.Table.from_batches(source.read_photos(), schema=PHOTOS).to_pylist()
+
+
+def save_photo(path: Path, orientation: int = 1) -> None:
+    """A JPEG of 40 x 20 px as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 20)).save(path, exif=exif)
+
+
+@pytest.fixture
+def csv_file(tmp_path):
+    return tmp_path / "boxes.csv"
+
+
+@pytest.fixture
+def jsonl_file(tmp_path):
+    return tmp_path / "boxes.jsonl"
+
+
+def test_columns_are_found_by_name_and_px_become_fractions(csv_file):
+    """In any order; what the file does not say is unknown, not 0."""
+    source = opened(csv_file, "height,width,label,y_max,x_max,y_min,x_min,photo\n20,40,cat,15,24,5,4,cats/1.jpg\n")
+    (row,) = boxes_of(source)
+    assert [row[name] for name in COORDINATES] == [0.1, 0.6, 0.25, 0.75]
+    assert (row["label"], row["file"], row["row"], row["problem"]) == ("cat", "boxes.csv", 1, None)
+    assert {row[name] for name in row if name.startswith("is_")} == {-1}
+    (photo,) = photos_of(source)
+    assert (photo["file_name"], photo["width"], photo["height"], photo["photo_id"]) == ("cats/1.jpg", 40, 20, row["photo_id"])
+    assert source.class_names == {}
+    assert source.files == (csv_file,)
+    assert source.rows == pytest.approx(1, abs=1)
+
+
+def test_fractions_stay_as_they_are(csv_file):
+    (row,) = boxes_of(opened(csv_file, f"{HEADER}\na.jpg,0.1,0.25,0.6,0.75\n", unit="fraction"))
+    assert [row[name] for name in COORDINATES] == [0.1, 0.6, 0.25, 0.75]
+
+
+def test_both_formats_say_the_same(csv_file, jsonl_file):
+    more = {"width": 40, "height": 20, "url": "http://u", "author": "Ann, Ben", "licence": "http://l"}
+    rows = [
+        {"photo": "a.jpg", "x_min": 1, "y_min": 2.5, "x_max": 30, "y_max": 20, "label": "dog", "split": "train", **more},
+        {"photo": "b/c.jpg", "x_min": 0, "y_min": 0, "x_max": 9, "y_max": 9, "label": "3", "split": "validation", **more},
+    ]
+    lines = [",".join(rows[0]), *(",".join(f'"{value}"' for value in row.values()) for row in rows)]
+    by_csv = opened(csv_file, "\n".join(lines))
+    by_json = opened(jsonl_file, "\n".join(json.dumps(row) for row in [rows[0], {**rows[1], "label": 3}]))
+    as_csv = [{**row, "file": "boxes.csv"} for row in boxes_of(by_json)]
+    assert as_csv == boxes_of(by_csv)
+    assert photos_of(by_json) == photos_of(by_csv)
+    assert photos_of(by_csv)[1] | {**more, "split": "validation", "file_name": "b/c.jpg"} == photos_of(by_csv)[1]
+    assert as_csv[1]["label"] == "3"
+
+
+@pytest.mark.parametrize(("frame", "size"), [("stored", (40, 20)), ("exif", (20, 40))])
+def test_px_are_divided_by_the_photos_size_in_the_frame_of_the_boxes(csv_file, frame, size):
+    """EXIF turns this photo by a quarter: viewers show 20 x 40 px."""
+    save_photo(csv_file.parent / "cats" / "IMG 1.jpg", orientation=6)
+    source = opened(csv_file, f"{HEADER}\ncats/IMG 1.jpg,0,0,10,10\n", frame=frame)
+    (row,), (photo,) = boxes_of(source), photos_of(source)
+    assert (row["x_max"], row["y_max"]) == (10 / size[0], 10 / size[1])
+    assert (photo["width"], photo["height"]) == size
+    assert source.frame == frame
+
+
+def test_a_photos_header_is_read_once(csv_file, monkeypatch):
+    save_photo(csv_file.parent / "a.jpg")
+    source = opened(csv_file, f"{HEADER}\n" + "a.jpg,0,0,10,10\nnone.jpg,0,0,10,10\n" * 50)
+    asked = []
+    size = photos_module._size
+    monkeypatch.setattr(photos_module, "_size", lambda *arguments: asked.append(1) or size(*arguments))
+    boxes_of(source)
+    photos_of(source)
+    assert len(asked) == 1
+
+
+def test_a_px_beyond_the_edge_is_rounding_and_more_is_not(csv_file):
+    rows = boxes_of(opened(csv_file, SIZED + "a.jpg,-1,-0.5,41,20.5,40,20\na.jpg,-1.5,0,10,21.5,40,20\n"))
+    assert [rows[0][name] for name in COORDINATES] == [0, 1, 0, 1]
+    assert (rows[1]["x_min"], rows[1]["y_max"]) == (-1.5 / 40, 21.5 / 20)
+
+
+def test_fractions_may_overshoot_by_a_px_or_by_rounding(csv_file):
+    sized = boxes_of(opened(csv_file, SIZED + "a.jpg,-0.02,0,1.02,1.06,40,20\n", unit="fraction"))[0]
+    assert [sized[name] for name in COORDINATES] == [0, 1, 0, 1.06]
+    bare = boxes_of(opened(csv_file, f"{HEADER}\na.jpg,-0.0001,0,1.00005,1.001\n", unit="fraction"))[0]
+    assert [bare[name] for name in COORDINATES] == [0, 1, 0, 1.001]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        ("a.jpg,1,2,3,4,cat,train,40", "bad_row", "boxes.csv, line 3: 8 cells, the header has 9"),
+        ("a.jpg,1,2,3,4,cat,train,40,20,", "bad_row", "boxes.csv, line 3: 10 cells, the header has 9"),
+        ('a.jpg,1,2,3,4,"cat,train,40,20', "bad_row", "boxes.csv, line 3: not CSV"),
+        (
+            "caf\xe9.jpg,1,2,3,4,cat,train,40,20",
+            "bad_row",
+            r"line 3: no UTF-8 text \(byte 4 of the line\); save the file as UTF-8",
+        ),
+        (",1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: .* is empty"),
+        ("/a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: '/a.jpg' is absolute"),
+        ("b/../../a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: 'b/../../a.jpg' leads out of the photo folder"),
+        ("b\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* has a backslash; write / between folders"),
+        ("a.jpg,1,2,3,4,cat,val,40,20", "bad_row", "column split: 'val' is none of train, validation, test"),
+        ("a.jpg,1,2,3,4,cat,,40,20", "bad_row", "column split: None is none of"),
+        ("c.jpg,1,2,3,4,cat,validation,40,20", "bad_row", "column split: 'validation', but 'train' in line 2 for the same photo"),
+        ("c.jpg,1,2,3,4,cat,train,41,20", "bad_row", "column width: 41, but 40 in line 2 for the same photo"),
+        ("a.jpg,1,2,3,4,cat,train,0,20", "bad_row", "column width: '0' is no whole number of px above 0"),
+        ("a.jpg,1,2,3,4,cat,train,40,wide", "bad_row", "column height: 'wide' is no whole number"),
+        ("a.jpg,1,2,3,4,cat,train,40,", "bad_row", "of width and height only one is there"),
+        ("a.jpg,x,2,3,4,cat,train,40,20", "bad_number", "boxes.csv, line 3, column x_min: 'x' is not a finite number"),
+        (
+            'a.jpg,1,"2,5",3,4,cat,train,40,20',
+            "bad_number",
+            r"column y_min: '2,5' is not .* \(write a decimal point, not a comma\)",
+        ),
+        ("a.jpg,1,2,nan,4,cat,train,40,20", "bad_number", "column x_max: 'nan' is not a finite number"),
+        ("a.jpg,1,2,3,inf,cat,train,40,20", "bad_number", "column y_max: 'inf'"),
+        ("a.jpg,1,2,3,1_0,cat,train,40,20", "bad_number", "column y_max: '1_0'"),
+        ("a.jpg,1,,3,4,cat,train,40,20", "bad_number", "column y_min: is empty"),
+        (
+            "none.jpg,1,2,3,4,cat,train,,",
+            "unknown_photo",
+            "column photo: the size of 'none.jpg' cannot be read .missing: No such file",
+        ),
+        ("boxes.csv,1,2,3,4,cat,train,,", "unknown_photo", "not_an_image"),
+    ],
+)
+def test_a_malformed_row_costs_itself_alone(csv_file, line, reason, detail):
+    """Those around it are read, a stray quote swallows none, and the detail names file, line and column."""
+    good = "c.jpg,1,2,3,4,cat,train,40,20"
+    content = "\n".join([f"{HEADER},label,split,width,height", good, line, good, ""]).encode("latin-1")
+    rows = boxes_of(opened(csv_file, content))
+    assert [row["problem"] for row in rows] == [None, reason, None]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert rows[1]["split"] == "train"
+    assert re.search(detail, rows[1]["detail"]), rows[1]["detail"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        (
+            '{"photo": "a.jpg", "x_min": 1',
+            "bad_row",
+            r"boxes.jsonl, line 2: not JSON \(Expecting ',' delimiter at character 30\)",
+        ),
+        ("[" * 100_000, "bad_row", "line 2: not JSON that can be read"),
+        ("[1, 2]", "bad_row", "line 2: no JSON object"),
+        ('{"photo": 5.5}', "bad_row", "column photo: 5.5 is no text"),
+        ('{"photo": "\\ud800.jpg"}', "bad_row", "column photo: .* is no text"),
+        ('{"photo": "a.jpg", "label": ["cat"], "width": 40, "height": 20}', "bad_row", r"column label: \['cat'\] is no text"),
+        ('{"photo": "a.jpg", "width": true, "height": 20}', "bad_row", "column width: True is no whole number"),
+        (
+            '{"photo": "a.jpg", "width": 40, "height": 20, "x_min": true}',
+            "bad_number",
+            "column x_min: True is not a finite number",
+        ),
+        ('{"photo": "a.jpg", "width": 40, "height": 20, "x_min": 1e999}', "bad_number", "column x_min: inf"),
+        ('{"photo": "a.jpg", "width": 40, "height": 20, "x_min": [1]}', "bad_number", r"column x_min: \[1\]"),
+        ('{"photo": "a.jpg", "width": 40, "height": 20}', "bad_number", "column x_min: is empty"),
+    ],
+)
+def test_a_malformed_line_of_json_costs_itself_alone(jsonl_file, line, reason, detail):
+    good = json.dumps(
+        {"photo": "c.jpg", "x_min": 1, "y_min": 2, "x_max": 3, "y_max": 4, "label": "cat", "width": 40, "height": 20}
+    )
+    rows = boxes_of(opened(jsonl_file, "\n".join([good, line, good])))
+    assert [row["problem"] for row in rows] == [None, reason, None]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert re.search(detail, rows[1]["detail"]), rows[1]["detail"]
+
+
+def test_empty_lines_are_no_rows_and_keep_the_count_of_lines(csv_file):
+    rows = boxes_of(opened(csv_file, SIZED + "\na.jpg,1,2,3,4,40,20\n\r\n   \na.jpg,x,2,3,4,40,20\n\n"))
+    assert [row["row"] for row in rows] == [2, 5]
+    assert "line 6" in rows[1]["detail"]
+
+
+def test_labels_are_taken_as_they_stand(csv_file):
+    lines = [f"a.jpg,1,2,3,4,{label},40,20" for label in ("Big Cat", "", " ")]
+    rows = boxes_of(opened(csv_file, "\n".join([f"{HEADER},label,width,height", *lines])))
+    assert [(row["label"], row["problem"]) for row in rows] == [("Big Cat", None), (None, None), (None, None)]
+
+
+def test_without_labels_every_box_is_an_object(csv_file):
+    source = opened(csv_file, SIZED + "a.jpg,1,2,3,4,40,20\n")
+    assert boxes_of(source)[0]["label"] == "object"
+    assert source.class_names == {"object": "object"}
+
+
+# Photos.
+
+
+@pytest.mark.parametrize(
+    ("name", "photo_id"),
+    [
+        ("000000000030.jpg", "000000000030"),
+        ("a_B-9.jpg", "a_B-9"),
+        ("a.png", "a-<hash>"),
+        ("a.JPG", "a-<hash>"),
+        ("cats/IMG 1.jpg", "cats-IMG-1-<hash>"),
+        ("Müller/Straße.jpg", "Muller-Strae-<hash>"),
+        ("猫.jpg", "photo-<hash>"),
+        ("x" * 65 + ".jpg", "x" * 40 + "-<hash>"),
+        ("a.b.jpg", "a-b-<hash>"),
+    ],
+)
+def test_a_photos_id_can_be_read(name, photo_id):
+    assert re.fullmatch(photo_id.replace("<hash>", "[0-9a-f]{8}"), photo_id_of(name))
+
+
+def test_ids_stay_what_they_are():
+    """They are in every dataset that was built, and split and order hang on them."""
+    assert photo_id_of("cats/IMG 1.jpg") == "cats-IMG-1-85f38690"
+
+
+@given(st.lists(st.text(min_size=1), min_size=2, max_size=20, unique=True))
+def test_ids_can_be_ids_and_differ_where_paths_do(names):
+    ids = [photo_id_of(name) for name in names]
+    assert all(re.fullmatch("[A-Za-z0-9_-]{1,64}", photo_id) for photo_id in ids)
+    assert len(set(ids)) == len(names)
+
+
+def test_two_photos_of_one_id_are_not_mixed_up(csv_file):
+    """A file that bears, by chance or on purpose, the very id of another one."""
+    twin = f"{photo_id_of('cats/1.png')}.jpg"
+    rows = boxes_of(opened(csv_file, SIZED + f"cats/1.png,1,2,3,4,40,20\n{twin},1,2,3,4,40,20\n"))
+    assert [row["problem"] for row in rows] == [None, "bad_row"]
+    assert "'cats/1.png' get the same id" in rows[1]["detail"]
+
+
+def test_a_photo_comes_once_with_all_that_any_line_says(csv_file):
+    content = f"{HEADER},width,height,url,author,licence\n./a.jpg,1,2,3,4,,,,Ann,\na.jpg,1,2,3,4,40,20,http://u,Ben,\n"
+    (photo,) = photos_of(opened(csv_file, content, unit="pixel"))
+    known = {"file_name": "a.jpg", "width": 40, "height": 20, "url": "http://u", "author": "Ann", "licence": None}
+    assert photo | known == photo
+
+
+def test_a_photo_that_cannot_be_read_is_no_photo(csv_file):
+    save_photo(csv_file.parent / "a.jpg")
+    source = opened(csv_file, f"{HEADER}\na.jpg,1,2,3,4\nnone.jpg,1,2,3,4\n")
+    assert [photo["file_name"] for photo in photos_of(source)] == ["a.jpg"]
+    with_limit = opened(csv_file, max_photo_pixels=799)
+    assert "too_many_pixels" in boxes_of(with_limit)[0]["detail"]
+
+
+def test_sizes_of_photos_are_not_asked_for_fractions(csv_file):
+    (photo,) = photos_of(opened(csv_file, f"{HEADER}\nnone.jpg,0.1,0.2,0.3,0.4\n", unit="fraction"))
+    assert (photo["width"], photo["height"]) == (None, None)
+
+
+# Splits.
+
+
+def test_splits_of_the_file_are_kept(csv_file):
+    names = ["train", "validation", "test"]
+    path = csv_file
+    content = f"{HEADER},split,width,height\n" + "".join(f"{name}.jpg,1,2,3,4,{name},40,20\n" for name in names)
+    source = opened(path, content, splits=("validation", "test"))
+    assert [row["split"] for row in boxes_of(source)] == [row["photo_id"] for row in boxes_of(source)] == ["validation", "test"]
+    assert [row["split"] for row in photos_of(source)] == ["validation", "test"]
+
+
+def test_without_splits_a_hash_of_the_photo_decides(csv_file):
+    content = SIZED + "".join(f"{number // 2}.jpg,1,2,3,4,40,20\n" for number in range(1200))
+    source = opened(csv_file, content, seed=5, validation_share=0.25)
+    splits = {row["photo_id"]: row["split"] for row in photos_of(source)}
+    assert len(splits) == 600
+    assert 110 < Counter(splits.values())["validation"] < 190
+    assert splits == dict(zip(splits, assign_splits(list(splits), 5, 0.25), strict=True))
+    assert all(row["split"] == splits[row["photo_id"]] for row in boxes_of(source))
+    only = opened(csv_file, seed=5, validation_share=0.25, splits=("validation",))
+    assert {row["photo_id"] for row in boxes_of(only)} == {name for name, split in splits.items() if split == "validation"}
+
+
+def test_a_row_that_cannot_be_read_is_counted_whatever_splits_are_built(csv_file):
+    """Of no known photo, so of no known split; it may not vanish."""
+    content = SIZED + "a.jpg,1,2,3,4,40,20\nb.jpg,1\n"
+    for splits in (("train",), ("validation",)):
+        rows = boxes_of(opened(csv_file, content, splits=splits))
+        assert [row["problem"] for row in rows if row["problem"]] == ["bad_row"]
+
+
+def test_large_files_come_in_batches(csv_file, monkeypatch):
+    monkeypatch.setattr("pipelines.annotations.rows.BATCH_ROWS", 10)
+    source = opened(csv_file, SIZED + "a.jpg,1,2,3,4,40,20\n" * 25, validation_share=0.0)
+    assert [len(batch) for batch in source.read_boxes()] == [10, 10, 5]
+    assert [row["row"] for row in boxes_of(source)] == list(range(1, 26))  # Again from the start.
+
+
+# Files.
+
+
+@pytest.mark.parametrize("name", ["boxes.csv", "boxes.csv.gz", "boxes.jsonl", "boxes.jsonl.gz"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_file_may_be_compressed_and_have_a_byte_order_mark(tmp_path, name, mark):
+    values = {"photo": "a.jpg", "x_min": 1, "y_min": 2, "x_max": 3, "y_max": 4, "width": 40, "height": 20}
+    text = json.dumps(values) if "json" in name else f"{','.join(values)}\r\n{','.join(map(str, values.values()))}\r\n"
+    content = mark + text.encode()
+    (row,) = boxes_of(opened(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content))
+    assert (row["problem"], row["x_max"], row["row"]) == (None, 3 / 40, 1)
+
+
+ROWS = "a.jpg,10,20,30,40\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "this file is empty"),
+        ("\n\n", "this file is empty"),
+        (f"{HEADER}\n", "no row below the header"),
+        (ROWS, f"line 1: a header is missing; put the names of the columns there: {HEADER}"),
+        (HEADER.replace(",", ";") + "\na.jpg;1;2;3;4\n", "columns are not divided by commas"),
+        (HEADER.replace(",", "\t") + "\n", "columns are not divided by commas"),
+        (
+            f"{HEADER},lable\n",
+            "no column is called 'lable' .did you mean `label`.*; rename it or take it out: columns are photo, x_min",
+        ),
+        (f"{HEADER},license\n", "did you mean `licence`"),
+        (f"{HEADER},Label\n", "did you mean `label`"),
+        (f"{HEADER},zzz\n", "no column is called 'zzz'; rename it or take it out"),
+        (f"{HEADER},photo\n", "column `photo` is there twice"),
+        ("photo,x_min,y_min\n", r"column x_max, y_max is missing \(found: photo, x_min, y_min\)"),
+        (f"{HEADER},width\n", "of width and height only one is there"),
+        (f"{HEADER}\n{ROWS}".encode("utf-16"), "line 1: this is no UTF-8 text .UTF-16.*save the file as UTF-8"),
+        (f"{HEADER}\n{ROWS}".encode("utf-16-le"), "UTF-16"),
+        (
+            "photo,x_min,y_min,x_max,y_max,caf\xe9\n".encode("latin-1"),
+            "the header cannot be read .*save the file as CSV in UTF-8",
+        ),
+        (f'{HEADER},"label\n', "the header cannot be read"),
+    ],
+)
+def test_a_csv_that_is_none_of_ours_is_refused_with_the_fix(csv_file, content, message):
+    with pytest.raises(InputError, match=message):
+        opened(csv_file, content)
+
+
+GOOD = {"photo": "a.jpg", "x_min": 10, "y_min": 20, "x_max": 30, "y_max": 40}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps([GOOD]), "line 1: a JSON list; write one object on each line"),
+        (HEADER, r"line 1: not JSON .*write one object with photo, x_min, y_min, x_max, y_max on each line"),
+        (json.dumps(GOOD, indent=1), "line 1: not JSON"),
+        (json.dumps({**GOOD, "lable": "cat"}), "line 1: no column is called 'lable' .did you mean `label`"),
+        (json.dumps({"photo": "a.jpg", "x_min": 3}), "no line has the key y_min, x_max, y_max"),
+        (json.dumps(GOOD).encode("utf-16"), "this is no UTF-8 text"),
+    ],
+)
+def test_a_json_file_that_is_none_of_ours_is_refused_with_the_fix(jsonl_file, content, message):
+    with pytest.raises(InputError, match=message):
+        opened(jsonl_file, content)
+
+
+@pytest.mark.parametrize("key", ["label", "split"])
+def test_a_key_that_decides_about_all_lines_may_not_come_late(jsonl_file, key):
+    """The lines above would be `object`s, or divided by a hash."""
+    lines = [json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, key: "train"})]
+    source = opened(jsonl_file, "\n".join(lines))
+    with pytest.raises(InputError, match=f"line 1001: the first `{key}`; give it on all lines"):
+        boxes_of(source)
+
+
+def test_a_typo_may_come_late(jsonl_file):
+    source = opened(jsonl_file, "\n".join([json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "ulr": "http://u"})]))
+    with pytest.raises(InputError, match=r"line 1001: no column is called 'ulr' .did you mean `url`"):
+        photos_of(source)
+
+
+@pytest.mark.parametrize("name", ["boxes.json", "boxes.json.gz", "boxes.txt", "boxes"])
+def test_a_file_of_another_kind_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"its name must end in one of .csv, .csv.gz, .jsonl, .jsonl.gz"):
+        opened(tmp_path / name, f"{HEADER}\n{ROWS}")
+
+
+def test_no_file_is_no_source(tmp_path):
+    with pytest.raises(InputError, match=r"no such file; set build.source.annotations"):
+        opened(tmp_path / "boxes.csv")
+
+
+def test_a_gzip_that_is_cut_off_is_refused(tmp_path):
+    """At once where its beginning is missing, else where it ends: half a file is not a smaller one."""
+    path = tmp_path / "boxes.csv.gz"
+    text = SIZED + "".join(f"{number}.jpg,1,2,{3 + number % 30},4,40,20\n" for number in range(4000))
+    packed = gzip.compress(text.encode())
+    with pytest.raises(InputError, match="damaged or cut off"):
+        opened(path, packed[:15])
+    source = opened(path, packed[: len(packed) // 2])
+    for read in (source.read_boxes, source.read_photos):
+        with pytest.raises(InputError, match=r"boxes.csv.gz, after line \d+: cannot be read"):
+            list(read())
+    with pytest.raises(InputError, match="cannot be read"):
+        opened(path, b"no gzip")
+
+
+# The unit.
+
+
+def rows_beyond(share: float, rows: int) -> str:
+    """Rows of fractions, but for a share of them whose largest coordinate is 2."""
+    return f"{HEADER}\n" + "".join(f"a.jpg,0.1,0.2,{2 if row < share * rows else 0.5},0.9\n" for row in range(rows))
+
+
+def test_px_that_are_declared_to_be_fractions_are_found_out(csv_file):
+    with pytest.raises(InputError, match=r"of the first 1,000 rows 501 have .* seems to be in pixels; set source.unit: pixel"):
+        opened(csv_file, rows_beyond(0.501, 1000) + "a.jpg,0.1,0.2,0.3,0.4\n" * 5000, unit="fraction")
+    opened(csv_file, rows_beyond(0.5, 1000), unit="fraction")  # These may be mistakes of single rows.
+
+
+def test_fractions_that_are_declared_to_be_px_are_found_out(csv_file):
+    with pytest.raises(InputError, match=r"no coordinate of the first 20 rows is above 1.5: .* set source.unit: fraction"):
+        opened(csv_file, rows_beyond(0, 20))
+    opened(csv_file, rows_beyond(0.05, 20))
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=5), st.integers(2, 500), st.integers(2, 500))
+def test_px_and_fractions_of_the_same_boxes_agree(boxes, width, height):
+    """Whatever the sizes: what is read from px is what is read from fractions, to rounding."""
+    values = [dict(zip(CORNERS, box, strict=True)) for box in boxes]
+    scale = dict(zip(CORNERS, (width, height, width, height), strict=True))
+    in_px = [{name: value[name] * scale[name] for name in CORNERS} for value in values]
+    read = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for unit, rows in (("fraction", values), ("pixel", [*in_px, dict(scale)])):
+            lines = [json.dumps({"photo": "a.jpg", "width": width, "height": height, **row}) for row in rows]
+            read[unit] = boxes_of(opened(Path(folder) / f"{unit}.jsonl", "\n".join(lines), unit=unit))
+    for fraction, px in zip(read["fraction"], read["pixel"][: len(values)], strict=True):
+        assert [px[name] for name in COORDINATES] == pytest.approx([fraction[name] for name in COORDINATES])
+
+
+# The page for strangers.
+
+PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
+EXAMPLES = dict(re.findall(r"```(csv|json|yaml)\n(.*?)```", PAGE, re.DOTALL))
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_the_examples_of_the_page_can_be_read(tmp_path, kind):
+    save_photo(tmp_path / "cats" / "IMG 1.jpg")
+    save_photo(tmp_path / "dogs" / "rex.png")
+    rows = boxes_of(opened(tmp_path / f"boxes.{kind.replace('json', 'jsonl')}", EXAMPLES[kind], validation_share=0.0))
+    assert {row["problem"] for row in rows} == {None}
+    assert {row["label"] for row in rows} >= {"cat", "dog"}
+
+
+def test_the_settings_of_the_page_are_settings(tmp_path):
+    (tmp_path / "own.yaml").write_text(EXAMPLES["yaml"])
+    written = load_settings(BuildSettings, "build", ["--config", str(tmp_path / "own.yaml")]).source
+    (options,) = set(re.findall(r"--source.kind boxes[^`]*?(?=--out)", PAGE))
+    words = [*options.replace("\\\n", " ").split(), "--out", "DATASET"]
+    assert load_settings(BuildSettings, "build", words, preset("open_images")).source == written
+
+
+@pytest.mark.parametrize(
+    ("content", "unit"),
+    [
+        (f"{HEADER}\n" + "a.jpg,1,2,3,4\n" * 1000, "fraction"),
+        (f"{HEADER}\n" + "a.jpg,0.1,0.2,0.3,0.4\n" * 1000, "pixel"),
+        (ROWS, "pixel"),
+        (HEADER.replace(",", ";"), "pixel"),
+        (f"{HEADER},lable\n", "pixel"),
+        (HEADER.encode("utf-16"), "pixel"),
+        ("[{}]", "pixel"),
+    ],
+)
+def test_the_page_has_the_errors_as_they_are(tmp_path, monkeypatch, content, unit):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        opened(Path("boxes.jsonl" if content == "[{}]" else "boxes.csv"), content, unit=unit)
+    assert f"\nerror: {caught.value}\n" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [
+        ("a,b.jpg,1,2,3,4", HEADER),
+        ("/data/1.jpg,1,2,3,4", HEADER),
+        ("caf\xe9.jpg,1,2,3,4", HEADER),
+        ("a.jpg,1,2,3,4,val", f"{HEADER},split"),
+        ('cat.jpg,"1,5",2,3,4', HEADER),
+        ("cat.jpg,1,2,3,4", HEADER),
+    ],
+)
+def test_the_page_has_the_details_of_rows_as_they_are(tmp_path, monkeypatch, line, columns):
+    monkeypatch.chdir(tmp_path)
+    source = opened(Path("boxes.csv"), f"{columns}\n{line}\n".encode("latin-1"), photos=Path("photos"))
+    (row,) = boxes_of(source)
+    assert f"| `{row['problem']}` | `{row['detail']}`" in PAGE

@@ -1,0 +1,181 @@
+"""Planning: cutting objects into shards, what a plan says it will cost, and the command that says so."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines import plan
+from pipelines.planning.estimate import encoder_times, estimate, latent_layout
+from pipelines.planning.freeze import freeze_tables, read_selection
+from pipelines.planning.shards import plan_samples, planned_shards
+from schemas.dataset import read_dataset
+from schemas.errors import InputError, run_program
+from schemas.settings import preset
+from schemas.tables import OBJECTS, PLAN
+from tests.conftest import build_options, settings_of
+
+
+def objects(split: str, count: int) -> pa.Table:
+    known = {"label": "/m/1", "label_name": "Disc", "area_share": 0.1, **dict.fromkeys(("x_min", "x_max", "y_min", "y_max"), 0.5)}
+    flags = dict.fromkeys(("is_occluded", "is_truncated", "is_group_of", "is_depiction", "is_inside"), 0)
+    rows = [{"split": split, "photo_id": f"{n // 2}", "object_id": f"{split}-{n}", **known, **flags} for n in range(count)]
+    return pa.Table.from_pylist(rows, schema=OBJECTS)
+
+
+@given(st.integers(0, 23), st.integers(0, 23), st.integers(1, 3), st.integers(1, 9), st.integers(1, 8))
+def test_samples_are_cut_into_full_shards_whatever_the_parts(first, second, views, samples, part):
+    table = pa.concat_tables([objects("train", first), objects("validation", second)])
+    parts = [table.slice(start, part) for start in range(0, len(table), part)]
+    shards = list(plan_samples(parts, views, samples))
+    rows = [row for shard in shards for row in shard.to_pylist()]
+    assert all(shard.schema.equals(PLAN) for shard in shards)
+    assert [row["key"] for row in rows] == [f"{name}_{view}" for name in table["object_id"].to_pylist() for view in range(views)]
+    for split, count in (("train", first * views), ("validation", second * views)):
+        own = [shard for shard in shards if shard["split"][0].as_py() == split]
+        assert [shard["shard"][0].as_py() for shard in own] == [f"{split}-{number:06d}" for number in range(-(-count // samples))]
+        assert [len(shard) for shard in own] == [min(samples, count - start) for start in range(0, count, samples)]
+        assert all(shard["position"].to_pylist() == list(range(len(shard))) for shard in own)
+
+
+def call_plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[int, str, str]:
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "argv", ["plan.py", "--config", str(preset("tiny")), *options])
+    with pytest.raises(SystemExit) as caught:
+        run_program(plan.main)
+    said = capsys.readouterr()
+    return int(caught.value.code or 0), said.out, said.err
+
+
+def test_a_plan_needs_no_photo_and_no_weights_and_a_build_goes_on_from_it(photos, dataset, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    for path in photos.glob("*.csv"):
+        (tables / path.name).write_bytes(path.read_bytes())
+    options = [
+        *build_options(tables, out),
+        "--latents.vae",
+        "CompVis/stable-diffusion-v1-4",
+        "--source.photos",
+        str(tmp_path / "none"),
+    ]
+    status, said, err = call_plan(capsys, monkeypatch, *options)
+    assert (status, err) == (0, "")
+    books = read_dataset(dataset).books
+    for count in (books.boxes, books.objects, books.planned, *books.rejects.values()):
+        assert f"{count:,}" in said
+    for name in ("objects", "rejects", "plan"):
+        assert (out / f"{name}.parquet").read_bytes() == (dataset / f"{name}.parquet").read_bytes(), name
+    assert (out / "report.html").is_file()
+    assert not (out / "plan.json").exists()
+    stamp = (out / "objects.parquet").stat().st_mtime_ns
+    freeze_tables(settings_of(tables, out))
+    assert (out / "objects.parquet").stat().st_mtime_ns == stamp, "tables that fit are taken as they are"
+    freeze_tables(settings_of(tables, out, "--selection.min_area", "0.05"))
+    assert (out / "objects.parquet").stat().st_mtime_ns != stamp, "and made anew for other settings"
+
+
+def test_what_the_plan_said_is_near_what_came(dataset, photos, capsys, monkeypatch):
+    said = json.loads((dataset / "estimate.json").read_text())
+    info = read_dataset(dataset)
+    assert said["samples"] == info.books.samples
+    assert said["shards"] == sum(len(split.shards) for split in info.splits.values())
+    assert said["pictures"] == 3 * info.books.samples
+    assert said["latent"] == [4, 8]
+    came = sum(split.bytes for split in info.splits.values())
+    # The rates of JPEGs come from photos of 512 px and more; these drawn ones have 128.
+    assert 0.6 < said["bytes_on_disk"] / came < 1.6
+    status, text, _ = call_plan(capsys, monkeypatch, *build_options(photos, dataset))
+    assert status == 0
+    assert "What the plan said, and what came" in text
+    assert "100.0%" in text
+
+
+def test_arrays_are_estimated_to_the_byte(dataset, photos):
+    """latent.npy and masked.npy with header and padding, as they lie in the tars."""
+    said = estimate(settings_of(photos, dataset), read_selection(dataset)).bytes_per_sample
+    row = pq.read_table(dataset / "index.parquet").to_pylist()[0]
+    for name in ("latent_npy", "masked_npy"):
+        length = row[name]["length"]
+        assert said[name.replace("_", ".")] == 512 + -(-length // 512) * 512, name
+
+
+def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
+    from pipelines.planning import estimate as module
+
+    known = (
+        ("measured", "A", "stable-diffusion-v1", "fp32", 10),
+        ("computed", "A", "stable-diffusion-v1", "fp32", 99),
+        ("computed", "B", "stable-diffusion-v1", "fp32", 40),
+        ("measured", "C", "stable-diffusion-v1", "bf16", 70),
+        ("measured", "D", "some/other", "fp32", 70),
+    )
+    names = ("kind", "device", "vae", "precision", "pictures_per_second")
+    rows = [{**dict(zip(names, row, strict=True)), "size_px": 512} for row in known]
+    (tmp_path / "encoder_rates.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    found = {time.device: (time.hours, time.kind) for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 512)}
+    assert found == {"B": (0.25, "computed"), "A": (1.0, "measured")}
+    half = {time.device: time.hours for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 256)}
+    assert half["A"] == pytest.approx(0.25)
+
+
+def test_the_tables_of_rates_are_there_and_a_missing_one_is_named(tmp_path, monkeypatch):
+    from pipelines.planning import estimate as module
+
+    devices = [time.device for time in encoder_times(1000, "stable-diffusion-v1", "bf16", 512)]
+    assert len(devices) >= 3
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    with pytest.raises(
+        InputError, match=r"encoder_rates\.json: no such table; make it with `python -m benchmarks\.encoder_rate`"
+    ):
+        encoder_times(1000, "stable-diffusion-v1", "bf16", 512)
+
+
+def test_a_vae_is_known_by_its_config(tmp_path):
+    assert latent_layout("CompVis/stable-diffusion-v1-4") == (4, 8, "stable-diffusion-v1")
+    assert latent_layout("tiny_world/weights/vae") == (4, 8, "tiny_world/weights/vae")
+    (tmp_path / "vae").mkdir()
+    config = tmp_path / "vae" / "config.json"
+    config.write_text(json.dumps({"latent_channels": 16, "block_out_channels": [8, 16]}))
+    assert latent_layout(str(tmp_path)) == (16, 2, str(tmp_path))
+    config.write_text(json.dumps({"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}))
+    assert latent_layout(str(tmp_path))[2] == "stable-diffusion-v1"
+    config.write_text("{}")
+    with pytest.raises(InputError, match="not the config of an AutoencoderKL"):
+        latent_layout(str(tmp_path))
+
+
+def test_planned_shards_are_the_row_groups(dataset):
+    shards = planned_shards(dataset / "plan.parquet")
+    assert sum(shards.values()) == len(pq.read_table(dataset / "plan.parquet"))
+    assert list(shards) == sorted(shards)
+
+
+def test_no_selection_is_an_error_that_names_the_folder(tmp_path: Path):
+    with pytest.raises(InputError, match=r"selection\.json: no selection here; run"):
+        read_selection(tmp_path)
+
+
+def test_tables_of_a_packed_folder_are_not_made_anew_for_other_rules(dataset, photos, tmp_path):
+    """Also where the tables' own record is gone: the plan of the shards tells."""
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out, ignore=shutil.ignore_patterns("shards"))
+    before = (out / "objects.parquet").read_bytes()
+    for left in (True, False):
+        if not left:
+            (out / "selection.json").unlink()
+        with pytest.raises(InputError, match=r"plan\.json: this folder was planned .*selection\.min_area: 0\.02 -> 0\.05"):
+            freeze_tables(settings_of(photos, out, "--selection.min_area", "0.05"))
+        assert (out / "objects.parquet").read_bytes() == before
+    selection, _ = freeze_tables(settings_of(photos, out, "--selection.all_reasons", "true"))
+    assert selection.objects == read_dataset(out).books.objects
+    assert (out / "objects.parquet").read_bytes() == before
+    assert pq.read_table(out / "rejects.parquet")["reasons"].null_count == 0

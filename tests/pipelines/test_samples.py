@@ -1,0 +1,125 @@
+"""One plan row and its photo -> a sample: turned photos, outlines of objects, and what only the photo tells."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
+from pipelines.packing.samples import Failure, prepare_photo, prepare_sample
+from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
+from pipelines.photo_folder import photo_path
+from schemas.photos import PhotoError, decode_photo
+from schemas.tables import OBJECTS
+
+ROW = dict.fromkeys(OBJECTS.names) | {
+    "key": "p-0_0", "view": 0, "split": "train", "photo_id": "p", "object_id": "p-0", "label": "/m/1", "label_name": "Disc",
+    "x_min": 0.25, "x_max": 0.5, "y_min": 0.1, "y_max": 0.4,
+}  # fmt: skip
+
+
+def settings_for(folder: Path, selection: dict | None = None, references: dict | None = None, **source) -> BuildSettings:
+    return BuildSettings(
+        out=folder,
+        source=SourceSettings(annotations=folder, photos=folder, **source),
+        selection=SelectionSettings(**(selection or {})),
+        views={"size": 64},
+        references=references or {},
+    )
+
+
+def photo_with_a_box(width: int = 200, height: int = 120) -> np.ndarray:
+    """Noise, and the row's box in red."""
+    photo = np.random.default_rng(0).integers(0, 60, (height, width, 3)).astype(np.uint8)
+    photo[int(0.1 * height) : int(0.4 * height), int(0.25 * width) : int(0.5 * width)] = (250, 10, 10)
+    return photo
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270, None])
+def test_photo_and_box_are_turned_together(rotation, tmp_path):
+    (tmp_path / "train").mkdir()
+    Image.fromarray(photo_with_a_box()).save(tmp_path / "train" / "p.jpg", quality=95)
+    sample = prepare_photo([{**ROW, "rotation": rotation}], settings_for(tmp_path, references={"padding": 0}))[0]
+    sideways = rotation in (90, 270)
+    assert sample.record.rotation == (rotation or 0)
+    assert sample.record.photo_size == ((120, 200) if sideways else (200, 120))
+    reference = decode_photo(sample.reference, frame="stored")
+    assert reference.shape == ((50, 36, 3) if sideways else (36, 50, 3))
+    assert reference[..., 0].mean() > 230, "the reference shows the box"
+    x_min, y_min, x_max, y_max = (round(value) for value in sample.record.box_in_view)
+    assert sample.view[y_min + 2 : y_max - 2, x_min + 2 : x_max - 2, 0].mean() > 230, "so does the view"
+
+
+def test_exif_counts_where_boxes_were_drawn_on_what_viewers_show(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Shown turned by 90 degrees clockwise.
+    buffer = io.BytesIO()
+    Image.fromarray(np.rot90(photo_with_a_box())).save(buffer, "JPEG", quality=95, exif=exif)
+    (tmp_path / "any name.jpg").write_bytes(buffer.getvalue())
+    row = {**ROW, "file_name": "any name.jpg"}
+    shown = prepare_photo([row], settings_for(tmp_path, None, {"padding": 0}, kind="boxes", unit="fraction"))[0]
+    assert shown.record.photo_size == (200, 120)
+    assert decode_photo(shown.reference, frame="stored")[..., 0].mean() > 230
+    stored = prepare_photo([row], settings_for(tmp_path, kind="boxes", unit="fraction", frame="stored"))[0]
+    assert stored.record.photo_size == (120, 200)
+    assert settings_for(tmp_path).source.photo_frame == settings_for(tmp_path, kind="coco").source.photo_frame == "stored"
+
+
+@pytest.mark.parametrize("background", ["keep", "grey"])
+def test_outlines_are_kept_and_cut_the_reference_if_wished(background, tmp_path):
+    photo = photo_with_a_box()
+    pixels = np.zeros((120, 200), bool)
+    pixels[20:40, 60:80] = True
+    row = {**ROW, "segmentation": encode_segmentation(pixels), "width": 200, "height": 120}
+    sample = prepare_sample(row, photo, "00", settings_for(tmp_path, references={"padding": 5, "background": background}))
+    reference = decode_photo(sample.reference, frame="stored")
+    height, width = reference.shape[:2]
+    mask = decode_segmentation(sample.record.reference_mask, width, height)
+    x_min, y_min, _, _ = sample.record.reference_window
+    assert mask.sum() == 400
+    assert mask[20 - y_min : 40 - y_min, 60 - x_min : 80 - x_min].all()
+    outside = reference[~mask]
+    assert (np.abs(outside.astype(int) - 127).mean() < 8) == (background == "grey")
+    assert prepare_sample(ROW, photo, "00", settings_for(tmp_path)).record.reference_mask is None
+
+
+@pytest.mark.parametrize(
+    ("size", "fails"),
+    [((200, 120), False), ((400, 240), False), ((401, 240), False), ((120, 200), True), ((200, 100), True)],
+)
+def test_a_photo_of_another_shape_than_the_annotations_say_is_not_used(size, fails, tmp_path):
+    row = {**ROW, "width": size[0], "height": size[1]}
+    sample = prepare_sample(row, photo_with_a_box(), "00", settings_for(tmp_path))
+    assert isinstance(sample, Failure) == fails
+    if fails:
+        assert (sample.code, sample.detail) == (
+            "size_mismatch",
+            f"the photo has 200x120 px, the annotations say {size[0]}x{size[1]}",
+        )
+
+
+@pytest.mark.parametrize(
+    ("rules", "code"),
+    [
+        ({"min_side": 36}, None), ({"min_side": 37}, "reference_too_small"),
+        ({"max_aspect": 1.4}, None), ({"max_aspect": 1.38}, "too_elongated"),
+    ],
+)  # fmt: skip
+def test_rules_in_px_are_asked_of_the_photo_where_the_tables_are_silent(rules, code, tmp_path):
+    """The box has 50 x 36 px."""
+    sample = prepare_sample(ROW, photo_with_a_box(), "00", settings_for(tmp_path, rules))
+    assert (sample.code if isinstance(sample, Failure) else None) == code
+    known = {**ROW, "width": 200, "height": 120}
+    assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, rules)), Failure)
+
+
+def test_named_files_are_found_below_the_root_or_the_split(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "b.png").touch()
+    (tmp_path / "a.png").touch()
+    assert photo_path(tmp_path, "train", "x", "a.png") == tmp_path / "a.png"
+    assert photo_path(tmp_path, "train", "x", "b.png") == tmp_path / "train" / "b.png"
+    with pytest.raises(PhotoError, match="missing"):
+        photo_path(tmp_path, "train", "x", "c.png")
