@@ -70,20 +70,20 @@ class Estimate:
 
 def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     """Estimate what a folder's plan will cost. Reads objects.parquet and the plan's footer, no photo and no weights."""
-    plan = pq.ParquetFile(settings.out / "plan.parquet").metadata
-    samples = plan.num_rows
-    kept = _rows_of_splits(settings.out / "plan.parquet", settings.views.keep)
+    shards = planned_shards(settings.out / "plan.parquet")
+    samples = sum(shards.values())
+    kept = sum(count for shard, count in shards.items() if shard.rpartition("-")[0] in settings.views.keep)
     channels, downsampling, vae = latent_layout(settings.latents.vae)
     members = member_sizes(settings, channels, downsampling, _reference_pixels(settings))
     view = members.pop("view.jpg")
-    total = samples * sum(members.values()) + kept * view + len(planned_shards(settings.out / "plan.parquet")) * 2 * _TAR_BLOCK
+    total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK
     members["view.jpg"] = view
     pictures = samples * (1 + settings.masks.per_view)
     return Estimate(
         photos=selection.photos_with_objects,
         objects=selection.objects,
         samples=samples,
-        shards=plan.num_row_groups,
+        shards=len(shards),
         bytes_on_disk=round(total),
         bytes_per_sample=members,
         download=round(selection.photos_with_objects * OPEN_IMAGES_BYTES_PER_PHOTO)
@@ -164,10 +164,6 @@ def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[En
 def as_json(said: Estimate) -> bytes:
     """An estimate as JSON."""
     return json.dumps(asdict(said), indent=1).encode()
-
-
-def _rows_of_splits(plan: Path, splits: tuple[str, ...]) -> int:
-    return sum(count for shard, count in planned_shards(plan).items() if shard.rpartition("-")[0] in splits)
 
 
 def _reference_pixels(settings: BuildSettings) -> float:

@@ -29,7 +29,8 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
     """
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN) as writer:
+    # Statistics of all columns would make the footer, which every packing actor reads, twenty times larger.
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=["shard"]) as writer:
         for shard in plan_samples(parts, views, samples):
             writer.write_table(shard, row_group_size=len(shard))
 

@@ -111,7 +111,7 @@ def _print_classes(selection: Selection) -> None:
         for name, count in counts.items():
             totals[name] = totals.get(name, 0) + count
     largest = sorted(totals, key=lambda name: (-totals[name], name))
-    table = Table(title=f"Objects by class: {min(_CLASSES, len(largest))} of {len(largest)} classes", title_justify="left")
+    table = Table(title="Objects by class", title_justify="left")
     table.add_column("class")
     for split in splits:
         table.add_column(split, justify="right")
@@ -119,7 +119,7 @@ def _print_classes(selection: Selection) -> None:
         table.add_row(name, *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
     if len(largest) > _CLASSES:
         rest = [sum(selection.objects_by_class[split].get(name, 0) for name in largest[_CLASSES:]) for split in splits]
-        table.add_row("all others", *(f"{count:,}" for count in rest))
+        table.add_row(f"{len(largest) - _CLASSES:,} others", *(f"{count:,}" for count in rest))
     _CONSOLE.print(table)
 
 

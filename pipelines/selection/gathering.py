@@ -112,10 +112,12 @@ def gather(source: Source, settings: BuildSettings, folder: Path) -> Gathered:
 def _by_split(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of each split; mostly there is one."""
     column = batch.column("split")
+    if column.null_count:
+        raise ValueError("an annotation reader gave rows without a split")
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     words = column.dictionary.to_pylist()
-    if len(words) == 1 and not column.null_count:
+    if len(words) == 1:
         yield words[0], batch
         return
     for place, word in enumerate(words):

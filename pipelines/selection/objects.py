@@ -106,6 +106,11 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         for candidates in _balanced(judged, settings, gathered, folder, selection, rejects, judging):
             _count_objects(candidates, selection)
             objects(candidates.select(OBJECTS.names))
+        rejected = sum(selection.rejects.values())
+        if selection.boxes != selection.objects + rejected:
+            raise RuntimeError(
+                f"the books do not balance: {selection.boxes} boxes were read, {selection.objects} accepted, {rejected} rejected"
+            )
         if not selection.objects:
             raise InputError(
                 f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}); "

@@ -153,8 +153,8 @@ def priority(identity: UInt64[np.ndarray, " boxes"], photo: UInt64[np.ndarray, "
 def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, verdicts: Verdicts) -> None:
     for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
         verdicts.add(REASONS[place], boxes.problem == place)
-    # Of a row that could not be read nothing more can be said.
-    readable = boxes.problem != REASONS.index("bad_row")
+    # Of a row that could not be read, or whose px nobody can turn into fractions, nothing more can be said.
+    readable = ~np.isin(boxes.problem, [REASONS.index("bad_row"), REASONS.index("unknown_photo")])
 
     coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])
     empty = (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max)  # Comparisons with NaN are false.

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import plan
@@ -29,6 +29,7 @@ def objects(split: str, count: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=OBJECTS)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 23), st.integers(0, 23), st.integers(1, 3), st.integers(1, 9), st.integers(1, 8))
 def test_samples_are_cut_into_full_shards_whatever_the_parts(first, second, views, samples, part):
     table = pa.concat_tables([objects("train", first), objects("validation", second)])

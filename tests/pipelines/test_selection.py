@@ -114,6 +114,7 @@ UNREAD = {"problem": "bad_row", "detail": "5 cells", "split": "train", "file": "
         ({"photo_id": "é"}, "bad_photo_id", "é"),
         ({**dict.fromkeys(GOOD, None), **UNREAD}, "bad_row", "5 cells"),
         ({"problem": "bad_number", "detail": "XMin is 'wide'", "x_min": None}, "bad_number", "XMin is 'wide'"),
+        ({"problem": "unknown_photo", "detail": "no file a.jpg", "x_min": None}, "unknown_photo", "no file a.jpg"),
     ],
 )  # fmt: skip
 def test_each_rule_has_its_reason_and_malformed_rows_say_what_is_wrong(change, reason, detail, tmp_path):
@@ -576,6 +577,7 @@ def test_quotas_count_from_the_cap():
     assert quotas(np.array([0, 5, 10, 40, 1000]), 10, 1.0).tolist() == [0, 5, 10, 40, 1000]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
 def test_suppression_is_greedy(pairs):
     pairs = sorted({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]})
@@ -596,9 +598,11 @@ def test_words_are_numbers_and_back():
     assert words.decode(np.array([2, -1, 0], np.int32)).to_pylist() == ["c", None, "b"]
 
 
-def test_a_reader_may_not_invent_reasons(tmp_path):
+def test_a_reader_may_neither_invent_reasons_nor_leave_out_splits(tmp_path):
     with pytest.raises(ValueError, match="the problem 'odd', which is none of"):
         run(source_of(boxes({"problem": "odd"})), tmp_path)
+    with pytest.raises(ValueError, match="rows without a split"):
+        run(source_of(boxes({"split": None}, far())), tmp_path)
 
 
 def test_shuffled_rows_of_a_large_table_are_grouped_by_photo(tmp_path):
