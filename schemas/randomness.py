@@ -12,6 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt64
 
+# Columns are padded to their longest string: one absurd cell must not cost gigabytes.
+LONGEST_HASHED = 256
+
 
 def name_hash(*names: int | str, bits: int = 64) -> int:
     """A stable hash of a tuple of names, uniform in [0, 2**bits). `1` and `"1"` are different names."""
@@ -28,10 +31,11 @@ def hash_column(column: pa.Array, *names: int | str) -> UInt64[np.ndarray, " row
     """A stable, uniform 64-bit hash of each string of a column, vectorised: tables have millions of rows.
 
     Args:
-        column: ASCII strings; null and other text hash as if empty.
+        column: ASCII strings of at most `LONGEST_HASHED` characters; null and other text hash as if empty.
         names: what the hash is for; other names give an independent hash.
     """
-    ascii_only = pc.if_else(pc.fill_null(pc.string_is_ascii(column), False), column, "")
+    fits = pc.and_(pc.string_is_ascii(column), pc.less_equal(pc.binary_length(column), LONGEST_HASHED))
+    ascii_only = pc.if_else(pc.fill_null(fits, False), column, "")
     lengths = pc.binary_length(ascii_only).to_numpy(zero_copy_only=False)
     width = max(8, -(-int(lengths.max(initial=0)) // 8) * 8)
     padded = pc.ascii_rpad(ascii_only, width=width, padding="\0")

@@ -14,7 +14,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -171,18 +171,16 @@ def _nearest(word: str, known: Sequence[str], mark: str = "") -> str:
 
 
 def _without_empty(values: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """A key with an empty value (`ray:` with all of it commented out) means its default, unless null is a value it may have."""
+    """A group with nothing in it (`ray:` with all of it commented out) means its defaults; any other null is a value."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         field = model.model_fields.get(key)
-        kind = field.annotation if field else None
-        if value is None:
-            if kind is not None and type(None) in get_args(kind):
-                kept[key] = None
-        elif isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, BaseModel):
-            kept[key] = _without_empty(value, kind)
-        else:
-            kept[key] = value
+        group = (
+            field.annotation if field and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else None
+        )
+        if group and value is None:
+            continue
+        kept[key] = _without_empty(value, group) if group and isinstance(value, dict) else value
     return kept
 
 

@@ -118,7 +118,8 @@ SAME_PHOTOS = pa.schema(
             "by",
             WORD,
             "how the two were found to be the same: `original_md5` if equal hashes of the originals say it, `sha256` if it takes "
-            "equal hashes of the files too, `perceptual_hash` if it takes similar ones; each may lead through a third photo",
+            "equal hashes of the files too, `perceptual_hash` if it takes similar ones; each may lead through a third photo. "
+            "`photo_id` if one id is in two splits",
         ),
         _field(
             "distance",

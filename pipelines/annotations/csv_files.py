@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,6 @@ from schemas.tables import WORD
 # A batch's memory is a few times this; larger blocks gain no speed.
 _BLOCK_BYTES = 1 << 20
 _NUMBER = r"^\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:nan|inf|infinity))\s*$"
-_INTEGER = r"^\s*[+-]?[0-9]{1,9}\s*$"
 
 
 @dataclass
@@ -72,6 +72,9 @@ def check_header(path: Path, required: Sequence[str], what: str) -> list[str]:
     """
     present = read_header(path)
     missing = [name for name in required if name not in present]
+    twice = [name for name in required if present.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}, line 1: column {twice[0]} is there twice; take one of them away")
     if missing:
         found = ", ".join(present)[:120]
         cause = (
@@ -80,31 +83,32 @@ def check_header(path: Path, required: Sequence[str], what: str) -> list[str]:
             else "is it another file, or an older version of it?"
         )
         raise InputError(
-            f"{path}, line 1: column {', '.join(missing)} is missing (found: {found}): {cause} "
-            f"Expected {what} with at least {', '.join(required)}"
+            f"{path}, line 1: column {', '.join(missing)} is missing (found: {found}): {cause}; "
+            f"expected {what} with at least {', '.join(required)}"
         )
     return present
 
 
-def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, newlines_in_values: bool = False) -> Iterator[CsvRows]:
+def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, quoted: bool = False) -> Iterator[CsvRows]:
     """Stream some columns of a CSV.
 
     Args:
         path: the file; gzip if its name ends in .gz.
-        columns: those wanted, with their types: string, `WORD`, float64 or a small integer. Empty cells become null.
-        newlines_in_values: whether a quoted cell may hold line breaks.
+        columns: those wanted, with their types: string, `WORD` or float64. Empty cells become null.
+        quoted: whether a cell in quotes may hold commas and line breaks, as titles do. If not, a line is a row and nothing
+            else: a stray quote then cannot swallow the rows behind it, and quotes around text are taken off.
 
     Raises:
         InputError: the file is cut off in the middle, or cannot be read at all.
     """
     done = 0
     try:
-        for batch in _typed(path, columns, newlines_in_values):
+        for batch in _typed(path, columns, quoted):
             yield CsvRows(batch, np.arange(done + 1, done + 1 + len(batch)))
             done += len(batch)
     except pa.ArrowInvalid:
         # Some cell cannot be read. All rows until here were whole, so their numbers are their places.
-        yield from _as_text(path, columns, newlines_in_values, skip=done)
+        yield from _as_text(path, columns, quoted, skip=done)
     except OSError as error:
         raise _cut_off(path, error, done) from None
 
@@ -114,20 +118,43 @@ def count_rows(path: Path) -> int:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_BLOCK_BYTES)
+    lines = head.count(b"\n")
     if path.suffix == ".gz":
-        # zlib gives what it can of a stream that is cut off.
-        text = zlib.decompressobj(wbits=31).decompress(head) if head else b""
-    else:
-        text = head
-    return round(text.count(b"\n") * size / max(1, len(head)))
+        lines, rest = 0, head
+        while rest:  # A gzip may have many members; zlib gives what it can of the last one, which is cut off.
+            member = zlib.decompressobj(wbits=31)
+            try:
+                lines += member.decompress(rest).count(b"\n")
+            except zlib.error as error:
+                raise InputError(f"{path}: the file is damaged ({error}); get the file again") from None
+            rest = member.unused_data
+    return round(lines * size / max(1, len(head)))
 
 
-def _typed(path: Path, columns: Mapping[str, pa.DataType], newlines_in_values: bool) -> Iterator[pa.RecordBatch]:
-    with _open(path, columns, pa_csv.ParseOptions(newlines_in_values=newlines_in_values), threads=True) as reader:
-        yield from reader
+def _typed(path: Path, columns: Mapping[str, pa.DataType], quoted: bool) -> Iterator[pa.RecordBatch]:
+    with _open(path, columns, _parsing(quoted), threads=True) as reader:
+        for batch in reader:
+            yield batch if quoted else _without_quotes(batch)
 
 
-def _as_text(path: Path, columns: Mapping[str, pa.DataType], newlines_in_values: bool, skip: int) -> Iterator[CsvRows]:
+def _parsing(quoted: bool, **options: Any) -> pa_csv.ParseOptions:
+    return pa_csv.ParseOptions(newlines_in_values=quoted, quote_char='"' if quoted else False, **options)
+
+
+def _without_quotes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Text without the quotes around it."""
+    arrays = []
+    for column in batch.columns:
+        words = column.dictionary if pa.types.is_dictionary(column.type) else column
+        if pa.types.is_string(words.type) and pc.any(pc.match_substring(words, '"')).as_py():
+            words = pc.utf8_trim(words, '"')
+            words = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
+            column = words.take(column.indices).dictionary_encode() if pa.types.is_dictionary(column.type) else words
+        arrays.append(column)
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip: int) -> Iterator[CsvRows]:
     """All cells as bytes first, so that one that cannot be read costs its row alone. Leaves out the first `skip` rows."""
     broken: dict[int, str] = {}
 
@@ -136,24 +163,27 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], newlines_in_values:
         broken[row.number - 1] = f"{row.actual_columns} cells, the header has {row.expected_columns}"
         return "skip"
 
-    options = pa_csv.ParseOptions(newlines_in_values=newlines_in_values, invalid_row_handler=remember)
     as_bytes = dict.fromkeys(columns, pa.binary())
     last = 0
     try:
-        with _open(path, as_bytes, options, threads=False) as reader:
+        with _open(path, as_bytes, _parsing(quoted, invalid_row_handler=remember), threads=False) as reader:
             for batch in reader:
+                # A block may be nothing but broken rows.
                 numbers = _numbers(last, len(batch), broken)
-                here = {number: text for number, text in broken.items() if last < number <= int(numbers[-1])}
-                last = int(numbers[-1])
+                last = int(numbers[-1]) if len(numbers) else max(broken, default=last)
+                here = {number: broken.pop(number) for number in sorted(broken) if number <= last}
                 late = numbers > skip
-                if late.any():
-                    rows = _converted(batch.filter(pa.array(late)), numbers[late], columns)
+                if late.any() or here:
+                    rows = _converted(batch.filter(pa.array(late)), numbers[late], columns, quoted)
                     rows.broken = {number: text for number, text in here.items() if number > skip}
                     yield rows
     except OSError as error:
         raise _cut_off(path, error, last) from None
     except pa.ArrowInvalid as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; get the file again") from None
+        cause = " ".join(str(error).split())
+        if "straddling" in cause:
+            cause = f"a line after line {last + 1} is longer than {_BLOCK_BYTES:,} bytes: is this really a CSV?"
+        raise InputError(f"{path}: {cause}; get the file again, or mend the line") from None
     rest = {number: text for number, text in broken.items() if number > max(last, skip)}
     if rest:
         if not _ends_with_newline(path):
@@ -173,34 +203,26 @@ def _numbers(last: int, count: int, broken: Mapping[int, str]) -> np.ndarray:
     return numbers[~np.isin(numbers, left_out)][:count]
 
 
-def _converted(batch: pa.RecordBatch, numbers: np.ndarray, columns: Mapping[str, pa.DataType]) -> CsvRows:
+def _converted(batch: pa.RecordBatch, numbers: np.ndarray, columns: Mapping[str, pa.DataType], quoted: bool) -> CsvRows:
     problems: dict[int, tuple[str, str]] = {}
     arrays = []
     for name, kind in columns.items():
         text, not_text = _decoded(batch.column(name))
+        text = pc.utf8_trim(text, '"') if pc.any(pc.match_substring(text, '"')).as_py() and not quoted else text
         for place in not_text:
             problems.setdefault(int(numbers[place]), (name, f"{name} is no UTF-8 text"))
         if kind == WORD or pa.types.is_string(kind):
             arrays.append(text.cast(kind))
             continue
-        integer = pa.types.is_integer(kind)
-        readable = pc.match_substring_regex(text, _INTEGER if integer else _NUMBER)
+        readable = pc.match_substring_regex(text, _NUMBER)
         unreadable = pc.fill_null(pc.invert(readable), False)
         for place in np.flatnonzero(unreadable.to_numpy(zero_copy_only=False)).tolist():
             cell = text[place].as_py()
-            wanted = "a whole number" if integer else "a number"
-            problems.setdefault(int(numbers[place]), (name, f"{name} is {cell[:40]!r}, not {wanted}"))
-        values = pc.if_else(pc.fill_null(readable, False), pc.utf8_trim_whitespace(text), pa.scalar(None, pa.string()))
-        if integer:
-            # Numbers that the column's type cannot hold stay wrong, but must not stop the file.
-            limits = np.iinfo(kind.to_pandas_dtype())
-            low, high = pa.scalar(int(limits.min)), pa.scalar(int(limits.max))
-            wide = values.cast(pa.int64())
-            arrays.append(
-                pc.min_element_wise(pc.max_element_wise(wide, low, skip_nulls=False), high, skip_nulls=False).cast(kind)
-            )
-        else:
-            arrays.append(values.cast(kind))
+            problems.setdefault(int(numbers[place]), (name, f"{name} is {cell[:40]!r}, not a number"))
+        # Arrow's cast knows no plus sign.
+        values = pc.utf8_ltrim(pc.utf8_trim_whitespace(text), "+")
+        values = pc.if_else(pc.fill_null(readable, False), values, pa.scalar(None, pa.string()))
+        arrays.append(values.cast(kind))
     return CsvRows(pa.RecordBatch.from_arrays(arrays, names=list(columns)), numbers, problems)
 
 
@@ -230,7 +252,8 @@ def _open(
         strings_can_be_null=True,
         null_values=[""],  # Arrow's own list has "NA" and "null", which are people's names too.
     )
-    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=threads)
+    # The names that we read, not those that Arrow would: without quotes and spaces around them.
+    read = pa_csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=threads, column_names=read_header(path), skip_rows=1)
     with (
         pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None) as file,
         pa_csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader,

@@ -9,7 +9,9 @@ which photo and boxes are to be turned, empty where nobody knows
 import csv
 import functools
 import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,16 +148,14 @@ def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
     present = read_header(path)
     columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present}
     check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
-    for rows in stream_csv(path, columns, newlines_in_values=True):
+    for rows in stream_csv(path, columns, quoted=True):
         for number, text in [*rows.broken.items(), *((number, text) for number, (_, text) in rows.problems.items())]:
             raise InputError(f"{path}, row {number}: {text}; mend the row, or get the file again")
         found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns}
         if "rotation" in found:
             found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
         if "original_bytes" in found:
-            found["original_bytes"] = pc.if_else(
-                pc.is_finite(found["original_bytes"]), found["original_bytes"], pa.scalar(None, pa.float64())
-            ).cast(pa.int64())
+            found["original_bytes"] = _sizes(found["original_bytes"], path, rows.numbers)
         found["split"] = _constant(split, len(rows.batch))
         yield _filled(found, PHOTOS, len(rows.batch))
 
@@ -168,22 +168,30 @@ def read_class_names(path: Path) -> dict[str, str]:
     """
     header = ["LabelName", "DisplayName"]  # V7 has one, older versions have not.
     names: dict[str, str] = {}
-    first = read_header(path)
-    if len(first) != 2:
-        raise InputError(f"{path}, line 1: {len(first)} cells, expected 2, a class id and a name; is it another file?")
-    with (
-        gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8-sig", newline="") as file
-    ):
-        for number, row in enumerate(csv.reader(file), 1):
-            if row == header or not row:
-                continue
-            if len(row) != 2:
-                raise InputError(f"{path}, line {number}: {len(row)} cells, expected 2, a class id and a name")
-            if names.setdefault(row[0], row[1]) != row[1]:
-                raise InputError(f"{path}, line {number}: class {row[0]} has two names, {names[row[0]]} and {row[1]}; keep one")
+    try:
+        with _open_text(path) as file:
+            for number, row in enumerate(csv.reader(file), 1):
+                if row == header or not row:
+                    continue
+                if len(row) != 2:
+                    raise InputError(
+                        f"{path}, line {number}: {len(row)} cells, expected 2, a class id and a name; is it another file?"
+                    )
+                if names.setdefault(row[0], row[1]) != row[1]:
+                    raise InputError(
+                        f"{path}, line {number}: class {row[0]} has two names, {names[row[0]]} and {row[1]}; keep one"
+                    )
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or get the file again") from None
+    except (EOFError, OSError, zlib.error, csv.Error) as error:
+        raise InputError(f"{path}: the file is cut off or damaged ({error}); get the file again") from None
     return names
+
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
+    return path.open(encoding="utf-8-sig", newline="")
 
 
 def read_hierarchy(path: Path) -> dict[str, tuple[str, ...]]:
@@ -225,7 +233,7 @@ def _box_types() -> dict[str, pa.DataType]:
         "photo_id": pa.string(),
         "label": WORD,
         **dict.fromkeys(COORDINATES, pa.float64()),
-        **dict.fromkeys(FLAGS, pa.int8()),
+        **dict.fromkeys(FLAGS, pa.float64()),
     }
     return {name: kinds[target] for name, target in BOX_COLUMNS.items()}
 
@@ -234,8 +242,12 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
     count = len(rows.batch)
     columns: dict[str, pa.Array] = {target: rows.batch.column(name) for name, target in BOX_COLUMNS.items()}
     columns |= {"split": _constant(split, count), "file": _constant(file, count), "row": pa.array(rows.numbers, pa.int64())}
-    if rows.problems:
-        found = [rows.problems.get(number) for number in rows.numbers.tolist()]
+    problems = dict(rows.problems)
+    for name, target in BOX_COLUMNS.items():
+        if target in FLAGS:
+            columns[target] = _flags(name, columns[target], rows.numbers, problems)
+    if problems:
+        found = [problems.get(number) for number in rows.numbers.tolist()]
         columns["problem"] = pa.array([problem and _reason(problem[0]) for problem in found], WORD)
         columns["detail"] = pa.array([problem and problem[1] for problem in found], pa.string())
     batch = _filled(columns, BOXES, count)
@@ -250,6 +262,16 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
     }
     both = pa.Table.from_batches([batch, _filled(broken, BOXES, len(rows.broken))]).unify_dictionaries().combine_chunks()
     return both.to_batches()[0]
+
+
+def _flags(name: str, column: pa.Array, numbers: np.ndarray, problems: dict[int, tuple[str, str]]) -> pa.Array:
+    """A column of flags as small integers; what is no flag becomes null, and a problem of its row."""
+    values = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    wrong = ~np.isin(values, (1, 0, -1))
+    for place in np.flatnonzero(wrong).tolist():
+        problems.setdefault(int(numbers[place]), (name, f"{name} is {values[place]:g}, expected 1, 0 or -1"))
+    missing = wrong | column.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(np.where(wrong, 0, values).astype(np.int8), mask=missing)
 
 
 def _reason(column: str) -> str:
@@ -268,9 +290,9 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
     """
     rows = next(stream_csv(path, _box_types()), None)
     if rows is None or not len(rows.batch):
-        raise InputError(
-            f"{path}: no row can be read below the header; get the file again, or take the split out of source.splits"
-        )
+        broken = rows.broken if rows else {}
+        why = f" (line {min(broken) + 1}: {broken[min(broken)]})" if broken else ""
+        raise InputError(f"{path}: no row can be read below the header{why}; get the file again, or change source.splits")
     first = rows.batch.slice(0, _LOOKED_AT)
     columns = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
     above = np.stack([pc.fill_null(pc.greater(first.column(name), 1), False).to_numpy(zero_copy_only=False) for name in columns])
@@ -301,6 +323,19 @@ def _rotation(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:
             f"mend the row, or get the file again"
         )
     return pa.array(np.nan_to_num(values).astype(np.int16), pa.int16(), mask=np.isnan(values))
+
+
+def _sizes(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:
+    values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
+    missing = np.isnan(values)
+    wrong = ~missing & ~((values >= 0) & (values < 2**53) & (values == np.floor(values)))
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise InputError(
+            f"{path}, row {numbers[place]}: OriginalSize is {values[place]:g}, not a number of bytes; "
+            f"mend the row, or get the file again"
+        )
+    return pa.array(np.where(missing, 0, values).astype(np.int64), mask=missing)
 
 
 def _filled(columns: Mapping[str, Any], schema: pa.Schema, count: int) -> pa.RecordBatch:

@@ -20,7 +20,7 @@ def quotas(counts: Int64[np.ndarray, "..."], cap: int, smoothing: float) -> Int6
 
     Source: exponential smoothing of language frequencies in sampling (Conneau et al. 2020, section 3.1), counted from the cap.
     """
-    beyond = cap * (np.maximum(counts, cap) / cap) ** smoothing
+    beyond = cap * (np.maximum(counts, cap) / cap) ** smoothing * (1 + 1e-9)  # What is whole but for rounding stays whole.
     allowed: np.ndarray = np.minimum(counts, np.floor(beyond).astype(np.int64))
     return allowed
 

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS, BuildSettings
-from pipelines.selection.rules import FLAG_MISSING, REASONS
-from pipelines.selection.runs import Runs, Words, bucket_bits
+from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
+from pipelines.selection.runs import Runs, Words
 from pipelines.selection.same_photo import read_survey
-from schemas.randomness import hash_column
+from schemas.randomness import hash_column, mix
 from schemas.tables import COORDINATES, FLAGS, PHOTOS
 
 _BOX_RUN = pa.schema(
@@ -42,6 +42,9 @@ _PHOTO_RUN = pa.schema(
 _SIZE_RUN = pa.schema([("photo", pa.uint64()), ("width", pa.int32()), ("height", pa.int32())])
 # The order in which splits come out.
 SORTED_SPLITS = tuple(sorted(SPLITS))
+# Where a photo is in several: which of them keeps it.
+KEPT_FIRST = ("test", "validation", "train")
+_BITS = 8
 
 
 @dataclass
@@ -54,24 +57,24 @@ class Gathered:
     labels: Words
     files: Words
     licences: Words
-    bits: int
-    photo_seed: tuple[int | str, ...]
 
-    def bucket(self, split: int, photo: UInt64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """The bucket of each photo of a split (its place in `SORTED_SPLITS`): first by split, then by the photo's hash."""
-        within = photo >> np.uint64(64 - self.bits) if self.bits else np.zeros_like(photo)
-        return (split << self.bits) + within.astype(np.int64)
+    def parts(self) -> list[range]:
+        """Buckets to judge at once; each part is of one split, and of neighbouring hashes."""
+        return self.boxes.together([split << _BITS for split in range(len(SORTED_SPLITS))])
 
-    @property
-    def buckets(self) -> int:
-        """How many there are."""
-        return len(SORTED_SPLITS) << self.bits
+    def split_of(self, part: range) -> str:
+        """The split of a part."""
+        return SORTED_SPLITS[part.start >> _BITS]
+
+    def in_split(self, part: range, split: str) -> range:
+        """The buckets of the same photo ids in another split."""
+        moved = (SORTED_SPLITS.index(split) - (part.start >> _BITS)) << _BITS
+        return range(part.start + moved, part.stop + moved)
 
 
 def gather(source: Source, settings: BuildSettings, folder: Path) -> Gathered:
     """Everything that is read, grouped by photo."""
-    bits = bucket_bits(source.rows)
-    buckets = len(SORTED_SPLITS) << bits
+    buckets = len(SORTED_SPLITS) << _BITS
     gathered = Gathered(
         boxes=Runs(folder, "boxes", _BOX_RUN, buckets),
         photos=Runs(folder, "photos", _PHOTO_RUN, buckets),
@@ -79,34 +82,49 @@ def gather(source: Source, settings: BuildSettings, folder: Path) -> Gathered:
         labels=Words(),
         files=Words(),
         licences=Words(),
-        bits=bits,
-        photo_seed=(settings.seed, "photo order"),
     )
     with tqdm(total=source.rows, unit=" boxes", unit_scale=True, desc="reading", disable=None) as progress:
         for batch in source.read_boxes():
             for split, part in _by_split(batch):
-                photo = hash_column(part.column("photo_id"), *gathered.photo_seed, split)
-                gathered.boxes.add(_box_run(part, photo, gathered), gathered.bucket(SORTED_SPLITS.index(split), photo))
+                photo = photo_hashes(part.column("photo_id"), settings.seed)
+                row = _box_run(part, photo, gathered)
+                # Ids that are none would all be one photo, and one bucket: each is a photo of its own instead.
+                alone = ~is_photo_id(part.column("photo_id"))
+                if alone.any():
+                    file, number = (row.column(name).to_numpy().astype(np.uint64) for name in ("file", "row"))
+                    photo = np.where(alone, mix(number ^ mix(file)), photo)
+                    row = row.set_column(0, "photo", pa.array(photo))
+                gathered.boxes.add(row, _buckets(split, photo))
             progress.update(len(batch))
         progress.total = progress.n
     gathered.boxes.finish()
     for batch in source.read_photos():
         for split, part in _by_split(batch):
-            photo = hash_column(part.column("photo_id"), *gathered.photo_seed, split)
+            photo = photo_hashes(part.column("photo_id"), settings.seed)
             columns = {name: part.column(name) for name in _PHOTO_RUN.names if name in part.schema.names}
             columns |= {"photo": pa.array(photo), "licence": pa.array(gathered.licences.encode(part.column("licence")))}
             row = pa.RecordBatch.from_arrays([columns[name] for name in _PHOTO_RUN.names], schema=_PHOTO_RUN)
-            gathered.photos.add(row, gathered.bucket(SORTED_SPLITS.index(split), photo))
+            gathered.photos.add(row, _buckets(split, photo))
     gathered.photos.finish()
     if settings.source.survey:
         for batch in read_survey(settings.source.survey).read_photos():
             for split, part in _by_split(batch):
-                photo = hash_column(part.column("photo_id"), *gathered.photo_seed, split)
+                photo = photo_hashes(part.column("photo_id"), settings.seed)
                 arrays = [pa.array(photo), part.column("width").cast(pa.int32()), part.column("height").cast(pa.int32())]
                 row = pa.RecordBatch.from_arrays(arrays, schema=_SIZE_RUN)
-                gathered.sizes.add(row, gathered.bucket(SORTED_SPLITS.index(split), photo))
+                gathered.sizes.add(row, _buckets(split, photo))
     gathered.sizes.finish()
     return gathered
+
+
+def photo_hashes(photo_ids: pa.Array, seed: int) -> UInt64[np.ndarray, " photos"]:
+    """What photos are known by and ordered by; the same in every split, so that an id that is in two of them is found."""
+    return hash_column(photo_ids, seed, "photo order")
+
+
+def _buckets(split: str, photo: UInt64[np.ndarray, " photos"]) -> Int64[np.ndarray, " photos"]:
+    """The bucket of each photo: first by split, then by hash."""
+    return (SORTED_SPLITS.index(split) << _BITS) + (photo >> np.uint64(64 - _BITS)).astype(np.int64)
 
 
 def _by_split(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
@@ -134,7 +152,8 @@ def _box_run(batch: pa.RecordBatch, photo: UInt64[np.ndarray, " rows"], gathered
     columns["file"] = pa.array(gathered.files.encode(batch.column("file")))
     columns["problem"] = pa.array(REASON_WORDS.encode(batch.column("problem")).astype(np.int8))
     for name in COORDINATES:
-        columns[name] = columns[name].fill_null(np.nan)
+        # + 0.0: -0.0 is the same place as 0.0, and must not look otherwise in a file.
+        columns[name] = pa.array(columns[name].fill_null(np.nan).to_numpy(zero_copy_only=False) + 0.0)
     for name in FLAGS:
         columns[name] = columns[name].fill_null(FLAG_MISSING)
     return pa.RecordBatch.from_arrays([columns[name] for name in _BOX_RUN.names], schema=_BOX_RUN)

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Int64, UInt64
 
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.classes import ClassChoice
-from pipelines.selection.gathering import REASON_WORDS, SORTED_SPLITS, Gathered
+from pipelines.selection.gathering import KEPT_FIRST, REASON_WORDS, SORTED_SPLITS, Gathered
 from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
 from pipelines.selection.runs import Words
-from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS
+from schemas.randomness import hash_column, mix
+from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS
 
 EXAMPLES = 3
 _MALFORMED = REASONS[: REASONS.index("unknown_photo") + 1]
@@ -31,6 +33,8 @@ class Judged:
     counts: Counter[str]
     reasons: Counter[str]
     examples: dict[str, list[str]]
+    in_two_splits: pa.Table
+    """Rows of `SAME_PHOTOS` for photos whose id is in a split that is kept rather than this one."""
 
 
 class Judging:
@@ -42,7 +46,7 @@ class Judging:
         source: Source,
         settings: BuildSettings,
         choice: ClassChoice,
-        dropped: UInt64[np.ndarray, " photos"],
+        dropped: dict[str, UInt64[np.ndarray, " photos"]],
     ) -> None:
         self.gathered = gathered
         self.source = source
@@ -55,14 +59,14 @@ class Judging:
         self.names = Words()
         self.name_places = np.array([self.names.place(name) for name in names], np.int32)
 
-    def judge(self, bucket: int) -> Judged:
-        """Divide the boxes of a bucket."""
+    def judge(self, part: range) -> Judged:
+        """Divide the boxes of some buckets."""
         gathered, settings = self.gathered, self.settings
-        number = bucket >> gathered.bits
-        split = SORTED_SPLITS[number]
-        rows = gathered.boxes.read(bucket)
-        photos = _one_row_each(gathered.photos.read(bucket))
-        boxes, place = self._boxes(rows, photos, gathered.sizes.read(bucket), split)
+        split = gathered.split_of(part)
+        rows = gathered.boxes.read(part)
+        photos = _one_row_each(gathered.photos.read(part), gathered.licences)
+        elsewhere = self._in_better_splits(part, split)
+        boxes, place = self._boxes(rows, photos, gathered.sizes.read(part), split, elsewhere)
         identity = box_identity(boxes, self.label_hashes)
         verdicts = judge(boxes, self.choice, settings.selection, settings.seed, identity)
         first = verdicts.first_reason()
@@ -78,17 +82,28 @@ class Judging:
         accepted = accepted[np.lexsort((identity[accepted], boxes.photo[accepted]))]
         candidates = self._candidates(rows, boxes, photos, place, identity, accepted, split)
         listed = np.asarray(photos.column("photo"))
+        known = np.ones(len(boxes), bool)
+        for reason in ("bad_row", "bad_photo_id"):
+            known &= first != REASONS.index(reason)
         counts = Counter(
             photos=len(listed),
-            photos_with_boxes=len(np.unique(boxes.photo[boxes.problem != REASONS.index("bad_row")])),
-            listed_with_boxes=int(np.isin(listed, boxes.photo).sum()),
+            photos_with_boxes=len(np.unique(boxes.photo[known])),
+            photos_without_boxes=int((~np.isin(listed, boxes.photo)).sum()),
         )
         reasons = Counter(
             {REASONS[reason]: int(count) for reason, count in zip(*np.unique(first[rejected], return_counts=True), strict=True)}
         )
-        return Judged(split, rejects, candidates, counts, reasons, examples)
+        return Judged(split, rejects, candidates, counts, reasons, examples, _in_two_splits(boxes, split, elsewhere))
 
-    def _boxes(self, rows: pa.Table, photos: pa.Table, sizes: pa.Table, split: str) -> tuple[Boxes, Int64[np.ndarray, " boxes"]]:
+    def _in_better_splits(self, part: range, split: str) -> dict[str, UInt64[np.ndarray, " photos"]]:
+        """Photos that have boxes in a split that is kept rather than this one: by a photo's id, a photo is in one split."""
+        better = [other for other in KEPT_FIRST[: KEPT_FIRST.index(split)] if other in self.settings.source.splits]
+        hashes = {other: self.gathered.boxes.read_columns(self.gathered.in_split(part, other), ["photo"])[0] for other in better}
+        return {other: np.unique(column.to_numpy()) for other, column in hashes.items()}
+
+    def _boxes(
+        self, rows: pa.Table, photos: pa.Table, sizes: pa.Table, split: str, elsewhere: dict[str, UInt64[np.ndarray, " photos"]]
+    ) -> tuple[Boxes, Int64[np.ndarray, " boxes"]]:
         """The columns that the rules look at, and the place of each box's photo in `photos`, -1 where it is not listed."""
 
         def column(name: str) -> np.ndarray:
@@ -113,7 +128,8 @@ class Judging:
             width=width,
             height=height,
             listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
-            repeated=np.isin(photo, self.dropped),
+            repeated=np.isin(photo, np.concatenate([self.dropped[split], *elsewhere.values()])),
+            outline=_outlines(rows.column("segmentation").combine_chunks()),
         )
         return boxes, place
 
@@ -126,7 +142,9 @@ class Judging:
         examples: dict[str, list[str]] = {}
         for place in malformed.tolist():
             row, reason = int(rejected[place]), REASONS[first[place]]
-            details[place] = details[place] or _explain(reason, boxes, row, self.gathered.labels)
+            if boxes.problem[row] != first[place] or not details[place]:
+                # What the reader says belongs to what the reader found.
+                details[place] = _explain(reason, boxes, row, self.gathered.labels)
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
                 file = self.gathered.files.words[taken["file"][place].as_py()]
@@ -200,13 +218,43 @@ class Judging:
         return _table(columns, candidates, REJECTS)
 
 
-def _one_row_each(photos: pa.Table) -> pa.Table:
+def _one_row_each(photos: pa.Table, licences: Words) -> pa.Table:
     """Photos sorted by hash, one row each: of several the first by contents, so that no file order decides."""
-    photos = photos.sort_by(
-        [(name, "ascending") for name in ("photo", "url", "file_name", "original_md5", "author", "licence", "rotation")]
-    )
+    # Licences are numbered as they were met; their alphabetical rank is a number that tells no order of rows.
+    rank = np.argsort(np.argsort(np.array([*licences.words, ""], object)[:-1], kind="stable"))
+    numbered = photos["licence"].fill_null(-1).to_numpy()
+    ranked = photos.append_column("rank", pa.array(np.where(numbered < 0, -1, np.append(rank, -1)[numbered])))
+    contents = [name for name in photos.column_names if name not in ("photo", "licence")]
+    order = pc.sort_indices(ranked, [("photo", "ascending"), *((name, "ascending") for name in (*contents, "rank"))])
+    photos = photos.take(order)
     hashes = np.asarray(photos["photo"])
     return photos.filter(pa.array(np.r_[True, hashes[1:] != hashes[:-1]][: len(hashes)])).combine_chunks()
+
+
+def _outlines(column: pa.Array) -> UInt64[np.ndarray, " boxes"]:
+    """A hash of each outline: of its length, its start and its end, which tell outlines of one box apart."""
+    if column.null_count == len(column):
+        return np.zeros(len(column), np.uint64)
+    ends = [hash_column(pc.utf8_slice_codeunits(column, *part)) for part in ((0, 64), (-64, None))]
+    length = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.uint64)
+    hashes = mix(ends[0] ^ mix(ends[1] ^ mix(length)))
+    return np.where(column.is_null().to_numpy(zero_copy_only=False), np.uint64(0), hashes)
+
+
+def _in_two_splits(boxes: Boxes, split: str, elsewhere: dict[str, UInt64[np.ndarray, " photos"]]) -> pa.Table:
+    photos, first = np.unique(boxes.photo, return_index=True)
+    tables = [SAME_PHOTOS.empty_table()]
+    for other, theirs in elsewhere.items():
+        ids = boxes.photo_id.take(pa.array(first[np.isin(photos, theirs)]))
+        same = {
+            "split": _constant(split, len(ids)),
+            "photo_id": ids,
+            "kept_split": _constant(other, len(ids)),
+            "kept_photo_id": ids,
+        }
+        by = {"by": _constant("photo_id", len(ids)), "distance": pa.nulls(len(ids), pa.int8())}
+        tables.append(pa.table(same | by).cast(SAME_PHOTOS))
+    return pa.concat_tables(tables)
 
 
 def _places(table: pa.Table, photo: UInt64[np.ndarray, " boxes"]) -> Int64[np.ndarray, " boxes"]:

@@ -9,6 +9,7 @@ stage is over. Objects come out sorted by split, hash of the photo and hash of t
 """
 
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.balance import Balance, keeps
 from pipelines.selection.classes import choose_classes
-from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather
+from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather, photo_hashes
 from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
 from pipelines.selection.rules import REASONS
 from pipelines.selection.same_photo import read_survey, same_photos
@@ -40,6 +41,7 @@ from schemas.files import atomic_file
 from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
 
+_ROW_GROUP = 100_000
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -53,6 +55,8 @@ class Selection:
     """By first reason."""
     photos: int = 0
     """That the source's tables list; 0 where they list none."""
+    photos_without_boxes: int = 0
+    """Of those that are listed."""
     photos_with_boxes: int = 0
     photos_with_objects: int = 0
     original_bytes: int = 0
@@ -65,11 +69,6 @@ class Selection:
     """Split -> class name -> objects."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Malformed rows, by reason: the first few, in words."""
-
-    @property
-    def photos_without_boxes(self) -> int:
-        """Photos that the tables list and no box is in."""
-        return max(0, self.photos - self.photos_with_boxes) if self.photos else 0
 
 
 def select_objects(settings: BuildSettings, out: Path, source: Source | None = None) -> Selection:
@@ -85,6 +84,10 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
     """
     source = source or open_source(settings)
     out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".selection-*"):  # Of attempts that were killed.
+        shutil.rmtree(leftover)
+    for leftover in out.glob(".*.parquet.*.tmp"):
+        leftover.unlink()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".selection-", dir=out)))
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
@@ -93,16 +96,15 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         choice = choose_classes(gathered.labels.words, source, settings.selection)
         same = _find_same_photos(gathered, settings)
         selection.same_photos = _count_same(same)
-        dropped = _photo_hashes(same, settings) if settings.source.same_photo == "drop" else np.zeros(0, np.uint64)
+        dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
 
         objects = stack.enter_context(_table_writer(out / "objects.parquet", OBJECTS))
         rejects = stack.enter_context(_table_writer(out / "rejects.parquet", REJECTS))
         same_file = stack.enter_context(_table_writer(out / "same_photos.parquet", SAME_PHOTOS))
         same_file(same)
         judging = Judging(gathered, source, settings, choice, dropped)
-        judged = _with_progress(
-            in_order(pool, judging.judge, range(gathered.buckets), _THREADS + 1), gathered, selection, rejects
-        )
+        parts = in_order(pool, judging.judge, gathered.parts(), _THREADS + 1)
+        judged = _with_progress(parts, gathered, selection, rejects, same_file)
         for candidates in _balanced(judged, settings, gathered, folder, selection, rejects, judging):
             _count_objects(candidates, selection)
             objects(candidates.select(OBJECTS.names))
@@ -123,14 +125,13 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
 
 def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
     """Photos that are there under another id too: by the hash of the original in the tables, and by the survey's hashes."""
-    hashes = [
-        hash_column(gathered.photos.read_columns(bucket, ["original_md5"])[0].drop_null()) for bucket in range(gathered.buckets)
-    ]
+    parts = gathered.parts()
+    hashes = [hash_column(gathered.photos.read_columns(part, ["original_md5"])[0].drop_null()) for part in parts]
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     repeated = values[counts > 1]
     same = SAME_PHOTOS.empty_table()
     if len(repeated):
-        found = [_photos_with_hash(gathered, bucket, repeated) for bucket in range(gathered.buckets)]
+        found = [_photos_with_hash(gathered, part, repeated) for part in parts]
         same = same_photos(pa.concat_tables(found).unify_dictionaries().combine_chunks())
     if not settings.source.survey:
         return same
@@ -144,13 +145,13 @@ def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
     return pa.concat_tables([same.filter(pc.invert(told)), surveyed]).unify_dictionaries()
 
 
-def _photos_with_hash(gathered: Gathered, bucket: int, repeated: UInt64[np.ndarray, " hashes"]) -> pa.Table:
-    """Photos of a bucket that have boxes and an `original_md5` that hashes to one of these."""
-    photo, photo_id, md5 = gathered.photos.read_columns(bucket, ["photo", "photo_id", "original_md5"])
-    with_boxes = np.asarray(gathered.boxes.read_columns(bucket, ["photo"])[0])
+def _photos_with_hash(gathered: Gathered, part: range, repeated: UInt64[np.ndarray, " hashes"]) -> pa.Table:
+    """Photos of some buckets that have boxes and an `original_md5` that hashes to one of these."""
+    photo, photo_id, md5 = gathered.photos.read_columns(part, ["photo", "photo_id", "original_md5"])
+    with_boxes = np.asarray(gathered.boxes.read_columns(part, ["photo"])[0])
     # A photo without boxes must not be the one that is kept.
     wanted = np.isin(hash_column(md5), repeated) & np.isin(photo, with_boxes) & pc.is_valid(md5).to_numpy(zero_copy_only=False)
-    split = pa.array([SORTED_SPLITS[bucket >> gathered.bits]] * int(wanted.sum()), WORD)
+    split = pa.array([gathered.split_of(part)] * int(wanted.sum()), WORD)
     columns = {"split": split, "photo_id": photo_id.filter(pa.array(wanted)), "original_md5": md5.filter(pa.array(wanted))}
     return pa.table(columns)
 
@@ -161,18 +162,21 @@ def _count_same(same: pa.Table) -> dict[str, int]:
     return {**dict(sorted(counts.items())), "across_splits": across} if len(same) else {}
 
 
-def _photo_hashes(same: pa.Table, settings: BuildSettings) -> UInt64[np.ndarray, " photos"]:
-    parts = [np.zeros(0, np.uint64)]
-    for split in SORTED_SPLITS:
-        ids = same.filter(pc.equal(same["split"].cast(pa.string()), split))["photo_id"].combine_chunks()
-        parts.append(hash_column(ids, settings.seed, "photo order", split))
-    return np.unique(np.concatenate(parts))
+def _photo_hashes(same: pa.Table, settings: BuildSettings) -> dict[str, UInt64[np.ndarray, " photos"]]:
+    """The photos that are not kept, by split."""
+    splits = same["split"].cast(pa.string())
+    ids = {split: same.filter(pc.equal(splits, split))["photo_id"].combine_chunks() for split in SORTED_SPLITS}
+    return {split: np.unique(photo_hashes(column, settings.seed)) for split, column in ids.items()}
 
 
 def _with_progress(
-    judged: Iterator[Judged], gathered: Gathered, selection: Selection, rejects: Callable[[pa.Table], None]
+    judged: Iterator[Judged],
+    gathered: Gathered,
+    selection: Selection,
+    rejects: Callable[[pa.Table], None],
+    same_file: Callable[[pa.Table], None],
 ) -> Iterator[pa.Table]:
-    """Write the rejects of each bucket, keep the books, and pass its candidates on."""
+    """Write the rejects of each part, keep the books, and pass its candidates on."""
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     with tqdm(total=gathered.boxes.rows, unit=" boxes", unit_scale=True, desc="selecting", disable=None) as progress:
@@ -182,11 +186,15 @@ def _with_progress(
             for reason, examples in part.examples.items():
                 selection.examples[reason] = [*selection.examples.get(reason, []), *examples][:EXAMPLES]
             rejects(part.rejects)
+            same_file(part.in_two_splits)
+            for name in ("photo_id", "across_splits") if len(part.in_two_splits) else ():
+                selection.same_photos[name] = selection.same_photos.get(name, 0) + len(part.in_two_splits)
             yield part.candidates
             progress.update(len(part.rejects) + len(part.candidates))
     selection.rejects = dict(reasons)
     selection.photos = totals["photos"]
-    selection.photos_with_boxes = totals["listed_with_boxes"] if selection.photos else totals["photos_with_boxes"]
+    selection.photos_with_boxes = totals["photos_with_boxes"]
+    selection.photos_without_boxes = totals["photos_without_boxes"]
 
 
 def _balanced(
@@ -254,24 +262,38 @@ def _count_objects(objects: pa.Table, selection: Selection) -> None:
 
 
 class _table_writer:
-    """A Parquet file, written in parts, that is there only once all is written. Call it with a table."""
+    """A Parquet file, written in parts, that is there only once all is written. Call it with a table.
+
+    Row groups have a fixed size: how the rows were read must not show in the file.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
         self.schema = schema
+        self.waiting: list[pa.Table] = []
 
     def __enter__(self) -> Callable[[pa.Table], None]:
         self.stack = ExitStack()
         temporary = self.stack.enter_context(atomic_file(self.path))
-        writer = self.stack.enter_context(pq.ParquetWriter(temporary, self.schema))
+        self.writer = self.stack.enter_context(pq.ParquetWriter(temporary, self.schema))
+        return self.write
 
-        def write(table: pa.Table) -> None:
-            if len(table):
-                writer.write_table(_with_sorted_words(table).cast(self.schema), row_group_size=len(table))
+    def write(self, table: pa.Table) -> None:
+        """Take rows; they are written once a row group is full."""
+        self.waiting.append(table)
+        if sum(map(len, self.waiting)) >= _ROW_GROUP:
+            self._flush(_ROW_GROUP)
 
-        return write
+    def _flush(self, least: int) -> None:
+        table = pa.concat_tables(self.waiting).unify_dictionaries()
+        while len(table) >= least:
+            self.writer.write_table(_with_sorted_words(table.slice(0, _ROW_GROUP)).cast(self.schema), row_group_size=_ROW_GROUP)
+            table = table.slice(_ROW_GROUP)
+        self.waiting = [table.combine_chunks()]
 
     def __exit__(self, *error: Any) -> None:
+        if error[0] is None and self.waiting:
+            self._flush(1)
         self.stack.__exit__(*error)
 
 

@@ -28,6 +28,7 @@ from schemas.tables import FLAGS, REJECT_REASONS
 PHOTO_ID = r"^[A-Za-z0-9_-]{1,64}$"
 REASONS = tuple(REJECT_REASONS)
 FLAG_MISSING = -128
+_UNREADABLE = ("bad_row", "unknown_photo")
 # In px: fractions times a length come out beside whole numbers by the last bit.
 _ROUNDING = 1e-6
 
@@ -40,6 +41,7 @@ class Boxes:
     source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
     place in `REASONS`, or -1. Width and height of the photo are px, NaN where the tables do not say. `listed` says whether the
     source's tables know the photo (or list no photos), `repeated` whether it is there under an id that is kept instead.
+    `outline` is a hash of the object's outline, 0 where there is none.
     """
 
     photo: UInt64[np.ndarray, " boxes"]
@@ -55,13 +57,15 @@ class Boxes:
     height: Float64[np.ndarray, " boxes"]
     listed: Bool[np.ndarray, " boxes"]
     repeated: Bool[np.ndarray, " boxes"]
+    outline: UInt64[np.ndarray, " boxes"]
 
     def __len__(self) -> int:
         return len(self.photo)
 
     def area(self) -> Float64[np.ndarray, " boxes"]:
         """Box area / photo area."""
-        share: np.ndarray = (self.x_max - self.x_min) * (self.y_max - self.y_min)
+        with np.errstate(invalid="ignore", over="ignore"):  # Of infinite coordinates, which are rejected as such.
+            share: np.ndarray = (self.x_max - self.x_min) * (self.y_max - self.y_min)
         return share
 
 
@@ -76,6 +80,11 @@ class Verdicts:
         """Note that these boxes break a rule."""
         if rows.any():
             self.broken[reason] = self.broken[reason] | rows if reason in self.broken else rows
+
+    def keep_only(self, reasons: Sequence[str], rows: Bool[np.ndarray, " boxes"]) -> None:
+        """Forget all but these reasons for some boxes."""
+        for reason in set(self.broken) - set(reasons):
+            self.broken[reason] = self.broken[reason] & ~rows
 
     def accepted(self) -> Bool[np.ndarray, " boxes"]:
         """Boxes that break no rule so far."""
@@ -121,11 +130,16 @@ def judge(
     return verdicts
 
 
+def is_photo_id(photo_ids: pa.Array) -> Bool[np.ndarray, " boxes"]:
+    """Whether each can be a photo's id."""
+    return _true(pc.match_substring_regex(photo_ids, PHOTO_ID))
+
+
 def box_identity(boxes: Boxes, label_hashes: UInt64[np.ndarray, " labels"]) -> UInt64[np.ndarray, " boxes"]:
     """A hash of label and coordinates: no order of rows and no selection changes it."""
     mixed: np.ndarray = np.append(label_hashes, np.uint64(0))[boxes.label]
     for values in (boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max):
-        mixed = mix(mixed ^ (values + 0.0).astype("<f8").view(np.uint64))  # + 0.0: -0.0 is the same place as 0.0.
+        mixed = mix(mixed ^ values.astype("<f8").view(np.uint64))
     return mixed
 
 
@@ -154,11 +168,11 @@ def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings,
     for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
         verdicts.add(REASONS[place], boxes.problem == place)
     # Of a row that could not be read, or whose px nobody can turn into fractions, nothing more can be said.
-    readable = ~np.isin(boxes.problem, [REASONS.index("bad_row"), REASONS.index("unknown_photo")])
+    readable = ~np.isin(boxes.problem, [REASONS.index(reason) for reason in _UNREADABLE])
 
     coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])
     empty = (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max)  # Comparisons with NaN are false.
-    verdicts.add("bad_photo_id", readable & ~_true(pc.match_substring_regex(boxes.photo_id, PHOTO_ID)))
+    verdicts.add("bad_photo_id", readable & ~is_photo_id(boxes.photo_id))
     verdicts.add("no_label", readable & (boxes.label < 0))
     verdicts.add("bad_number", readable & np.isnan(coordinates).any(axis=0))
     verdicts.add("outside_photo", readable & ((coordinates < 0) | (coordinates > 1)).any(axis=0))
@@ -181,10 +195,13 @@ def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings,
     area = boxes.area()
     verdicts.add("too_small", area < settings.min_area)
     verdicts.add("too_large", area > settings.max_area)
-    sides = np.stack([(boxes.x_max - boxes.x_min) * boxes.width, (boxes.y_max - boxes.y_min) * boxes.height])
+    with np.errstate(invalid="ignore"):
+        sides = np.stack([(boxes.x_max - boxes.x_min) * boxes.width, (boxes.y_max - boxes.y_min) * boxes.height])
     shorter, longer = sides.min(axis=0), sides.max(axis=0)
     verdicts.add("reference_too_small", below_min_side(shorter, settings))
     verdicts.add("too_elongated", above_max_aspect(shorter, longer, settings))
+    if not readable.all():
+        verdicts.keep_only(_UNREADABLE, ~readable)
 
 
 def below_min_side(shorter: Float64[np.ndarray, " boxes"], settings: SelectionSettings) -> Bool[np.ndarray, " boxes"]:
@@ -207,9 +224,9 @@ def _judge_beside_others(
     boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, verdicts: Verdicts
 ) -> None:
     rows = np.flatnonzero(verdicts.accepted())
-    # Within a photo the largest first; of equal boxes the one whose flags come first, so that no order of rows decides.
+    # Within a photo the largest first; of equal boxes the one whose flags and outline come first: no order of rows decides.
     flags = [boxes.flags[name][rows] for name in reversed(FLAGS)]
-    order = rows[np.lexsort((*flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
+    order = rows[np.lexsort((boxes.outline[rows], *flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
     photo, own = boxes.photo[order], identity[order]
     duplicate = np.r_[False, (photo[1:] == photo[:-1]) & (own[1:] == own[:-1])][: len(order)]
     verdicts.add("duplicate", _marked(len(boxes), order[duplicate]))

@@ -60,6 +60,7 @@ def test_columns_are_found_by_name(boxes_file):
     pairs = [*zip(names, values, strict=True), *((f"XClick{number}X", "0.5") for number in range(1, 9))]
     random.Random(0).shuffle(pairs)
     text = ",".join(f'"{name}"' for name, _ in pairs) + "\n" + ",".join(value for _, value in pairs) + "\n"
+    text = text.replace(",", " , ", 3)
     boxes_file.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read(boxes_file) == plain
     assert [row["row"] for batch in open_folder(boxes_file.parent).read_boxes() for row in batch.to_pylist()] == [1]
@@ -70,7 +71,7 @@ def test_columns_are_found_by_name(boxes_file):
     [
         (HEADER.replace(",XMax", "") + ROW, "line 1: column XMax is missing"),
         (ROW + ROW, "the line of column names seems to be missing"),
-        ("photo,x_min\na,1\n", "Expected Open Images' box CSV with at least ImageID"),
+        ("photo,x_min\na,1\n", "expected Open Images' box CSV with at least ImageID"),
         ("", "the first line is empty"),
         (HEADER, "no row can be read below the header"),
         (HEADER.encode("utf-16"), "this file is UTF-16; save it as UTF-8"),
@@ -115,13 +116,48 @@ def test_what_is_wrong_with_a_row_is_told_of_that_row_alone(boxes_file, block, m
     assert found == {
         2: ("bad_number", "XMax is 'wide', not a number"),
         3: ("bad_row", "5 cells, the header has 13"),
-        6: ("bad_flag", "IsOccluded is 'no', not a whole number"),
+        5: ("bad_flag", "IsOccluded is 300, expected 1, 0 or -1"),
+        6: ("bad_flag", "IsOccluded is 'no', not a number"),
         8: ("bad_row", "LabelName is no UTF-8 text"),
     }
     assert rows[24]["x_min"] is None
-    assert rows[25]["is_occluded"] == 127, "not a flag, and the selection's to reject"
     assert rows[22]["x_min"] == rows[21]["x_min"] == 0.022673031
     assert rows[22]["x_max"] is None
+
+
+def test_a_stray_quote_swallows_no_row(boxes_file):
+    """Quotes around cells are taken off; one alone is a part of its cell, and the lines behind it stay rows of their own."""
+    for rows in (20, 20000):
+        lines = [ROW] * rows
+        lines[rows // 3] = ROW.replace("/m/0cmf2", '"/m/0cmf2')
+        lines[rows // 2] = ROW.replace("/m/0cmf2", '"/m/0cmf2"').replace("0001eeaf4aed83f9", '"0001eeaf4aed83f9"')
+        boxes_file.write_text(HEADER + "".join(lines))
+        found = read(boxes_file)
+        assert [row["row"] for row in found] == list(range(1, rows + 1))
+        assert {row["label"] for row in found} == {"/m/0cmf2"}
+        assert {row["photo_id"] for row in found} == {"0001eeaf4aed83f9"}
+        boxes_file.write_text(HEADER + "".join(lines) + ROW.replace("0.9642005", "wide"))
+        assert [row["row"] for row in read(boxes_file)] == list(range(1, rows + 2))
+
+
+def test_a_second_table_below_the_first_costs_its_own_rows(boxes_file):
+    """Whole blocks of nothing but broken rows."""
+    boxes_file.write_text(HEADER + ROW * 20 + "x,y,z\n" * 400_000 + ROW)
+    found = read(boxes_file)
+    assert len(found) == 400_021
+    assert sum(row["problem"] == "bad_row" for row in found) == 400_000
+    assert max(row["row"] for row in found if row["problem"] is None) == 400_021
+
+
+def test_how_many_rows_a_gzip_has_is_guessed_from_all_its_members(tmp_path):
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(b"".join(gzip.compress((ROW * 100).encode()) for _ in range(50)))
+    assert 4500 < csv_files.count_rows(path) < 5500
+    data = bytearray(path.read_bytes())
+    data[500:600] = b"\xff" * 100
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        csv_files.count_rows(path)
 
 
 def test_a_row_that_ends_the_file_in_its_middle_is_a_file_that_was_cut_off(boxes_file):
@@ -196,6 +232,8 @@ def test_metadata_is_read_with_what_it_says_of_each_photo(tmp_path):
         ("a,train,u,,cc,,A,t,12,md,,45", "row 1: Rotation is 45, none of 0, 90, 180, 270"),
         ("a,train,u,,cc,,A,t,12,md,,upright", "row 1: Rotation is 'upright', not a number"),
         ("a,train,u", "row 1: 3 cells"),
+        ("a,train,u,,cc,,A,t,12.5,md,,0", "row 1: OriginalSize is 12.5, not a number of bytes"),
+        ("a,train,u,,cc,,A,t,1e30,md,,0", "row 1: OriginalSize is 1e[+]30"),
     ],
 )
 def test_metadata_that_cannot_be_trusted_stops(row, message, tmp_path):
@@ -221,6 +259,13 @@ def test_class_names_are_read_with_and_without_a_header(tmp_path):
     path.write_text("/m/1,Disc\n/m/2,Ring, blue\n")
     with pytest.raises(InputError, match=r"class-descriptions-boxable\.csv, line 2: 3 cells, expected 2"):
         open_images.read_class_names(path)
+    path.write_bytes("/m/1,Disc\n/m/2,Ré\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8 text"):
+        open_images.read_class_names(path)
+    packed = path.with_suffix(".csv.gz")
+    packed.write_bytes(gzip.compress(b"/m/1,Disc\n" * 1000)[:40])
+    with pytest.raises(InputError, match="cut off or damaged"):
+        open_images.read_class_names(packed)
     path.write_text("/m/1,Disc\n/m/1,Ring\n")
     with pytest.raises(InputError, match="line 2: class /m/1 has two names, Disc and Ring"):
         open_images.read_class_names(path)
