@@ -48,9 +48,11 @@ def main() -> int:
     print_selection(selection)
     said = estimate_plan(settings, selection)
     planned = planned_shards(settings.out / "plan.parquet")
+    packed_before = any(read_record(settings.out / "shards", shard, identity) for shard in planned)
     packing_started = time.monotonic()
     records, errors = pack_missing(settings, identity, planned)
-    packing_seconds = time.monotonic() - packing_started
+    # Of a build that went on, the time would be that of a part.
+    packing_seconds = None if packed_before else time.monotonic() - packing_started
     if errors:
         for shard, message in errors.items():
             print(f"shard {shard} failed {settings.ray.attempts} times, last with:\n{message}", file=sys.stderr)

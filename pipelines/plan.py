@@ -3,12 +3,12 @@
     python pipelines/plan.py --config configs/open_images.yaml --source.annotations FOLDER --out DATASET
 
 Takes the same settings as pipelines/build.py, which goes on from what this leaves in DATASET: objects.parquet, rejects.parquet,
-plan.parquet, and report.html to look at. Other settings in the same folder plan anew until a shard is packed.
+plan.parquet, and report.html to look at. Other settings in the same folder plan anew until a build has begun there.
 """
 
 from pipelines.config import BuildSettings
 from pipelines.planning.estimate import ESTIMATE_RECORD, as_json, estimate
-from pipelines.planning.freeze import freeze_tables
+from pipelines.planning.freeze import check_packing, freeze_tables
 from pipelines.planning.summary import print_comparison, print_estimate, print_selection
 from pipelines.report.page import write_report
 from schemas.dataset import read_dataset
@@ -20,7 +20,8 @@ from schemas.settings import load_settings, preset
 def main() -> None:
     """Command line."""
     settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
-    selection, _ = freeze_tables(settings)
+    selection, inputs = freeze_tables(settings)
+    check_packing(settings, inputs)
     said = estimate(settings, selection)
     write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
     print_selection(selection)

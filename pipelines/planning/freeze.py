@@ -19,6 +19,7 @@ from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.planning.shards import write_plan
 from pipelines.selection.objects import Selection, select_objects
+from pipelines.selection.same_photo import read_survey
 from schemas.dataset import FORMAT_VERSION, VaeIdentity
 from schemas.errors import InputError
 from schemas.files import write_atomically
@@ -28,18 +29,23 @@ SELECTION_RECORD = "selection.json"
 # Those that read, hash and sort the tables; and those that decode, resize, draw and encode.
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
+_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
 _SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     """SHA-256 of each annotation file, and of the survey's tables where there is one, by file name."""
     survey = settings.source.survey
+    if survey:
+        read_survey(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
     return {path.name: _file_sha256(path) for path in (*source.files, *tables)}
 
 
-def fingerprint(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity | None) -> dict[str, Any]:
-    """What determines the tables (without a VAE), or the shards' bytes (with one).
+def fingerprint(
+    settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity | None, everything: bool = False
+) -> dict[str, Any]:
+    """What determines the tables (without a VAE), or the shards' bytes (with one, or with `everything`, but for the VAE).
 
     Contents of the annotation files, settings, versions of the code, the VAE's weights. Folders' names are not part of it: moving
     the inputs changes nothing. Nor are the photos, which would have to be read for it: a photo is known by its id, and each
@@ -50,7 +56,7 @@ def fingerprint(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentit
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     libraries: tuple[str, ...] = _TABLE_LIBRARIES
-    if vae:
+    if vae or everything:
         libraries += _PACKING_LIBRARIES
     else:
         chosen = {
@@ -92,10 +98,16 @@ def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
     record = out / SELECTION_RECORD
     stored = _read_record(record)
     packed = _read_record(out / PLAN_RECORD)
-    if packed and _shared(packed["fingerprint"], content) != content:
-        raise _refusal(out / PLAN_RECORD, _shared(packed["fingerprint"], content), content)
-    whole = stored is not None and stored["fingerprint"] == content
-    if stored and whole and (stored["all_reasons"] or not settings.selection.all_reasons):
+    if packed:
+        planned = _of_tables(packed["fingerprint"], content)
+        if planned != content:
+            raise _refusal(out / PLAN_RECORD, planned, content)
+    if (
+        stored
+        and stored["fingerprint"] == content
+        and stored["bytes"] == _sizes(out)
+        and (stored["all_reasons"] or not settings.selection.all_reasons)
+    ):
         return Selection(**stored["selection"]), inputs
     # From here to the new record the tables are not whole.
     record.unlink(missing_ok=True)
@@ -104,10 +116,27 @@ def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
     new = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
+        "bytes": _sizes(out),
         "selection": dataclasses.asdict(selection),
     }
     write_atomically(record, json.dumps(new, indent=1).encode())
     return selection, inputs
+
+
+def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
+    """Refuse settings under which a folder that is packed, in whole or in part, was not planned. The VAE is not looked at.
+
+    Raises:
+        InputError: names the difference.
+    """
+    record = settings.out / PLAN_RECORD
+    stored = _read_record(record)
+    if stored:
+        content = fingerprint(settings, inputs, None, everything=True)
+        old = {name: stored["fingerprint"][name] for name in ("inputs", "settings")}
+        new = {name: content[name] for name in ("inputs", "settings")}
+        if old != new:
+            raise _refusal(record, old, new)
 
 
 def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity) -> str:
@@ -138,12 +167,18 @@ def read_selection(folder: Path) -> Selection:
     return Selection(**stored["selection"])
 
 
+def _sizes(out: Path) -> dict[str, int]:
+    """Bytes of each table that is there."""
+    return {name: (out / name).stat().st_size for name in _TABLES if (out / name).is_file()}
+
+
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
+        content["fingerprint"]["settings"]
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; remove the folder and run again, or put the file back") from None
     return content
 
@@ -155,11 +190,18 @@ def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError
     )
 
 
-def _shared(full: Any, part: Any) -> Any:
-    """What a fingerprint of shards says of that which a fingerprint of tables has."""
-    if isinstance(full, dict) and isinstance(part, dict) and set(part) <= set(full):
-        return {key: _shared(full[key], value) for key, value in part.items()}
-    return full
+def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """What a fingerprint of shards says of the tables that they were planned from, in the form of a fingerprint of tables."""
+    settings = packed["settings"]
+    return {
+        "format_version": packed["format_version"],
+        "versions": {name: packed["versions"].get(name) for name in tables["versions"]},
+        "inputs": packed["inputs"],
+        "settings": {
+            name: {key: settings[name].get(key) for key in value} if name in ("views", "shards") else settings.get(name)
+            for name, value in tables["settings"].items()
+        },
+    }
 
 
 def _difference(old: Any, new: Any, name: str = "") -> list[str]:

@@ -1,6 +1,7 @@
 """Tables for people: what was selected, what a plan says, and what came."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.planning.estimate import Estimate
@@ -116,7 +117,7 @@ def _print_classes(selection: Selection) -> None:
     for split in splits:
         table.add_column(split, justify="right")
     for name in largest[:_CLASSES]:
-        table.add_row(name, *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
+        table.add_row(escape(name), *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
     if len(largest) > _CLASSES:
         rest = [sum(selection.objects_by_class[split].get(name, 0) for name in largest[_CLASSES:]) for split in splits]
         table.add_row(f"{len(largest) - _CLASSES:,} others", *(f"{count:,}" for count in rest))

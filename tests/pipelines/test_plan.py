@@ -10,11 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pipelines import plan
+from pipelines.planning import summary
 from pipelines.planning.estimate import encoder_times, estimate, latent_layout
 from pipelines.planning.freeze import freeze_tables, read_selection
 from pipelines.planning.shards import plan_samples, planned_shards
+from pipelines.selection.objects import Selection
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.settings import preset
@@ -180,3 +183,50 @@ def test_tables_of_a_packed_folder_are_not_made_anew_for_other_rules(dataset, ph
     assert selection.objects == read_dataset(out).books.objects
     assert (out / "objects.parquet").read_bytes() == before
     assert pq.read_table(out / "rejects.parquet")["reasons"].null_count == 0
+
+
+def test_an_input_that_is_gone_is_a_difference_too(photos, dataset, tmp_path):
+    """Fewer files would plan fewer boxes: a packed folder must not be planned anew for them."""
+    tables, out = tmp_path / "tables", tmp_path / "out"
+    shutil.copytree(photos, tables, ignore=shutil.ignore_patterns("*.jpg"))
+    shutil.copytree(dataset, out, ignore=shutil.ignore_patterns("shards"))
+    before = (out / "objects.parquet").read_bytes()
+    (tables / "class-descriptions-boxable.csv").unlink()
+    with pytest.raises(InputError, match=r"inputs\.class-descriptions-boxable\.csv: .* -> null"):
+        freeze_tables(settings_of(tables, out))
+    assert (out / "objects.parquet").read_bytes() == before
+
+
+def test_tables_that_are_gone_or_cut_are_made_again(photos, dataset, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out, ignore=shutil.ignore_patterns("shards"))
+    (out / "objects.parquet").unlink()
+    (out / "plan.parquet").write_bytes((dataset / "plan.parquet").read_bytes()[:-10])
+    freeze_tables(settings_of(photos, out))
+    for name in ("objects", "rejects", "plan"):
+        assert (out / f"{name}.parquet").read_bytes() == (dataset / f"{name}.parquet").read_bytes(), name
+    for text in ("[]", "{}", "{"):
+        (out / "selection.json").write_text(text)
+        with pytest.raises(InputError, match=r"selection\.json: damaged"):
+            freeze_tables(settings_of(photos, out))
+
+
+def test_a_plan_with_other_packing_settings_leaves_a_packed_folder_alone(photos, dataset, capsys, monkeypatch):
+    before = (dataset / "estimate.json").read_bytes()
+    status, _, err = call_plan(capsys, monkeypatch, *build_options(photos, dataset), "--masks.per_view", "9")
+    assert status == 2
+    assert "settings.masks.per_view: 2 -> 9" in err
+    assert (dataset / "estimate.json").read_bytes() == before
+
+
+def test_a_missing_survey_is_named(photos, tmp_path):
+    with pytest.raises(InputError, match="nowhere"):
+        freeze_tables(settings_of(photos, tmp_path / "out", "--source.survey", str(tmp_path / "nowhere")))
+
+
+def test_class_names_are_text_and_no_markup(capsys, monkeypatch):
+    monkeypatch.setattr(summary, "_CONSOLE", Console(file=None, width=120))
+    summary.print_selection(Selection(boxes=2, objects=2, objects_by_class={"train": {"[/red]": 1, "[red]x": 1}}))
+    said = capsys.readouterr().out
+    assert "[/red]" in said
+    assert "[red]x" in said
