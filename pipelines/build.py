@@ -39,11 +39,10 @@ def main() -> int:
     started = time.monotonic()
     settings = with_absolute_paths(load_settings(BuildSettings, "build", default_config=preset("tiny")))
     check_photo_folder(settings.source)
+    selection, inputs = freeze_tables(settings)
     vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
         raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
-
-    selection, inputs = freeze_tables(settings)
     identity = freeze_plan(settings, inputs, vae)
     print_selection(selection)
     said = estimate_plan(settings, selection)

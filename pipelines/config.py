@@ -58,7 +58,7 @@ class SourceSettings(Group):
 
 
 class SelectionSettings(Group):
-    """Which boxes become objects. A box is accepted if it breaks no rule; null switches a rule off. See docs/selection.md."""
+    """Which boxes become objects. A box is accepted if it breaks no rule. Rules and their sources: docs/selection.md."""
 
     min_area: float = Field(0.02, ge=0, le=1)
     """Smallest box area / photo area (paper: 0.02). A model that never saw small objects does little in small regions."""

@@ -4,6 +4,7 @@ Limits are checked from the header, before any pixel is decoded. Whatever the de
 """
 
 import io
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -121,4 +122,6 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    # Pillow names the object that it reads from, with its address: the same photo must give the same words each time.
+    text = re.sub(r"<_io\.\w+ (object at|name=)[^>]*>", "the file", f"{type(error).__name__}: {error}")
+    return text.splitlines()[0][:200]

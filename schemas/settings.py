@@ -154,7 +154,9 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     if first["type"] == "missing":
         return f"`{section}.{key}` is not set: put it into {path or 'a config file'} or give --{key}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{where}: {message.removeprefix('value error, ')} (got {first.get('input')!r})"
+    # Of a rule between keys the input is the whole group, which tells nothing.
+    got = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
+    return f"{where}: {message.removeprefix('value error, ')}{got}"
 
 
 def _option_error(program: type[BaseModel], message: str) -> str:

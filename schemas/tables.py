@@ -235,7 +235,7 @@ REJECT_REASONS = {
     "bad_segmentation": "the polygons or the RLE cannot be read",
     "duplicate_id": "another row of the file has the same id",
     "unknown_label": "the label is not in the source's list of classes",
-    "unknown_photo": "the photo is not in the source's list of photos",
+    "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
     "same_photo": "the photo is there under another id too, and that one is kept",
     "not_in_subset": "the photo is not in the seeded subset",
     "label_excluded": "the label is not in selection.include_labels, or in selection.exclude_labels",

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import difflib
 import gzip
+import hashlib
 import itertools
 import json
 import math
@@ -21,7 +22,7 @@ import re
 import reprlib
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,20 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
         class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
+        read_elsewhere=reader.hash_sizes,
         rows=count_rows(path),
     )
+
+
+def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:
+    """Raises a problem in the words of the file, px, where the selection would speak of fractions."""
+    (low, start), (high, stop) = edges.items()
+    for name, value in edges.items():
+        if not 0 <= value <= end:
+            raise RowProblem("outside_photo", f", column {name}: {value:g}, and the photo is {end:g} px {way}")
+    if start >= stop:
+        hint = f"; is {high} a {'width' if high == 'x_max' else 'height'}?" if start > stop else ""
+        raise RowProblem("empty_box", f", column {high}: {stop:g}, not more than {low}, {start:g}{hint}")
 
 
 def photo_id_of(file_name: str) -> str:
@@ -174,6 +187,22 @@ class _Reader:
 
     def read_photos(self) -> Iterator[pa.RecordBatch]:
         yield from in_batches(self._of_wanted_splits(self._photo_rows()), PHOTOS)
+
+    def hash_sizes(self) -> dict[str, str]:
+        """A hash of the photos' sizes, as far as boxes depend on what their files say: a photo that comes or goes changes it."""
+        if self.settings.unit != "pixel":
+            return {}
+        photos = _Photos()
+        for line in _lines(self.path, self.columns):
+            with contextlib.suppress(RowProblem):
+                photos.of(line, self.columns)
+        sizes: list[tuple[str, str]] = []
+        for name, photo in sorted(photos.by_name.items()):
+            try:
+                sizes.append((name, str(self._size(name, photo))))
+            except PhotoError as error:
+                sizes.append((name, error.code))
+        return {"sizes of photos": hashlib.sha256(repr(sizes).encode()).hexdigest()}
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos()
@@ -217,6 +246,9 @@ class _Reader:
         x_min, x_max = clip_overshoot(x_min, x_max, end_x, slack_x)
         y_min, y_max = clip_overshoot(y_min, y_max, end_y, slack_y)
         row.update(x_min=x_min / end_x, x_max=x_max / end_x, y_min=y_min / end_y, y_max=y_max / end_y)
+        if self.settings.unit == "pixel":
+            _check_pixels({"x_min": x_min, "x_max": x_max}, end_x, "wide")
+            _check_pixels({"y_min": y_min, "y_max": y_max}, end_y, "high")
 
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:

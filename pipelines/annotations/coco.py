@@ -310,6 +310,9 @@ def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set
         y_min, y_max = clip_overshoot(y, y + height, photo.height, 1)
         row["x_min"], row["x_max"] = x_min / photo.width, x_max / photo.width
         row["y_min"], row["y_max"] = y_min / photo.height, y_max / photo.height
+        if min(x_min, y_min) < 0 or x_max > photo.width or y_max > photo.height:
+            size = f"{photo.width}x{photo.height}"
+            raise RowProblem("outside_photo", f"`bbox` {_shown(box)} reaches beyond its photo of {size} px")
     if width <= 0 or height <= 0:
         raise RowProblem("empty_box", f"`bbox` is {_shown(box)}: width and height must be positive")
     crowd = annotation.get("iscrowd", -1)

@@ -34,5 +34,7 @@ class Source:
     """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
     subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class id -> ids directly below it in the class hierarchy."""
+    read_elsewhere: Callable[[], Mapping[str, str]] = dict
+    """What the boxes depend on beside the files, as names and hashes: sizes of photos, where px must become fractions."""
     rows: int = 0
     """About how many boxes there are: for the progress bar, and to size what memory holds at once."""

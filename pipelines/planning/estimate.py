@@ -74,6 +74,8 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     samples = sum(shards.values())
     kept = sum(count for shard, count in shards.items() if shard.rpartition("-")[0] in settings.views.keep)
     channels, downsampling, vae = latent_layout(settings.latents.vae)
+    if settings.views.size % downsampling:
+        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {downsampling}")
     members = member_sizes(settings, channels, downsampling, _reference_pixels(settings))
     view = members.pop("view.jpg")
     total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK

@@ -39,7 +39,7 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     if survey:
         read_survey(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
-    return {path.name: _file_sha256(path) for path in (*source.files, *tables)}
+    return {path.name: _file_sha256(path) for path in (*source.files, *tables)} | dict(source.read_elsewhere())
 
 
 def fingerprint(
@@ -91,6 +91,7 @@ def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
     Raises:
         InputError: the folder holds shards that were planned otherwise, or what is wrong with the annotations.
     """
+    _check_folder(settings.out)
     source = open_source(settings)
     inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
@@ -165,6 +166,13 @@ def read_selection(folder: Path) -> Selection:
     if not stored:
         raise InputError(f"{folder / SELECTION_RECORD}: no selection here; run pipelines/plan.py or pipelines/build.py first")
     return Selection(**stored["selection"])
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be a folder ({error.strerror}); set build.out (--out) to another place") from None
 
 
 def _sizes(out: Path) -> dict[str, int]:

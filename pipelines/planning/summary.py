@@ -11,6 +11,8 @@ from schemas.devices import device_name
 from schemas.tables import REJECT_REASONS
 
 _CLASSES = 15
+# Below this a packing time is that of starting, and tells nothing about the next one.
+_START_UP_SECONDS = 60
 _CONSOLE = Console()
 
 
@@ -43,6 +45,8 @@ def print_selection(selection: Selection) -> None:
         table.add_row("photos under two ids" if how != "across_splits" else "across splits", f"{count:,}", "", meaning)
     _CONSOLE.print(table)
     _print_classes(selection)
+    for note in selection.notes:
+        _CONSOLE.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     for reason, examples in selection.examples.items():
         for example in examples:
             _CONSOLE.print(f"{reason}: {example}", highlight=False, markup=False, soft_wrap=True)
@@ -50,17 +54,15 @@ def print_selection(selection: Selection) -> None:
 
 def print_estimate(said: Estimate) -> None:
     """What the plan will make and cost."""
-    table = Table(title="What the build will make, at most", title_justify="left")
+    table = Table(title="What the build will make", title_justify="left")
     table.add_column("what")
     table.add_column("how much", justify="right")
     table.add_column("how that is known")
-    table.add_row("samples", f"{said.samples:,}", f"of {said.objects:,} objects in {said.photos:,} photos")
+    origin = f"at most: {said.objects:,} objects in {said.photos:,} photos, as far as these can be used"
+    table.add_row("samples", f"{said.samples:,}", origin)
     table.add_row("shards", f"{said.shards:,}", "")
-    table.add_row(
-        "on disk",
-        _size(said.bytes_on_disk),
-        f"{sum(said.bytes_per_sample.values()) / 1e3:,.0f} kB a sample; JPEGs as measured on real photos",
-    )
+    each = said.bytes_on_disk / max(1, said.samples) / 1e3
+    table.add_row("on disk", _size(said.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos")
     if said.download is not None:
         table.add_row("download", _size(said.download), "the published copies of 1024 px, by their mean size")
     if said.download_originals is not None:
@@ -96,7 +98,7 @@ def print_comparison(said: Estimate, came: DatasetInfo, packing_seconds: float |
     table.add_row("bytes on disk", _size(said.bytes_on_disk), _size(size), _share(size, said.bytes_on_disk))
     pictures = made * (1 + came.masks_per_view)
     table.add_row("pictures encoded", f"{said.pictures:,}", f"{pictures:,}", _share(pictures, said.pictures))
-    if packing_seconds is not None:
+    if packing_seconds is not None and packing_seconds > _START_UP_SECONDS:
         device = device_name()
         expected = [time.hours for time in said.encoder if time.device == device]
         hours = packing_seconds / 3600

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
@@ -33,6 +33,8 @@ class Judged:
     counts: Counter[str]
     reasons: Counter[str]
     examples: dict[str, list[str]]
+    not_surveyed: str | None
+    """A photo with boxes that the survey, if there is one, does not know."""
     in_two_splits: pa.Table
     """Rows of `SAME_PHOTOS` for photos whose id is in a split that is kept rather than this one."""
 
@@ -93,7 +95,14 @@ class Judging:
         reasons = Counter(
             {REASONS[reason]: int(count) for reason, count in zip(*np.unique(first[rejected], return_counts=True), strict=True)}
         )
-        return Judged(split, rejects, candidates, counts, reasons, examples, _in_two_splits(boxes, split, elsewhere))
+        not_surveyed = self._not_surveyed(part, boxes, known) if settings.source.survey else None
+        in_two_splits = _in_two_splits(boxes, split, elsewhere)
+        return Judged(split, rejects, candidates, counts, reasons, examples, not_surveyed, in_two_splits)
+
+    def _not_surveyed(self, part: range, boxes: Boxes, known: Bool[np.ndarray, " boxes"]) -> str | None:
+        surveyed = self.gathered.sizes.read_columns(part, ["photo"])[0]
+        missing = np.flatnonzero(known & ~np.isin(boxes.photo, surveyed))
+        return str(boxes.photo_id[int(missing[0])]) if len(missing) else None
 
     def _in_better_splits(self, part: range, split: str) -> dict[str, UInt64[np.ndarray, " photos"]]:
         """Photos that have boxes in a split that is kept rather than this one: by a photo's id, a photo is in one split."""
@@ -137,7 +146,7 @@ class Judging:
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
     ) -> tuple[pa.Table, dict[str, list[str]]]:
         taken = rows.take(pa.array(rejected))
-        details = taken["detail"].to_pylist() if taken["detail"].null_count < len(taken) else [None] * len(taken)
+        details: list[Any] = taken["detail"].to_pylist() if taken["detail"].null_count < len(taken) else [None] * len(taken)
         malformed = np.flatnonzero(first < len(_MALFORMED))
         examples: dict[str, list[str]] = {}
         for place in malformed.tolist():
@@ -148,7 +157,8 @@ class Judging:
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
                 file = self.gathered.files.words[taken["file"][place].as_py()]
-                shown.append(f"{file}, row {taken['row'][place].as_py()}: {details[place]}")
+                where = "" if details[place].startswith(file) else f"{file}, row {taken['row'][place].as_py()}: "
+                shown.append(f"{where}{details[place]}")
         columns = {
             "split": _constant(split, len(taken)),
             "label": self.gathered.labels.decode(numbers(taken, "label")),

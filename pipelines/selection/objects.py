@@ -61,12 +61,16 @@ class Selection:
     photos_with_objects: int = 0
     original_bytes: int = 0
     """Size of the published originals of those, as far as the tables say."""
+    objects_of_unknown_size: int = 0
+    """Whose photo's width and height the tables do not say."""
     photos_of_known_size: int = 0
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)
     """Photos that are there under another id too, by how that was found; `across_splits` of them in another split."""
     objects_by_class: dict[str, dict[str, int]] = field(default_factory=dict)
     """Split -> class name -> objects."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know and may not expect."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Malformed rows, by reason: the first few, in words."""
 
@@ -104,7 +108,7 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         same_file(same)
         judging = Judging(gathered, source, settings, choice, dropped)
         parts = in_order(pool, judging.judge, gathered.parts(), _THREADS + 1)
-        judged = _with_progress(parts, gathered, selection, rejects, same_file)
+        judged = _with_progress(parts, gathered, settings, selection, rejects, same_file)
         for candidates in _balanced(judged, settings, gathered, folder, selection, rejects, judging):
             _count_objects(candidates, selection)
             objects(candidates.select(OBJECTS.names))
@@ -115,9 +119,10 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
             )
         if not selection.objects:
             raise InputError(
-                f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}); "
-                f"see build.selection{_first_example(selection)}"
+                f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "
+                f"docs/selection.md tells what each means{_first_example(selection)}"
             )
+        selection.notes = list(_notes(selection, source, settings))
     selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
     selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
     return selection
@@ -172,6 +177,7 @@ def _photo_hashes(same: pa.Table, settings: BuildSettings) -> dict[str, UInt64[n
 def _with_progress(
     judged: Iterator[Judged],
     gathered: Gathered,
+    settings: BuildSettings,
     selection: Selection,
     rejects: Callable[[pa.Table], None],
     same_file: Callable[[pa.Table], None],
@@ -185,6 +191,11 @@ def _with_progress(
             reasons += part.reasons
             for reason, examples in part.examples.items():
                 selection.examples[reason] = [*selection.examples.get(reason, []), *examples][:EXAMPLES]
+            if part.not_surveyed:
+                raise InputError(
+                    f"{settings.source.survey}: this survey does not know photo {part.not_surveyed} of {part.split}, which has "
+                    f"boxes: it is of other annotations, or older; run pipelines/survey.py again with these settings"
+                )
             rejects(part.rejects)
             same_file(part.in_two_splits)
             for name in ("photo_id", "across_splits") if len(part.in_two_splits) else ():
@@ -241,8 +252,23 @@ def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return numbers(table, "group"), numbers(table, "priority")
 
 
+def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Iterator[str]:
+    rules = settings.selection
+    if (rules.include_labels or rules.exclude_labels) and settings.source.kind == "open_images" and not source.subclasses:
+        yield "there is no class hierarchy beside the annotations: include_labels and exclude_labels mean the named classes alone"
+    if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
+        yield (
+            f"the tables do not say how large the photos of {selection.objects_of_unknown_size:,} objects are: min_side and "
+            f"max_aspect are asked when the photos are read, and boxes that break them count as failed samples"
+        )
+    for split in settings.source.splits:
+        if split not in selection.objects_by_class:
+            yield f"{split} has no object" + (": nothing to judge a model by" if split == "validation" else "")
+
+
 def _count_objects(objects: pa.Table, selection: Selection) -> None:
     selection.objects += len(objects)
+    selection.objects_of_unknown_size += objects["width"].null_count
     if not len(objects):
         return
     split = objects["split"][0].as_py()

@@ -127,6 +127,8 @@ def test_a_px_beyond_the_edge_is_rounding_and_more_is_not(file):
         (annotation(5, bbox=[10**400, 2, 3, 4]), "bad_number", "expected four finite numbers"),
         (annotation(5, bbox=[1, 2, 0, 4]), "empty_box", r"`bbox` is \[1, 2, 0, 4\]: width and height must be positive"),
         (annotation(5, bbox=[1, 2, 3, -4]), "empty_box", "must be positive"),
+        (annotation(5, bbox=[30, 2, 15, 4]), "outside_photo", r"`bbox` .*reaches beyond its photo of 40x20 px"),
+        (annotation(5, bbox=[3, -2, 5, 4]), "outside_photo", "reaches beyond"),
         (annotation(5, iscrowd=2), "bad_flag", "`iscrowd` is 2"),
         (annotation(5, segmentation=[[1, 2, 3]]), "bad_segmentation", r"`segmentation` has a polygon \[1, 2, 3\]"),
         (annotation(1), "duplicate_id", "`id` 1 is that of an annotation before it"),

@@ -43,12 +43,12 @@ def photos_of(source: Source) -> list[dict[str, Any]]:
     return pa.Table.from_batches(source.read_photos(), schema=PHOTOS).to_pylist()
 
 
-def save_photo(path: Path, orientation: int = 1) -> None:
-    """A JPEG of 40 x 20 px as stored."""
+def save_photo(path: Path, orientation: int = 1, size: tuple[int, int] = (40, 20)) -> None:
+    """A JPEG or PNG of `size` px as stored."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (40, 20)).save(path, exif=exif)
+    Image.new("RGB", size).save(path, exif=exif)
 
 
 @pytest.fixture
@@ -486,8 +486,8 @@ EXAMPLES = dict(re.findall(r"```(csv|json|yaml)\n(.*?)```", PAGE, re.DOTALL))
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
 def test_the_examples_of_the_page_can_be_read(tmp_path, kind):
-    save_photo(tmp_path / "cats" / "IMG 1.jpg")
-    save_photo(tmp_path / "dogs" / "rex.png")
+    save_photo(tmp_path / "cats" / "IMG 1.jpg", size=(640, 480))
+    save_photo(tmp_path / "dogs" / "rex.png", size=(640, 480))
     rows = boxes_of(opened(tmp_path / f"boxes.{kind.replace('json', 'jsonl')}", EXAMPLES[kind], validation_share=0.0))
     assert {row["problem"] for row in rows} == {None}
     assert {row["label"] for row in rows} >= {"cat", "dog"}

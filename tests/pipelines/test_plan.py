@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from rich.console import Console
 
 from pipelines import plan
+from pipelines.config import BuildSettings
 from pipelines.planning import summary
 from pipelines.planning.estimate import encoder_times, estimate, latent_layout
 from pipelines.planning.freeze import freeze_tables, read_selection
@@ -20,7 +22,7 @@ from pipelines.planning.shards import plan_samples, planned_shards
 from pipelines.selection.objects import Selection
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
-from schemas.settings import preset
+from schemas.settings import load_settings, preset
 from schemas.tables import OBJECTS, PLAN
 from tests.conftest import build_options, settings_of
 
@@ -230,3 +232,61 @@ def test_class_names_are_text_and_no_markup(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "[/red]" in said
     assert "[red]x" in said
+
+
+def own_boxes(folder: Path) -> list[str]:
+    """A CSV in px with two photos, and the options that read it."""
+    (folder / "photos").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (200, 100)).save(folder / "photos" / f"{name}.jpg")
+    rows = ["photo,x_min,y_min,x_max,y_max", "a.jpg,20,20,120,80", "b.jpg,20,20,120,80", "b.jpg,20,20,320,80", "b.jpg,20,20,5,80"]
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    where = [
+        "--source.annotations",
+        str(folder / "boxes.csv"),
+        "--source.photos",
+        str(folder / "photos"),
+        "--out",
+        str(folder / "out"),
+    ]
+    return ["--source.kind", "boxes", "--source.unit", "pixel", "--source.validation_share", "0", *where]
+
+
+def test_own_boxes_in_px_are_planned_anew_when_a_photo_comes(tmp_path):
+    """Their fractions depend on the photos' sizes, which no annotation file tells."""
+    options = own_boxes(tmp_path)
+    kept = tmp_path / "b.jpg"
+    (tmp_path / "photos" / "b.jpg").rename(kept)
+    settings_now = load_settings(BuildSettings, "build", options, preset("tiny"))
+    assert freeze_tables(settings_now)[0].rejects == {"unknown_photo": 3}
+    kept.rename(tmp_path / "photos" / "b.jpg")
+    selection, _ = freeze_tables(settings_now)
+    assert (selection.objects, selection.rejects) == (2, {"outside_photo": 1, "empty_box": 1})
+    assert selection.examples["outside_photo"] == ["boxes.csv, line 4, column x_max: 320, and the photo is 200 px wide"]
+    assert selection.examples["empty_box"] == ["boxes.csv, line 5, column x_max: 5, not more than x_min, 20; is x_max a width?"]
+    assert selection.notes == ["validation has no object: nothing to judge a model by"]
+
+
+def test_out_must_be_a_folder(photos, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match=r"out: cannot be a folder .*--out"):
+        freeze_tables(settings_of(photos, tmp_path / "out"))
+
+
+def test_what_a_user_may_not_expect_is_noted(real_data, tmp_path):
+    tables = tmp_path / "tables"
+    shutil.copytree(real_data / "open_images_mini", tables, ignore=shutil.ignore_patterns("*.jpg"))
+    person = ["--selection.include_labels", "[Person]", "--selection.min_side", "20"]
+    with_hierarchy, _ = freeze_tables(settings_of(tables, tmp_path / "a", *person))
+    (tables / "bbox_labels_600_hierarchy.json").unlink()
+    without, _ = freeze_tables(settings_of(tables, tmp_path / "b", *person))
+    assert without.objects < with_hierarchy.objects
+    assert "no class hierarchy" in without.notes[0]
+    assert [note for note in with_hierarchy.notes if "hierarchy" in note] == []
+    assert f"how large the photos of {with_hierarchy.objects} objects are" in with_hierarchy.notes[0]
+
+
+def test_a_view_that_the_vae_cannot_encode_is_refused_by_the_plan(photos, tmp_path, capsys, monkeypatch):
+    status, _, err = call_plan(capsys, monkeypatch, *build_options(photos, tmp_path / "out"), "--views.size", "100")
+    assert status == 2
+    assert "views.size 100 is no multiple" in err

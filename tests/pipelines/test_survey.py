@@ -23,6 +23,7 @@ from pipelines import survey
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SourceSettings
+from pipelines.selection.objects import select_objects
 from pipelines.selection.same_photo import perceptual_hash, read_survey
 from pipelines.survey import list_photos, survey_photo
 from schemas.errors import InputError
@@ -375,3 +376,29 @@ def test_a_photo_is_found_by_its_name_and_measured_in_the_frame_of_its_boxes(tmp
     assert (own["code"], own["width"], own["height"], own["perceptual_hash"]) == ("ok", 20, 40, None)
     stored = survey_photo(listed, SourceSettings(kind="open_images", **folders))
     assert (stored["width"], stored["height"]) == (40, 20)
+
+
+def test_a_selection_drops_what_the_survey_found_and_knows_how_large_photos_are(world, surveyed, tmp_path):
+    settings = settings_of(world.folder, tmp_path / "out", "--source.survey", str(surveyed[0]), "--selection.min_area", "0")
+    selection = select_objects(settings, tmp_path / "out")
+    assert selection.same_photos == {"original_md5": 1, "sha256": 1, "perceptual_hash": 1, "across_splits": 1}
+    objects = pq.read_table(tmp_path / "out" / "objects.parquet").to_pylist()
+    left = {f"{row['split']}/{row['photo_id']}" for row in objects}
+    dropped = {f"{row['split']}/{row['photo_id']}" for row in read_survey(surveyed[0]).same.to_pylist()}
+    assert len(dropped) == 3
+    assert left.isdisjoint(dropped)
+    rejected = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
+    assert dropped == {f"{row['split']}/{row['photo_id']}" for row in rejected if row["reason"] == "same_photo"}
+    sizes = {name: (row["width"], row["height"]) for name, row in rows_of(surveyed[0]).items()}
+    assert all((row["width"], row["height"]) == sizes[f"{row['split']}/{row['photo_id']}"] for row in objects)
+
+
+def test_a_survey_that_does_not_know_a_photo_is_refused(world, surveyed, tmp_path):
+    """It is older than the photo, which may be the twin of one that it knows; or it is of other annotations."""
+    folder = tmp_path / "photos"
+    shutil.copytree(world.folder, folder)
+    add_photo(folder, world.copied[0], "train/later", b"", "new")
+    settings = settings_of(folder, tmp_path / "out", "--source.survey", str(surveyed[0]))
+    with pytest.raises(InputError, match=r"does not know photo later of train.*run pipelines/survey\.py again"):
+        select_objects(settings, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
