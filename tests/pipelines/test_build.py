@@ -310,7 +310,7 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
     """The plan loses a column behind the program's back: every shard fails, the status says so, nothing is sealed."""
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("plan.json", "selection.json", "objects.parquet", "rejects.parquet", "plan.parquet"):
+    for name in ("plan.json", "selection.json", *(path.name for path in dataset.glob("*.parquet"))):
         shutil.copy(dataset / name, out / name)
     table = pq.read_table(out / "plan.parquet")
     position = table.schema.get_field_index("x_min")
@@ -318,6 +318,9 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
         for group in range(pq.ParquetFile(dataset / "plan.parquet").num_row_groups):
             rows = pq.ParquetFile(dataset / "plan.parquet").read_row_group(group)
             writer.write_table(rows.remove_column(position))
+    record = json.loads((out / "selection.json").read_text())
+    record["bytes"]["plan.parquet"] = (out / "plan.parquet").stat().st_size
+    (out / "selection.json").write_text(json.dumps(record))
     done = run_build(*build_options(photos, out), "--ray.attempts", "2", check=False)
     assert done.returncode == 1
     assert "KeyError: 'x_min'" in done.stderr
@@ -398,7 +401,7 @@ def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
         ("no folder", [], ["train: no such folder", "build.source.photos"]),
         ("no column", [], ["train-annotations-bbox.csv, line 1", "column XMax is missing"]),
         ("no csv", [], ["train-annotations-bbox.csv: no such file"]),
-        ("none accepted", [], ["none of the", "too_small", "build.selection"]),
+        ("none accepted", [], ["none of the", "too_small", "docs/selection.md"]),
     ],
 )
 def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, tmp_path, capsys, monkeypatch):
