@@ -8,20 +8,13 @@ coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 
 a batch of rows and an entry of about 0.7 kB for each photo.
 """
 
-import codecs
 import contextlib
-import csv
-import difflib
-import gzip
 import hashlib
 import itertools
-import json
-import math
 import posixpath
 import re
 import reprlib
 import unicodedata
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,35 +23,19 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.annotations.csv_files import count_rows
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches, is_text
+from pipelines.annotations.lines import CORNERS, Line, check_unit, coordinate_of, is_json, read_head, read_lines, side_of, text_of
+from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import SPLITS, SourceSettings
-from schemas.errors import InputError
 from schemas.photos import PhotoError, photo_size
 from schemas.randomness import name_hash
 from schemas.tables import BOXES, PHOTOS
 
-CORNERS = ("x_min", "y_min", "x_max", "y_max")
-REQUIRED = ("photo", *CORNERS)
-OPTIONAL = ("label", "split", "width", "height", "url", "author", "licence")
-COLUMNS = (*REQUIRED, *OPTIONAL)
 # Of every box, where there is no column of labels.
 ONLY_LABEL = "object"
-# Rows that are looked at before anything else, for columns and unit.
-HEAD_ROWS = 1000
-_NAMES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-# Rounding makes fractions of a little more than 1; boxes that end before 1.5 px are none.
-_LARGEST_FRACTION = 1.5
 # Fractions written with four decimals, where the photo's size, and so the length of 1 px, is not known.
 _FRACTION_SLACK = 1e-4
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    number: int  # Of the line in the file, from 1.
-    values: dict[str, Any]  # By column; null where nothing is given.
-    problem: str | None = None  # Why it cannot be read.
 
 
 @dataclass(slots=True)
@@ -80,7 +57,7 @@ class _Photos:
     by_name: dict[str, _Photo] = field(default_factory=dict)
     name_of: dict[str, str] = field(default_factory=dict)  # By photo id.
 
-    def of(self, line: _Line, columns: Sequence[str]) -> tuple[str, _Photo]:
+    def of(self, line: Line, columns: Sequence[str]) -> tuple[str, _Photo]:
         """The photo of a line: its file name, and what is known about it.
 
         Raises:
@@ -88,19 +65,19 @@ class _Photos:
         """
         if line.problem:
             raise RowProblem("bad_row", f": {line.problem}")
-        name = _text(line, "photo")
+        name = text_of(line, "photo")
         if name not in self.by_name:
             wrong = file_name_problem(name)
             if name is None or wrong:
                 raise RowProblem("bad_row", f", column photo: {reprlib.repr(name)} {wrong}")
             name = posixpath.normpath(name)  # ./a.jpg is a.jpg.
-        split = _text(line, "split")
+        split = text_of(line, "split")
         if "split" in columns and split not in SPLITS:
             raise RowProblem("bad_row", f", column split: {reprlib.repr(split)} is none of {', '.join(SPLITS)}")
-        said = {"split": split, "width": _side(line, "width"), "height": _side(line, "height")}
+        said = {"split": split, "width": side_of(line, "width"), "height": side_of(line, "height")}
         if (said["width"] is None) != (said["height"] is None):
             raise RowProblem("bad_row", ", column width: of width and height only one is there")
-        texts = {column: _text(line, column) for column in ("url", "author", "licence")}
+        texts = {column: text_of(line, column) for column in ("url", "author", "licence")}
 
         photo = self.by_name.get(name)
         if photo is None:
@@ -133,8 +110,8 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
             rows, or its first rows do not look like `settings.unit`.
     """
     path = settings.annotations
-    columns, head = _head(path)
-    _check_unit(path, settings.unit or "pixel", head)
+    columns, head = read_head(path)
+    check_unit(path, settings.unit or "pixel", head)
     reader = _Reader(path, settings, seed, columns)
     return Source(
         name=str(path),
@@ -193,7 +170,7 @@ class _Reader:
         if self.settings.unit != "pixel":
             return {}
         photos = _Photos()
-        for line in _lines(self.path, self.columns):
+        for line in read_lines(self.path, self.columns):
             with contextlib.suppress(RowProblem):
                 photos.of(line, self.columns)
         sizes: list[tuple[str, str]] = []
@@ -206,8 +183,8 @@ class _Reader:
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos()
-        above = 0 if _is_json(self.path) else 1
-        for line in _lines(self.path, self.columns):
+        above = 0 if is_json(self.path) else 1
+        for line in read_lines(self.path, self.columns):
             row = {**UNKNOWN_FLAGS, "file": self.path.name, "row": line.number - above}
             try:
                 self._fill(row, line, photos)
@@ -217,7 +194,7 @@ class _Reader:
 
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
         photos = _Photos()
-        for line in _lines(self.path, self.columns):
+        for line in read_lines(self.path, self.columns):
             # A line that cannot be read is there among the boxes, with its problem; so are the boxes of a photo without a size.
             with contextlib.suppress(RowProblem):
                 photos.of(line, self.columns)
@@ -227,12 +204,12 @@ class _Reader:
                 known = {key: getattr(photo, key) for key in ("photo_id", "split", "url", "author", "licence")}
                 yield {**known, "file_name": name, "width": width, "height": height}
 
-    def _fill(self, row: dict[str, Any], line: _Line, photos: _Photos) -> None:
+    def _fill(self, row: dict[str, Any], line: Line, photos: _Photos) -> None:
         """Put into the row what the line says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
-        row["label"] = _text(line, "label") if "label" in self.columns else ONLY_LABEL
-        x_min, y_min, x_max, y_max = [_coordinate(line, column) for column in CORNERS]
+        row["label"] = text_of(line, "label") if "label" in self.columns else ONLY_LABEL
+        x_min, y_min, x_max, y_max = [coordinate_of(line, column) for column in CORNERS]
         if self.settings.unit == "pixel":
             try:
                 end_x, end_y = self._size(name, photo)
@@ -274,188 +251,3 @@ class _Reader:
             for row in batch:
                 if row.setdefault("split", self.settings.splits[0]) in self.settings.splits:
                     yield row
-
-
-def _head(path: Path) -> tuple[Sequence[str], list[_Line]]:
-    """The columns, and the first rows."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
-    if not path.name.endswith(_NAMES):
-        hint = " (JSON Lines: an object on each line, no list around them)" if ".json" in path.name else ""
-        raise InputError(f"{path}: its name must end in one of {', '.join(_NAMES)}{hint}; see docs/own-data.md")
-    _, first = next(_raw_lines(path), (0, b""))
-    if not first:
-        raise InputError(f"{path}: this file is empty; see docs/own-data.md for what belongs in it")
-    if b"\0" in first:
-        raise InputError(f"{path}, line 1: this is no UTF-8 text (UTF-16?); save the file as UTF-8")
-    if not _is_json(path):
-        columns: Sequence[str] = _header(path, first)
-        head = list(itertools.islice(_lines(path, columns), HEAD_ROWS))
-        if not head:
-            raise InputError(f"{path}: no row below the header; add a line for each box")
-        return columns, head
-    if first.lstrip().startswith(b"["):
-        raise InputError(f"{path}, line 1: a JSON list; write one object on each line, with no list around them (jq -c '.[]')")
-    head = list(itertools.islice(_lines(path, COLUMNS), HEAD_ROWS))
-    if all(line.problem for line in head):
-        raise InputError(
-            f"{path}, line {head[0].number}: {head[0].problem}; write one object with {', '.join(REQUIRED)} on each line"
-        )
-    columns = [name for name in COLUMNS if any(line.values.get(name) is not None for line in head)]
-    missing = [name for name in REQUIRED if name not in columns]
-    if missing:
-        raise InputError(f"{path}: no line has the key {', '.join(missing)}; each needs {', '.join(REQUIRED)} (docs/own-data.md)")
-    return columns, head
-
-
-def _header(path: Path, data: bytes) -> list[str]:
-    where = f"{path}, line 1"
-    example = ",".join(REQUIRED)
-    try:
-        text = data.decode()
-        names = [name.strip() for name in next(csv.reader([text], strict=True))]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{where}: the header cannot be read ({error}); save the file as CSV in UTF-8") from None
-    if not set(names) & set(COLUMNS):
-        if any(_number(name) is not None for name in names):
-            raise InputError(f"{where}: a header is missing; put the names of the columns there: {example}")
-        if len(names) == 1 and (";" in text or "\t" in text):
-            raise InputError(f"{where}: columns are not divided by commas; save the file as CSV with commas: {example}")
-    for name in names:
-        if name not in COLUMNS:
-            raise InputError(f"{where}: {_no_such(name)}")
-        if names.count(name) > 1:
-            raise InputError(f"{where}: column `{name}` is there twice; take one of them out")
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
-        raise InputError(
-            f"{where}: column {', '.join(missing)} is missing (found: {', '.join(names)}); at least {example} are needed"
-        )
-    if ("width" in names) != ("height" in names):
-        raise InputError(f"{where}: of width and height only one is there; give both or none")
-    return names
-
-
-def _no_such(name: str) -> str:
-    close = difflib.get_close_matches(name.casefold(), COLUMNS, n=1, cutoff=0.6)
-    hint = f" (did you mean `{close[0]}`?)" if close else ""
-    return f"no column is called {name[:40]!r}{hint}; rename it or take it out: columns are {', '.join(COLUMNS)}"
-
-
-def _check_unit(path: Path, unit: str, head: Sequence[_Line]) -> None:
-    corners = ([_number(line.values.get(name)) for name in CORNERS] for line in head)
-    numbers = [[value for value in row if value is not None] for row in corners]
-    largest = [max(row) for row in numbers if len(row) == len(CORNERS)]
-    beyond = sum(value > _LARGEST_FRACTION for value in largest)
-    if unit == "fraction" and 2 * beyond > len(largest):
-        raise InputError(
-            f"{path}: of the first {len(largest):,} rows {beyond:,} have a coordinate above {_LARGEST_FRACTION}: "
-            f"the file seems to be in pixels; set source.unit: pixel"
-        )
-    if unit == "pixel" and largest and not beyond:
-        raise InputError(
-            f"{path}: no coordinate of the first {len(largest):,} rows is above {_LARGEST_FRACTION}: "
-            f"the file seems to be in fractions of the photo; set source.unit: fraction"
-        )
-
-
-def _is_json(path: Path) -> bool:
-    return path.name.endswith((".jsonl", ".jsonl.gz"))
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, each with its number."""
-    number = 0
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, data in enumerate(file, start=1):
-                if data.strip():
-                    yield number, data.removeprefix(codecs.BOM_UTF8) if number == 1 else data
-    except (EOFError, zlib.error, OSError) as error:  # gzip.BadGzipFile is an OSError.
-        raise InputError(
-            f"{path}, after line {number}: cannot be read ({error}); it is damaged or cut off: get it again"
-        ) from None
-
-
-def _lines(path: Path, columns: Sequence[str]) -> Iterator[_Line]:
-    lines = _raw_lines(path)
-    if not _is_json(path):
-        next(lines, None)
-    for number, data in lines:
-        try:
-            text = data.decode().strip("\r\n")
-        except UnicodeDecodeError as error:
-            yield _Line(number, {}, f"no UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8")
-            continue
-        yield _json_line(path, number, text, columns) if _is_json(path) else _csv_line(number, text, columns)
-
-
-def _csv_line(number: int, text: str, columns: Sequence[str]) -> _Line:
-    # Each line by itself: a stray quote costs its line, and does not swallow those below it.
-    try:
-        cells = next(csv.reader([text], strict=True))
-    except csv.Error as error:
-        return _Line(number, {}, f"not CSV ({error}): quotes in a cell are doubled, and no cell holds a line break")
-    if len(cells) != len(columns):
-        return _Line(number, {}, f"{len(cells)} cells, the header has {len(columns)}")
-    return _Line(number, dict(zip(columns, cells, strict=True)))
-
-
-def _json_line(path: Path, number: int, text: str, columns: Sequence[str]) -> _Line:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        return _Line(number, {}, f"not JSON ({error.msg} at character {error.colno})")
-    except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets.
-        return _Line(number, {}, f"not JSON that can be read ({error})")
-    if not isinstance(values, dict):
-        return _Line(number, {}, "no JSON object; write {...} on each line")
-    for name, value in values.items():
-        if name not in COLUMNS:
-            raise InputError(f"{path}, line {number}: {_no_such(name)}")
-        if name in ("label", "split") and name not in columns and value is not None:
-            raise InputError(f"{path}, line {number}: the first `{name}`; give it on all lines from the first on")
-    return _Line(number, values)
-
-
-def _text(line: _Line, column: str) -> str | None:
-    value = line.values.get(column)
-    if value is None:
-        return None
-    if type(value) is int:
-        return str(value)
-    if not is_text(value):
-        raise RowProblem("bad_row", f", column {column}: {reprlib.repr(value)} is no text")
-    return value if value.strip() else None
-
-
-def _side(line: _Line, column: str) -> int | None:
-    value = line.values.get(column)
-    if value is None or value == "":
-        return None
-    number = _number(value)
-    if number is None or not number.is_integer() or not 0 < number < 2**31:
-        raise RowProblem("bad_row", f", column {column}: {reprlib.repr(value)} is no whole number of px above 0")
-    return int(number)
-
-
-def _coordinate(line: _Line, column: str) -> float:
-    value = line.values.get(column)
-    number = _number(value)
-    if number is not None:
-        return number
-    if value is None or value == "":
-        raise RowProblem("bad_number", f", column {column}: is empty")
-    comma = " (write a decimal point, not a comma)" if isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value) else ""
-    raise RowProblem("bad_number", f", column {column}: {reprlib.repr(value)} is not a finite number{comma}")
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, from text too; Python's own 1_000 is none."""
-    if type(value) not in (str, int, float) or (type(value) is str and "_" in value):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None

@@ -22,12 +22,10 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from jaxtyping import Float64, Int64
-from pycocotools import mask as coco_mask
 
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches, is_text
+from pipelines.annotations.outlines import compress_outline
+from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches, is_text, shown
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import SourceSettings
@@ -37,13 +35,6 @@ from schemas.tables import BOXES, PHOTOS
 _SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
 _KEYS = ("images", "annotations", "categories")
 _INT32 = 2**31 - 1
-# Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
-# does not check; COCO's longest outlines have some 10,000 px.
-MAX_OUTLINE = 1_000_000
-MAX_COORDINATE = 100_000_000
-# pycocotools 2.0.11 writes n runs into 6 n bytes, and then a zero. A run takes 6 bytes from 2**24 px on, and up to here the first
-# three cannot all be longer, so the zero has its place where n > 3; the 6, 12 or 18 bytes below that are rounded up by malloc.
-MAX_OUTLINED_PHOTO = 3 * 2**24
 
 
 @dataclass(frozen=True)
@@ -149,68 +140,6 @@ def class_hierarchy(categories: Mapping[str, _Category], place: Path) -> tuple[d
     return names, {class_id: tuple(members) for class_id, members in below.items()}
 
 
-def encode_segmentation(segmentation: Any, width: int, height: int) -> str | None:
-    """Polygons or RLE of a photo of `width` x `height` px -> compressed RLE; null where there is none (missing or empty).
-
-    All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
-
-    Raises:
-        ValueError: says in words what is wrong.
-    """
-    if (
-        segmentation is None
-        or segmentation == {}
-        or (isinstance(segmentation, list) and all(part == [] for part in segmentation))
-    ):
-        return None
-    if width * height > MAX_OUTLINED_PHOTO:
-        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_OUTLINED_PHOTO:,}; take the outline out")
-    if isinstance(segmentation, dict):
-        counts = _run_lengths(segmentation, width, height)
-        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    elif isinstance(segmentation, list):
-        polygons = [_polygon(polygon) for polygon in segmentation]
-        length = sum(np.abs(np.roll(polygon, -1, axis=0) - polygon).max(axis=1).sum() for polygon in polygons)
-        if length > MAX_OUTLINE:
-            raise ValueError(f"is {length:,.0f} px long, more than {MAX_OUTLINE:,}")
-        encoded = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel() for polygon in polygons], height, width))
-    else:
-        raise ValueError(f"is {_shown(segmentation)}, expected polygons or RLE")
-    if coco_mask.area(encoded) == 0:
-        raise ValueError("covers no pixel")
-    return str(encoded["counts"], "ascii")
-
-
-def decode_counts(text: str) -> Int64[np.ndarray, " runs"]:
-    """COCO's compressed RLE -> lengths of runs, the first of pixels outside.
-
-    A number is written in digits of 5 bits, the lowest first, each as a character from code 48 on; bit 32 says that more follow,
-    bit 16 of the last one is the sign. From the fourth number on it is the difference to the number before the last.
-
-    Raises:
-        ValueError: says in words what is wrong.
-    Source: rleFrString of pycocotools' maskApi.c, which runs on beyond the end of such text as is refused here.
-    """
-    if not text:
-        return np.zeros(0, np.int64)
-    codes = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
-    if codes.min() < 0 or codes.max() > 63 or not text.isascii():
-        raise ValueError("has `counts` with characters that RLE does not use")
-    ends = np.flatnonzero(codes & 32 == 0)
-    if not len(ends) or ends[-1] != len(codes) - 1:
-        raise ValueError("has `counts` that are cut off")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    digits = ends - starts + 1
-    if digits.max() > 7:
-        raise ValueError("has `counts` with a number beyond 32 bits")
-    places = np.arange(len(codes)) - np.repeat(starts, digits)
-    runs = np.add.reduceat((codes & 31) << (5 * places), starts)
-    runs = np.where(codes[ends] & 16, runs - (1 << (5 * digits)), runs)
-    for first in (1, 2):
-        runs[first::2] = np.cumsum(runs[first::2])
-    return runs
-
-
 def _files(settings: SourceSettings) -> list[_File]:
     place = settings.annotations
     if place.is_file():
@@ -274,7 +203,7 @@ def _boxes(file: _File, instances: _Instances, split_of_unknown: str) -> Iterato
         try:
             _fill(row, annotation, instances, seen)
         except RowProblem as problem:
-            name = f"id {_shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
+            name = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
             row.update(problem=problem.reason, detail=f"annotation {number} ({name}): {problem}")
         yield row
 
@@ -282,7 +211,7 @@ def _boxes(file: _File, instances: _Instances, split_of_unknown: str) -> Iterato
 def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set[str]) -> None:
     """Put into the row what the annotation says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
     if not isinstance(annotation, dict):
-        raise RowProblem("bad_row", f"is {_shown(annotation)}, expected an object")
+        raise RowProblem("bad_row", f"is {shown(annotation)}, expected an object")
     annotation_id = _identifier(annotation.get("id"))
     photo_id = row["photo_id"] = _identifier(annotation.get("image_id"))
     category_id = _whole(annotation.get("category_id"))
@@ -303,7 +232,7 @@ def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set
     if photo and photo.problem:
         raise RowProblem("bad_row", photo.problem)
     if not all(_is_number(value) for value in box):
-        raise RowProblem("bad_number", f"`bbox` is {_shown(box)}, expected four finite numbers")
+        raise RowProblem("bad_number", f"`bbox` is {shown(box)}, expected four finite numbers")
     x, y, width, height = box
     if photo and photo.width and photo.height:
         x_min, x_max = clip_overshoot(x, x + width, photo.width, 1)
@@ -312,16 +241,16 @@ def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set
         row["y_min"], row["y_max"] = y_min / photo.height, y_max / photo.height
         if min(x_min, y_min) < 0 or x_max > photo.width or y_max > photo.height:
             size = f"{photo.width}x{photo.height}"
-            raise RowProblem("outside_photo", f"`bbox` {_shown(box)} reaches beyond its photo of {size} px")
+            raise RowProblem("outside_photo", f"`bbox` {shown(box)} reaches beyond its photo of {size} px")
     if width <= 0 or height <= 0:
-        raise RowProblem("empty_box", f"`bbox` is {_shown(box)}: width and height must be positive")
+        raise RowProblem("empty_box", f"`bbox` is {shown(box)}: width and height must be positive")
     crowd = annotation.get("iscrowd", -1)
     if crowd not in (0, 1, -1):
-        raise RowProblem("bad_flag", f"`iscrowd` is {_shown(crowd)}, expected 0 or 1")
+        raise RowProblem("bad_flag", f"`iscrowd` is {shown(crowd)}, expected 0 or 1")
     row["is_group_of"] = int(crowd)
     if photo and photo.width and photo.height:
         try:
-            row["segmentation"] = encode_segmentation(annotation.get("segmentation"), photo.width, photo.height)
+            row["segmentation"] = compress_outline(annotation.get("segmentation"), photo.width, photo.height)
         except ValueError as error:
             raise RowProblem("bad_segmentation", f"`segmentation` {error}") from None
     if again:
@@ -331,31 +260,6 @@ def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set
     if photo is None:
         more = f" (where {instances.nameless} entries have no id)" if instances.nameless else ""
         raise RowProblem("unknown_photo", f"`image_id` {photo_id} is not in `images`{more}")
-
-
-def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> Int64[np.ndarray, " runs"]:
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size != [height, width]:
-        raise ValueError(f"has `size` {_shown(size)}, the photo [{height}, {width}]")
-    if isinstance(counts, str):
-        runs = decode_counts(counts)
-    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= width * height for count in counts):
-        runs = np.array(counts, np.int64)
-    else:
-        raise ValueError(f"has `counts` {_shown(counts)}, expected text, or whole numbers from 0 to {width * height}")
-    if runs.min(initial=0) < 0 or runs.sum() != width * height:
-        raise ValueError(f"has `counts` that sum up to {runs.sum()}, or go below 0; the photo has {width * height} px")
-    return runs
-
-
-def _polygon(polygon: Any) -> Float64[np.ndarray, "points 2"]:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError(f"has a polygon {_shown(polygon)}, expected x, y of three points or more")
-    if set(map(type, polygon)) <= {int, float} and max(polygon) <= MAX_COORDINATE and min(polygon) >= -MAX_COORDINATE:
-        points = np.array(polygon, np.float64).reshape(-1, 2)
-        if not np.isnan(points).any():
-            return points
-    raise ValueError(f"has a polygon {_shown(polygon)}, expected numbers of px")
 
 
 def _load(file: _File, settings: SourceSettings, seed: int) -> _Instances:
@@ -429,13 +333,13 @@ def _photo(entry: dict[str, Any], photo_id: str, folder: str, licences: Mapping[
     problem = None
     width, height = _whole(entry.get("width")), _whole(entry.get("height"))
     if width is None or height is None or not (0 < width <= _INT32 and 0 < height <= _INT32):
-        sizes = f"{_shown(entry.get('width'))} x {_shown(entry.get('height'))}"
+        sizes = f"{shown(entry.get('width'))} x {shown(entry.get('height'))}"
         problem = f"its image, id {photo_id}, has `width` x `height` {sizes}, expected whole numbers of px"
         width = height = None
     file_name = entry.get("file_name")
     wrong = file_name_problem(file_name)
     if wrong:
-        problem = f"its image, id {photo_id}, has `file_name` {_shown(file_name)}, which {wrong}"
+        problem = f"its image, id {photo_id}, has `file_name` {shown(file_name)}, which {wrong}"
     return _Photo(
         file_name=None if wrong else f"{folder}{file_name}",
         width=width,
@@ -453,7 +357,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, _Category]:
         name = _text(entry.get("name")) if isinstance(entry, dict) else None
         if class_id is None or name is None:
             raise InputError(
-                f"{path}: entry {number} of `categories` is {_shown(entry)}, expected a whole number `id` and a `name`; mend it"
+                f"{path}: entry {number} of `categories` is {shown(entry)}, expected a whole number `id` and a `name`; mend it"
             )
         if str(class_id) in categories:
             raise InputError(
@@ -486,8 +390,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_what(annotation: dict[str, Any], key: str) -> str:
-    return f"is {_shown(annotation[key])}" if key in annotation else "is missing"
-
-
-def _shown(value: Any) -> str:
-    return reprlib.repr(value)
+    return f"is {shown(annotation[key])}" if key in annotation else "is missing"

@@ -1,6 +1,7 @@
 """What the readers share that go through their files row by row in Python: problems of a row, batches, names of photos' files."""
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -67,3 +68,8 @@ def file_name_problem(name: Any) -> str | None:
     if ".." in parts or all(part in ("", ".") for part in parts):
         return "leads out of the photo folder"
     return None
+
+
+def shown(value: Any) -> str:
+    """A value for a message, however long or deep it is."""
+    return reprlib.repr(value)

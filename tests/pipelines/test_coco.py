@@ -15,7 +15,8 @@ from pycocotools import mask as coco_mask
 
 from pbe_train.config import TrainSettings
 from pipelines.annotations import coco
-from pipelines.annotations.coco import MAX_OUTLINE, MAX_OUTLINED_PHOTO, decode_counts, encode_segmentation, open_coco
+from pipelines.annotations.coco import open_coco
+from pipelines.annotations.outlines import MAX_OUTLINE, MAX_OUTLINED_PHOTO, compress_outline, decode_counts
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import BuildSettings, SourceSettings
@@ -185,7 +186,7 @@ def test_a_rectangles_outline_covers_its_px(x, y, data):
     """The frame (x right, y down, column by column) and the size are right, or some rectangle would come out elsewhere."""
     width, height = data.draw(st.integers(1, 40 - x)), data.draw(st.integers(1, 20 - y))
     polygon = [x, y, x + width, y, x + width, y + height, x, y + height]
-    decoded = coco_mask.decode({"size": [20, 40], "counts": encode_segmentation([polygon], 40, 20)})
+    decoded = coco_mask.decode({"size": [20, 40], "counts": compress_outline([polygon], 40, 20)})
     expected = np.zeros((20, 40), np.uint8)
     expected[y : y + height, x : x + width] = 1
     assert np.array_equal(decoded, expected)
@@ -198,7 +199,7 @@ def test_both_ways_to_write_rle_give_what_pycocotools_makes_of_the_mask(outside,
     text = coco_mask.encode(np.asfortranarray(pixels[:, None]))["counts"].decode()
     assert decode_counts(text).tolist() == runs
     for counts in (runs, text):
-        assert encode_segmentation({"size": [len(pixels), 1], "counts": counts}, 1, len(pixels)) == text
+        assert compress_outline({"size": [len(pixels), 1], "counts": counts}, 1, len(pixels)) == text
 
 
 @given(st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=20))  # Longer ones are too much for pycocotools.
@@ -210,7 +211,7 @@ def test_lengths_of_runs_survive_compression(runs):
 
 def test_polygons_of_one_object_are_united():
     left, right = [0, 0, 10, 0, 10, 20, 0, 20], [5, 0, 30, 0, 30, 20, 5, 20]
-    counts = encode_segmentation([left, right], 40, 20)
+    counts = compress_outline([left, right], 40, 20)
     assert coco_mask.area({"size": [20, 40], "counts": counts}) == 30 * 20
 
 
@@ -269,7 +270,7 @@ def rle(counts: Any, size: Any = (20, 40)) -> dict[str, Any]:
 )
 def test_a_hostile_outline_is_an_error_of_its_row(segmentation, detail, file):
     with pytest.raises(ValueError, match=detail):
-        encode_segmentation(segmentation, 40, 20)
+        compress_outline(segmentation, 40, 20)
     (row,) = boxes_of(opened(write(file, [annotation(3, segmentation=segmentation)])))
     assert row["problem"] == "bad_segmentation"
     assert row["detail"].startswith("annotation 1 (id 3): `segmentation` ")
@@ -288,7 +289,7 @@ NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(), st.integers(-9, 5
 def test_whatever_stands_there_gives_a_sound_mask_or_an_error(segmentation):
     """What comes out can be decoded by anyone: its runs fill the photo. A crash of pycocotools would end this process."""
     try:
-        counts = encode_segmentation(segmentation, 40, 20)
+        counts = compress_outline(segmentation, 40, 20)
     except ValueError:
         return
     if counts is not None:
@@ -300,7 +301,7 @@ def test_whatever_stands_there_gives_a_sound_mask_or_an_error(segmentation):
 
 def test_the_longest_allowed_outline_can_be_drawn():
     side = MAX_OUTLINE // 4
-    counts = encode_segmentation([[0, 0, side, 0, side, side, 0, side]], 40, 20)
+    counts = compress_outline([[0, 0, side, 0, side, side, 0, side]], 40, 20)
     assert coco_mask.area({"size": [20, 40], "counts": counts}) == 800
 
 
@@ -309,8 +310,8 @@ def test_an_outline_that_pycocotools_would_write_out_of_bounds_is_refused():
     runs = [2**24, 2**24, 2**24, 2**25]
     for outline in (rle(runs, (sum(runs), 1)), [[0, 0, 1, 0, 1, 10, 0, 10]]):
         with pytest.raises(ValueError, match="more than 50,331,648"):
-            encode_segmentation(outline, 1, sum(runs))
-    encoded = encode_segmentation(rle(runs[:3], (MAX_OUTLINED_PHOTO, 1)), 1, MAX_OUTLINED_PHOTO)
+            compress_outline(outline, 1, sum(runs))
+    encoded = compress_outline(rle(runs[:3], (MAX_OUTLINED_PHOTO, 1)), 1, MAX_OUTLINED_PHOTO)
     assert decode_counts(encoded).tolist() == runs[:3]
 
 

@@ -536,3 +536,17 @@ def test_the_page_has_the_details_of_rows_as_they_are(tmp_path, monkeypatch, lin
     source = opened(Path("boxes.csv"), f"{columns}\n{line}\n".encode("latin-1"), photos=Path("photos"))
     (row,) = boxes_of(source)
     assert f"| `{row['problem']}` | `{row['detail']}`" in PAGE
+
+
+@pytest.mark.parametrize("name", ["boxes.csv", "boxes.jsonl"])
+def test_a_file_that_ends_in_the_middle_of_a_line_is_one_that_was_cut_off(tmp_path, name):
+    line = {"photo": "a.jpg", "x_min": 1, "y_min": 2, "x_max": 30, "y_max": 15}
+    rows = (
+        [",".join(line), *(",".join(map(str, line.values())) for _ in range(3))]
+        if name.endswith("csv")
+        else [json.dumps(line)] * 4
+    )
+    text = "\n".join(rows)
+    assert len(boxes_of(opened(tmp_path / name, text + "\n"))) == len(boxes_of(opened(tmp_path / name, text)))
+    with pytest.raises(InputError, match=r"line 4: .*the file ends there without a line break: it seems to be cut off"):
+        boxes_of(opened(tmp_path / name, text[:-9]))

@@ -1,0 +1,104 @@
+"""Outlines of objects as COCO writes them, polygons or run lengths, checked and compressed."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from pycocotools import mask as coco_mask
+
+from pipelines.annotations.rows import shown
+
+# Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
+# does not check; COCO's longest outlines have some 10,000 px.
+MAX_OUTLINE = 1_000_000
+MAX_COORDINATE = 100_000_000
+# pycocotools 2.0.11 writes n runs into 6 n bytes, and then a zero. A run takes 6 bytes from 2**24 px on, and up to here the first
+# three cannot all be longer, so the zero has its place where n > 3; the 6, 12 or 18 bytes below that are rounded up by malloc.
+MAX_OUTLINED_PHOTO = 3 * 2**24
+
+
+def compress_outline(segmentation: Any, width: int, height: int) -> str | None:
+    """Polygons or RLE of a photo of `width` x `height` px -> compressed RLE; null where there is none (missing or empty).
+
+    All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
+
+    Raises:
+        ValueError: says in words what is wrong.
+    """
+    if (
+        segmentation is None
+        or segmentation == {}
+        or (isinstance(segmentation, list) and all(part == [] for part in segmentation))
+    ):
+        return None
+    if width * height > MAX_OUTLINED_PHOTO:
+        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_OUTLINED_PHOTO:,}; take the outline out")
+    if isinstance(segmentation, dict):
+        counts = _run_lengths(segmentation, width, height)
+        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    elif isinstance(segmentation, list):
+        polygons = [_polygon(polygon) for polygon in segmentation]
+        length = sum(np.abs(np.roll(polygon, -1, axis=0) - polygon).max(axis=1).sum() for polygon in polygons)
+        if length > MAX_OUTLINE:
+            raise ValueError(f"is {length:,.0f} px long, more than {MAX_OUTLINE:,}")
+        encoded = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel() for polygon in polygons], height, width))
+    else:
+        raise ValueError(f"is {shown(segmentation)}, expected polygons or RLE")
+    if coco_mask.area(encoded) == 0:
+        raise ValueError("covers no pixel")
+    return str(encoded["counts"], "ascii")
+
+
+def decode_counts(text: str) -> Int64[np.ndarray, " runs"]:
+    """COCO's compressed RLE -> lengths of runs, the first of pixels outside.
+
+    A number is written in digits of 5 bits, the lowest first, each as a character from code 48 on; bit 32 says that more follow,
+    bit 16 of the last one is the sign. From the fourth number on it is the difference to the number before the last.
+
+    Raises:
+        ValueError: says in words what is wrong.
+    Source: rleFrString of pycocotools' maskApi.c, which runs on beyond the end of such text as is refused here.
+    """
+    if not text:
+        return np.zeros(0, np.int64)
+    codes = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
+    if codes.min() < 0 or codes.max() > 63 or not text.isascii():
+        raise ValueError("has `counts` with characters that RLE does not use")
+    ends = np.flatnonzero(codes & 32 == 0)
+    if not len(ends) or ends[-1] != len(codes) - 1:
+        raise ValueError("has `counts` that are cut off")
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > 7:
+        raise ValueError("has `counts` with a number beyond 32 bits")
+    places = np.arange(len(codes)) - np.repeat(starts, digits)
+    runs = np.add.reduceat((codes & 31) << (5 * places), starts)
+    runs = np.where(codes[ends] & 16, runs - (1 << (5 * digits)), runs)
+    for first in (1, 2):
+        runs[first::2] = np.cumsum(runs[first::2])
+    return runs
+
+
+def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> Int64[np.ndarray, " runs"]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"has `size` {shown(size)}, the photo [{height}, {width}]")
+    if isinstance(counts, str):
+        runs = decode_counts(counts)
+    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= width * height for count in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise ValueError(f"has `counts` {shown(counts)}, expected text, or whole numbers from 0 to {width * height}")
+    if runs.min(initial=0) < 0 or runs.sum() != width * height:
+        raise ValueError(f"has `counts` that sum up to {runs.sum()}, or go below 0; the photo has {width * height} px")
+    return runs
+
+
+def _polygon(polygon: Any) -> Float64[np.ndarray, "points 2"]:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"has a polygon {shown(polygon)}, expected x, y of three points or more")
+    if set(map(type, polygon)) <= {int, float} and max(polygon) <= MAX_COORDINATE and min(polygon) >= -MAX_COORDINATE:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if not np.isnan(points).any():
+            return points
+    raise ValueError(f"has a polygon {shown(polygon)}, expected numbers of px")
