@@ -139,7 +139,7 @@ def _size(count: int) -> str:
 
 
 def _time(hours: float) -> str:
-    if hours < 1 / 60:
+    if hours < 1 / 30:
         return f"{hours * 3600:.0f} s"
     if hours < 1:
         return f"{hours * 60:.0f} min"

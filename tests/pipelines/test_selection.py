@@ -22,6 +22,7 @@ from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.selection import judging, runs
 from pipelines.selection import objects as objects_stage
 from pipelines.selection.balance import Balance, keeps, quotas
+from pipelines.selection.gathering import gather
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.rules import suppress
 from schemas.errors import InputError
@@ -286,6 +287,10 @@ def test_of_two_rows_of_a_photo_contents_decide_which_counts(tmp_path):
     for shuffled in itertools.permutations(photos):
         _, (found,), _ = run(source_of(boxes({"photo_id": "b"}), list(shuffled)), tmp_path)
         assert (found["url"], found["author"]) == ("x", "A")
+    photos = [{"split": "train", "photo_id": "b", "licence": licence, "original_bytes": 7} for licence in ("zz", "aa", "mm")]
+    for shuffled in itertools.permutations(photos):
+        _, (found,), _ = run(source_of(boxes({"photo_id": "b"}), list(shuffled)), tmp_path)
+        assert found["licence"] == "aa", "by its text, not by the order in which licences were met"
 
 
 @pytest.mark.parametrize("choice", ["drop", "report"])
@@ -579,6 +584,33 @@ def test_absurd_ids_cost_their_rows_and_no_memory(tmp_path):
     )
     selection, objects, _ = run(source_of(rows, batch=2000), tmp_path, PLAIN)
     assert (len(objects), selection.rejects, selection.photos_with_boxes) == (2000, {"bad_photo_id": 51}, 2000)
+
+
+def test_rows_without_an_id_are_spread_over_the_buckets(tmp_path):
+    """All of them would be one photo otherwise, and one bucket would have to hold them."""
+    rows = boxes(*({"photo_id": None} for _ in range(500)), *({"photo_id": "same"} for _ in range(5)))
+    chosen = BuildSettings(out=tmp_path, source=SourceSettings(annotations=tmp_path, photos=tmp_path))
+    counts = gather(source_of(rows), chosen, tmp_path).boxes.counts
+    assert counts.sum() == 505
+    assert (counts > 0).sum() > 150
+    assert counts.max() < 20
+
+
+@pytest.mark.parametrize("size", [7, 4000])
+def test_a_bucket_has_its_rows_in_the_order_in_which_they_came(size, tmp_path):
+    buckets = np.random.default_rng(0).integers(0, 10, 4000)
+    spilled = runs.Runs(tmp_path, "rows", pa.schema([("number", pa.int64())]), 10)
+    for start in range(0, len(buckets), size):
+        numbers = np.arange(start, min(start + size, len(buckets)))
+        part = pa.RecordBatch.from_arrays([pa.array(numbers)], names=["number"])
+        spilled.add(part, buckets[start : start + size])
+    spilled.finish()
+    for bucket in range(10):
+        expected_numbers = [number for number, own in enumerate(buckets) if own == bucket]
+        assert spilled.read(range(bucket, bucket + 1))["number"].to_pylist() == expected_numbers
+        assert spilled.read_columns(range(bucket, bucket + 1), ["number"])[0].to_pylist() == expected_numbers
+    assert [bucket for part in spilled.together([5]) for bucket in part] == list(range(10))
+    assert any(part.start == 5 for part in spilled.together([5]))
 
 
 def test_what_killed_attempts_left_is_swept(tmp_path):
