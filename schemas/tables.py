@@ -16,6 +16,11 @@ COORDINATES = ("x_min", "x_max", "y_min", "y_max")
 WORD = pa.dictionary(pa.int32(), pa.string())
 
 
+def one_word(word: str, count: int) -> pa.DictionaryArray:
+    """A column of type `WORD` that says one word `count` times."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word]))
+
+
 def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
 

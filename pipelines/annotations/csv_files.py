@@ -157,19 +157,23 @@ def _without_quotes(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip: int) -> Iterator[CsvRows]:
     """All cells as bytes first, so that one that cannot be read costs its row alone. Leaves out the first `skip` rows."""
     broken: dict[int, str] = {}
+    latest = 0, ""
 
     def remember(row: pa_csv.InvalidRow) -> str:
+        nonlocal latest
         # Without threads Arrow knows the number of the line; the header is line 1.
-        broken[row.number - 1] = f"{row.actual_columns} cells, the header has {row.expected_columns}"
+        latest = row.number - 1, f"{row.actual_columns} cells, the header has {row.expected_columns}"
+        broken[latest[0]] = latest[1]
         return "skip"
 
     as_bytes = dict.fromkeys(columns, pa.binary())
-    last = 0
+    last = whole = 0
     try:
         with _open(path, as_bytes, _parsing(quoted, invalid_row_handler=remember), threads=False) as reader:
             for batch in reader:
                 # A block may be nothing but broken rows.
                 numbers = _numbers(last, len(batch), broken)
+                whole = int(numbers[-1]) if len(numbers) else whole
                 last = int(numbers[-1]) if len(numbers) else max(broken, default=last)
                 here = {number: broken.pop(number) for number in sorted(broken) if number <= last}
                 late = numbers > skip
@@ -184,14 +188,14 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
         if "straddling" in cause:
             cause = f"a line after line {last + 1} is longer than {_BLOCK_BYTES:,} bytes: is this really a CSV?"
         raise InputError(f"{path}: {cause}; get the file again, or mend the line") from None
+    number, text = latest
+    if number > whole and not _ends_with_newline(path):
+        raise InputError(
+            f"{path}, line {number + 1}: {text}, and the file ends there without a line break: it seems to be cut off; "
+            f"get the file again"
+        )
     rest = {number: text for number, text in broken.items() if number > max(last, skip)}
     if rest:
-        if not _ends_with_newline(path):
-            number = max(rest)
-            raise InputError(
-                f"{path}, line {number + 1}: {rest[number]}, and the file ends there without a line break: it seems to be "
-                f"cut off; get the file again"
-            )
         empty = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in columns.values()], names=list(columns))
         yield CsvRows(empty, np.zeros(0, np.int64), broken=rest)
 

@@ -24,7 +24,7 @@ from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, r
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.errors import InputError
-from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD
+from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
 
 BOX_COLUMNS = {
     "ImageID": "photo_id",
@@ -156,7 +156,7 @@ def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
             found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
         if "original_bytes" in found:
             found["original_bytes"] = _sizes(found["original_bytes"], path, rows.numbers)
-        found["split"] = _constant(split, len(rows.batch))
+        found["split"] = one_word(split, len(rows.batch))
         yield _filled(found, PHOTOS, len(rows.batch))
 
 
@@ -241,7 +241,7 @@ def _box_types() -> dict[str, pa.DataType]:
 def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
     count = len(rows.batch)
     columns: dict[str, pa.Array] = {target: rows.batch.column(name) for name, target in BOX_COLUMNS.items()}
-    columns |= {"split": _constant(split, count), "file": _constant(file, count), "row": pa.array(rows.numbers, pa.int64())}
+    columns |= {"split": one_word(split, count), "file": one_word(file, count), "row": pa.array(rows.numbers, pa.int64())}
     problems = dict(rows.problems)
     for name, target in BOX_COLUMNS.items():
         if target in FLAGS:
@@ -254,10 +254,10 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
     if not rows.broken:
         return batch
     broken = {
-        "split": _constant(split, len(rows.broken)),
-        "file": _constant(file, len(rows.broken)),
+        "split": one_word(split, len(rows.broken)),
+        "file": one_word(file, len(rows.broken)),
         "row": pa.array(list(rows.broken), pa.int64()),
-        "problem": _constant("bad_row", len(rows.broken)),
+        "problem": one_word("bad_row", len(rows.broken)),
         "detail": pa.array(list(rows.broken.values()), pa.string()),
     }
     both = pa.Table.from_batches([batch, _filled(broken, BOXES, len(rows.broken))]).unify_dictionaries().combine_chunks()
@@ -342,10 +342,6 @@ def _filled(columns: Mapping[str, Any], schema: pa.Schema, count: int) -> pa.Rec
     """Columns in the order of a schema; those that are not there are null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _constant(word: str, count: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([word]))
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:

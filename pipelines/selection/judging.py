@@ -16,7 +16,7 @@ from pipelines.selection.gathering import KEPT_FIRST, REASON_WORDS, SORTED_SPLIT
 from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
 from pipelines.selection.runs import Words
 from schemas.randomness import hash_column, mix
-from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS
+from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word
 
 EXAMPLES = 3
 _MALFORMED = REASONS[: REASONS.index("unknown_photo") + 1]
@@ -160,7 +160,7 @@ class Judging:
                 where = "" if details[place].startswith(file) else f"{file}, row {taken['row'][place].as_py()}: "
                 shown.append(f"{where}{details[place]}")
         columns = {
-            "split": _constant(split, len(taken)),
+            "split": one_word(split, len(taken)),
             "label": self.gathered.labels.decode(numbers(taken, "label")),
             "file": self.gathered.files.decode(numbers(taken, "file")),
             "reason": REASON_WORDS.decode(first.astype(np.int32)),
@@ -190,7 +190,7 @@ class Judging:
         label = boxes.label[accepted]
         columns = {name: of_photo[name] for name in ("file_name", "rotation", "url", "author")}
         columns |= {
-            "split": _constant(split, len(taken)),
+            "split": one_word(split, len(taken)),
             "object_id": object_ids(taken["photo_id"].combine_chunks(), identity[accepted]),
             "label": self.gathered.labels.decode(label),
             "label_name": self.names.decode(self.name_places[label]),
@@ -257,12 +257,12 @@ def _in_two_splits(boxes: Boxes, split: str, elsewhere: dict[str, UInt64[np.ndar
     for other, theirs in elsewhere.items():
         ids = boxes.photo_id.take(pa.array(first[np.isin(photos, theirs)]))
         same = {
-            "split": _constant(split, len(ids)),
+            "split": one_word(split, len(ids)),
             "photo_id": ids,
-            "kept_split": _constant(other, len(ids)),
+            "kept_split": one_word(other, len(ids)),
             "kept_photo_id": ids,
         }
-        by = {"by": _constant("photo_id", len(ids)), "distance": pa.nulls(len(ids), pa.int8())}
+        by = {"by": one_word("photo_id", len(ids)), "distance": pa.nulls(len(ids), pa.int8())}
         tables.append(pa.table(same | by).cast(SAME_PHOTOS))
     return pa.concat_tables(tables)
 
@@ -320,7 +320,3 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
 
 def _pixels(values: np.ndarray) -> pa.Array:
     return pa.array(np.nan_to_num(values).astype(np.int32), mask=np.isnan(values))
-
-
-def _constant(word: str, count: int) -> pa.DictionaryArray:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([word]))

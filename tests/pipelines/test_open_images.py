@@ -168,6 +168,15 @@ def test_a_row_that_ends_the_file_in_its_middle_is_a_file_that_was_cut_off(boxes
     assert [row["problem"] for row in read(boxes_file)] == [None, "bad_row"]
 
 
+def test_a_cut_row_is_noticed_in_a_block_of_its_own(boxes_file, monkeypatch):
+    monkeypatch.setattr(csv_files, "_BLOCK_BYTES", 300)
+    boxes_file.write_text(HEADER + ROW * 9 + "x,y\n" * 200 + "x," * 4)
+    with pytest.raises(InputError, match=r"line 211: 5 cells, the header has 13, and the file ends there.*cut off"):
+        read(boxes_file)
+    boxes_file.write_text(HEADER + ROW * 9 + "x,y\n" * 200 + ROW.strip())
+    assert len(read(boxes_file)) == 210
+
+
 def test_a_gzip_that_is_cut_off_stops(boxes_file):
     draw = random.Random(0)
     rows = "".join(ROW.replace("0001eeaf4aed83f9", f"{draw.getrandbits(64):016x}") for _ in range(20000))
