@@ -1,4 +1,4 @@
-"""Build a dataset: boxes and photos -> shards.
+"""Build a dataset: boxes and photos -> shards. Photos are fetched first where `crawl.sources` says from where.
 
     python pipelines/build.py --config configs/tiny.yaml
     ray submit CLUSTER.yaml pipelines/build.py -- --config configs/open_images.yaml
@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from pipelines.config import BuildSettings
+from pipelines.config import BuildSettings, with_absolute_paths
+from pipelines.crawl import crawl_photos
 from pipelines.packing.pack import can_be_mended, read_record
 from pipelines.packing.seal import seal
 from pipelines.packing.workers import pack_on_ray
-from pipelines.photo_folder import check_photo_folder
+from pipelines.photo_folder import check_photos
 from pipelines.planning.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
 from pipelines.planning.freeze import freeze_plan, freeze_tables
 from pipelines.planning.shards import planned_shards
@@ -38,7 +39,8 @@ def main() -> int:
     """The story of a build."""
     started = time.monotonic()
     settings = with_absolute_paths(load_settings(BuildSettings, "build", default_config=preset("tiny")))
-    check_photo_folder(settings.source)
+    if not settings.crawl.sources:
+        check_photos(settings)
     selection, inputs = freeze_tables(settings)
     vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
@@ -46,6 +48,10 @@ def main() -> int:
     identity = freeze_plan(settings, inputs, vae)
     print_selection(selection)
     said = estimate_plan(settings, selection)
+    if settings.crawl.sources:
+        status = crawl_photos(settings)
+        if status:
+            return status
     planned = planned_shards(settings.out / "plan.parquet")
     packed_before = any(read_record(settings.out / "shards", shard, identity) for shard in planned)
     packing_started = time.monotonic()
@@ -86,19 +92,6 @@ def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | N
     write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
     print_estimate(said)
     return said
-
-
-def with_absolute_paths(settings: BuildSettings) -> BuildSettings:
-    """The same settings for processes that run in another folder: Ray's workers start where their cluster was started."""
-    source = settings.source
-    folders = {"annotations": source.annotations.resolve(), "photos": source.photos.resolve()}
-    if source.survey:
-        folders["survey"] = source.survey.resolve()
-    changed = {"out": settings.out.resolve(), "source": source.model_copy(update=folders)}
-    vae = Path(settings.latents.vae)
-    if vae.is_dir():
-        changed["latents"] = settings.latents.model_copy(update={"vae": str(vae.resolve())})
-    return settings.model_copy(update=changed)
 
 
 def pack_missing(

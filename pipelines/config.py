@@ -1,7 +1,7 @@
 """Settings of a build: the `build:` section of a config file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class SourceSettings(Group):
     def photo_frame(self) -> Frame:
         """The frame of the boxes: Open Images and COCO annotate the pixels as stored, whatever a photo's EXIF says."""
         return self.frame if self.kind == "boxes" else "stored"
+
+    @property
+    def photos_of(self) -> str:
+        """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
+        return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
 
     @model_validator(mode="after")
     def _unit_is_declared(self) -> "SourceSettings":
@@ -183,6 +188,67 @@ class RaySettings(Group):
     """How often a shard is tried before the build gives it up."""
 
 
+class HostSettings(Group):
+    """How gently each web host is treated, by all nodes together."""
+
+    requests_per_second: float = Field(20, gt=0)
+    """To one host, over the whole cluster."""
+    concurrency: int = Field(10, ge=1)
+    """Requests to one host at once, over the whole cluster."""
+    failures: int = Field(10, ge=1)
+    """So many failures of a host in a row make it rest, while other hosts go on."""
+    rest_seconds: float = Field(30, gt=0)
+    """Length of its first rest; each further one without a success between is twice as long."""
+    longest_rest_seconds: float = Field(600, gt=0)
+    """No rest is longer; a host that asks for a longer one (Retry-After) is left for another run."""
+    rests: int = Field(4, ge=0)
+    """After so many rests in a row the host's photos are left for another run, with the code of its last failure."""
+
+
+class CrawlSettings(Group):
+    """Getting the photos of accepted objects into a photo store (docs/crawling.md). Not a part of the fingerprint."""
+
+    sources: tuple[str, ...] = ()
+    """Where photos are, tried in this order for each: a local folder, tar files (a path with * ending in .tar), a URL with
+    {split}, {image_id} or {file_name} in it (s3://, gs://, https://, http://), or {url}: the URL in the photos' metadata, and
+    {thumbnail_url}. Empty: source.photos is a plain folder of photos, and nothing is crawled."""
+    contact: str | None = None
+    """An e-mail address or web page that tells web servers' owners whom to write to; due where a source is http or https."""
+    allowed_addresses: tuple[str, ...] = ()
+    """Addresses that are not public and may be asked all the same: an intranet's 10.1.0.0/16, or 127.0.0.1:8000 with its port."""
+    per_host: HostSettings = HostSettings()
+    workers: int | None = Field(None, ge=1)
+    """Crawling processes; null means one for each CPU of the cluster, and 8 at most."""
+    connections: int = Field(32, ge=1)
+    """Photos in flight at once in each process."""
+    attempts: int = Field(4, ge=1)
+    """How often a photo is asked for at each source while the failure is one that may pass."""
+    backoff_seconds: float = Field(1, gt=0)
+    """Longest wait before the second attempt, doubled before each further one up to a minute; a random share of it is waited."""
+    connect_seconds: float = Field(10, gt=0)
+    """Until a connection stands, encryption included."""
+    total_seconds: float = Field(120, gt=0)
+    """Until an answer is here, redirects included."""
+    slow_bytes_per_second: int = Field(1024, ge=1)
+    """An answer that comes more slowly over slow_seconds is given up."""
+    slow_seconds: float = Field(10, gt=0)
+    max_bytes: int = Field(50_000_000, ge=1)
+    """Of one photo, as sent and as unpacked."""
+    max_redirects: int = Field(5, ge=0)
+    min_side: int = Field(64, ge=1)
+    """Photos whose shorter side is below this, in px, are `too_small`."""
+    check_originals: bool = True
+    """Whether what {url} gives must have the metadata's OriginalSize and OriginalMD5."""
+    opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
+    """Words of a server's X-Robots-Tag that make a photo `opted_out`."""
+    placeholder_ids: int = Field(10, ge=2)
+    """The same bytes under so many ids, where no OriginalMD5 vouches for them, are a placeholder."""
+    photos_per_part: int = Field(500, ge=1)
+    """Photos that are stored and recorded together: what a crash may cost each process."""
+    storage: dict[str, dict[str, Any]] = Field({})
+    """Options for object stores by protocol, as fsspec takes them: {"s3": {"anon": true}}."""
+
+
 class BuildSettings(Program):
     """Boxes and photos -> shards of training samples."""
 
@@ -197,4 +263,18 @@ class BuildSettings(Program):
     references: ReferenceSettings = ReferenceSettings()
     latents: LatentSettings = LatentSettings()
     shards: ShardSettings = ShardSettings()
+    crawl: CrawlSettings = CrawlSettings()
     ray: RaySettings = RaySettings()
+
+
+def with_absolute_paths(settings: BuildSettings) -> BuildSettings:
+    """The same settings for processes that run in another folder: Ray's workers start where their cluster was started."""
+    source = settings.source
+    folders = {"annotations": source.annotations.resolve(), "photos": source.photos.resolve()}
+    if source.survey:
+        folders["survey"] = source.survey.resolve()
+    changed = {"out": settings.out.resolve(), "source": source.model_copy(update=folders)}
+    vae = Path(settings.latents.vae)
+    if vae.is_dir():
+        changed["latents"] = settings.latents.model_copy(update={"vae": str(vae.resolve())})
+    return settings.model_copy(update=changed)

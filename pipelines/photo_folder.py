@@ -1,4 +1,4 @@
-"""Photos in a local folder: found, read, decoded, turned. The only place that knows where a photo lies."""
+"""Photos in a local folder, or a photo store: found, read, decoded, turned. The only place that knows where a photo lies."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from pipelines.config import SourceSettings
+from pipelines.config import BuildSettings, SourceSettings
+from pipelines.photo_store import check_store, is_store, open_photo_store
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
 
@@ -31,9 +32,25 @@ def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = No
     else:
         candidates = [root / split / f"{photo_id}.jpg", root / f"{split}_{photo_id[0]}" / f"{photo_id}.jpg"]
     for path in candidates:
-        if path.is_file():
+        # The annotation readers refuse names that lead out of the folder; so do we.
+        if path.is_relative_to(root) and ".." not in path.relative_to(root).parts and path.is_file():
             return path
     raise PhotoError("missing", f"no file {candidates[0]} (nor {candidates[1]})")
+
+
+def read_photo_file(row: Mapping[str, Any], photos: Path) -> bytes:
+    """A photo's file as it is.
+
+    Args:
+        row: of the plan, or of another table: split, photo_id, file_name.
+        photos: the photo folder, or photo store.
+
+    Raises:
+        PhotoError: it is not there; of a store, also if it could not be crawled, or is not what was crawled.
+    """
+    if is_store(photos):
+        return open_photo_store(photos).read(row["split"], row["photo_id"])
+    return photo_path(photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
 
 
 def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
@@ -46,19 +63,24 @@ def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np
     Raises:
         PhotoError: it is missing or cannot be decoded.
     """
-    data = photo_path(source.photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
+    data = read_photo_file(row, source.photos)
     photo = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
     upright = np.ascontiguousarray(np.rot90(photo, (row["rotation"] or 0) // 90))
     return upright, hashlib.sha256(data).hexdigest()
 
 
-def check_photo_folder(source: SourceSettings) -> None:
+def check_photos(settings: BuildSettings) -> None:
     """Look before any work whether there are photos at all.
 
     Raises:
-        InputError: the folder, or a split's folder, is missing or empty.
+        InputError: the folder, or a split's folder, is missing or empty, the store is of other photos, or is still to be made.
     """
-    root = source.photos
+    source, root = settings.source, settings.source.photos
+    if is_store(root):
+        check_store(root, source.photos_of)
+        return
+    if settings.crawl.sources:
+        raise InputError(f"{root}: the photos are still to be crawled; run pipelines/crawl.py with these settings first")
     if source.kind != "open_images":
         if not root.is_dir():
             raise InputError(f"{root}: no such folder; set build.source.photos to the one that holds the photos")

@@ -16,18 +16,16 @@ import json
 import logging
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
-from jaxtyping import UInt64
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -35,7 +33,8 @@ from tqdm import tqdm
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SourceSettings
-from pipelines.photo_folder import check_photo_folder, photo_path
+from pipelines.photo_folder import check_photos, read_photo_file
+from pipelines.photo_list import as_listed, each_once, known_about
 from pipelines.preview import save_picture
 from pipelines.selection.rules import PHOTO_ID
 from pipelines.selection.same_photo import PHOTO_LIST, SURVEY_RECORD, perceptual_hash, read_survey, same_photos
@@ -43,7 +42,6 @@ from schemas.errors import InputError, run_program
 from schemas.files import atomic_file, write_atomically
 from schemas.photos import PhotoError, decode_photo
 from schemas.pictures import Picture, fit, sheet
-from schemas.randomness import hash_column
 from schemas.settings import load_settings, preset
 from schemas.tables import SURVEY
 
@@ -53,7 +51,6 @@ PAIRS_PRINTED = 5
 PAIRS_DRAWN = 12
 _CELL = 300
 _PARTS_AT_ONCE = 200
-_ROWS_HELD = 1_000_000
 _LISTED = pa.schema([(name, pa.string()) for name in ("split", "photo_id", "file_name", "original_md5")])
 
 
@@ -93,7 +90,7 @@ def main() -> int:
     if settings.source.survey is None:
         raise InputError("build.source.survey is not set: give --source.survey FOLDER, the folder to write the survey to")
     folder = settings.source.survey.resolve()
-    check_photo_folder(settings.source)
+    check_photos(settings)
     chunks = freeze_list(list_photos(open_source(settings)), settings.source, folder)
     errors = survey_missing(chunks, settings)
     if errors:
@@ -118,13 +115,10 @@ def list_photos(source: Source) -> pa.Table:
     Raises:
         InputError: no box can be read.
     """
-    named = _each_once(_photos_of(batch) for batch in source.read_boxes())
+    named = each_once((_photos_of(batch) for batch in source.read_boxes()), _LISTED)
     if not len(named):
         raise InputError(f"{source.name}: no box can be read, so there is no photo to survey; see the annotations' rows")
-    keys = np.sort(_name_hashes(named))
-    known = _each_once(_rows_of(batch, keys) for batch in source.read_photos())
-    listed = named.select(["split", "photo_id"]).join(known, ["split", "photo_id"], join_type="left outer")
-    return listed.sort_by([("split", "ascending"), ("photo_id", "ascending")]).select(_LISTED.names).combine_chunks()
+    return known_about(source.read_photos(), named, _LISTED)
 
 
 def freeze_list(photos: pa.Table, source: SourceSettings, folder: Path) -> Chunks:
@@ -229,7 +223,7 @@ def survey_photo(photo: Mapping[str, Any], source: SourceSettings) -> dict[str, 
     """
     row: dict[str, Any] = dict.fromkeys(SURVEY.names) | {"split": photo["split"], "photo_id": photo["photo_id"], "code": "ok"}
     try:
-        data = photo_path(source.photos, photo["split"], photo["photo_id"], photo["file_name"]).read_bytes()
+        data = read_photo_file(photo, source.photos)
         row |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
     except PhotoError as error:
@@ -318,7 +312,7 @@ def draw_pairs(folder: Path, source: SourceSettings) -> Path | None:
         name = photo["split"], photo["photo_id"]
         if name in names:
             with contextlib.suppress(PhotoError):  # It failed before, or is not there any more.
-                data = photo_path(source.photos, *name, photo["file_name"]).read_bytes()
+                data = read_photo_file(photo, source.photos)
                 pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
                 pictures[name] = fit(pixels, _CELL)
     rows, captions = [], []
@@ -343,40 +337,7 @@ def _photos_of(boxes: pa.RecordBatch) -> pa.Table:
     usable = pc.and_kleene(
         pc.is_null(boxes["problem"]), pc.fill_null(pc.match_substring_regex(boxes["photo_id"], PHOTO_ID), False)
     )
-    named = boxes.select(["split", "photo_id"]).filter(usable)
-    nothing = pa.nulls(len(named), pa.string())
-    return pa.table([named["split"].cast(pa.string()), named["photo_id"], nothing, nothing], schema=_LISTED)
-
-
-def _rows_of(photos: pa.RecordBatch, wanted: UInt64[np.ndarray, " names"]) -> pa.Table:
-    """The rows of a batch of the source's photos whose hash of the name is among the sorted ones that are wanted."""
-    columns = [photos[name].cast(pa.string()) for name in _LISTED.names]
-    listed = pa.table(columns, schema=_LISTED)
-    hashes = _name_hashes(listed)
-    place = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
-    return listed.filter(pa.array(wanted[place] == hashes))
-
-
-def _each_once(parts: Iterable[pa.Table]) -> pa.Table:
-    """Rows of `_LISTED`, each split and photo once, with what any of its rows knows. Memory goes by the number of photos."""
-    held, waiting, limit = [_LISTED.empty_table()], 0, _ROWS_HELD
-    for part in parts:
-        held.append(_merged(part))
-        waiting += len(held[-1])
-        if waiting > limit:
-            held, waiting = [_merged(pa.concat_tables(held))], 0
-            limit = _ROWS_HELD + len(held[0])
-    return _merged(pa.concat_tables(held))
-
-
-def _merged(rows: pa.Table) -> pa.Table:
-    # The smallest, not the first: the order of rows must not matter.
-    merged = rows.group_by(["split", "photo_id"]).aggregate([("file_name", "min"), ("original_md5", "min")])
-    return merged.rename_columns(_LISTED.names).cast(_LISTED)
-
-
-def _name_hashes(photos: pa.Table) -> UInt64[np.ndarray, " photos"]:
-    return hash_column(pc.binary_join_element_wise(photos["split"], photos["photo_id"], "/").combine_chunks(), "surveyed")
+    return as_listed(boxes.select(["split", "photo_id"]).filter(usable), _LISTED)
 
 
 def _list_sha256(photos: pa.Table) -> str:

@@ -3,6 +3,7 @@
 from pydantic import BaseModel
 
 from schemas import dataset, sample
+from schemas.outcomes import OUTCOMES
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, TABLES
 
 LAYOUT = """\
@@ -23,6 +24,20 @@ LAYOUT = """\
 | `index.parquet`, `shard_records.parquet` | the parts put together |
 | `failures.parquet` | samples that could not be made |
 | `contact_sheet.png` | photo with box, view with mask, reference |
+"""
+
+STORE_LAYOUT = """\
+| path | what |
+| --- | --- |
+| `store.json` | says that this is a photo store, and of which version |
+| `index.parquet` | where each photo lies: read photos by it |
+| `status.parquet`, `failures.parquet` | what became of every photo that was ever wanted; those that are not here |
+| `quarantine.parquet` | photos that are placeholders: their bytes are here, the index leaves them out |
+| `parts/<round>-<part>.json` | commit record of a part: the part is done when this is there and fits its files |
+| `parts/<round>-<part>-<attempt>.tar` | its photos as they came, uncompressed, `<split>/<photo id>.<format>` |
+| `parts/<round>-<part>-<attempt>.parquet` | what became of each of its photos |
+| `rounds/<round>.parquet`, `rounds/<round>.json` | what one run set out to get; which parts count that were there before it |
+| `lock` | held by the crawl that is running |
 """
 
 
@@ -66,7 +81,7 @@ def document() -> str:
     lines += ["", "Fields of `json`:", "", *_fields(sample.SampleRecord), "", "## dataset.json", ""]
     for part in (dataset.DatasetInfo, dataset.VaeIdentity, dataset.SplitCounts, dataset.Books):
         lines += [f"`{part.__name__}`: {part.__doc__}", "", *_fields(part), ""]
-    lines += ["## Tables", ""]
+    lines += ["## A photo store", "", STORE_LAYOUT, "## Tables", ""]
     for name, schema in TABLES.items():
         lines += [
             f"### {name}",
@@ -85,6 +100,10 @@ def document() -> str:
     for heading, codes in (("Reasons of rejects", REJECT_REASONS), ("Codes of failures", FAILURE_CODES)):
         lines += [f"## {heading}", "", "| code | meaning |", "| --- | --- |"]
         lines += [*(f"| `{code}` | {meaning} |" for code, meaning in codes.items()), ""]
+    lines += ["## Outcomes of photos", "", "| code | asking again may help | meaning |", "| --- | --- | --- |"]
+    for code, outcome in OUTCOMES.items():
+        lines.append(f"| `{code}` | {'yes' if outcome.transient else 'no'} | {outcome.meaning} |")
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """The Arrow schema of every table that a stage hands to the next one, stored as Parquet.
 
     boxes ──selection──▶ objects + rejects ──plan──▶ plan ──pack──▶ shard records + index
+                                  └──crawl──▶ photo status + photo index ──┘
 
 Each field carries its meaning as metadata; `docs/data-format.md` is generated from it. Box coordinates are fractions of the
 stored photo (x right, y down, origin at the top left). Flags are three-state as in Open Images: 1 yes, 0 no, -1 unknown.
@@ -8,6 +9,7 @@ stored photo (x right, y down, origin at the top left). Flags are three-state as
 
 import pyarrow as pa
 
+from schemas.outcomes import OK, OUTCOMES
 from schemas.photos import PHOTO_ERRORS
 
 FLAGS = ("is_occluded", "is_truncated", "is_group_of", "is_depiction", "is_inside")
@@ -23,6 +25,11 @@ def one_word(word: str, count: int) -> pa.DictionaryArray:
 
 def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """A field within a struct, which may be null as a whole: nullable, and a word is a string there."""
+    return pa.field(field.name, pa.string() if field.type == WORD else field.type, metadata=field.metadata)
 
 
 _PHOTO = [
@@ -87,6 +94,9 @@ PHOTOS = pa.schema(
     [
         *_PHOTO,
         *_SOURCE,
+        _field(
+            "thumbnail_url", pa.string(), "where a smaller copy was published; null if the source does not say", nullable=True
+        ),
         _field("original_md5", pa.string(), "MD5 of the published original, in base64; null if not known", nullable=True),
         _field("original_bytes", pa.int64(), "size of the published original; null if not known", nullable=True),
     ],
@@ -95,7 +105,7 @@ PHOTOS = pa.schema(
 SURVEY = pa.schema(
     [
         *_PHOTO,
-        _field("code", WORD, f"`ok`, or what is wrong with the file: {', '.join(f'`{code}`' for code in PHOTO_ERRORS)}"),
+        _field("code", WORD, "`ok`, or why it cannot be used: a code of failures below"),
         _field("detail", pa.string(), "what is wrong, in words; null if nothing is", nullable=True),
         _field("sha256", pa.string(), "SHA-256 of the file, hex; null if there is none", nullable=True),
         _field("bytes", pa.int64(), "size of the file; null if there is none", nullable=True),
@@ -175,6 +185,70 @@ PLAN = pa.schema(
         *OBJECTS,
     ],
     metadata={"about": "The frozen plan (`plan.parquet`): one row per sample to be made, all that packing needs to know."},
+)
+_PHOTO_KEY = _field("key", pa.uint64(), "hash of split and id: photos are sorted by it, so that hosts and classes are mixed")
+_TIME = pa.timestamp("ms", tz="UTC")
+_STATUS = [
+    _field("code", WORD, "what became of the photo, as a code below"),
+    _field("transient", pa.bool_(), "whether asking again may help"),
+    _field("detail", pa.string(), "what went wrong, in words, at each source; null if nothing did", nullable=True),
+    _field("attempts", pa.int16(), "how often it was asked for, over all sources, when it was last wanted"),
+    _field("asked_at", _TIME, "when it was last asked for"),
+    _field("source", WORD, "the entry of crawl.sources that gave it, or that was asked last"),
+    _field("url", pa.string(), "what was asked for last, after redirects; null for local files", nullable=True),
+    _field("http_status", pa.int16(), "of the last answer; null if there was none", nullable=True),
+]
+_PLACE = [
+    _field("file", WORD, "the tar that holds the photo, below the store; or the absolute path of a file that is used in place"),
+    _field("offset", pa.int64(), "where the photo's bytes begin in it"),
+    _field("length", pa.int64(), "how many bytes these are"),
+    _field("sha256", pa.string(), "SHA-256 of these, hex; checked whenever they are read"),
+    _field("width", pa.int32(), "width in px, as stored"),
+    _field("height", pa.int32(), "height in px, as stored"),
+    _field("exif_orientation", pa.int8(), "EXIF orientation, 1 to 8; null if there is none", nullable=True),
+    _field("verified", pa.bool_(), "whether the metadata's OriginalMD5 vouches for these bytes"),
+    _field("fetched_at", _TIME, "when these bytes came"),
+    _field("etag", pa.string(), "the answer's ETag; null if it had none", nullable=True),
+    _field("last_modified", pa.string(), "the answer's Last-Modified; null if it had none", nullable=True),
+]
+PHOTO_STATUS = pa.schema(
+    [_PHOTO_KEY, *_PHOTO, *_STATUS],
+    metadata={
+        "about": "What became of every photo that was ever wanted (`status.parquet` of a photo store), one row each; "
+        "`failures.parquet` holds those rows whose code is not `ok`."
+    },
+)
+PHOTO_INDEX = pa.schema(
+    [_PHOTO_KEY, *_PHOTO, *_PLACE, *[field for field in _STATUS if field.name in ("source", "url", "http_status")]],
+    metadata={
+        "about": "Where each photo lies (`index.parquet` of a photo store), one row for each with code `ok`; "
+        "`quarantine.parquet` likewise for those with code `placeholder`."
+    },
+)
+STORED_PHOTOS = pa.schema(
+    [_PHOTO_KEY, *_PHOTO, *_STATUS, *[field.with_nullable(True) for field in _PLACE]],
+    metadata={"about": "What one part of a crawl found (`parts/*.parquet` of a photo store): status and place of its photos."},
+)
+WANTED = pa.schema(
+    [
+        _PHOTO_KEY,
+        *_PHOTO,
+        *[field for field in PHOTOS if field.name in ("file_name", "url", "thumbnail_url", "original_md5", "original_bytes")],
+        _field("tar", WORD, "a tar of photos that has it, as an absolute path; null if none has", nullable=True),
+        _field("tar_offset", pa.int64(), "where the photo's bytes begin in it", nullable=True),
+        _field("tar_length", pa.int64(), "how many bytes these are", nullable=True),
+        _field("skip", pa.int16(), "how many of crawl.sources are passed over: they gave a placeholder", nullable=True),
+        _field(
+            "before",
+            pa.struct([_plain(field) for field in PHOTO_INDEX if field.name not in ("key", "split", "photo_id")]),
+            "where it is asked for again: its row of the photo index, or of the quarantine",
+            nullable=True,
+        ),
+    ],
+    metadata={
+        "about": "What one run of a crawl sets out to get (`rounds/*.parquet` of a photo store), frozen before it begins; each "
+        "row group becomes one part."
+    },
 )
 MEMBER_LOCATION = pa.struct([pa.field("offset", pa.int64(), nullable=False), pa.field("length", pa.int64(), nullable=False)])
 INDEX = pa.schema(
@@ -263,7 +337,10 @@ REJECT_REASONS = {
 # Why a sample cannot be made.
 FAILURE_CODES = {
     **PHOTO_ERRORS,
-    "size_mismatch": "the photo has another shape than the annotations say: boxes and pixels do not belong together",
+    **{code: outcome.meaning for code, outcome in OUTCOMES.items() if code != OK and code not in PHOTO_ERRORS},
+    "not_crawled": "the photo store has no word of it: the crawl was stopped before, or is of other objects",
+    "changed": "the photo is not what it was when it was crawled: its bytes have another SHA-256, or are gone",
+    "shape_mismatch": "the photo has another shape than the annotations say: boxes and pixels do not belong together",
     "reference_too_small": "the box's shorter side is below selection.min_side px, known only from the photo itself",
     "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
@@ -280,4 +357,8 @@ TABLES = {
     "shard records": SHARD_RECORDS,
     "failures": FAILURES,
     "index": INDEX,
+    "wanted photos": WANTED,
+    "stored photos": STORED_PHOTOS,
+    "photo status": PHOTO_STATUS,
+    "photo index": PHOTO_INDEX,
 }

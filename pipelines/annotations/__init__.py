@@ -1,10 +1,13 @@
 """Annotation readers: a source's own files -> record batches of boxes and photos (`BOXES` and `PHOTOS` of schemas.tables)."""
 
-from pipelines.annotations.boxes import open_boxes
+from pathlib import Path
+
+from pipelines.annotations.boxes import check_sizes, open_boxes
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
+from pipelines.photo_store import is_store
 
 
 def open_source(settings: BuildSettings) -> Source:
@@ -14,7 +17,11 @@ def open_source(settings: BuildSettings) -> Source:
         InputError: a file is missing or is not what it should be; names the file, the place and the fix.
     """
     if settings.source.kind == "coco":
-        return open_coco(settings.source, settings.seed)
+        folders = [Path(text) for text in settings.crawl.sources if Path(text).is_dir()]
+        elsewhere = len(folders) < len(settings.crawl.sources)
+        return open_coco(settings.source, settings.seed, [settings.source.photos, *folders], elsewhere and not folders)
     if settings.source.kind == "boxes":
+        if settings.crawl.sources or is_store(settings.source.photos):
+            check_sizes(settings.source)
         return open_boxes(settings.source, settings.seed)
     return open_open_images(settings.source)

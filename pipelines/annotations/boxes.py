@@ -28,6 +28,7 @@ from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import SPLITS, SourceSettings
+from schemas.errors import InputError
 from schemas.photos import PhotoError, photo_size
 from schemas.randomness import name_hash
 from schemas.tables import BOXES, PHOTOS
@@ -123,6 +124,20 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
         read_elsewhere=reader.hash_sizes,
         rows=count_rows(path),
     )
+
+
+def check_sizes(settings: SourceSettings) -> None:
+    """Make sure that the file itself says how large its photos are, where they are still to be fetched.
+
+    Raises:
+        InputError: boxes are in px, and the file has no columns for it.
+    """
+    columns, _ = read_head(settings.annotations)
+    if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
+        raise InputError(
+            f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
+            f"height, or write the boxes as fractions (source.unit: fraction)"
+        )
 
 
 def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:

@@ -69,19 +69,25 @@ class _Instances:
     categories: dict[str, _Category]
 
 
-def open_coco(settings: SourceSettings, seed: int) -> Source:
+def open_coco(settings: SourceSettings, seed: int, roots: Sequence[Path] = (), elsewhere: bool = False) -> Source:
     """Open COCO's annotations: a folder with a file for each split, or one file whose photos are divided by a hash of their ids.
 
     Ids of photos are COCO's image ids; boxes of photos that are not listed count under the first of `settings.splits`. File
-    names lie below `settings.photos`: those of instances_train2017.json in its folder train2017, if there is one. Class ids are
+    names lie below the photo folder: those of instances_train2017.json in its folder train2017, if there is one. Class ids are
     category ids. A supercategory is a class above its categories, with the id `supercategory:vehicle` and the name `vehicle`;
     where a category bears that name, as `person` does, it stands for both.
+
+    Args:
+        settings: of the source.
+        seed: of the hash that divides photos.
+        roots: folders of photos; `settings.photos` by default.
+        elsewhere: photos are in none of these, but where COCO publishes them, by train2017 and val2017.
 
     Raises:
         InputError: no file for a split, or more than one; a file that is not JSON, is cut off, or is not in COCO's format; an id
             that stands for two things.
     """
-    files = _files(settings)
+    files = _files(settings, roots or [settings.photos], elsewhere)
     categories: dict[str, _Category] = {}
     homes: dict[str, Path] = {}
     rows = 0
@@ -140,10 +146,10 @@ def class_hierarchy(categories: Mapping[str, _Category], place: Path) -> tuple[d
     return names, {class_id: tuple(members) for class_id, members in below.items()}
 
 
-def _files(settings: SourceSettings) -> list[_File]:
+def _files(settings: SourceSettings, roots: Sequence[Path], elsewhere: bool) -> list[_File]:
     place = settings.annotations
     if place.is_file():
-        return [_File(place, None, _photo_folder(place, settings.photos))]
+        return [_File(place, None, _photo_folder(place, roots, elsewhere))]
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder; set build.source.annotations to COCO's JSON, or to a folder with it")
     files = []
@@ -160,14 +166,16 @@ def _files(settings: SourceSettings) -> list[_File]:
                 f"{place}: {' and '.join(path.name for path in found)} are both {pattern}, the split {split}; "
                 f"leave one of them in this folder"
             )
-        files.append(_File(found[0], split, _photo_folder(found[0], settings.photos)))
+        files.append(_File(found[0], split, _photo_folder(found[0], roots, elsewhere)))
     return files
 
 
-def _photo_folder(path: Path, photos: Path) -> str:
+def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
     name = path.name.partition(".")[0]
     folder = name.removeprefix("instances_")
-    return f"{folder}/" if folder and folder != name and (photos / folder).is_dir() else ""
+    if not folder or folder == name:
+        return ""
+    return f"{folder}/" if elsewhere or any((root / folder).is_dir() for root in roots) else ""
 
 
 def _read_boxes(file: _File, settings: SourceSettings, seed: int) -> Iterator[pa.RecordBatch]:

@@ -47,6 +47,7 @@ METADATA_COLUMNS = {
     "Rotation": ("rotation", pa.float64()),
     "OriginalMD5": ("original_md5", pa.string()),
     "OriginalSize": ("original_bytes", pa.float64()),
+    "Thumbnail300KURL": ("thumbnail_url", pa.string()),
 }
 # The oldest mirrors have the first four columns alone.
 _METADATA_NEEDED = ("ImageID", "OriginalURL", "License", "Author")

@@ -9,12 +9,11 @@ sorted, times are 0, every draw goes by names.
 import hashlib
 import itertools
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,15 +23,19 @@ from pipelines.config import BuildSettings
 from pipelines.packing.latents import load_encoder, view_and_masked
 from pipelines.packing.samples import Failure, Prepared, Row, prepare_photo
 from pipelines.photo_folder import read_photo
+from pipelines.tars import TarWriter
 from pipelines.threads import in_order
 from schemas.files import atomic_file, write_atomically
+from schemas.outcomes import OUTCOMES
 from schemas.photos import PHOTO_ERRORS, PhotoError
 from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
 from schemas.tables import INDEX
 
 # Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
 PHOTOS_AHEAD = 8
-_BLOCK = 512
+
+# Failures of the photo, not of what is cut from it.
+_OF_PHOTOS = {*PHOTO_ERRORS, *OUTCOMES, "not_crawled", "changed"}
 
 Item = TypeVar("Item")
 
@@ -60,7 +63,7 @@ class ShardPacker:
             tar = TarWriter(file)
             for sample in self._samples(rows, failures):
                 records.append(sample.record)
-                locations.append(tar.add_sample(sample))
+                locations.append(add_sample(tar, sample))
             tar.close()
         parts = [
             _index_row(shard, place, record, location)
@@ -115,35 +118,14 @@ class ShardPacker:
                         yield outcome
 
 
-class TarWriter:
-    """A tar whose bytes depend on its content alone: sorted members, time 0, no owner. Hashes while it writes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.offset = 0
-        self.digest = hashlib.sha256()
-
-    def add_sample(self, sample: Sample) -> dict[str, dict[str, int] | None]:
-        """Write a sample's members; returns where each lies, None for the optional ones that it lacks."""
-        members = encode_sample(sample)
-        places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
-        for name in sorted(members):
-            data = members[name]
-            info = tarfile.TarInfo(f"{sample.record.key}.{name}")
-            info.size = len(data)
-            self._write(info.tobuf(tarfile.USTAR_FORMAT))
-            places[name] = {"offset": self.offset, "length": len(data)}
-            self._write(data + b"\0" * (-len(data) % _BLOCK))
-        return places
-
-    def close(self) -> None:
-        """Write the end of the archive; the file stays open."""
-        self._write(b"\0" * (2 * _BLOCK))
-
-    def _write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.offset += len(data)
+def add_sample(tar: TarWriter, sample: Sample) -> dict[str, dict[str, int] | None]:
+    """Write a sample's members, sorted; returns where each lies, None for the optional ones that it lacks."""
+    members = encode_sample(sample)
+    places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
+    for name in sorted(members):
+        offset = tar.add(f"{sample.record.key}.{name}", members[name])
+        places[name] = {"offset": offset, "length": len(members[name])}
+    return places
 
 
 def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | None:
@@ -166,7 +148,7 @@ def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | 
 
 def can_be_mended(record: dict[str, Any], settings: BuildSettings) -> bool:
     """Whether a photo that failed when this shard was packed can be used now: it came later, or was replaced."""
-    failed = [failure for failure in record["failed_samples"] if failure["code"] in PHOTO_ERRORS]
+    failed = [failure for failure in record["failed_samples"] if failure["code"] in _OF_PHOTOS]
     photos = {(failure["split"], failure["photo_id"]): failure for failure in failed}
     for photo in photos.values():
         try:

@@ -148,7 +148,7 @@ def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSet
         expected = width * row["height"] / row["width"]
         if abs(height - expected) > 1 + expected / row["width"]:
             detail = f"the photo has {width}x{height} px, the annotations say {row['width']}x{row['height']}"
-            return "size_mismatch", detail
+            return "shape_mismatch", detail
         return None
     shorter, longer = np.array([min(box.width, box.height)]), np.array([max(box.width, box.height)])
     if below_min_side(shorter, settings.selection).any():

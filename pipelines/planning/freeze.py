@@ -51,7 +51,7 @@ def fingerprint(
     the inputs changes nothing. Nor are the photos, which would have to be read for it: a photo is known by its id, and each
     sample records the SHA-256 of the file that it was cut from.
     """
-    chosen = settings.model_dump(mode="json", exclude={"out", "ray"})
+    chosen = settings.model_dump(mode="json", exclude={"out", "ray", "crawl"})
     chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]

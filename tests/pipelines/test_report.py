@@ -96,7 +96,7 @@ def seal_folder(folder: Path, objects: int, rejected: int, failed: int = 1) -> N
         rejects={"too_small": rejected},
         planned=objects,
         samples=objects - failed,
-        failures={"size_mismatch": failed},
+        failures={"shape_mismatch": failed},
         masks={"box": 3},
         padded_views=0,
     )
@@ -350,7 +350,7 @@ def test_a_finished_dataset_is_shown_with_what_was_packed(tmp_path):
     assert told["splits"][0]["bytes"] == 12_345_678
     page = render_page(told)
     assert "12.3\N{NO-BREAK SPACE}MB" in page
-    assert "size_mismatch" in page
+    assert "shape_mismatch" in page
     assert "0123456789ab" in page
 
 

@@ -95,7 +95,7 @@ def test_a_photo_of_another_shape_than_the_annotations_say_is_not_used(size, fai
     assert isinstance(sample, Failure) == fails
     if fails:
         assert (sample.code, sample.detail) == (
-            "size_mismatch",
+            "shape_mismatch",
             f"the photo has 200x120 px, the annotations say {size[0]}x{size[1]}",
         )
 

@@ -19,7 +19,7 @@ import pytest
 import ray
 from PIL import Image
 
-from pipelines import survey
+from pipelines import photo_list, survey
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SourceSettings
@@ -321,7 +321,7 @@ def test_a_survey_must_be_told_where_to_write(world):
 
 def test_photos_are_those_of_the_boxes_each_once(monkeypatch):
     """With what the tables know of them, in any order; broken rows and ids that lead out of the folder name no photo."""
-    monkeypatch.setattr(survey, "_ROWS_HELD", 1)
+    monkeypatch.setattr(photo_list, "_ROWS_HELD", 1)
 
     def batches(schema: pa.Schema, rows: list[dict], size: int = 2) -> list[pa.RecordBatch]:
         return [pa.RecordBatch.from_pylist(rows[start : start + size], schema) for start in range(0, len(rows), size)]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from schemas.photos import PhotoError, decode_photo, photo_size
+from schemas.photos import PhotoError, check_photo, decode_photo, photo_size
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -160,3 +160,37 @@ def test_the_same_photo_gives_the_same_words_each_time():
         details.add(caught.value.detail)
     assert len(details) == 1
     assert "0x" not in details.pop()
+
+
+def test_a_progressive_photo_may_not_repeat_its_scans_without_end():
+    """A few hundred bytes of scan are a pass over all pixels: a megabyte of them would take minutes."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    scans = data.count(b"\xff\xda")
+    assert 5 < scans < 20
+    check_photo(data, frame="stored")
+    last = data.rindex(b"\xff\xda")
+    refinement = data[last:-2]
+    bomb = data[:-2] + refinement * 101 + b"\xff\xd9"
+    for decode in (check_photo, decode_photo):
+        with pytest.raises(PhotoError, match=f"decode_error: a JPEG of {scans + 101} scans"):
+            decode(bomb, frame="stored")
+
+
+def test_what_is_checked_is_what_can_be_decoded(real_data):
+    """`check_photo` says yes to just those photos that `decode_photo` takes, whole and cut off at any place."""
+    random = np.random.default_rng(0)
+    for path in sorted((real_data / "hostile_images").iterdir()):
+        whole = path.read_bytes()
+        for data in (whole, *(whole[: random.integers(1, len(whole))] for _ in range(5))):
+            for frame in ("stored", "exif"):
+                assert _outcome(check_photo, data, frame) == _outcome(decode_photo, data, frame), path.name
+
+
+def _outcome(function, data, frame):
+    try:
+        function(data, frame=frame)
+    except PhotoError as error:
+        return error.code
+    return "ok"

@@ -1,0 +1,196 @@
+"""Get the photos of accepted objects into a photo store, with an outcome for each photo.
+
+    python pipelines/crawl.py --config configs/open_images.yaml --crawl.contact you@example.org
+
+    objects, metadata ──▶ wanted photos ──those without an outcome──▶ a round ──Ray──▶ parts ──▶ index, status, failures
+
+Stopped, or killed, the same command goes on where it was; photos that have an outcome are not asked for again. With
+
+    --retry transient   also those whose failure may have passed (or: all, or codes as in http_404,timeout)
+    --refresh           also those that are there: unchanged ones are kept, those that are gone at their source leave the store
+    --verify            nothing is fetched: read the store from end to end and say what is wrong with it
+
+`pipelines/build.py` with the same settings does the same before it packs. Docs: docs/crawling.md.
+"""
+
+import argparse
+import difflib
+import signal
+import sys
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from rich.console import Console
+
+from pipelines.annotations import open_source
+from pipelines.config import BuildSettings, with_absolute_paths
+from pipelines.crawling.addresses import AddressRules
+from pipelines.crawling.buckets import check_object_stores
+from pipelines.crawling.live import Display, summary_table
+from pipelines.crawling.merging import count_codes, find_placeholders, merge
+from pipelines.crawling.rounds import (
+    freeze_round,
+    lock_store,
+    open_store,
+    photos_to_ask,
+    quarantined,
+    quarantined_keys,
+    read_parts,
+    sweep,
+)
+from pipelines.crawling.verify import verify_store
+from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
+from pipelines.crawling.workers import Stop, crawl_on_ray
+from pipelines.photo_store import is_store
+from pipelines.planning.freeze import freeze_tables
+from schemas.errors import InputError, run_program
+from schemas.outcomes import OK, OUTCOMES, TRANSIENT
+from schemas.settings import load_settings, preset
+
+# A stop must not take long: more photos than these are merged by the next run.
+_MERGED_AT_A_STOP = 300_000
+
+
+@dataclass(frozen=True)
+class Acts:
+    """What to do this time, beside getting what is missing."""
+
+    again: frozenset[str] = frozenset()
+    """Codes whose photos are asked for again."""
+    verify: bool = False
+
+
+def main() -> int:
+    """The story of a crawl."""
+    acts, rest = read_acts(sys.argv[1:])
+    settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
+    store = settings.source.photos
+    if acts.verify:
+        if not is_store(store):
+            raise InputError(f"{store}: no photo store here; set --source.photos to the one to verify")
+        return print_problems(settings)
+    if not settings.crawl.sources:
+        raise InputError(
+            "build.crawl.sources is empty: say where the photos are, as --crawl.sources "
+            "'[\"s3://open-images-dataset/{split}/{image_id}.jpg\"]' (docs/crawling.md)"
+        )
+    freeze_tables(settings)
+    return crawl_photos(settings, acts.again)
+
+
+def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
+    """Bring the store of `source.photos` up to date with `objects.parquet`; returns the exit status.
+
+    Args:
+        settings: of the build, whose tables are frozen; its paths are absolute.
+        again: codes whose photos are asked for again.
+
+    Raises:
+        InputError: a source of photos is not there, or the folder is no photo store.
+    """
+    sources = read_sources(settings.crawl)
+    AddressRules(settings.crawl.allowed_addresses)
+    check_object_stores([source.text for source in sources if source.kind == "bucket"], settings.crawl)
+    store = settings.source.photos
+    open_store(store, settings.source.photos_of)
+    stop = Stop()
+    errors: dict[int, str] = {}
+    try:
+        with stop, lock_store(store):
+            parts = read_parts(store)
+            sweep(store, parts)
+            merge(store, parts, settings.crawl.placeholder_ids)
+            wanted = list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
+            asked = photos_to_ask(store, wanted, again)
+            known = quarantined_keys(store)
+            while len(asked) and not errors and not stop.signal:
+                errors = crawl_round(settings, sources, asked, stop)
+                parts = read_parts(store)
+                if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
+                    raise KeyboardInterrupt
+                merge(store, parts, settings.crawl.placeholder_ids)
+                # Placeholders show only now, when many have come. Another source may have the photos themselves.
+                asked = quarantined(store, wanted, known, settings.crawl.sources)
+                known = quarantined_keys(store)
+            counts = count_codes(store, wanted["key"].combine_chunks())
+    except KeyboardInterrupt:
+        print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + (stop.signal or signal.SIGINT)
+    print_outcomes(settings, counts)
+    for message, units in Counter(errors.values()).items():  # A full disk is told once.
+        print(f"{units:,} parts could not be made: {message}", file=sys.stderr)
+    if stop.signal:
+        print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + stop.signal
+    if errors or counts[""]:
+        print(f"error: {counts['']:,} photos were not asked for; the others are kept, run again", file=sys.stderr)
+        return 1
+    return 0
+
+
+def crawl_round(settings: BuildSettings, sources: list[PhotoSource], asked: pa.Table, stop: Stop) -> dict[int, str]:
+    """Freeze a list of photos and get them; returns the errors of parts that could not be made."""
+    store = settings.source.photos
+    parts = read_parts(store)
+    placeholders = find_placeholders(store, parts, settings.crawl.placeholder_ids)
+    chosen = freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
+    with Display(len(asked)) as display:
+        return crawl_on_ray(chosen, sources, settings, display, stop)
+
+
+def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
+    """The table in which the books balance, and where everything is."""
+    store = settings.source.photos
+    console = Console()
+    console.print(summary_table(counts))
+    later = sum(count for code, count in counts.items() if code in TRANSIENT)
+    if later:
+        hint = f"{later:,} photos may come another time: pipelines/crawl.py --retry transient"
+        console.print(hint, soft_wrap=True, highlight=False)
+    console.print(f"photo store: {store}", soft_wrap=True, highlight=False)
+    if counts.total() > counts[OK]:
+        console.print(f"what failed, and why: {store / 'failures.parquet'}", soft_wrap=True, highlight=False)
+
+
+def print_problems(settings: BuildSettings) -> int:
+    """Verify the store and say what is wrong; returns the exit status."""
+    store = settings.source.photos
+    problems, photos = verify_store(store)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        print(f"error: {store}: {len(problems)} problems, see above", file=sys.stderr)
+        return 1
+    print(f"{store}: {photos:,} photos, all of them whole and where the index says")
+    return 0
+
+
+def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
+    """The options that are no settings, and the other arguments.
+
+    Raises:
+        InputError: --retry names a code that does not exist.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--retry", default="")
+    parser.add_argument("--refresh", action="store_true")
+    parser.add_argument("--verify", action="store_true")
+    given, rest = parser.parse_known_args(list(arguments))
+    if {"-h", "--help"} & set(rest):
+        print(__doc__)
+    failures = [code for code in OUTCOMES if code != OK]
+    groups = {"transient": TRANSIENT, "all": failures}
+    again: set[str] = {OK} if given.refresh else set()
+    for word in filter(None, given.retry.split(",")):
+        if word not in (*groups, *failures):
+            near = difflib.get_close_matches(word, [*groups, *failures], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise InputError(f"--retry {word}: no such outcome{hint}; give transient, all, or some of {', '.join(failures)}")
+        again.update(groups.get(word, (word,)))
+    return Acts(frozenset(again), given.verify), rest
+
+
+if __name__ == "__main__":
+    run_program(main)

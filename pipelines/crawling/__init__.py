@@ -1,0 +1,1 @@
+"""Crawling: photos of accepted objects -> a photo store, with an outcome for each photo."""

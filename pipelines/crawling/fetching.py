@@ -1,0 +1,309 @@
+"""One wanted photo: asked for at each source in order, again where that may help, and looked at. Its outcome is a row, no error.
+
+for each source:   ask ──▶ bytes ──▶ inspect ──▶ ok, with the bytes to store
+│                   └─▶ a code: next source
+└─▶ a code that may pass: wait, ask again; else: next source
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from pipelines.config import CrawlSettings
+from pipelines.crawling.buckets import ObjectStores
+from pipelines.crawling.fetched import Fetched, FetchError
+from pipelines.crawling.inspection import Demands, inspect
+from pipelines.crawling.wanted import PhotoSource
+from pipelines.crawling.web import Gate, WebClient
+from pipelines.photo_folder import photo_path
+from schemas.outcomes import OK
+from schemas.photos import PhotoError
+from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
+
+_LONGEST_DETAIL = 1000
+_LONGEST_WAIT = 60.0
+_PLACE = [name for name in PHOTO_INDEX.names if name not in ("key", "split", "photo_id", "url", "source", "http_status")]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a wanted photo."""
+
+    row: dict[str, Any]
+    """Of `STORED_PHOTOS`; without a place where there are bytes to be stored."""
+    data: bytes | None = None
+    """To be stored; none where it failed, lies elsewhere, or is stored already."""
+    extension: str = ""
+    received: int = 0
+    """Bytes that came for it over a network."""
+
+
+class Throttle:
+    """A gate to web hosts that also bounds what one process holds in memory: photos in flight, and photos not yet inspected."""
+
+    def __init__(self, gate: Gate | None, connections: int, hold: Callable[[bool], None] | None = None) -> None:
+        """`hold` tells the gate to let nobody pass, since there is no room, and to go on."""
+        self.gate = gate
+        self.hold = hold
+        self.connections = connections
+        self.in_flight = asyncio.Semaphore(connections)
+        self.has_room = asyncio.Event()
+        self.has_room.set()
+        self.asking = 0
+        self.uninspected = 0
+
+    @contextlib.asynccontextmanager
+    async def request(self, host: str) -> AsyncIterator[None]:
+        """As the gate's own; the host's turn comes first, so that a host that rests keeps no other one waiting."""
+        assert self.gate is not None
+        async with self.gate.request(host), self.slot():
+            yield
+
+    @property
+    def busy(self) -> int:
+        """Photos being asked for or looked at right now."""
+        return self.asking + self.uninspected
+
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One of the process's connections."""
+        async with self.in_flight:
+            await self.has_room.wait()
+            self.asking += 1
+            try:
+                yield
+            finally:
+                self.asking -= 1
+
+    @contextlib.contextmanager
+    def inspecting(self) -> Any:
+        """Around the time between a photo's arrival and its end in memory."""
+        self.uninspected += 1
+        if self.uninspected == self.connections:
+            self.has_room.clear()
+            if self.hold:
+                self.hold(True)
+        try:
+            yield
+        finally:
+            self.uninspected -= 1
+            if self.uninspected == self.connections - 1:
+                self.has_room.set()
+                if self.hold:
+                    self.hold(False)
+
+
+class Fetcher:
+    """Gets photos, for one process; an async context manager. Opens no connection before the first photo that needs one."""
+
+    def __init__(
+        self,
+        sources: Sequence[PhotoSource],
+        settings: CrawlSettings,
+        demands: Demands,
+        gate: Gate | None,
+        threads: int = 1,
+        hold: Callable[[bool], None] | None = None,
+    ) -> None:
+        self.sources = sources
+        self.settings = settings
+        self.demands = demands
+        self.throttle = Throttle(gate, settings.connections, hold)
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="inspect")
+        self.closing = contextlib.AsyncExitStack()
+        self.web: WebClient | None = None
+        self.buckets: ObjectStores | None = None
+
+    async def __aenter__(self) -> "Fetcher":
+        kinds = {source.kind for source in self.sources}
+        if "web" in kinds:
+            self.web = await self.closing.enter_async_context(WebClient(self.settings, self.throttle))
+        if "bucket" in kinds:
+            self.buckets = ObjectStores(self.settings)
+            self.closing.push_async_callback(self.buckets.close)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.closing.aclose()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    async def fetch(self, photo: Mapping[str, Any]) -> Outcome:
+        """What becomes of a wanted photo, a row of `WANTED`. Raises nothing but `CancelledError` and `MemoryError`."""
+        failures: list[tuple[PhotoSource, str | None, FetchError]] = []
+        attempts = 0
+        for source in self.sources[photo["skip"] or 0 :]:
+            url = None
+            try:
+                url = source.url_of(photo) if source.kind in ("web", "bucket") else None
+                attempts += 1
+                try:  # Most photos come at once; tenacity would take a tenth of all the time that a small one costs.
+                    return await self._attempt(source, url, photo, attempts)
+                except FetchError as error:
+                    first = error
+                async for attempt in self._again():
+                    with attempt:
+                        if attempt.retry_state.attempt_number == 1:
+                            raise first
+                        attempts += 1
+                        return await self._attempt(source, url, photo, attempts)
+            except FetchError as error:
+                failures.append((source, url, error))
+                if error.code == "opted_out":  # Whoever says no at one place says no to copies, too.
+                    break
+            except MemoryError:
+                raise
+            except Exception as error:  # One photo must never end a run; what nobody foresaw is at least told.
+                detail = f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL]
+                failures.append((source, url, FetchError("unexpected", detail)))
+        return self._failed(photo, failures, attempts)
+
+    def _again(self) -> AsyncRetrying:
+        """Attempts at one source. What a host's Retry-After asks for is kept by the gate, for all photos of that host."""
+        return AsyncRetrying(
+            stop=stop_after_attempt(self.settings.attempts),
+            wait=wait_random_exponential(multiplier=self.settings.backoff_seconds, max=_LONGEST_WAIT),
+            retry=retry_if_exception(_may_pass),
+            reraise=True,
+        )
+
+    async def _attempt(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> Outcome:
+        """As `_ask`, but failures keep nothing alive: a traceback would hold the photo's bytes until memory is next collected."""
+        try:
+            return await self._ask(source, url, photo, attempts)
+        except FetchError as error:
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            raise
+
+    async def _ask(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> Outcome:
+        before = photo["before"]
+        original = source.original and self.settings.check_originals
+        file, offset = None, 0
+        if source.kind in ("folder", "tars"):
+            file, offset, length = self._find(source, photo)
+            async with self.throttle.slot():
+                data = await asyncio.get_running_loop().run_in_executor(
+                    self.pool, _read_range, file, offset, length, self.settings.max_bytes
+                )
+            fetched = Fetched(data, url="")
+        else:
+            fetched = await self._download(source, str(url), photo, original)
+        if fetched.not_modified:
+            return self._kept(photo, attempts, fetched)
+        with self.throttle.inspecting():
+            found = await asyncio.get_running_loop().run_in_executor(
+                self.pool, inspect, fetched.data, photo, original, self.demands
+            )
+        if before and file is None and found.sha256 == before["sha256"]:
+            return self._kept(photo, attempts, fetched)
+        row = self._row(photo, source.text, OK, attempts, fetched.url or None, fetched.http_status)
+        row |= {
+            "sha256": found.sha256,
+            "width": found.facts.width,
+            "height": found.facts.height,
+            "exif_orientation": found.facts.exif_orientation,
+            "verified": found.verified,
+            "fetched_at": row["asked_at"],
+            "etag": fetched.etag,
+            "last_modified": fetched.last_modified,
+        }
+        if file is not None:
+            return Outcome(row | {"file": str(file), "offset": offset, "length": len(fetched.data)})
+        return Outcome(row, fetched.data, found.facts.format, len(fetched.data))
+
+    async def _download(self, source: PhotoSource, url: str, photo: Mapping[str, Any], original: bool) -> Fetched:
+        expected = photo["original_bytes"] if original else None
+        if source.kind == "bucket":
+            assert self.buckets is not None
+            async with self.throttle.slot():
+                return await self.buckets.fetch(url, expected_bytes=expected)
+        assert self.web is not None
+        before = photo["before"]
+        # An ETag means something at the place that gave it only.
+        known = before if before and before["source"] == source.text else {}
+        return await self.web.fetch(
+            url, expected_bytes=expected, etag=known.get("etag"), last_modified=known.get("last_modified")
+        )
+
+    def _find(self, source: PhotoSource, photo: Mapping[str, Any]) -> tuple[Path, int, int | None]:
+        """File, offset and length (null: to its end) of a photo that lies here."""
+        if source.kind == "tars":
+            if photo["tar"] is None:
+                raise FetchError("missing", f"not in {source.text}")
+            return Path(photo["tar"]), photo["tar_offset"], photo["tar_length"]
+        try:
+            return photo_path(source.paths[0], photo["split"], photo["photo_id"], photo["file_name"]), 0, None
+        except PhotoError as error:
+            raise FetchError("missing", error.detail) from None
+
+    def _kept(self, photo: Mapping[str, Any], attempts: int, fetched: Fetched) -> Outcome:
+        """It was asked for again, and is what we have."""
+        before = photo["before"]
+        row = self._row(photo, before["source"], OK, attempts, fetched.url or before["url"], fetched.http_status)
+        kept = {name: before[name] for name in _PLACE}
+        news = {"etag": fetched.etag or before["etag"], "last_modified": fetched.last_modified or before["last_modified"]}
+        return Outcome(row | kept | news, received=len(fetched.data))
+
+    def _failed(
+        self, photo: Mapping[str, Any], failures: Sequence[tuple[PhotoSource, str | None, FetchError]], attempts: int
+    ) -> Outcome:
+        """Told by the failure that may pass, if there is one, else by the last source for which the tables give a URL."""
+        told = [failed for failed in failures if failed[2].code != "bad_url"] or failures
+        told = told[-1:] if told[-1][2].code == "opted_out" else told
+        source, url, failure = next((failed for failed in reversed(told) if failed[2].transient), told[-1])
+        several = len(failures) > 1
+        detail = "; ".join(f"{other.text}: {error}" if several else error.detail for other, _, error in failures)[
+            :_LONGEST_DETAIL
+        ]
+        row = self._row(photo, source.text, failure.code, attempts, url, failure.http_status) | {"detail": detail}
+        before = photo["before"]
+        if before and before["sha256"] in self.demands.placeholders and not before["verified"]:
+            # No source has anything else; the placeholder stays where it is.
+            return Outcome(row | {"code": "placeholder", "transient": False} | {name: before[name] for name in _PLACE})
+        if before and failure.transient:  # What we have is not lost because a server is down today.
+            return Outcome(row | {"code": OK, "transient": False} | {name: before[name] for name in (*_PLACE, "source", "url")})
+        return Outcome(row)
+
+    @staticmethod
+    def _row(
+        photo: Mapping[str, Any], source: str, code: str, attempts: int, url: str | None, http_status: int | None
+    ) -> dict[str, Any]:
+        return dict.fromkeys(STORED_PHOTOS.names) | {
+            "key": photo["key"],
+            "split": photo["split"],
+            "photo_id": photo["photo_id"],
+            "code": code,
+            "transient": code != OK and FetchError(code, "").transient,
+            "attempts": attempts,
+            "asked_at": datetime.now(UTC).replace(microsecond=0),
+            "source": source,
+            "url": url,
+            "http_status": http_status,
+        }
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, FetchError) and error.transient and not error.given_up
+
+
+def _read_range(file: Path, offset: int, length: int | None, max_bytes: int) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(offset)
+            data = opened.read(max_bytes + 1 if length is None else min(length, max_bytes + 1))
+    except FileNotFoundError as error:  # Any other error is the machine's, and may pass.
+        raise FetchError("missing", f"{file}: {error.strerror}") from None
+    if len(data) > max_bytes:
+        raise FetchError("too_large", f"{file}: more than {max_bytes:,} bytes")
+    if length is not None and len(data) < length:
+        raise FetchError("missing", f"{file}: the archive is shorter than when it was scanned")
+    return data

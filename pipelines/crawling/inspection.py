@@ -1,0 +1,80 @@
+"""Whether bytes that came are the photo that was asked for. Pure: bytes and settings in, facts or a code out."""
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.crawling.fetched import FetchError
+from schemas.photos import Frame, PhotoError, PhotoFacts, check_photo
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A photo that can be used."""
+
+    facts: PhotoFacts
+    sha256: str
+    verified: bool
+    """The metadata's MD5 vouches for it."""
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a photo must be like."""
+
+    frame: Frame
+    max_pixels: int
+    min_side: int
+    placeholders: frozenset[str]
+    """SHA-256 of pictures that say that a photo is gone."""
+
+
+def inspect(data: bytes, photo: Mapping[str, Any], original: bool, demands: Demands) -> Inspected:
+    """Look at a photo's bytes, all of them.
+
+    Args:
+        data: as they came.
+        photo: row of `WANTED`.
+        original: whether these must be the very file that the metadata's OriginalSize and OriginalMD5 are of.
+        demands: what is asked of every photo.
+
+    Raises:
+        FetchError: `not_an_image`, `size_mismatch`, `hash_mismatch`, `too_many_pixels`, `decode_error`, `too_small` or
+            `placeholder`.
+    """
+    trouble = None
+    try:
+        facts = check_photo(data, frame=demands.frame, max_pixels=demands.max_pixels)
+    except PhotoError as error:
+        trouble = FetchError(error.code, error.detail)
+        if error.code == "not_an_image":  # An error page has another hash too; what it is tells more.
+            raise trouble from None
+    verified = original and _matches_original(data, photo)
+    if trouble:
+        raise trouble
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 in demands.placeholders and not verified:
+        raise FetchError("placeholder", f"these bytes (SHA-256 {sha256[:12]}...) came for many other ids")
+    if min(facts.width, facts.height) < demands.min_side:
+        raise FetchError("too_small", f"{facts.width}x{facts.height} px, crawl.min_side is {demands.min_side}")
+    return Inspected(facts, sha256, verified)
+
+
+def _matches_original(data: bytes, photo: Mapping[str, Any]) -> bool:
+    """Whether the metadata has an MD5 and it is that of these bytes; raises if it, or the size, is another's."""
+    expected_bytes, expected_md5 = photo["original_bytes"], photo["original_md5"]
+    if expected_bytes is not None and expected_bytes != len(data):
+        raise FetchError("size_mismatch", f"{len(data):,} bytes, the metadata say {expected_bytes:,}")
+    if not expected_md5:
+        return False
+    md5 = hashlib.md5(data, usedforsecurity=False).digest()
+    try:
+        same = base64.b64decode(expected_md5, validate=True) == md5
+    except binascii.Error:
+        raise FetchError("hash_mismatch", f"the metadata's OriginalMD5 {expected_md5[:40]!r} is no base64") from None
+    if not same:
+        raise FetchError("hash_mismatch", f"MD5 {base64.b64encode(md5).decode()}, the metadata say {expected_md5}")
+    return True

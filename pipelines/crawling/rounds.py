@@ -1,0 +1,223 @@
+"""A photo store and its rounds: each run of a crawl sets out to get a frozen list of photos, and adds parts.
+
+A part counts if it was made in the newest round, or if the record of the newest round names it. So a process that was thought
+dead, and that stores its part when the next round has set out to get the same photos, does no harm: its part does not count.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from jaxtyping import UInt64
+
+from pipelines.crawling.parts import Part, latest_round, part_name, read_part
+from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_store
+from schemas.errors import InputError
+from schemas.files import atomic_file, write_atomically
+from schemas.outcomes import OK
+from schemas.tables import PHOTO_INDEX, WANTED, WORD
+
+_PART_NAME = len(part_name(0, 0))
+# Words as strings, as within `before`.
+_INDEX = pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in PHOTO_INDEX])
+
+
+@dataclass(frozen=True)
+class Round:
+    """One run's frozen list; unit n is row group n of its table."""
+
+    store: Path
+    number: int
+    sizes: tuple[int, ...]
+    """Photos of each unit."""
+    placeholders: tuple[str, ...]
+    """SHA-256 of pictures that are known to say that a photo is gone."""
+
+    def read_unit(self, unit: int) -> list[dict[str, Any]]:
+        """The wanted photos of a unit."""
+        rows: list[dict[str, Any]] = _opened(_round_file(self.store, self.number, "parquet")).read_row_group(unit).to_pylist()
+        return rows
+
+
+def open_store(folder: Path, photos_of: str) -> None:
+    """Make a photo store, or make sure that a folder is one.
+
+    Args:
+        folder: the store.
+        photos_of: whose photos it holds (`SourceSettings.photos_of`): the same id means another photo elsewhere.
+
+    Raises:
+        InputError: something else is there, or it is a store of another version, or for other photos.
+    """
+    if is_store(folder):
+        check_store(folder, photos_of)
+        return
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(
+                f"{folder}: this folder holds something else than a photo store; photos are crawled into a folder of their own: "
+                f"give another --source.photos (and this one as a source, --crawl.sources, if it holds photos)"
+            )
+        for name in ("parts", "rounds"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be a folder ({error.strerror}); set build.source.photos to another place") from None
+    write_atomically(folder / STORE_RECORD, json.dumps({"version": STORE_VERSION, "photos_of": photos_of}, indent=1).encode())
+
+
+@contextlib.contextmanager
+def lock_store(folder: Path) -> Iterator[None]:
+    """Keep other crawls out of a store as long as this process lives; the lock dies with it, however it dies.
+
+    Raises:
+        InputError: another process has it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another crawl is using this photo store; wait for it, or stop it") from None
+        yield
+
+
+def read_parts(store: Path) -> list[Part]:
+    """All parts that count, in order."""
+    newest = latest_round(store)
+    earlier = read_round_record(store, newest)["parts"] if newest else []
+    names = [*earlier, *(path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json"))]
+    found = [read_part(store / "parts" / f"{name}.json") for name in names]
+    return sorted((part for part in found if part), key=lambda part: (part.round, part.unit))
+
+
+def sweep(store: Path, parts: Iterable[Part]) -> None:
+    """Take away what does not count from among the parts. Only while nobody else writes.
+
+    What attempts left that died, or came too late, is removed. A part that should count and is damaged goes to `damaged/`: its
+    photos will be asked for again, and a person may still want what is left of it.
+    """
+    known = {name: part.name for part in parts for name in (*part.files, f"{part.name}.json")}
+    newest = latest_round(store)
+    due = {*read_round_record(store, newest)["parts"]} if newest else set()
+    recorded = {path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json")}
+    damaged = (due | recorded) - set(known.values())
+    for path in list((store / "parts").iterdir()):
+        if path.name in known:
+            continue
+        if path.name[:_PART_NAME] in damaged:
+            (store / "damaged").mkdir(exist_ok=True)
+            path.replace(store / "damaged" / path.name)
+        else:
+            path.unlink()
+    for folder in (store, store / "rounds"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink()
+
+
+def freeze_round(store: Path, photos: pa.Table, per_unit: int, parts: Iterable[Part], placeholders: Collection[str]) -> Round:
+    """Begin a round: from here on, parts of earlier rounds that are not named in its record do not count.
+
+    Args:
+        store: the photo store.
+        photos: what to get, as a table of `WANTED`.
+        per_unit: photos of a unit.
+        parts: that count so far.
+        placeholders: as in `Round`.
+    """
+    number = max((int(path.stem) for path in (store / "rounds").iterdir() if path.stem.isdigit()), default=0) + 1
+    with atomic_file(_round_file(store, number, "parquet")) as temporary:
+        pq.write_table(photos.cast(WANTED), temporary, row_group_size=per_unit)
+    known = tuple(sorted(placeholders))
+    record = {"photos": len(photos), "parts": [part.name for part in parts], "placeholders": known}
+    write_atomically(_round_file(store, number, "json"), json.dumps(record, indent=1).encode())
+    sizes = tuple(min(per_unit, len(photos) - start) for start in range(0, len(photos), per_unit))
+    return Round(store, number, sizes, known)
+
+
+def latest_of_each(keys: UInt64[np.ndarray, " rows"]) -> np.ndarray:
+    """Places of the last row of each key, in the order of the keys. Rows come in the order of their parts."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    last = np.r_[ordered[1:] != ordered[:-1], True] if len(keys) else np.zeros(0, bool)
+    return order[last]
+
+
+def photos_to_ask(store: Path, wanted: pa.Table, again: Collection[str]) -> pa.Table:
+    """The wanted photos of which there is no word yet, and those that are to be asked for again.
+
+    Args:
+        store: the photo store, merged.
+        wanted: table of `WANTED`.
+        again: codes that do not count; with `ok` or `placeholder` among them, photos come with what is known of them, `before`.
+    """
+    status = pq.read_table(store / "status.parquet", columns=["key", "code"])
+    settled = pc.invert(pc.is_in(status["code"].cast(pa.string()), pa.array(list(again), pa.string())))
+    asked = wanted.filter(pc.invert(pc.is_in(wanted["key"], status["key"].filter(settled).combine_chunks())))
+    tables = {OK: "index.parquet", "placeholder": "quarantine.parquet"}
+    return _with_before(asked, [store / name for code, name in tables.items() if code in again])
+
+
+def quarantined(store: Path, wanted: pa.Table, known: pa.Array, sources: Sequence[str]) -> pa.Table:
+    """The wanted photos that turned out to be placeholders in this run, and may be had from a later source.
+
+    Args:
+        store: the photo store, merged.
+        wanted: table of `WANTED`.
+        known: keys of photos that were in the quarantine before this run.
+        sources: `crawl.sources`.
+    """
+    rows = pq.read_table(store / "quarantine.parquet", columns=["key", "source"])
+    skip = pc.add(pc.index_in(rows["source"].cast(pa.string()), pa.array(sources, pa.string())), 1)
+    rows = rows.append_column("skip", pc.fill_null(skip, 0).cast(pa.int16()))
+    later = pc.and_(pc.less(rows["skip"], len(sources)), pc.invert(pc.is_in(rows["key"], known)))
+    rows = rows.filter(later)
+    asked = wanted.filter(pc.is_in(wanted["key"], rows["key"].combine_chunks()))
+    place = pc.index_in(asked["key"], rows["key"].combine_chunks())
+    asked = asked.set_column(asked.schema.get_field_index("skip"), "skip", rows["skip"].take(place))
+    return _with_before(asked, [store / "quarantine.parquet"])
+
+
+def quarantined_keys(store: Path) -> pa.Array:
+    """Keys of the photos that are placeholders."""
+    return pq.read_table(store / "quarantine.parquet", columns=["key"])["key"].combine_chunks()
+
+
+def _with_before(asked: pa.Table, tables: Sequence[Path]) -> pa.Table:
+    """Photos with what tables know of them, `before`."""
+    if not tables:
+        return asked
+    rows = pa.concat_tables([pq.read_table(table).cast(_INDEX) for table in tables])
+    place = pc.index_in(asked["key"], rows["key"].combine_chunks())
+    kind = WANTED.field("before").type
+    columns = [rows[field.name].take(place).combine_chunks() for field in kind]
+    before = pa.StructArray.from_arrays(columns, fields=list(kind), mask=pc.is_null(place).combine_chunks())
+    return asked.set_column(asked.schema.get_field_index("before"), "before", before)
+
+
+def _round_file(store: Path, number: int, kind: str) -> Path:
+    return store / "rounds" / f"{number:06d}.{kind}"
+
+
+def read_round_record(store: Path, number: int) -> dict[str, Any]:
+    """The record of a round: how many photos it set out to get, and which parts count that were there before it."""
+    path = _round_file(store, number, "json")
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        content["parts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: damaged; put it back from a copy: it says which parts of the store count") from None
+    return content
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path) -> pq.ParquetFile:
+    # A footer of thousands of row groups, parsed once in each process; a round's file never changes.
+    return pq.ParquetFile(path)

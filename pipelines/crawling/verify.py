@@ -1,0 +1,111 @@
+"""Reading a photo store from end to end: is every photo where the index says, whole, once, and is all of it told?"""
+
+import hashlib
+import mmap
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pipelines.crawling.merging import STORE_TABLES, is_merged
+from pipelines.crawling.parts import Part, latest_round, read_part
+from pipelines.crawling.rounds import read_parts, read_round_record
+from pipelines.threads import in_order
+from schemas.outcomes import OK
+from schemas.tables import WORD
+
+_THREADS = 2
+
+
+def verify_store(store: Path) -> tuple[list[str], int]:
+    """Check everything that can be checked without the network.
+
+    Returns:
+        What is wrong, a sentence for each, and the number of photos that the index holds.
+    """
+    problems = list(_check_records(store))
+    parts = read_parts(store)
+    problems += _check_tables(store, parts)
+    files = {name: (part, size, sha256) for part in parts for name, (size, sha256) in part.tars.items()}
+    photos = 0
+    if not all((store / name).is_file() for name in STORE_TABLES):
+        return problems, photos
+    places: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
+    for name in ("index.parquet", "quarantine.parquet"):
+        rows = pq.read_table(store / name, columns=["split", "photo_id", "file", "offset", "length", "sha256"])
+        photos += len(rows) if name == "index.parquet" else 0
+        columns = [column.cast(pa.string()) if column.type == WORD else column for column in rows.columns]
+        for split, photo_id, file, offset, length, sha256 in zip(*(column.to_pylist() for column in columns), strict=True):
+            places[file].append((f"{split}/{photo_id}", offset, length, sha256))
+    for file in files:
+        places.setdefault(f"parts/{file}", [])
+    with (
+        ThreadPoolExecutor(_THREADS) as pool,
+        tqdm(total=len(places), unit=" files", desc="verifying", smoothing=0.1) as progress,
+    ):
+        work = ((store / file, rows, files.get(file.removeprefix("parts/"))) for file, rows in sorted(places.items()))
+        for found in in_order(pool, lambda item: _check_file(*item), work, ahead=4 * _THREADS):
+            problems += found
+            progress.update()
+    return problems, photos
+
+
+def _check_records(store: Path) -> Iterator[str]:
+    """Parts that should be there and are not whole."""
+    newest = latest_round(store)
+    named = read_round_record(store, newest)["parts"] if newest else []
+    for name in named:
+        path = store / "parts" / f"{name}.json"
+        if read_part(path) is None:
+            yield (
+                f"{path}: this part's record, or a file that it names, is missing or of another size; "
+                f"crawl again, which gets its photos anew"
+            )
+    for path in sorted((store / "parts").glob(f"{newest:06d}-*.json")):
+        if read_part(path) is None:
+            yield f"{path}: a file that this record names is missing or of another size; crawl again, which gets its photos anew"
+
+
+def _check_tables(store: Path, parts: list[Part]) -> Iterator[str]:
+    for part in parts:
+        path = store / "parts" / part.table
+        if hashlib.sha256(path.read_bytes()).hexdigest() != part.table_sha256:
+            yield f"{path}: not what was written; remove parts/{part.name}.json and crawl again"
+    missing = [name for name in STORE_TABLES if not (store / name).is_file()]
+    if missing:
+        yield f"{store}: {', '.join(missing)} missing; crawl again, which makes them from the parts"
+        return
+    if not is_merged(store, parts):
+        yield f"{store}: index.parquet and status.parquet are of other parts than are there; crawl again, which makes them anew"
+    status = pq.read_table(store / "status.parquet", columns=["key", "code"])
+    codes = Counter(status["code"].cast(pa.string()).to_pylist())
+    if pc.count_distinct(status["key"]).as_py() != len(status):
+        yield f"{store / 'status.parquet'}: a photo is there twice; remove the file and crawl again"
+    for name, code in (("index.parquet", OK), ("quarantine.parquet", "placeholder")):
+        rows = pq.read_table(store / name, columns=["key"])
+        if pc.count_distinct(rows["key"]).as_py() != len(rows) or (code == OK and len(rows) != codes[code]):
+            yield f"{store / name}: {len(rows)} photos, status.parquet says {codes[code]}; remove both files and crawl again"
+
+
+def _check_file(path: Path, rows: list[tuple[str, int, int, str]], recorded: tuple[Part, int, str] | None) -> list[str]:
+    """What is wrong with a file and the photos in it."""
+    try:
+        with path.open("rb") as file:
+            problems = []
+            if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded[2]:
+                problems.append(f"{path}: not what was written (SHA-256); remove parts/{recorded[0].name}.json and crawl again")
+            if not rows:
+                return problems
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for name, offset, length, sha256 in rows:
+                    photo = data[offset : offset + length]
+                    if hashlib.sha256(photo).hexdigest() != sha256:
+                        problems.append(f"{path}: {name} at {offset}: not the photo that was stored (SHA-256)")
+            return problems
+    except (OSError, ValueError) as error:  # An empty file cannot be mapped.
+        return [f"{path}: cannot be read ({error}); {len(rows)} photos of the index are in it"]

@@ -1,0 +1,361 @@
+"""One GET of a URL that nobody vouches for.
+
+    URL ─▶ scheme, host ─▶ the gate's pass for this host ─▶ connection ─▶ status, headers ─▶ body ─▶ Fetched
+             ▲                                              addresses.py        │
+             └──────────────────────── redirect ────────────────────────────────┘
+
+Whatever the other side does ends in a `Fetched` or a `FetchError`, within `crawl.total_seconds`, with no more than a few times
+`crawl.max_bytes` of memory. What a redirect points at passes every check again.
+"""
+
+import asyncio
+import email.utils
+import importlib.metadata
+import ipaddress
+import re
+import socket
+import zlib
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from yarl import URL
+
+from pipelines.config import CrawlSettings
+from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
+from pipelines.crawling.fetched import Fetched, FetchError
+
+ROBOT = "paint-by-example"
+"""What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CODES = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_410", 429: "http_429", 451: "http_410"}
+_PAGES = ("text/html", "application/xhtml+xml")
+# Directives of X-Robots-Tag that have a value; before any other colon stands a robot's name.
+# https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
+_WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+_HOST_NAME = re.compile(r"(?=.{1,254}$)([a-zA-Z0-9_-]{1,63}\.)*[a-zA-Z0-9_-]{1,63}\.?")
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_UNPACKED_AT_ONCE = 2**20
+# Below the 5 s of Apache and Node, so that a connection is not used just when the server closes it; and few enough are open.
+_IDLE_SECONDS = 4
+_DNS_CACHE_SECONDS = 60
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Who says when a host may be asked; `hosts.HostGate`."""
+
+    def request(self, host: str) -> AbstractAsyncContextManager[None]:
+        """Entered before a request to `host` (host:port, lower case) and left when its answer was read."""
+
+
+class WebClient:
+    """One GET at a time per call, with every guard; holds the connection pool of a process. An async context manager."""
+
+    def __init__(self, settings: CrawlSettings, gate: Gate, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
+        """Nothing is opened yet.
+
+        Raises:
+            InputError: if `crawl.allowed_addresses` cannot be read.
+        """
+        self._settings = settings
+        self._gate = gate
+        self._rules = AddressRules(settings.allowed_addresses)
+        self._getaddrinfo = getaddrinfo
+
+    async def __aenter__(self) -> "WebClient":
+        settings = self._settings
+        self._resolver = CheckedResolver(self._rules, settings.connections, self._getaddrinfo)
+        contact = f" (+{settings.contact})" if settings.contact else ""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                resolver=self._resolver,
+                socket_factory=self._rules.checked_socket,
+                ttl_dns_cache=_DNS_CACHE_SECONDS,
+                keepalive_timeout=_IDLE_SECONDS,
+                limit=0,  # The gate bounds them.
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_seconds, sock_connect=None),
+            headers={
+                "User-Agent": f"{ROBOT}/{importlib.metadata.version('paint-by-example')}{contact}",
+                "Accept": "image/*",
+                "Accept-Encoding": "identity",
+            },
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            auto_decompress=False,
+            middlewares=(self._once,),
+        )
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._session.close()
+        await self._resolver.close()
+
+    async def fetch(
+        self, url: str, *, expected_bytes: int | None = None, etag: str | None = None, last_modified: str | None = None
+    ) -> Fetched:
+        """Ask once, and go where redirects lead.
+
+        An answer without a single byte is `not_an_image`. An opt-out counts where the photo is (200 or 304), not on redirects.
+
+        Args:
+            url: Asked for as it stands, but for a user, password and fragment, which are not sent.
+            expected_bytes: Any other size is `size_mismatch`, before the body is read where the server announces it.
+            etag: Of what we have; the answer may then be `not_modified`.
+            last_modified: The same by date.
+
+        Raises:
+            FetchError: whatever goes wrong.
+        """
+        conditions = {"If-None-Match": etag, "If-Modified-Since": last_modified}
+        headers = {name: value for name, value in conditions.items() if value}
+        hop, seen = _as_url(url), set[URL]()
+        seconds = self._settings.total_seconds
+        clock = asyncio.get_running_loop().time
+        while hop not in seen:
+            if len(seen) > self._settings.max_redirects:
+                raise FetchError("redirect_loop", f"more than {self._settings.max_redirects} redirects (crawl.max_redirects)")
+            seen.add(hop)
+            # Waiting for the pass is our own politeness, not the server's slowness: it is not counted.
+            async with self._gate.request(f"{hop.host_subcomponent}:{hop.port}"):
+                started = clock()
+                answer = await self._ask(hop, headers, expected_bytes, seconds)
+                seconds -= clock() - started
+            if isinstance(answer, Fetched):
+                return answer
+            hop = answer
+        raise FetchError("redirect_loop", f"redirects come back to {_shown(str(hop))}")
+
+    async def _once(self, request: ClientRequest, ask: ClientHandlerType) -> ClientResponse:
+        """A middleware that names failures before aiohttp sees them: it would ask again at once, and past the gate."""
+        try:
+            return await ask(request)
+        except (aiohttp.ClientError, OSError) as error:
+            raise _no_answer(error, request.url, self._settings.connect_seconds) from error
+
+    async def _ask(self, url: URL, conditions: dict[str, str], expected_bytes: int | None, seconds: float) -> Fetched | URL:
+        """One request: what came, or where else to ask."""
+        try:
+            async with asyncio.timeout(seconds), self._session.get(url, headers=conditions, allow_redirects=False) as response:
+                return await self._take(response, url, conditions, expected_bytes)
+        except TimeoutError as error:
+            limit = f"{self._settings.total_seconds:g} s (crawl.total_seconds)"
+            raise FetchError("timeout", f"no complete answer from {url.host} within {limit}") from error
+        except FetchError:
+            raise
+        except Exception as error:
+            raise FetchError("unexpected", f"{type(error).__name__}: {_shown(str(error))}") from error
+
+    async def _take(
+        self, response: ClientResponse, url: URL, conditions: dict[str, str], expected_bytes: int | None
+    ) -> Fetched | URL:
+        """What an answer that has begun amounts to. Its body is read only where it may be the photo."""
+        status, sent = response.status, response.headers
+        if status in _REDIRECTS:
+            return _redirected(response, url)
+        if status != 200 and not (status == 304 and conditions):
+            code = _CODES.get(status) or {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
+            retry_after = _seconds_until(sent.get("Retry-After")) if status in (429, 503) else None
+            raise FetchError(code, f"HTTP {status} {_shown(response.reason or '')}", http_status=status, retry_after=retry_after)
+        if words := _opt_outs(sent.getall("X-Robots-Tag", [])) & {word.casefold() for word in self._settings.opt_out}:
+            raise FetchError("opted_out", f"X-Robots-Tag: {', '.join(sorted(words))}", http_status=status)
+        if self._settings.opt_out and sent.get("tdm-reservation", "").strip() == "1":
+            # https://www.w3.org/community/reports/tdmrep/CG-FINAL-tdmrep-20240202/
+            raise FetchError("opted_out", "tdm-reservation: 1", http_status=status)
+        etag, last_modified = _plain(sent.get("ETag")), _plain(sent.get("Last-Modified"))
+        if status == 304:
+            etag, last_modified = etag or conditions.get("If-None-Match"), last_modified or conditions.get("If-Modified-Since")
+            return Fetched(b"", str(url), status, etag, last_modified, not_modified=True)
+        try:
+            return Fetched(await self._photo(response, expected_bytes), str(url), status, etag, last_modified)
+        except FetchError as error:
+            error.http_status = status
+            raise
+
+    async def _photo(self, response: ClientResponse, expected_bytes: int | None) -> bytes:
+        """The body, unpacked; given up as soon as it is known to be no use."""
+        settings = self._settings
+        if response.content_type in _PAGES:
+            raise FetchError("not_an_image", f"a page: {response.content_type}")
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
+            raise FetchError("bad_response", f"Content-Encoding {_shown(encoding)}, where identity was asked for")
+        packed = encoding not in ("identity", "")
+        body = _Body(settings.max_bytes, packed)
+        if announced := response.content_length:
+            body.check(announced)
+            if expected_bytes is not None and not packed and announced != expected_bytes:
+                raise FetchError("size_mismatch", f"{announced} bytes announced, {expected_bytes} expected")
+        window = settings.slow_bytes_per_second * settings.slow_seconds
+        try:
+            while not response.content.at_eof():
+                # Windows follow each other; one ends early when its bytes are here. What becomes too slow is given up after two.
+                arrived = 0
+                async with asyncio.timeout(settings.slow_seconds):
+                    while arrived < window and (chunk := await response.content.readany()):
+                        arrived += len(chunk)
+                        body.add(chunk)
+        except TimeoutError as error:
+            pace = f"{arrived} bytes within {settings.slow_seconds:g} s (crawl.slow_bytes_per_second)"
+            raise FetchError("too_slow", f"only {pace} after {body.received} bytes") from error
+        except aiohttp.ClientResponseError as error:
+            raise FetchError("bad_response", _shown(error.message)) from error
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            # RuntimeError is what aiohttp's stream says when its connection was closed for a chunk that is none.
+            raise FetchError("incomplete", f"cut off after {body.received} bytes: {_shown(str(error))}") from error
+        photo = body.finished()
+        if expected_bytes is not None and len(photo) != expected_bytes:
+            raise FetchError("size_mismatch", f"{len(photo)} bytes, {expected_bytes} expected")
+        return photo
+
+
+class _Body:
+    """The bytes of an answer as they come, unpacked, and never many more than `limit`."""
+
+    def __init__(self, limit: int, packed: bool) -> None:
+        self.received = 0
+        self._limit = limit
+        self._photo = bytearray()
+        self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB) if packed else None
+
+    def check(self, size: int) -> None:
+        """Raises FetchError: too_large."""
+        if size > self._limit:
+            raise FetchError("too_large", f"{size} bytes or more, {self._limit} allowed (crawl.max_bytes)")
+
+    def add(self, chunk: bytes) -> None:
+        """Raises FetchError: too_large, or bad_response where unpacking fails."""
+        self.received += len(chunk)
+        self.check(self.received)
+        if not self._unpacker:
+            self._photo += chunk
+            return
+        while chunk:
+            if self._unpacker.eof:
+                # Members of a gzip file follow each other (RFC 1952, section 2.2).
+                self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+            try:
+                self._photo += self._unpacker.decompress(chunk, _UNPACKED_AT_ONCE)
+            except zlib.error as error:
+                raise FetchError("bad_response", f"cannot be unpacked: {error}") from error
+            self.check(len(self._photo))
+            chunk = self._unpacker.unused_data or self._unpacker.unconsumed_tail
+
+    def finished(self) -> bytes:
+        """All of it. Raises FetchError: incomplete, or not_an_image where there is nothing."""
+        if self.received and self._unpacker and not self._unpacker.eof:
+            raise FetchError("incomplete", f"what is packed into {self.received} bytes has no end")
+        if not self._photo:
+            raise FetchError("not_an_image", "an empty answer")
+        return bytes(self._photo)
+
+
+def _as_url(text: str, base: URL | None = None) -> URL:
+    """The URL that `text` means, seen from `base`, without what is not sent: user, password, fragment.
+
+    Raises:
+        FetchError: bad_url or blocked_scheme.
+    """
+    try:
+        # What is plain ASCII is left as it is: quoting anew breaks signed URLs.
+        url = URL(text, encoded=re.fullmatch("[!-~]+", text) is not None)
+        url = base.join(url) if base else url
+        if not url.scheme:
+            raise ValueError("no scheme")
+        if url.scheme in ("http", "https"):
+            return url.with_user(None).with_host(_as_host(url.raw_host or "")).with_fragment(None)
+    except Exception as error:
+        # Not ValueError alone: yarl stumbles over http://[]@ with an IndexError, and who knows over what else.
+        raise FetchError("bad_url", f"{_shown(text)}: {_shown(str(error))}") from error
+    raise FetchError("blocked_scheme", f"{_shown(text)} is neither http nor https")
+
+
+def _as_host(host: str) -> str:
+    """A host as it is looked up. Raises ValueError for what is neither an address nor a name."""
+    try:
+        # All ways to write an IPv4 address (2130706433, 0x7f.1, 0177.0.0.1) are that address: https://url.spec.whatwg.org/#concept-ipv4-parser
+        return socket.inet_ntoa(socket.inet_aton(host.rstrip(".")))
+    except OSError:
+        pass
+    if ":" in host:
+        return str(ipaddress.ip_address(host))
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError("no host name")
+    return host
+
+
+def _redirected(response: ClientResponse, base: URL) -> URL:
+    """Where a redirect leads. Raises FetchError: blocked_scheme, or bad_response where it leads nowhere."""
+    location = response.headers.get("Location")
+    if not location:
+        raise FetchError("bad_response", f"HTTP {response.status} without a Location", http_status=response.status)
+    try:
+        # aiohttp keeps bytes that are no UTF-8 as surrogates; in a URL they are percent-encoded.
+        return _as_url(re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location), base)
+    except FetchError as error:
+        code = "bad_response" if error.code == "bad_url" else error.code
+        raise FetchError(code, f"redirected to {error.detail}", http_status=response.status) from error
+
+
+def _no_answer(error: Exception, url: URL, connect_seconds: float) -> FetchError:
+    """What to call it when no answer began."""
+    said = f"{url.host}: {_shown(str(error))}"
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return FetchError("timeout", f"no connection to {url.host} within {connect_seconds:g} s (crawl.connect_seconds)")
+    if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
+        return FetchError("blocked_address", f"{url.host}: {error.os_error}")
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return FetchError("dns", said)
+    if isinstance(error, aiohttp.ClientSSLError):
+        return FetchError("tls", said)
+    if isinstance(error, aiohttp.InvalidURL):
+        return FetchError("bad_url", said)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return FetchError("bad_response", f"{url.host}: {_shown(error.message)}")
+    return FetchError("connect", said)
+
+
+def _opt_outs(tags: Sequence[str]) -> set[str]:
+    """What X-Robots-Tags ask of all robots, or of ours.
+
+    Each is a list of directives, where `name:` says for which robot the rest of it is.
+    https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag
+    """
+    said = set()
+    for tag in tags:
+        robot = "*"
+        for directive in tag.lower().split(","):
+            name, colon, rest = directive.strip().partition(":")
+            if colon and re.fullmatch("[a-z*][a-z0-9_./*-]*", name) and name not in _WITH_VALUE:
+                robot, directive = name, rest
+            if robot in ("*", ROBOT):
+                said.add(directive.strip())
+    return said | {"noindex", "nofollow"} if "none" in said else said
+
+
+def _seconds_until(retry_after: str | None) -> float | None:
+    """Retry-After as a number of seconds from now, where it is readable: seconds, or a date (RFC 9110, section 10.2.3)."""
+    if retry_after is None:
+        return None
+    if re.fullmatch("[0-9]+", retry_after):
+        return min(float(retry_after), 1e9)
+    try:
+        return max(0.0, (email.utils.parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+
+
+def _plain(value: str | None) -> str | None:
+    """A header that may be kept and sent back; aiohttp gives bytes that are no UTF-8 as surrogates, which nothing can store."""
+    return value if value and value.isascii() else None
+
+
+def _shown(text: str) -> str:
+    """What somebody else wrote, for our messages: one line of printable ASCII, at most 200 characters."""
+    return ascii(text.partition("\n")[0])[1:-1][:200]

@@ -1,0 +1,14 @@
+"""A short set of `python -m tests.faults.kill_crawl`."""
+
+from tests.faults.kill_crawl import kill_often
+
+
+def test_a_crawl_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
+    report = kill_often(600, 3, 1, tmp_path)
+    assert not report.problems
+    assert len(report.kills) == 3
+    # In the middle of it each time, and what was recorded grows.
+    recorded = [kill.recorded for kill in report.kills]
+    assert recorded == sorted(recorded)
+    assert 0 < recorded[0] <= recorded[-1] < 600
+    assert all(kill.outlived is None or kill.outlived < 60 for kill in report.kills)

@@ -1,0 +1,546 @@
+"""A web server that misbehaves, on real sockets of the loopback interface, and that keeps count of what it was asked.
+
+    with HostileServer({"a.jpg": b"..."}) as server:
+        server.url("/photos/a.jpg")           # served well, with keep-alive
+        server.url("/reset-body/17.jpg")      # the first word says what happens; the rest is free: each photo can have its own
+        server.hits["/photos/a.jpg"]          # how often this path was asked for
+        server.most_at_once("/photos/")       # requests in flight at once, at most
+        server.times("/photos/")              # when each began, in s of time.monotonic
+
+What each route does stands in the docstring of the method of its name, `-` being `_`; all wait for `?pause=<seconds>` first.
+Everything is made here, the same each time.
+"""
+
+import asyncio
+import functools
+import gzip
+import io
+import socket
+import ssl
+import struct
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+HTML = b"<!DOCTYPE html><html><body>This photo is no longer available.</body></html>"
+MODIFIED = "Wed, 21 Oct 2015 07:28:00 GMT"
+ETAG = '"v1"'
+
+
+@functools.cache
+def good_photo(name: str = "photo", width: int = 96, height: int = 72) -> bytes:
+    """A JPEG, another one for each name."""
+    noise = np.random.default_rng(zlib.crc32(name.encode())).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 8-bit grey with a header that may lie, `pixels` as they are packed, and further chunks before them."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
+    made = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+@functools.cache
+def packed_zeros() -> bytes:
+    """64 MiB of zeros in 64 kB."""
+    return zlib.compress(bytes(2**26), 9)
+
+
+@functools.cache
+def gzip_bomb() -> bytes:
+    """1 GiB of zeros as 16 gzip members of 64 MiB: 1 MB."""
+    return gzip.compress(bytes(2**26), 9, mtime=0) * 16
+
+
+@dataclass
+class Request:
+    """One request as the server saw it. Times in s of time.monotonic."""
+
+    target: str
+    """Path and query, as they came."""
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    times: int
+    """How often this path was asked for, this time included."""
+    began: float = field(default_factory=time.monotonic)
+    ended: float = float("inf")
+    sent: int = 0
+    """Bytes of the answer that the client's side took, headers included."""
+
+    @property
+    def words(self) -> list[str]:
+        return [unquote(word) for word in self.path.split("/")[1:]]
+
+    def option(self, name: str, default: str) -> str:
+        return self.query.get(name, [default])[0]
+
+
+class Closed(Exception):
+    """The answer ends by closing the connection."""
+
+
+class Answer:
+    """Writes an answer, and counts what the other side took of it."""
+
+    def __init__(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.request, self.reader, self.writer = request, reader, writer
+        # So that drain() returns when the socket has taken everything, and `sent` is true but for the kernel's buffers.
+        writer.transport.set_write_buffer_limits(0)
+
+    async def write(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+        self.request.sent += len(data)
+
+    async def head(self, status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()) -> None:
+        lines = (f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers))
+        await self.write("".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "surrogateescape"))
+
+    async def whole(
+        self, body: bytes, *headers: tuple[str, str], status: str = "200 OK", kind: str = "image/jpeg", length: int | None = None
+    ) -> None:
+        """An answer with its length; the connection lives on."""
+        announced = len(body) if length is None else length
+        await self.head(status, [("Content-Type", kind), ("Content-Length", str(announced)), *headers])
+        await self.write(body)
+
+    async def redirect(self, location: str, *headers: tuple[str, str]) -> None:
+        await self.whole(b"", ("Location", location), *headers, status="302 Found", kind="text/html")
+
+    def reset(self) -> None:
+        """Closes with a TCP reset."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+        raise Closed
+
+    async def wait_for_the_end(self) -> None:
+        """Until the client hangs up."""
+        while await self.reader.read(2**16):
+            pass
+        raise Closed
+
+
+class HostileServer:
+    """See the module. `hits`, `requests` and `connections` may be read from any thread; one thread writes them."""
+
+    def __init__(
+        self, photos: Path | Mapping[str, bytes] | None = None, *, behaves: Mapping[str, str] | None = None, tls: bool = False
+    ) -> None:
+        """What to serve.
+
+        Args:
+            photos: A folder or bytes by name, served at /photos/<name>.
+            behaves: Paths that do what others do: {"/photos/a.jpg": "/reset"}.
+            tls: Speak TLS, with a certificate that nobody trusts.
+        """
+        self._photos = photos if photos is not None else {}
+        self._behaves = dict(behaves or {})
+        self._tls = tls
+        self.hits: Counter[str] = Counter()
+        self.requests: list[Request] = []
+        self.connections = 0
+        self.port = 0
+
+    def __enter__(self) -> "HostileServer":
+        ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="hostile-server", daemon=True)
+        self._thread.start()
+        assert ready.wait(30)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}{path}"
+
+    def asked(self, prefix: str) -> list[Request]:
+        """Requests for paths that begin so."""
+        return [request for request in self.requests if request.path.startswith(prefix)]
+
+    def times(self, prefix: str) -> list[float]:
+        return sorted(request.began for request in self.asked(prefix))
+
+    def most_at_once(self, prefix: str) -> int:
+        """Requests in flight at once, at most: each from its arrival until its answer was written."""
+        asked = self.asked(prefix)
+        # An end and a beginning at the same moment do not overlap: -1 sorts before +1.
+        changes = sorted([(request.began, 1) for request in asked] + [(request.ended, -1) for request in asked])
+        return int(np.cumsum([0, *(change for _, change in changes)]).max())
+
+    async def _serve(self, ready: threading.Event) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        context = untrusted_context() if self._tls else None
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0, backlog=1024, ssl=context)
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        await self._stop.wait()
+        server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        try:
+            while True:
+                lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+                target = lines[0].split(" ")[1]
+                path, query = urlsplit(target).path, parse_qs(urlsplit(target).query, errors="surrogateescape")
+                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:-2])}
+                self.hits[path] += 1
+                request = Request(target, path, query, headers, self.hits[path])
+                self.requests.append(request)
+                try:
+                    await self._answer(request, Answer(request, reader, writer))
+                finally:
+                    request.ended = time.monotonic()
+        except (Closed, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass
+        except asyncio.CancelledError:  # The server stops. Whoever cancels does not look.
+            pass
+        finally:
+            self._tasks.discard(task)
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+    async def _answer(self, request: Request, answer: Answer) -> None:
+        behaviour = urlsplit(self._behaves.get(request.path, request.path))
+        acted = replace(request, path=behaviour.path, query={**request.query, **parse_qs(behaviour.query)})
+        await asyncio.sleep(float(acted.option("pause", "0")))
+        if acted.words[0] in ROUTES:
+            await getattr(self, acted.words[0].replace("-", "_"))(acted, answer)
+        else:
+            await answer.whole(b"no such route", status="404 Not Found", kind="text/plain")
+
+    async def photos(self, request: Request, answer: Answer) -> None:
+        """/photos/<name>: a photo of the folder or mapping, or 404."""
+        name = "/".join(request.words[1:])
+        if isinstance(self._photos, Path):
+            path = self._photos / name
+            data = path.read_bytes() if path.is_file() else None
+        else:
+            data = self._photos.get(name)
+        if data is None:
+            await answer.whole(b"no such photo", status="404 Not Found", kind="text/plain")
+        else:
+            await answer.whole(data)
+
+    async def good(self, request: Request, answer: Answer) -> None:
+        """/good/<any name>?width=96&height=72: a photo of its own for each path."""
+        await answer.whole(good_photo(request.path, int(request.option("width", "96")), int(request.option("height", "72"))))
+
+    async def chunked(self, request: Request, answer: Answer) -> None:
+        """The photo without a Content-Length, in chunks."""
+        await answer.head(headers=[("Transfer-Encoding", "chunked")])
+        data = good_photo()
+        for part in (data[:100], data[100:], b""):
+            await answer.write(b"%x\r\n%s\r\n" % (len(part), part))
+
+    async def until_closed(self, request: Request, answer: Answer) -> None:
+        """The photo without a length; its end is that of the connection."""
+        await answer.head(headers=[("Connection", "close")])
+        await answer.write(good_photo())
+        raise Closed
+
+    # Time.
+
+    async def slow_body(self, request: Request, answer: Answer) -> None:
+        """?interval=0.05&step=1: a byte of the photo at a time, or some."""
+        data, step = good_photo(), int(request.option("step", "1"))
+        await answer.head(headers=[("Content-Length", str(len(data)))])
+        for at in range(0, len(data), step):
+            await answer.write(data[at : at + step])
+            await asyncio.sleep(float(request.option("interval", "0.05")))
+
+    async def stalls(self, request: Request, answer: Answer) -> None:
+        """?length=<as long as it is>: the first 1,000 bytes of a photo, and nothing more."""
+        await answer.whole(good_photo()[:1000], length=int(request.option("length", str(len(good_photo())))))
+        await answer.wait_for_the_end()
+
+    async def slow_headers(self, request: Request, answer: Answer) -> None:
+        """?interval=0.05: one header after the other, without end."""
+        await answer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await answer.write(b"X-Patience: more\r\n")
+            await asyncio.sleep(float(request.option("interval", "0.05")))
+
+    async def never(self, request: Request, answer: Answer) -> None:
+        """No answer at all."""
+        await answer.wait_for_the_end()
+
+    # Size.
+
+    async def endless_chunked(self, request: Request, answer: Answer) -> None:
+        """Chunk after chunk, for ever."""
+        await answer.head(headers=[("Transfer-Encoding", "chunked")])
+        while True:
+            await answer.write(b"10000\r\n%s\r\n" % bytes(2**16))
+
+    async def endless_length(self, request: Request, answer: Answer) -> None:
+        """Announces 1 TB, and begins."""
+        await answer.head(headers=[("Content-Length", str(10**12))])
+        while True:
+            await answer.write(bytes(2**16))
+
+    async def endless_stream(self, request: Request, answer: Answer) -> None:
+        """Announces nothing, and never ends."""
+        await answer.head()
+        while True:
+            await answer.write(bytes(2**16))
+
+    async def length_too_long(self, request: Request, answer: Answer) -> None:
+        """Announces 100 bytes more than come."""
+        await answer.whole(good_photo(), length=len(good_photo()) + 100)
+        raise Closed
+
+    async def length_too_short(self, request: Request, answer: Answer) -> None:
+        """Announces 100 bytes fewer than come."""
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(good_photo()) - 100}\r\n\r\n"
+        await answer.write(head.encode() + good_photo())  # At once: what comes later is not even read.
+        raise Closed
+
+    async def chunked_without_end(self, request: Request, answer: Answer) -> None:
+        """One chunk, and then the connection closes."""
+        await answer.head(headers=[("Transfer-Encoding", "chunked")])
+        await answer.write(b"100\r\n%s\r\n" % good_photo()[:256])
+        raise Closed
+
+    async def bad_chunks(self, request: Request, answer: Answer) -> None:
+        """A chunk whose size is no number."""
+        await answer.head(headers=[("Transfer-Encoding", "chunked")])
+        await answer.write(b"100\r\n%s\r\nmany\r\n" % good_photo()[:256])
+        await answer.wait_for_the_end()
+
+    async def empty(self, request: Request, answer: Answer) -> None:
+        """200 with no byte."""
+        await answer.whole(b"")
+
+    # What the server says.
+
+    async def status(self, request: Request, answer: Answer) -> None:
+        """/status/<code>/<any name>?retry-after=7: that status, and a body where it may have one."""
+        asks = [("Retry-After", value) for value in request.query.get("retry-after", [])]
+        code = request.words[1]
+        if code in ("204", "304"):
+            await answer.head(f"{code} Whatever", asks)
+        else:
+            await answer.whole(b"no", *asks, status=f"{code} Whatever", kind="text/plain")
+
+    async def busy(self, request: Request, answer: Answer) -> None:
+        """/busy/<n>/<any name>?retry-after=1: 429 the first n times that this path is asked for, then the photo."""
+        if request.times <= int(request.words[1]):
+            wanted = ("Retry-After", request.option("retry-after", "1"))
+            await answer.whole(b"", wanted, status="429 Too Many Requests", kind="text/plain")
+        else:
+            await answer.whole(good_photo(request.path))
+
+    async def fails(self, request: Request, answer: Answer) -> None:
+        """/fails/<n>/<any name>: 500 the first n times that this path is asked for, then the photo."""
+        if request.times <= int(request.words[1]):
+            await answer.whole(b"", status="500 Internal Server Error", kind="text/plain")
+        else:
+            await answer.whole(good_photo(request.path))
+
+    async def robots(self, request: Request, answer: Answer) -> None:
+        """?tag=noai&tag=googlebot:+noindex: a photo with these X-Robots-Tags."""
+        await answer.whole(good_photo(), *(("X-Robots-Tag", tag) for tag in request.query.get("tag", ["noai"])))
+
+    async def tdm(self, request: Request, answer: Answer) -> None:
+        """?value=1: a photo whose rights to text and data mining are reserved."""
+        await answer.whole(good_photo(), ("TDM-Reservation", request.option("value", "1")))
+
+    async def etag(self, request: Request, answer: Answer) -> None:
+        """A photo with an ETag, or 304 to whom has it."""
+        if request.headers.get("if-none-match") == ETAG:
+            await answer.head("304 Not Modified", [("ETag", ETAG)])
+        else:
+            await answer.whole(good_photo(), ("ETag", ETAG))
+
+    async def last_modified(self, request: Request, answer: Answer) -> None:
+        """A photo with a date, or 304 to whom has it."""
+        if request.headers.get("if-modified-since") == MODIFIED:
+            await answer.head("304 Not Modified")
+        else:
+            await answer.whole(good_photo(), ("Last-Modified", MODIFIED))
+
+    async def strange_etag(self, request: Request, answer: Answer) -> None:
+        """A photo whose ETag and date hold bytes that are no UTF-8."""
+        await answer.whole(good_photo(), ("ETag", '"\udce9"'), ("Last-Modified", "\udce9t\udce9"))
+
+    async def cookie(self, request: Request, answer: Answer) -> None:
+        """Sets a cookie and leads to /good."""
+        await answer.redirect("/good/cookie", ("Set-Cookie", "id=1; Path=/"))
+
+    # Redirects.
+
+    async def redirect(self, request: Request, answer: Answer) -> None:
+        """?to=<anything>: a Location as it is given, even file:///etc/passwd, or bytes that are no UTF-8."""
+        await answer.redirect(request.option("to", "/good/redirected"))
+
+    async def no_location(self, request: Request, answer: Answer) -> None:
+        """302 that does not say where to."""
+        await answer.whole(b"", status="302 Found")
+
+    async def loop(self, request: Request, answer: Answer) -> None:
+        """/loop/a/<any name> and /loop/b/<any name> lead to each other."""
+        there = {"a": "b", "b": "a"}[request.words[1]]
+        await answer.redirect("/".join(["/loop", there, *request.words[2:]]))
+
+    async def itself(self, request: Request, answer: Answer) -> None:
+        """Leads to itself."""
+        await answer.redirect(request.path)
+
+    async def chain(self, request: Request, answer: Answer) -> None:
+        """/chain/<n>/<any name>: a photo after n redirects, relative ones."""
+        left = int(request.words[1])
+        if left:
+            await answer.redirect("../" * len(request.words[2:]) + "/".join([str(left - 1), *request.words[2:]]))
+        else:
+            await answer.whole(good_photo(request.path))
+
+    # What comes.
+
+    async def html(self, request: Request, answer: Answer) -> None:
+        """A page that says that it is one."""
+        await answer.whole(HTML, kind="text/html; charset=utf-8")
+
+    async def html_as_jpeg(self, request: Request, answer: Answer) -> None:
+        """A page that says that it is a photo."""
+        await answer.whole(HTML)
+
+    async def gzip_photo(self, request: Request, answer: Answer) -> None:
+        """?encoding=gzip: a good photo, packed though nobody asked for it."""
+        encoding = request.option("encoding", "gzip")
+        packed = zlib.compress(good_photo()) if encoding == "deflate" else gzip.compress(good_photo(), mtime=0)
+        await answer.whole(packed, ("Content-Encoding", encoding))
+
+    async def gzip_in_members(self, request: Request, answer: Answer) -> None:
+        """A good photo, packed by halves."""
+        data = good_photo()
+        members = gzip.compress(data[:1000], mtime=0) + gzip.compress(data[1000:], mtime=0)
+        await answer.whole(members, ("Content-Encoding", "gzip"))
+
+    async def gzip_bomb(self, request: Request, answer: Answer) -> None:
+        """1 MB that unpack to 1 GiB."""
+        await answer.whole(gzip_bomb(), ("Content-Encoding", "gzip"))
+
+    async def gzip_cut(self, request: Request, answer: Answer) -> None:
+        """Half of a packed photo, of the length that it announces."""
+        packed = gzip.compress(good_photo(), mtime=0)
+        await answer.whole(packed[: len(packed) // 2], ("Content-Encoding", "gzip"))
+
+    async def gzip_garbage(self, request: Request, answer: Answer) -> None:
+        """A photo that says that it is packed, and is not."""
+        await answer.whole(good_photo(), ("Content-Encoding", "gzip"))
+
+    async def png_bomb(self, request: Request, answer: Answer) -> None:
+        """100 bytes that announce 30000 x 30000 px."""
+        await answer.whole(png(30000, 30000, bytes(1000)), kind="image/png")
+
+    async def png_text_bomb(self, request: Request, answer: Answer) -> None:
+        """A small picture with 64 MiB of packed text."""
+        await answer.whole(png(96, 72, bytes(97 * 72), (b"zTXt", b"Comment\0\0" + packed_zeros())), kind="image/png")
+
+    async def png_profile_bomb(self, request: Request, answer: Answer) -> None:
+        """A small picture with a colour profile of 64 MiB."""
+        await answer.whole(png(96, 72, bytes(97 * 72), (b"iCCP", b"profile\0\0" + packed_zeros())), kind="image/png")
+
+    async def truncated(self, request: Request, answer: Answer) -> None:
+        """Half of a JPEG, of the length that it announces."""
+        await answer.whole(good_photo()[: len(good_photo()) // 2])
+
+    # No HTTP.
+
+    async def reset(self, request: Request, answer: Answer) -> None:
+        """The connection is reset before an answer."""
+        answer.reset()
+
+    async def hangs_up(self, request: Request, answer: Answer) -> None:
+        """The connection is closed before an answer."""
+        raise Closed
+
+    async def reset_body(self, request: Request, answer: Answer) -> None:
+        """The connection is reset within the body."""
+        await answer.whole(good_photo()[:1000], length=len(good_photo()))
+        answer.reset()
+
+    async def garbage(self, request: Request, answer: Answer) -> None:
+        """Bytes that are no HTTP."""
+        await answer.write(np.random.default_rng(0).bytes(4096))
+        raise Closed
+
+    async def big_header(self, request: Request, answer: Answer) -> None:
+        """A header of 1 MB."""
+        await answer.whole(good_photo(), ("X-Big", "x" * 10**6))
+
+    async def endless_headers(self, request: Request, answer: Answer) -> None:
+        """Headers as fast as they can be sent, for ever."""
+        await answer.write(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await answer.write(b"X-More: more\r\n" * 1000)
+
+    async def endless_continue(self, request: Request, answer: Answer) -> None:
+        """100 Continue as fast as it can be sent, for ever."""
+        while True:
+            await answer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+# The first words that are routes: the public coroutines of the server, all of which take a request.
+ROUTES = frozenset(
+    name.replace("_", "-")
+    for name, route in vars(HostileServer).items()
+    if not name.startswith("_") and asyncio.iscoroutinefunction(route)
+)
+
+
+@functools.cache
+def untrusted_context() -> ssl.SSLContext:
+    """For a server named localhost and 127.0.0.1, with a certificate that it signed itself."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
+        file.write(private + certificate.public_bytes(pem))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
