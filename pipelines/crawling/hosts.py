@@ -92,7 +92,7 @@ class _Door:
     def settle(self, now: float, overdue: float) -> None:
         """Bring `owes` up to date; starts may be made up for that were due within the last `overdue` s."""
         rate = self.lease.requests_per_second
-        earned = rate * max(0.0, min(now, self.expires) - self.since)
+        earned = rate * (now - self.since)
         self.owes = max(self.owes - earned, -overdue * rate)
         self.since = now
 

@@ -21,6 +21,8 @@ A host's breaker: open ──`failures` in a row──▶ resting ──▶ tryi
                                                    └──failure───┘  twice as long; after `rests` of them given up for this run
 
 Requests carry the era in which they began. Each rest begins a new one, so what was in flight before it says nothing about after.
+
+Sources: leases, Gray & Cheriton (SOSP 1989); circuit breakers, Nygard, Release It! (2007), chapter 5.
 """
 
 import math
@@ -53,7 +55,7 @@ class HostReport:
     in_a_row: int = 0
     """Failures since the last success, among requests of `era`."""
     retry_after: float | None = None
-    """s from now: the longest that the host has asked for."""
+    """s from now: the longest that the host has asked for (RFC 9110, section 10.2.3)."""
     recovered: bool = False
     """Whether a request of `era` succeeded, before those in a row failed."""
     era: int = 0

@@ -600,6 +600,7 @@ def test_a_host_that_wants_to_be_left_alone_for_too_long_is_given_up_at_once():
         (8, 10, 20, 0.3, 8, 0.9),  # The rate is what binds.
         (8, 10, 20, 2, 8, 0.9),  # The slots are.
         (8, 2, 20, 0.3, 4, 0.75),  # Fewer slots than workers: in turns.
+        (2, 1, 20, 0.3, 4, 0.84),  # A slot is told to be free as soon as it is.
         (3, 100, 500, 0.05, 40, 0.9),
         (8, 10, 1, 0.3, 4, 0.75),  # Less than a request a second for each: in turns, too.
         (4, 1, 0.1, 0.3, 2, 0.75),  # Turns must be longer than the spacing.
@@ -718,6 +719,10 @@ def test_limits_hold_while_workers_come_and_go_and_messages_get_lost(seed):
 # One gate.
 
 
+def down() -> FetchError:
+    return FetchError("http_5xx", "HTTP 503")
+
+
 def test_first_come_first_served():
     async def story() -> None:
         cluster = Cluster(concurrency=2, requests_per_second=1000)
@@ -740,15 +745,17 @@ def test_no_burst_after_idleness_and_little_after_a_late_loop():
     async def story() -> None:
         cluster = Cluster(concurrency=1000, requests_per_second=100)
         gate = cluster.join("a")
-        cluster.keep_asking("a", 1, seconds=0)
-        await asyncio.sleep(5)
-        cluster.tasks["a"].pop().cancel()
+        cluster.keep_asking("a", 50, seconds=0.1)
+        await asyncio.sleep(5.2)
+        for task in cluster.tasks["a"][1:]:
+            task.cancel()
         await asyncio.sleep(0.5)
         begun = cluster.loop.time()
         tasks = [asyncio.create_task(cluster.ask("a", seconds=0)) for _ in range(300)]
-        await asyncio.sleep(1)
-        # One that is due, and one each 10 ms; not the 50 of the half second in which nobody asked.
-        assert 99 <= len(cluster.times(since=begun)) <= 102
+        await asyncio.sleep(0.2)
+        # One that is due, and one each 10 ms; not those of the half second in which nobody asked, though the lease still holds.
+        assert 19 <= len(cluster.times(since=begun)) <= 22
+        await asyncio.sleep(1.1)
         cluster.loop.leaping.now += 0.5
         begun = cluster.loop.time()
         await asyncio.sleep(0.001)
@@ -807,6 +814,19 @@ def test_a_host_that_rests_keeps_no_other_one_waiting():
         cluster = Cluster(failures=1, rest_seconds=50)
         gate = cluster.join("a")
         with pytest.raises(FetchError):
+            await cluster.ask("a", "left.example:443", failure=down)
+        left = [asyncio.create_task(cluster.ask("a", "left.example:443")) for _ in range(20)]
+        await asyncio.sleep(2)
+        assert cluster.ledger.snapshot()["left.example:443"].waiting == 20
+        for task in left[:15]:
+            task.cancel()
+        await asyncio.sleep(2)
+        assert cluster.ledger.snapshot()["left.example:443"].waiting == 5
+        for task in left:
+            task.cancel()
+        await asyncio.sleep(3)
+        assert not gate._doors
+        with pytest.raises(FetchError):
             await cluster.ask("a", "slow.example:443", failure=lambda: FetchError("timeout", ""))
         resting = [asyncio.create_task(cluster.ask("a", "slow.example:443")) for _ in range(20)]
         await asyncio.sleep(2)
@@ -834,7 +854,7 @@ def test_many_hosts_cost_little():
         async def some() -> None:
             nonlocal most
             for host in hosts:
-                await cluster.ask("a", host, seconds=0.05)
+                await cluster.ask("a", host, seconds=cluster.random.uniform(0.02, 0.08))
                 most = max(most, len(gate._doors))
 
         await asyncio.gather(*(some() for _ in range(20)))
@@ -929,10 +949,6 @@ def test_outcomes_are_told_apart():
     assert {"dns", "connect", "tls", "timeout", "too_slow", "incomplete", "bad_response", "http_5xx", "http_429"} == HOST_FAULTS
 
 
-def down() -> FetchError:
-    return FetchError("http_5xx", "HTTP 503")
-
-
 def keep_failing(cluster: Cluster, worker: str, connections: int, is_up: Callable[[], bool]) -> list[FetchError]:
     """Photos that are asked for until they come, or their host is given up; the latter's errors."""
     given_up: list[FetchError] = []
@@ -994,6 +1010,24 @@ def test_a_host_that_is_down_is_tried_by_one_request_after_each_rest_and_then_gi
     run(story())
 
 
+def test_a_try_that_is_cancelled_is_followed_by_another_one():
+    async def story() -> None:
+        cluster = Cluster(failures=1, rest_seconds=10)
+        cluster.join("a")
+        with pytest.raises(FetchError):
+            await cluster.ask("a", failure=down)
+        tries = [asyncio.create_task(cluster.ask("a", seconds=30)) for _ in range(2)]
+        await asyncio.sleep(15)
+        assert cluster.open[HOST] == 1
+        tries[0].cancel()
+        await asyncio.sleep(0.1)
+        assert cluster.open[HOST] == 1
+        await tries[1]
+        await cluster.close()
+
+    run(story())
+
+
 def test_a_host_that_comes_back_is_used_again():
     async def story() -> None:
         cluster = Cluster(failures=5, rest_seconds=10, rests=3, concurrency=4, requests_per_second=100)
@@ -1029,6 +1063,59 @@ def test_a_gate_that_fails_stops_before_the_ledger_says_so():
     run(story())
 
 
+def test_failures_with_a_success_between_are_not_in_a_row():
+    """Also where one report tells of all of them."""
+
+    async def story() -> None:
+        cluster = Cluster(failures=5, concurrency=1, requests_per_second=1000)
+        cluster.join("a")
+        photos = [cluster.ask("a", seconds=0.01, failure=down if number % 5 else lambda: None) for number in range(50)]
+        ended = await asyncio.gather(*photos, return_exceptions=True)
+        assert sum(isinstance(error, FetchError) for error in ended) == 40
+        assert cluster.loop.time() < 2
+        await asyncio.sleep(2)
+        assert cluster.ledger.snapshot()[HOST].state == "open"
+        await cluster.close()
+
+    run(story())
+
+
+def test_a_gate_that_stops_reports_failures_in_a_row_and_begins_to_count_anew():
+    """What ends after that is no part of them; if others have success there, the ledger may let it go on, for as many again."""
+
+    async def story() -> None:
+        reports: list[HostReport] = []
+
+        async def renew(sent: dict[str, HostReport]) -> dict[str, Lease]:
+            reports.extend(sent.values())
+            await asyncio.sleep(0.2)
+            return {host: Lease(4, 1000.0) for host in sent}
+
+        gate = HostGate(HostSettings(failures=3), renew)
+        running = asyncio.create_task(gate.run())
+
+        async def ask(seconds: float, fails: bool = True) -> None:
+            with suppress(FetchError):
+                async with gate.request(HOST):
+                    await asyncio.sleep(seconds)
+                    if fails:
+                        raise down()
+
+        # They begin at 0.2 s and end while the second report is on its way, from 1 s to 1.2 s.
+        photos = [asyncio.create_task(ask(seconds)) for seconds in (0.82, 0.83, 0.84)]
+        photos.append(asyncio.create_task(ask(0.9, fails=False)))
+        await asyncio.wait(photos)
+        assert reports[-1].in_a_row == 0
+        await asyncio.sleep(0.3)
+        assert (reports[-1].in_a_row, reports[-1].recovered, reports[-1].failures, reports[-1].successes) == (3, False, 3, 1)
+        await asyncio.wait([asyncio.create_task(ask(0)) for _ in range(9)])
+        await asyncio.sleep(2)
+        assert [report.in_a_row for report in reports if report.in_a_row] == [3, 3, 3, 3]
+        running.cancel()
+
+    run(story())
+
+
 def test_retry_after_makes_all_workers_rest_and_counts_once():
     """Ten requests in flight that are all told to wait 20 s: one rest of 20 s, and no failure to rest."""
 
@@ -1048,6 +1135,8 @@ def test_retry_after_makes_all_workers_rest_and_counts_once():
         told = [cluster.ask(name, seconds=3, failure=busy) for name in "ab" for _ in range(5)]
         await asyncio.gather(*told, return_exceptions=True)
         begun = cluster.loop.time()
+        await asyncio.sleep(0.1)
+        assert cluster.ledger.snapshot()[HOST].state.startswith("resting")  # It is told at once.
         await asyncio.gather(*(cluster.ask(name) for name in "ab" for _ in range(5)))
         again = cluster.times(since=begun)
         assert 19.5 <= again[0] - begun <= 22
@@ -1072,6 +1161,21 @@ def test_a_retry_after_that_is_too_long_gives_the_host_up_for_those_who_wait():
         with pytest.raises(FetchError, match="wants to be left alone for inf s") as raised:
             await cluster.ask("a")
         assert raised.value.given_up
+        await cluster.close()
+
+    run(story())
+
+
+def test_a_retry_after_counts_with_any_code():
+    async def story() -> None:
+        cluster = Cluster()
+        cluster.join("a")
+        with pytest.raises(FetchError):
+            await cluster.ask("a", failure=lambda: FetchError("http_403", "HTTP 403", retry_after=9999))
+        await asyncio.sleep(1)
+        with pytest.raises(FetchError) as raised:
+            await cluster.ask("a")
+        assert (raised.value.code, raised.value.given_up) == ("http_403", True)
         await cluster.close()
 
     run(story())
@@ -1106,6 +1210,12 @@ def test_without_the_ledger_leases_run_out_and_with_it_work_goes_on(caplog):
         assert not cluster.times("slow.example:443", since=cut + VALID_SECONDS)
         assert cluster.times(since=cut + VALID_SECONDS - 2)
         assert gate.in_flight() == {}
+        calls = cluster.calls["a"]
+        new = []
+        for number in range(200):
+            new.append(asyncio.create_task(cluster.ask("a", f"{number}.example:443")))
+            await asyncio.sleep(0.05)
+        assert cluster.calls["a"] - calls <= 11  # A call a second, whoever is new meanwhile.
         cluster.cut_off.clear()
         back = cluster.loop.time()
         await asyncio.sleep(20)
