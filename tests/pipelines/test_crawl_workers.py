@@ -65,9 +65,11 @@ def test_a_host_that_rests_stops_no_other(cluster, tmp_path):
         assert status == 0
         assert set(codes_of(settings).values()) == {"ok"}
         assert len(good.times("/good/")) == 180
-        # All of them before the other host was asked a second time, though nearly all units wait for that.
+        # Most of them before the other host was asked a second time, though nearly each unit waits for that: the four units that
+        # a worker has otherwise hold 36.
         first, *others = busy.times("/busy/")
-        assert max(good.times("/good/")) < first + 9 < max(others)
+        assert max(others) > first + 9
+        assert len([began for began in good.times("/good/") if began < first + 9]) > 100
 
 
 def test_a_unit_that_failed_before_is_alone_with_its_worker():
