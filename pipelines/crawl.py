@@ -28,9 +28,11 @@ from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawling.addresses import AddressRules
 from pipelines.crawling.buckets import check_object_stores
+from pipelines.crawling.driver import crawl_on_ray
 from pipelines.crawling.live import Display, summary_table
 from pipelines.crawling.merging import count_codes, find_placeholders, merge
 from pipelines.crawling.rounds import (
+    Round,
     freeze_round,
     lock_store,
     open_store,
@@ -40,9 +42,9 @@ from pipelines.crawling.rounds import (
     read_parts,
     sweep,
 )
+from pipelines.crawling.stopping import Stop
 from pipelines.crawling.verify import verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
-from pipelines.crawling.workers import Stop, crawl_on_ray
 from pipelines.photo_store import is_store
 from pipelines.planning.freeze import freeze_tables
 from schemas.errors import InputError, run_program
@@ -102,19 +104,28 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
             parts = read_parts(store)
             sweep(store, parts)
             merge(store, parts, settings.crawl.placeholder_ids)
-            wanted = list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
+
+            def list_photos() -> pa.Table:
+                return list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
+
+            wanted = list_photos()
+            keys = wanted["key"].combine_chunks()
             asked = photos_to_ask(store, wanted, again)
+            del wanted  # Millions of rows: while photos come, nobody needs them.
             known = quarantined_keys(store)
             while len(asked) and not errors and not stop.signal:
-                errors = crawl_round(settings, sources, asked, stop)
+                chosen = begin_round(settings, asked)
+                del asked
+                pa.default_memory_pool().release_unused()
+                errors = crawl_round(settings, sources, chosen, stop)
                 parts = read_parts(store)
                 if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
                     raise KeyboardInterrupt
                 merge(store, parts, settings.crawl.placeholder_ids)
                 # Placeholders show only now, when many have come. Another source may have the photos themselves.
-                asked = quarantined(store, wanted, known, settings.crawl.sources)
+                asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
                 known = quarantined_keys(store)
-            counts = count_codes(store, wanted["key"].combine_chunks())
+            counts = count_codes(store, keys)
     except KeyboardInterrupt:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGINT)
@@ -125,18 +136,22 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
     if errors or counts[""]:
-        print(f"error: {counts['']:,} photos were not asked for; the others are kept, run again", file=sys.stderr)
+        print(f"error: of {counts['']:,} photos nothing was recorded; the others are kept, run again", file=sys.stderr)
         return 1
     return 0
 
 
-def crawl_round(settings: BuildSettings, sources: list[PhotoSource], asked: pa.Table, stop: Stop) -> dict[int, str]:
-    """Freeze a list of photos and get them; returns the errors of parts that could not be made."""
+def begin_round(settings: BuildSettings, asked: pa.Table) -> Round:
+    """Freeze a list of photos to get."""
     store = settings.source.photos
     parts = read_parts(store)
     placeholders = find_placeholders(store, parts, settings.crawl.placeholder_ids)
-    chosen = freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
-    with Display(len(asked)) as display:
+    return freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
+
+
+def crawl_round(settings: BuildSettings, sources: list[PhotoSource], chosen: Round, stop: Stop) -> dict[int, str]:
+    """Get a round's photos; returns the errors of parts that could not be made."""
+    with Display(sum(chosen.sizes)) as display:
         return crawl_on_ray(chosen, sources, settings, display, stop)
 
 

@@ -121,6 +121,7 @@ def check_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> P
         if frame == "exif" or image.mode not in ("RGB", "L"):
             _to_rgb(ImageOps.exif_transpose(image) if frame == "exif" else image)
         else:
+            image.draft("L", None)  # Of a JPEG, all is decoded all the same, but colours need not be made of it.
             image.load()
     except MemoryError:
         raise

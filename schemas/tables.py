@@ -23,6 +23,11 @@ def one_word(word: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word]))
 
 
+def with_plain_words(schema: pa.Schema) -> pa.Schema:
+    """Fields of type `WORD` as strings: the dictionaries of many tables would have to be made one."""
+    return pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in schema])
+
+
 def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
 

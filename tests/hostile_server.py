@@ -446,6 +446,10 @@ class HostileServer:
         """1 MB that unpack to 1 GiB."""
         await answer.whole(gzip_bomb(), ("Content-Encoding", "gzip"))
 
+    async def gzip_empty_members(self, request: Request, answer: Answer) -> None:
+        """Four thousand times nothing, packed: 80 kB."""
+        await answer.whole(gzip.compress(b"", mtime=0) * 4000, ("Content-Encoding", "gzip"))
+
     async def gzip_cut(self, request: Request, answer: Answer) -> None:
         """Half of a packed photo, of the length that it announces."""
         packed = gzip.compress(good_photo(), mtime=0)

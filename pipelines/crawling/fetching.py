@@ -1,8 +1,10 @@
 """One wanted photo: asked for at each source in order, again where that may help, and looked at. Its outcome is a row, no error.
 
-for each source:   ask ──▶ bytes ──▶ inspect ──▶ ok, with the bytes to store
-│                   └─▶ a code: next source
-└─▶ a code that may pass: wait, ask again; else: next source
+for each source:  ask ──▶ bytes ──▶ inspect ──▶ ok, with the bytes to store
+                   ▲ │                 │
+                   │ └─────▶ a code ◀──┘
+                   │            │
+                   └── wait ◀── may pass, else the next source
 """
 
 import asyncio
@@ -24,7 +26,7 @@ from pipelines.crawling.inspection import Demands, inspect
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.web import Gate, WebClient
 from pipelines.photo_folder import photo_path
-from schemas.outcomes import OK
+from schemas.outcomes import OK, OUTCOMES
 from schemas.photos import PhotoError
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 
@@ -34,7 +36,7 @@ _PLACE = [name for name in PHOTO_INDEX.names if name not in ("key", "split", "ph
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PhotoResult:
     """What became of a wanted photo."""
 
     row: dict[str, Any]
@@ -137,7 +139,7 @@ class Fetcher:
         await self.closing.aclose()
         self.pool.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, photo: Mapping[str, Any]) -> Outcome:
+    async def fetch(self, photo: Mapping[str, Any]) -> PhotoResult:
         """What becomes of a wanted photo, a row of `WANTED`. Raises nothing but `CancelledError` and `MemoryError`."""
         failures: list[tuple[PhotoSource, str | None, FetchError]] = []
         attempts = 0
@@ -176,7 +178,7 @@ class Fetcher:
             reraise=True,
         )
 
-    async def _attempt(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> Outcome:
+    async def _attempt(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> PhotoResult:
         """As `_ask`, but failures keep nothing alive: a traceback would hold the photo's bytes until memory is next collected."""
         try:
             return await self._ask(source, url, photo, attempts)
@@ -184,7 +186,7 @@ class Fetcher:
             error.__traceback__ = error.__context__ = error.__cause__ = None
             raise
 
-    async def _ask(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> Outcome:
+    async def _ask(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> PhotoResult:
         before = photo["before"]
         original = source.original and self.settings.check_originals
         file, offset = None, 0
@@ -217,8 +219,8 @@ class Fetcher:
             "last_modified": fetched.last_modified,
         }
         if file is not None:
-            return Outcome(row | {"file": str(file), "offset": offset, "length": len(fetched.data)})
-        return Outcome(row, fetched.data, found.facts.format, len(fetched.data))
+            return PhotoResult(row | {"file": str(file), "offset": offset, "length": len(fetched.data)})
+        return PhotoResult(row, fetched.data, found.facts.format, len(fetched.data))
 
     async def _download(self, source: PhotoSource, url: str, photo: Mapping[str, Any], original: bool) -> Fetched:
         expected = photo["original_bytes"] if original else None
@@ -245,17 +247,17 @@ class Fetcher:
         except PhotoError as error:
             raise FetchError("missing", error.detail) from None
 
-    def _kept(self, photo: Mapping[str, Any], attempts: int, fetched: Fetched) -> Outcome:
+    def _kept(self, photo: Mapping[str, Any], attempts: int, fetched: Fetched) -> PhotoResult:
         """It was asked for again, and is what we have."""
         before = photo["before"]
         row = self._row(photo, before["source"], OK, attempts, fetched.url or before["url"], fetched.http_status)
         kept = {name: before[name] for name in _PLACE}
         news = {"etag": fetched.etag or before["etag"], "last_modified": fetched.last_modified or before["last_modified"]}
-        return Outcome(row | kept | news, received=len(fetched.data))
+        return PhotoResult(row | kept | news, received=len(fetched.data))
 
     def _failed(
         self, photo: Mapping[str, Any], failures: Sequence[tuple[PhotoSource, str | None, FetchError]], attempts: int
-    ) -> Outcome:
+    ) -> PhotoResult:
         """Told by the failure that may pass, if there is one, else by the last source for which the tables give a URL."""
         told = [failed for failed in failures if failed[2].code != "bad_url"] or failures
         told = told[-1:] if told[-1][2].code == "opted_out" else told
@@ -268,10 +270,12 @@ class Fetcher:
         before = photo["before"]
         if before and before["sha256"] in self.demands.placeholders and not before["verified"]:
             # No source has anything else; the placeholder stays where it is.
-            return Outcome(row | {"code": "placeholder", "transient": False} | {name: before[name] for name in _PLACE})
+            return PhotoResult(row | {"code": "placeholder", "transient": False} | {name: before[name] for name in _PLACE})
         if before and failure.transient:  # What we have is not lost because a server is down today.
-            return Outcome(row | {"code": OK, "transient": False} | {name: before[name] for name in (*_PLACE, "source", "url")})
-        return Outcome(row)
+            return PhotoResult(
+                row | {"code": OK, "transient": False} | {name: before[name] for name in (*_PLACE, "source", "url")}
+            )
+        return PhotoResult(row)
 
     @staticmethod
     def _row(
@@ -282,7 +286,7 @@ class Fetcher:
             "split": photo["split"],
             "photo_id": photo["photo_id"],
             "code": code,
-            "transient": code != OK and FetchError(code, "").transient,
+            "transient": OUTCOMES[code].transient,
             "attempts": attempts,
             "asked_at": datetime.now(UTC).replace(microsecond=0),
             "source": source,

@@ -83,7 +83,7 @@ class Display:
 
 
 def summary_table(counts: Mapping[str, int]) -> Table:
-    """Where every wanted photo went; "" are those that were not asked for yet."""
+    """Where every wanted photo went; "" are those of which nothing is recorded yet."""
     table = Table(title="What became of the wanted photos", title_justify="left")
     table.add_column("outcome")
     table.add_column("photos", justify="right")
@@ -97,7 +97,7 @@ def summary_table(counts: Mapping[str, int]) -> Table:
             outcome = OUTCOMES[code]
             table.add_row(code, f"{count:,}", "yes" if outcome.transient else "", outcome.meaning)
         else:
-            table.add_row("not asked for yet", f"{count:,}", "yes", "the run was stopped before: the same command goes on")
+            table.add_row("not asked for yet", f"{count:,}", "yes", "nothing is recorded: the same command goes on")
     return table
 
 

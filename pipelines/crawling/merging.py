@@ -22,12 +22,11 @@ from pipelines.crawling.parts import Part
 from pipelines.crawling.rounds import latest_of_each
 from schemas.files import atomic_file
 from schemas.outcomes import OK, OUTCOMES
-from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, WORD
+from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, with_plain_words
 
 _ROWS_AT_ONCE = 200_000
 _MADE_FROM = b"made from"
-# Words as strings: the dictionaries of a thousand parts would have to be made one.
-_PLAIN = pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in STORED_PHOTOS])
+_PLAIN = with_plain_words(STORED_PHOTOS)
 # The status comes last: it bears the mark that says that all four are there.
 STORE_TABLES = {
     "index.parquet": PHOTO_INDEX,

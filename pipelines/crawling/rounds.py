@@ -8,7 +8,8 @@ import contextlib
 import fcntl
 import functools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_s
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
 from schemas.outcomes import OK
-from schemas.tables import PHOTO_INDEX, WANTED, WORD
+from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 
+# A ParquetFile that several threads read at once crashes or hangs the process.
+_READING = threading.Lock()
 _PART_NAME = len(part_name(0, 0))
-# Words as strings, as within `before`.
-_INDEX = pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in PHOTO_INDEX])
+_INDEX = with_plain_words(PHOTO_INDEX)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class Round:
 
     def read_unit(self, unit: int) -> list[dict[str, Any]]:
         """The wanted photos of a unit."""
-        rows: list[dict[str, Any]] = _opened(_round_file(self.store, self.number, "parquet")).read_row_group(unit).to_pylist()
+        with _READING:
+            group = _opened(_round_file(self.store, self.number, "parquet")).read_row_group(unit)
+        rows: list[dict[str, Any]] = group.to_pylist()
         return rows
 
 
@@ -165,12 +169,15 @@ def photos_to_ask(store: Path, wanted: pa.Table, again: Collection[str]) -> pa.T
     return _with_before(asked, [store / name for code, name in tables.items() if code in again])
 
 
-def quarantined(store: Path, wanted: pa.Table, known: pa.Array, sources: Sequence[str]) -> pa.Table:
+def quarantined(
+    store: Path, list_photos: Callable[[], pa.Table], keys: pa.Array, known: pa.Array, sources: Sequence[str]
+) -> pa.Table:
     """The wanted photos that turned out to be placeholders in this run, and may be had from a later source.
 
     Args:
         store: the photo store, merged.
-        wanted: table of `WANTED`.
+        list_photos: gives the wanted photos, a table of `WANTED`; called only where there are such.
+        keys: of the wanted photos.
         known: keys of photos that were in the quarantine before this run.
         sources: `crawl.sources`.
     """
@@ -178,7 +185,10 @@ def quarantined(store: Path, wanted: pa.Table, known: pa.Array, sources: Sequenc
     skip = pc.add(pc.index_in(rows["source"].cast(pa.string()), pa.array(sources, pa.string())), 1)
     rows = rows.append_column("skip", pc.fill_null(skip, 0).cast(pa.int16()))
     later = pc.and_(pc.less(rows["skip"], len(sources)), pc.invert(pc.is_in(rows["key"], known)))
-    rows = rows.filter(later)
+    rows = rows.filter(pc.and_(later, pc.is_in(rows["key"], keys)))
+    if not len(rows):
+        return WANTED.empty_table()
+    wanted = list_photos()
     asked = wanted.filter(pc.is_in(wanted["key"], rows["key"].combine_chunks()))
     place = pc.index_in(asked["key"], rows["key"].combine_chunks())
     asked = asked.set_column(asked.schema.get_field_index("skip"), "skip", rows["skip"].take(place))

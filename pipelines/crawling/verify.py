@@ -1,8 +1,9 @@
 """Reading a photo store from end to end: is every photo where the index says, whole, once, and is all of it told?"""
 
 import hashlib
+import itertools
 import mmap
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,9 +18,12 @@ from pipelines.crawling.parts import Part, latest_round, read_part
 from pipelines.crawling.rounds import read_parts, read_round_record
 from pipelines.threads import in_order
 from schemas.outcomes import OK
-from schemas.tables import WORD
+from schemas.tables import PHOTO_INDEX, with_plain_words
 
 _THREADS = 2
+_PLACE = with_plain_words(
+    pa.schema([PHOTO_INDEX.field(name) for name in ("split", "photo_id", "file", "offset", "length", "sha256")])
+)
 
 
 def verify_store(store: Path) -> tuple[list[str], int]:
@@ -31,28 +35,25 @@ def verify_store(store: Path) -> tuple[list[str], int]:
     problems = list(_check_records(store))
     parts = read_parts(store)
     problems += _check_tables(store, parts)
-    files = {name: (part, size, sha256) for part in parts for name, (size, sha256) in part.tars.items()}
-    photos = 0
     if not all((store / name).is_file() for name in STORE_TABLES):
-        return problems, photos
-    places: dict[str, list[tuple[str, int, int, str]]] = defaultdict(list)
-    for name in ("index.parquet", "quarantine.parquet"):
-        rows = pq.read_table(store / name, columns=["split", "photo_id", "file", "offset", "length", "sha256"])
-        photos += len(rows) if name == "index.parquet" else 0
-        columns = [column.cast(pa.string()) if column.type == WORD else column for column in rows.columns]
-        for split, photo_id, file, offset, length, sha256 in zip(*(column.to_pylist() for column in columns), strict=True):
-            places[file].append((f"{split}/{photo_id}", offset, length, sha256))
-    for file in files:
-        places.setdefault(f"parts/{file}", [])
+        return problems, 0
+    index, quarantine = (
+        pq.read_table(store / name, columns=_PLACE.names).cast(_PLACE) for name in ("index.parquet", "quarantine.parquet")
+    )
+    rows = pa.concat_tables([index, quarantine]).sort_by([("file", "ascending"), ("offset", "ascending")])
+    recorded = {f"parts/{name}": (part, sha256) for part in parts for name, (_, sha256) in part.tars.items()}
+    unread = sorted(recorded.keys() - set(pc.unique(rows["file"]).to_pylist()))
+    total = pc.count_distinct(rows["file"]).as_py() + len(unread)
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(places), unit=" files", desc="verifying", smoothing=0.1) as progress,
+        tqdm(total=total, unit=" files", desc="verifying", smoothing=0.1) as progress,
     ):
-        work = ((store / file, rows, files.get(file.removeprefix("parts/"))) for file, rows in sorted(places.items()))
+        files = itertools.chain(_by_file(rows), ((file, _PLACE.empty_table()) for file in unread))
+        work = ((store / file, photos, recorded.get(file)) for file, photos in files)
         for found in in_order(pool, lambda item: _check_file(*item), work, ahead=4 * _THREADS):
             problems += found
             progress.update()
-    return problems, photos
+    return problems, len(index)
 
 
 def _check_records(store: Path) -> Iterator[str]:
@@ -92,20 +93,29 @@ def _check_tables(store: Path, parts: list[Part]) -> Iterator[str]:
             yield f"{store / name}: {len(rows)} photos, status.parquet says {codes[code]}; remove both files and crawl again"
 
 
-def _check_file(path: Path, rows: list[tuple[str, int, int, str]], recorded: tuple[Part, int, str] | None) -> list[str]:
+def _by_file(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """Each file with its rows, where rows are sorted by file."""
+    runs = pc.run_end_encode(rows["file"].combine_chunks())
+    start = 0
+    for file, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+        yield file, rows.slice(start, end - start)
+        start = end
+
+
+def _check_file(path: Path, rows: pa.Table, recorded: tuple[Part, str] | None) -> list[str]:
     """What is wrong with a file and the photos in it."""
     try:
         with path.open("rb") as file:
             problems = []
-            if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded[2]:
+            if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded[1]:
                 problems.append(f"{path}: not what was written (SHA-256); remove parts/{recorded[0].name}.json and crawl again")
-            if not rows:
+            if not len(rows):
                 return problems
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                for name, offset, length, sha256 in rows:
+                for split, photo_id, _, offset, length, sha256 in zip(*rows.to_pydict().values(), strict=True):
                     photo = data[offset : offset + length]
                     if hashlib.sha256(photo).hexdigest() != sha256:
-                        problems.append(f"{path}: {name} at {offset}: not the photo that was stored (SHA-256)")
+                        problems.append(f"{path}: {split}/{photo_id} at {offset}: not the photo that was stored (SHA-256)")
             return problems
     except (OSError, ValueError) as error:  # An empty file cannot be mapped.
         return [f"{path}: cannot be read ({error}); {len(rows)} photos of the index are in it"]

@@ -22,27 +22,22 @@ from pipelines.crawling.fetched import FetchError
 from pipelines.crawling.tar_files import match_members, scan_tars
 from pipelines.photo_list import as_listed, each_once, known_about, photo_keys
 from schemas.errors import InputError
-from schemas.tables import WANTED
+from schemas.tables import WANTED, with_plain_words
 
 PLACEHOLDERS = ("split", "image_id", "file_name", "url", "thumbnail_url")
 _WEB = ("http", "https")
 _BUCKETS = ("s3", "gs")
 _TABLES_KNOW = ("split", "photo_id", "file_name", "url", "thumbnail_url", "original_md5", "original_bytes")
-_LISTED = pa.schema(
-    [
-        pa.field(name, pa.string() if pa.types.is_dictionary(WANTED.field(name).type) else WANTED.field(name).type)
-        for name in _TABLES_KNOW
-    ]
-)
+_LISTED = with_plain_words(pa.schema([WANTED.field(name).remove_metadata() for name in _TABLES_KNOW]))
 
-SourceKind = Literal["folder", "tars", "bucket", "web"]
+PhotoSourceKind = Literal["folder", "tars", "bucket", "web"]
 
 
 @dataclass(frozen=True)
 class PhotoSource:
     """One place to look for photos."""
 
-    kind: SourceKind
+    kind: PhotoSourceKind
     text: str
     """As the settings say it."""
     paths: tuple[Path, ...] = ()

@@ -10,6 +10,7 @@ Whatever the other side does ends in a `Fetched` or a `FetchError`, within `craw
 
 import asyncio
 import email.utils
+import functools
 import importlib.metadata
 import ipaddress
 import re
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from pipelines.config import CrawlSettings
@@ -41,6 +44,10 @@ _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-vid
 _HOST_NAME = re.compile(r"(?=.{1,254}$)([a-zA-Z0-9_-]{1,63}\.)*[a-zA-Z0-9_-]{1,63}\.?")
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _UNPACKED_AT_ONCE = 2**20
+# Of a photo in gzip; bgzip, which makes many, has one for each 64 kB of a photo. Empty ones cost time, and no bytes.
+_MOST_MEMBERS = 1000
+_MOST_INTERIM = 8
+_HEAD_SLICE = 8192
 # Below the 5 s of Apache and Node, so that a connection is not used just when the server closes it; and few enough are open.
 _IDLE_SECONDS = 4
 _DNS_CACHE_SECONDS = 60
@@ -71,15 +78,19 @@ class WebClient:
     async def __aenter__(self) -> "WebClient":
         settings = self._settings
         self._resolver = CheckedResolver(self._rules, settings.connections, self._getaddrinfo)
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver,
+            socket_factory=self._rules.checked_socket,
+            ttl_dns_cache=_DNS_CACHE_SECONDS,
+            keepalive_timeout=_IDLE_SECONDS,
+            limit=0,  # The gate bounds them.
+        )
+        # aiohttp has no public way to give it another reader; tests fail should it stop using this one.
+        listener: type[ResponseHandler] = _Listener
+        connector._factory = functools.partial(listener, loop=asyncio.get_running_loop())
         contact = f" (+{settings.contact})" if settings.contact else ""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver,
-                socket_factory=self._rules.checked_socket,
-                ttl_dns_cache=_DNS_CACHE_SECONDS,
-                keepalive_timeout=_IDLE_SECONDS,
-                limit=0,  # The gate bounds them.
-            ),
+            connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_seconds, sock_connect=None),
             headers={
                 "User-Agent": f"{ROBOT}/{importlib.metadata.version('paint-by-example')}{contact}",
@@ -215,6 +226,41 @@ class WebClient:
         return photo
 
 
+class _Listener(ResponseHandler):
+    """aiohttp's reader of answers, which listens to interim ones (1xx: the answer will come) for ever.
+
+    They come as fast as a server can send them, tens of thousands at once, and while these are parsed no other request of the
+    process goes on. Here a few are enough.
+    """
+
+    _interim = 0
+    _answered = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """Called as each request of a connection begins."""
+        self._interim, self._answered = 0, False
+        super().set_response_params(**params)
+
+    def data_received(self, data: bytes) -> None:
+        """Slices, until the answer's headers are there, so that few interim ones are parsed at once."""
+        while not self._answered and len(data) > _HEAD_SLICE and self.exception() is None:
+            head, data = data[:_HEAD_SLICE], data[_HEAD_SLICE:]
+            super().data_received(head)
+        if self.exception() is None:
+            super().data_received(data)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """An answer's headers are there, or those of an interim one."""
+        self._interim += 1
+        self._answered = not 100 <= data[0].code < 200
+        if self._answered or self._interim <= _MOST_INTERIM:
+            super().feed_data(data, size)
+        elif self.exception() is None:
+            if self.transport:
+                self.transport.close()
+            self.set_exception(HttpProcessingError(message=f"more than {_MOST_INTERIM} interim answers (1xx)"))
+
+
 class _Body:
     """The bytes of an answer as they come, unpacked, and never many more than `limit`."""
 
@@ -223,6 +269,7 @@ class _Body:
         self._limit = limit
         self._photo = bytearray()
         self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB) if packed else None
+        self._members = 1
 
     def check(self, size: int) -> None:
         """Raises FetchError: too_large."""
@@ -239,6 +286,9 @@ class _Body:
         while chunk:
             if self._unpacker.eof:
                 # Members of a gzip file follow each other (RFC 1952, section 2.2).
+                self._members += 1
+                if self._members > _MOST_MEMBERS:
+                    raise FetchError("bad_response", f"cannot be unpacked: more than {_MOST_MEMBERS:,} gzip members")
                 self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
             try:
                 self._photo += self._unpacker.decompress(chunk, _UNPACKED_AT_ONCE)

@@ -35,6 +35,8 @@ from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.hostile_server import HostileServer, good_photo
 
 PATIENCE_SECONDS = 180
+_LONGEST_AFTERLIFE_SECONDS = 15
+"""Of what Ray itself has started: it looks only now and then whether its parent lives."""
 MARK = "PBE_KILL_CRAWL"
 HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
@@ -242,13 +244,12 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
     for path in (killer.store / "parts").iterdir():
         if path.name not in named:
             yield f"{path}: of no part"
-    time.sleep(1)
-    for process in killer.alive():
+    deadline = time.monotonic() + _LONGEST_AFTERLIFE_SECONDS
+    while (alive := killer.alive()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in alive:
         with contextlib.suppress(psutil.Error):
-            name = " ".join(process.cmdline())[:100]
-            # Ray's own agents may take longer to notice; they ask nobody for photos.
-            if not name.startswith(("ray::DashboardAgent", "ray::RuntimeEnvAgent")):
-                yield f"process {process.pid} lives on: {name}"
+            yield f"process {process.pid} lives on: {' '.join(process.cmdline())[:100]}"
 
 
 def print_report(report: Report) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.config import CrawlSettings
 from pipelines.crawling import fetching
-from pipelines.crawling.fetching import Fetcher, Outcome
+from pipelines.crawling.fetching import Fetcher, PhotoResult
 from pipelines.crawling.inspection import Demands
 from pipelines.crawling.wanted import read_sources
 from schemas.errors import InputError
@@ -46,8 +46,8 @@ def settings_of(server: HostileServer | None, *sources: str, **options: Any) -> 
     return CrawlSettings(sources=sources, allowed_addresses=allowed, **given)
 
 
-def fetch(settings: CrawlSettings, *photos: dict[str, Any], demands: Demands = DEMANDS) -> list[Outcome]:
-    async def run() -> list[Outcome]:
+def fetch(settings: CrawlSettings, *photos: dict[str, Any], demands: Demands = DEMANDS) -> list[PhotoResult]:
+    async def run() -> list[PhotoResult]:
         async with Fetcher(read_sources(settings), settings, demands, OpenGate()) as fetcher:
             return await asyncio.gather(*(fetcher.fetch(photo) for photo in photos))
 
@@ -208,7 +208,7 @@ def test_a_known_placeholder_sends_on_to_the_next_source_unless_its_md5_is_right
     assert fetch(alone, photo, demands=demands)[0].row["code"] == "placeholder"
 
 
-def before_of(outcome: Outcome) -> dict[str, Any]:
+def before_of(outcome: PhotoResult) -> dict[str, Any]:
     names = [field.name for field in WANTED.field("before").type]
     return {name: outcome.row[name] for name in names} | {
         "file": "parts/x.tar",
@@ -262,7 +262,7 @@ def test_photos_in_folders_and_tars_are_used_where_they_lie(tmp_path):
     settings = settings_of(None, str(tmp_path / "photos"), str(tmp_path / "*.tar"), contact=None)
     in_tar = {"tar": str(tmp_path / "some.tar"), "tar_offset": 512, "tar_length": len(good_photo("d"))}
 
-    async def run() -> list[Outcome]:
+    async def run() -> list[PhotoResult]:
         async with Fetcher(read_sources(settings), settings, DEMANDS, None) as fetcher:
             assert fetcher.web is None
             assert fetcher.buckets is None

@@ -1,5 +1,6 @@
 import csv
 import io
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -186,6 +187,23 @@ def test_what_is_checked_is_what_can_be_decoded(real_data):
         for data in (whole, *(whole[: random.integers(1, len(whole))] for _ in range(5))):
             for frame in ("stored", "exif"):
                 assert _outcome(check_photo, data, frame) == _outcome(decode_photo, data, frame), path.name
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_rgb": True}, {"progressive": True, "subsampling": 2}, {"subsampling": 0}])
+def test_a_damaged_jpeg_is_found_by_a_check_that_makes_no_colours(options):
+    """Bytes changed anywhere, also within the colours' part, give the same words as decoding."""
+    random = np.random.default_rng(7)
+    file = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (40, 56, 3), np.uint8)).save(file, "JPEG", **options)
+    codes = Counter()
+    for _ in range(300):
+        data = bytearray(file.getvalue())
+        for place in random.integers(0, len(data), random.integers(1, 20)):
+            data[place] = random.integers(0, 256)
+        codes[_outcome(check_photo, bytes(data), "stored")] += 1
+        assert _outcome(check_photo, bytes(data), "stored") == _outcome(decode_photo, bytes(data), "stored")
+    assert codes["ok"] > 20
+    assert codes["decode_error"] > 20
 
 
 def _outcome(function, data, frame):
