@@ -14,10 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup shards train demo evaluate test lint format types docs weights clean
+.PHONY: help setup shards verify train demo evaluate test cluster-check lint format types docs weights clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/installed ## make .venv with everything in the pinned versions
 
@@ -33,6 +33,9 @@ $(TINY_PHOTOS)/class-descriptions-boxable.csv: | .venv/installed
 shards: .venv/installed $(TINY_PHOTOS)/class-descriptions-boxable.csv ## make the tiny world and build its shards (data/tiny/dataset)
 	$(BIN)/python pipelines/build.py --config configs/tiny.yaml
 
+verify: shards ## read the tiny dataset from end to end: is it whole?
+	$(BIN)/python pipelines/verify.py data/tiny/dataset
+
 train: shards ## train the tiny preset on them (runs/tiny); goes on where it stopped
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) pbe_train/train.py --config configs/tiny.yaml
 
@@ -44,6 +47,10 @@ evaluate: train ## does the painted object look like its reference? (8 candidate
 
 test: .venv/installed ## run all tests
 	$(BIN)/python -m pytest
+
+cluster-check: .venv/installed ## builds on real clusters of this machine (2 minutes; needs openssh-server and rsync)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python -m tests.cluster.check_cluster
 
 lint: .venv/installed ## check style
 	$(BIN)/ruff check .

@@ -140,7 +140,8 @@ def computed_rows(size: int) -> list[dict[str, Any]]:
 def measured_row(settings: LatentSettings, device: str, size: int, seconds: float, vae: str) -> dict[str, Any]:
     """Encode pictures of noise for `seconds` after one batch to warm up."""
     encoder = load_encoder(settings, device)
-    pictures = np.random.default_rng(0).uniform(-1, 1, (settings.batch_size, 3, size, size)).astype(np.float32)
+    noise = np.random.default_rng(0).uniform(-1, 1, (settings.batch_size, 3, size, size))
+    pictures = torch.from_numpy(noise.astype(np.float32))
     encoder.encode(pictures)
     processor_start = time.process_time()
     batches, taken = time_encoder(encoder, pictures, seconds)
@@ -166,7 +167,7 @@ def measured_row(settings: LatentSettings, device: str, size: int, seconds: floa
     }
 
 
-def time_encoder(encoder: Encoder, pictures: np.ndarray, seconds: float) -> tuple[int, float]:
+def time_encoder(encoder: Encoder, pictures: torch.Tensor, seconds: float) -> tuple[int, float]:
     """Number of batches encoded, and the seconds that they took: at least `seconds`, at least one batch."""
     start = time.perf_counter()
     batches, taken = 0, 0.0

@@ -3,13 +3,19 @@
     python pipelines/build.py --config configs/tiny.yaml
     ray submit CLUSTER.yaml pipelines/build.py -- --config configs/open_images.yaml
 
-Interrupted, or failed in part, it goes on where it stopped when the same command is run again.
+Interrupted, or failed in part, it goes on where it stopped when the same command is run again. With
+
+    --extend             other annotations or rules, in the folder of a finished dataset: what is new goes into further shards
+    --verify-existing    first read all shards that are there from end to end, and make those again that are not what was written
+
+Docs: docs/building.md.
 """
 
+import argparse
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +23,13 @@ from tqdm import tqdm
 
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawl import crawl_photos
-from pipelines.packing.pack import can_be_mended, read_record
+from pipelines.packing.records import Record, ShardFolder, can_be_mended
 from pipelines.packing.seal import seal
+from pipelines.packing.sharing import fetch_tables, share_tables
 from pipelines.packing.workers import pack_on_ray
 from pipelines.photo_folder import check_photos
 from pipelines.planning.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
-from pipelines.planning.freeze import freeze_plan, freeze_tables
+from pipelines.planning.freeze import accepted_fingerprints, freeze_plan, freeze_tables
 from pipelines.planning.shards import planned_shards
 from pipelines.planning.summary import print_comparison, print_estimate, print_selection
 from pipelines.preview import contact_sheet, save_picture
@@ -30,22 +37,42 @@ from pipelines.report.page import write_report
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError, run_program
-from schemas.files import write_atomically
+from schemas.files import lock_folder, write_atomically
 from schemas.settings import load_settings, preset
 from schemas.weights import identify_vae, load_vae
 
 
+@dataclass(frozen=True)
+class Acts:
+    """What to do this time, beside making what is missing."""
+
+    extend: bool = False
+    verify_existing: bool = False
+
+
 def main() -> int:
-    """The story of a build."""
+    """Read the command line, and build while nobody else builds in the same folder."""
+    acts, rest = read_acts(sys.argv[1:])
+    settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
+    with lock_folder(settings.out, "another build is at work in this folder; wait for it, or stop it"):
+        return build(settings, acts)
+
+
+def build(settings: BuildSettings, acts: Acts) -> int:
+    """The story of a build; returns the exit status."""
     started = time.monotonic()
-    settings = with_absolute_paths(load_settings(BuildSettings, "build", default_config=preset("tiny")))
     if not settings.crawl.sources:
         check_photos(settings)
-    selection, inputs = freeze_tables(settings)
+    shards = ShardFolder(settings)
+    if shards.remote:
+        fetch_tables(shards.remote, settings.out)
+    selection, inputs = freeze_tables(settings, acts.extend)
     vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
         raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
-    identity = freeze_plan(settings, inputs, vae)
+    identity = freeze_plan(settings, inputs, vae, acts.extend)
+    if shards.remote:
+        share_tables(shards.remote, settings.out)
     print_selection(selection)
     said = estimate_plan(settings, selection)
     if settings.crawl.sources:
@@ -53,33 +80,59 @@ def main() -> int:
         if status:
             return status
     planned = planned_shards(settings.out / "plan.parquet")
-    packed_before = any(read_record(settings.out / "shards", shard, identity) for shard in planned)
+    accepted = accepted_fingerprints(settings.out)
+    if acts.verify_existing:
+        verify_existing(shards, shards.read_records(planned, accepted))
+    packed_before = bool(shards.read_records(planned, accepted))
     packing_started = time.monotonic()
-    records, errors = pack_missing(settings, identity, planned)
+    records, errors = pack_missing(settings, shards, identity, accepted, planned)
     # Of a build that went on, the time would be that of a part.
     packing_seconds = None if packed_before else time.monotonic() - packing_started
     if errors:
-        for shard, message in errors.items():
-            print(f"shard {shard} failed {settings.ray.attempts} times, last with:\n{message}", file=sys.stderr)
+        print_errors(errors, settings.ray.attempts)
         print(
             f"error: {len(errors)} of {len(planned)} shards could not be packed; the others are kept, run again", file=sys.stderr
         )
         return 1
 
-    info = seal(settings, identity, vae, [records[shard] for shard in planned])
-    print_summary(info, settings.out, time.monotonic() - started)
+    info = seal(settings, shards, identity, vae, [records[shard] for shard in planned], planned)
+    print_summary(info, settings, time.monotonic() - started)
     if said:
         print_comparison(said, info, packing_seconds)
+    draw_pictures(settings, shards)
+    return 0
+
+
+def verify_existing(shards: ShardFolder, records: dict[str, Record]) -> None:
+    """Read shards from end to end; those that are not what was written are to be made again."""
+    for shard, wrong in shards.rehash(records).items():
+        print(f"{shard}: {wrong}; it will be made again", file=sys.stderr)
+        shards.forget(shard)
+
+
+def print_errors(errors: dict[str, str], attempts: int) -> None:
+    """What went wrong with which shards; a full disk is told once."""
+    by_message: dict[str, list[str]] = {}
+    for shard, message in errors.items():
+        by_message.setdefault(message, []).append(shard)
+    for message, shards in by_message.items():
+        others = f" and {len(shards) - 1:,} others" if len(shards) > 1 else ""
+        print(f"shard {shards[0]}{others} failed {attempts} times, last with:\n{message.strip()}", file=sys.stderr)
+
+
+def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
+    """What a person looks at. The dataset is sealed and whole, with or without them."""
     write_report(settings.out, settings, settings.out / "report.html")
     print(f"report: {settings.out / 'report.html'}")
+    if shards.remote:
+        shards.remote.upload(settings.out / "report.html", "report.html")
+        return
     try:
-        picture = contact_sheet(settings.out, settings.source.photos)
-        save_picture(picture, settings.out / "contact_sheet.png")
-    except InputError as error:  # The dataset is sealed and whole; only its picture cannot be drawn.
+        save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
+    except InputError as error:
         print(f"warning: no contact sheet: {error}", file=sys.stderr)
     else:
         print(f"contact sheet: {settings.out / 'contact_sheet.png'}")
-    return 0
 
 
 def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | None:
@@ -95,25 +148,33 @@ def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | N
 
 
 def pack_missing(
-    settings: BuildSettings, identity: str, planned: dict[str, int]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    settings: BuildSettings, folder: ShardFolder, identity: str, accepted: Collection[str], planned: dict[str, int]
+) -> tuple[dict[str, Record], dict[str, str]]:
     """Pack the shards that have no valid commit record, a bounded number of times each.
 
     Args:
         settings: of the build.
+        folder: where the shards are.
         identity: the plan's fingerprint, as a hash.
+        accepted: fingerprints whose shards belong here.
         planned: shard -> number of planned samples, in the order of the plan's row groups.
 
     Returns:
         Commit records by shard, and the last error by shard of those that failed.
     """
-    folder = settings.out / "shards"
-    folder.mkdir(exist_ok=True)
-    for leftover in folder.glob(".*.tmp"):  # Of attempts that were killed.
-        leftover.unlink()
+    folder.local.mkdir(exist_ok=True)
+    folder.sweep()
+    folder.remove_unplanned(planned)
     shards = list(planned)
-    done = {shard: record for shard in shards if (record := read_record(folder, shard, identity))}
-    records = {shard: record for shard, record in done.items() if not can_be_mended(record, settings)}
+    done = folder.read_records(shards, accepted)
+    # What failed in a shard that was extended since is planned in another one.
+    records = {
+        shard: record
+        for shard, record in done.items()
+        if planned[shard] == record["samples"] or not can_be_mended(record, settings)
+    }
+    for shard in done.keys() - records.keys():  # From here on they are not done, whatever becomes of the attempt.
+        folder.forget(shard)
     errors: dict[str, str] = {}
     there = sum(planned[shard] for shard in records)
     with tqdm(total=sum(planned.values()), initial=there, unit=" samples", desc="packing", smoothing=0.1) as progress:
@@ -123,19 +184,33 @@ def pack_missing(
                 break
             # From here to the next sealing this is no dataset: its index would point into shards that are being replaced.
             (settings.out / "dataset.json").unlink(missing_ok=True)
+            if folder.remote:
+                folder.remote.remove("dataset.json")
             errors = {}
             for group, error in pack_on_ray(settings, identity, missing):
                 shard = shards[group]
-                record = read_record(folder, shard, identity)
+                record = folder.read_records([shard], [identity])
                 if record:
-                    records[shard] = record
+                    records |= record
                     progress.update(planned[shard])
                 else:
                     errors[shard] = error or "it was packed, but its commit record does not fit its tar"
+    folder.sweep()
     return records, errors
 
 
-def print_summary(info: DatasetInfo, out: Path, seconds: float) -> None:
+def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
+    """The options that are no settings, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--extend", action="store_true")
+    parser.add_argument("--verify-existing", action="store_true")
+    given, rest = parser.parse_known_args(list(arguments))
+    if {"-h", "--help"} & set(rest):
+        print(__doc__)
+    return Acts(given.extend, given.verify_existing), rest
+
+
+def print_summary(info: DatasetInfo, settings: BuildSettings, seconds: float) -> None:
     """Tables in which the books balance, and where everything is."""
     books = info.books
     table = Table(title="Where every sample went", title_justify="left")
@@ -157,7 +232,8 @@ def print_summary(info: DatasetInfo, out: Path, seconds: float) -> None:
         table.add_row(split, f"{len(counts.shards)} shards, {size}", f"{counts.samples:,}")
     console = Console()
     console.print(table)
-    console.print(f"dataset, made in {seconds:.0f} s: {out}", soft_wrap=True, highlight=False)
+    place = settings.upload or settings.out
+    console.print(f"dataset, made in {seconds:.0f} s: {place}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

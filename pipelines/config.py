@@ -1,11 +1,13 @@
 """Settings of a build: the `build:` section of a config file."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from schemas.photos import Frame
+from schemas.remote import is_url
 from schemas.settings import Group, Program
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
@@ -26,8 +28,9 @@ class SourceSettings(Group):
     and the photos' metadata, under their published names, gzipped or not. coco: folder with instances_train*.json and
     instances_val*.json, or one such file. boxes: one CSV or JSONL file."""
     photos: Path
-    """Folder with the photos. open_images: <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of
-    ImageID>/<ImageID>.jpg. coco and boxes: as the annotations name them, below this folder."""
+    """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
+    <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
+    name them, below this folder."""
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
     validation_share: float = Field(0.05, ge=0, lt=1)
@@ -42,6 +45,10 @@ class SourceSettings(Group):
     """Folder that `pipelines/survey.py` wrote: hashes of the photos themselves, which find more of them than the tables do."""
     max_photo_pixels: int = Field(100_000_000, gt=0)
     """Photos with more px than this, by their header, are not decoded."""
+    photos_url: str | None = None
+    """URL of the photo store; a URL given as `photos` comes here. Its tables are then kept in `photos`, a folder of each node."""
+    storage: dict[str, Any] = Field({})
+    """Options for `photos_url`, as fsspec takes them for its protocol."""
 
     @property
     def photo_frame(self) -> Frame:
@@ -52,6 +59,12 @@ class SourceSettings(Group):
     def photos_of(self) -> str:
         """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
         return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_is_of_a_store(cls, values: dict[str, Any]) -> dict[str, Any]:
+        url = values.get("photos")
+        return {**values, "photos": work_folder(str(url)), "photos_url": url} if is_url(url) else values
 
     @model_validator(mode="after")
     def _unit_is_declared(self) -> "SourceSettings":
@@ -164,6 +177,8 @@ class LatentSettings(Group):
     """Pictures encoded at once (at least one sample's). Fixed, so that the bytes do not depend on the number of workers."""
     threads: int = Field(1, ge=1)
     """CPU threads of each encoder. Fixed for the same reason."""
+    compile: bool = False
+    """Whether torch.compile makes the encoder faster: worth its first minutes on GPUs. It changes the latents' last bits."""
 
 
 class ShardSettings(Group):
@@ -253,7 +268,12 @@ class BuildSettings(Program):
     """Boxes and photos -> shards of training samples."""
 
     out: Path
-    """Folder of the dataset. On a cluster, one that all nodes see."""
+    """Folder of the dataset. On a cluster, one that all nodes see. Or a URL (s3://bucket/dataset): short for `upload`."""
+    upload: str | None = None
+    """URL of the dataset, where each file goes once it is finished. `out` is then a folder of each node's own, for what is being
+    made; not given, one below ~/.cache/paint-by-example."""
+    storage: dict[str, Any] = Field({})
+    """Options for `upload`, as fsspec takes them for its protocol: {"endpoint_url": "https://..."}. Not kept in the dataset."""
     seed: int = Field(0, ge=0)
     """Every random choice is a function of this and of names (object, view, mask)."""
     source: SourceSettings
@@ -265,6 +285,26 @@ class BuildSettings(Program):
     shards: ShardSettings = ShardSettings()
     crawl: CrawlSettings = CrawlSettings()
     ray: RaySettings = RaySettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_is_for_uploading(cls, values: dict[str, Any]) -> dict[str, Any]:
+        url = values.get("out") if is_url(values.get("out")) else values.get("upload")
+        if not url:
+            return values
+        if url == values.get("out") and values.get("upload") not in (None, url):
+            raise ValueError("out and upload name two URLs; give one of them, or a local folder as out")
+        here = values.get("out") if values.get("out") and url != values.get("out") else work_folder(url)
+        return {**values, "out": here, "upload": url}
+
+    def told(self) -> dict[str, Any]:
+        """All settings as a dataset keeps them: without what may hold keys and passwords."""
+        return self.model_dump(mode="json", exclude={"storage": True, "source": {"storage"}, "crawl": {"storage"}})
+
+
+def work_folder(url: str) -> Path:
+    """Where a machine keeps what belongs to a URL."""
+    return Path.home() / ".cache" / "paint-by-example" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
 
 def with_absolute_paths(settings: BuildSettings) -> BuildSettings:

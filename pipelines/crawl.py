@@ -34,7 +34,6 @@ from pipelines.crawling.merging import count_codes, find_placeholders, merge
 from pipelines.crawling.rounds import (
     Round,
     freeze_round,
-    lock_store,
     open_store,
     photos_to_ask,
     quarantined,
@@ -48,6 +47,7 @@ from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
 from pipelines.photo_store import is_store
 from pipelines.planning.freeze import freeze_tables
 from schemas.errors import InputError, run_program
+from schemas.files import lock_folder
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 from schemas.settings import load_settings, preset
 
@@ -69,6 +69,8 @@ def main() -> int:
     acts, rest = read_acts(sys.argv[1:])
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     store = settings.source.photos
+    if acts.verify and acts.again:
+        raise InputError("--verify fetches nothing; give it without --retry and --refresh")
     if acts.verify:
         if not is_store(store):
             raise InputError(f"{store}: no photo store here; set --source.photos to the one to verify")
@@ -92,6 +94,8 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     Raises:
         InputError: a source of photos is not there, or the folder is no photo store.
     """
+    if settings.source.photos_url:
+        raise InputError(f"{settings.source.photos_url}: photos are crawled into a local folder; set build.source.photos to one")
     sources = read_sources(settings.crawl)
     AddressRules(settings.crawl.allowed_addresses)
     check_object_stores([source.text for source in sources if source.kind == "bucket"], settings.crawl)
@@ -100,7 +104,7 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     stop = Stop()
     errors: dict[int, str] = {}
     try:
-        with stop, lock_store(store):
+        with stop, lock_folder(store, "another crawl is using this photo store; wait for it, or stop it"):
             parts = read_parts(store)
             sweep(store, parts)
             merge(store, parts, settings.crawl.placeholder_ids)
@@ -113,6 +117,8 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
             asked = photos_to_ask(store, wanted, again)
             del wanted  # Millions of rows: while photos come, nobody needs them.
             known = quarantined_keys(store)
+            if not len(asked):
+                print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
             while len(asked) and not errors and not stop.signal:
                 chosen = begin_round(settings, asked)
                 del asked
@@ -162,10 +168,10 @@ def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
     console.print(summary_table(counts))
     later = sum(count for code, count in counts.items() if code in TRANSIENT)
     if later:
-        hint = f"{later:,} photos may come another time: pipelines/crawl.py --retry transient"
+        hint = f"{later:,} photos may come another time: pipelines/crawl.py with the same settings and --retry transient"
         console.print(hint, soft_wrap=True, highlight=False)
     console.print(f"photo store: {store}", soft_wrap=True, highlight=False)
-    if counts.total() > counts[OK]:
+    if counts.total() > counts[OK] + counts[""]:
         console.print(f"what failed, and why: {store / 'failures.parquet'}", soft_wrap=True, highlight=False)
 
 

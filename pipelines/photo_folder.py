@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipelines.config import BuildSettings, SourceSettings
-from pipelines.photo_store import check_store, is_store, open_photo_store
+from pipelines.photo_store import check_store, fetch_store, is_store, open_photo_store
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
 
@@ -38,19 +38,20 @@ def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = No
     raise PhotoError("missing", f"no file {candidates[0]} (nor {candidates[1]})")
 
 
-def read_photo_file(row: Mapping[str, Any], photos: Path) -> bytes:
+def read_photo_file(row: Mapping[str, Any], source: SourceSettings) -> bytes:
     """A photo's file as it is.
 
     Args:
         row: of the plan, or of another table: split, photo_id, file_name.
-        photos: the photo folder, or photo store.
+        source: where the photos are.
 
     Raises:
         PhotoError: it is not there; of a store, also if it could not be crawled, or is not what was crawled.
     """
-    if is_store(photos):
-        return open_photo_store(photos).read(row["split"], row["photo_id"])
-    return photo_path(photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
+    if source.photos_url or is_store(source.photos):
+        store = open_photo_store(source.photos, source.photos_url, source.storage)
+        return store.read(row["split"], row["photo_id"])
+    return photo_path(source.photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
 
 
 def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
@@ -63,7 +64,7 @@ def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np
     Raises:
         PhotoError: it is missing or cannot be decoded.
     """
-    data = read_photo_file(row, source.photos)
+    data = read_photo_file(row, source)
     photo = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
     upright = np.ascontiguousarray(np.rot90(photo, (row["rotation"] or 0) // 90))
     return upright, hashlib.sha256(data).hexdigest()
@@ -76,6 +77,8 @@ def check_photos(settings: BuildSettings) -> None:
         InputError: the folder, or a split's folder, is missing or empty, the store is of other photos, or is still to be made.
     """
     source, root = settings.source, settings.source.photos
+    if source.photos_url:
+        fetch_store(source.photos_url, source.storage, root)
     if is_store(root):
         check_store(root, source.photos_of)
         return

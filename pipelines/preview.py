@@ -1,80 +1,140 @@
-"""Look at what was made: a contact sheet of a dataset, and of masks alone.
+"""Look at what was made: contact sheets of a dataset, and masks alone.
 
-python pipelines/preview.py dataset DATASET --photos FOLDER --out sheet.png
+python pipelines/preview.py dataset DATASET --out sheet.png [--photos FOLDER]
+python pipelines/preview.py dataset DATASET --out sheet.png --by class [--labels Cat,Dog]
 python pipelines/preview.py masks --out masks.png
 """
 
 import argparse
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import UInt8
 
-from pipelines.config import SourceSettings
+from pipelines.decoded_latents import views_of
 from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
 from pipelines.geometry.rectangles import Rectangle, whole_photo
-from pipelines.geometry.views import Window, cut_view, square_window
-from pipelines.photo_folder import read_photo
+from pipelines.geometry.views import square_window
+from pipelines.sample_pictures import (
+    cut_recorded_view,
+    photo_with_box,
+    photos_of,
+    reference_with_outline,
+    view_with_box,
+    view_with_mask,
+)
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.files import atomic_file
-from schemas.photos import PhotoError, decode_photo
+from schemas.photos import decode_photo
 from schemas.pictures import Picture, sheet, tint
 from schemas.randomness import generator
-from schemas.sample import MEMBER_NAMES, Sample, decode_sample
-
-_BOX_COLOUR = (255, 0, 96)
-
-
-def read_samples(dataset: Path, count: int, seed: int = 0) -> list[Sample]:
-    """A random choice of samples, decoded and validated, split by split in the order of the index.
-
-    Raises:
-        InputError: no dataset there, or a damaged sample.
-    """
-    read_dataset(dataset)
-    table = pq.read_table(dataset / "index.parquet")
-    chosen = generator(seed, "preview").choice(len(table), min(count, len(table)), replace=False)
-    samples = []
-    for row in table.take(np.sort(chosen)).to_pylist():
-        path = dataset / "shards" / f"{row['shard']}.tar"
-        with path.open("rb") as file:
-            members = {}
-            for name in MEMBER_NAMES:
-                place = row[name.replace(".", "_")]
-                if place is not None:
-                    file.seek(place["offset"])
-                    members[name] = file.read(place["length"])
-        samples.append(decode_sample(members, f"{path}, key {row['key']}"))
-    return samples
+from schemas.reading import Classes, read_classes, read_sample, take_rows
+from schemas.sample import Sample
 
 
-def contact_sheet(dataset: Path, photos: Path, count: int = 12, seed: int = 0) -> Picture:
+def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
     """Rows of photo with box and window, view under each mask, reference; for a random choice of samples.
 
+    Args:
+        dataset: its folder.
+        photos: the photo folder or photo store; without it the first column is the view with the box, from the dataset alone.
+        count: samples to show.
+        seed: which random choice.
+        vae: where the dataset's VAE is, if not where the build had it; needed without photos only.
+
     Raises:
-        InputError: no dataset there, a damaged sample, or a photo that is not there any more.
+        InputError: no dataset there, a damaged sample, a photo that is not there any more; or no photos, and no VAE.
     """
+    info = read_dataset(dataset)
+    total = pq.read_metadata(dataset / "index.parquet").num_rows
+    chosen = generator(seed, "preview").choice(total, min(count, total), replace=False)
+    samples = _read_samples(dataset, chosen.tolist())
+    if photos:
+        both = zip(photos_of(samples, info, photos), samples, strict=True)
+        shown = [(photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)) for photo, sample in both]
+    else:
+        own = zip(views_of(samples, info, vae), samples, strict=True)
+        shown = [(view_with_box(view, sample.record), view) for view, sample in own]
     rows, captions = [], []
-    samples = read_samples(dataset, count, seed)
-    source = SourceSettings(**{**read_dataset(dataset).settings["source"], "photos": photos})
-    for sample in samples:
+    for sample, (first, view) in zip(samples, shown, strict=True):
         record = sample.record
-        try:
-            photo, _ = read_photo(record.model_dump(), source)
-        except PhotoError as error:
-            raise InputError(f"{photos}: photo {record.photo_id} of the dataset cannot be shown: {error}") from None
-        window = Window(*record.window)
-        view = cut_view(photo, window, sample.masks.shape[-1])
-        reference = decode_photo(sample.reference, frame="stored")
         masked = [tint(view, mask) for mask in sample.masks]
-        rows.append([_with_outlines(photo, Rectangle(*record.box), window), *masked, reference])
-        kinds = ", ".join(record.mask_kinds)
-        captions.append(f"{record.split}  {record.key}  {record.label_name}  ({kinds}{', padded' if record.padded else ''})")
-    masks = [f"view, mask {number}" for number in range(len(samples[0].masks))]
-    return sheet(rows, ["photo: box, window", *masks, "reference"], captions, cell=200)
+        rows.append([first, *masked, decode_photo(sample.reference, frame="stored")])
+        notes = ["padded"] * record.padded
+        if not photos:
+            notes.append("view decoded from its latent" if sample.view is None else "view.jpg")
+        captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join([*record.mask_kinds, *notes])})")
+    masks = [f"view, mask {number}" for number in range(info.masks_per_view)]
+    return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference"], captions, cell=200)
+
+
+def class_sheet(
+    dataset: Path,
+    photos: Path | None = None,
+    labels: Sequence[str] = (),
+    count: int = 12,
+    each: int = 4,
+    seed: int = 0,
+    vae: str | None = None,
+) -> Picture:
+    """One row for each class: views with box and first mask beside their references, for a random choice of its samples.
+
+    Args:
+        dataset: its folder.
+        photos: as in `contact_sheet`; the views are cut from them.
+        labels: names or ids of classes; by default the `count` classes that have most samples.
+        count: number of classes.
+        each: samples of each class; all, if it has fewer.
+        seed: which random choice.
+        vae: as in `contact_sheet`.
+
+    Raises:
+        InputError: as in `contact_sheet`, or no sample is of one of these classes.
+    """
+    info = read_dataset(dataset)
+    classes = read_classes(dataset)
+    places = find_classes(dataset, classes, labels) if labels else classes.by_frequency()[:count]
+    samples: list[Sample] = []
+    captions = []
+    for place in places:
+        own = np.flatnonzero(classes.codes == place)
+        # By the class's name: the choice does not depend on which other classes are shown.
+        random = generator(seed, "preview", classes.labels[place])
+        samples += _read_samples(dataset, random.choice(own, min(each, len(own)), replace=False).tolist())
+        captions.append(f"{classes.names[place]}  {classes.labels[place]}  {len(own):,} samples")
+    if photos:
+        views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
+    else:
+        views = views_of(samples, info, vae)
+    by_label: dict[str, list[Picture]] = {classes.labels[place]: [] for place in places}
+    for sample, view in zip(samples, views, strict=True):
+        by_label[sample.record.label] += [view_with_mask(view, sample, 0), reference_with_outline(sample)]
+    rows = list(by_label.values())
+    longest = max(len(row) for row in rows) // 2
+    return sheet(rows, ["view: box, mask 0", "reference"] * longest, captions, cell=160)
+
+
+def find_classes(dataset: Path, classes: Classes, labels: Sequence[str]) -> list[int]:
+    """Places of classes that are named by their name, in any case, or their id; a name may mean several.
+
+    Raises:
+        InputError: no sample is of such a class.
+    """
+    found: list[int] = []
+    for label in labels:
+        folded = label.strip().casefold()
+        pairs = enumerate(zip(classes.labels, classes.names, strict=True))
+        places = [place for place, (own, name) in pairs if folded in (own.casefold(), name.casefold())]
+        if not places:
+            near = difflib.get_close_matches(label.strip(), [*classes.names, *classes.labels], n=3)
+            meant = f" (did you mean {', '.join(near)}?)" if near else ""
+            raise InputError(f"{dataset / 'index.parquet'}: no sample is of a class `{label.strip()}`{meant}")
+        found += places
+    return list(dict.fromkeys(found))
 
 
 def mask_sheet(count: int = 64, size: int = 128, columns: int = 8, seed: int = 0) -> Picture:
@@ -104,35 +164,39 @@ def save_picture(picture: Picture, path: Path) -> None:
         temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
 
 
-def _with_outlines(photo: Picture, box: Rectangle, window: Window) -> UInt8[np.ndarray, "height width 3"]:
-    """The photo with the box (red) and the view's window (white)."""
-    drawn = photo.copy()
-    thickness = max(1, max(photo.shape) // 200)
-    for rectangle, colour in ((window.rectangle(), (255, 255, 255)), (box, _BOX_COLOUR)):
-        x_min, y_min, x_max, y_max = rectangle.pixels()
-        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), colour, thickness)
-    return drawn
+def _read_samples(dataset: Path, places: list[int]) -> list[Sample]:
+    """The samples at places of the index, in its order."""
+    return [read_sample(dataset, row) for row in take_rows(dataset / "index.parquet", places)]
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(dest="what", required=True)
-    dataset = commands.add_parser("dataset", help="photo with box, view under each mask, reference")
+    dataset = commands.add_parser("dataset", help="photo with box, view under each mask, reference; or samples by class")
     dataset.add_argument("dataset", type=Path, help="folder of the dataset")
-    dataset.add_argument("--photos", type=Path, required=True, help="folder of the photos it was built from")
-    dataset.add_argument("--count", type=int, default=12, help="samples to show (default: %(default)s)")
+    dataset.add_argument("--photos", type=Path, help="folder of the photos it was built from (default: shown without photos)")
+    dataset.add_argument("--by", choices=("random", "class"), default="random", help="samples, or a row for each class")
+    dataset.add_argument("--labels", help="classes to show, by name or id: Cat,Dog (default: those of most samples)")
+    dataset.add_argument("--count", type=int, default=12, help="samples to show, or classes (default: %(default)s)")
+    dataset.add_argument("--each", type=int, default=4, help="samples of each class (default: %(default)s)")
+    dataset.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
     masks = commands.add_parser("masks", help="64 masks, box and Bessel in turn")
     for command in (dataset, masks):
         command.add_argument("--out", type=Path, required=True, help="PNG to write")
         command.add_argument("--seed", type=int, default=0, help="which random choice (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.what == "masks":
-        picture = mask_sheet(seed=arguments.seed)
+    options = parser.parse_args()
+    if options.what == "masks":
+        picture = mask_sheet(seed=options.seed)
+    elif min(options.count, options.each) < 1:
+        raise InputError(f"--count {options.count}, --each {options.each}: must be 1 or more")
+    elif options.by == "class" or options.labels:
+        labels = options.labels.split(",") if options.labels else ()
+        picture = class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
     else:
-        picture = contact_sheet(arguments.dataset, arguments.photos, arguments.count, arguments.seed)
-    save_picture(picture, arguments.out)
-    print(arguments.out)
+        picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
+    save_picture(picture, options.out)
+    print(options.out)
 
 
 if __name__ == "__main__":

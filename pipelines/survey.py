@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import logging
 import sys
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SourceSettings
+from pipelines.on_ray import start_ray
 from pipelines.photo_folder import check_photos, read_photo_file
 from pipelines.photo_list import as_listed, each_once, known_about
 from pipelines.preview import save_picture
@@ -173,7 +173,7 @@ def survey_missing(chunks: Chunks, settings: BuildSettings) -> dict[int, str]:
     # From here to the end this survey is not finished: its tables would not be those of its parts.
     (chunks.folder / SURVEY_RECORD).unlink(missing_ok=True)
     if not ray.is_initialized():
-        ray.init(address=settings.ray.address, log_to_driver=False, logging_level=logging.ERROR)
+        start_ray(settings.ray.address)
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if not cpus:
         raise InputError("the Ray cluster has no CPU to survey photos on; add a node, or set build.ray.address to another one")
@@ -223,7 +223,7 @@ def survey_photo(photo: Mapping[str, Any], source: SourceSettings) -> dict[str, 
     """
     row: dict[str, Any] = dict.fromkeys(SURVEY.names) | {"split": photo["split"], "photo_id": photo["photo_id"], "code": "ok"}
     try:
-        data = read_photo_file(photo, source.photos)
+        data = read_photo_file(photo, source)
         row |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
     except PhotoError as error:
@@ -312,7 +312,7 @@ def draw_pairs(folder: Path, source: SourceSettings) -> Path | None:
         name = photo["split"], photo["photo_id"]
         if name in names:
             with contextlib.suppress(PhotoError):  # It failed before, or is not there any more.
-                data = read_photo_file(photo, source.photos)
+                data = read_photo_file(photo, source)
                 pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
                 pictures[name] = fit(pixels, _CELL)
     rows, captions = [], []

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class _Part(BaseModel):
@@ -22,6 +22,8 @@ class VaeIdentity(_Part):
     """Folder or hub id it was loaded from."""
     sha256: str
     """Hash of its weights (`schemas.weights.weights_sha256`)."""
+    config: dict[str, Any]
+    """Its architecture, as in its config.json."""
     scaling_factor: float
     """Latents are stored unscaled; a diffusion model sees them times this."""
     latent_channels: int

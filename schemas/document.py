@@ -23,6 +23,7 @@ LAYOUT = """\
 | `shards/sizes.json` | samples per tar, as open_clip reads it |
 | `index.parquet`, `shard_records.parquet` | the parts put together |
 | `failures.parquet` | samples that could not be made |
+| `README.md` | the dataset's card: counts, licences, settings, how to load it |
 | `contact_sheet.png` | photo with box, view with mask, reference |
 """
 
@@ -37,7 +38,8 @@ STORE_LAYOUT = """\
 | `parts/<round>-<part>-<attempt>.tar` | its photos as they came, uncompressed, `<split>/<photo id>.<format>` |
 | `parts/<round>-<part>-<attempt>.parquet` | what became of each of its photos |
 | `rounds/<round>.parquet`, `rounds/<round>.json` | what one run set out to get; which parts count that were there before it |
-| `lock` | held by the crawl that is running |
+| `damaged/` | parts that were found damaged, and the keys of their photos, which are asked for again |
+| `.lock` | held by the crawl that is running |
 """
 
 

@@ -1,10 +1,13 @@
 """Files that are either whole or not there: written beside, synced, renamed."""
 
+import fcntl
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from schemas.errors import InputError
 
 
 @contextmanager
@@ -28,6 +31,32 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write bytes to `path`, wholly or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def lock_folder(folder: Path, message: str) -> Iterator[None]:
+    """Keep other processes out of a folder as long as this one lives; the lock dies with it, however it dies.
+
+    Args:
+        folder: made where it is not there; the lock is its file `.lock`.
+        message: what to tell a person where another process has it.
+
+    Raises:
+        InputError: another process has it, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written to ({error.strerror}); give another folder, or make this one writable"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: {message}") from None
+        yield
 
 
 def sync(path: Path) -> None:

@@ -174,10 +174,10 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _first_line(error: Exception) -> str:
     # Pillow names the object that it reads from, with its address: the same photo must give the same words each time.
     text = re.sub(r"<_io\.\w+ (object at|name=)[^>]*>", "the file", f"{type(error).__name__}: {error}")
-    return text.splitlines()[0][:200]
+    return text.replace("cannot identify image file the file", "no picture in any of these formats").splitlines()[0][:200]

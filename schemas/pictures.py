@@ -8,6 +8,9 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
+Colour = tuple[int, int, int]
+PINK = (255, 0, 96)
+WHITE = (255, 255, 255)
 
 
 def fit(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -22,17 +25,35 @@ def fit(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
     return square
 
 
-def tint(picture: Picture, mask: Bool[np.ndarray, "height width"], colour: tuple[int, int, int] = (255, 0, 96)) -> Picture:
+def tint(picture: Picture, mask: Bool[np.ndarray, "height width"], colour: Colour = PINK) -> Picture:
     """A picture with the masked region tinted and outlined."""
     tinted = picture.copy()
     tinted[mask] = (0.5 * tinted[mask] + 0.5 * np.array(colour)).astype(np.uint8)
+    return outline(tinted, mask, colour)
+
+
+def outline(picture: Picture, mask: Bool[np.ndarray, "height width"], colour: Colour = PINK) -> Picture:
+    """A picture with the outline of the masked region."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    drawn: Picture = cv2.drawContours(np.ascontiguousarray(tinted), outlines, -1, colour, max(1, picture.shape[0] // 256))
+    drawn: Picture = cv2.drawContours(picture.copy(), outlines, -1, colour, max(1, picture.shape[0] // 256))
+    return drawn
+
+
+def frame(picture: Picture, corners: tuple[int, int, int, int], colour: Colour = PINK) -> Picture:
+    """A picture with a rectangle, given by whole px: x_min, y_min, x_max, y_max. It may reach beyond the picture."""
+    x_min, y_min, x_max, y_max = corners
+    drawn: Picture = picture.copy()
+    cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), colour, max(2, max(picture.shape) // 200))
     return drawn
 
 
 def sheet(
-    rows: Sequence[Sequence[Picture]], columns: Sequence[str] = (), captions: Sequence[str] = (), cell: int = 160, gap: int = 6
+    rows: Sequence[Sequence[Picture]],
+    columns: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    cell: int = 160,
+    gap: int = 6,
+    titles: Sequence[Sequence[str]] = (),
 ) -> Picture:
     """Lay rows of pictures out on white, with a heading per column and a caption above each row.
 
@@ -42,11 +63,12 @@ def sheet(
         captions: one line per row; none if empty.
         cell: side of a picture's cell in px.
         gap: white px between cells.
+        titles: one line above each picture, cut to its cell; none if empty.
     """
     width = max(len(row) for row in rows) * (cell + gap) + gap
     line = 18
     head = line if columns else 0
-    step = cell + gap + (line if captions else 0)
+    step = cell + gap + line * (bool(captions) + bool(titles))
     canvas = Image.new("RGB", (width, head + len(rows) * step + gap), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for number, heading in enumerate(columns):
@@ -57,5 +79,11 @@ def sheet(
             draw.text((gap, top), captions[number], "dimgray", font)
             top += line
         for place, picture in enumerate(row):
-            canvas.paste(Image.fromarray(fit(picture, cell)), (gap + place * (cell + gap), top))
+            left = gap + place * (cell + gap)
+            if titles:
+                title = titles[number][place]
+                while draw.textlength(title, font) > cell:
+                    title = title[:-1]
+                draw.text((left, top), title, "black", font)
+            canvas.paste(Image.fromarray(fit(picture, cell)), (left, top + (line if titles else 0)))
     return np.array(canvas)

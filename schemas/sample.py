@@ -114,7 +114,7 @@ def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:
     """K masks as one 1-bit PNG, stacked top to bottom."""
     count, height, width = masks.shape
     stacked = masks.reshape(count * height, width).astype(np.uint8) * 255
-    done, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 9])
+    done, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 6])
     if not done:
         raise RuntimeError(f"OpenCV could not write a PNG of {width}x{count * height} px")
     return data.tobytes()
@@ -148,12 +148,12 @@ class Sample:
     view: bytes | None
 
 
-def encode_sample(sample: Sample) -> dict[str, bytes]:
-    """Members of a sample, name -> bytes, in the order in which they stand in the tar."""
+def encode_sample(sample: Sample, mask_png: bytes | None = None) -> dict[str, bytes]:
+    """Members of a sample, name -> bytes, in the order in which they stand in the tar; `mask_png` where it is made already."""
     members = {
         "json": json.dumps(sample.record.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":")).encode(),
         "latent.npy": encode_array(sample.latent),
-        "mask.png": encode_masks(sample.masks),
+        "mask.png": encode_masks(sample.masks) if mask_png is None else mask_png,
         "masked.npy": encode_array(sample.masked),
         "ref.jpg": sample.reference,
     }
@@ -219,7 +219,7 @@ def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, m
 def jpeg_bytes(photo: UInt8[np.ndarray, "height width 3"], quality: int) -> bytes:
     """RGB pixels as a JPEG without chroma subsampling (it would blur the colours that the reference is about)."""
     sampling = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    done, data = cv2.imencode(".jpg", photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(photo, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality, *sampling])
     if not done:
         raise RuntimeError(f"OpenCV could not write a JPEG of {photo.shape[1]}x{photo.shape[0]} px")
     return data.tobytes()

@@ -1,6 +1,7 @@
 """Networks from folders or the hub, and the VAE's identity: a hash by which a dataset and a model agree on the one they use."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,6 +83,8 @@ def identify_vae(vae: AutoencoderKL, source: str) -> VaeIdentity:
     return VaeIdentity(
         source=source,
         sha256=weights_sha256(vae.state_dict()),
+        # As JSON has it, and without what starts with _: versions, and the folder it came from.
+        config=json.loads(json.dumps({name: value for name, value in sorted(vae.config.items()) if not name.startswith("_")})),
         scaling_factor=vae.config.scaling_factor,
         latent_channels=vae.config.latent_channels,
         downsampling=2 ** (len(vae.config.block_out_channels) - 1),

@@ -8,7 +8,6 @@ A unit is one part: nothing but whether it worked comes back, never pixels. What
 again.
 """
 
-import logging
 import math
 import signal
 import sys
@@ -27,6 +26,7 @@ from pipelines.crawling.rounds import Round
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.workers import CrawlWorker, Trouble
+from pipelines.on_ray import start_ray
 from schemas.errors import InputError
 
 MOST_WORKERS = 8
@@ -53,7 +53,7 @@ def crawl_on_ray(
     """
     if not ray.is_initialized():
         try:
-            ray.init(address=settings.ray.address, log_to_driver=False, logging_level=logging.ERROR)
+            start_ray(settings.ray.address)
         except SystemExit:  # What Ray makes of a SIGTERM while it starts.
             stop.signal = stop.signal or signal.SIGTERM
             raise KeyboardInterrupt from None

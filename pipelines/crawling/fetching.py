@@ -31,6 +31,8 @@ from schemas.photos import PhotoError
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 
 _LONGEST_DETAIL = 1000
+# By these a source takes a photo back.
+_GONE = ("http_404", "http_410", "opted_out", "missing")
 _LONGEST_WAIT = 60.0
 _PLACE = [name for name in PHOTO_INDEX.names if name not in ("key", "split", "photo_id", "url", "source", "http_status")]
 
@@ -202,9 +204,13 @@ class Fetcher:
         if fetched.not_modified:
             return self._kept(photo, attempts, fetched)
         with self.throttle.inspecting():
-            found = await asyncio.get_running_loop().run_in_executor(
-                self.pool, inspect, fetched.data, photo, original, self.demands
-            )
+            try:
+                found = await asyncio.get_running_loop().run_in_executor(
+                    self.pool, inspect, fetched.data, photo, original, self.demands
+                )
+            except FetchError as error:
+                error.http_status = fetched.http_status
+                raise
         if before and file is None and found.sha256 == before["sha256"]:
             return self._kept(photo, attempts, fetched)
         row = self._row(photo, source.text, OK, attempts, fetched.url or None, fetched.http_status)
@@ -271,7 +277,7 @@ class Fetcher:
         if before and before["sha256"] in self.demands.placeholders and not before["verified"]:
             # No source has anything else; the placeholder stays where it is.
             return PhotoResult(row | {"code": "placeholder", "transient": False} | {name: before[name] for name in _PLACE})
-        if before and failure.transient:  # What we have is not lost because a server is down today.
+        if before and failure.code not in _GONE:  # What we have is not lost because a server is down, or wants a login, today.
             return PhotoResult(
                 row | {"code": OK, "transient": False} | {name: before[name] for name in (*_PLACE, "source", "url")}
             )

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.crawling.parts import Part
-from pipelines.crawling.rounds import latest_of_each
+from pipelines.crawling.rounds import latest_of_each, lost_keys
 from schemas.files import atomic_file
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, with_plain_words
@@ -44,7 +44,7 @@ def merge(store: Path, parts: Sequence[Part], placeholder_ids: int) -> None:
         parts: that count, in order.
         placeholder_ids: the same bytes under so many ids, none of them vouched for, are a placeholder.
     """
-    marks = {_MADE_FROM: _names_of(parts), b"placeholder ids": str(placeholder_ids).encode()}
+    marks = {_MADE_FROM: _names_of(store, parts), b"placeholder ids": str(placeholder_ids).encode()}
     if _bear(store, marks):
         return
     placeholders = pa.array(find_placeholders(store, parts, placeholder_ids), pa.string())
@@ -116,13 +116,17 @@ def _latest_rows(store: Path, parts: Sequence[Part]) -> Iterator[pa.Table]:
     ranges = max(1, -(-total // _ROWS_AT_ONCE))
     edges = [place * 2**64 // ranges for place in range(ranges + 1)]
     tars = pa.array([f"parts/{name}" for part in parts for name in part.tars], pa.string())
+    lost = lost_keys(store).values()
     for first, after in itertools.pairwise(edges):
         tables = [_PLAIN.empty_table()]
         for part in parts:
             if part.first_key < after and part.last_key >= first:
                 rows = _read(store, part, STORED_PHOTOS.names)
-                keys = rows["key"].to_numpy()
-                tables.append(rows.slice(*_range(keys, first, after)))
+                rows = rows.slice(*_range(rows["key"].to_numpy(), first, after))
+                for number, keys in lost:
+                    if part.round <= number:  # A later part, now damaged, knew better.
+                        rows = rows.filter(pc.invert(pc.is_in(rows["key"], keys)))
+                tables.append(rows)
         table = pa.concat_tables(tables).combine_chunks()
         yield _with_a_place(table.take(pa.array(latest_of_each(table["key"].to_numpy()))), tars)
 
@@ -157,11 +161,12 @@ def _read(store: Path, part: Part, columns: list[str]) -> pa.Table:
 
 def is_merged(store: Path, parts: Sequence[Part]) -> bool:
     """Whether the store's tables are there, and of just these parts."""
-    return _bear(store, {_MADE_FROM: _names_of(parts)})
+    return _bear(store, {_MADE_FROM: _names_of(store, parts)})
 
 
-def _names_of(parts: Sequence[Part]) -> bytes:
-    return hashlib.sha256(" ".join(part.table for part in parts).encode()).hexdigest().encode()
+def _names_of(store: Path, parts: Sequence[Part]) -> bytes:
+    names = [*(part.table for part in parts), *lost_keys(store)]
+    return hashlib.sha256(" ".join(names).encode()).hexdigest().encode()
 
 
 def _bear(store: Path, marks: dict[bytes, bytes]) -> bool:

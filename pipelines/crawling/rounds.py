@@ -4,12 +4,10 @@ A part counts if it was made in the newest round, or if the record of the newest
 dead, and that stores its part when the next round has set out to get the same photos, does no harm: its part does not count.
 """
 
-import contextlib
-import fcntl
 import functools
 import json
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 
 # A ParquetFile that several threads read at once crashes or hangs the process.
 _READING = threading.Lock()
+_LOST_KEYS = ".keys.parquet"
 _PART_NAME = len(part_name(0, 0))
 _INDEX = with_plain_words(PHOTO_INDEX)
 
@@ -78,21 +77,6 @@ def open_store(folder: Path, photos_of: str) -> None:
     write_atomically(folder / STORE_RECORD, json.dumps({"version": STORE_VERSION, "photos_of": photos_of}, indent=1).encode())
 
 
-@contextlib.contextmanager
-def lock_store(folder: Path) -> Iterator[None]:
-    """Keep other crawls out of a store as long as this process lives; the lock dies with it, however it dies.
-
-    Raises:
-        InputError: another process has it.
-    """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: another crawl is using this photo store; wait for it, or stop it") from None
-        yield
-
-
 def read_parts(store: Path) -> list[Part]:
     """All parts that count, in order."""
     newest = latest_round(store)
@@ -105,25 +89,40 @@ def read_parts(store: Path) -> list[Part]:
 def sweep(store: Path, parts: Iterable[Part]) -> None:
     """Take away what does not count from among the parts. Only while nobody else writes.
 
-    What attempts left that died, or came too late, is removed. A part that should count and is damaged goes to `damaged/`: its
-    photos will be asked for again, and a person may still want what is left of it.
+    What attempts left that died, or came too late, is removed. A part that should count and is damaged goes to `damaged/`, where
+    a person may still want what is left of it. The keys of its photos are noted there: what earlier parts say of them counts no
+    more, so that they will be asked for again.
     """
     known = {name: part.name for part in parts for name in (*part.files, f"{part.name}.json")}
     newest = latest_round(store)
     due = {*read_round_record(store, newest)["parts"]} if newest else set()
     recorded = {path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json")}
     damaged = (due | recorded) - set(known.values())
+    for name in damaged:
+        (store / "damaged").mkdir(exist_ok=True)
+        number, unit = map(int, name.split("-"))
+        with atomic_file(store / "damaged" / f"{name}{_LOST_KEYS}") as temporary:
+            keys = pq.ParquetFile(_round_file(store, number, "parquet")).read_row_group(unit, ["key"])
+            pq.write_table(keys, temporary)
     for path in list((store / "parts").iterdir()):
         if path.name in known:
             continue
         if path.name[:_PART_NAME] in damaged:
-            (store / "damaged").mkdir(exist_ok=True)
             path.replace(store / "damaged" / path.name)
         else:
             path.unlink()
     for folder in (store, store / "rounds"):
         for path in folder.glob(".*.tmp"):
             path.unlink()
+
+
+def lost_keys(store: Path) -> dict[str, tuple[int, pa.Array]]:
+    """Name of each part that was found damaged -> its round, and the keys of its photos."""
+    found = {}
+    for path in sorted((store / "damaged").glob(f"*{_LOST_KEYS}")):
+        keys = pq.read_table(path, columns=["key"])["key"].combine_chunks()
+        found[path.name] = int(path.name.partition("-")[0]), keys
+    return found
 
 
 def freeze_round(store: Path, photos: pa.Table, per_unit: int, parts: Iterable[Part], placeholders: Collection[str]) -> Round:

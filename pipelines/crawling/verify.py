@@ -76,7 +76,7 @@ def _check_tables(store: Path, parts: list[Part]) -> Iterator[str]:
     for part in parts:
         path = store / "parts" / part.table
         if hashlib.sha256(path.read_bytes()).hexdigest() != part.table_sha256:
-            yield f"{path}: not what was written; remove parts/{part.name}.json and crawl again"
+            yield f"{path}: not what was written; remove this file and crawl again"
     missing = [name for name in STORE_TABLES if not (store / name).is_file()]
     if missing:
         yield f"{store}: {', '.join(missing)} missing; crawl again, which makes them from the parts"
@@ -108,7 +108,7 @@ def _check_file(path: Path, rows: pa.Table, recorded: tuple[Part, str] | None) -
         with path.open("rb") as file:
             problems = []
             if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded[1]:
-                problems.append(f"{path}: not what was written (SHA-256); remove parts/{recorded[0].name}.json and crawl again")
+                problems.append(f"{path}: not what was written (SHA-256); remove this file and crawl again")
             if not len(rows):
                 return problems
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -82,6 +82,6 @@ def rasterise(polygon: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndar
     # OpenCV puts pixel centres on whole numbers, the frame of geometry.py puts them on halves.
     centred = np.clip(polygon - 0.5, 0, size - 1)
     fixed_point = np.round(centred * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    canvas = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(canvas, [fixed_point], 1, shift=_SUBPIXEL_BITS)
-    return canvas.astype(bool)
+    mask = np.zeros((size, size), bool)
+    cv2.fillPoly(mask.view(np.uint8), [fixed_point], 1, shift=_SUBPIXEL_BITS)
+    return mask

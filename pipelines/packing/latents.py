@@ -25,13 +25,26 @@ class Encoder:
     dtype: torch.dtype
     threads: int
 
+    def encode_samples(
+        self, views: UInt8[np.ndarray, "samples size size 3"], masks: Bool[np.ndarray, "samples masks size size"]
+    ) -> Float16[np.ndarray, "samples pictures two_channels height width"]:
+        """Posteriors of each view, and of the view under each of its masks, the region set to 0 in [-1, 1] (mid grey).
+
+        What goes to the device are bytes; the pictures are made there.
+        """
+        torch.set_num_threads(self.threads)
+        view = torch.from_numpy(views).to(self.device).movedim(-1, 1).to(torch.float32)[:, None] / 127.5 - 1
+        kept = ~torch.from_numpy(masks).to(self.device)[:, :, None]
+        packed = self.encode(torch.cat([view, view * kept], dim=1).flatten(0, 1))
+        return packed.reshape(len(views), 1 + masks.shape[1], *packed.shape[1:])
+
     @torch.inference_mode()
     def encode(
-        self, pictures: Float32[np.ndarray, "batch 3 size size"]
+        self, pictures: Float32[torch.Tensor, "batch 3 size size"]
     ) -> Float16[np.ndarray, "batch two_channels height width"]:
         """Posterior of each picture (values in [-1, 1]): mean, then standard deviation, unscaled."""
         torch.set_num_threads(self.threads)  # A setting of the calling thread; sums are ordered by it, so the bytes depend on it.
-        pixels = torch.from_numpy(pictures).to(self.device, self.dtype, memory_format=torch.channels_last)
+        pixels = pictures.to(self.device, self.dtype, memory_format=torch.channels_last)
         posterior = self.vae.encode(pixels).latent_dist
         packed: np.ndarray = torch.cat([posterior.mean, posterior.std], dim=1).to("cpu", torch.float16).numpy()
         return packed
@@ -41,12 +54,7 @@ def load_encoder(settings: LatentSettings, device: str) -> Encoder:
     """Load the VAE onto a device, `cpu` or `cuda`."""
     dtype = _DTYPES[settings.precision]
     vae = load_vae(settings.vae).to(device, dtype, memory_format=torch.channels_last)
+    if settings.compile:
+        # Shards end in smaller batches: each size is compiled once, for itself, whatever came before it.
+        vae.encoder.compile(dynamic=False)
     return Encoder(vae, torch.device(device), dtype, settings.threads)
-
-
-def view_and_masked(
-    view: UInt8[np.ndarray, "size size 3"], masks: Bool[np.ndarray, "masks size size"]
-) -> Float32[np.ndarray, "pictures 3 size size"]:
-    """What the VAE encodes for one sample, in [-1, 1]: the view, then the view with each mask's region set to 0 (mid grey)."""
-    picture = np.moveaxis(view.astype(np.float32) / 127.5 - 1, -1, 0)
-    return np.concatenate([picture[None], picture * ~masks[:, None]])

@@ -2,8 +2,8 @@
 
     plan rows ──threads──▶ view, masks, reference ──VAE──▶ latents ──▶ tar (temporary name) ──rename──▶ index part ──▶ record
 
-A shard is done when its record is there and fits the tar. The bytes are a function of plan, photos, settings and VAE: members are
-sorted, times are 0, every draw goes by names.
+A shard is done when its record is there and fits the tar (records.py). The bytes are a function of plan, photos, settings and
+VAE: members are sorted, times are 0, every draw goes by names.
 """
 
 import hashlib
@@ -12,30 +12,25 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
-from pipelines.packing.latents import load_encoder, view_and_masked
+from pipelines.packing.latents import load_encoder
+from pipelines.packing.records import ShardFolder
 from pipelines.packing.samples import Failure, Prepared, Row, prepare_photo
-from pipelines.photo_folder import read_photo
 from pipelines.tars import TarWriter
 from pipelines.threads import in_order
 from schemas.files import atomic_file, write_atomically
-from schemas.outcomes import OUTCOMES
-from schemas.photos import PHOTO_ERRORS, PhotoError
 from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
 from schemas.tables import INDEX
 
 # Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
 PHOTOS_AHEAD = 8
-
-# Failures of the photo, not of what is cut from it.
-_OF_PHOTOS = {*PHOTO_ERRORS, *OUTCOMES, "not_crawled", "changed"}
 
 Item = TypeVar("Item")
 
@@ -47,23 +42,29 @@ class ShardPacker:
         self.settings = settings
         self.fingerprint = fingerprint
         self.encoder = load_encoder(settings.latents, device)
+        self.shards = ShardFolder(settings)
+        self.shards.local.mkdir(parents=True, exist_ok=True)
+        plan = settings.out / "plan.parquet"
+        remote = self.shards.remote
+        if remote and not (plan.is_file() and plan.stat().st_size == remote.sizes()[plan.name]):
+            remote.download(plan.name, plan)  # This is another node than that of the driver, which has put it there.
+        self.plan = pq.ParquetFile(plan)
 
     def pack(self, group: int) -> dict[str, Any]:
         """Pack row group `group` of the plan and return its commit record."""
-        settings = self.settings
-        rows = pq.ParquetFile(settings.out / "plan.parquet").read_row_group(group).to_pylist()
+        rows = self.plan.read_row_group(group).to_pylist()
         shard = rows[0]["shard"]
-        folder = settings.out / "shards"
+        folder = self.shards.local
         # From here to the new record this shard is not done, whatever was there before.
-        (folder / f"{shard}.json").unlink(missing_ok=True)
+        self.shards.forget(shard)
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []
         with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
             tar = TarWriter(file)
-            for sample in self._samples(rows, failures):
+            for sample, mask_png in self._samples(rows, failures):
                 records.append(sample.record)
-                locations.append(add_sample(tar, sample))
+                locations.append(add_sample(tar, sample, mask_png))
             tar.close()
         parts = [
             _index_row(shard, place, record, location)
@@ -81,6 +82,7 @@ class ShardPacker:
             "failed": len(failures),
             "bytes": tar.offset,
             "sha256": tar.digest.hexdigest(),
+            "index_bytes": index.stat().st_size,
             "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
             "failures": dict(sorted(Counter(failure.code for failure in failures).items())),
             "masks": dict(sorted(Counter(kind for sample_record in records for kind in sample_record.mask_kinds).items())),
@@ -88,16 +90,16 @@ class ShardPacker:
             "failed_samples": [vars(failure) for failure in failures],
         }
         write_atomically(folder / f"{shard}.json", json.dumps(record, indent=1).encode())
+        self.shards.publish(record)
         return record
 
-    def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[Sample]:
-        """Finished samples in plan order; failures go to the list."""
+    def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[tuple[Sample, bytes]]:
+        """Finished samples in plan order, each with its mask.png; failures go to the list."""
         pictures_per_sample = 1 + self.settings.masks.per_view
         samples_per_batch = max(1, self.settings.latents.batch_size // pictures_per_sample)
         for batch in _batched(self._prepared(rows, failures), samples_per_batch):
-            pictures = np.concatenate([view_and_masked(sample.view, sample.masks) for sample in batch])
-            latents = self.encoder.encode(pictures)
-            for sample, encoded in zip(batch, np.split(latents, len(batch)), strict=True):
+            views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
+            for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
                 kept = sample.record.split in self.settings.views.keep
                 view = jpeg_bytes(sample.view, self.settings.references.jpeg_quality) if kept else None
                 problem = find_problem(sample.record, encoded[0], encoded[1:], sample.masks)
@@ -105,12 +107,15 @@ class ShardPacker:
                     raise ValueError(
                         f"sample {sample.record.key}: {problem} (latents.precision {self.settings.latents.precision})"
                     )
-                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
+                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view), sample.mask_png
 
     def _prepared(self, rows: list[Row], failures: list[Failure]) -> Iterator[Prepared]:
         photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["photo_id"])]
-        with ThreadPoolExecutor(max_workers=2, thread_name_prefix="prepare") as pool:
-            for outcomes in in_order(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD):
+        # The encoder has a thread of its own; OpenCV's would only be in the way of these.
+        threads = max(1, round(self.settings.ray.cpus_per_actor))
+        cv2.setNumThreads(1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
+            for outcomes in in_order(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD + threads):
                 for outcome in outcomes:
                     if isinstance(outcome, Failure):
                         failures.append(outcome)
@@ -118,45 +123,14 @@ class ShardPacker:
                         yield outcome
 
 
-def add_sample(tar: TarWriter, sample: Sample) -> dict[str, dict[str, int] | None]:
+def add_sample(tar: TarWriter, sample: Sample, mask_png: bytes) -> dict[str, dict[str, int] | None]:
     """Write a sample's members, sorted; returns where each lies, None for the optional ones that it lacks."""
-    members = encode_sample(sample)
+    members = encode_sample(sample, mask_png)
     places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
     for name in sorted(members):
         offset = tar.add(f"{sample.record.key}.{name}", members[name])
         places[name] = {"offset": offset, "length": len(members[name])}
     return places
-
-
-def read_record(folder: Path, shard: str, fingerprint: str) -> dict[str, Any] | None:
-    """The commit record of a shard that is done, or None.
-
-    Done means: made from this plan, its tar there at the recorded size, its part of the index there with the recorded hash.
-    """
-    try:
-        record: dict[str, Any] = json.loads((folder / f"{shard}.json").read_bytes())
-        index = (folder / f"{shard}.index.parquet").read_bytes()
-        done = (
-            record["fingerprint"] == fingerprint
-            and record["bytes"] == (folder / f"{shard}.tar").stat().st_size
-            and record["index_sha256"] == hashlib.sha256(index).hexdigest()
-        )
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-    return record if done else None
-
-
-def can_be_mended(record: dict[str, Any], settings: BuildSettings) -> bool:
-    """Whether a photo that failed when this shard was packed can be used now: it came later, or was replaced."""
-    failed = [failure for failure in record["failed_samples"] if failure["code"] in _OF_PHOTOS]
-    photos = {(failure["split"], failure["photo_id"]): failure for failure in failed}
-    for photo in photos.values():
-        try:
-            read_photo({**photo, "rotation": None}, settings.source)
-        except PhotoError:
-            continue
-        return True
-    return False
 
 
 def _index_row(shard: str, position: int, record: SampleRecord, location: dict[str, Any]) -> Row:

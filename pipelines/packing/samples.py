@@ -13,15 +13,20 @@ from pipelines.config import BuildSettings
 from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
 from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
-from pipelines.geometry.views import cut_view, is_padded, square_window
+from pipelines.geometry.views import Window, cut_view, is_padded, square_window
 from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
 from pipelines.photo_folder import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
-from schemas.photos import PhotoError
+from schemas.outcomes import OUTCOMES
+from schemas.photos import PHOTO_ERRORS, PhotoError
 from schemas.randomness import generator
-from schemas.sample import MaskKind, SampleRecord, jpeg_bytes
+from schemas.sample import MaskKind, SampleRecord, encode_masks, jpeg_bytes
 
 Row = dict[str, Any]
+Polygon = tuple[tuple[float, float], ...]
+
+# Codes of failures of the photo, not of what is cut from it.
+OF_PHOTOS = frozenset({*PHOTO_ERRORS, *OUTCOMES, "not_crawled", "changed"})
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Prepared:
     record: SampleRecord
     view: UInt8[np.ndarray, "size size 3"]
     masks: Bool[np.ndarray, "masks size size"]
+    mask_png: bytes
+    """The masks as they are stored: made here, where threads share the work."""
     reference: bytes
 
 
@@ -84,23 +91,15 @@ def prepare_sample(
 
     size = settings.views.size
     visible = window.rectangle().intersection(frame)
-    kinds: list[MaskKind] = []
-    polygons, masks = [], []
+    kinds, polygons, masks = [], [], []
     for number in range(options.per_view):
         if number:
             extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", number, "extension"))
             extended = extended.intersection(visible)
-        random = generator(*names, "mask", number, "shape")
-        if random.random() < options.bessel_share:
-            kinds.append("bessel")
-            polygon = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
-            polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
-        else:
-            kinds.append("box")
-            polygon = extended.corners()
-        polygon = window.to_view(polygon, size)
-        polygons.append(tuple((round(x, 2), round(y, 2)) for x, y in polygon.tolist()))
-        masks.append(rasterise(np.array(polygons[-1]), size))
+        kind, polygon, mask = draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"))
+        kinds.append(kind)
+        polygons.append(polygon)
+        masks.append(mask)
 
     crop = reference_window(box, width, height, settings.references.padding)
     reference = cut_reference(photo, crop, settings.references.max_side)
@@ -138,7 +137,34 @@ def prepare_sample(
         seed=settings.seed,
     )
     view = cut_view(photo, window, size)
-    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, settings.references.jpeg_quality))
+    stacked = np.stack(masks)
+    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, settings.references.jpeg_quality))
+
+
+def draw_mask(
+    box: Rectangle, extended: Rectangle, window: Window, visible: Rectangle, settings: BuildSettings, random: np.random.Generator
+) -> tuple[MaskKind, Polygon, Bool[np.ndarray, "size size"]]:
+    """One edit region of a view: its kind, its outline in view px, to the hundredth, and the pixels in this outline.
+
+    Args:
+        box: the object's box, photo px.
+        extended: the extended box, photo px, inside `visible`.
+        window: what the view shows.
+        visible: the part of it that lies in the photo, photo px; no outline goes beyond.
+        settings: of the build.
+        random: the source of kind and shape.
+    """
+    options, size = settings.masks, settings.views.size
+    kind: MaskKind
+    if random.random() < options.bessel_share:
+        kind = "bessel"
+        outline = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
+        outline = np.clip(outline, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
+    else:
+        kind = "box"
+        outline = extended.corners()
+    polygon = tuple((round(x, 2), round(y, 2)) for x, y in window.to_view(outline, size).tolist())
+    return kind, polygon, rasterise(np.array(polygon), size)
 
 
 def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ Runs in one place, once every planned shard is done. Refuses to seal books that 
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,51 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
+from pipelines.packing.card import write_card
+from pipelines.packing.records import Record, ShardFolder
+from pipelines.packing.sharing import share
 from pipelines.planning.freeze import read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
 from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
 
+SEALED = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
 
-def seal(settings: BuildSettings, fingerprint: str, vae: VaeIdentity, records: list[dict[str, Any]]) -> DatasetInfo:
+
+def seal(
+    settings: BuildSettings,
+    shards: ShardFolder,
+    fingerprint: str,
+    vae: VaeIdentity,
+    records: list[Record],
+    planned: Mapping[str, int],
+) -> DatasetInfo:
     """Put the parts together.
 
     Args:
         settings: of the build.
+        shards: where the shards are.
         fingerprint: of the plan.
         vae: which VAE made the latents.
-        records: commit record of every planned shard, in the order of their names.
+        records: commit record of every planned shard, in the plan's order.
+        planned: shard -> planned samples.
 
     Raises:
-        InputError: nothing could be packed.
+        InputError: nothing could be packed, or a shard's part of the index is damaged.
         RuntimeError: the books do not balance, which is a defect of the program.
     """
     out = settings.out
+    # What failed in a shard before the dataset was extended was planned again, and counts where it was.
+    counted = [record if planned[record["shard"]] == record["planned"] else _without_failures(record) for record in records]
     info = DatasetInfo(
         fingerprint=fingerprint,
         view_size=settings.views.size,
         masks_per_view=settings.masks.per_view,
         vae=vae,
         splits=_count_splits(records),
-        books=_keep_books(out, records),
-        settings=settings.model_dump(mode="json"),
+        books=_keep_books(out, counted),
+        settings=settings.told(),
     )
     imbalance = info.books.find_imbalance()
     if imbalance:
@@ -54,14 +71,25 @@ def seal(settings: BuildSettings, fingerprint: str, vae: VaeIdentity, records: l
         )
     with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, INDEX) as writer:
         for record in records:
-            writer.write_table(pq.read_table(out / "shards" / f"{record['shard']}.index.parquet", schema=INDEX))
+            try:
+                writer.write_table(shards.index_part(record))
+            except OSError as error:
+                shards.forget(record["shard"])
+                raise InputError(f"{out}: {error}; run the build again, which makes this shard anew") from None
+    write_card(out, info)
     _write_table(out / "shard_records.parquet", records, SHARD_RECORDS)
-    failures = [{"shard": record["shard"], **failure} for record in records for failure in record["failed_samples"]]
+    failures = [{"shard": record["shard"], **failure} for record in counted for failure in record["failed_samples"]]
     _write_table(out / "failures.parquet", failures, FAILURES)
     sizes = {f"{record['shard']}.tar": record["samples"] for record in records}
     write_atomically(out / "shards" / "sizes.json", json.dumps(sizes, indent=1).encode())
     write_atomically(out / "dataset.json", info.model_dump_json(indent=1).encode())
+    if shards.remote:
+        share(shards.remote, out, [*SEALED, "dataset.json"])
     return info
+
+
+def _without_failures(record: Record) -> Record:
+    return {**record, "planned": record["samples"], "failed": 0, "failures": {}, "failed_samples": []}
 
 
 def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:

@@ -14,13 +14,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
-from pipelines.planning.shards import write_plan
+from pipelines.planning.shards import extend_plan, write_plan
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.same_photo import read_survey
-from schemas.dataset import FORMAT_VERSION, VaeIdentity
+from schemas.dataset import FORMAT_VERSION, VaeIdentity, read_dataset
 from schemas.errors import InputError
 from schemas.files import write_atomically
 
@@ -51,7 +53,7 @@ def fingerprint(
     the inputs changes nothing. Nor are the photos, which would have to be read for it: a photo is known by its id, and each
     sample records the SHA-256 of the file that it was cut from.
     """
-    chosen = settings.model_dump(mode="json", exclude={"out", "ray", "crawl"})
+    chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
     chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
@@ -80,10 +82,14 @@ def fingerprint_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
+def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Selection, dict[str, str]]:
     """Select and plan from the tables alone, or take what is there if its fingerprint is the same.
 
     Writes objects.parquet, rejects.parquet, same_photos.parquet, plan.parquet and, last, selection.json.
+
+    Args:
+        settings: of the build.
+        extend: whether other annotations, rules of selection and versions of libraries may add samples to a sealed dataset.
 
     Returns:
         What the selection found, and the hashes of the input files (`hash_inputs`).
@@ -101,7 +107,7 @@ def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
     packed = _read_record(out / PLAN_RECORD)
     if packed:
         planned = _of_tables(packed["fingerprint"], content)
-        if planned != content:
+        if planned != content and not (extend and _may_extend(planned, content)):
             raise _refusal(out / PLAN_RECORD, planned, content)
     if (
         stored
@@ -110,10 +116,23 @@ def freeze_tables(settings: BuildSettings) -> tuple[Selection, dict[str, str]]:
         and (stored["all_reasons"] or not settings.selection.all_reasons)
     ):
         return Selection(**stored["selection"]), inputs
+    if packed and packed.get("extends") and not extend:
+        raise InputError(
+            f"{record}: missing or damaged, and the plan of this dataset, which was extended, does not follow from the "
+            f"annotations alone; put the file back from a copy, or add --extend to plan anew what is not packed"
+        )
+    if packed and extend:
+        splits = read_dataset(out).splits  # Finished: only then it is known what is packed.
+        sealed = {shard for counts in splits.values() for shard in counts.shards}
+        packed_keys = pq.read_table(out / "index.parquet", columns=["key"])["key"].combine_chunks()
     # From here to the new record the tables are not whole.
     record.unlink(missing_ok=True)
     selection = select_objects(settings, out, source)
-    write_plan(out / "objects.parquet", out / "plan.parquet", settings.views.per_object, settings.shards.samples)
+    sizes = settings.views.per_object, settings.shards.samples
+    if packed and extend:
+        extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
+    else:
+        write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
     new = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
@@ -140,8 +159,14 @@ def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
             raise _refusal(record, old, new)
 
 
-def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity) -> str:
+def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
     """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `freeze_tables` comes first.
+
+    Args:
+        settings: of the build.
+        inputs: hashes of the annotation files.
+        vae: which encodes.
+        extend: as in `freeze_tables`.
 
     Raises:
         InputError: the folder's shards were planned with other inputs or settings.
@@ -150,10 +175,25 @@ def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentit
     record = settings.out / PLAN_RECORD
     stored = _read_record(record)
     if stored and stored["fingerprint"] != content:
-        raise _refusal(record, stored["fingerprint"], content)
+        if not (extend and _may_extend(stored["fingerprint"], content)):
+            raise _refusal(record, stored["fingerprint"], content)
+        before = [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]
+        write_atomically(record, json.dumps({"fingerprint": content, "extends": before}, indent=1).encode())
     if not stored:
         write_atomically(record, json.dumps({"fingerprint": content}, indent=1).encode())
     return fingerprint_hash(content)
+
+
+def accepted_fingerprints(folder: Path) -> frozenset[str]:
+    """Hashes of the fingerprints whose shards belong to a dataset folder: that of its plan, and of those that it extends.
+
+    Raises:
+        InputError: nothing was planned here.
+    """
+    stored = _read_record(folder / PLAN_RECORD)
+    if not stored:
+        raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
+    return frozenset({fingerprint_hash(stored["fingerprint"]), *stored.get("extends", [])})
 
 
 def read_selection(folder: Path) -> Selection:
@@ -191,10 +231,21 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return content
 
 
+def _may_extend(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two fingerprints differ in nothing but where boxes come from, which are accepted, and versions of libraries."""
+
+    def kept(content: dict[str, Any]) -> dict[str, Any]:
+        settings = {name: value for name, value in content["settings"].items() if name not in ("source", "selection")}
+        return {**content, "inputs": {}, "versions": {}, "settings": settings}
+
+    return kept(old) == kept(new)
+
+
 def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
+    extend = ", or --extend, which keeps what is packed and adds what is new" if _may_extend(old, new) else ""
     return InputError(
         f"{path}: this folder was planned with other inputs or settings ({'; '.join(_difference(old, new))}); "
-        f"give another --out, or remove the folder"
+        f"give another --out{extend}, or remove the folder"
     )
 
 

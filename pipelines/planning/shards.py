@@ -6,14 +6,16 @@ A sample's place depends on names and settings alone. Objects come in the order 
 classes and a photo is decoded once. Streams: memory holds one part of the objects and one shard.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from schemas.errors import InputError
 from schemas.files import atomic_file
 from schemas.tables import OBJECTS, PLAN
 
@@ -35,13 +37,65 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
             writer.write_table(shard, row_group_size=len(shard))
 
 
-def plan_samples(objects: Iterable[pa.Table], views: int, samples: int) -> Iterator[pa.Table]:
+def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.Array, views: int, samples: int) -> None:
+    """Add the samples that are not packed yet to a plan, in shards of their own, behind those that are there.
+
+    The shards that are there keep the rows that are in them; those that could not be made are planned again with the new ones.
+
+    Args:
+        objects: objects.parquet, which has more objects now.
+        plan: plan.parquet, replaced.
+        sealed: shards of the dataset; others in the plan are of an extension that was not finished, and are planned anew.
+        packed: keys of all samples of the dataset.
+        views: of each object.
+        samples: of each new shard.
+
+    Raises:
+        InputError: a sample that is packed is of an object that is not among the objects any more.
+    """
+    old = pq.ParquetFile(plan)
+    table = pq.ParquetFile(objects)
+    parts = (table.read_row_group(group) for group in range(table.num_row_groups))
+    there: dict[str, int] = {}
+    met = 0
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=["shard"]) as writer:
+        for group in range(old.num_row_groups):
+            rows = old.read_row_group(group)
+            shard = rows["shard"][0].as_py()
+            if shard not in sealed:
+                continue
+            split, _, number = shard.rpartition("-")
+            there[split] = int(number) + 1
+            rows = rows.filter(pc.is_in(rows["key"], packed))
+            if len(rows):
+                writer.write_table(rows.cast(PLAN), row_group_size=len(rows))
+        for new in plan_samples(parts, views, samples, there, packed):
+            writer.write_table(new, row_group_size=len(new))
+        for group in range(table.num_row_groups):
+            keys = _keys(table.read_row_group(group, ["object_id"])["object_id"], views)
+            met += pc.sum(pc.is_in(keys, packed)).as_py()
+        if met < len(packed):
+            raise InputError(
+                f"{plan.parent}: {len(packed) - met:,} samples of the dataset are of boxes that these settings or annotations do "
+                f"not accept; --extend only adds: give settings that accept all that is there, or another --out"
+            )
+
+
+def plan_samples(
+    objects: Iterable[pa.Table],
+    views: int,
+    samples: int,
+    there: Mapping[str, int] = MappingProxyType({}),
+    packed: pa.Array | None = None,
+) -> Iterator[pa.Table]:
     """Rows of the plan, shard by shard.
 
     Args:
         objects: parts of the objects table, in its order; a part may hold several splits.
         views: of each object; they stand together.
         samples: of each shard.
+        there: number of the first new shard of each split; the dataset has those before.
+        packed: keys that are left out.
     """
     split, number = "", 0
     waiting = OBJECTS.empty_table()
@@ -51,10 +105,14 @@ def plan_samples(objects: Iterable[pa.Table], views: int, samples: int) -> Itera
             if own != split:
                 if len(waiting):
                     yield _shard(waiting, views_waiting, split, number)
-                split, number, waiting, views_waiting = own, 0, OBJECTS.empty_table(), np.zeros(0, np.int32)
+                split, number, waiting, views_waiting = own, there.get(own, 0), OBJECTS.empty_table(), np.zeros(0, np.int32)
             each = np.repeat(np.arange(len(rows)), views)
+            of_each = np.tile(np.arange(views, dtype=np.int32), len(rows))
+            if packed is not None:
+                new = ~pc.is_in(_keys(rows["object_id"], views), packed).to_numpy(zero_copy_only=False)
+                each, of_each = each[new], of_each[new]
             waiting = pa.concat_tables([waiting, rows.take(pa.array(each))])
-            views_waiting = np.r_[views_waiting, np.tile(np.arange(views, dtype=np.int32), len(rows))]
+            views_waiting = np.r_[views_waiting, of_each]
             full = len(waiting) // samples * samples
             for start in range(0, full, samples):
                 yield _shard(waiting.slice(start, samples), views_waiting[start : start + samples], split, number)
@@ -80,12 +138,23 @@ def _by_split(objects: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield str(splits[start]), objects.slice(start, end - start)
 
 
+def _keys(objects: pa.ChunkedArray, views: int) -> pa.Array:
+    """Keys of all views of objects, those of an object together."""
+    each = np.repeat(np.arange(len(objects)), views)
+    return _join(objects.take(pa.array(each)), np.tile(np.arange(views, dtype=np.int32), len(objects)))
+
+
+def _join(objects: pa.ChunkedArray, views: np.ndarray) -> pa.Array:
+    keys = pc.binary_join_element_wise(objects, pa.array(views).cast(pa.string()), "_")
+    return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
+
+
 def _shard(rows: pa.Table, views: np.ndarray, split: str, number: int) -> pa.Table:
     count = len(rows)
     columns = {
         "shard": pa.array([f"{split}-{number:06d}"] * count, pa.string()),
         "position": pa.array(np.arange(count, dtype=np.int32)),
-        "key": pc.binary_join_element_wise(rows["object_id"], pa.array(views).cast(pa.string()), "_"),
+        "key": _join(rows["object_id"], views),
         "view": pa.array(views),
     }
     arrays = [columns[name] if name in columns else rows[name] for name in PLAN.names]

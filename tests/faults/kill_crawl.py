@@ -11,12 +11,10 @@ import argparse
 import contextlib
 import os
 import random
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,14 +28,13 @@ from rich.table import Table
 from pipelines.crawling.rounds import read_parts
 from pipelines.crawling.verify import verify_store
 from schemas.outcomes import OK
-from schemas.settings import REPOSITORY
 from tests.crawl_world import crawl_command, crawl_options, write_tables
+from tests.faults.marked import MarkedProcesses
 from tests.hostile_server import HostileServer, good_photo
 
 PATIENCE_SECONDS = 180
 _LONGEST_AFTERLIFE_SECONDS = 15
 """Of what Ray itself has started: it looks only now and then whether its parent lives."""
-MARK = "PBE_KILL_CRAWL"
 HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
 
@@ -79,47 +76,18 @@ def photos_of(count: int) -> dict[str, bytes]:
     return {name: photo[:2] + comment + photo[2:] for name, comment in comments.items()}
 
 
-class Killer:
-    """Runs one crawl over and over, and ends it by SIGKILL. Touches no process but those that it started, known by a mark."""
+class Killer(MarkedProcesses):
+    """Runs one crawl over and over, and ends it by SIGKILL."""
 
     def __init__(self, folder: Path, server: HostileServer, names: list[str]) -> None:
         """The tables are written; nothing is started yet."""
         self.server = server
         self.names = names
         self.store = folder / "store"
-        self.log = folder / "log.txt"
         tables = write_tables(folder / "tables", {name: server.url(f"/photos/{name}") for name in names})
         parts = {"crawl.photos_per_part": max(5, len(names) // 500), "crawl.workers": 2}
-        self.command = crawl_command(crawl_options(tables, self.store, folder / "out", server.port, others=parts))
-        self.mark = uuid.uuid4().hex
-        # A Ray of our own: its folder is short, since sockets lie in it, and is removed in the end.
-        self.ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the crawl."""
-        environment = {**os.environ, MARK: self.mark, "RAY_TMPDIR": str(self.ray_folder)}
-        with self.log.open("ab") as log:
-            return subprocess.Popen(self.command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    def alive(self) -> list[psutil.Process]:
-        """All processes of all runs that are still there."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def end_all(self) -> None:
-        """SIGKILL to whatever is left of ours, until nothing is."""
-        while left := self.alive():
-            for process in left:
-                try:
-                    process.kill()
-                except psutil.NoSuchProcess:
-                    continue
+        options = crawl_options(tables, self.store, folder / "out", server.port, others=parts)
+        super().__init__(crawl_command(options), folder / "log.txt")
 
     def recorded(self) -> dict[str, int]:
         """Names of the photos in parts that count now -> how often each was asked for."""
@@ -173,42 +141,37 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
     report = Report(photos)
     pictures = photos_of(photos)
     began = time.monotonic()
-    with HostileServer(pictures) as server:
-        killer = Killer(folder, server, list(pictures))
-        try:
-            known: dict[str, int] = {}
-            for number in range(kills):
-                share = photos / (kills + 1)
-                kind = MOMENTS[number % len(MOMENTS)]
-                moment, is_now = moment_of(killer, kind, round(share * rng.uniform(0.3, 1.3)), rng.uniform(0.5, 8))
-                started = time.monotonic()
-                process = killer.start()
-                while process.poll() is None and not is_now(time.monotonic() - started):
-                    if time.monotonic() - started > PATIENCE_SECONDS:
-                        raise TimeoutError(f"{moment}: did not come; see {killer.log}")
-                    time.sleep(0.001)
-                seconds = time.monotonic() - started
-                if process.poll() is not None:
-                    report.problems.append(f"kill {number + 1}: the crawl ended by itself, status {process.returncode}")
-                    break
-                hit = HITS[number % len(HITS)]
-                requests = len(server.requests)
-                outlived, late, recorded = killer.kill(process, hit)
-                report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived, late))
-                report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
-                if outlived is not None and outlived > PATIENCE_SECONDS:
-                    report.problems.append(f"kill {number + 1}: processes live on")
-                known = recorded
-                say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {requests} requests")
+    with HostileServer(pictures) as server, Killer(folder, server, list(pictures)) as killer:
+        known: dict[str, int] = {}
+        for number in range(kills):
+            share = photos / (kills + 1)
+            kind = MOMENTS[number % len(MOMENTS)]
+            moment, is_now = moment_of(killer, kind, round(share * rng.uniform(0.3, 1.3)), rng.uniform(0.5, 8))
+            started = time.monotonic()
             process = killer.start()
-            status = process.wait(PATIENCE_SECONDS + photos / 20)
-            final = killer.recorded()
-            report.problems += _lost_or_again(known, final)
-            report.problems += _problems_at_the_end(killer, status, pictures)
-            report.requests = len(server.requests)
-        finally:
-            killer.end_all()
-            shutil.rmtree(killer.ray_folder, ignore_errors=True)
+            while process.poll() is None and not is_now(time.monotonic() - started):
+                if time.monotonic() - started > PATIENCE_SECONDS:
+                    raise TimeoutError(f"{moment}: did not come; see {killer.log}")
+                time.sleep(0.001)
+            seconds = time.monotonic() - started
+            if process.poll() is not None:
+                report.problems.append(f"kill {number + 1}: the crawl ended by itself, status {process.returncode}")
+                break
+            hit = HITS[number % len(HITS)]
+            requests = len(server.requests)
+            outlived, late, recorded = killer.kill(process, hit)
+            report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived, late))
+            report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
+            if outlived is not None and outlived > PATIENCE_SECONDS:
+                report.problems.append(f"kill {number + 1}: processes live on")
+            known = recorded
+            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {requests} requests")
+        process = killer.start()
+        status = process.wait(PATIENCE_SECONDS + photos / 20)
+        final = killer.recorded()
+        report.problems += _lost_or_again(known, final)
+        report.problems += _problems_at_the_end(killer, status, pictures)
+        report.requests = len(server.requests)
     report.seconds = time.monotonic() - began
     return report
 
@@ -238,7 +201,7 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
     yield from problems
     if photos != len(pictures):
         yield f"{photos} photos verified, not {len(pictures)}"
-    for path in killer.store.rglob(".*"):
+    for path in killer.store.rglob(".*.tmp"):
         yield f"{path}: left over"
     named = {name for part in read_parts(killer.store) for name in (*part.files, f"{part.name}.json")}
     for path in (killer.store / "parts").iterdir():

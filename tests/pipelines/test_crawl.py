@@ -316,7 +316,7 @@ def test_every_photo_ends_as_it_must(mixed):
 def test_the_books_balance_and_say_what_may_come_another_time(mixed):
     assert_books_balance(mixed.done, mixed.store, len(mixed.cases))
     later = sum(case.code in TRANSIENT for case in mixed.cases.values())
-    assert f"{later:,} photos may come another time: pipelines/crawl.py --retry transient" in mixed.done.stdout
+    assert f"{later:,} photos may come another time: pipelines/crawl.py with the same settings and --retry" in mixed.done.stdout
     for row in rows_of(mixed.store, "failures").values():
         assert row["transient"] == (row["code"] in TRANSIENT)
         assert row["detail"]

@@ -249,6 +249,9 @@ def test_refreshing_keeps_what_is_the_same_replaces_what_changed_and_lets_go_of_
     [down] = fetch(settings, photo_of(url=server.url("/status/503/x"), before=before))
     assert (down.row["code"], down.row["transient"], down.row["file"], down.row["url"]) == ("ok", False, "parts/x.tar", url)
     assert "503" in down.row["detail"]
+    [login] = fetch(settings, photo_of(url=server.url("/html"), before=before))
+    assert (login.row["code"], login.row["file"], login.row["url"]) == ("ok", "parts/x.tar", url)
+    assert "a page: text/html" in login.row["detail"]
 
 
 def test_photos_in_folders_and_tars_are_used_where_they_lie(tmp_path):

@@ -18,7 +18,6 @@ from pipelines.crawling.merging import count_codes, find_placeholders, merge
 from pipelines.crawling.parts import PartWriter, SupersededError, part_name
 from pipelines.crawling.rounds import (
     freeze_round,
-    lock_store,
     open_store,
     photos_to_ask,
     quarantined,
@@ -30,6 +29,7 @@ from pipelines.crawling.verify import verify_store
 from pipelines.photo_list import photo_keys
 from pipelines.photo_store import PhotoStore, check_store, is_store
 from schemas.errors import InputError
+from schemas.files import lock_folder
 from schemas.photos import PhotoError
 from schemas.settings import REPOSITORY
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, WANTED
@@ -261,6 +261,27 @@ def test_two_attempts_at_one_part_do_not_mix(store):
     assert verify_store(store) == ([], 6)
 
 
+def test_photos_of_a_damaged_part_are_asked_for_whatever_earlier_parts_say_of_them(store):
+    """They had failed before they came; now the tar that has them is cut."""
+    wanted = wanted_of(NAMES[:12])
+    crawl(store, wanted, dict.fromkeys(NAMES[:12], "http_403"))
+    crawl(store, wanted, {}, again=["http_403"], per_unit=6)
+    merge(store, read_parts(store), NEVER)
+    cut = sorted((store / "parts").glob("000002-000000-*.tar"))[0]
+    lost = {row["photo_id"] for row in table(store, "index").values() if row["file"] == f"parts/{cut.name}"}
+    cut.write_bytes(cut.read_bytes()[:-1])
+    for _ in range(2):  # As found, and on the next day.
+        parts = read_parts(store)
+        sweep(store, parts)
+        merge(store, parts, NEVER)
+        assert len(lost) == 6
+        assert set(photos_to_ask(store, wanted, ())["photo_id"].to_pylist()) == lost
+        assert set(table(store, "status")) == set(NAMES[:12]) - lost
+    crawl(store, wanted, {})
+    assert verify_store(store) == ([], 12)
+    assert {row["code"] for row in table(store, "status").values()} == {"ok"}
+
+
 def test_an_attempt_that_was_killed_leaves_nothing_that_counts(store):
     """Before the rename of its files, between them and the record: each time the photos are asked for again."""
     wanted = wanted_of(NAMES[:6])
@@ -340,8 +361,8 @@ def test_verify_finds_damage_and_the_next_run_mends_what_it_can(store, damage):
         content[600] ^= 1
         tar.write_bytes(bytes(content))
     elif damage == "table":
-        path = next((store / "parts").glob(f"{tar.name[:13]}*.parquet"))
-        path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+        table_path = next((store / "parts").glob(f"{tar.name[:13]}*.parquet"))
+        table_path.write_bytes(table_path.read_bytes()[:-9] + b"123456789")
     elif damage == "record":
         record.write_text("{")
     elif damage == "tar gone":
@@ -358,8 +379,9 @@ def test_verify_finds_damage_and_the_next_run_mends_what_it_can(store, damage):
         with pytest.raises(PhotoError, match="changed"):
             read_all(store)
     if damage in ("flip", "table"):
-        assert any(record.name in problem for problem in problems)
-        record.unlink()  # As the message says.
+        hurt = tar if damage == "flip" else table_path
+        assert any(problem.startswith(f"{hurt}: ") and "remove this file and crawl again" in problem for problem in problems)
+        hurt.unlink()
     if damage == "index of other parts":
         assert "remove both files and crawl again" in problems[0]
         for name in ("index", "status"):
@@ -413,9 +435,9 @@ def test_a_store_without_tables_says_so(store):
 
 
 def test_one_crawl_at_a_time(store):
-    with lock_store(store), pytest.raises(InputError, match="another crawl is using"), lock_store(store):
+    with lock_folder(store, "in use"), pytest.raises(InputError, match="in use"), lock_folder(store, "in use"):
         pass
-    with lock_store(store):
+    with lock_folder(store, "in use"):
         pass
 
 

@@ -115,7 +115,7 @@ def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
         raise MemoryError
 
     data = encoded(Image.new("RGB", (4, 4)))
-    monkeypatch.setattr(Image.Image, "convert", exhausted)
+    monkeypatch.setattr(Image.Image, "tobytes", exhausted)
     with pytest.raises(MemoryError):
         decode_photo(data, frame="stored")
 

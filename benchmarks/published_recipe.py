@@ -1,0 +1,138 @@
+"""A sample as the published recipe prepares it, from its description: what `benchmarks/packing.py` compares with.
+
+    photo ──decoded──▶ float tensor of the whole photo ─┐
+      │                float mask of the whole photo ───┴──square crop, resize──▶ view, mask, masked view
+      └──decoded again──▶ box + 10 px ──▶ 224 x 224 reference
+
+Every sample decodes its photo twice and draws one mask, at the photo's size. Where the description leaves something open, this
+takes the faster way: boxes are known beforehand, views are resized without antialiasing, references are not augmented. A photo's
+EXIF is ignored both times. Needs the package `bezier`.
+
+Source: Yang et al. 2023, section 4.1, and what is known about the published code's loader.
+"""
+
+import importlib.util
+from pathlib import Path
+from random import Random
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+from torch.nn.functional import interpolate
+
+from pipelines.geometry.rectangles import Rectangle
+
+VIEW, REFERENCE = 512, 224
+PADDING = 10
+MAX_EXTENSION, MAX_ZOOM = 0.4, 0.6
+BESSEL_SHARE = 0.5
+POINTS_PER_EDGE, JITTER = 18, 5
+GREY_MEAN = GREY_STD = (0.5, 0.5, 0.5)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def is_installed() -> bool:
+    """Whether the package is there that this way evaluates its curves with."""
+    return importlib.util.find_spec("bezier") is not None
+
+
+def prepare_sample(path: Path, box: Rectangle, random: Random) -> dict[str, torch.Tensor]:
+    """View, mask (1 = keep), masked view and reference of one object.
+
+    Args:
+        path: the photo's file.
+        box: the object's, photo px.
+        random: the source of every choice.
+    """
+    photo = Image.open(path).convert("RGB")
+    again = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), cv2.COLOR_BGR2RGB)
+    width, height = photo.size
+
+    left, top = max(0, int(box.x_min) - PADDING), max(0, int(box.y_min) - PADDING)
+    right, bottom = min(width, int(box.x_max) + PADDING), min(height, int(box.y_max) + PADDING)
+    reference = cv2.resize(again[top:bottom, left:right], (REFERENCE, REFERENCE))
+
+    extended = extend_box(box, width, height, random)
+    mask = draw_mask(box, extended, width, height, random)
+    view = normalised(to_tensor(np.asarray(photo)), GREY_MEAN, GREY_STD)
+    square = square_crop(extended, width, height, random)
+    if square:  # Otherwise the whole photo is squashed, as published.
+        left, top, side = square
+        view, mask = view[:, top : top + side, left : left + side], mask[:, top : top + side, left : left + side]
+    view, mask = resized(view), resized(mask)
+    return {
+        "view": view,
+        "mask": mask,
+        "masked": view * mask,
+        "reference": normalised(to_tensor(reference), CLIP_MEAN, CLIP_STD),
+    }
+
+
+def extend_box(box: Rectangle, width: int, height: int, random: Random) -> Rectangle:
+    """Each side pushed outward by a uniform random share, up to 0.4, of the free space on that side."""
+    return Rectangle(
+        box.x_min - random.uniform(0, MAX_EXTENSION) * box.x_min,
+        box.y_min - random.uniform(0, MAX_EXTENSION) * box.y_min,
+        box.x_max + random.uniform(0, MAX_EXTENSION) * (width - box.x_max),
+        box.y_max + random.uniform(0, MAX_EXTENSION) * (height - box.y_max),
+    )
+
+
+def draw_mask(
+    box: Rectangle, extended: Rectangle, width: int, height: int, random: Random
+) -> Float[torch.Tensor, "1 height width"]:
+    """A mask of the photo's size, 1 = keep and 0 = edit region: the extended box or, by the toss of a coin, Bessel curves."""
+    canvas = Image.new("L", (width, height), 0)
+    if random.random() < BESSEL_SHARE:
+        ImageDraw.Draw(canvas).polygon(bessel_points(box, extended, random), fill=255)
+    else:
+        ImageDraw.Draw(canvas).rectangle((extended.x_min, extended.y_min, extended.x_max, extended.y_max), fill=255)
+    return 1 - to_tensor(np.asarray(canvas)[..., None])
+
+
+def bessel_points(box: Rectangle, extended: Rectangle, random: Random) -> list[tuple[float, float]]:
+    """The outline of an arbitrary shape, photo px: points of a quadratic curve for each edge, each point moved by up to 5 px."""
+    import bezier
+
+    x, y = (box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2
+    corners = [(box.x_min, box.y_min), (box.x_max, box.y_min), (box.x_max, box.y_max), (box.x_min, box.y_max)]
+    controls = [(x, extended.y_min), (extended.x_max, y), (x, extended.y_max), (extended.x_min, y)]
+    points = []
+    for edge, control in enumerate(controls):
+        nodes = np.asfortranarray(np.transpose([corners[edge], control, corners[(edge + 1) % 4]]))
+        curve = bezier.Curve(nodes, degree=2)
+        for number in range(POINTS_PER_EDGE):
+            on_curve = curve.evaluate(number / POINTS_PER_EDGE)
+            points.append((on_curve[0, 0] + random.randint(-JITTER, JITTER), on_curve[1, 0] + random.randint(-JITTER, JITTER)))
+    return points
+
+
+def square_crop(extended: Rectangle, width: int, height: int, random: Random) -> tuple[int, int, int] | None:
+    """Left, top and side of a random square that holds the extended box, zoomed in; None where no square does."""
+    x_min, y_min, x_max, y_max = extended.pixels()
+    side, needed = min(width, height), max(x_max - x_min, y_max - y_min)
+    if needed > side:
+        return None
+    left = random.randint(max(0, x_max - side), min(x_min, width - side))
+    top = random.randint(max(0, y_max - side), min(y_min, height - side))
+    zoomed = side - int(random.uniform(0, MAX_ZOOM) * (side - needed))
+    left = random.randint(max(left, x_max - zoomed), min(x_min, left + side - zoomed))
+    top = random.randint(max(top, y_max - zoomed), min(y_min, top + side - zoomed))
+    return left, top, zoomed
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """[H, W, C], 0-255 -> float32 [C, H, W], 0-1."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
+
+
+def normalised(picture: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Each channel less its mean, by its standard deviation."""
+    return (picture - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def resized(picture: torch.Tensor) -> torch.Tensor:
+    """[C, H, W] -> [C, 512, 512]."""
+    return interpolate(picture[None], (VIEW, VIEW), mode="bilinear", align_corners=False)[0]

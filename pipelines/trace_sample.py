@@ -1,0 +1,293 @@
+"""From a sample back to where it came from: its box, its photo and author, how it was cut, where it lies.
+
+    python pipelines/trace_sample.py KEY DATASET [--photos FOLDER] [--out picture.png]
+
+KEY is a sample's key, an object's id, or the beginning of one that no other object's begins with. The picture shows all parts of
+the sample; latents are shown as the dataset's own VAE decodes them.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.photo_folder import read_photo
+from pipelines.sample_pictures import photo_source, trace_sheet
+from pipelines.selection.rejected import rejected_boxes
+from schemas.dataset import DatasetInfo, read_dataset
+from schemas.errors import InputError, run_program
+from schemas.photos import PhotoError
+from schemas.pictures import Picture
+from schemas.reading import find_places, member_places, read_sample, take_rows
+from schemas.sample import Sample, SampleRecord
+from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
+
+Row = dict[str, Any]
+
+# Keys that are looked at where a name means none, or several.
+_CANDIDATES = 2000
+_LISTED = 4
+_FLAG_STATES = {1: "yes", 0: "no", -1: "unknown"}
+
+
+def find_sample(dataset: Path, name: str) -> tuple[Row, list[str]]:
+    """The row of the index that a name means, and the keys of the object's other views.
+
+    Args:
+        dataset: its folder.
+        name: a key, an object's id, or the beginning of one object's keys; of several views of it the first.
+
+    Raises:
+        InputError: no sample has such a key, with the reason if it is known and the nearest keys if not; or several have.
+    """
+    index = dataset / "index.parquet"
+    if not name:
+        raise InputError("KEY is empty; give a sample's key, its beginning, or an object's id")
+    found = find_places(index, "key", lambda keys: pc.starts_with(keys, name), _CANDIDATES)
+    if not found:
+        raise InputError(_explain_unknown(dataset, name))
+    exact = [place for place, key in found.items() if name in (key, _object_id(key))]
+    if not exact and len({_object_id(key) for key in found.values()}) > 1:
+        count = f"{_CANDIDATES:,} or more" if len(found) == _CANDIDATES else f"{len(found):,}"
+        raise InputError(f"{index}: {count} keys begin with `{name}` ({_listed(list(found.values()))}); give more of the key")
+    place = min(exact or found, key=lambda place: _by_number(found[place]))
+    key, object_id = found[place], _object_id(found[place])
+    views = find_places(index, "key", lambda keys: pc.starts_with(keys, f"{object_id}_"), _CANDIDATES)
+    return take_rows(index, [place])[0], sorted((view for view in views.values() if view != key), key=_by_number)
+
+
+def read_object(dataset: Path, object_id: str) -> Row:
+    """The row of objects.parquet of an accepted box, without its segmentation.
+
+    Raises:
+        InputError: the table has no such object, so it is of another dataset.
+    """
+    path = dataset / "objects.parquet"
+    places = find_places(path, "object_id", lambda ids: pc.equal(ids, object_id), 1)
+    if not places:
+        raise InputError(f"{path}: no object {object_id}, which index.parquet tells of; the two are of different builds")
+    return take_rows(path, places, [name for name in OBJECTS.names if name != "segmentation"])[0]
+
+
+def read_recorded_photo(record: SampleRecord, info: DatasetInfo, photos: Path | None) -> tuple[Picture | None, str]:
+    """The photo that a sample was cut from, if it is there and still the same, and a sentence about it.
+
+    Args:
+        record: of the sample.
+        info: of the dataset.
+        photos: the photo folder or photo store; the build's own by default.
+    """
+    source = photo_source(info, photos)
+    try:
+        photo, sha256 = read_photo(record.model_dump(), source)
+    except (PhotoError, InputError) as error:  # The latter of a photo store that is damaged, or cannot be reached.
+        return None, f"not here ({error}); --photos says where photos are"
+    if sha256 != record.photo_sha256:
+        return None, f"another one lies in {source.photos}: its SHA-256 is {sha256}"
+    return photo, f"in {source.photos}, the very bytes that the sample was cut from"
+
+
+def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[tuple[str, dict[str, str]]]:
+    """All that is known of a sample, in sections of names and values.
+
+    Args:
+        row: of the index.
+        others: keys of other views of the object.
+        found: the object's row of objects.parquet.
+        sample: itself.
+        info: of the dataset.
+    """
+    record = sample.record
+    height, width = sample.masks.shape[1:]
+    turned = f"{record.rotation} degrees counterclockwise" if found["rotation"] is not None else "unknown, not turned"
+    padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
+    shares = sample.masks.mean(axis=(1, 2)).tolist()
+    masks = zip(record.mask_kinds, shares, record.mask_polygons, strict=True)
+    return [
+        (
+            "sample",
+            {
+                "key": record.key,
+                "object": record.object_id,
+                "other views": ", ".join(others) or "none",
+                "split": record.split,
+                "shard": f"shards/{row['shard']}.tar, position {row['position']}",
+                "seed": f"{record.seed}",
+            },
+        ),
+        (
+            "box",
+            {
+                "label": f"{record.label_name} ({record.label})",
+                "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
+                "area": f"{found['area_share']:.2%} of the photo",
+                **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
+            },
+        ),
+        (
+            "photo",
+            {
+                "id": record.photo_id,
+                "file name": record.file_name or "by its id",
+                "URL": record.url or "unknown",
+                "author": record.author or "unknown",
+                "licence": record.licence or "unknown",
+                "SHA-256": record.photo_sha256,
+                "rotation": turned,
+                "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
+            },
+        ),
+        (
+            "cut",
+            {
+                "box": f"{_corners(record.box)} in px of the photo",
+                "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
+                "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
+                "reference": f"{_corners(record.reference_window)} in px of the photo",
+                **{
+                    f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
+                    for number, (kind, share, polygon) in enumerate(masks)
+                },
+            },
+        ),
+        (
+            "members",
+            {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in member_places(row).items()},
+        ),
+        (
+            "VAE",
+            {
+                "source": info.vae.source,
+                "weights' SHA-256": info.vae.sha256,
+                "scaling factor": f"{info.vae.scaling_factor:g} (latents are stored unscaled)",
+                "latent": f"{info.vae.latent_channels} channels, {info.vae.downsampling} px of the view to a cell",
+            },
+        ),
+    ]
+
+
+def print_sections(sections: list[tuple[str, dict[str, str]]]) -> None:
+    """One table. On a terminal long values are folded to its width; into a file or pipe each stands on one line."""
+    table = Table(show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for heading, values in sections:
+        for number, (name, value) in enumerate(values.items()):
+            # Names of authors and classes come from foreign files: no markup, and nothing that steers a terminal.
+            table.add_row("" if number else heading, name, Text(_printable(value)))
+        table.add_section()
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def _explain_unknown(dataset: Path, name: str) -> str:
+    """Why no sample has a key that begins with a name: it failed, its box was rejected, or there is no such thing."""
+    path = dataset / "failures.parquet"
+    failures = take_rows(path, find_places(path, "key", lambda keys: pc.starts_with(keys, name), _CANDIDATES))
+    if failures:
+        failure = next((failure for failure in failures if failure["key"] == name), failures[0])
+        code = failure["code"]
+        others = f"; {len(failures) - 1:,} more that begin so failed, too" if len(failures) > 1 else ""
+        return (
+            f"{path}: {failure['key']} was planned, but could not be made: {code}, {FAILURE_CODES.get(code, 'an unknown code')} "
+            f"({' '.join(failure['detail'].split())}){others}"
+        )
+    rejects = rejected_boxes(dataset / "rejects.parquet", name)
+    if rejects:
+        path = dataset / "rejects.parquet"
+        if len(rejects) > 1:
+            reasons = Counter(reject["reason"] for reject in rejects)
+            counted = ", ".join(f"{reason} {reasons[reason]}" for reason in REJECT_REASONS if reason in reasons)
+            return f"{path}: no sample has a key that begins with `{name}`; {len(rejects)} such boxes were rejected ({counted})"
+        reject = rejects[0]
+        return (
+            f"{path}: the box {reject['object_id']} was rejected: {reject['reason']}, {REJECT_REASONS[reject['reason']]} "
+            f"(row {reject['row']} of {reject['file']})"
+        )
+    near = _nearest(dataset, name)
+    return f"{dataset / 'index.parquet'}: no sample has a key that begins with `{name}`" + (
+        f"; the nearest are {_listed(near)}" if near else f"; a key looks like {_first_key(dataset)}"
+    )
+
+
+def _nearest(dataset: Path, name: str) -> list[str]:
+    """Keys that are nearly this one: of those that begin or end alike, no more than `_CANDIDATES` are compared."""
+    beginning, end = name[:6], re.sub(r"_\d*$", "", name)[-6:]
+
+    def alike(keys: Any) -> Any:
+        return pc.or_(pc.starts_with(keys, beginning), pc.match_substring(keys, end))
+
+    candidates = list(find_places(dataset / "index.parquet", "key", alike, _CANDIDATES).values())
+    return difflib.get_close_matches(name, candidates, n=_LISTED, cutoff=0.5)
+
+
+def _first_key(dataset: Path) -> str:
+    return str(take_rows(dataset / "index.parquet", [0], ["key"])[0]["key"])
+
+
+def _object_id(key: str) -> str:
+    return key.rpartition("_")[0]
+
+
+def _by_number(key: str) -> tuple[int, str]:
+    """Sorts views of one object: 2 comes before 10."""
+    return len(key), key
+
+
+def _listed(keys: list[str]) -> str:
+    return ", ".join(keys[:_LISTED]) + (", ..." if len(keys) > _LISTED else "")
+
+
+def _corners(rectangle: tuple[float, float, float, float]) -> str:
+    x_min, y_min, x_max, y_max = (f"{round(value, 1):g}" for value in rectangle)
+    return f"({x_min}, {y_min}) to ({x_max}, {y_max})"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
+    parser.add_argument("key", help="a sample's key, the beginning of one, or an object's id")
+    parser.add_argument("dataset", type=Path, help="folder of the dataset")
+    parser.add_argument("--photos", type=Path, help="folder of the photos (default: where the build had them)")
+    parser.add_argument("--out", type=Path, help="PNG to write: all parts of the sample")
+    parser.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
+    options = parser.parse_args()
+    info = read_dataset(options.dataset)
+    row, others = find_sample(options.dataset, options.key)
+    sample = read_sample(options.dataset, row)
+    found = read_object(options.dataset, row["object_id"])
+    photo, about_photo = read_recorded_photo(sample.record, info, options.photos)
+    sections = describe(row, others, found, sample, info)
+    dict(sections)["photo"]["file"] = about_photo
+    if options.out:
+        # These load PyTorch and diffusers, which takes seconds; the table needs neither.
+        from pipelines.decoded_latents import decode_means, load_recorded_vae
+        from pipelines.preview import save_picture
+
+        decoded: list[Picture] = []
+        try:
+            vae = load_recorded_vae(info, options.vae)
+            decoded = decode_means(vae, np.concatenate([sample.latent[None], sample.masked]))
+            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
+        except InputError as error:
+            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
+        save_picture(trace_sheet(sample, photo, decoded), options.out)
+    print_sections(sections)
+    if options.out:
+        print(options.out)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,204 @@
+"""kill -9 of a build at random moments: the shards must come out as if nothing had been.
+
+    python -m tests.faults.kill_build --kills 20
+
+Three targets, each hit so often: the program that builds (every other time the next run begins while the processes of the
+one before may still be at it), a packing process, and the raylet, Ray's own process on each node. A program that is killed is
+started again; it survives the others. In the end every shard must have the SHA-256 of an undisturbed build by one worker, nothing
+that was recorded may have been made again, and nothing may lie about. Prints a table; status 1 if anything is wrong.
+"""
+
+import argparse
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from schemas.dataset import read_dataset
+from schemas.settings import REPOSITORY
+from tests.faults.marked import MarkedProcesses
+from tiny_world.make_photos import make_world
+
+PATIENCE_SECONDS = 300
+SAMPLES_PER_SHARD = 4
+TARGETS = {"program": "pipelines/build.py", "packing process": "ray::PackingActor", "raylet": "raylet/raylet"}
+VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill."""
+
+    target: str
+    recorded: int
+    """Shards that were done then."""
+    seconds: float
+    """From the start of the run."""
+    status: int | None
+    """Of the run that was hit; null where it went on."""
+
+
+@dataclass
+class Report:
+    """What became of the builds."""
+
+    shards: int = 0
+    kills: list[Kill] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
+    """Shard's file -> its hash, the same in all builds."""
+    seconds: float = 0
+
+
+def build_command(photos: Path, out: Path, actors: int, *more: str) -> list[str]:
+    """A build of the tiny world, in many small shards."""
+    folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out), "--latents.vae", VAE]
+    ray = ["--ray.cpus_per_actor", "0.25", "--ray.gpus_per_actor", "0", "--ray.actors", str(actors), "--ray.attempts", "10"]
+    shards = ["--shards.samples", str(SAMPLES_PER_SHARD)]
+    return [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *folders, *ray, *shards, *more]
+
+
+def hashes_of(out: Path) -> dict[str, str]:
+    """SHA-256 of each tar and each part of the index."""
+    paths = [path for path in sorted((out / "shards").iterdir()) if path.suffix in (".tar", ".parquet")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def recorded(out: Path) -> dict[str, int]:
+    """Commit records that are there -> when they were written."""
+    return {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*-*.json")}
+
+
+def problems_at_the_end(out: Path, expected: dict[str, str]) -> Iterator[str]:
+    """What a build that was hit may not leave."""
+    found = hashes_of(out)
+    if found != expected:
+        wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        yield f"{len(wrong)} files are not those of an undisturbed build, as {wrong[0]}"
+    if imbalance := read_dataset(out).books.find_imbalance():
+        yield f"the books do not balance: {imbalance}"
+    for path in out.rglob("*.tmp"):
+        yield f"{path}: left over"
+
+
+def kill_often(target: str, kills: int, photos: Path, folder: Path, report: Report, rng: random.Random) -> None:
+    """Build with two workers, hitting one target again and again; the report holds the expected hashes, and gets the rest."""
+    folder.mkdir()
+    out = folder / "dataset"
+    hit, before = 0, dict[str, int]()
+    with MarkedProcesses(build_command(photos, out, 2), folder / "log.txt") as builds:
+        while True:
+            process = builds.start()
+            started = time.monotonic()
+            while hit < kills and wait_for_moment(process, out, rng):
+                now = recorded(out)
+                report.problems += [f"{target}: {name} was made again" for name in before if now.get(name) != before[name]]
+                before = now
+                victims = [process] if target == "program" else builds.alive(TARGETS[target])
+                if not victims:
+                    continue
+                rng.choice(victims).kill()
+                hit += 1
+                status = process.wait(PATIENCE_SECONDS) if target == "program" else None
+                report.kills.append(Kill(target, len(now), time.monotonic() - started, status))
+                if status is not None:
+                    break
+            if process.poll() is None:
+                process.wait(PATIENCE_SECONDS)
+            if process.returncode == 0:
+                report.problems += [f"{target}: {problem}" for problem in problems_at_the_end(out, report.sha256)]
+                if hit >= kills or report.problems:
+                    return
+                shutil.rmtree(out)
+                before = {}
+            elif hit >= kills and target != "program":
+                report.problems.append(f"{target}: the build ended with status {process.returncode}; see {builds.log}")
+                return
+            if hit % 2:  # Else the next run begins while the processes of this one may still be at it.
+                wait_until(lambda: not builds.alive())
+
+
+def wait_for_moment(process: subprocess.Popen[bytes], out: Path, rng: random.Random) -> bool:
+    """Until some further shards are done and a little later, or some seconds after the start; whether the run is still there."""
+    if rng.random() < 0.2:
+        moment = time.monotonic() + rng.uniform(0.5, 8)
+        wait_until(lambda: process.poll() is not None or time.monotonic() > moment)
+    else:
+        enough = len(recorded(out)) + rng.randint(1, 3)
+        wait_until(lambda: process.poll() is not None or len(recorded(out)) >= enough)
+        time.sleep(rng.uniform(0, 0.2))
+    return process.poll() is None
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Look every few milliseconds."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError("what was waited for did not come")
+        time.sleep(0.005)
+
+
+def run(photos: int, kills: int, seed: int, folder: Path, targets: Sequence[str] = tuple(TARGETS)) -> Report:
+    """All targets, after an undisturbed build by one worker."""
+    report, rng, began = Report(), random.Random(seed), time.monotonic()
+    world = folder / "photos"
+    make_world(world, photos, photos // 4, 7, 1)
+    calm = folder / "calm"
+    done = subprocess.run(build_command(world, calm, 1), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    report.sha256 = hashes_of(calm)
+    report.shards = len(recorded(calm))
+    for target in targets:
+        kill_often(target, kills, world, folder / target.replace(" ", "-"), report, rng)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+def print_report(report: Report) -> None:
+    """The kills by target, and what was wrong."""
+    table = Table(title=f"builds of {report.shards} shards, killed {len(report.kills)} times", title_justify="left")
+    for name in ("target", "kills", "shards done then", "s after the start", "status of the run"):
+        table.add_column(name, justify="left" if name == "target" else "right")
+    for target in dict.fromkeys(kill.target for kill in report.kills):
+        own = [kill for kill in report.kills if kill.target == target]
+        done, seconds = [kill.recorded for kill in own], [kill.seconds for kill in own]
+        statuses = {"went on" if kill.status is None else str(kill.status) for kill in own}
+        span = f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}"
+        table.add_row(target, str(len(own)), *span, ", ".join(sorted(statuses)))
+    console = Console()
+    console.print(table)
+    for problem in report.problems:
+        console.print(problem, soft_wrap=True, highlight=False, markup=False)
+    if not report.problems:
+        console.print(
+            f"all {len(report.sha256)} files are those of an undisturbed build; {report.seconds:.0f} s", highlight=False
+        )
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=100, help="photos of the tiny world (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="of each target (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--target", choices=tuple(TARGETS), action="append", help="only this one")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="kill-build-") as folder:
+        report = run(given.photos, given.kills, given.seed, Path(folder), given.target or tuple(TARGETS))
+        print_report(report)
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Datasets and photo stores behind URLs: a real S3 protocol server on the loopback."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import BuildSettings, with_absolute_paths, work_folder
+from pipelines.packing.records import ShardFolder
+from pipelines.photo_store import fetch_store, open_photo_store
+from schemas.dataset import DatasetInfo
+from schemas.errors import InputError
+from schemas.photos import PhotoError
+from schemas.remote import RemoteFolder
+from schemas.settings import load_settings, preset
+from tests.conftest import build_options, run_build
+from tests.crawl_world import crawl_options, run_crawl, write_tables
+from tests.hostile_server import HostileServer, good_photo
+from tests.s3_server import S3Server, s3_server
+
+BUCKET = "datasets"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as running:
+        running.put(BUCKET, {})
+        yield running
+
+
+def upload_options(server: S3Server, photos: Path, work: Path, name: str) -> list[str]:
+    url = f"s3://{BUCKET}/{name}"
+    return [*build_options(photos, work), "--upload", url, "--storage", json.dumps(server.storage["s3"])]
+
+
+def folder_of(server: S3Server, name: str) -> RemoteFolder:
+    return RemoteFolder(f"s3://{BUCKET}/{name}", server.storage["s3"])
+
+
+def stamps_of(server: S3Server, prefix: str) -> dict[str, object]:
+    """When each object was last written."""
+    listed = server.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
+    return {each["Key"].removeprefix(prefix): each["LastModified"] for each in listed}
+
+
+def hashes_of(files: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+@pytest.fixture(scope="module")
+def uploaded(server, photos, tmp_path_factory) -> Path:
+    """A build whose dataset goes to a bucket; its work folder."""
+    work = tmp_path_factory.mktemp("upload") / "work"
+    done = run_build(*upload_options(server, photos, work, "one"), "--ray.actors", "2")
+    assert f"s3://{BUCKET}/one" in done.stdout
+    return work
+
+
+def test_the_same_files_are_there_as_in_a_local_dataset(uploaded, server, dataset):
+    remote = folder_of(server, "one")
+    shards = {name: remote.read(name) for name in remote.sizes("shards")}
+    local = {f"shards/{path.name}": path.read_bytes() for path in (dataset / "shards").iterdir()}
+    assert hashes_of(shards) == hashes_of(local)
+    tables = ("plan.parquet", "objects.parquet", "rejects.parquet", "index.parquet", "shard_records.parquet", "failures.parquet")
+    assert hashes_of({name: remote.read(name) for name in tables}) == hashes_of(
+        {name: (dataset / name).read_bytes() for name in tables}
+    )
+    info = DatasetInfo.model_validate_json(remote.read("dataset.json"))
+    assert info.fingerprint == DatasetInfo.model_validate_json((dataset / "dataset.json").read_bytes()).fingerprint
+    assert remote.sizes()["report.html"] > 1000
+
+
+def test_no_keys_are_kept_in_the_dataset_and_no_shards_on_the_disk(uploaded, server):
+    remote = folder_of(server, "one")
+    for name in (*remote.sizes(), *remote.sizes("shards")):
+        assert server.secret.encode() not in remote.read(name)
+    assert {path.name for path in (uploaded / "shards").iterdir()} == {"sizes.json"}
+
+
+def test_what_is_there_is_not_made_again_and_what_is_lost_is(uploaded, server, photos, tmp_path):
+    """From a machine that has nothing: another work folder."""
+    remote = folder_of(server, "one")
+    lost = "shards/train-000001.tar"
+    before = {name: remote.read(name) for name in (*remote.sizes(), *remote.sizes("shards"))}
+    remote.remove(lost)
+    stamps = stamps_of(server, "one/shards/")
+    run_build(*upload_options(server, photos, tmp_path / "work", "one"))
+    after = stamps_of(server, "one/shards/")
+    made = {name for name in after if after[name] != stamps.get(name)}
+    assert made == {"train-000001.tar", "train-000001.index.parquet", "train-000001.json", "sizes.json"}
+    assert hashes_of({lost: remote.read(lost)}) == hashes_of({lost: before[lost]})
+    assert remote.read("index.parquet") == before["index.parquet"]
+
+
+def test_damage_of_the_same_size_is_found_by_reading(uploaded, server, photos, tmp_path):
+    """By `--verify-existing`; and a damaged part of the index, at the latest, when the dataset is sealed."""
+    settings = settings_of(server, photos, tmp_path / "work", "one")
+    shards = ShardFolder(settings)
+    remote = folder_of(server, "one")
+    fingerprint = json.loads(remote.read("dataset.json"))["fingerprint"]
+    records = shards.read_records(["train-000000", "train-000001"], [fingerprint])
+    assert set(records) == {"train-000000", "train-000001"}
+    assert not shards.rehash(records)
+    for name in ("train-000000.tar", "train-000001.index.parquet"):
+        kept = remote.read(f"shards/{name}")
+        remote.write(f"shards/{name}", kept[:-600] + bytes([kept[-600] ^ 1]) + kept[-599:])
+        assert set(shards.read_records(["train-000000", "train-000001"], [fingerprint])) == {"train-000000", "train-000001"}
+        wrong = shards.rehash(records)
+        assert wrong == {name.partition(".")[0]: f"shards/{name} is not what was written (SHA-256)"}
+        if "index" in name:
+            with pytest.raises(OSError, match=f"shards/{name} is not what was written"):
+                shards.index_part(records["train-000001"])
+        remote.write(f"shards/{name}", kept)
+    assert not shards.rehash(records)
+
+
+def test_other_settings_for_the_same_url_are_refused(uploaded, server, photos, tmp_path):
+    done = run_build(*upload_options(server, photos, tmp_path / "work", "one"), "--seed", "7", check=False)
+    assert done.returncode == 2
+    assert "this folder was planned with other inputs or settings (settings.seed: 0 -> 7)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def settings_of(server: S3Server, photos: Path, work: Path, name: str) -> BuildSettings:
+    return with_absolute_paths(load_settings(BuildSettings, "build", upload_options(server, photos, work, name), preset("tiny")))
+
+
+def test_a_shard_that_is_not_what_was_written_is_not_uploaded(uploaded, server, photos, tmp_path):
+    settings = settings_of(server, photos, tmp_path / "work", "two")
+    shards = ShardFolder(settings)
+    shards.local.mkdir(parents=True)
+    for name, data in {"s.tar": b"tar", "s.index.parquet": b"index", "s.json": b"{}"}.items():
+        (shards.local / name).write_bytes(data)
+    good = {"s.tar": hashlib.sha256(b"tar").hexdigest(), "s.index.parquet": hashlib.sha256(b"index").hexdigest()}
+    record = {"shard": "s", "sha256": good["s.tar"], "index_sha256": good["s.index.parquet"]}
+    (shards.local / "s.tar").write_bytes(b"tax")
+    with pytest.raises(OSError, match=r"s\.tar on disk is not what was written"):
+        shards.publish(record)
+    assert not folder_of(server, "two").sizes("shards")
+    (shards.local / "s.tar").write_bytes(b"tar")
+    shards.publish(record)
+    assert set(folder_of(server, "two").sizes("shards")) == {"shards/s.tar", "shards/s.index.parquet", "shards/s.json"}
+    assert not list(shards.local.iterdir())
+
+
+def test_a_url_as_out_is_uploading(tmp_path):
+    settings = load_settings(BuildSettings, "build", ["--out", "s3://b/x", "--source.photos", "s3://b/store"], preset("tiny"))
+    assert settings.upload == "s3://b/x"
+    assert settings.out == work_folder("s3://b/x") != work_folder("s3://b/y")
+    assert settings.source.photos_url == "s3://b/store"
+    assert settings.source.photos == work_folder("s3://b/store")
+    both = ["--out", str(tmp_path), "--upload", "s3://b/x"]
+    assert load_settings(BuildSettings, "build", both, preset("tiny")).out == tmp_path
+    with pytest.raises(InputError, match="two URLs"):
+        load_settings(BuildSettings, "build", ["--out", "s3://b/x", "--upload", "s3://b/y"], preset("tiny"))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("s3://no-such-bucket/x", "no-such-bucket cannot be listed"), ("nope://b/x", "nope://b/x: cannot be opened")],
+)
+def test_places_that_are_not_there_are_one_line(server, photos, tmp_path, url, said):
+    options = [*build_options(photos, tmp_path), "--upload", url, "--storage", json.dumps(server.storage["s3"])]
+    done = run_build(*options, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_photos_come_from_a_store_in_a_bucket(server, tmp_path):
+    """As they come from the same store on disk; one that was indexed where it lies cannot."""
+    inside = tmp_path / "inside" / "train"
+    inside.mkdir(parents=True)
+    (inside / "0007.jpg").write_bytes(good_photo("in place", 256, 256))
+    store = tmp_path / "store"
+    with HostileServer() as web:
+        tables = write_tables(tmp_path / "tables", {f"{number:04d}": web.url(f"/good/{number}") for number in range(8)})
+        sources = [str(inside.parent), "{url}"]
+        run_crawl(crawl_options(tables, store, tmp_path / "planned", web.port, sources))
+    remote = folder_of(server, "store")
+    for path in store.rglob("*"):
+        if path.is_file() and path.name != ".lock":
+            remote.upload(path, str(path.relative_to(store)))
+    here = tmp_path / "here"
+    fetch_store(remote.url, server.storage["s3"], here)
+    behind, local = open_photo_store(here, remote.url, server.storage["s3"]), open_photo_store(store)
+    for number in range(7):
+        assert behind.read("train", f"{number:04d}") == local.read("train", f"{number:04d}") == good_photo(f"/good/{number}")
+    with pytest.raises(PhotoError, match="lies on the machine that crawled it"):
+        behind.read("train", "0007")
+
+
+def test_a_store_that_is_not_whole_is_told(server, tmp_path):
+    with pytest.raises(InputError, match=r"s3://datasets/nothing: no photo store, there is no store\.json"):
+        fetch_store(f"s3://{BUCKET}/nothing", server.storage["s3"], tmp_path / "here")
