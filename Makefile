@@ -45,8 +45,8 @@ demo: train ## all of it, ending with a picture: source, region, reference, resu
 evaluate: train ## does the painted object look like its reference? (8 candidates, held-out scenes)
 	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation.json
 
-test: .venv/installed ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/installed ## run all tests, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 cluster-check: .venv/installed ## builds on real clusters of this machine (2 minutes; needs openssh-server and rsync)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'

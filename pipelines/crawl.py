@@ -20,8 +20,11 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from pipelines.annotations import open_source
@@ -53,6 +56,7 @@ from schemas.settings import load_settings, preset
 
 # A stop must not take long: more photos than these are merged by the next run.
 _MERGED_AT_A_STOP = 300_000
+_LONGEST_EXAMPLE = 160
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,21 @@ def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
         hint = f"{later:,} photos may come another time: pipelines/crawl.py with the same settings and --retry transient"
         console.print(hint, soft_wrap=True, highlight=False)
     console.print(f"photo store: {store}", soft_wrap=True, highlight=False)
+    for code, detail in examples(store, [code for code in counts if code not in (OK, "")]).items():
+        console.print(f"{code}, for example: {detail[:_LONGEST_EXAMPLE]}", soft_wrap=True, highlight=False, markup=False)
     if counts.total() > counts[OK] + counts[""]:
         console.print(f"what failed, and why: {store / 'failures.parquet'}", soft_wrap=True, highlight=False)
+
+
+def examples(store: Path, codes: Collection[str]) -> dict[str, str]:
+    """What was said of one photo of each of these codes."""
+    said: dict[str, str] = {}
+    for batch in pq.ParquetFile(store / "failures.parquet").iter_batches(columns=["code", "detail"]):
+        for code in set(codes) - said.keys():
+            details = batch["detail"].filter(pc.equal(batch["code"].cast(pa.string()), code)).drop_null()
+            if len(details):
+                said[code] = details[0].as_py()
+    return {code: said[code] for code in codes if code in said}
 
 
 def print_problems(settings: BuildSettings) -> int:

@@ -71,6 +71,14 @@ class RemoteFolder:
         start = len(self.root) + 1
         return {entry["name"][start:]: entry["size"] for entry in found if entry["type"] == "file" and entry["name"] != path}
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; null where it is not there."""
+        try:
+            size: int = self.files.info(self.path(name), refresh=True)["size"]
+        except FileNotFoundError:
+            return None
+        return size
+
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file, or its bytes from `start` to before `end`. Raises FileNotFoundError, or another OSError."""
         data: bytes = self.files.cat_file(self.path(name), start=start, end=end)
@@ -94,11 +102,10 @@ class RemoteFolder:
 
     def upload(self, file: Path, name: str) -> None:
         """Copy a local file here. Raises OSError where not all of it has arrived."""
-        path = self.path(name)
-        self.files.put_file(str(file), path)
-        sent, arrived = file.stat().st_size, self.files.info(path, refresh=True)["size"]
+        self.files.put_file(str(file), self.path(name))
+        sent, arrived = file.stat().st_size, self.size(name)
         if sent != arrived:
-            raise OSError(f"{self.url}/{name}: {sent:,} bytes were sent and {arrived:,} have arrived")
+            raise OSError(f"{self.url}/{name}: {sent:,} bytes were sent and {arrived or 0:,} have arrived")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""

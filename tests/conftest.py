@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from pipelines.config import BuildSettings
+from schemas.dataset import read_dataset
 from schemas.settings import load_settings, preset
 
 torch.set_num_threads(2)
@@ -31,6 +32,11 @@ def run_build(*options: str, check: bool = True) -> subprocess.CompletedProcess[
     command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *options]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
     assert not check or done.returncode == 0, done.stdout + done.stderr
+    out = Path(command[command.index("--out") + 1]) if "--out" in command else None
+    if done.returncode == 0 and out and (out / "dataset.json").is_file():
+        books = read_dataset(out).books
+        assert books.boxes == books.objects + sum(books.rejects.values())
+        assert books.planned == books.samples + sum(books.failures.values())
     return done
 
 

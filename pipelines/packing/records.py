@@ -4,8 +4,10 @@ A shard is done when its record is there, was made from this plan, and fits its 
 its size, or, when asked for, by its hash.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from schemas.tables import INDEX
 
 Record = dict[str, Any]
 _CHUNK = 2**24
+_ENDINGS = (".tar", ".index.parquet", ".json")
+# Of more files than these, a listing of all is asked for at once.
+_FEW = 30
 
 
 class ShardFolder:
@@ -40,7 +45,7 @@ class ShardFolder:
             shards: names of the planned ones.
             fingerprints: of the plans whose shards belong here.
         """
-        sizes = self._sizes()
+        sizes = self._sizes([f"{shard}{ending}" for shard in shards for ending in _ENDINGS])
         names = [f"{shard}.json" for shard in shards if f"{shard}.json" in sizes]
         found = {name.removesuffix(".json"): _parse(data) for name, data in self._read_all(names).items()}
         done = {
@@ -61,7 +66,7 @@ class ShardFolder:
         """Remove shards that the plan has no more: nothing could be packed into them, and an extension planned it elsewhere."""
         for name in self._sizes():
             shard = name.partition(".")[0]
-            if name in (f"{shard}.tar", f"{shard}.index.parquet", f"{shard}.json") and shard not in planned and shard != "sizes":
+            if name.removeprefix(shard) in _ENDINGS and shard not in planned and shard != "sizes":
                 (self.local / name).unlink(missing_ok=True)
                 if self.remote:
                     self.remote.remove(f"shards/{name}")
@@ -111,21 +116,22 @@ class ShardFolder:
         wrong = _local_files(self.local, record)
         if wrong:
             raise OSError(f"{self.local}: {wrong}")
-        for name in (f"{shard}.tar", f"{shard}.index.parquet", f"{shard}.json"):
-            self.remote.upload(self.local / name, f"shards/{name}")
-        for name in (f"{shard}.json", f"{shard}.tar", f"{shard}.index.parquet"):
-            (self.local / name).unlink()
+        for ending in _ENDINGS:  # The record last.
+            self.remote.upload(self.local / f"{shard}{ending}", f"shards/{shard}{ending}")
+        for ending in reversed(_ENDINGS):
+            (self.local / f"{shard}{ending}").unlink()
 
-    def _sizes(self) -> dict[str, int]:
-        """Name -> bytes of all files."""
-        if self.remote:
+    def _sizes(self, names: Collection[str] | None = None) -> dict[str, int]:
+        """Name -> bytes of all files that are there, or of these."""
+        if self.remote and (names is None or len(names) > _FEW):
             return {name.removeprefix("shards/"): size for name, size in self.remote.sizes("shards").items()}
+        if self.remote:
+            sizes = {name: self.remote.size(f"shards/{name}") for name in names or ()}
+            return {name: size for name, size in sizes.items() if size is not None}
         found = {}
-        for path in self.local.iterdir() if self.local.is_dir() else ():
-            try:
-                found[path.name] = path.stat().st_size
-            except FileNotFoundError:  # Of another attempt that has just ended.
-                continue
+        for name in os.listdir(self.local) if names is None else names:
+            with contextlib.suppress(FileNotFoundError):  # Never there, or of an attempt that has just ended.
+                found[name] = (self.local / name).stat().st_size
         return found
 
     def _read_all(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -138,7 +144,7 @@ class ShardFolder:
         if not self.remote:
             with (self.local / name).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        digest, size = hashlib.sha256(), self.remote.files.size(self.remote.path(f"shards/{name}"))
+        digest, size = hashlib.sha256(), self.remote.size(f"shards/{name}") or 0
         for start in range(0, size, _CHUNK):
             digest.update(self.remote.read(f"shards/{name}", start, min(start + _CHUNK, size)))
         return digest.hexdigest()

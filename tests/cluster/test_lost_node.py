@@ -45,8 +45,8 @@ def test_the_shards_of_a_node_that_leaves_go_to_another_one(cluster, photos, dat
     shutil.copy(dataset / "plan.parquet", out)
     settings = settings_of(photos, out, "--ray.cpus_per_actor", "1")
     shards = len(list((dataset / "shards").glob("*.tar")))
-    # Each twice, so that both nodes are still at it when one leaves.
-    groups = list(range(shards)) * 2
+    # Each several times, so that both nodes are still at it when one leaves, also where one was much slower to start.
+    groups = list(range(shards)) * 6
     over = threading.Event()
     left = threading.Event()
 

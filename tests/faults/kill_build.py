@@ -59,12 +59,20 @@ class Report:
     seconds: float = 0
 
 
-def build_command(photos: Path, out: Path, actors: int, *more: str) -> list[str]:
-    """A build of the tiny world, in many small shards."""
+def build_command(photos: Path, out: Path, actors: int, samples: int = SAMPLES_PER_SHARD) -> list[str]:
+    """A build of the tiny world, in small shards."""
     folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out), "--latents.vae", VAE]
     ray = ["--ray.cpus_per_actor", "0.25", "--ray.gpus_per_actor", "0", "--ray.actors", str(actors), "--ray.attempts", "10"]
-    shards = ["--shards.samples", str(SAMPLES_PER_SHARD)]
-    return [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *folders, *ray, *shards, *more]
+    return [
+        sys.executable,
+        "pipelines/build.py",
+        "--config",
+        "configs/tiny.yaml",
+        *folders,
+        *ray,
+        "--shards.samples",
+        str(samples),
+    ]
 
 
 def hashes_of(out: Path) -> dict[str, str]:
@@ -90,12 +98,12 @@ def problems_at_the_end(out: Path, expected: dict[str, str]) -> Iterator[str]:
         yield f"{path}: left over"
 
 
-def kill_often(target: str, kills: int, photos: Path, folder: Path, report: Report, rng: random.Random) -> None:
+def kill_often(target: str, kills: int, command: list[str], folder: Path, report: Report, rng: random.Random) -> None:
     """Build with two workers, hitting one target again and again; the report holds the expected hashes, and gets the rest."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     out = folder / "dataset"
     hit, before = 0, dict[str, int]()
-    with MarkedProcesses(build_command(photos, out, 2), folder / "log.txt") as builds:
+    with MarkedProcesses(command, folder / "log.txt") as builds:
         while True:
             process = builds.start()
             started = time.monotonic()
@@ -150,18 +158,35 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 def run(photos: int, kills: int, seed: int, folder: Path, targets: Sequence[str] = tuple(TARGETS)) -> Report:
     """All targets, after an undisturbed build by one worker."""
-    report, rng, began = Report(), random.Random(seed), time.monotonic()
-    world = folder / "photos"
+    began = time.monotonic()
+    world, calm = folder / "photos", folder / "calm"
     make_world(world, photos, photos // 4, 7, 1)
-    calm = folder / "calm"
-    done = subprocess.run(build_command(world, calm, 1), cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    command = build_command(world, calm, 1, SAMPLES_PER_SHARD)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    report.sha256 = hashes_of(calm)
-    report.shards = len(recorded(calm))
-    for target in targets:
-        kill_often(target, kills, world, folder / target.replace(" ", "-"), report, rng)
+    report = kill_targets(world, calm, SAMPLES_PER_SHARD, kills, seed, folder, targets)
     report.seconds = time.monotonic() - began
+    return report
+
+
+def kill_targets(
+    photos: Path, calm: Path, samples: int, kills: int, seed: int, folder: Path, targets: Sequence[str] = tuple(TARGETS)
+) -> Report:
+    """Each target in turn.
+
+    Args:
+        photos: the tiny world.
+        calm: what an undisturbed build made of it.
+        samples: of each shard.
+        kills: of each target.
+        seed: of the moments.
+        folder: for the builds.
+        targets: names in `TARGETS`.
+    """
+    report, rng = Report(shards=len(recorded(calm)), sha256=hashes_of(calm)), random.Random(seed)
+    for target in targets:
+        kill_often(target, kills, build_command(photos, folder / target / "dataset", 2, samples), folder / target, report, rng)
     return report
 
 

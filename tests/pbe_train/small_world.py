@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import TrainSettings
-from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
+from schemas.dataset import Books, DatasetInfo, SplitCounts
 from schemas.sample import Sample, SampleRecord, encode_sample, jpeg_bytes
 from schemas.settings import load_settings
 from schemas.tables import INDEX
-from schemas.weights import weights_sha256
+from schemas.weights import identify_vae
 
 SIZE = 32
 MASKS = 2
@@ -139,9 +139,7 @@ def make_dataset(folder: Path, vae: AutoencoderKL, vae_source: str, splits: dict
         counts[split] = SplitCounts(shards=names, samples=made, bytes=0)
     pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / "index.parquet", row_group_size=7)
     total = sum(count.samples for count in counts.values())
-    identity = VaeIdentity(
-        source=vae_source, sha256=weights_sha256(vae.state_dict()), scaling_factor=SCALE, latent_channels=4, downsampling=8
-    )
+    identity = identify_vae(vae, vae_source)
     info = DatasetInfo(
         fingerprint="fixture",
         view_size=SIZE,

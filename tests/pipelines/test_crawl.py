@@ -404,7 +404,7 @@ def test_asking_again_is_for_those_that_are_named(mixed, tmp_path, monkeypatch):
     assert mixed.server.hits - before == Counter(named)
     assert codes_of(store) == codes
     call_crawl([*options, "--verify"])
-    assert not list(store.rglob(".*"))
+    assert not list(store.rglob(".*.tmp"))
 
 
 # What a person says wrongly.

@@ -104,7 +104,7 @@ def seal_folder(folder: Path, objects: int, rejected: int, failed: int = 1) -> N
         fingerprint="0123456789abcdef" * 4,
         view_size=64,
         masks_per_view=2,
-        vae=VaeIdentity(source="", sha256="", scaling_factor=1, latent_channels=4, downsampling=8),
+        vae=VaeIdentity(source="", sha256="", scaling_factor=1, latent_channels=4, downsampling=8, config={}),
         splits={"train": SplitCounts(shards=["train-000000"], samples=objects - failed, bytes=12_345_678)},
         books=books,
         settings=SETTINGS,
