@@ -1,11 +1,17 @@
 """Fixtures shared by all tests. Shapes and types in signatures are checked while tests run."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# A Ray without an address joins the cluster that `ray start`, or a test, left word of in this folder: one for each test process.
+os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
+atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
 from jaxtyping import install_import_hook
 
