@@ -166,6 +166,10 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
                 report.problems.append(f"kill {number + 1}: processes live on")
             known = recorded
             say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {requests} requests")
+        # What earlier runs left may write for a while; none of it counts, and the last run takes it away once they have ended.
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while killer.alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
         process = killer.start()
         status = process.wait(PATIENCE_SECONDS + photos / 20)
         final = killer.recorded()
