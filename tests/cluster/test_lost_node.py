@@ -1,8 +1,8 @@
 """Packing on a cluster of two nodes, one of which leaves."""
 
+import contextlib
 import logging
 import shutil
-import threading
 
 import psutil
 import pytest
@@ -27,16 +27,17 @@ def cluster(monkeypatch):
     nodes.shutdown()
 
 
-def is_packing(node: ray._private.node.Node) -> bool:
-    """Whether a packing actor of this node is at work."""
+def packing_process(node: ray._private.node.Node) -> psutil.Process | None:
+    """The process of this node's packing actor, once it stands."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    titles = []
     for process in raylet.children(recursive=True):
         try:
-            titles += process.cmdline()[:1]
+            title = process.cmdline()[:1]
         except psutil.Error:
             continue
-    return "ray::PackingActor.pack" in titles
+        if title in (["ray::PackingActor"], ["ray::PackingActor.pack"]):
+            return process
+    return None
 
 
 def test_the_shards_of_a_node_that_leaves_go_to_another_one(cluster, photos, dataset, tmp_path):
@@ -47,25 +48,18 @@ def test_the_shards_of_a_node_that_leaves_go_to_another_one(cluster, photos, dat
     settings = settings_of(photos, out, "--ray.cpus_per_actor", "1")
     shards = len(list((dataset / "shards").glob("*.tar")))
     groups = list(range(shards)) * 2
-    over = threading.Event()
-    left = threading.Event()
-
-    def leave() -> None:
-        while not over.wait(0.05):
-            for node in tuple(cluster.worker_nodes):
-                if is_packing(node):  # Whichever is at work first.
-                    cluster.remove_node(node)
-                    left.set()
-                    return
-
-    leaving = threading.Thread(target=leave)
-    leaving.start()
+    packing = pack_on_ray(settings, "x", groups)
+    outcomes = [next(packing)]
+    node, process = next((node, process) for node in cluster.worker_nodes if (process := packing_process(node)))
+    process.suspend()
     try:
-        outcomes = list(pack_on_ray(settings, "x", groups))
+        # Whatever it was doing: after two more shards of the other node it holds one that it cannot finish.
+        outcomes += [next(packing), next(packing)]
+        cluster.remove_node(node)
     finally:
-        over.set()
-        leaving.join()
-    assert left.is_set(), "no node was seen at work"
+        with contextlib.suppress(psutil.NoSuchProcess):  # It ended with its node.
+            process.kill()
+    outcomes += packing
     assert sorted(outcomes) == sorted((group, "") for group in groups)
     for path in (dataset / "shards").glob("*.tar"):
         assert (out / "shards" / path.name).read_bytes() == path.read_bytes()
