@@ -26,7 +26,6 @@ import itertools
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -48,8 +47,8 @@ from rich.table import Table
 import pipelines.packing.pack
 from benchmarks import published_recipe
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
+from benchmarks.memory import high_water_mb, run_watched
 from benchmarks.packing_world import HEIGHT, OBJECTS_PER_PHOTO, WIDTH, draw_photos, find_photos, make_world
-from benchmarks.selection import MemorySampler, high_water_mb
 from pipelines.config import BuildSettings
 from pipelines.geometry.masks import extend_box
 from pipelines.geometry.rectangles import box_in_photo, whole_photo
@@ -360,14 +359,7 @@ def weigh(folder: Path, samples: int, shards: int) -> Weight:
     report, log = folder / "report.json", folder / "log.txt"
     command = [sys.executable, "-m", "benchmarks.packing", "--samples", str(samples), "--folder", str(folder)]
     command += ["--run", str(shards)]
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        sampler = MemorySampler(process.pid)
-        sampler.start()
-        process.wait()
-        sampler.finish()
-    if process.returncode:
-        last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise InputError(f"packing {shards} shards ended with status {process.returncode}:\n{last_lines}")
+    sampler = run_watched(command, log, f"packing {shards} shards")
     return Weight(peak_mb=round(sampler.peak_mb, 1), looks=sampler.samples, **json.loads(report.read_text()))
 
 

@@ -19,17 +19,14 @@ by one, and reads the CSV anew for each of its 16 photo folders. It is extrapola
 import argparse
 import importlib
 import json
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
@@ -38,10 +35,10 @@ from rich.table import Table
 
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.make_annotations import BOX_FILE, EDGES, TRAIN_PHOTOS, TRAIN_ROWS, make_annotations
+from benchmarks.memory import high_water_mb, run_watched
 from schemas.errors import InputError, run_program
 
 MIN_AREA, MAX_AREA = 0.02, 0.8  # Share of the photo (paper).
-SAMPLE_SECONDS = 0.05
 TENTH = 10
 TABLE_WIDTH = 110
 EVERY_RULE = {
@@ -166,48 +163,6 @@ def run_way(way: str, folder: Path, scratch: Path) -> Outcome:
     return Outcome(time.perf_counter() - start, accepted, rejected, imports_mb, high_water_mb())
 
 
-def high_water_mb() -> float | None:
-    """Largest resident memory of this process so far, in MB; null where there is no /proc."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-class MemorySampler(threading.Thread):
-    """Looks at a process and all its children every 50 ms, until it is gone; keeps the largest sum in MB."""
-
-    def __init__(self, process: int) -> None:
-        super().__init__(daemon=True)
-        self.process = psutil.Process(process)
-        self.finished = threading.Event()
-        self.peak_mb = 0.0
-        self.samples = 0
-
-    def run(self) -> None:
-        """Sample until `finish` is called."""
-        while not self.finished.wait(SAMPLE_SECONDS):
-            self.peak_mb = max(self.peak_mb, self.memory_mb())
-            self.samples += 1
-
-    def memory_mb(self) -> float:
-        """What is held now, in MB."""
-        held = 0
-        try:
-            for process in [self.process, *self.process.children(recursive=True)]:
-                memory = process.memory_full_info()
-                held += getattr(memory, "pss", memory.uss)  # USS where the system has no PSS.
-        except psutil.Error:  # One of them ended while we looked.
-            return 0.0
-        return held / 1e6
-
-    def finish(self) -> None:
-        """Stop and wait."""
-        self.finished.set()
-        self.join()
-
-
 def measure(way: str, folder: Path, rows: int, all_rows: int) -> Measurement:
     """Run one way in a fresh process and watch it.
 
@@ -218,14 +173,7 @@ def measure(way: str, folder: Path, rows: int, all_rows: int) -> Measurement:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         report, log = Path(scratch) / "report.json", Path(scratch) / "log.txt"
         command = [sys.executable, "-m", "benchmarks.selection", "--folder", str(folder), "--run", way, "--report", str(report)]
-        with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-            sampler = MemorySampler(process.pid)
-            sampler.start()
-            process.wait()
-            sampler.finish()
-        if process.returncode:
-            last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-            raise InputError(f"`{way}` on {folder} ended with status {process.returncode}:\n{last_lines}")
+        sampler = run_watched(command, log, f"`{way}` on {folder}")
         outcome = Outcome(**json.loads(report.read_text()))
     if outcome.rejected is not None and outcome.accepted + outcome.rejected != rows:
         raise AssertionError(

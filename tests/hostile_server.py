@@ -511,6 +511,58 @@ class HostileServer:
             await answer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
 
 
+TROUBLES = {
+    "/status/204": "http_other",
+    "/status/300": "http_other",
+    "/status/304": "http_other",
+    "/status/400": "http_4xx",
+    "/status/401": "http_403",
+    "/status/403": "http_403",
+    "/status/404": "http_404",
+    "/status/410": "http_410",
+    "/status/418": "http_4xx",
+    "/status/429": "http_429",
+    "/status/451": "http_410",
+    "/status/500": "http_5xx",
+    "/status/503": "http_5xx",
+    "/never": "timeout",
+    "/slow-headers": "timeout",
+    "/slow-body": "too_slow",
+    "/stalls": "too_slow",
+    "/length-too-long": "incomplete",
+    "/chunked-without-end": "incomplete",
+    "/reset-body": "incomplete",
+    "/gzip-cut": "incomplete",
+    "/length-too-short": "bad_response",
+    "/gzip-garbage": "bad_response",
+    "/gzip-photo?encoding=br": "bad_response",
+    "/garbage": "bad_response",
+    "/big-header": "bad_response",
+    "/no-location": "bad_response",
+    "/redirect?to=http://[": "bad_response",
+    "/reset": "connect",
+    "/hangs-up": "connect",
+    "/empty": "not_an_image",
+    "/html": "not_an_image",
+    "/tdm": "opted_out",
+    "/loop/a": "redirect_loop",
+    "/itself": "redirect_loop",
+    "/chain/6": "redirect_loop",
+    "/redirect?to=file:///etc/passwd": "blocked_scheme",
+    "/redirect?to=ftp://127.0.0.1/a.jpg": "blocked_scheme",
+}
+"""Path -> outcome of a photo there. What follows the first word of a path is free, but for the numbers."""
+ENDLESS = {
+    "/endless-continue": "bad_response",
+    "/endless-chunked": "too_large",
+    "/endless-length": "too_large",
+    "/endless-stream": "too_large",
+    "/gzip-bomb": "too_large",
+    "/gzip-empty-members": "bad_response",
+    "/endless-headers": "bad_response",
+}
+"""The same of what keeps both sides busy for as long as it may."""
+
 # The first words that are routes: the public coroutines of the server, all of which take a request.
 ROUTES = frozenset(
     name.replace("_", "-")

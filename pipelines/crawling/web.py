@@ -15,22 +15,21 @@ import importlib.metadata
 import ipaddress
 import re
 import socket
-import zlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from pipelines.config import CrawlSettings
 from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
 from pipelines.crawling.fetched import Fetched, FetchError
+from pipelines.crawling.receiving import AnswerBody, AnswerReader
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
@@ -42,12 +41,6 @@ _PAGES = ("text/html", "application/xhtml+xml")
 # https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 _HOST_NAME = re.compile(r"(?=.{1,254}$)([a-zA-Z0-9_-]{1,63}\.)*[a-zA-Z0-9_-]{1,63}\.?")
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_UNPACKED_AT_ONCE = 2**20
-# Of a photo in gzip; bgzip, which makes many, has one for each 64 kB of a photo. Empty ones cost time, and no bytes.
-_MOST_MEMBERS = 1000
-_MOST_INTERIM = 8
-_HEAD_SLICE = 8192
 # Below the 5 s of Apache and Node, so that a connection is not used just when the server closes it; and few enough are open.
 _IDLE_SECONDS = 4
 _DNS_CACHE_SECONDS = 60
@@ -86,8 +79,8 @@ class WebClient:
             limit=0,  # The gate bounds them.
         )
         # aiohttp has no public way to give it another reader; tests fail should it stop using this one.
-        listener: type[ResponseHandler] = _Listener
-        connector._factory = functools.partial(listener, loop=asyncio.get_running_loop())
+        reader: type[ResponseHandler] = AnswerReader
+        connector._factory = functools.partial(reader, loop=asyncio.get_running_loop())
         contact = f" (+{settings.contact})" if settings.contact else ""
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -198,7 +191,7 @@ class WebClient:
         if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
             raise FetchError("bad_response", f"Content-Encoding {_shown(encoding)}, where identity was asked for")
         packed = encoding not in ("identity", "")
-        body = _Body(settings.max_bytes, packed)
+        body = AnswerBody(settings.max_bytes, packed)
         if announced := response.content_length:
             body.check(announced)
             if expected_bytes is not None and not packed and announced != expected_bytes:
@@ -224,86 +217,6 @@ class WebClient:
         if expected_bytes is not None and len(photo) != expected_bytes:
             raise FetchError("size_mismatch", f"{len(photo)} bytes, {expected_bytes} expected")
         return photo
-
-
-class _Listener(ResponseHandler):
-    """aiohttp's reader of answers, which listens to interim ones (1xx: the answer will come) for ever.
-
-    They come as fast as a server can send them, tens of thousands at once, and while these are parsed no other request of the
-    process goes on. Here a few are enough.
-    """
-
-    _interim = 0
-    _answered = False
-
-    def set_response_params(self, **params: Any) -> None:
-        """Called as each request of a connection begins."""
-        self._interim, self._answered = 0, False
-        super().set_response_params(**params)
-
-    def data_received(self, data: bytes) -> None:
-        """Slices, until the answer's headers are there, so that few interim ones are parsed at once."""
-        while not self._answered and len(data) > _HEAD_SLICE and self.exception() is None:
-            head, data = data[:_HEAD_SLICE], data[_HEAD_SLICE:]
-            super().data_received(head)
-        if self.exception() is None:
-            super().data_received(data)
-
-    def feed_data(self, data: Any, size: int = 0) -> None:
-        """An answer's headers are there, or those of an interim one."""
-        self._interim += 1
-        self._answered = not 100 <= data[0].code < 200
-        if self._answered or self._interim <= _MOST_INTERIM:
-            super().feed_data(data, size)
-        elif self.exception() is None:
-            if self.transport:
-                self.transport.close()
-            self.set_exception(HttpProcessingError(message=f"more than {_MOST_INTERIM} interim answers (1xx)"))
-
-
-class _Body:
-    """The bytes of an answer as they come, unpacked, and never many more than `limit`."""
-
-    def __init__(self, limit: int, packed: bool) -> None:
-        self.received = 0
-        self._limit = limit
-        self._photo = bytearray()
-        self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB) if packed else None
-        self._members = 1
-
-    def check(self, size: int) -> None:
-        """Raises FetchError: too_large."""
-        if size > self._limit:
-            raise FetchError("too_large", f"{size} bytes or more, {self._limit} allowed (crawl.max_bytes)")
-
-    def add(self, chunk: bytes) -> None:
-        """Raises FetchError: too_large, or bad_response where unpacking fails."""
-        self.received += len(chunk)
-        self.check(self.received)
-        if not self._unpacker:
-            self._photo += chunk
-            return
-        while chunk:
-            if self._unpacker.eof:
-                # Members of a gzip file follow each other (RFC 1952, section 2.2).
-                self._members += 1
-                if self._members > _MOST_MEMBERS:
-                    raise FetchError("bad_response", f"cannot be unpacked: more than {_MOST_MEMBERS:,} gzip members")
-                self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
-            try:
-                self._photo += self._unpacker.decompress(chunk, _UNPACKED_AT_ONCE)
-            except zlib.error as error:
-                raise FetchError("bad_response", f"cannot be unpacked: {error}") from error
-            self.check(len(self._photo))
-            chunk = self._unpacker.unused_data or self._unpacker.unconsumed_tail
-
-    def finished(self) -> bytes:
-        """All of it. Raises FetchError: incomplete, or not_an_image where there is nothing."""
-        if self.received and self._unpacker and not self._unpacker.eof:
-            raise FetchError("incomplete", f"what is packed into {self.received} bytes has no end")
-        if not self._photo:
-            raise FetchError("not_an_image", "an empty answer")
-        return bytes(self._photo)
 
 
 def _as_url(text: str, base: URL | None = None) -> URL:

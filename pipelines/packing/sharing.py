@@ -2,7 +2,8 @@
 
     URL ──fetch_tables──▶ work folder ──select, plan──▶ share_tables ──▶ URL ──▶ the nodes that pack
 
-The records go last each time, so that behind the URL, too, a table is whole where its record is there.
+The records go last each time, and an old selection.json goes away before: behind the URL, too, the tables of a plan are whole
+where their record is there.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,9 @@ def fetch_tables(remote: RemoteFolder, work: Path) -> None:
     sizes = remote.sizes()
     here = remote.read_all(name for name in RECORDS if name in sizes)
     same = all(_content(work / name) == here.get(name) for name in RECORDS)
-    for name in RECORDS:  # A record that is only here would tell of a dataset that was removed there.
-        (work / name).unlink(missing_ok=True) if not same else None
+    if not same:
+        for name in RECORDS:  # One that is only here would tell of a dataset that was removed there.
+            (work / name).unlink(missing_ok=True)
     for name in (*TABLES, *RECORDS):
         path = work / name
         if name in sizes and not (same and path.is_file() and path.stat().st_size == sizes[name]):
@@ -37,6 +39,7 @@ def share_tables(remote: RemoteFolder, work: Path) -> None:
     records = remote.read_all(RECORDS)
     if all(records.get(name) == _content(work / name) for name in ("selection.json", "plan.json")):
         return
+    remote.remove("selection.json")
     share(remote, work, (*(name for name in TABLES if name != "index.parquet"), "selection.json", "plan.json"))
 
 

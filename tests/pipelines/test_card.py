@@ -109,7 +109,7 @@ def test_the_card_is_of_the_dataset_and_not_of_the_machine(dataset, info, photos
 
 def test_what_is_private_is_not_shown():
     told = {
-        "out": "/home/ann/work/dataset",
+        "out": "/home/ann/data/dataset",
         "upload": "s3://key:secret@bucket/dataset?token=1",
         "source": {"annotations": "data/open_images", "photos": "C:\\Users\\ann\\photos", "survey": None, "splits": ["train"]},
         "latents": {"vae": "CompVis/stable-diffusion-v1-4"},

@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.config import BuildSettings, with_absolute_paths, work_folder
 from pipelines.packing.records import ShardFolder
+from pipelines.packing.sharing import share_tables
 from pipelines.photo_store import fetch_store, open_photo_store
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
@@ -82,15 +83,19 @@ def test_no_keys_are_kept_in_the_dataset_and_no_shards_on_the_disk(uploaded, ser
 def test_what_is_there_is_not_made_again_and_what_is_lost_is(uploaded, server, photos, tmp_path):
     """From a machine that has nothing: another work folder."""
     remote = folder_of(server, "one")
-    lost = "shards/train-000001.tar"
+    lost, damaged = "shards/train-000001.tar", "shards/train-000000.tar"
     before = {name: remote.read(name) for name in (*remote.sizes(), *remote.sizes("shards"))}
     remote.remove(lost)
+    remote.write(damaged, before[damaged][:-600] + bytes([before[damaged][-600] ^ 1]) + before[damaged][-599:])
     stamps = stamps_of(server, "one/shards/")
-    run_build(*upload_options(server, photos, tmp_path / "work", "one"))
+    done = run_build(*upload_options(server, photos, tmp_path / "work", "one"), "--verify-existing")
+    assert f"train-000000: {damaged} is not what was written (SHA-256); it will be made again" in done.stderr
     after = stamps_of(server, "one/shards/")
     made = {name for name in after if after[name] != stamps.get(name)}
-    assert made == {"train-000001.tar", "train-000001.index.parquet", "train-000001.json", "sizes.json"}
-    assert hashes_of({lost: remote.read(lost)}) == hashes_of({lost: before[lost]})
+    again = {f"train-00000{number}.{ending}" for number in (0, 1) for ending in ("tar", "index.parquet", "json")}
+    assert made == {*again, "sizes.json"}
+    for name in (lost, damaged):
+        assert hashes_of({name: remote.read(name)}) == hashes_of({name: before[name]})
     assert remote.read("index.parquet") == before["index.parquet"]
 
 
@@ -195,3 +200,33 @@ def test_photos_come_from_a_store_in_a_bucket(server, tmp_path):
 def test_a_store_that_is_not_whole_is_told(server, tmp_path):
     with pytest.raises(InputError, match=r"s3://datasets/nothing: no photo store, there is no store\.json"):
         fetch_store(f"s3://{BUCKET}/nothing", server.storage["s3"], tmp_path / "here")
+
+
+def test_tables_that_were_not_all_shared_are_planned_anew(uploaded, server, tmp_path, monkeypatch):
+    """Of an extension whose upload was cut off there is no record, so that nobody takes the half of it for a plan."""
+    work = tmp_path / "work"
+    for path in uploaded.glob("*.parquet"):
+        (work / path.name).parent.mkdir(exist_ok=True)
+        (work / path.name).write_bytes(path.read_bytes())
+    remote = folder_of(server, "cut-off")
+    (work / "plan.json").write_bytes(b"{}")
+    (work / "selection.json").write_bytes(b"{}")
+    share_tables(remote, work)
+    stamps = stamps_of(server, "cut-off/")
+    share_tables(remote, work)
+    assert stamps_of(server, "cut-off/") == stamps, "what is there was sent again"
+    (work / "selection.json").write_bytes(b'{"extended": true}')
+    whole = remote.upload
+
+    def cut_off(file: Path, name: str) -> None:
+        if name == "plan.parquet":
+            raise OSError("the network is gone")
+        whole(file, name)
+
+    monkeypatch.setattr(remote, "upload", cut_off)
+    with pytest.raises(OSError, match="the network is gone"):
+        share_tables(remote, work)
+    assert remote.size("selection.json") is None
+    monkeypatch.undo()
+    share_tables(remote, work)
+    assert remote.read("selection.json") == b'{"extended": true}'
