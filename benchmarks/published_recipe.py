@@ -4,14 +4,17 @@
       │                float mask of the whole photo ───┴──square crop, resize──▶ view, mask, masked view
       └──decoded again──▶ box + 10 px ──▶ 224 x 224 reference
 
-Every sample decodes its photo twice and draws one mask, at the photo's size. Where the description leaves something open, this
-takes the faster way: boxes are known beforehand, views are resized without antialiasing, references are not augmented. A photo's
-EXIF is ignored both times. Needs the package `bezier`.
+Every sample decodes its photo twice and draws one mask, at the photo's size: an arbitrary shape as an RGB picture that becomes
+three channels of floats, its points by six evaluations of their curve each. Where that leaves something open, this takes the
+faster way: boxes are known beforehand, views are resized without antialiasing, references are not augmented. A photo's EXIF is
+ignored both times. Needs the package `bezier`.
 
-Source: Yang et al. 2023, section 4.1, and what is known about the published code's loader.
+Source: Yang et al. 2023, section 4.1, and the published loader (https://github.com/Fantasy-Studio/Paint-by-Example,
+ldm/data/open-images.py), of which nothing is copied here.
 """
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -28,7 +31,7 @@ VIEW, REFERENCE = 512, 224
 PADDING = 10
 MAX_EXTENSION, MAX_ZOOM = 0.4, 0.6
 BESSEL_SHARE = 0.5
-POINTS_PER_EDGE, JITTER = 18, 5
+POINTS_PER_EDGE, STEP, JITTER = 18, 0.05, 5
 GREY_MEAN = GREY_STD = (0.5, 0.5, 0.5)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -84,12 +87,15 @@ def draw_mask(
     box: Rectangle, extended: Rectangle, width: int, height: int, random: Random
 ) -> Float[torch.Tensor, "1 height width"]:
     """A mask of the photo's size, 1 = keep and 0 = edit region: the extended box or, by the toss of a coin, Bessel curves."""
-    canvas = Image.new("L", (width, height), 0)
     if random.random() < BESSEL_SHARE:
-        ImageDraw.Draw(canvas).polygon(bessel_points(box, extended, random), fill=255)
-    else:
-        ImageDraw.Draw(canvas).rectangle((extended.x_min, extended.y_min, extended.x_max, extended.y_max), fill=255)
-    return 1 - to_tensor(np.asarray(canvas)[..., None])
+        # A picture of three channels, all of which become floats; one of them is taken.
+        canvas = Image.new("RGB", (width, height), (255, 255, 255))
+        ImageDraw.Draw(canvas).polygon(bessel_points(box, extended, random), fill=(0, 0, 0))
+        return to_tensor(np.asarray(canvas))[:1]
+    region = np.zeros((height, width))
+    x_min, y_min, x_max, y_max = extended.pixels()
+    region[y_min:y_max, x_min:x_max] = 1
+    return 1 - torch.from_numpy(np.array(Image.fromarray(region)))[None].to(torch.float32)
 
 
 def bessel_points(box: Rectangle, extended: Rectangle, random: Random) -> list[tuple[float, float]]:
@@ -103,9 +109,14 @@ def bessel_points(box: Rectangle, extended: Rectangle, random: Random) -> list[t
     for edge, control in enumerate(controls):
         nodes = np.asfortranarray(np.transpose([corners[edge], control, corners[(edge + 1) % 4]]))
         curve = bezier.Curve(nodes, degree=2)
-        for number in range(POINTS_PER_EDGE):
-            on_curve = curve.evaluate(number / POINTS_PER_EDGE)
-            points.append((on_curve[0, 0] + random.randint(-JITTER, JITTER), on_curve[1, 0] + random.randint(-JITTER, JITTER)))
+        known_x, known_y = list[float](), list[float]()
+        for number in range(1, POINTS_PER_EDGE + 1):
+            # As published, which asks the curve anew each time that a coordinate is needed: six times for each point.
+            at = partial(curve.evaluate, number * STEP)
+            if at()[0][0] not in known_x and at()[1][0] not in known_y:
+                points.append((at()[0][0] + random.randint(-JITTER, JITTER), at()[1][0] + random.randint(-JITTER, JITTER)))
+                known_x.append(at()[0][0])
+                known_y.append(at()[1][0])
     return points
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt64
+from numpy.random.bit_generator import ISeedSequence
 
 # Columns are padded to their longest string: one absurd cell must not cost gigabytes.
 LONGEST_HASHED = 256
@@ -18,13 +19,29 @@ LONGEST_HASHED = 256
 
 def name_hash(*names: int | str, bits: int = 64) -> int:
     """A stable hash of a tuple of names, uniform in [0, 2**bits). `1` and `"1"` are different names."""
-    # repr of a tuple of ints and strings is injective: ("a", "b") and ("ab",) cannot collide.
-    return int.from_bytes(hashlib.blake2b(repr(names).encode(), digest_size=bits // 8).digest(), "little")
+    return int.from_bytes(_digest(names, bits), "little")
 
 
 def generator(*names: int | str) -> np.random.Generator:
-    """A fresh random generator that depends on `names` alone."""
-    return np.random.Generator(np.random.Philox(key=name_hash(*names, bits=128)))
+    """A fresh random generator that depends on `names` alone: Philox with `name_hash(*names, bits=128)` as its key."""
+    key = _Key(_digest(names, 128))
+    return np.random.Generator(np.random.Philox(key))  # type: ignore[arg-type]  # The stubs know SeedSequence alone.
+
+
+class _Key(ISeedSequence):
+    """A key for Philox. Given as a number it takes twice as long: numpy then asks the system for randomness, and drops it."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._words = np.frombuffer(digest, "<u8")
+
+    def generate_state(self, n_words: int, dtype: object = np.uint64) -> UInt64[np.ndarray, "2"]:
+        """What Philox takes as its key; it asks for two words."""
+        return self._words
+
+
+def _digest(names: tuple[int | str, ...], bits: int) -> bytes:
+    # repr of a tuple of ints and strings is injective: ("a", "b") and ("ab",) cannot collide.
+    return hashlib.blake2b(repr(names).encode(), digest_size=bits // 8).digest()
 
 
 def hash_column(column: pa.Array, *names: int | str) -> UInt64[np.ndarray, " rows"]:

@@ -12,6 +12,8 @@ Everything up to rasterising happens in photo pixels, as published: the jitter o
 Pure geometry: no I/O, an explicit random generator.
 """
 
+import functools
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
@@ -49,14 +51,21 @@ def bessel_curves(box: Rectangle, extended: Rectangle, points_per_edge: int) -> 
     sampled uniformly in t; a corner belongs to the edge that starts there. No point lies inside the box.
     """
     middle_x, middle_y = (box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2
-    start = box.corners()
-    end = np.roll(start, -1, axis=0)
+    corners = box.corners()
+    start, end = corners[:, None], corners[[1, 2, 3, 0], None]
     control = np.array(
         [[middle_x, extended.y_min], [extended.x_max, middle_y], [middle_x, extended.y_max], [extended.x_min, middle_y]]
-    )
-    t = (np.arange(points_per_edge) / points_per_edge)[:, None]
-    curves: np.ndarray = (1 - t) ** 2 * start[:, None] + 2 * t * (1 - t) * control[:, None] + t**2 * end[:, None]
+    )[:, None]
+    of_start, of_control, of_end = _bezier_weights(points_per_edge)
+    curves: np.ndarray = of_start * start + of_control * control + of_end * end
     return curves.reshape(-1, 2)
+
+
+@functools.cache
+def _bezier_weights(points: int) -> Float[np.ndarray, "3 points 1"]:
+    """Of start, control point and end at t = 0, 1/points, ..."""
+    t = (np.arange(points) / points)[:, None]
+    return np.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
 
 
 def bessel_polygon(

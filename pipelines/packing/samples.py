@@ -163,8 +163,8 @@ def draw_mask(
     else:
         kind = "box"
         outline = extended.corners()
-    polygon = tuple((round(x, 2), round(y, 2)) for x, y in window.to_view(outline, size).tolist())
-    return kind, polygon, rasterise(np.array(polygon), size)
+    polygon = np.round(window.to_view(outline, size), 2)
+    return kind, tuple(map(tuple, polygon.tolist())), rasterise(polygon, size)
 
 
 def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
