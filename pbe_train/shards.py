@@ -5,6 +5,7 @@ Index rows and file handles are kept for the shards in use only.
 """
 
 import os
+import zlib
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ class ShardReader:
             last = max(part["offset"] + part["length"] for part in ranges.values())
             data = os.pread(handle, last - first, first)
             member = {key: data[part["offset"] - first :][: part["length"]] for key, part in ranges.items()}
+            for key, part in ranges.items():
+                if zlib.crc32(member[key]) != part["crc32"]:
+                    raise ValueError(f"{key.replace('_', '.')} is not what was written (CRC-32)")
             latent, masked = decode_array(member["latent_npy"]), decode_array(member["masked_npy"])
             masks = decode_masks(member["mask_png"])
             self._check(latent, masked, masks)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 class _Part(BaseModel):

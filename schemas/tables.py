@@ -255,7 +255,13 @@ WANTED = pa.schema(
         "row group becomes one part."
     },
 )
-MEMBER_LOCATION = pa.struct([pa.field("offset", pa.int64(), nullable=False), pa.field("length", pa.int64(), nullable=False)])
+MEMBER_LOCATION = pa.struct(
+    [
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("length", pa.int64(), nullable=False),
+        pa.field("crc32", pa.uint32(), nullable=False),
+    ]
+)
 INDEX = pa.schema(
     [
         _field("key", pa.string(), "key of the sample"),
@@ -265,14 +271,17 @@ INDEX = pa.schema(
         _field("object_id", pa.string(), "the object it shows"),
         _field("label", pa.string(), "class id"),
         _field("label_name", pa.string(), "class name"),
-        _field("latent_npy", MEMBER_LOCATION, "byte range of latent.npy in the tar"),
+        _field("latent_npy", MEMBER_LOCATION, "byte range of latent.npy in the tar, and CRC-32 of these bytes"),
         _field("mask_png", MEMBER_LOCATION, "byte range of mask.png"),
         _field("masked_npy", MEMBER_LOCATION, "byte range of masked.npy"),
         _field("ref_jpg", MEMBER_LOCATION, "byte range of ref.jpg"),
         _field("json", MEMBER_LOCATION, "byte range of json"),
         _field("view_jpg", MEMBER_LOCATION, "byte range of view.jpg; null where views are not kept", nullable=True),
     ],
-    metadata={"about": "Random access (`index.parquet`): where each member of each sample lies. Sorted by shard and position."},
+    metadata={
+        "about": "Random access (`index.parquet`): where each member of each sample lies, and the CRC-32 of its bytes "
+        "(that of zlib). Sorted by shard and position."
+    },
 )
 SHARD_RECORDS = pa.schema(
     [

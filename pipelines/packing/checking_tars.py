@@ -1,6 +1,7 @@
 """Checks of a tar by its index: where each member must lie, and what stands between members' bytes."""
 
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ class Place:
     name: str
     offset: int
     length: int
+    crc32: int
 
     @property
     def start(self) -> int:
@@ -39,7 +41,7 @@ class Place:
 def layout(rows: Sequence[Mapping[str, Any]]) -> list[Place]:
     """All members in the order in which they must stand: samples by position, a sample's members by name."""
     return [
-        Place(row["key"], name, location["offset"], location["length"])
+        Place(row["key"], name, location["offset"], location["length"], location["crc32"])
         for row in rows
         for name in sorted(MEMBER_NAMES)
         if (location := row[name.replace(".", "_")]) is not None
@@ -58,7 +60,7 @@ def check_layout(places: Sequence[Place], size: int) -> Iterator[tuple[str | Non
 
 
 def check_member(stored: bytes, place: Place) -> Iterator[str]:
-    """A member's header as `TarWriter` writes it, and zeros after its bytes."""
+    """A member's header as `TarWriter` writes it, its bytes as the index says, and zeros after them."""
     info = tarfile.TarInfo(f"{place.key}.{place.name}")
     info.size = place.length
     right = info.tobuf(tarfile.USTAR_FORMAT)
@@ -70,6 +72,8 @@ def check_member(stored: bytes, place: Place) -> Iterator[str]:
             if stored[start:end] != right[start:end]
         ]
         yield f"the tar's header of member {place.name} is not as written ({', '.join(wrong)})"
+    if zlib.crc32(stored[BLOCK : BLOCK + place.length]) != place.crc32:
+        yield f"member {place.name} is not what was written (CRC-32)"
     if any(stored[BLOCK + place.length :]):
         yield f"the bytes between member {place.name} and the next one are not zero"
 

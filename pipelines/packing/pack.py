@@ -9,6 +9,7 @@ VAE: members are sorted, times are 0, every draw goes by names.
 import hashlib
 import itertools
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -129,7 +130,7 @@ def add_sample(tar: TarWriter, sample: Sample, mask_png: bytes) -> dict[str, dic
     places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
     for name in sorted(members):
         offset = tar.add(f"{sample.record.key}.{name}", members[name])
-        places[name] = {"offset": offset, "length": len(members[name])}
+        places[name] = {"offset": offset, "length": len(members[name]), "crc32": zlib.crc32(members[name])}
     return places
 
 

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def make_dataset(folder: Path, vae: AutoencoderKL, vae_source: str, splits: dict
             with tarfile.open(path) as tar:
                 for entry in tar:
                     key, _, member = entry.name.partition(".")
-                    place = {"offset": entry.offset_data, "length": entry.size}
+                    found = tar.extractfile(entry)
+                    assert found
+                    place = {"offset": entry.offset_data, "length": entry.size, "crc32": zlib.crc32(found.read())}
                     located.setdefault(key, {})[member.replace(".", "_")] = place
             for position, (key, members) in enumerate(located.items()):
                 number = int(key[len(split) : len(split) + 4])

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -124,6 +125,23 @@ def test_a_damaged_sample_is_one_line_that_names_it(world: World, tmp_path, work
     with pytest.raises(InputError, match=r"train-00000\d\.tar: sample train\d+-abc_0 is damaged .*run the build again") as caught:
         list(load_batches(items, 0, 1, 0))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("member", [name for name in shards.READ if name != "view_jpg"])
+def test_one_flipped_bit_is_noticed(world: World, tmp_path, member):
+    """Of a latent, say: it would be another number, and nothing else would tell."""
+    folder = damaged_copy(world, tmp_path)
+    rows = pq.read_table(folder / "index.parquet", filters=[("shard", "==", "train-000001"), ("position", "==", 3)]).to_pylist()
+    tar = folder / "shards" / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[rows[0][member]["offset"] + rows[0][member]["length"] - 3] ^= 1
+    tar.write_bytes(data)
+    reader = ShardReader(folder, "train")
+    reader.read(Place(1, 2))
+    with pytest.raises(
+        InputError, match=rf"sample train0008-abc_0 is damaged \({member.replace('_', '.')} is not what was written"
+    ):
+        reader.read(Place(1, 3))
 
 
 @pytest.mark.parametrize(

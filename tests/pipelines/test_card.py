@@ -184,7 +184,7 @@ def write_tables(folder: Path, shards: dict[str, list[tuple[str, str | None, boo
                 rows.append((row | {"licence": licence, "label_name": name, "rotation": 0}, made))
             words = {field.name: "" for field in PLAN if pa.types.is_dictionary(field.type)}
             plan.write_table(pa.Table.from_pylist([words | row for row, _ in rows], PLAN))
-            place = {"offset": 0, "length": 1}
+            place = {"offset": 0, "length": 1, "crc32": 0}
             members = {field.name: place for field in INDEX if pa.types.is_struct(field.type)}
             index.write_table(pa.Table.from_pylist([{**row, **members} for row, made in rows if made], INDEX))
 

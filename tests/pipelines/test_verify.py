@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,11 @@ def write_shard(dataset: Path, shard: str, samples: list[Stored], change_tar=Non
             places = dict.fromkeys(name.replace(".", "_") for name in MEMBER_NAMES)
             for name in sample.order or sorted(sample.members):
                 offset = tar.add(f"{sample.row['key']}.{name}", sample.members[name])
-                places[name.replace(".", "_")] = {"offset": offset, "length": len(sample.members[name])}
+                places[name.replace(".", "_")] = {
+                    "offset": offset,
+                    "length": len(sample.members[name]),
+                    "crc32": zlib.crc32(sample.members[name]),
+                }
             rows.append({**sample.row, "position": position, **places})
         tar.close()
     data = bytearray((folder / f"{shard}.tar").read_bytes())
@@ -382,9 +387,16 @@ def _padding(data: bytearray, rows: list[dict]) -> None:
     data[end] = 1
 
 
+def _last_bit(data: bytearray, rows: list[dict]) -> None:
+    """Of a latent: any 16 bits are a number, so nothing but the checksum tells."""
+    at = rows[2]["latent_npy"]
+    data[at["offset"] + at["length"] - 2] ^= 1
+
+
 @pytest.mark.parametrize(
     ("change_tar", "message", "named"),
     [
+        (_last_bit, "member latent.npy is not what was written (CRC-32)", True),
         (_newer, "the tar's header of member json is not as written (time, checksum)", True),
         (_padding, "the bytes between member json and the next one are not zero", True),
         (lambda data, rows: data.__setitem__(-1, 1), "the end of its tar is not zero", False),
