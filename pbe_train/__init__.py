@@ -1,7 +1,6 @@
 """Shards to model: the trainer of Paint by Example, and what one does with a trained model.
 
-    order ─▶ shards ─▶ augment ─▶ items ─▶ train ─▶ checkpoint ─▶ sampling ─▶ sample, demo, evaluate
-    (which)  (read)    (reference) (batch)  (model, diffusion, ema)
+    data/ ─▶ train.py (networks/, diffusion.py, training/) ─▶ checkpoint ─▶ editing/ ─▶ sample, demo, evaluate
 
 Entry points: `train.py` (also under torchrun), `sample.py`, `demo.py`, `evaluate.py`. Settings: `config.py`.
 """

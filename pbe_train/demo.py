@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct, spread_places
-from pbe_train.sampling import SamplingSettings, check_guidance, load_run
-from pbe_train.shards import ShardReader
+from pbe_train.data.shards import ShardReader
+from pbe_train.editing.sampling import SamplingSettings, check_guidance, load_run
+from pbe_train.evaluation.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct, spread_places
 from schemas.errors import InputError, run_program
 from schemas.pictures import sheet, tint
 

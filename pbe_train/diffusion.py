@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from pbe_train.config import Prediction
-from pbe_train.items import TIMESTEPS, Batch
-from pbe_train.latents import normalise_reference
-from pbe_train.model import PaintByExampleModel
+from pbe_train.data.items import TIMESTEPS, Batch
+from pbe_train.data.latents import normalise_reference
+from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
 from schemas.randomness import name_hash
 

@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pbe_train.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct
-from pbe_train.order import Place
-from pbe_train.region import AnyPhoto, Photo
-from pbe_train.sampling import Run, SamplingSettings, check_guidance, load_run
-from pbe_train.shards import ShardReader
+from pbe_train.data.order import Place
+from pbe_train.data.shards import ShardReader
+from pbe_train.editing.region import AnyPhoto, Photo
+from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, load_run
+from pbe_train.evaluation.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct
 from schemas.errors import InputError, run_program
 from schemas.randomness import generator
 

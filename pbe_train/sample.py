@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pbe_train.region import Mask, Photo
-from pbe_train.sampling import Run, SamplingSettings, check_guidance, edit, load_run
+from pbe_train.editing.region import Mask, Photo
+from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, edit, load_run
 from schemas.errors import InputError, run_program
 from schemas.photos import PhotoError, decode_photo
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pbe_train.checkpoint import (
+from pbe_train.config import OptimizerSettings, TrainSettings
+from pbe_train.data.items import Batch, Items, load_batches
+from pbe_train.data.shards import ShardReader
+from pbe_train.diffusion import make_scheduler, noise_loss, training_schedule
+from pbe_train.editing.sampling import Run
+from pbe_train.networks.loading import load_dataset_vae
+from pbe_train.networks.model import PaintByExampleModel, build_model
+from pbe_train.training.checkpoint import (
     CheckpointState,
     RunIdentity,
     check_resumable,
@@ -21,17 +28,10 @@ from pbe_train.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from pbe_train.config import OptimizerSettings, TrainSettings
-from pbe_train.diffusion import make_scheduler, noise_loss, training_schedule
-from pbe_train.ema import MovingAverage, copy_values
-from pbe_train.items import Batch, Items, load_batches
-from pbe_train.model import PaintByExampleModel, build_model
-from pbe_train.networks import load_dataset_vae
-from pbe_train.pictures import Pictures
-from pbe_train.progress import Progress, Timed
-from pbe_train.ranks import Ranks
-from pbe_train.sampling import Run
-from pbe_train.shards import ShardReader
+from pbe_train.training.ema import MovingAverage, copy_values
+from pbe_train.training.pictures import Pictures
+from pbe_train.training.progress import Progress, Timed
+from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError, run_program
 from schemas.randomness import name_hash
 from schemas.settings import dump_settings, load_settings, preset

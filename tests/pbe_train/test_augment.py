@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pbe_train.augment import Augmentation, ThreePointAffine, squash
 from pbe_train.config import AugmentationSettings
+from pbe_train.data.augment import Augmentation, ThreePointAffine, squash
 
 
 def displacement(matrix: np.ndarray, size: int) -> float:

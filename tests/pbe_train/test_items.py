@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pbe_train import items as items_module
-from pbe_train import shards
-from pbe_train.items import Batch, Items, SlotSampler, load_batches
-from pbe_train.latents import keep_map
-from pbe_train.order import Place
-from pbe_train.shards import ShardReader
+from pbe_train.data import items as items_module
+from pbe_train.data import shards
+from pbe_train.data.items import Batch, Items, SlotSampler, load_batches
+from pbe_train.data.latents import keep_map
+from pbe_train.data.order import Place
+from pbe_train.data.shards import ShardReader
 from schemas.errors import InputError
 from tests.pbe_train.small_world import MASKS, SCALE, World, make_sample, make_vae
 

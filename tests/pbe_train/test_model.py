@@ -10,11 +10,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import UNetSettings
+from pbe_train.data.items import Batch
+from pbe_train.data.latents import normalise_reference
 from pbe_train.diffusion import make_scheduler, noise_loss, paint_latents, training_schedule
-from pbe_train.ema import MovingAverage
-from pbe_train.items import Batch
-from pbe_train.latents import normalise_reference
-from pbe_train.model import Conditioner, PaintByExampleModel, new_unet, widen
+from pbe_train.networks.model import Conditioner, PaintByExampleModel, new_unet, widen
+from pbe_train.training.ema import MovingAverage
 from schemas.errors import InputError
 
 SMALL = UNetSettings(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import integers, lists
 
-from pbe_train.order import SampleOrder, rank_slots
+from pbe_train.data.order import SampleOrder, rank_slots
 
 COUNTS = lists(integers(0, 9), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 

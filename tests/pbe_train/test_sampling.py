@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 from PIL import Image
 
-from pbe_train import demo, evaluate, sample, sampling
-from pbe_train.order import Place
-from pbe_train.ranks import Ranks
-from pbe_train.region import Window, choose_window, cut, cut_mask, paste, resize_mask
-from pbe_train.sampling import Run, SamplingSettings, edit, load_run
-from pbe_train.shards import ShardReader
+from pbe_train import demo, evaluate, sample
+from pbe_train.data.order import Place
+from pbe_train.data.shards import ShardReader
+from pbe_train.editing import sampling
+from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
+from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
 from pbe_train.train import train
+from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
 from tests.pbe_train.small_world import World
 
@@ -326,7 +327,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     world: World, trained: Run, monkeypatch: pytest.MonkeyPatch
 ):
     """The test itself, with painters whose answer is known: it must tell following the reference from ignoring it."""
-    from pbe_train.augment import squash
+    from pbe_train.data.augment import squash
 
     reader = ShardReader(world.dataset, "validation")
     questions = evaluate.draw_questions(reader, 12, 0)

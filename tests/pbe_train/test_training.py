@@ -13,11 +13,11 @@ import yaml
 from safetensors.torch import load_file
 
 from pbe_train import train as train_module
-from pbe_train.checkpoint import read_part, read_state
 from pbe_train.config import OptimizerSettings
-from pbe_train.progress import Progress
-from pbe_train.ranks import Ranks
 from pbe_train.train import set_learning_rate, train
+from pbe_train.training.checkpoint import read_part, read_state
+from pbe_train.training.progress import Progress
+from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
 from schemas.weights import weights_sha256
 from tests.pbe_train.small_world import World, make_vae

@@ -11,7 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pbe_train.items import Batch
+from pbe_train.data.items import Batch
 from schemas.pictures import Picture
 
 

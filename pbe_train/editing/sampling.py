@@ -12,14 +12,14 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import ValidationError
 from torch import Tensor
 
-from pbe_train.augment import squash
-from pbe_train.checkpoint import CheckpointState, RunIdentity, locate_checkpoint, read_part, read_state
 from pbe_train.config import TrainSettings
+from pbe_train.data.augment import squash
+from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
 from pbe_train.diffusion import decode_latents, paint_latents
-from pbe_train.ema import copy_values
-from pbe_train.latents import keep_map, normalise_reference, to_pictures, to_tensor
-from pbe_train.model import PaintByExampleModel, build_model
-from pbe_train.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
+from pbe_train.editing.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
+from pbe_train.networks.model import PaintByExampleModel, build_model
+from pbe_train.training.checkpoint import CheckpointState, RunIdentity, locate_checkpoint, read_part, read_state
+from pbe_train.training.ema import copy_values
 from schemas.errors import InputError
 from schemas.weights import load_vae, weights_sha256
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from pbe_train.latents import posterior_mean
-from pbe_train.order import Place
-from pbe_train.region import AnyPhoto, Window, paste
-from pbe_train.sampling import Run, SamplingSettings
-from pbe_train.shards import ShardReader, StoredSample
+from pbe_train.data.latents import posterior_mean
+from pbe_train.data.order import Place
+from pbe_train.data.shards import ShardReader, StoredSample
+from pbe_train.editing.region import AnyPhoto, Window, paste
+from pbe_train.editing.sampling import Run, SamplingSettings
 from schemas.errors import InputError
 from schemas.randomness import generator
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from pbe_train.config import ModelSettings, TokenMode, UNetSettings
-from pbe_train.networks import load_encoder, load_unet
+from pbe_train.networks.loading import load_encoder, load_unet
 from schemas.errors import InputError
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, UInt8
 
-from pbe_train.order import Place
+from pbe_train.data.order import Place
 from schemas.dataset import read_dataset
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo

@@ -20,11 +20,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pbe_train.augment import Augmentation, squash
+from pbe_train.data.augment import Augmentation, squash
 from pbe_train.config import TrainSettings
-from pbe_train.latents import draw_posterior, keep_map, to_tensor
-from pbe_train.order import SampleOrder, rank_slots
-from pbe_train.shards import ShardReader
+from pbe_train.data.latents import draw_posterior, keep_map, to_tensor
+from pbe_train.data.order import SampleOrder, rank_slots
+from pbe_train.data.shards import ShardReader
 from schemas.errors import InputError
 from schemas.randomness import generator
 

@@ -3,10 +3,10 @@
 from PIL import Image
 
 from pbe_train.config import TrainSettings
-from pbe_train.ema import MovingAverage
-from pbe_train.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
-from pbe_train.sampling import Run, SamplingSettings
-from pbe_train.shards import ShardReader
+from pbe_train.data.shards import ShardReader
+from pbe_train.editing.sampling import Run, SamplingSettings
+from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
+from pbe_train.training.ema import MovingAverage
 from schemas.dataset import read_dataset
 from schemas.pictures import Picture, sheet
 

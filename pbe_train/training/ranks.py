@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pbe_train.model import PaintByExampleModel
+from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
 
 

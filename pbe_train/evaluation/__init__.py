@@ -1,0 +1,1 @@
+"""Held-out samples, which tell how good a model is."""

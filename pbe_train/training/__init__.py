@@ -1,0 +1,1 @@
+"""Around the loop: ranks, moving average, checkpoints, and what a run says about itself."""
