@@ -41,6 +41,11 @@ from schemas.files import lock_folder, write_atomically
 from schemas.settings import load_settings, preset
 from schemas.weights import identify_vae, load_vae
 
+KEPT = (
+    "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; so that these are not "
+    "lost, it stays as it is: put their photos back to have all of them"
+)
+
 
 @dataclass(frozen=True)
 class Acts:
@@ -82,7 +87,7 @@ def build(settings: BuildSettings, acts: Acts) -> int:
     planned = planned_shards(settings.out / "plan.parquet")
     accepted = accepted_fingerprints(settings.out)
     if acts.verify_existing:
-        verify_existing(shards, shards.read_records(planned, accepted))
+        verify_existing(settings, shards, shards.read_records(planned, accepted))
     packed_before = bool(shards.read_records(planned, accepted))
     packing_started = time.monotonic()
     records, errors = pack_missing(settings, shards, identity, accepted, planned)
@@ -103,11 +108,21 @@ def build(settings: BuildSettings, acts: Acts) -> int:
     return 0
 
 
-def verify_existing(shards: ShardFolder, records: dict[str, Record]) -> None:
+def verify_existing(settings: BuildSettings, shards: ShardFolder, records: dict[str, Record]) -> None:
     """Read shards from end to end; those that are not what was written are to be made again."""
-    for shard, wrong in shards.rehash(records).items():
+    damaged = shards.rehash(records)
+    if damaged:
+        unseal(settings, shards)
+    for shard, wrong in damaged.items():
         print(f"{shard}: {wrong}; it will be made again", file=sys.stderr)
         shards.forget(shard)
+
+
+def unseal(settings: BuildSettings, shards: ShardFolder) -> None:
+    """From here to the next sealing this is no dataset: its index would point into shards that are being replaced."""
+    (settings.out / "dataset.json").unlink(missing_ok=True)
+    if shards.remote:
+        shards.remote.remove("dataset.json")
 
 
 def print_errors(errors: dict[str, str], attempts: int) -> None:
@@ -164,35 +179,36 @@ def pack_missing(
     """
     folder.local.mkdir(exist_ok=True)
     folder.sweep()
-    folder.remove_unplanned(planned)
     shards = list(planned)
-    done = folder.read_records(shards, accepted)
+    there = folder.read_records(shards, accepted)
     # What failed in a shard that was extended since is planned in another one.
-    records = {
+    mending = {
         shard: record
-        for shard, record in done.items()
-        if planned[shard] == record["samples"] or not can_be_mended(record, settings)
+        for shard, record in there.items()
+        if planned[shard] != record["samples"] and can_be_mended(folder.failed_samples(shard), settings)
     }
-    for shard in done.keys() - records.keys():  # From here on they are not done, whatever becomes of the attempt.
-        folder.forget(shard)
+    records = {shard: record for shard, record in there.items() if shard not in mending}
+    unplanned = folder.unplanned(planned, accepted)
+    if unplanned or len(records) < len(shards):
+        unseal(settings, folder)
+    for shard in unplanned:
+        folder.remove(shard)
     errors: dict[str, str] = {}
-    there = sum(planned[shard] for shard in records)
-    with tqdm(total=sum(planned.values()), initial=there, unit=" samples", desc="packing", smoothing=0.1) as progress:
+    done = sum(planned[shard] for shard in records)
+    with tqdm(total=sum(planned.values()), initial=done, unit=" samples", desc="packing", smoothing=0.1) as progress:
         for _ in range(settings.ray.attempts):
             missing = [group for group, shard in enumerate(shards) if shard not in records]
             if not missing:
                 break
-            # From here to the next sealing this is no dataset: its index would point into shards that are being replaced.
-            (settings.out / "dataset.json").unlink(missing_ok=True)
-            if folder.remote:
-                folder.remote.remove("dataset.json")
             errors = {}
             for group, error in pack_on_ray(settings, identity, missing):
                 shard = shards[group]
-                record = folder.read_records([shard], [identity])
-                if record:
+                record = folder.read_records([shard], accepted if shard in mending else [identity])
+                if record and not error:
                     records |= record
                     progress.update(planned[shard])
+                    if record[shard] == mending.get(shard):
+                        progress.write(KEPT.format(shard=shard), file=sys.stderr)
                 else:
                     errors[shard] = error or "it was packed, but its commit record does not fit its tar"
     folder.sweep()

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from schemas.photos import Frame
-from schemas.remote import is_url
+from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
@@ -298,8 +298,13 @@ class BuildSettings(Program):
         return {**values, "out": here, "upload": url}
 
     def told(self) -> dict[str, Any]:
-        """All settings as a dataset keeps them: without what may hold keys and passwords."""
-        return self.model_dump(mode="json", exclude={"storage": True, "source": {"storage"}, "crawl": {"storage"}})
+        """All settings as a dataset keeps them: without what may hold keys and passwords, and without whom to write to."""
+        hidden: Any = {"storage": True, "source": {"storage"}, "crawl": {"storage", "contact"}}
+        told = self.model_dump(mode="json", exclude=hidden)
+        for group, name in ((told, "upload"), (told["source"], "photos_url")):
+            group[name] = public_url(group[name]) if group[name] else group[name]
+        told["crawl"]["sources"] = [public_url(source) for source in told["crawl"]["sources"]]
+        return told
 
 
 def work_folder(url: str) -> Path:

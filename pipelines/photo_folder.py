@@ -1,6 +1,7 @@
 """Photos in a local folder, or a photo store: found, read, decoded, turned. The only place that knows where a photo lies."""
 
 import hashlib
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import UInt8
 from pipelines.config import BuildSettings, SourceSettings
 from pipelines.photo_store import check_store, fetch_store, is_store, open_photo_store
 from schemas.errors import InputError
-from schemas.photos import PhotoError, decode_photo
+from schemas.photos import PhotoError, decode_photo, file_error
 
 
 def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = None) -> Path:
@@ -25,17 +26,29 @@ def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = No
         file_name: below the root, or below the root's folder of the split, where the source names files.
 
     Raises:
-        PhotoError: with code `missing`, if it is in none of its places.
+        PhotoError: with code `missing`, if it is in none of its places; `unreadable`, if one of them cannot be looked at.
     """
     if file_name is not None:
         candidates = [root / file_name, root / split / file_name]
     else:
         candidates = [root / split / f"{photo_id}.jpg", root / f"{split}_{photo_id[0]}" / f"{photo_id}.jpg"]
+    failure = PhotoError("missing", f"no file {candidates[0]} (nor {candidates[1]})")
     for path in candidates:
         # The annotation readers refuse names that lead out of the folder; so do we.
-        if path.is_relative_to(root) and ".." not in path.relative_to(root).parts and path.is_file():
-            return path
-    raise PhotoError("missing", f"no file {candidates[0]} (nor {candidates[1]})")
+        if not path.is_relative_to(root) or ".." in path.relative_to(root).parts:
+            continue
+        try:
+            if stat.S_ISREG(path.stat().st_mode):
+                return path
+        except ValueError:  # A name that no file can have, with a zero byte in it.
+            continue
+        except OSError as error:
+            of_file = file_error(error, path)
+            if not isinstance(of_file, PhotoError):
+                raise
+            if of_file.code != "missing":  # It may still lie in the other place.
+                failure = of_file
+    raise failure
 
 
 def read_photo_file(row: Mapping[str, Any], source: SourceSettings) -> bytes:
@@ -46,12 +59,16 @@ def read_photo_file(row: Mapping[str, Any], source: SourceSettings) -> bytes:
         source: where the photos are.
 
     Raises:
-        PhotoError: it is not there; of a store, also if it could not be crawled, or is not what was crawled.
+        PhotoError: it is not there or cannot be read; of a store, also if it could not be crawled, or is not what was crawled.
     """
     if source.photos_url or is_store(source.photos):
         store = open_photo_store(source.photos, source.photos_url, source.storage)
         return store.read(row["split"], row["photo_id"])
-    return photo_path(source.photos, row["split"], row["photo_id"], row["file_name"]).read_bytes()
+    path = photo_path(source.photos, row["split"], row["photo_id"], row["file_name"])
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise file_error(error, path) from None
 
 
 def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np.ndarray, "height width 3"], str]:
@@ -62,7 +79,7 @@ def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np
         source: where photos are, the boxes' frame, and the largest size that is decoded.
 
     Raises:
-        PhotoError: it is missing or cannot be decoded.
+        PhotoError: it is missing, or cannot be read or decoded.
     """
     data = read_photo_file(row, source)
     photo = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)

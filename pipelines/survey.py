@@ -219,7 +219,7 @@ def survey_photo(photo: Mapping[str, Any], source: SourceSettings) -> dict[str, 
     """What one photo of the list is like: a row of `schemas.tables.SURVEY`; with a code if it cannot be used.
 
     Raises:
-        OSError: the file is there and cannot be read: the machine's trouble, not the photo's.
+        OSError: too many files are open, say: the machine's trouble, not the photo's.
     """
     row: dict[str, Any] = dict.fromkeys(SURVEY.names) | {"split": photo["split"], "photo_id": photo["photo_id"], "code": "ok"}
     try:

@@ -190,9 +190,36 @@ def repair(folder: Path, findings: Sequence[Finding]) -> list[str]:
     bad = sorted({finding.shard for finding in findings if finding.mend == "pack" and finding.shard})
     for shard in bad:
         (folder / "shards" / f"{shard}.json").unlink(missing_ok=True)
-    if bad:
+    if bad and (folder / "shards").is_dir():
         sync(folder / "shards")
     return bad
+
+
+def check_repairable(folder: Path) -> None:
+    """Make sure that a build would mend what `repair` takes away.
+
+    Raises:
+        InputError: the build looks elsewhere: this is a copy of a dataset that lies behind a URL.
+    """
+    url = _uploaded_to(folder)
+    if url:
+        raise InputError(f"{folder}: --repair does nothing for a copy of {url}; {_mend_there(folder, url)}")
+
+
+def _uploaded_to(folder: Path) -> str | None:
+    """The URL where the build of this dataset keeps it; null where that is this folder, or dataset.json cannot be read."""
+    try:
+        url: str | None = read_dataset(folder).settings.get("upload")
+    except InputError:  # What is wrong with it is for `verify_dataset` to say.
+        return None
+    return url
+
+
+def _mend_there(folder: Path, url: str) -> str:
+    return (
+        f"run the command that built it with --verify-existing, which reads the shards at {url} and makes the damaged ones anew, "
+        f"then copy it to {folder} again"
+    )
 
 
 def _planned_rows(folder: Path) -> Iterator[list[Row]]:
@@ -230,9 +257,12 @@ def summary(verified: Verified, sample: int | None) -> str:
 def what_next(folder: Path, verified: Verified, repaired: bool) -> Iterator[str]:
     """How to get a whole dataset again."""
     build = f"the command that built it (python pipelines/build.py ... --out {folder})"
+    url = _uploaded_to(folder)
     mends = {finding.mend for finding in verified.findings}
     if mends & PLAN_MENDS:
         yield "next: mend the plan as said above, then verify again; until then no shard is touched"
+    elif mends & {"pack", "seal"} and url:
+        yield f"next: {_mend_there(folder, url)}"
     elif mends & {"pack", "seal"}:
         yield f"next: {build}; it makes what is missing" if repaired else f"next: this with --repair, then {build}"
     if "remove" in mends:
@@ -251,6 +281,8 @@ def main() -> int:
         "--threads", type=_positive, default=min(8, os.cpu_count() or 1), help="shards read at once (default: %(default)s)"
     )
     given = parser.parse_args()
+    if given.repair:
+        check_repairable(given.dataset)
     verified = verify_dataset(given.dataset, given.sample, given.threads)
     for line in told(verified):
         print(line)

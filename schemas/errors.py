@@ -14,8 +14,14 @@ class InputError(Exception):
     """
 
 
+class NetworkError(OSError):
+    """What lies behind a URL cannot be reached, read or written. The message names the URL and the cause, on one line."""
+
+
 def machine_error(error: OSError) -> str | None:
-    """A full or read-only disk in words, with its folder where that is known; null for what may be a defect of ours."""
+    """A full or read-only disk, or a network that fails, in words, with its place where known; null for what may be a defect."""
+    if isinstance(error, NetworkError | ConnectionError | TimeoutError):
+        return str(error).partition("\n")[0] or type(error).__name__
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
         return None
     # Not the file's name: temporary ones differ with each attempt.
@@ -24,7 +30,7 @@ def machine_error(error: OSError) -> str | None:
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Run an entry point and exit with its status; an `InputError` becomes one line on stderr and status 2, a full disk status 1.
+    """Run an entry point and exit with its status; an `InputError` is one line and status 2, a full disk or no network status 1.
 
     Anything else is a defect of ours and keeps its traceback.
     """

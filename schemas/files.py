@@ -1,6 +1,7 @@
 """Files that are either whole or not there: written beside, synced, renamed."""
 
 import fcntl
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -66,3 +67,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

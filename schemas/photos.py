@@ -3,6 +3,7 @@
 Limits are checked from the header, before any pixel is decoded. Whatever the decoder raises becomes a coded `PhotoError`.
 """
 
+import errno
 import io
 import re
 from dataclasses import dataclass
@@ -25,11 +26,15 @@ _START_OF_SCAN = b"\xff\xda"  # Within a scan's own data, 0xFF is always followe
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 PHOTO_ERRORS = {
     "missing": "no file at the expected path",
+    "unreadable": "the file's name is too long or leads in a circle, or the file may not be read or its disk fails",
     "not_an_image": "the bytes are none of the accepted image formats",
     "too_many_pixels": "the header announces more pixels than allowed",
     "decode_error": "the pixels cannot be decoded (damaged or truncated file)",
 }
 Frame = Literal["stored", "exif"]
+# What systems say of one file. A full disk, or too many open files, is the machine's trouble and no photo's.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_OF_ONE_FILE = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBADMSG)
 
 
 class PhotoError(Exception):
@@ -42,6 +47,13 @@ class PhotoError(Exception):
 
     def __reduce__(self) -> tuple[type["PhotoError"], tuple[str, str]]:
         return PhotoError, (self.code, self.detail)
+
+
+def file_error(error: OSError, file: Path) -> PhotoError | OSError:
+    """What to raise where a file cannot be read: a PhotoError `missing` or `unreadable`; the same if the file is not to blame."""
+    if error.errno in _NOT_THERE:
+        return PhotoError("missing", f"{error.strerror}: {file}")
+    return PhotoError("unreadable", f"{error.strerror}: {file}") if error.errno in _OF_ONE_FILE else error
 
 
 def decode_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "height width 3"]:
@@ -79,14 +91,14 @@ def photo_size(photo: bytes | Path, *, frame: Frame, max_pixels: int = MAX_PIXEL
     and TIFF, which it turns while it decodes.
 
     Raises:
-        PhotoError: with code `missing` (or not readable, of a file), `not_an_image`, `too_many_pixels` or `decode_error`.
+        PhotoError: with code `missing` or `unreadable` (of a file), `not_an_image`, `too_many_pixels` or `decode_error`.
     """
     if isinstance(photo, Path):
         try:
             with photo.open("rb") as file:
                 return _size(file, frame, max_pixels)
         except OSError as error:
-            raise PhotoError("missing", f"{error.strerror}: {photo}") from None
+            raise file_error(error, photo) from None
     return _size(io.BytesIO(photo), frame, max_pixels)
 
 

@@ -5,17 +5,21 @@ the records that are written after it.
 """
 
 import contextlib
+import errno
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from schemas.errors import InputError
+from schemas.errors import InputError, NetworkError
 from schemas.files import atomic_file
 
 _LOCAL = ("file", "local")
+_PROBE = ".write-test"
+"""Written and removed by `check`, so that a place which is only read is told before hours of work. Always the same name: where
+things can be written and not removed, there is one at most."""
 
 
 def is_url(place: object) -> bool:
@@ -23,8 +27,17 @@ def is_url(place: object) -> bool:
     return re.match("[a-z][a-z0-9+.-]*://", str(place)) is not None
 
 
+def public_url(text: str) -> str:
+    """A URL without what may be a key or a password: what stands before @ and behind ? or #. Any other text as it is."""
+    parts = re.match(r"([a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?([^?#]*)", text, re.IGNORECASE)
+    return parts[1] + parts[2] if parts else text
+
+
 class RemoteFolder:
-    """One folder of an object store. Names of files are relative to it, with / between."""
+    """One folder of an object store. Names of files are relative to it, with / between.
+
+    What a store's library raises, each in its own way, is a FileNotFoundError or a NetworkError, both of them OSErrors.
+    """
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
         """Nothing is asked yet.
@@ -46,26 +59,40 @@ class RemoteFolder:
         if set(_LOCAL) & set([self.files.protocol] if isinstance(self.files.protocol, str) else self.files.protocol):
             raise InputError(f"{url}: give a local folder without file://")
 
-    def check(self) -> None:
-        """Make sure that the place can be reached.
+    def check(self, writing: bool = False) -> None:
+        """Make sure that the place can be reached. The folder need not be there, only its bucket.
+
+        Args:
+            writing: also write a small file there, and remove it.
 
         Raises:
-            InputError: it cannot: no such bucket, no credentials, no network.
+            InputError: it cannot: no such bucket, no credentials, no network; or it cannot be written to.
         """
         bucket = self.root.split("/")[0]
         try:
-            self.files.ls(bucket, refresh=True)
+            self._look(bucket)
         except Exception as error:  # Each store has its own; all of them mean the same to a person.
+            place = bucket if isinstance(error, FileNotFoundError) else self.root
             raise InputError(
-                f"{self.url}: {bucket} cannot be listed ({_first_line(error)}); does it exist, and are credentials set "
+                f"{self.url}: {place} cannot be listed ({_first_line(error)}); does it exist, and are credentials set "
                 f"(as its own tools read them, or as options of fsspec in the settings)?"
             ) from None
+        if writing:
+            try:
+                self.files.pipe_file(self.path(_PROBE), b"")
+                self.files.rm_file(self.path(_PROBE))
+            except Exception as error:
+                raise InputError(
+                    f"{self.url}: cannot be written to ({_first_line(error)}); "
+                    f"the credentials must allow to write and to remove files there"
+                ) from None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Name -> bytes of each file directly in a folder; none where it is not there."""
         path = self.path(folder)
         try:
-            found = self.files.ls(path, detail=True, refresh=True)
+            with self._in_words(folder):
+                found = self.files.ls(path, detail=True, refresh=True)
         except FileNotFoundError:
             return {}
         start = len(self.root) + 1
@@ -74,14 +101,16 @@ class RemoteFolder:
     def size(self, name: str) -> int | None:
         """Bytes of a file; null where it is not there."""
         try:
-            size: int = self.files.info(self.path(name), refresh=True)["size"]
+            with self._in_words(name):
+                size: int = self.files.info(self.path(name), refresh=True)["size"]
         except FileNotFoundError:
             return None
         return size
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file, or its bytes from `start` to before `end`. Raises FileNotFoundError, or another OSError."""
-        data: bytes = self.files.cat_file(self.path(name), start=start, end=end)
+        with self._in_words(name):
+            data: bytes = self.files.cat_file(self.path(name), start=start, end=end)
         return data
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
@@ -89,36 +118,65 @@ class RemoteFolder:
         paths = {self.path(name): name for name in names}
         if not paths:
             return {}
-        found = self.files.cat(list(paths), on_error="return")
-        problems = [each for each in found.values() if isinstance(each, Exception) and not isinstance(each, FileNotFoundError)]
-        if problems:
-            raise problems[0]
+        with self._in_words():
+            found = self.files.cat(list(paths), on_error="return")
+            for each in found.values():
+                if isinstance(each, Exception) and not isinstance(each, FileNotFoundError):
+                    raise each
         return {paths[path.lstrip("/")]: data for path, data in found.items() if not isinstance(data, Exception)}
 
     def download(self, name: str, to: Path) -> None:
         """Copy a file to a local one, wholly or not at all."""
-        with atomic_file(to) as temporary:
+        with atomic_file(to) as temporary, self._in_words(name):
             self.files.get_file(self.path(name), str(temporary))
 
     def upload(self, file: Path, name: str) -> None:
         """Copy a local file here. Raises OSError where not all of it has arrived."""
-        self.files.put_file(str(file), self.path(name))
+        with self._in_words(name):
+            self.files.put_file(str(file), self.path(name))
         sent, arrived = file.stat().st_size, self.size(name)
         if sent != arrived:
-            raise OSError(f"{self.url}/{name}: {sent:,} bytes were sent and {arrived or 0:,} have arrived")
+            raise NetworkError(f"{self.url}/{name}: {sent:,} bytes were sent and {arrived or 0:,} have arrived")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""
-        self.files.pipe_file(self.path(name), data)
+        with self._in_words(name):
+            self.files.pipe_file(self.path(name), data)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._in_words(name):
             self.files.rm_file(self.path(name))
 
     def path(self, name: str) -> str:
         """A file as the file system behind the URL calls it."""
         return f"{self.root}/{name}".rstrip("/")
+
+    @contextlib.contextmanager
+    def _in_words(self, name: str = "") -> Iterator[None]:
+        """Make a NetworkError of what goes wrong, but for FileNotFoundError, what this machine's disk says, and our defects."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            of_disk = isinstance(error, OSError) and (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+            # Python's own are defects; libraries have others for a network that fails, and not all of these are OSErrors.
+            if of_disk or (type(error).__module__ == "builtins" and not isinstance(error, OSError)):
+                raise
+            raise NetworkError(f"{f'{self.url}/{name}'.rstrip('/')}: {_first_line(error)}") from error
+
+    def _look(self, bucket: str) -> None:
+        """Ask for the folder, and not for all of its bucket: credentials may be for the folder alone."""
+        try:
+            self.files.ls(self.root, refresh=True)
+        except FileNotFoundError:
+            try:
+                self.files.info(bucket, refresh=True)
+            except FileNotFoundError:
+                raise
+            except OSError:  # It must not be looked at, so it is there.
+                pass
 
 
 def _first_line(error: Exception) -> str:

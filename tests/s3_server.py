@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,13 +53,18 @@ class S3Server:
             client.put_object(Bucket=bucket, Key=key, Body=data, ACL="public-read" if public else "private")
 
     @contextlib.contextmanager
-    def checking_credentials(self) -> Iterator["S3Server"]:
-        """This server, with credentials that it knows, and as one that refuses others. It takes any before and after."""
-        users = self.client("iam")
-        users.create_user(UserName="reader")
-        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-        users.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(policy))
-        made = users.create_access_key(UserName="reader")["AccessKey"]
+    def checking_credentials(self, *actions: str) -> Iterator["S3Server"]:
+        """This server, with credentials that it knows, and as one that refuses others. It takes any before and after.
+
+        Args:
+            actions: what the credentials are for (ListBucket, PutObject, ...), anywhere on this server; everything if not given.
+        """
+        users, name = self.client("iam"), f"reader-{uuid.uuid4().hex}"
+        users.create_user(UserName=name)
+        allowed = [f"s3:{action}" for action in actions or "*"]
+        policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": allowed, "Resource": "*"}]}
+        users.put_user_policy(UserName=name, PolicyName="these", PolicyDocument=json.dumps(policy))
+        made = users.create_access_key(UserName=name)["AccessKey"]
         self._check_after(0)
         try:
             yield S3Server(self.endpoint, made["AccessKeyId"], made["SecretAccessKey"])

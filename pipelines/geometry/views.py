@@ -17,6 +17,10 @@ from jaxtyping import Float, UInt8
 
 from pipelines.geometry.rectangles import Rectangle
 
+# A panorama of 65,500 x 1,500 px may need a window of 61,751 px: 11 GB, most of it reflection. Windows that reach beyond the
+# photo and are longer than this (64 Mpx, 192 MB) are shrunk to it before they are padded: still 15 times a view of 512 px.
+LONGEST_PADDED_SIDE = 8000
+
 
 @dataclass(frozen=True)
 class Window:
@@ -69,12 +73,21 @@ def is_padded(window: Window, photo_width: int, photo_height: int) -> bool:
 
 
 def cut_view(photo: UInt8[np.ndarray, "height width 3"], window: Window, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The window's pixels, resized to `size`; what lies outside the photo is filled by reflection (edge pixels not repeated)."""
+    """The window's pixels, resized to `size`; what lies outside the photo is filled by reflection (edge pixels not repeated).
+
+    Never takes more memory than a few times the photo, the view or `LONGEST_PADDED_SIDE` squared.
+    """
     height, width = photo.shape[:2]
     right, bottom = window.left + window.side, window.top + window.side
     inside = photo[max(window.top, 0) : min(bottom, height), max(window.left, 0) : min(right, width)]
     if inside.shape[:2] != (window.side, window.side):
-        borders = max(-window.top, 0), max(bottom - height, 0), max(-window.left, 0), max(right - width, 0)
+        side = min(window.side, max(size, LONGEST_PADDED_SIDE))
+        if side < window.side:
+            rows, columns = (max(1, round(length * side / window.side)) for length in inside.shape[:2])
+            inside = resize(inside, columns, rows)
+        above = min(round(max(-window.top, 0) * side / window.side), side - inside.shape[0])
+        before = min(round(max(-window.left, 0) * side / window.side), side - inside.shape[1])
+        borders = above, side - inside.shape[0] - above, before, side - inside.shape[1] - before
         inside = cv2.copyMakeBorder(inside, *borders, cv2.BORDER_REFLECT_101)
     return resize(inside, size, size)
 

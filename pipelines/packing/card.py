@@ -20,6 +20,7 @@ from pipelines.report.counting import in_order
 from schemas.dataset import Books, DatasetInfo
 from schemas.files import write_atomically
 from schemas.reading import read_classes
+from schemas.remote import public_url
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word
 
@@ -187,11 +188,9 @@ def _public(value: Any, place: tuple[str, ...]) -> Any:
 
 
 def _public_text(text: str, *, folder: bool = False) -> str:
-    """A path by its last name; a URL without what stands before @ and behind ?."""
+    """A path by its last name; a URL without what may be a key or a password."""
     if "://" in text and not text.startswith("file:"):
-        scheme, _, rest = re.split(r"[?#]", text)[0].partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+        return public_url(text)
     windows = PureWindowsPath(text)
     if folder or text.startswith(("/", "~", "file:")) or windows.is_absolute():
         return (windows if windows.drive else PurePosixPath(text)).name

@@ -23,6 +23,7 @@ from pipelines.packing.checking_samples import Expected, check_sample, decode_ch
 from pipelines.packing.checking_tars import BLOCK, Place, check_end, check_layout, check_member, layout
 from pipelines.packing.samples import Row
 from schemas.errors import InputError
+from schemas.files import file_sha256
 from schemas.randomness import hash_column
 from schemas.sample import SampleRecord
 from schemas.tables import FAILURE_CODES, FAILURES, INDEX, SHARD_RECORDS
@@ -202,7 +203,7 @@ def check_files(folder: Path, record: Row, shard: str, hashed: bool) -> Iterator
             found = (folder / name).stat().st_size
             if size is not None and found != size:
                 yield f"shards/{name} has {found:,} bytes, its commit record says {size:,}"
-            if read and _sha256(folder / name) != sha256:
+            if read and file_sha256(folder / name) != sha256:
                 yield f"shards/{name} is not what was written (SHA-256)"
         except OSError as error:
             yield f"shards/{name} cannot be read ({error.strerror})"
@@ -344,8 +345,3 @@ def with_key(key: str | None, problems: Iterator[str]) -> Iterator[Told]:
 def first_line(error: BaseException) -> str:
     """An exception in one short line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """Checks of a dataset folder around its shards: which files are there, the plan and its sources, and what sealing put together.
 
-    annotations ──▶ objects, rejects ──▶ plan      made together; selection.json says how large they were
+    annotations ──▶ objects, rejects ──▶ plan      made together; selection.json has their hashes
     commit records ──▶ index, shard_records, failures, sizes, dataset.json      made by sealing, and all can be counted again
 
 Tables are read in parts; memory holds two 64-bit hashes of each object, and the commit records without their failed samples.
@@ -25,6 +25,7 @@ from pipelines.packing.samples import Row
 from pipelines.planning.freeze import PLAN_RECORD, SELECTION_RECORD, fingerprint_hash, read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts
 from schemas.errors import InputError
+from schemas.files import file_sha256
 from schemas.randomness import hash_column, mix, name_hash
 from schemas.tables import COORDINATES, FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SAME_PHOTOS, SHARD_RECORDS, with_plain_words
 
@@ -109,24 +110,23 @@ def check_plan_record(folder: Path, info: DatasetInfo) -> Iterator[Finding]:
 
 
 def check_selected(folder: Path) -> Iterator[Finding]:
-    """The tables that were made from the annotations, each as large as recorded and readable from end to end."""
-    sizes: dict[str, int] = {}
+    """The tables that were made from the annotations, each as recorded and readable from end to end."""
+    hashes: dict[str, str] = {}
     try:
         with reading(SELECTION_RECORD, "select"):
-            sizes = json.loads((folder / SELECTION_RECORD).read_bytes())["bytes"]
+            hashes = json.loads((folder / SELECTION_RECORD).read_bytes())["sha256"]
             read_selection(folder)
     except Unreadable as error:
         yield error.finding
         return
     for name, schema in (("objects", OBJECTS), ("rejects", REJECTS), ("same_photos", SAME_PHOTOS), ("plan", PLAN)):
         file = f"{name}.parquet"
-        yield from attempt(partial(_check_selected_table, folder / file, schema, sizes.get(file)), file, "select")
+        yield from attempt(partial(_check_selected_table, folder / file, schema, hashes.get(file)), file, "select")
 
 
-def _check_selected_table(path: Path, schema: pa.Schema, size: int | None) -> Iterator[Finding]:
-    found = path.stat().st_size
-    if found != size:
-        yield Finding(f"{path.name} has {found:,} bytes, {SELECTION_RECORD} says {size}; {_WAY_OUT['select']}", "select")
+def _check_selected_table(path: Path, schema: pa.Schema, sha256: str | None) -> Iterator[Finding]:
+    if file_sha256(path) != sha256:
+        yield Finding(f"{path.name} is not what {SELECTION_RECORD} says (SHA-256); {_WAY_OUT['select']}", "select")
     for batch in _read(path, schema).iter_batches():
         batch.validate(full=True)
 

@@ -24,8 +24,11 @@ from pipelines.config import BuildSettings
 from pipelines.packing.latents import load_encoder
 from pipelines.packing.records import ShardFolder
 from pipelines.packing.samples import Failure, Prepared, Row, prepare_photo
+from pipelines.packing.sharing import fetch_plan
+from pipelines.planning.freeze import accepted_fingerprints
 from pipelines.tars import TarWriter
 from pipelines.threads import in_order
+from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
 from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
 from schemas.tables import INDEX
@@ -34,6 +37,10 @@ from schemas.tables import INDEX
 PHOTOS_AHEAD = 8
 
 Item = TypeVar("Item")
+
+
+class _FewerSamples(Exception):
+    """What was packed lacks samples that are there: it is not to replace them."""
 
 
 class ShardPacker:
@@ -45,28 +52,41 @@ class ShardPacker:
         self.encoder = load_encoder(settings.latents, device)
         self.shards = ShardFolder(settings)
         self.shards.local.mkdir(parents=True, exist_ok=True)
-        plan = settings.out / "plan.parquet"
-        remote = self.shards.remote
-        if remote and not (plan.is_file() and plan.stat().st_size == remote.sizes()[plan.name]):
-            remote.download(plan.name, plan)  # This is another node than that of the driver, which has put it there.
-        self.plan = pq.ParquetFile(plan)
+        if self.shards.remote:  # This may be another node than that of the driver, which has put them there.
+            fetch_plan(self.shards.remote, settings.out)
+        self.plan = pq.ParquetFile(settings.out / "plan.parquet")
 
     def pack(self, group: int) -> dict[str, Any]:
-        """Pack row group `group` of the plan and return its commit record."""
+        """Pack row group `group` of the plan and return its commit record.
+
+        Samples that were packed before are not given up because their photos are gone: a shard that is whole then stays as it is,
+        and its old record is returned.
+
+        Raises:
+            InputError: there is no such shard, or it is damaged, and photos of samples that were in it are gone.
+        """
         rows = self.plan.read_row_group(group).to_pylist()
         shard = rows[0]["shard"]
         folder = self.shards.local
-        # From here to the new record this shard is not done, whatever was there before.
-        self.shards.forget(shard)
+        packed_before = self.shards.packed_keys(shard)
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []
-        with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
-            tar = TarWriter(file)
-            for sample, mask_png in self._samples(rows, failures):
-                records.append(sample.record)
-                locations.append(add_sample(tar, sample, mask_png))
-            tar.close()
+        try:
+            with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
+                tar = TarWriter(file)
+                for sample, mask_png in self._samples(rows, failures):
+                    records.append(sample.record)
+                    locations.append(add_sample(tar, sample, mask_png))
+                tar.close()
+                file.flush()
+                lost = [failure for failure in failures if failure.key in packed_before]
+                if lost:
+                    raise _FewerSamples
+                # From here to the new record this shard is not done.
+                self.shards.forget(shard)
+        except _FewerSamples:
+            return self._old_record(shard, lost)
         parts = [
             _index_row(shard, place, record, location)
             for place, (record, location) in enumerate(zip(records, locations, strict=True))
@@ -93,6 +113,18 @@ class ShardPacker:
         write_atomically(folder / f"{shard}.json", json.dumps(record, indent=1).encode())
         self.shards.publish(record)
         return record
+
+    def _old_record(self, shard: str, lost: list[Failure]) -> dict[str, Any]:
+        """The record of a shard that is whole, and is not to be replaced by one that lacks these samples."""
+        kept = self.shards.read_records([shard], accepted_fingerprints(self.settings.out))
+        if kept:
+            return kept[shard]
+        photos = sorted({failure.photo_id for failure in lost})
+        raise InputError(
+            f"{shard} held {len(lost)} samples that cannot be made again, since their photos cannot be used any more "
+            f"({', '.join(photos[:3])}{', ...' if len(photos) > 3 else ''}: {lost[0].code}): put these photos back, or remove "
+            f"{self.shards.place}/{shard}.index.parquet to do without the samples"
+        )
 
     def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[tuple[Sample, bytes]]:
         """Finished samples in plan order, each with its mask.png; failures go to the list."""

@@ -1,13 +1,15 @@
 """Commit records of shards: which of them are done. With `upload`, the records and files that count are those behind the URL.
 
 A shard is done when its record is there, was made from this plan, and fits its part of the index and the tar, of the latter by
-its size, or, when asked for, by its hash.
+its size, or, when asked for, by its hash. What is known of a shard stays known when its record is gone: the keys in its part of
+the index, which are not to be lost when it is packed again.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from tqdm import tqdm
 from pipelines.config import BuildSettings
 from pipelines.packing.samples import OF_PHOTOS
 from pipelines.photo_folder import read_photo
+from schemas.errors import InputError
+from schemas.files import file_sha256
 from schemas.photos import PhotoError
 from schemas.remote import RemoteFolder
 from schemas.tables import INDEX
@@ -28,6 +32,13 @@ _CHUNK = 2**24
 _ENDINGS = (".tar", ".index.parquet", ".json")
 # Of more files than these, a listing of all is asked for at once.
 _FEW = 30
+# Records may list many failed samples, so they are not all in memory at once.
+_READ_AT_ONCE = 200
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+-[0-9]{6,}")
+
+
+class Damaged(Exception):
+    """A file of a shard is not what its commit record says."""
 
 
 class ShardFolder:
@@ -37,9 +48,10 @@ class ShardFolder:
         """Nothing is read yet. Raises InputError where `upload` cannot be opened."""
         self.local = settings.out / "shards"
         self.remote = RemoteFolder(settings.upload, settings.storage) if settings.upload else None
+        self.place = f"{self.remote.url}/shards" if self.remote else str(self.local)
 
     def read_records(self, shards: Collection[str], fingerprints: Collection[str]) -> dict[str, Record]:
-        """Shard -> commit record, of those shards that are done.
+        """Shard -> commit record, of those shards that are done; without the list of its failed samples (`failed_samples`).
 
         Args:
             shards: names of the planned ones.
@@ -47,32 +59,60 @@ class ShardFolder:
         """
         sizes = self._sizes([f"{shard}{ending}" for shard in shards for ending in _ENDINGS])
         names = [f"{shard}.json" for shard in shards if f"{shard}.json" in sizes]
-        found = {name.removesuffix(".json"): _parse(data) for name, data in self._read_all(names).items()}
-        done = {
-            shard: record for shard in shards if (record := found.get(shard)) and _is_done(shard, record, fingerprints, sizes)
-        }
+        found: dict[str, Record] = {}
+        for start in range(0, len(names), _READ_AT_ONCE):
+            for name, data in self._read_all(names[start : start + _READ_AT_ONCE]).items():
+                shard, record = name.removesuffix(".json"), _parse(data)
+                if record and _is_done(shard, record, fingerprints, sizes):
+                    found[shard] = {key: value for key, value in record.items() if key != "failed_samples"}
+        done = {shard: found[shard] for shard in shards if shard in found}
         if self.remote:  # Reading them all would take long; sealing looks at them anyway.
             return done
         return {
             shard: record for shard, record in done.items() if self._sha256(f"{shard}.index.parquet") == record["index_sha256"]
         }
 
+    def failed_samples(self, shard: str) -> list[dict[str, Any]]:
+        """What could not be packed into a shard that is done: rows of `schemas.tables.FAILURES` without the shard."""
+        record = _parse(self._read_all([f"{shard}.json"])[f"{shard}.json"])
+        assert record, "its record was read before"
+        failed: list[dict[str, Any]] = record["failed_samples"]
+        return failed
+
+    def packed_keys(self, shard: str) -> frozenset[str]:
+        """Keys of the samples that a shard holds, or held when its part of the index was written; none if that is not there."""
+        try:
+            data = self._read_part(shard)
+            return frozenset(pq.read_table(pa.BufferReader(data), columns=["key"])["key"].to_pylist())
+        except (FileNotFoundError, pa.ArrowException):
+            return frozenset()
+
     def sweep(self) -> None:
         """Remove what attempts left that were killed. One that is still at it would fail, and be tried again."""
         for leftover in self.local.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
 
-    def remove_unplanned(self, planned: Collection[str]) -> None:
-        """Remove shards that the plan has no more: nothing could be packed into them, and an extension planned it elsewhere."""
-        for name in self._sizes():
-            shard = name.partition(".")[0]
-            if name.removeprefix(shard) in _ENDINGS and shard not in planned and shard != "sizes":
-                (self.local / name).unlink(missing_ok=True)
-                if self.remote:
-                    self.remote.remove(f"shards/{name}")
+    def unplanned(self, planned: Collection[str], fingerprints: Collection[str]) -> list[str]:
+        """Shards of this dataset that the plan has no more: nothing could be packed into them, and an extension planned it
+        elsewhere. Files of anybody else are not among them.
+        """
+        names = {name.removesuffix(".json") for name in self._sizes() if name.endswith(".json")}
+        others = sorted(name for name in names.difference(planned) if _SHARD_NAME.fullmatch(name))
+        return [shard for shard, record in self.read_records(others, fingerprints).items() if not record["samples"]]
+
+    def remove(self, shard: str) -> None:
+        """Remove a shard's files, its record last: until then it can be told whose they are."""
+        for ending in _ENDINGS:
+            (self.local / f"{shard}{ending}").unlink(missing_ok=True)
+            if self.remote:
+                self.remote.remove(f"shards/{shard}{ending}")
 
     def rehash(self, records: Mapping[str, Record]) -> dict[str, str]:
-        """Read all files of these shards again; shard -> what is wrong, of those that are not what their record says."""
+        """Read all files of these shards again; shard -> what is wrong, of those that are not what their record says.
+
+        Raises:
+            InputError: a file cannot be read, which says nothing about what is in it.
+        """
         wrong = {}
         total = sum(record["bytes"] for record in records.values())
         with tqdm(total=total, unit="B", unit_scale=True, desc="verifying shards", smoothing=0.1) as progress:
@@ -81,8 +121,13 @@ class ShardFolder:
                     try:
                         if self._sha256(name) != sha256:
                             wrong[shard] = f"shards/{name} is not what was written (SHA-256)"
+                    except FileNotFoundError:
+                        wrong[shard] = f"shards/{name} is not there"
                     except OSError as error:
-                        wrong[shard] = f"shards/{name} cannot be read ({error})"
+                        raise InputError(
+                            f"{self.place}/{name}: cannot be read ({error}); nothing was changed: mend that and run this again, "
+                            f"or remove this file to have its shard made again"
+                        ) from None
                 progress.update(record["bytes"])
         return wrong
 
@@ -90,12 +135,11 @@ class ShardFolder:
         """A shard's part of the index.
 
         Raises:
-            OSError: it is not what its record says.
+            Damaged: it is not what its record says.
         """
-        name = f"{record['shard']}.index.parquet"
-        data = self.remote.read(f"shards/{name}") if self.remote else (self.local / name).read_bytes()
+        data = self._read_part(record["shard"])
         if hashlib.sha256(data).hexdigest() != record["index_sha256"]:
-            raise OSError(f"shards/{name} is not what was written (SHA-256)")
+            raise Damaged(f"shards/{record['shard']}.index.parquet is not what was written (SHA-256)")
         return pq.read_table(pa.BufferReader(data), schema=INDEX)
 
     def forget(self, shard: str) -> None:
@@ -140,19 +184,22 @@ class ShardFolder:
             return {name.removeprefix("shards/"): data for name, data in found.items()}
         return {name: (self.local / name).read_bytes() for name in names}
 
+    def _read_part(self, shard: str) -> bytes:
+        name = f"{shard}.index.parquet"
+        return self.remote.read(f"shards/{name}") if self.remote else (self.local / name).read_bytes()
+
     def _sha256(self, name: str) -> str:
         if not self.remote:
-            with (self.local / name).open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return file_sha256(self.local / name)
         digest, size = hashlib.sha256(), self.remote.size(f"shards/{name}") or 0
         for start in range(0, size, _CHUNK):
             digest.update(self.remote.read(f"shards/{name}", start, min(start + _CHUNK, size)))
         return digest.hexdigest()
 
 
-def can_be_mended(record: Record, settings: BuildSettings) -> bool:
-    """Whether a photo that failed when this shard was packed can be used now: it came later, or was replaced."""
-    failed = [failure for failure in record["failed_samples"] if failure["code"] in OF_PHOTOS]
+def can_be_mended(failed_samples: Iterable[Mapping[str, Any]], settings: BuildSettings) -> bool:
+    """Whether a photo that failed when a shard was packed can be used now: it came later, or was replaced."""
+    failed = [failure for failure in failed_samples if failure["code"] in OF_PHOTOS]
     photos = {(failure["split"], failure["photo_id"]): failure for failure in failed}
     for photo in photos.values():
         try:
@@ -189,7 +236,6 @@ def _local_files(folder: Path, record: Record) -> str | None:
         (f"{record['shard']}.tar", record["sha256"]),
         (f"{record['shard']}.index.parquet", record["index_sha256"]),
     ):
-        with (folder / name).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return f"{name} on disk is not what was written (SHA-256); is the disk sound?"
+        if file_sha256(folder / name) != sha256:
+            return f"{name} on disk is not what was written (SHA-256); is the disk sound?"
     return None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
 from pipelines.packing.card import write_card
-from pipelines.packing.records import Record, ShardFolder
+from pipelines.packing.records import Damaged, Record, ShardFolder
 from pipelines.packing.sharing import share
 from pipelines.planning.freeze import read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
@@ -24,6 +24,7 @@ from schemas.files import atomic_file, write_atomically
 from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
 
 SEALED = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
+_FAILURES_AT_ONCE = 50_000
 
 
 def seal(
@@ -73,13 +74,12 @@ def seal(
         for record in records:
             try:
                 writer.write_table(shards.index_part(record))
-            except OSError as error:
+            except Damaged as error:
                 shards.forget(record["shard"])
                 raise InputError(f"{out}: {error}; run the build again, which makes this shard anew") from None
     write_card(out, info)
     _write_table(out / "shard_records.parquet", records, SHARD_RECORDS)
-    failures = [{"shard": record["shard"], **failure} for record in counted for failure in record["failed_samples"]]
-    _write_table(out / "failures.parquet", failures, FAILURES)
+    _write_failures(out / "failures.parquet", shards, [record["shard"] for record in counted if record["failed"]])
     sizes = {f"{record['shard']}.tar": record["samples"] for record in records}
     write_atomically(out / "shards" / "sizes.json", json.dumps(sizes, indent=1).encode())
     write_atomically(out / "dataset.json", info.model_dump_json(indent=1).encode())
@@ -89,7 +89,7 @@ def seal(
 
 
 def _without_failures(record: Record) -> Record:
-    return {**record, "planned": record["samples"], "failed": 0, "failures": {}, "failed_samples": []}
+    return {**record, "planned": record["samples"], "failed": 0, "failures": {}}
 
 
 def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:
@@ -134,3 +134,15 @@ def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> N
     chosen = [{name: row[name] for name in schema.names} for row in rows]
     with atomic_file(path) as temporary:
         pq.write_table(pa.Table.from_pylist(chosen, schema=schema), temporary)
+
+
+def _write_failures(path: Path, shards: ShardFolder, names: list[str]) -> None:
+    """In parts: where half of the photos are still to come, these are millions."""
+    rows: list[dict[str, Any]] = []
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, FAILURES) as writer:
+        for shard in names:
+            rows += ({"shard": shard, **failure} for failure in shards.failed_samples(shard))
+            if len(rows) >= _FAILURES_AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(rows, schema=FAILURES))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, schema=FAILURES))

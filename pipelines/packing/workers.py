@@ -33,9 +33,11 @@ class PackingActor:
         return ""
 
     def pack(self, group: int) -> str:
-        """Pack row group `group` of the plan; returns the traceback of what went wrong, or nothing."""
+        """Pack row group `group` of the plan; returns what went wrong, with its traceback where that may help, or nothing."""
         try:
             self.packer.pack(group)
+        except InputError as error:
+            return str(error)
         except OSError as error:  # A full disk, say: the message has it all.
             return machine_error(error) or traceback.format_exc()
         except Exception:

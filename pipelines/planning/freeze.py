@@ -24,7 +24,7 @@ from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.same_photo import read_survey
 from schemas.dataset import FORMAT_VERSION, VaeIdentity, read_dataset
 from schemas.errors import InputError
-from schemas.files import write_atomically
+from schemas.files import file_sha256, write_atomically
 
 PLAN_RECORD = "plan.json"
 SELECTION_RECORD = "selection.json"
@@ -41,7 +41,7 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     if survey:
         read_survey(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
-    return {path.name: _file_sha256(path) for path in (*source.files, *tables)} | dict(source.read_elsewhere())
+    return {path.name: file_sha256(path) for path in (*source.files, *tables)} | dict(source.read_elsewhere())
 
 
 def fingerprint(
@@ -98,6 +98,8 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
         InputError: the folder holds shards that were planned otherwise, or what is wrong with the annotations.
     """
     _check_folder(settings.out)
+    if not settings.upload:
+        _check_ours(settings.out)
     source = open_source(settings)
     inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
@@ -112,7 +114,7 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     if (
         stored
         and stored["fingerprint"] == content
-        and stored["bytes"] == _sizes(out)
+        and stored.get("sha256") == _hashes(out)
         and (stored["all_reasons"] or not settings.selection.all_reasons)
     ):
         return Selection(**stored["selection"]), inputs
@@ -136,7 +138,7 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     new = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
-        "bytes": _sizes(out),
+        "sha256": _hashes(out),
         "selection": dataclasses.asdict(selection),
     }
     write_atomically(record, json.dumps(new, indent=1).encode())
@@ -215,9 +217,28 @@ def _check_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be a folder ({error.strerror}); set build.out (--out) to another place") from None
 
 
-def _sizes(out: Path) -> dict[str, int]:
-    """Bytes of each table that is there."""
-    return {name: (out / name).stat().st_size for name in _TABLES if (out / name).is_file()}
+def _check_ours(out: Path) -> None:
+    """Raises InputError where shards lie that no build of ours left: they could be overwritten."""
+    shards = out / "shards"
+    if (
+        shards.is_dir()
+        and next(shards.iterdir(), None)
+        and not any((out / name).exists() for name in (PLAN_RECORD, SELECTION_RECORD))
+    ):
+        raise InputError(foreign_shards(str(shards)))
+
+
+def foreign_shards(place: str) -> str:
+    """What to tell a person whose folder has shards without a plan."""
+    return (
+        f"{place}: holds files, but neither {PLAN_RECORD} nor {SELECTION_RECORD} is beside it, so this may be another's dataset; "
+        f"give another --out, or put these records back from a copy, or remove the files"
+    )
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    """SHA-256 of each table that is there."""
+    return {name: file_sha256(out / name) for name in _TABLES if (out / name).is_file()}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
@@ -276,8 +297,3 @@ def _difference(old: Any, new: Any, name: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 24 else f"{text[:20]}..."
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Bool
 
 from schemas.errors import InputError
 from schemas.files import atomic_file
+from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, PLAN
 
 
@@ -53,6 +55,7 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
     Raises:
         InputError: a sample that is packed is of an object that is not among the objects any more.
     """
+    known = PackedKeys(packed)
     old = pq.ParquetFile(plan)
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
@@ -66,14 +69,14 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
                 continue
             split, _, number = shard.rpartition("-")
             there[split] = int(number) + 1
-            rows = rows.filter(pc.is_in(rows["key"], packed))
+            rows = rows.filter(pa.array(known.hold(rows["key"].combine_chunks())))
             if len(rows):
                 writer.write_table(rows.cast(PLAN), row_group_size=len(rows))
-        for new in plan_samples(parts, views, samples, there, packed):
+        for new in plan_samples(parts, views, samples, there, known):
             writer.write_table(new, row_group_size=len(new))
         for group in range(table.num_row_groups):
             keys = _keys(table.read_row_group(group, ["object_id"])["object_id"], views)
-            met += pc.sum(pc.is_in(keys, packed)).as_py()
+            met += int(known.hold(keys).sum())
         if met < len(packed):
             raise InputError(
                 f"{plan.parent}: {len(packed) - met:,} samples of the dataset are of boxes that these settings or annotations do "
@@ -86,7 +89,7 @@ def plan_samples(
     views: int,
     samples: int,
     there: Mapping[str, int] = MappingProxyType({}),
-    packed: pa.Array | None = None,
+    packed: "PackedKeys | None" = None,
 ) -> Iterator[pa.Table]:
     """Rows of the plan, shard by shard.
 
@@ -109,7 +112,7 @@ def plan_samples(
             each = np.repeat(np.arange(len(rows)), views)
             of_each = np.tile(np.arange(views, dtype=np.int32), len(rows))
             if packed is not None:
-                new = ~pc.is_in(_keys(rows["object_id"], views), packed).to_numpy(zero_copy_only=False)
+                new = ~packed.hold(_keys(rows["object_id"], views))
                 each, of_each = each[new], of_each[new]
             waiting = pa.concat_tables([waiting, rows.take(pa.array(each))])
             views_waiting = np.r_[views_waiting, of_each]
@@ -120,6 +123,29 @@ def plan_samples(
             waiting, views_waiting = waiting.slice(full).combine_chunks(), views_waiting[full:]
     if len(waiting):
         yield _shard(waiting, views_waiting, split, number)
+
+
+class PackedKeys:
+    """A set of keys that is asked about many times. Arrow's own `is_in` would build its hash table anew each time."""
+
+    def __init__(self, keys: pa.Array) -> None:
+        hashes = hash_column(keys, "packed")
+        order = np.argsort(hashes)
+        self._hashes = hashes[order]
+        self._keys = keys.take(pa.array(order))
+
+    def hold(self, keys: pa.Array) -> Bool[np.ndarray, " keys"]:
+        """Whether each of these keys is in the set; exact, since keys of the same hash are compared."""
+        if not len(self._hashes):
+            return np.zeros(len(keys), bool)
+        hashes = hash_column(keys, "packed")
+        first = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        found: np.ndarray = self._hashes[first] == hashes
+        same = pc.equal(keys.filter(pa.array(found)), self._keys.take(pa.array(first[found]))).to_numpy(zero_copy_only=False)
+        others = np.flatnonzero(found)[~same]
+        if len(others):  # Two keys of one hash, of which the other one was met: next to never.
+            found[others] = pc.is_in(keys.take(pa.array(others)), self._keys).to_numpy(zero_copy_only=False)
+        return found
 
 
 def planned_shards(plan: Path) -> dict[str, int]:

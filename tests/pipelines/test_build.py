@@ -32,6 +32,7 @@ from pipelines.planning.freeze import freeze_tables
 from pipelines.planning.shards import plan_samples, planned_shards
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
+from schemas.files import file_sha256
 from schemas.photos import decode_photo
 from schemas.sample import MEMBER_NAMES, decode_sample
 from schemas.settings import REPOSITORY, preset
@@ -220,23 +221,96 @@ def test_a_bad_photo_costs_its_own_samples_and_nothing_else(dataset, photos, tmp
     failures = pq.read_table(tmp_path / "out" / "failures.parquet").to_pylist()
     assert {row["photo_id"] for row in failures} == {photo for _, photo in victims}
 
+    # Photos come, and others of the same shards are gone meanwhile: what was packed stays.
+    made = hashes(tmp_path / "out")
     for path in paths:
         path.write_bytes((photos / path.parent.name / path.name).read_bytes())
+    packed = {(row["split"], row["photo_id"]) for row in objects} - set(victims)
+    gone = [broken / split / f"{photo}.jpg" for split, photo in packed]
+    for path in gone:
+        path.rename(path.with_suffix(".away"))
+    done = run_build(*build_options(broken, tmp_path / "out"))
+    assert "photos of samples that are in it cannot be used any more" in done.stderr
+    assert hashes(tmp_path / "out") == made
+    assert read_dataset(tmp_path / "out").books == books
+
+    for path in gone:
+        path.with_suffix(".away").rename(path)
     run_build(*build_options(broken, tmp_path / "out"))
     assert hashes(tmp_path / "out") == hashes(dataset)
+
+
+def test_samples_are_not_given_up_because_their_photos_are_gone(photos, dataset, tmp_path):
+    """Neither in a shard that is whole, nor, without being told, in one that is damaged."""
+    out, fewer = tmp_path / "out", tmp_path / "photos"
+    shutil.copytree(dataset, out)
+    shutil.copytree(photos, fewer)
+    plan = pq.ParquetFile(out / "plan.parquet").read_row_group(0).to_pylist()
+    gone = next(row["photo_id"] for row in plan if row["split"] == "train")
+    (fewer / "train" / f"{gone}.jpg").unlink()
+    made, record = hashes(out), json.loads((out / "shards" / "train-000000.json").read_text())
+    packer = ShardPacker(settings_of(fewer, out), read_dataset(out).fingerprint, "cpu")
+    assert packer.pack(0)["sha256"] == record["sha256"]
+    assert hashes(out) == made
+    assert json.loads((out / "shards" / "train-000000.json").read_text()) == record
+
+    packer.shards.forget("train-000000")
+    with pytest.raises(InputError, match=rf"train-000000 held \d+ samples .*{gone}: missing.*put these photos back, or remove"):
+        packer.pack(0)
+    assert (out / "shards" / "train-000000.tar").stat().st_size == record["bytes"]
+    (out / "shards" / "train-000000.index.parquet").unlink()
+    assert packer.pack(0)["failures"] == {"missing": sum(row["photo_id"] == gone for row in plan)}
+
+
+def test_shards_of_anybody_else_are_left_alone(photos, dataset, tmp_path):
+    """`--out` at the folder of another dataset, by mistake."""
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    others = ("train-000000.tar", "00000.json", "notes.json")
+    for name in others:
+        (out / "shards" / name).write_text("{}")
+    with pytest.raises(InputError, match=r"shards: holds files, but neither plan\.json nor selection\.json is beside it"):
+        freeze_tables(settings_of(photos, out))
+    for name in ("plan.json", "selection.json"):
+        shutil.copy(dataset / name, out / name)
+    shards = ShardFolder(settings_of(photos, out))
+    record = json.loads((dataset / "shards" / "train-000000.json").read_text())
+    for shard, samples in (("train-000007", 0), ("train-000008", record["samples"])):
+        for ending in (".tar", ".index.parquet"):
+            shutil.copy(dataset / "shards" / f"train-000000{ending}", out / "shards" / f"{shard}{ending}")
+        (out / "shards" / f"{shard}.json").write_text(json.dumps({**record, "shard": shard, "samples": samples}))
+    assert shards.unplanned({"train-000000": 3}, [record["fingerprint"]]) == ["train-000007"]
+    assert shards.unplanned({"train-000000": 3}, ["another plan"]) == []
+    shards.remove("train-000007")
+    left = {path.name for path in (out / "shards").iterdir()}
+    assert left == {*others, *(f"train-000008{ending}" for ending in (".tar", ".index.parquet", ".json"))}
+
+
+def test_what_cannot_be_read_is_not_called_damaged(photos, dataset, tmp_path):
+    """A shard that is intact must not be thrown away because a disk or a network fails."""
+    out = tmp_path / "out"
+    shutil.copytree(dataset, out)
+    shards = ShardFolder(settings_of(photos, out))
+    records = shards.read_records(["train-000000"], [read_dataset(out).fingerprint])
+    tar = out / "shards" / "train-000000.tar"
+    tar.unlink()
+    assert shards.rehash(records) == {"train-000000": "shards/train-000000.tar is not there"}
+    tar.mkdir()  # Opening it is an error of its own.
+    with pytest.raises(InputError, match=r"shards/train-000000\.tar: cannot be read .* nothing was changed"):
+        shards.rehash(records)
 
 
 def test_a_shard_is_packed_again_only_if_a_photo_came_back(photos, dataset, tmp_path):
     settings = settings_of(photos, dataset)
     photo = next((photos / "train").glob("*.jpg")).stem
 
-    def record(photo_id: str, code: str) -> dict:
-        return {"failed_samples": [{"split": "train", "photo_id": photo_id, "file_name": None, "code": code}]}
+    def failed(photo_id: str, code: str) -> list[dict]:
+        return [{"split": "train", "photo_id": photo_id, "file_name": None, "code": code}]
 
-    assert can_be_mended(record(photo, "missing"), settings)
-    assert not can_be_mended(record("gone", "missing"), settings)
-    assert not can_be_mended(record(photo, "no_square"), settings)
-    assert not can_be_mended({"failed_samples": []}, settings)
+    assert can_be_mended(failed(photo, "missing"), settings)
+    assert not can_be_mended(failed("gone", "missing"), settings)
+    assert not can_be_mended(failed(photo, "no_square"), settings)
+    assert not can_be_mended([], settings)
 
 
 def test_records_are_believed_only_while_they_fit(dataset, photos, tmp_path):
@@ -332,7 +406,7 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
             rows = pq.ParquetFile(dataset / "plan.parquet").read_row_group(group)
             writer.write_table(rows.remove_column(position))
     record = json.loads((out / "selection.json").read_text())
-    record["bytes"]["plan.parquet"] = (out / "plan.parquet").stat().st_size
+    record["sha256"]["plan.parquet"] = file_sha256(out / "plan.parquet")
     (out / "selection.json").write_text(json.dumps(record))
     done = run_build(*build_options(photos, out), "--ray.attempts", "2", check=False)
     assert done.returncode == 1

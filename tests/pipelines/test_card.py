@@ -1,5 +1,6 @@
 """The dataset card: its numbers against the tables, its snippets run, nothing of the builder's machine in it."""
 
+import json
 import re
 import shlex
 import shutil
@@ -14,10 +15,12 @@ import pytest
 import yaml
 
 from pbe_train.config import TrainSettings
+from pipelines.config import BuildSettings
 from pipelines.packing.card import card_text, count_photos, hub_licence, public_settings, write_card
 from schemas.dataset import DatasetInfo, read_dataset
 from schemas.settings import REPOSITORY, load_settings
 from schemas.tables import INDEX, PLAN
+from tests.conftest import settings_of
 
 BY_2, BY_4 = (f"https://creativecommons.org/licenses/by/{version}/" for version in ("2.0", "4.0"))
 
@@ -134,6 +137,22 @@ def test_what_is_private_is_not_shown():
         },
         "ray": {"address": "not shown", "attempts": 3},
     }
+
+
+def test_no_password_is_kept_in_the_dataset(photos, tmp_path):
+    """Nor the builder's address; what is left is as it was given, and can be read as settings again."""
+    kept = ["/mnt/photos/*.tar", "{url}", "file:///mnt/photos", str(tmp_path), "s3://bucket/{split}/{image_id}.jpg"]
+    secret = ["https://ann:pw@example.org/{image_id}.jpg?sig=abc#x", "HTTP://ann@example.org?sig=abc"]
+    crawl = {"sources": [*kept, *secret], "contact": "ann@example.org", "storage": {"s3": {"key": "AK"}}}
+    given = settings_of(photos, tmp_path).model_dump()
+    source = given["source"] | {"photos_url": "s3://key:pw@bucket/store?token=1", "storage": {"secret": "SK"}}
+    changed = {"upload": "s3://key:pw@bucket/dataset?token=1", "storage": {"secret": "SK"}, "crawl": crawl, "source": source}
+    told = BuildSettings(**{**given, **changed}).told()
+    assert told["crawl"]["sources"] == [*kept, "https://example.org/{image_id}.jpg", "HTTP://example.org"]
+    assert told["upload"] == "s3://bucket/dataset"
+    assert told["source"]["photos_url"] == "s3://bucket/store"
+    assert not re.search(r":pw|ann@|sig=|token=|\bAK\b|\bSK\b", json.dumps(told))
+    assert BuildSettings(**told).crawl.contact is None
 
 
 def test_the_snippet_loads_the_dataset(dataset, info, card):

@@ -1,5 +1,8 @@
 """Properties of boxes, views, masks and references that the rest of the pipeline relies on, over random boxes and photos."""
 
+import tracemalloc
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +11,7 @@ from hypothesis import strategies as st
 from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
 from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
-from pipelines.geometry.views import Window, cut_view, is_padded, square_window
+from pipelines.geometry.views import LONGEST_PADDED_SIDE, Window, cut_view, is_padded, resize, square_window
 
 JITTER = (1, 5)
 
@@ -99,6 +102,46 @@ def test_views_are_not_squashed():
             view = view[64:192]  # The middle half: the reflections above and below are circles of their own.
         extent = [np.ptp(np.flatnonzero(view.any(axis=axis))) for axis in (0, 1)]
         assert abs(extent[0] - extent[1]) <= 1
+
+
+def padded_in_full(photo: np.ndarray, window: Window, size: int) -> np.ndarray:
+    """The view of a window as wide as its photo, with all of its reflection at the photo's scale."""
+    below = window.top + window.side - photo.shape[0]
+    return resize(cv2.copyMakeBorder(photo, -window.top, below, 0, 0, cv2.BORDER_REFLECT_101), size, size)
+
+
+def smooth_photo(width: int, height: int) -> np.ndarray:
+    return cv2.resize(np.random.default_rng(0).integers(0, 256, (8, 60, 3)).astype(np.uint8), (width, height))
+
+
+def test_windows_up_to_the_limit_are_padded_at_the_photos_scale():
+    """Bytes of views depend on it."""
+    window = Window(0, -3000, LONGEST_PADDED_SIDE)
+    photo = smooth_photo(LONGEST_PADDED_SIDE, 700)
+    assert np.array_equal(cut_view(photo, window, 64), padded_in_full(photo, window, 64))
+
+
+def test_a_panorama_takes_no_more_memory_than_a_large_photo():
+    """In full its window would take 430 MB; and the view still shows the photo where it lies, and its reflection around it."""
+    photo, window = smooth_photo(12_000, 1800), Window(0, -5400, 12_000)
+    limit = 3 * LONGEST_PADDED_SIDE**2
+    tracemalloc.start()
+    try:
+        view = cut_view(photo, window, 256)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert view.nbytes < peak < limit + photo.nbytes
+    in_full = padded_in_full(photo, window, 256)
+    difference = np.abs(view.astype(int) - in_full)
+    assert difference.max() <= 3
+    assert in_full.std() > 30
+
+
+def test_a_photo_of_a_pixels_height_fills_its_view():
+    """A box as wide as a hostile PNG: what is less than a pixel of the view is still one."""
+    photo = np.full((1, 9_000_000, 3), 200, np.uint8)
+    assert (cut_view(photo, Window(0, -4_000_000, 9_000_000), 64) == 200).all()
 
 
 def test_view_coordinates_map_the_window_onto_the_view():

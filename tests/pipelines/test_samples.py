@@ -1,6 +1,8 @@
 """One plan row and its photo -> a sample: turned photos, outlines of objects, and what only the photo tells."""
 
+import errno
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,11 @@ import pytest
 from PIL import Image
 
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.packing.samples import Failure, prepare_photo, prepare_sample
+from pipelines.packing.samples import OF_PHOTOS, Failure, prepare_photo, prepare_sample
 from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
 from pipelines.photo_folder import photo_path
 from schemas.photos import PhotoError, decode_photo
-from schemas.tables import OBJECTS
+from schemas.tables import FAILURE_CODES, OBJECTS
 
 ROW = dict.fromkeys(OBJECTS.names) | {
     "key": "p-0_0", "view": 0, "split": "train", "photo_id": "p", "object_id": "p-0", "label": "/m/1", "label_name": "Disc",
@@ -113,6 +115,56 @@ def test_rules_in_px_are_asked_of_the_photo_where_the_tables_are_silent(rules, c
     assert (sample.code if isinstance(sample, Failure) else None) == code
     known = {**ROW, "width": 200, "height": 120}
     assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, rules)), Failure)
+
+
+LOOP, TOO_LONG = "loop.jpg", f"{'x' * 300}.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [(LOOP, "unreadable"), (TOO_LONG, "unreadable"), ("a\0b.jpg", "missing"), ("folder.jpg", "missing")]
+)
+def test_a_name_that_the_system_refuses_costs_its_own_samples(name, code, tmp_path):
+    (tmp_path / LOOP).symlink_to(LOOP)
+    (tmp_path / "folder.jpg").mkdir()
+    rows = [{**ROW, "file_name": name, "view": view} for view in (0, 1)]
+    failures = prepare_photo(rows, settings_for(tmp_path, kind="boxes", unit="fraction"))
+    assert [failure.code for failure in failures] == [code, code]
+    assert code in FAILURE_CODES
+    assert code in OF_PHOTOS, "the next build looks at it again"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(errno.EIO, "unreadable"), (errno.ESTALE, "unreadable"), (errno.EACCES, "unreadable"), (errno.ENOENT, "missing")],
+)
+def test_a_photo_that_cannot_be_read_costs_its_own_samples(number, code, tmp_path, monkeypatch):
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    settings = settings_for(tmp_path, kind="boxes", unit="fraction")
+    failure = prepare_photo([{**ROW, "file_name": "a.jpg"}], settings)[0]
+    assert (failure.code, failure.detail) == (code, f"{os.strerror(number)}: {tmp_path / 'a.jpg'}")
+
+
+@pytest.mark.parametrize("broken", ["read_bytes", "stat"])
+def test_a_trouble_of_the_machine_is_no_photos_fault(broken, tmp_path, monkeypatch):
+    def fail(path: Path, **options: bool) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    (tmp_path / "a.jpg").touch()
+    monkeypatch.setattr(Path, broken, fail)
+    settings = settings_for(tmp_path, kind="boxes", unit="fraction")
+    with pytest.raises(OSError, match="Too many open files"):
+        prepare_photo([{**ROW, "file_name": "a.jpg"}], settings)
+
+
+def test_a_photo_is_found_in_its_second_place_where_the_first_is_unreadable(tmp_path):
+    (tmp_path / LOOP).symlink_to(LOOP)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / LOOP).touch()
+    assert photo_path(tmp_path, "train", "x", LOOP) == tmp_path / "train" / LOOP
 
 
 def test_named_files_are_found_below_the_root_or_the_split(tmp_path):

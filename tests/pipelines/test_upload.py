@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import BuildSettings, with_absolute_paths, work_folder
-from pipelines.packing.records import ShardFolder
+from pipelines.packing.pack import ShardPacker
+from pipelines.packing.records import Damaged, ShardFolder
 from pipelines.packing.sharing import share_tables
 from pipelines.photo_store import fetch_store, open_photo_store
 from schemas.dataset import DatasetInfo
-from schemas.errors import InputError
+from schemas.errors import InputError, NetworkError, run_program
 from schemas.photos import PhotoError
 from schemas.remote import RemoteFolder
 from schemas.settings import load_settings, preset
@@ -115,7 +116,7 @@ def test_damage_of_the_same_size_is_found_by_reading(uploaded, server, photos, t
         wrong = shards.rehash(records)
         assert wrong == {name.partition(".")[0]: f"shards/{name} is not what was written (SHA-256)"}
         if "index" in name:
-            with pytest.raises(OSError, match=f"shards/{name} is not what was written"):
+            with pytest.raises(Damaged, match=f"shards/{name} is not what was written"):
                 shards.index_part(records["train-000001"])
         remote.write(f"shards/{name}", kept)
     assert not shards.rehash(records)
@@ -174,6 +175,116 @@ def test_places_that_are_not_there_are_one_line(server, photos, tmp_path, url, s
     assert done.stderr.count("\n") == 1
 
 
+READS = ("ListBucket", "GetObject")
+WRITES = (*READS, "PutObject", "DeleteObject")
+
+
+@pytest.mark.parametrize(
+    ("actions", "writing", "refused"),
+    [
+        (READS, False, None),
+        (READS, True, "cannot be written to (PermissionError"),
+        ((*READS, "PutObject"), True, "cannot be written to (PermissionError"),
+        (WRITES, True, None),
+        (("GetObject",), False, "datasets/checked cannot be listed (PermissionError"),
+    ],
+)
+def test_what_credentials_are_not_for_is_told_before_any_work(server, actions, writing, refused):
+    """None of these may look at the bucket itself, as those that are for one folder."""
+    with server.checking_credentials(*actions) as checking:
+        checked = folder_of(checking, "checked")
+        if refused:
+            with pytest.raises(InputError) as caught:
+                checked.check(writing)
+            assert refused in str(caught.value)
+        else:
+            checked.check(writing)
+
+
+def test_a_check_asks_for_the_folder_and_leaves_nothing(server, monkeypatch):
+    """Listing a bucket takes long where it is large, and is refused where credentials are for one folder."""
+    remote = folder_of(server, "asked")
+    remote.write("kept", b"1")
+    listed, list_files = [], remote.files.ls
+    monkeypatch.setattr(remote.files, "ls", lambda path, **options: listed.append(path) or list_files(path, **options))
+    remote.check(writing=True)
+    assert listed == [f"{BUCKET}/asked"]
+    assert remote.sizes() == {"kept": 1}
+    folder_of(server, "asked/not-there").check()
+    with pytest.raises(InputError, match="no-such-bucket cannot be listed"):
+        RemoteFolder("s3://no-such-bucket", server.storage["s3"]).check()
+
+
+@pytest.fixture(scope="module")
+def gone() -> RemoteFolder:
+    """A folder behind a server that has ended."""
+    with s3_server() as ended:
+        options = {**ended.storage["s3"], "config_kwargs": {"connect_timeout": 1, "retries": {"total_max_attempts": 1}}}
+    return RemoteFolder(f"s3://{BUCKET}/gone", options)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda remote, path: remote.sizes("shards"),
+        lambda remote, path: remote.size("a"),
+        lambda remote, path: remote.read("a"),
+        lambda remote, path: remote.read_all(["a", "b"]),
+        lambda remote, path: remote.download("a", path.with_name("copy")),
+        lambda remote, path: remote.upload(path, "a"),
+        lambda remote, path: remote.write("a", b""),
+        lambda remote, path: remote.remove("a"),
+    ],
+)
+def test_a_network_that_fails_is_one_line_with_the_url(act, gone, tmp_path, capsys):
+    """Those of botocore are no OSErrors."""
+    path = tmp_path / "file"
+    path.write_bytes(b"1")
+    with pytest.raises(SystemExit) as ended:
+        run_program(lambda: act(gone, path))
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: s3://{BUCKET}/gone")
+    assert "EndpointConnectionError" in said
+    assert said.count("\n") == 1
+    assert {each.name for each in tmp_path.iterdir()} == {"file"}
+
+
+def test_what_is_not_there_and_what_the_disk_says_stay_as_they_are(server, tmp_path):
+    remote = folder_of(server, "plain")
+    remote.write("a", b"1")
+    for act in (lambda: remote.read("none"), lambda: remote.download("none", tmp_path / "copy")):
+        with pytest.raises(FileNotFoundError):
+            act()
+    assert remote.read_all(["a", "none"]) == {"a": b"1"}
+    assert remote.size("none") is None
+    remote.remove("none")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="Too many levels") as caught:
+        remote.upload(tmp_path / "loop", "b")
+    assert not isinstance(caught.value, NetworkError)
+    with pytest.raises(AttributeError), remote._in_words():
+        remote.no_such_method()
+
+
+def test_a_refusal_is_one_line(server):
+    with server.checking_credentials("ListBucket") as checking:
+        remote = folder_of(checking, "refused")
+        with pytest.raises(NetworkError, match="s3://datasets/refused/a: PermissionError"):
+            remote.write("a", b"")
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_connection_that_breaks_is_one_line(error, capsys):
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_program(main)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"error: {str(error) or 'TimeoutError'}; what was finished is kept")
+
+
 def test_photos_come_from_a_store_in_a_bucket(server, tmp_path):
     """As they come from the same store on disk; one that was indexed where it lies cannot."""
     inside = tmp_path / "inside" / "train"
@@ -230,3 +341,22 @@ def test_tables_that_were_not_all_shared_are_planned_anew(uploaded, server, tmp_
     monkeypatch.undo()
     share_tables(remote, work)
     assert remote.read("selection.json") == b'{"extended": true}'
+
+
+def test_a_node_takes_the_plan_that_is_recorded_whatever_it_kept(uploaded, server, photos, tmp_path):
+    """An earlier plan of the same size, in the folder that belongs to the URL."""
+    settings = settings_of(server, photos, tmp_path / "work", "one")
+    right = folder_of(server, "one").read("plan.parquet")
+    settings.out.mkdir()
+    (settings.out / "plan.parquet").write_bytes(right[:-600] + bytes([right[-600] ^ 1]) + right[-599:])
+    packer = ShardPacker(settings, "x", "cpu")
+    assert (settings.out / "plan.parquet").read_bytes() == right
+    assert packer.plan.metadata.num_rows == len(packer.plan.read(columns=["key"]))
+
+
+def test_a_url_with_shards_of_anybody_else_is_refused(server, photos, tmp_path):
+    server.put(BUCKET, {"theirs/shards/train-000000.tar": b"precious"})
+    done = run_build(*upload_options(server, photos, tmp_path / "work", "theirs"), check=False)
+    assert done.returncode == 2
+    assert f"s3://{BUCKET}/theirs/shards: holds files, but neither plan.json nor selection.json is beside it" in done.stderr
+    assert folder_of(server, "theirs").read("shards/train-000000.tar") == b"precious"

@@ -31,7 +31,7 @@ from pipelines.verify import SHOWN, Verified, choose, repair, summary, told, ver
 from schemas.dataset import read_dataset
 from schemas.document import LAYOUT
 from schemas.errors import InputError
-from schemas.files import lock_folder
+from schemas.files import file_sha256, lock_folder
 from schemas.sample import (
     MEMBER_NAMES,
     Sample,
@@ -468,8 +468,8 @@ def test_one_key_in_two_planned_shards_is_told_though_each_of_them_is_whole(copy
     with pq.ParquetWriter(copy / "plan.parquet", plan.schema_arrow, write_statistics=["shard"]) as writer:
         for group in groups:
             writer.write_table(group)
-    size = (copy / "plan.parquet").stat().st_size
-    _change_json("selection.json", lambda record: record["bytes"].update({"plan.parquet": size}))(copy)
+    changed = file_sha256(copy / "plan.parquet")
+    _change_json("selection.json", lambda record: record["sha256"].update({"plan.parquet": changed}))(copy)
     samples, others = read_shard(copy, SHARD), read_shard(copy, "train-000000")
     samples[0] = Stored({**others[0].row, "shard": SHARD}, others[0].members)
     write_shard(copy, SHARD, samples)
@@ -561,8 +561,8 @@ def test_an_extended_dataset_is_whole_though_older_shards_count_what_failed_in_t
     with pq.ParquetWriter(copy / "plan.parquet", plan.schema_arrow, write_statistics=["shard"]) as writer:
         for group in groups:
             writer.write_table(group.filter(pc.not_equal(group["key"], failed["key"])))
-    size = (copy / "plan.parquet").stat().st_size
-    _change_json("selection.json", lambda record: record["bytes"].update({"plan.parquet": size}))(copy)
+    changed = file_sha256(copy / "plan.parquet")
+    _change_json("selection.json", lambda record: record["sha256"].update({"plan.parquet": changed}))(copy)
     old = "0" * 64
     _change_json("plan.json", lambda record: record.update(extends=[old]))(copy)
     _change_json("dataset.json", lambda info: info["books"].update(planned=info["books"]["planned"] - 1, failures={}))(copy)
@@ -862,6 +862,30 @@ def test_a_dataset_whose_shards_are_elsewhere_is_not_called_damaged(copy):
     shutil.rmtree(copy / "shards")
     with pytest.raises(InputError, match="the shards of this dataset are at s3://bucket/dataset"):
         look(copy)
+
+
+def test_a_copy_of_what_lies_behind_a_url_is_not_repaired(copy):
+    """The build would not look at it: what is there is whole, and what was taken away here is lost."""
+    _change_json("dataset.json", lambda info: info["settings"].update(upload="s3://bucket/dataset"))(copy)
+    (copy / "shards" / f"{SHARD}.tar").write_bytes(b"")
+    done = run_verify(copy, "--repair")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "--verify-existing" in done.stderr
+    assert (copy / "dataset.json").exists()
+    assert (copy / "shards" / f"{SHARD}.json").exists()
+    done = run_verify(copy, "--sample", "1")
+    assert done.returncode == 1
+    assert "--verify-existing" in done.stdout.splitlines()[-1]
+    assert "--repair" not in done.stdout
+
+
+def test_a_dataset_without_its_shards_is_repaired(copy):
+    shutil.rmtree(copy / "shards")
+    done = run_verify(copy, "--repair")
+    assert (done.returncode, done.stderr.count("Traceback")) == (1, 0), done.stderr
+    assert f"{SHARD}: its commit record was removed" in done.stdout
+    assert not (copy / "dataset.json").exists()
 
 
 def test_nothing_is_repaired_while_a_build_is_at_work(copy):

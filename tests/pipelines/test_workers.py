@@ -1,9 +1,12 @@
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pipelines.config import RaySettings
-from pipelines.packing.workers import pack_on_ray, share_out
+from pipelines.packing.workers import PackingActor, pack_on_ray, share_out
 from schemas.errors import InputError
+from schemas.tables import PLAN
 from tests.conftest import settings_of
 
 
@@ -39,3 +42,18 @@ def test_an_actor_that_cannot_start_fails_its_shards_and_ends(photos, tmp_path):
         ray.shutdown()
     assert [group for group, _ in outcomes] == [0, 1, 2]
     assert all("nowhere" in error for _, error in outcomes)
+
+
+def test_what_a_person_can_mend_is_told_in_one_line(photos, tmp_path):
+    """A photo store without tables: a traceback would bury it."""
+    settings = settings_of(photos, tmp_path / "out", "--source.photos", str(tmp_path / "store"))
+    for folder in (settings.out, settings.source.photos):
+        folder.mkdir()
+    (settings.source.photos / "store.json").write_text("{}")
+    row = {field.name: "" if pa.types.is_string(field.type) else None if field.nullable else 0 for field in PLAN}
+    words = {field.name: "train" for field in PLAN if pa.types.is_dictionary(field.type)}
+    plan = pa.Table.from_pylist([{**row, **words, "shard": "train-000000", "photo_id": "p"}], PLAN)
+    pq.write_table(plan, settings.out / "plan.parquet")
+    said = PackingActor(settings, "x", "cpu").pack(0)
+    assert said.startswith(f"{settings.source.photos}: this photo store has no tables")
+    assert "\n" not in said
