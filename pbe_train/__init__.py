@@ -2,7 +2,8 @@
 
     data/ ─▶ train.py (networks/, diffusion.py, training/) ─▶ checkpoint ─▶ editing/ ─▶ sample, demo, evaluate
 
-Entry points: `train.py` (also under torchrun), `sample.py`, `demo.py`, `evaluate.py`. Settings: `config.py`.
+Entry points: `train.py` (also under torchrun), `sample.py`, `demo.py`, `evaluate.py`, and `cost.py`, which tells what a run will
+cost. Settings: `config.py`.
 """
 
 import os

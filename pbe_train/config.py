@@ -5,10 +5,11 @@ and `guidance_dropout`.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, model_validator
 
+from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
 MaskMode = Literal["bilinear", "nearest"]
@@ -65,6 +66,13 @@ class ModelSettings(Group):
     attention: Literal["fused", "plain"] = "fused"
     """How the U-Net's attention is computed: by PyTorch's fused kernels, or by plain matrix products, which on a CPU are faster
     for the few tokens of small latents; their memory grows with the square of the tokens."""
+    one_token_shortcut: bool = True
+    """Under `tokens: class`, compute the attention to the one condition token as the linear map that it is; same output, less
+    arithmetic. False computes the whole attention. Without effect under `tokens: all`."""
+    channels_last: bool = True
+    """Keep the U-Net's activations and kernels with channels innermost in memory, which tensor cores take without reordering."""
+    compile: bool = False
+    """Compile U-Net and conditioner with torch.compile: minutes at the start of a run, less time for each step."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
 
@@ -100,12 +108,20 @@ class OptimizerSettings(Group):
 
 
 class LoaderSettings(Group):
-    """How samples reach the model. None of these changes what is trained on, but window does change the order."""
+    """How samples reach the model. Of these, window alone changes the order; on_damage only what no run could have read."""
 
     workers: int = Field(4, ge=0)
     """Processes per rank that read and augment; 0 = in the training process itself."""
     window: int = Field(16, ge=1)
     """Shards whose samples are shuffled together; memory and open files grow with it."""
+    on_damage: Literal["stop", "replace"] = "stop"
+    """What to do with a sample that cannot be read: stop, or put another one, drawn from the whole split, into its place."""
+    most_replaced: int = Field(100, ge=0)
+    """Samples that may be replaced, each counted once, before the run stops and names them."""
+    cache: Path | None = None
+    """Folder for shards and tables of a remote dataset, shared by a machine's processes; null = ~/.cache/paint-by-example."""
+    cache_gb: float = Field(50, gt=0)
+    """Bytes of shards kept there, in units of 10^9; those that were not used for longest go first."""
 
 
 class PictureSettings(Group):
@@ -129,7 +145,11 @@ class TrainSettings(Program):
     """Train Paint by Example on a dataset of shards."""
 
     dataset: Path
-    """Dataset folder that a build left (it holds dataset.json)."""
+    """Dataset folder that a build left (it holds dataset.json), or its URL: s3://bucket/dataset."""
+    dataset_url: str | None = Field(None, exclude=True)
+    """Not to be given: the URL, where `dataset` is one."""
+    storage: dict[str, Any] = Field({}, exclude=True)
+    """Options for that URL, as fsspec takes them for its protocol: {"endpoint_url": "https://..."}. Written to no file."""
     split: str = "train"
     """Split to train on."""
     out: Path = Path("runs/tiny")
@@ -172,6 +192,17 @@ class TrainSettings(Program):
     resume: str = "auto"
     """`auto`: go on from the newest checkpoint in `out`, if any; `never`: start anew; or a run folder or a checkpoint folder."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _url_is_kept_whole(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # As a path, s3://bucket would lose a slash.
+        given = values.get("dataset")
+        return {**values, "dataset_url": str(given) if is_url(given) else None}
+
+    @field_serializer("dataset")
+    def _dataset_as_given(self, dataset: Path) -> str:
+        return public_url(self.dataset_url) if self.dataset_url else str(dataset)
+
 
 # What a resumed run may change: where it writes, how far it goes and how it is watched. Everything else defines the run.
 # `dataset`, `model.encoder` and `model.vae` are places; what lies there is compared by hash. `model.pretrained` is the place of
@@ -185,9 +216,16 @@ CHANGEABLE = {
     "model.encoder",
     "model.vae",
     "model.attention",
+    "model.one_token_shortcut",
+    "model.channels_last",
+    "model.compile",
     "model.gradient_checkpointing",
     "threads",
     "loader.workers",
+    "loader.on_damage",
+    "loader.most_replaced",
+    "loader.cache",
+    "loader.cache_gb",
     "log_every",
     "checkpoint_every",
     "checkpoints_kept",

@@ -5,19 +5,24 @@ that was stopped goes on from its newest checkpoint when the same command is giv
 """
 
 import json
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pbe_train.config import OptimizerSettings, TrainSettings
+from pbe_train.data.damage import DamageBook
 from pbe_train.data.items import Batch, Items, load_batches
+from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
 from pbe_train.diffusion import make_scheduler, noise_loss, training_schedule
 from pbe_train.editing.sampling import Run
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.model import PaintByExampleModel, build_model
+from pbe_train.networks.preparing import laid_out_as, prepare, uncompiled
 from pbe_train.training.checkpoint import (
     CheckpointState,
     RunIdentity,
@@ -52,8 +57,8 @@ def main() -> None:
 def train(settings: TrainSettings, ranks: Ranks) -> None:
     """The whole run, from data to final checkpoint."""
     # Data, and a check that it and the networks belong together.
-    reader = ShardReader(settings.dataset, settings.split, open_shards=2 * settings.loader.window)
-    vae = load_dataset_vae(settings.model.vae, settings.dataset, reader.info)
+    reader = open_reader(settings)
+    vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
     make_scheduler(settings.pictures.scheduler, settings.prediction)
 
     # Go on from a checkpoint, if there is one; every rank looks for itself.
@@ -64,8 +69,8 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
     # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
     unet = state.identity.unet if state else None
-    model = build_model(settings.model, reader.info.vae.latent_channels, unet).to(ranks.device).train()
-    trained = model.trained()
+    model = prepare(build_model(settings.model, reader.info.vae.latent_channels, unet), settings.model, ranks.device).train()
+    trained, kept = model.trained(), model.kept()
     optimizer = make_optimizer(trained, settings.optimizer)
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
     identity = identify(model, reader)
@@ -73,10 +78,11 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
     step = 0
     if checkpoint and state:
         check_resumable(checkpoint, state, settings, identity)
-        resume(checkpoint, state, trained, optimizer, average)
+        resume(checkpoint, state, kept, trained, optimizer, average)
         step = state.step
     items = Items(settings, reader, model.conditioner.model.config.image_size)
-    batches = Timed(load_batches(items, step, ranks.count, ranks.rank))
+    loaded = load_batches(items, step, ranks.count, ranks.rank)
+    batches, damage = Timed(loaded), DamageBook(settings.loader.most_replaced)
 
     progress = pictures = None
     if ranks.rank == 0:
@@ -115,6 +121,10 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
         if saves or logs:
             check_finite(ranks, settings, step, finite, trained)
         if logs:
+            # All ranks keep the same book, so that beyond the limit all of them stop here.
+            for line in damage.add(one for some in ranks.gather(loaded.take_replaced()) for one in some):
+                if progress:
+                    print(line, file=sys.stderr, flush=True)
             loss_mean = float(ranks.mean(torch.stack(losses).mean()))
             losses.clear()
             seconds = time.monotonic() - logged_time
@@ -133,11 +143,12 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
         if progress:
             progress.advance()
             if pictures and (step % settings.pictures.every == 0 or last):
-                progress.show(step, pictures.draw(step, average))
+                with uncompiled() if settings.model.compile else nullcontext():
+                    progress.show(step, pictures.draw(step, average))
             if saves:
-                save(step, settings, identity, trained, optimizer, average)
+                save(step, settings, identity, kept, trained, optimizer, average)
 
-    finish(settings, ranks, trained, progress)
+    finish(settings, ranks, kept, progress, reader.folder)
 
 
 def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -171,32 +182,38 @@ def save(
     step: int,
     settings: TrainSettings,
     identity: RunIdentity,
+    kept: dict[str, nn.Parameter],
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
 ) -> Path:
-    """Save all that a resumed run needs: weights, their average, the optimizer's moments."""
+    """Save all that a resumed run needs: weights, their average, the optimizer's moments.
+
+    Weights and average name every parameter, also those that have no effect and are not trained: released weights have them.
+    """
     moments = {f"{kind}.{name}": optimizer.state[parameter][kind] for kind in MOMENTS for name, parameter in trained.items()}
-    parts = {"model": trained, "optimizer": moments, **({"ema": average.average} if average else {})}
+    parts = {"model": kept, "optimizer": moments, **({"ema": {**kept, **average.average}} if average else {})}
     return save_checkpoint(settings.out, step, settings, identity, parts)
 
 
 def resume(
     checkpoint: Path,
     state: CheckpointState,
+    kept: dict[str, nn.Parameter],
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
 ) -> None:
     """Put everything back as `save` found it."""
-    copy_values(read_part(checkpoint, state, "model", trained), trained)
+    copy_values(read_part(checkpoint, state, "model", kept), kept)
     if average:
-        copy_values(read_part(checkpoint, state, "ema", trained), average.average)
+        averaged = read_part(checkpoint, state, "ema", kept)
+        copy_values({name: averaged[name] for name in average.average}, average.average)
     expected = {f"{kind}.{name}": parameter for kind in MOMENTS for name, parameter in trained.items()}
     moments = read_part(checkpoint, state, "optimizer", expected)
     for name, parameter in trained.items():
-        kept = {kind: moments[f"{kind}.{name}"].to(parameter.device) for kind in MOMENTS}
-        optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **kept}
+        own = {kind: laid_out_as(parameter, moments[f"{kind}.{name}"]) for kind in MOMENTS}
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **own}
 
 
 def check_agreement(ranks: Ranks, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader) -> None:
@@ -244,9 +261,11 @@ def check_finite(
         )
 
 
-def finish(settings: TrainSettings, ranks: Ranks, trained: dict[str, nn.Parameter], progress: Progress | None) -> None:
+def finish(
+    settings: TrainSettings, ranks: Ranks, kept: dict[str, nn.Parameter], progress: Progress | None, dataset: Path
+) -> None:
     """Check that all ranks hold the same weights, and say where things are."""
-    hashes = ranks.gather(weights_sha256(trained))
+    hashes = ranks.gather(weights_sha256(kept))
     if len(set(hashes)) > 1:
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:
@@ -255,7 +274,7 @@ def finish(settings: TrainSettings, ranks: Ranks, trained: dict[str, nn.Paramete
         (settings.out / "finished.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"done: {settings.steps} steps, weights {hashes[0][:12]} on {ranks.count} rank(s)")
         print(f"checkpoints: {settings.out / 'checkpoints'}, metrics: tensorboard --logdir {settings.out / 'tensorboard'}")
-        print(f"next: python -m pbe_train.demo --model {settings.out} --dataset {settings.dataset} --out demo.png")
+        print(f"next: python -m pbe_train.demo --model {settings.out} --dataset {dataset} --out demo.png")
 
 
 def describe(
@@ -264,8 +283,9 @@ def describe(
     """What is about to happen, in three lines."""
     samples, parameters = sum(reader.counts), sum(parameter.numel() for parameter in trained.values())
     epochs = settings.steps * settings.global_batch / samples
+    dataset = settings.model_dump(mode="json")["dataset"]  # A URL without its password.
     return (
-        f"dataset {settings.dataset}: {samples:,} samples in {len(reader.shards)} shards; "
+        f"dataset {dataset}: {samples:,} samples in {len(reader.shards)} shards; "
         f"{settings.steps:,} steps are {epochs:.1f} epochs\n"
         f"model: {parameters / 1e6:.1f} M trained parameters, on {ranks.count} rank(s) of {ranks.device.type}\n"
         + (f"going on from {checkpoint}" if checkpoint else f"new run in {settings.out}")

@@ -7,28 +7,33 @@
                       └─ reference ── squash, augment ──▶ reference
                                 timestep, drop
 
+A sample that cannot be read stops the run, or is replaced by another one that is as much a function of (seed, step, slot).
 So a run has no loader state and no random state: resumed at step k, or cut into other ranks, it goes on exactly as it would have.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pbe_train.data.augment import Augmentation, squash
 from pbe_train.config import TrainSettings
-from pbe_train.data.latents import draw_posterior, keep_map, to_tensor
-from pbe_train.data.order import SampleOrder, rank_slots
-from pbe_train.data.shards import ShardReader
+from pbe_train.data.augment import Augmentation, squash
+from pbe_train.data.damage import DamagedSample, Replaced
+from pbe_train.data.latents import draw_posterior, keep_map
+from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.shards import ShardReader, TrainingSample
 from schemas.errors import InputError
 from schemas.randomness import generator
 
 TIMESTEPS = 1000
+# Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
+ATTEMPTS = 10
 
 
 class Batch(NamedTuple):
@@ -44,7 +49,24 @@ class Batch(NamedTuple):
     """Whether the null vector replaces the condition."""
 
 
-class Items(Dataset[Batch | InputError]):
+class Loaded(NamedTuple):
+    """What a worker hands over: a batch, and which samples gave their slots to others (`loader.on_damage: replace`)."""
+
+    batch: Batch
+    replaced: Sequence[Replaced]
+
+
+class Item(NamedTuple):
+    """What the model sees at one (step, slot). Fields as in `Batch`."""
+
+    planes: Float[Tensor, "planes height width"]
+    reference: UInt8[Tensor, "3 reference reference"]
+    timestep: int
+    dropped: bool
+    replaced: Sequence[Replaced]
+
+
+class Items(Dataset[Loaded | InputError]):
     """Maps a list of (step, slot) to the batch of their items.
 
     Bad input is returned, not raised: a DataLoader would wrap what a worker raises into a page of traceback.
@@ -57,38 +79,85 @@ class Items(Dataset[Batch | InputError]):
         self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
         self.augment = Augmentation(settings.augmentation)
 
-    def __getitem__(self, pairs: list[tuple[int, int]]) -> Batch | InputError:
+    def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         """The batch of these (step, slot) pairs."""
+        planes, references = self._room(len(pairs))
         try:
-            made = [self.make(step, slot) for step, slot in pairs]
+            made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
         except InputError as error:
             return error
-        planes, references, timesteps, dropped = zip(*made, strict=True)
-        return Batch(
-            torch.stack(planes), to_tensor(np.stack(references)), torch.tensor(timesteps), torch.tensor(dropped, dtype=torch.bool)
+        timesteps, dropped, replaced = zip(*made, strict=True)
+        batch = Batch(
+            torch.from_numpy(planes),
+            torch.from_numpy(references),
+            torch.tensor(timesteps),
+            torch.tensor(dropped, dtype=torch.bool),
         )
+        return Loaded(batch, [one for some in replaced for one in some])
 
-    def make(
-        self, step: int, slot: int
-    ) -> tuple[Float[Tensor, "planes height width"], UInt8[np.ndarray, "reference reference 3"], int, bool]:
-        """One item: planes, augmented reference, timestep, whether the condition is dropped."""
+    def make(self, step: int, slot: int) -> Item:
+        """One item.
+
+        Raises:
+            InputError: its sample, and where it may be replaced so many others, cannot be read.
+        """
+        planes, references = self._room(1)
+        timestep, dropped, replaced = self._fill(planes[0], references[0], step, slot)
+        return Item(torch.from_numpy(planes[0]), torch.from_numpy(references[0]), timestep, dropped, replaced)
+
+    def _room(
+        self, count: int
+    ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count 3 reference reference"]]:
+        """Arrays for so many items, to be filled."""
+        vae, side = self.reader.info.vae, self.reader.info.view_size // self.reader.info.vae.downsampling
+        planes = np.empty((count, 3 * vae.latent_channels + 1, side, side), np.float32)
+        return planes, np.empty((count, 3, self.reference_size, self.reference_size), np.uint8)
+
+    def _fill(
+        self,
+        planes: Float32[np.ndarray, "planes height width"],
+        reference: UInt8[np.ndarray, "3 reference reference"],
+        step: int,
+        slot: int,
+    ) -> tuple[int, bool, list[Replaced]]:
+        """Put an item into its places in a batch; timestep, whether the condition is dropped, what could not be read."""
         settings, seed = self.settings, self.settings.seed
         epoch, place = self.order.at(step, slot, settings.global_batch)
-        sample = self.reader.read(place)
-        kind = int(generator(seed, "train", "mask", epoch, sample.key).integers(len(sample.masks)))
+        sample, replaced = self._read(step, slot, epoch, place)
 
         vae = self.reader.info.vae
-        shape = (vae.latent_channels, *sample.latent.shape[1:])
-        draws = generator(seed, "train", step, slot, "latents").standard_normal((3, *shape), np.float32)
-        latent = draw_posterior(sample.latent, draws[0], vae.scaling_factor)
-        masked = draw_posterior(sample.masked[kind], draws[1], vae.scaling_factor)
-        keep = keep_map(sample.masks[kind : kind + 1], shape[-1], settings.model.mask_to_latent)[0]
-        planes = torch.cat([torch.from_numpy(latent), torch.from_numpy(masked), keep, torch.from_numpy(draws[2])])
+        channels = vae.latent_channels
+        latent, masked, keep, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
+        draws = generator(seed, "train", step, slot, "latents")
+        for drawn in (latent, masked, noise):
+            draws.standard_normal(dtype=np.float32, out=drawn)
+        draw_posterior(sample.latent, latent, vae.scaling_factor)
+        draw_posterior(sample.masked, masked, vae.scaling_factor)
+        keep[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
-        reference = self.augment(squash(sample.reference, self.reference_size), seed, "train", step, slot, "augmentation")
+        augmented = self.augment(squash(sample.reference, self.reference_size), seed, "train", step, slot, "augmentation")
+        for number, colour in enumerate(reference):
+            cv2.extractChannel(augmented, number, colour)
         timestep = int(generator(seed, "train", step, slot, "timestep").integers(TIMESTEPS))
         dropped = bool(generator(seed, "train", step, slot, "dropout").random() < settings.guidance_dropout)
-        return planes, reference, timestep, dropped
+        return timestep, dropped, replaced
+
+    def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:
+        """The sample of a slot, or the one that takes its place, and what could not be read before."""
+        replaced: list[Replaced] = []
+        while True:
+            try:
+                return self.reader.read_for_training(place, partial(choose_mask, self.settings.seed, epoch)), replaced
+            except DamagedSample as error:
+                if self.settings.loader.on_damage == "stop":
+                    raise InputError(f"{error}, or train without it: --loader.on_damage replace") from None
+                if len(replaced) == ATTEMPTS:
+                    raise InputError(
+                        f"{error}; {ATTEMPTS} samples that were to replace one another are all damaged, so most of the dataset "
+                        "seems to be"
+                    ) from None
+                replaced.append(error.replaced)
+                place = self.order.replacement(step, slot, len(replaced) - 1)
 
 
 class SlotSampler(Sampler[list[tuple[int, int]]]):
@@ -110,8 +179,58 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
         return (self.last_step - self.first_step) * len(self.slots)
 
 
-def load_batches(items: Items, first_step: int, ranks: int, rank: int) -> Iterator[Batch]:
+class Batches(Iterator[Batch]):
+    """One rank's micro-batches. Workers are started when the first one is asked for."""
+
+    def __init__(self, items: Items, sampler: SlotSampler, start_method: str | None = None) -> None:
+        self.items = items
+        self.sampler = sampler
+        self.start_method = start_method
+        self._loaded: Iterator[Loaded | InputError] | None = None
+        self._replaced: list[Replaced] = []
+
+    def __next__(self) -> Batch:
+        """The next micro-batch. Raises InputError where it cannot be made."""
+        if self._loaded is None:
+            self._loaded = self._start()
+        loaded = next(self._loaded)
+        if isinstance(loaded, InputError):
+            raise loaded
+        self._replaced += loaded.replaced
+        return loaded.batch
+
+    def take_replaced(self) -> list[Replaced]:
+        """The samples that gave their slots to others since this was last asked; one may be in it several times."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
+    def _start(self) -> Iterator[Loaded | InputError]:
+        # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
+        cv2.setNumThreads(1)
+        workers = self.items.settings.loader.workers
+        return iter(
+            DataLoader(
+                self.items,
+                sampler=self.sampler,
+                batch_size=None,
+                num_workers=workers,
+                worker_init_fn=_one_thread,
+                multiprocessing_context=self.start_method if workers else None,
+                pin_memory=torch.cuda.is_available(),
+                prefetch_factor=4 if workers else None,
+            )
+        )
+
+
+def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str | None = None) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
+
+    Args:
+        items: of the run.
+        first_step: steps done before.
+        ranks: how many there are.
+        rank: which one this is.
+        start_method: of worker processes, `fork` or `spawn`; None is the system's own.
 
     Raises:
         InputError: the global batch cannot be cut evenly (at once), or a shard is missing or damaged (while iterating).
@@ -121,22 +240,10 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int) -> Iterat
         slots = rank_slots(settings.global_batch, settings.accumulation, ranks, rank)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return _iterate(items, SlotSampler(first_step, settings.steps, slots))
+    return Batches(items, SlotSampler(first_step, settings.steps, slots), start_method)
 
 
-def _iterate(items: Items, sampler: SlotSampler) -> Iterator[Batch]:
-    # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
-    cv2.setNumThreads(1)
-    workers = items.settings.loader.workers
-    loader: DataLoader[Batch | InputError] = DataLoader(
-        items,
-        sampler=sampler,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
-    )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+def _one_thread(worker: int) -> None:
+    """Keep OpenCV to one thread in a worker that was not forked and so does not have its parent's setting."""
+    if cv2.getNumThreads() != 1:
+        cv2.setNumThreads(1)

@@ -19,17 +19,33 @@ def keep_map(masks: Bool[np.ndarray, "batch size size"], cells: int, mode: MaskM
     `bilinear` has no antialias: at a factor of 8 a cell sees the 2 x 2 px at its centre (as published). `nearest` sees the one px
     at its top left (as in diffusers). They differ in about one hole cell of nine: use a model with what it was trained on.
     """
+    size = masks.shape[-1]
+    if size % cells == 0 and size // cells % 2 == 0:
+        # The same numbers from the few px that count, without making floats of all: 1, 3/4, 1/2, 1/4 and 0 are exact.
+        step, middle = size // cells, size // cells // 2
+        if mode == "nearest":
+            holes = masks[:, ::step, ::step].astype(np.float32)
+        else:
+            rows = masks[:, middle - 1 :: step].astype(np.uint8) + masks[:, middle::step]
+            holes = (rows[:, :, middle - 1 :: step] + rows[:, :, middle::step]) * np.float32(0.25)
+        return torch.from_numpy(1 - holes[:, None])
     keep = torch.from_numpy(~masks)[:, None].float()
     return interpolate(keep, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 def draw_posterior(
-    posterior: Float16[np.ndarray, "two_channels height width"], noise: Float32[np.ndarray, "channels height width"], scale: float
-) -> Float32[np.ndarray, "channels height width"]:
-    """A draw from a VAE posterior (mean and standard deviation, stacked), scaled for the diffusion model."""
-    mean, deviation = np.split(posterior.astype(np.float32), 2)
-    drawn: Float32[np.ndarray, "channels height width"] = (mean + deviation * noise) * np.float32(scale)
-    return drawn
+    posterior: Float16[np.ndarray, "two_channels height width"],
+    noise: Float32[np.ndarray, "channels height width"],
+    scale: float,
+) -> None:
+    """Turn standard normal noise, in place, into a draw from a VAE posterior (mean and standard deviation, stacked).
+
+    The draw is scaled for the diffusion model: (mean + deviation * noise) * scale.
+    """
+    mean, deviation = np.split(posterior, 2)
+    noise *= deviation
+    noise += mean
+    noise *= np.float32(scale)
 
 
 def posterior_mean(

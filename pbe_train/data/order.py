@@ -1,10 +1,14 @@
-"""Which sample stands where: the order of an epoch as a pure function of (seed, epoch, index).
+"""Which sample stands where: the order of an epoch as a pure function of (seed, epoch, index); and which of its masks is used.
 
     shards     0 1 2 3 4 5 6 7        all shards, shuffled:                3 6 0 7 2 5 1 4
     windows   [3 6 0] [7 2 5] [1 4]   `window` neighbours of that order;   the samples of a window are shuffled together
 
 Slot `s` of step `t` takes position `t * global_batch + s` of the endless row of epochs; so a step may straddle two epochs, and
 no sample is dropped at an epoch's end.
+
+A sample is one view of an object with its K masks. Where a dataset has several views of an object, each is a sample of its own,
+so an epoch shows them all; of the masks it shows one (`choose_mask`). A sample that cannot be read gives its slot to another one
+(`SampleOrder.replacement`); that is the one case in which an epoch lacks a sample.
 
 Invariants: every epoch holds each sample exactly once, whatever `window` is. The order does not depend on the number of ranks or
 workers. Memory is one permutation of the shards and one of a window's samples. Trade-off: two samples of one shard never lie
@@ -59,6 +63,15 @@ class SampleOrder:
         member = int(np.searchsorted(ends, place, side="right"))
         return Place(int(members[member]), place - int(ends[member] - self.counts[members[member]]))
 
+    def replacement(self, step: int, slot: int, attempt: int) -> Place:
+        """The sample that takes a slot whose own cannot be read, drawn from the whole split; `attempt` counts from 0.
+
+        A function of seed, step and slot, never of what was found damaged before, so that a resumed run draws the same one.
+        """
+        number = int(generator(self.seed, "train", step, slot, "replacement", attempt).integers(self.samples))
+        shard = int(np.searchsorted(np.cumsum(self.counts), number, side="right"))
+        return Place(shard, number - int(self.counts[:shard].sum()))
+
     def _shuffle_shards(self, epoch: int) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]]:
         """The epoch's order of shards, and the index at which each window starts. Only the last epoch asked for is kept."""
         if self._epoch is None or self._epoch[0] != epoch:
@@ -72,6 +85,11 @@ class SampleOrder:
             shuffled = generator(self.seed, "train", "window", epoch, number).permutation(size).astype(np.int64)
             self._window = (epoch, number), shuffled
         return self._window[1]
+
+
+def choose_mask(seed: int, epoch: int, key: str, masks: int) -> int:
+    """Which of a sample's K masks, 0..K-1, an epoch uses: uniform, and drawn anew for each epoch and each key."""
+    return int(generator(seed, "train", "mask", epoch, key).integers(masks))
 
 
 def rank_slots(global_batch: int, accumulation: int, ranks: int, rank: int) -> list[list[int]]:

@@ -1,22 +1,28 @@
 """Random access to samples: `index.parquet` says where each member lies, `os.pread` fetches it.
 
 Nothing is unpacked and nothing is streamed past: reading a sample costs one read of the bytes from its first to its last member.
-Index rows and file handles are kept for the shards in use only.
+Index rows and file handles are kept for the shards in use only. Evaluation reads whole samples (`read`), training what one item
+needs of them (`read_for_training`); both check what they read: CRC-32 of each member, shapes, finite numbers.
 """
 
+import errno
 import os
 import zlib
 from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float16, UInt8
+from jaxtyping import Bool, Float16, Int64, UInt8
 
+from pbe_train.data.damage import DamagedSample, Replaced
+from pbe_train.data.decoding import decode_latents, decode_mask, decode_reference, latents_problem
 from pbe_train.data.order import Place
 from schemas.dataset import read_dataset
 from schemas.errors import InputError
@@ -26,6 +32,10 @@ from schemas.tables import INDEX
 
 # Columns of the index whose members are read; `json` tells people where a sample comes from and trains nothing.
 READ = ("latent_npy", "masked_npy", "mask_png", "ref_jpg", "view_jpg")
+TRAINED_ON = READ[:4]
+# What systems say of a file, or a disk, that cannot be read. Anything else, too many open files for one, is no sample's damage.
+_OF_ONE_FILE = (errno.EIO, errno.ESTALE, errno.EBADMSG)
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -46,78 +56,202 @@ class StoredSample:
     view: UInt8[np.ndarray, "size size 3"] | None
 
 
+@dataclass(frozen=True)
+class TrainingSample:
+    """What one training item needs of a sample: of the K masks, the one that was chosen. Fields as in `StoredSample`."""
+
+    key: str
+    latent: Float16[np.ndarray, "two_channels height width"]
+    masked: Float16[np.ndarray, "two_channels height width"]
+    mask: Bool[np.ndarray, "size size"]
+    reference: UInt8[np.ndarray, "reference_height reference_width 3"]
+
+
+class UnreadableShard(InputError):
+    """A whole shard cannot be read, others may. `why` tells it in a few words."""
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+@runtime_checkable
+class ShardFiles(Protocol):
+    """Where a dataset's shards are. Goes to worker processes, so it can be pickled."""
+
+    def open(self, shard: str) -> FileIO:
+        """The tar of a shard, open for reading. Raises UnreadableShard, or InputError where others would fail as well."""
+
+    def where(self, shard: str) -> str:
+        """How to call a shard in errors."""
+
+
+@dataclass(frozen=True)
+class LocalShards:
+    """Shards in the folder `shards` of a dataset."""
+
+    folder: Path
+    """Of the dataset."""
+
+    def open(self, shard: str) -> FileIO:
+        """As `ShardFiles.open`."""
+        try:
+            return FileIO(self.where(shard))
+        except FileNotFoundError:
+            raise UnreadableShard(
+                f"{self.where(shard)}: the shard is missing; run the build again, it makes only what is missing",
+                "the shard is missing",
+            ) from None
+        except OSError as error:
+            if error.errno in _OF_ONE_FILE:
+                raise UnreadableShard(f"{self.where(shard)}: {error.strerror}; is the disk sound?", str(error.strerror)) from None
+            raise InputError(
+                f"{self.where(shard)}: {error.strerror}; make it readable (or raise ulimit -n, where too many files are open)"
+            ) from None
+
+    def where(self, shard: str) -> str:
+        """As `ShardFiles.where`."""
+        return str(self.folder / "shards" / f"{shard}.tar")
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """A shard's part of the index, by position. Members are in the order of `READ`; length -1 tells of one that is not there."""
+
+    keys: pa.StringArray
+    labels: pa.StringArray
+    label_names: pa.StringArray
+    offsets: Int64[np.ndarray, "samples members"]
+    lengths: Int64[np.ndarray, "samples members"]
+    checksums: Int64[np.ndarray, "samples members"]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "ShardRows":
+        """Rows of `schemas.tables.INDEX`, sorted by position."""
+
+        def numbers(field: str, absent: int) -> Int64[np.ndarray, "samples members"]:
+            columns = [pc.fill_null(pc.struct_field(table[name], field).cast(pa.int64()), absent).to_numpy() for name in READ]
+            return np.stack(columns, axis=1)
+
+        keys, labels, names = (table[name].combine_chunks() for name in ("key", "label", "label_name"))
+        return cls(keys, labels, names, numbers("offset", 0), numbers("length", -1), numbers("crc32", 0))
+
+
 class ShardReader:
     """Reads any sample of one split of a dataset.
 
     Args:
-        folder: the dataset folder.
+        folder: the dataset folder; of a remote dataset, the local one that its tables were brought to.
         split: name of the split.
         open_shards: shards whose index rows and file handle are kept.
+        files: where the shards are, if not in that folder.
 
     Raises:
         InputError: no dataset, no such split, or an index that does not fit `dataset.json`.
     """
 
-    def __init__(self, folder: Path, split: str, open_shards: int = 64) -> None:
+    def __init__(self, folder: Path, split: str, open_shards: int = 64, files: ShardFiles | None = None) -> None:
         self.folder = folder
         self.split = split
         self.open_shards = open_shards
+        self.files: ShardFiles = files or LocalShards(folder)
         self.info = read_dataset(folder)
         if split not in self.info.splits:
             raise InputError(f"{folder / 'dataset.json'}: no split `{split}`; it has {', '.join(self.info.splits)}")
         self.shards = self.info.splits[split].shards
         self.counts, self._row_groups = self._count_samples()
-        self._open: OrderedDict[str, tuple[int, pa.Table]] = OrderedDict()
+        self._open: OrderedDict[str, tuple[FileIO, ShardRows]] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str, int]]:
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str, int, ShardFiles]]:
         # A worker process that is not forked opens its own files.
-        return ShardReader, (self.folder, self.split, self.open_shards)
+        return ShardReader, (self.folder, self.split, self.open_shards, self.files)
 
     def read(self, place: Place) -> StoredSample:
-        """Read and decode the sample at a place.
+        """Read and decode all of the sample at a place.
 
         Raises:
-            InputError: the shard is missing, or the sample damaged.
+            DamagedSample: the shard is missing, or the sample damaged.
         """
-        name = self.shards[place.shard]
-        handle, table = self._open_shard(name)
-        row = table.slice(place.position, 1).to_pylist()[0]
-        where = f"{self.folder / 'shards' / name}.tar: sample {row['key']}"
-        try:
-            # The members are adjacent, so one read fetches them all.
-            ranges = {member: row[member] for member in READ if row[member]}
-            first = min(part["offset"] for part in ranges.values())
-            last = max(part["offset"] + part["length"] for part in ranges.values())
-            data = os.pread(handle, last - first, first)
-            member = {key: data[part["offset"] - first :][: part["length"]] for key, part in ranges.items()}
-            for key, part in ranges.items():
-                if zlib.crc32(member[key]) != part["crc32"]:
-                    raise ValueError(f"{key.replace('_', '.')} is not what was written (CRC-32)")
-            latent, masked = decode_array(member["latent_npy"]), decode_array(member["masked_npy"])
-            masks = decode_masks(member["mask_png"])
+
+        def decode(members: dict[str, bytes], rows: ShardRows) -> StoredSample:
+            latent, masked = decode_array(members["latent_npy"]), decode_array(members["masked_npy"])
+            masks = decode_masks(members["mask_png"])
             self._check(latent, masked, masks)
             return StoredSample(
-                key=row["key"],
-                label=row["label"],
-                label_name=row["label_name"],
+                key=rows.keys[place.position].as_py(),
+                label=rows.labels[place.position].as_py(),
+                label_name=rows.label_names[place.position].as_py(),
                 latent=latent,
                 masked=masked,
                 masks=masks,
-                reference=decode_photo(member["ref_jpg"], frame="stored"),
-                view=decode_photo(member["view_jpg"], frame="stored") if "view_jpg" in member else None,
+                reference=decode_photo(members["ref_jpg"], frame="stored"),
+                view=decode_photo(members["view_jpg"], frame="stored") if "view_jpg" in members else None,
             )
-        except (ValueError, EOFError, PhotoError) as error:
-            problem = " ".join(str(error).split())
-            raise InputError(f"{where} is damaged ({problem}); delete the shard and run the build again") from error
+
+        return self._read(place, READ, decode)
+
+    def read_for_training(self, place: Place, choose: Callable[[str, int], int]) -> TrainingSample:
+        """Read and decode what an item needs of the sample at a place.
+
+        Args:
+            place: of the sample.
+            choose: (key, K) -> which of the K masks, 0..K-1.
+
+        Raises:
+            DamagedSample: the shard is missing, or the sample damaged.
+        """
+
+        def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
+            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose)
+
+        return self._read(place, TRAINED_ON, decode)
+
+    def decode_for_training(self, members: Mapping[str, bytes], key: str, choose: Callable[[str, int], int]) -> TrainingSample:
+        """What an item needs, of a sample's members (named as columns of the index).
+
+        Raises:
+            ValueError: a member is damaged, or does not fit `dataset.json`.
+            PhotoError: the reference is damaged.
+        """
+        vae, size, count = self.info.vae, self.info.view_size, self.info.masks_per_view
+        side = size // vae.downsampling
+        shape = (2 * vae.latent_channels, side, side)
+        kind = choose(key, count)
+        latent, masked = decode_latents(members["latent_npy"], shape), decode_latents(members["masked_npy"], (count, *shape))
+        problem = latents_problem(latent) or latents_problem(masked)
+        if problem:
+            raise ValueError(problem)
+        mask = decode_mask(members["mask_png"], count, size, kind)
+        return TrainingSample(key, latent, masked[kind], mask, decode_reference(members["ref_jpg"]))
 
     def labels(self) -> list[tuple[Place, str, str]]:
         """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""
-        rows: list[tuple[Place, str, str]] = []
+        found: list[tuple[Place, str, str]] = []
         for number, name in enumerate(self.shards):
-            table = self._index_rows(name)
-            pairs = zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True)
-            rows += [(Place(number, position), key, label) for position, (key, label) in enumerate(pairs)]
-        return rows
+            rows = self._index_rows(name)
+            pairs = zip(rows.keys.to_pylist(), rows.labels.to_pylist(), strict=True)
+            found += [(Place(number, position), key, label) for position, (key, label) in enumerate(pairs)]
+        return found
+
+    def _read(self, place: Place, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]) -> Decoded:
+        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a DamagedSample."""
+        name = self.shards[place.shard]
+        rows = None
+        try:
+            file, rows = self._open_shard(name)
+            return decode(_fetch(file, rows, place.position, wanted), rows)
+        except UnreadableShard as error:
+            key = (rows or self._index_rows(name)).keys[place.position].as_py()
+            raise DamagedSample(str(error), Replaced(name, key, error.why)) from None
+        except (ValueError, EOFError, OSError, PhotoError) as error:
+            if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
+                raise
+            assert rows is not None
+            key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
+            raise DamagedSample(
+                f"{self.files.where(name)}: sample {key} is damaged ({problem}); delete the shard and run the build again",
+                Replaced(name, key, problem),
+            ) from error
 
     def _check(self, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> None:
         vae, size, count = self.info.vae, self.info.view_size, self.info.masks_per_view
@@ -133,7 +267,7 @@ class ShardReader:
             raise ValueError(problem)
 
     def _count_samples(self) -> tuple[list[int], dict[str, list[int]]]:
-        """Samples of each shard, and the row groups of the index that name it; read one row group at a time."""
+        """Samples of each shard, and the row groups of the index that name it."""
         path = self.folder / "index.parquet"
         if not path.is_file():
             raise InputError(f"{path}: the dataset has no index; run the build again, it will finish what is missing")
@@ -143,10 +277,13 @@ class ShardReader:
             missing = set(INDEX.names) - set(index.schema_arrow.names)
             if missing:
                 raise InputError(f"{path}: column {min(missing)} is missing; the index is of another version, build it again")
+            column = index.schema.names.index("shard") if "shard" in index.schema.names else 0
             for group in range(index.num_row_groups):
-                for pair in pc.value_counts(index.read_row_group(group, columns=["shard"])["shard"]).to_pylist():
-                    counts[pair["values"]] += pair["counts"]
-                    groups.setdefault(pair["values"], []).append(group)
+                for shard, samples in _shards_of(index, group, column).items():
+                    counts[shard] += samples
+                    groups.setdefault(shard, []).append(group)
+            # Of millions of samples the table of row groups alone takes a third of a second to read, which no shard needs again.
+            self._metadata = index.metadata
         sizes = [counts[name] for name in self.shards]
         expected = self.info.splits[self.split].samples
         if sum(sizes) != expected:
@@ -157,23 +294,50 @@ class ShardReader:
             raise InputError(f"{self.folder}: split `{self.split}` holds no sample; build the dataset from more photos")
         return sizes, groups
 
-    def _index_rows(self, name: str) -> pa.Table:
-        with pq.ParquetFile(self.folder / "index.parquet") as index:
-            table = index.read_row_groups(self._row_groups.get(name, []))
+    def _index_rows(self, name: str) -> ShardRows:
+        path = self.folder / "index.parquet"
+        try:
+            with pq.ParquetFile(path, metadata=self._metadata) as index:
+                table = index.read_row_groups(self._row_groups.get(name, []))
+        except (OSError, pa.ArrowException) as error:
+            problem = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: cannot be read ({problem}); run the build again") from None
         rows = table.filter(pc.equal(table["shard"], name))
-        return rows.take(pc.sort_indices(rows["position"]))
+        return ShardRows.of(rows.take(pc.sort_indices(rows["position"])))
 
-    def _open_shard(self, name: str) -> tuple[int, pa.Table]:
+    def _open_shard(self, name: str) -> tuple[FileIO, ShardRows]:
         if name in self._open:
             self._open.move_to_end(name)
             return self._open[name]
-        path = self.folder / "shards" / f"{name}.tar"
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise InputError(f"{path}: the shard is missing; run the build again, it makes only what is missing") from None
-        if len(self._open) >= self.open_shards:
-            _, (old, _) = self._open.popitem(last=False)
-            os.close(old)
-        self._open[name] = handle, self._index_rows(name)
+        while len(self._open) >= self.open_shards:
+            self._open.popitem(last=False)[1][0].close()
+        self._open[name] = self.files.open(name), self._index_rows(name)
         return self._open[name]
+
+
+def _shards_of(index: pq.ParquetFile, group: int, column: int) -> dict[str, int]:
+    """Shard -> samples in a row group: by its statistics where it is of one shard, as builds write it, else by reading it."""
+    described = index.metadata.row_group(group)
+    statistics = described.column(column).statistics
+    if statistics is not None and statistics.has_min_max and statistics.min == statistics.max and not statistics.null_count:
+        return {statistics.min: described.num_rows}
+    pairs = pc.value_counts(index.read_row_group(group, columns=["shard"])["shard"]).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in pairs}
+
+
+def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]) -> dict[str, bytes]:
+    """The members of a sample that are there. Raises ValueError where one is not what was written."""
+    offsets, lengths = rows.offsets[position].tolist(), rows.lengths[position].tolist()
+    checksums = rows.checksums[position].tolist()
+    there = [number for number, name in enumerate(READ) if name in wanted and lengths[number] >= 0]
+    # The members are adjacent, so one read fetches them all.
+    first = min(offsets[number] for number in there)
+    last = max(offsets[number] + lengths[number] for number in there)
+    data = memoryview(os.pread(file.fileno(), last - first, first))
+    members = {}
+    for number in there:
+        start = offsets[number] - first
+        members[READ[number]] = bytes(data[start : start + lengths[number]])
+        if zlib.crc32(members[READ[number]]) != checksums[number]:
+            raise ValueError(f"{READ[number].replace('_', '.')} is not what was written (CRC-32)")
+    return members

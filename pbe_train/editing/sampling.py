@@ -143,7 +143,7 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
     vae = load_vae(settings.model.vae)
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
-    copy_values(read_part(folder, state, part, model.trained()), model.trained())
+    copy_values(read_part(folder, state, part, model.kept()), model.kept())
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(model.to(place).eval(), vae.to(place), settings, state.identity, state.step)
 

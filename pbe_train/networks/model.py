@@ -19,6 +19,7 @@ from transformers import CLIPVisionModel
 
 from pbe_train.config import ModelSettings, TokenMode, UNetSettings
 from pbe_train.networks.loading import load_encoder, load_unet
+from pbe_train.networks.one_token import parameters_without_effect, take_shortcuts
 from schemas.errors import InputError
 
 
@@ -66,23 +67,36 @@ class Conditioner(nn.Module):
 
     def forward(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens features"]:
         """CLIP-normalised references -> condition tokens (one each under the bottleneck)."""
-        with torch.no_grad():
-            seen = self.model(pixel_values=reference)
-            if self.tokens == "class":
-                features = seen.pooler_output[:, None]
-            else:
-                # CLIP normalises its class token only; the same normalisation makes all tokens alike in scale.
-                features = getattr(self.model, "vision_model", self.model).post_layernorm(seen.last_hidden_state)
+        return self.condense(self.features(reference))
+
+    @torch.no_grad()
+    def features(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens hidden"]:
+        """CLIP-normalised references -> the encoder's class token, or all of its tokens."""
+        seen = self.model(pixel_values=reference)
+        if self.tokens == "class":
+            return seen.pooler_output[:, None]  # type: ignore[no-any-return]
+        # CLIP normalises its class token only; the same normalisation makes all tokens alike in scale.
+        return getattr(self.model, "vision_model", self.model).post_layernorm(seen.last_hidden_state)  # type: ignore[no-any-return]
+
+    def condense(self, features: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens features"]:
+        """The encoder's tokens -> condition tokens: what is trained of the conditioner."""
         return self.proj_out(self.final_layer_norm(self.mapper(features)))  # type: ignore[no-any-return]
 
 
 class PaintByExampleModel(nn.Module):
-    """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder."""
+    """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder.
+
+    Under the bottleneck, less what cannot change the output: queries and keys of the attention to the one token.
+    """
 
     def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner) -> None:
         super().__init__()
         self.unet = unet
         self.conditioner = conditioner
+        if conditioner.tokens == "class":
+            # Weight decay alone would move them; and DDP would wait for gradients that the shortcut does not compute.
+            for parameter in parameters_without_effect(unet, conditioner.mapper):
+                parameter.requires_grad_(False)
 
     def forward(
         self,
@@ -112,8 +126,15 @@ class PaintByExampleModel(nn.Module):
         return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of everything that is trained, and so averaged and saved."""
+        """Name -> parameter of everything that is trained, and so averaged."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is saved: all but the encoder, whether it is trained or has no effect.
+
+        The names are the same whatever `tokens` is, so that released weights of either kind fit.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("conditioner.model.")}
 
 
 def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict[str, Any] | None = None) -> PaintByExampleModel:
@@ -131,11 +152,18 @@ def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict
         unet = widen(load_unet(settings.pretrained), settings.pretrained)
     else:
         unet = new_unet(settings.unet, latent_channels)
+    return assemble(settings, unet, encoder)
+
+
+def assemble(settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPVisionModel) -> PaintByExampleModel:
+    """The model of these networks, computed as the settings ask, with a new conditioner from torch's global generator."""
     if settings.attention == "plain":
         unet.set_attn_processor(AttnProcessor())
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
+    if settings.one_token_shortcut and settings.tokens == "class":
+        take_shortcuts(unet, conditioner.mapper)
     return PaintByExampleModel(unet, conditioner)
 
 

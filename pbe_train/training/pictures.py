@@ -3,11 +3,11 @@
 from PIL import Image
 
 from pbe_train.config import TrainSettings
+from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
 from pbe_train.editing.sampling import Run, SamplingSettings
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
 from pbe_train.training.ema import MovingAverage
-from schemas.dataset import read_dataset
 from schemas.pictures import Picture, sheet
 
 
@@ -56,8 +56,9 @@ class Pictures:
 
 def open_split(settings: TrainSettings, split: str) -> ShardReader:
     """A split of the dataset, or the training split where it is not there or empty."""
-    splits = read_dataset(settings.dataset).splits
+    reader = open_reader(settings)
+    splits = reader.info.splits
     if split in splits and splits[split].samples:
-        return ShardReader(settings.dataset, split)
-    print(f"{settings.dataset}: no samples in a split `{split}`; pictures show samples of `{settings.split}`", flush=True)
-    return ShardReader(settings.dataset, settings.split)
+        return open_reader(settings, split)
+    print(f"{reader.folder}: no samples in a split `{split}`; pictures show samples of `{settings.split}`", flush=True)
+    return reader

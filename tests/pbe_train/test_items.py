@@ -1,21 +1,21 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
-import json
 import shutil
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from pbe_train.data import items as items_module
-from pbe_train.data import shards
+from pbe_train.data.damage import DamageBook, Replaced
 from pbe_train.data.items import Batch, Items, SlotSampler, load_batches
 from pbe_train.data.latents import keep_map
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
 from schemas.errors import InputError
-from tests.pbe_train.small_world import MASKS, SCALE, World, make_sample, make_vae
+from tests.pbe_train.small_world import MASKS, SCALE, World
 
 
 def items_of(world: World, tmp_path, *options: str) -> Items:
@@ -23,22 +23,10 @@ def items_of(world: World, tmp_path, *options: str) -> Items:
     return Items(settings, ShardReader(settings.dataset, "train"), 32)
 
 
-def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
-    reader = ShardReader(world.dataset, "train", open_shards=1)
-    vae = make_vae(tmp_path / "vae", 0)
-    for place, number in ((Place(1, 3), 8), (Place(3, 4), 23), (Place(0, 0), 0), (Place(1, 7), 12)):
-        read, written = reader.read(place), make_sample(vae, "train", number)
-        assert read.key == written.record.key
-        assert np.array_equal(read.latent, written.latent)
-        assert np.array_equal(read.masked, written.masked)
-        assert np.array_equal(read.masks, written.masks)
-    assert ShardReader(world.dataset, "validation").read(Place(0, 2)).view.shape == (32, 32, 3)
-
-
 def test_planes_hold_the_scaled_latents_and_the_mask_of_one_kind(world: World, tmp_path):
     items = items_of(world, tmp_path)
     for slot in range(4):
-        planes, _, _, _ = items.make(2, slot)
+        planes = items.make(2, slot).planes
         sample = items.reader.read(items.order.at(2, slot, 4)[1])
         masks = [keep_map(sample.masks[kind : kind + 1], 4, "bilinear")[0, 0] for kind in range(MASKS)]
         kind = next(kind for kind in range(MASKS) if torch.equal(masks[kind], planes[8]))
@@ -84,7 +72,7 @@ def test_workers_ranks_and_history_do_not_change_what_is_seen(world: World, tmp_
 
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):
     items = items_of(world, tmp_path, "--global_batch=20", "--guidance_dropout=0.2")
-    dropped = np.array([[items.make(step, slot)[3] for slot in range(20)] for step in range(30)])
+    dropped = np.array([[items.make(step, slot).dropped for slot in range(20)] for step in range(30)])
     assert dropped.mean() == pytest.approx(0.2, abs=0.05)
     # Drawn once per batch, every row would be all or nothing.
     assert (dropped.any(1) & ~dropped.all(1)).mean() > 0.8
@@ -92,7 +80,7 @@ def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World
 
 def test_timesteps_cover_the_schedule(world: World, tmp_path):
     items = items_of(world, tmp_path)
-    times = [items.make(step, slot)[2] for step in range(60) for slot in range(4)]
+    times = [items.make(step, slot).timestep for step in range(60) for slot in range(4)]
     assert min(times) >= 0
     assert max(times) <= 999
     assert np.histogram(times, 4, (0, 1000))[0].min() > 35
@@ -111,6 +99,55 @@ def test_the_sampler_counts_what_it_yields():
     assert len(list(sampler)) == len(sampler) == 8
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("cells", [4, 8, 16, 32, 5])
+def test_a_mask_shrinks_as_torch_shrinks_it(cells, mode):
+    masks = np.random.default_rng(0).random((3, 32, 32)) < 0.4
+    align = False if mode == "bilinear" else None
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(~masks)[:, None].float(), (cells, cells), mode=mode, align_corners=align
+    )
+    assert torch.equal(keep_map(masks, cells, mode), expected)
+
+
+def test_a_batch_is_its_items(world: World, tmp_path):
+    items = items_of(world, tmp_path)
+    batch = items[[(3, 1), (0, 2)]].batch
+    for place, (step, slot) in enumerate([(3, 1), (0, 2)]):
+        for field in Batch._fields:
+            assert torch.equal(getattr(batch, field)[place], torch.as_tensor(getattr(items.make(step, slot), field))), field
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_how_many_processes_make_them(world: World, tmp_path, workers, method):
+    """Two epochs and more: keys (through planes that hold their latents), timesteps, noise, references, all of it."""
+    alone = list(load_batches(items_of(world, tmp_path, "--steps=13"), 0, 1, 0))
+    several = load_batches(items_of(world, tmp_path, "--steps=13", f"--loader.workers={workers}"), 0, 1, 0, method)
+    count = 0
+    for expected, found in zip(alone, several, strict=True):
+        for field in Batch._fields:
+            assert torch.equal(getattr(expected, field), getattr(found, field)), field
+        count += 1
+    assert count == 13
+
+
+def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):
+    """24 epochs over four shards of which it keeps two open."""
+    items = items_of(world, tmp_path, "--steps=144", "--loader.workers=1", "--loader.window=1")
+    items.reader.open_shards = 2
+    batches = load_batches(items, 0, 1, 0)
+    seen = []
+    for step, _ in enumerate(batches):
+        if step % 6 == 5:
+            worker = psutil.Process().children()[0]
+            seen.append((worker.num_fds(), sum(".tar" in file.path for file in worker.open_files()), worker.memory_info().rss))
+    descriptors, tars, memory = zip(*seen, strict=True)
+    assert max(tars) <= 2
+    assert max(descriptors[4:]) <= max(descriptors[:4])
+    assert memory[-1] < memory[3] + 20e6
+
+
 def damaged_copy(world: World, tmp_path):
     shutil.copytree(world.dataset, tmp_path / "dataset")
     return tmp_path / "dataset"
@@ -127,51 +164,72 @@ def test_a_damaged_sample_is_one_line_that_names_it(world: World, tmp_path, work
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("member", [name for name in shards.READ if name != "view_jpg"])
-def test_one_flipped_bit_is_noticed(world: World, tmp_path, member):
-    """Of a latent, say: it would be another number, and nothing else would tell."""
-    folder = damaged_copy(world, tmp_path)
-    rows = pq.read_table(folder / "index.parquet", filters=[("shard", "==", "train-000001"), ("position", "==", 3)]).to_pylist()
-    tar = folder / "shards" / "train-000001.tar"
+def spoil(folder, shard: str, positions: list[int]) -> None:
+    """Flip a bit in the latent of these samples."""
+    index = pq.read_table(folder / "index.parquet", filters=[("shard", "==", shard)]).to_pylist()
+    tar = folder / "shards" / f"{shard}.tar"
     data = bytearray(tar.read_bytes())
-    data[rows[0][member]["offset"] + rows[0][member]["length"] - 3] ^= 1
+    for row in index:
+        if row["position"] in positions:
+            data[row["latent_npy"]["offset"] + row["latent_npy"]["length"] - 3] ^= 1
     tar.write_bytes(data)
-    reader = ShardReader(folder, "train")
-    reader.read(Place(1, 2))
-    with pytest.raises(
-        InputError, match=rf"sample train0008-abc_0 is damaged \({member.replace('_', '.')} is not what was written"
-    ):
-        reader.read(Place(1, 3))
 
 
-@pytest.mark.parametrize(
-    ("decoder", "spoil", "problem"),
-    [
-        ("decode_array", lambda array: np.where(array > array.mean(), np.float16("nan"), array), "a latent is not finite"),
-        ("decode_array", lambda array: -np.abs(array), "a standard deviation is negative"),
-        ("decode_array", lambda array: array.astype(np.float32), r"latent\.npy is float32"),
-        ("decode_array", lambda array: array[:-1], "does not fit dataset"),
-        ("decode_masks", np.zeros_like, "a mask is empty"),
-    ],
-)
-def test_what_is_read_is_checked_like_what_is_written(world: World, monkeypatch: pytest.MonkeyPatch, decoder, spoil, problem):
-    decode = getattr(shards, decoder)
-    monkeypatch.setattr(shards, decoder, lambda data: spoil(decode(data)))
-    with pytest.raises(InputError, match=rf"train-000001\.tar: sample train0008-abc_0 is damaged \(.*{problem}"):
-        ShardReader(world.dataset, "train").read(Place(1, 3))
-
-
-def test_a_missing_shard_is_named(world: World, tmp_path):
+def test_a_damaged_sample_gives_its_slot_to_another_one(world: World, tmp_path):
+    """The same one whatever was met before and whoever looks; all other slots are as without damage, and all is told."""
     folder = damaged_copy(world, tmp_path)
+    spoil(folder, "train-000001", [3, 5])
     (folder / "shards" / "train-000002.tar").unlink()
-    with pytest.raises(InputError, match=r"train-000002\.tar: the shard is missing"):
-        ShardReader(folder, "train").read(Place(2, 0))
+    options = f"--dataset={folder}", "--loader.on_damage=replace", "--steps=12"
+    whole, told = list(load_batches(items_of(world, tmp_path, "--steps=12"), 0, 1, 0)), set()
+    damaged = items_of(world, tmp_path, *options)
+    straight = load_batches(damaged, 0, 1, 0)
+    for step, (expected, found) in enumerate(zip(whole, straight, strict=True)):
+        replaced = straight.take_replaced()
+        told |= set(replaced)
+        same = [torch.equal(*pair) for pair in zip(expected.planes, found.planes, strict=True)]
+        places = [damaged.order.at(step, slot, 4)[1] for slot in range(4)]
+        bad = [place.shard == 2 or place in (Place(1, 3), Place(1, 5)) for place in places]
+        assert same == [not one for one in bad]
+        assert len(replaced) >= sum(bad)
+        assert torch.isfinite(found.planes).all()
+    assert {one.key for one in told if one.shard == "train-000001"} == {"train0008-abc_0", "train0010-abc_0"}
+    assert {one.why for one in told if one.shard == "train-000001"} == {"latent.npy is not what was written (CRC-32)"}
+    assert len([one for one in told if one.shard == "train-000002"]) == 6
+    assert not straight.take_replaced()
+    again = load_batches(items_of(world, tmp_path, *options, "--loader.workers=2", "--accumulation=2"), 7, 1, 0)
+    parts = list(again)
+    later = list(load_batches(items_of(world, tmp_path, *options), 7, 1, 0))
+    assert torch.equal(torch.cat([part.planes for part in parts]), torch.cat([batch.planes for batch in later]))
+    assert set(again.take_replaced()) <= told
 
 
-def test_an_index_that_does_not_fit_is_refused(world: World, tmp_path):
+def test_where_all_is_damaged_nothing_is_replaced_for_ever(world: World, tmp_path):
     folder = damaged_copy(world, tmp_path)
-    info = json.loads((folder / "dataset.json").read_text())
-    info["splits"]["train"]["samples"] += 1
-    (folder / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match=r"index\.parquet: 24 samples of split `train`, dataset\.json says 25"):
-        ShardReader(folder, "train")
+    for path in folder.glob("shards/train*.tar"):
+        path.unlink()
+    items = items_of(world, tmp_path, f"--dataset={folder}", "--loader.on_damage=replace")
+    with pytest.raises(InputError, match=r"the shard is missing.*10 samples that were to replace one another are all damaged"):
+        next(load_batches(items, 0, 1, 0))
+
+
+def test_damage_is_told_once_and_ends_the_run_beyond_the_limit():
+    book = DamageBook(2)
+    one, two, three = (Replaced("train-000001", f"key{number}_0", "CRC-32") for number in range(3))
+    assert book.add([one, one, two]) == [
+        "replaced: shard train-000001, sample key0_0: CRC-32",
+        "replaced: shard train-000001, sample key1_0: CRC-32",
+    ]
+    assert book.add([two, one]) == []
+    with pytest.raises(
+        InputError,
+        match=r"^3 samples are damaged, more than loader.most_replaced 2, in train-000001\.tar \(3\): key0_0 of .*key2_0",
+    ):
+        book.add([three])
+
+
+def test_a_run_that_stops_at_damage_says_how_to_go_on(world: World, tmp_path):
+    folder = damaged_copy(world, tmp_path)
+    spoil(folder, "train-000000", [0, 1, 2, 3, 4])
+    with pytest.raises(InputError, match=r"train-000000\.tar: sample .* or train without it: --loader.on_damage replace$"):
+        list(load_batches(items_of(world, tmp_path, f"--dataset={folder}"), 0, 1, 0))

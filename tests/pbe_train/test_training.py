@@ -167,6 +167,37 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
         Ranks.start(1, "auto")
 
 
+def test_damaged_samples_are_replaced_told_and_bounded(world: World, tmp_path: Path, capsys):
+    shutil.copytree(world.dataset, tmp_path / "dataset")
+    tar = tmp_path / "dataset" / "shards" / "train-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:6000])
+    damaged = [f"--dataset={tmp_path / 'dataset'}", "--loader.on_damage=replace", "--log_every=1"]
+    run(world, tmp_path / "run", *damaged)
+    told = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("replaced: shard train-000001, sample train")
+    ]
+    assert len(told) == len(set(told)) == 8, "six steps are an epoch, and the shard has eight samples"
+    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(InputError, match=r"3 samples are damaged, more than loader\.most_replaced 2, in train-000001\.tar"):
+        run(world, tmp_path / "other", *damaged, "--loader.most_replaced=2")
+
+
+def test_a_checkpoint_names_what_has_no_effect_too(world: World, finished: Path, tmp_path: Path):
+    """As released weights do: queries of the attention to the one token. Nothing moves them, and a resumed run has them again."""
+    folder = finished / "checkpoints"
+    first, last = (load_file(folder / f"step-0000000{step}" / "model.safetensors") for step in (3, 6))
+    average, moments = (load_file(folder / "step-00000006" / f"{part}.safetensors") for part in ("ema", "optimizer"))
+    still = [
+        name for name in last if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight", "norm2.weight")) and "attn" in name
+    ]
+    assert still
+    assert last.keys() == average.keys()
+    for name in still:
+        assert torch.equal(first[name], last[name])
+        assert torch.equal(average[name], last[name])
+        assert f"exp_avg.{name}" not in moments
+
+
 @pytest.mark.parametrize(("broken", "step"), [("loss", 3), ("gradient", 5)])
 def test_broken_numbers_never_reach_a_checkpoint(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, step: int

@@ -1,0 +1,237 @@
+"""What a training will cost, before it starts: `python -m pbe_train.cost --config FILE [--key value ...]`.
+
+    settings ──▶ sizes of the networks ──▶ parameters, GFLOP a sample, memory by batch ──datasheets──▶ hours by GPU
+
+Reads no weights and nothing from the network: sizes come from local config files, or are built in for Stable Diffusion v1-4 and
+CLIP ViT-L/14. The side of a view is that of the dataset, or what the config's `build:` section asks for.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+from rich.table import Table
+
+from pbe_train.config import TrainSettings
+from pbe_train.networks.sizes import unloaded_model
+from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
+from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
+from schemas.errors import InputError, run_program
+from schemas.settings import load_settings, preset, read_section
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# The view's default side in a build.
+VIEW = 512
+# 36.3 samples/s of 2,391 GFLOP, the best published training rate of Stable Diffusion's U-Net at 512 px on an A100.
+ASSUMED_UTILISATION = 0.28
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs."""
+
+    view: int
+    """Side of a view in px."""
+    parameters: dict[str, int]
+    """By part of the model: `U-Net`, `conditioner`, `encoder`."""
+    trained: int
+    without_effect: int
+    """Saved, but not trained: queries, keys and norms of the attention to the one token."""
+    frozen: int
+    """Of the encoder."""
+    flops: StepFlops
+    encode: float
+    """FLOPs of encoding one view; not a part of a step, since latents are made before."""
+    memory: StepMemory
+    samples: int
+    """Of the whole run."""
+
+    def hours(self, gpu: Gpu, bf16: bool) -> float:
+        """Hours of one GPU of this kind for the whole run, at the assumed utilisation."""
+        rate = ASSUMED_UTILISATION * gpu.teraflops[arithmetic_of(gpu, bf16)] * 1e12 / self.flops.total
+        return self.samples / rate / 3600
+
+
+def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
+    """Count all of it, on shapes alone.
+
+    Raises:
+        InputError: a network whose sizes are not known.
+    """
+    cells = latent_cells(settings.model, view)
+    with torch.device("meta"):
+        model = unloaded_model(settings.model)
+    encoder = sum(parameter.numel() for parameter in model.conditioner.model.parameters())
+    kept, trained = (sum(parameter.numel() for parameter in part.values()) for part in (model.kept(), model.trained()))
+    unet = sum(parameter.numel() for parameter in model.unet.parameters())
+    return Cost(
+        view=view,
+        parameters={"U-Net": unet, "conditioner": kept - unet, "vision encoder": encoder},
+        trained=trained,
+        without_effect=kept - trained,
+        frozen=encoder,
+        flops=step_flops(settings.model, cells),
+        encode=encode_flops(settings.model.vae, view),
+        memory=step_memory(settings.model, cells, bf16=bf16, average=settings.ema_decay > 0),
+        samples=settings.steps * settings.global_batch,
+    )
+
+
+def view_size(dataset: Path, config: Path) -> tuple[int, str]:
+    """Side of a view in px, and where that is from: the dataset if it is there, else the config's build.
+
+    Raises:
+        InputError: the file that says it is damaged.
+    """
+    path = dataset / "dataset.json"
+    if path.is_file():
+        try:
+            return int(json.loads(path.read_bytes())["view_size"]), str(path)
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: damaged, it has no view_size; build the dataset again") from None
+    return configured_view(config)
+
+
+def configured_view(config: Path) -> tuple[int, str]:
+    """Side of a view in px that a config's build asks for, and where that is from.
+
+    Raises:
+        InputError: it is not a number of px.
+    """
+    views: Any = read_section(config, "build").get("views")
+    size = views.get("size", VIEW) if isinstance(views, dict) else VIEW
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f"{config}: build.views.size is {size!r}; give a number of px")
+    return size, f"build.views.size of {config}"
+
+
+def show(cost: Cost, settings: TrainSettings, bf16: bool) -> Group:
+    """The tables to print."""
+    return Group(
+        _parameters(cost),
+        _arithmetic(cost, settings),
+        _memory(cost, settings, bf16),
+        _hours(cost, settings, bf16),
+    )
+
+
+def _table(title: str, *columns: str, caption: str = "") -> Table:
+    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _giga(flops: float) -> str:
+    return f"{flops / 1e9:,.4g}" if flops < 1e12 else f"{flops / 1e9:,.0f}"
+
+
+def _parameters(cost: Cost) -> Table:
+    table = _table("Parameters", "part", "million")
+    for part, count in cost.parameters.items():
+        table.add_row(part, f"{count / 1e6:,.1f}")
+    table.add_section()
+    table.add_row("trained", f"{cost.trained / 1e6:,.1f}")
+    table.add_row("without effect on one token, kept as they are", f"{cost.without_effect / 1e6:,.1f}")
+    table.add_row("frozen (vision encoder)", f"{cost.frozen / 1e6:,.1f}")
+    return table
+
+
+def _arithmetic(cost: Cost, settings: TrainSettings) -> Table:
+    flops, total, encoding = cost.flops, cost.flops.total, 2 * cost.encode
+    way = "on" if settings.model.one_token_shortcut and settings.model.tokens == "class" else "off"
+    table = _table(
+        f"Arithmetic per sample at {cost.view} px (one-token shortcut {way})",
+        "part",
+        "GFLOP",
+        "share",
+        caption=f"Counted. Latents are made before: encoding view and masked view in each step would be {_giga(encoding)} GFLOP "
+        f"more, {encoding / (encoding + total):.0%} of such a step.",
+    )
+    parts = {
+        "U-Net, forward": flops.unet_forward,
+        "U-Net, backward": flops.unet_backward,
+        "conditioner, forward and backward": flops.conditioner,
+        "vision encoder, forward": flops.encoder,
+        "training step": total,
+    }
+    for part, count in parts.items():
+        table.add_row(part, _giga(count), f"{count / total:.1%}")
+    return table
+
+
+def _memory(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
+    memory = cost.memory
+    checkpointing = settings.model.gradient_checkpointing
+    table = _table(
+        f"Memory of one rank in GiB ({'bf16 autocast' if bf16 else 'fp32'})",
+        "batch per rank",
+        "weights",
+        "gradients",
+        "moments",
+        "average",
+        "activations",
+        "sum",
+        caption="Weights to average: exact. Activations and bf16 copies of the weights: estimated, as the tensors that a forward "
+        "pass saves, counted on shapes alone; kernels' workspaces and the allocator come on top, count on a tenth more."
+        + (" With gradient checkpointing at the least: what is computed again is not counted." if checkpointing else ""),
+    )
+    fixed = [memory.weights, memory.gradients, memory.moments, memory.average]
+    for batch in BATCHES:
+        sizes = [*fixed, memory.casts + batch * memory.activations_per_sample, memory.at(batch)]
+        table.add_row(str(batch), *(f"{size / 2**30:,.3g}" if size < 2**30 else f"{size / 2**30:,.1f}" for size in sizes))
+    return table
+
+
+def _hours(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
+    table = _table(
+        f"{cost.samples:,} samples ({settings.steps:,} steps of {settings.global_batch})",
+        "GPU",
+        "arithmetic",
+        "peak TFLOP/s",
+        "samples/s",
+        "GPU hours",
+        "largest batch",
+        caption=f"Estimated: an MFU of {ASSUMED_UTILISATION:.0%} is assumed of every GPU, that of the best published rate of "
+        "this U-Net on an A100; right to a factor of two perhaps. `python -m benchmarks.train_step` measures yours. Largest "
+        "batch: a power of two per rank, global_batch at most, that leaves a tenth of the memory free.",
+    )
+    for gpu in sorted(GPUS, key=lambda gpu: cost.hours(gpu, bf16)):
+        arithmetic = arithmetic_of(gpu, bf16)
+        hours = cost.hours(gpu, bf16)
+        batches = [2**power for power in range(settings.global_batch.bit_length())]
+        fitting = [batch for batch in batches if cost.memory.at(batch) < 0.9 * gpu.memory_gb * 1e9]
+        table.add_row(
+            gpu.known_as,
+            arithmetic,
+            f"{gpu.teraflops[arithmetic]:.4g}",
+            f"{cost.samples / hours / 3600:,.3g}",
+            f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}",
+            str(fitting[-1]) if fitting else "none",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the settings, count, print."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    settings = load_settings(TrainSettings, "train", arguments, preset("tiny"))
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=preset("tiny"))
+    view, origin = view_size(settings.dataset, first.parse_known_args(arguments)[0].config)
+    # `auto` is bf16 on a GPU, and hours are told of GPUs.
+    bf16 = settings.precision != "fp32"
+    cost = estimate_cost(settings, view, bf16)
+    console = Console()
+    console.print(f"views of {view} px ({origin}), latents of {latent_cells(settings.model, view)} cells a side", soft_wrap=True)
+    console.print(show(cost, settings, bf16))
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,76 @@
+"""Samples that cannot be read: what is told of them, and how many a run puts up with (`loader.on_damage`)."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from schemas.errors import InputError
+
+# Of so many samples an error tells the keys; the others were printed when they were met.
+NAMED = 10
+
+
+class Replaced(NamedTuple):
+    """A sample that could not be read, and gave its slot to another one. Plain strings: it travels with a batch."""
+
+    shard: str
+    """Name of its shard."""
+    key: str
+    """Its key."""
+    why: str
+    """What is wrong with it."""
+
+
+class DamagedSample(InputError):
+    """One sample, or the whole shard that it lies in, cannot be read. Anything else that is wrong is another `InputError`."""
+
+    def __init__(self, message: str, replaced: Replaced) -> None:
+        super().__init__(message)
+        self.message = message
+        self.replaced = replaced
+
+    def __reduce__(self) -> tuple[type["DamagedSample"], tuple[str, Replaced]]:
+        return DamagedSample, (self.message, self.replaced)
+
+
+class DamageBook:
+    """The damaged samples that a run has met, each counted once however many epochs meet it.
+
+    A resumed run begins a new book: what is still damaged is met, and told, again.
+
+    Args:
+        most: samples that may be damaged before the run stops.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen: dict[tuple[str, str], str] = {}
+
+    def add(self, found: Iterable[Sequence[str]]) -> list[str]:
+        """Write down what was replaced; one line for each sample that is new here.
+
+        Args:
+            found: (shard, key, why) of each, of all ranks, in any order.
+
+        Raises:
+            InputError: there are more now than `most`; it names the first of them and counts each shard's.
+        """
+        lines = []
+        for shard, key, why in found:
+            if (shard, key) not in self.seen:
+                self.seen[shard, key] = why
+                lines.append(f"replaced: shard {shard}, sample {key}: {why}")
+        if len(self.seen) > self.most:
+            raise InputError(self._too_many())
+        return lines
+
+    def _too_many(self) -> str:
+        counts: dict[str, int] = {}
+        for shard, _ in self.seen:
+            counts[shard] = counts.get(shard, 0) + 1
+        shards = ", ".join(f"{shard}.tar ({count})" for shard, count in sorted(counts.items()))
+        named = "; ".join(f"{key} of {shard} ({why})" for (shard, key), why in list(self.seen.items())[:NAMED])
+        more = f"; and {len(self.seen) - NAMED} more" if len(self.seen) > NAMED else ""
+        return (
+            f"{len(self.seen)} samples are damaged, more than loader.most_replaced {self.most}, in {shards}: {named}{more}. "
+            "Delete these shards and run the build again, or raise the limit"
+        )
