@@ -141,6 +141,17 @@ class PictureSettings(Group):
     """Name of a diffusers scheduler."""
 
 
+class ValidationSettings(Group):
+    """The loss on fixed held-out samples with fixed noise: a curve that compares from step to step and from run to run."""
+
+    every: int = Field(1000, ge=0)
+    """Steps between two measurements; 0 = none."""
+    samples: int = Field(256, ge=1)
+    """How many, or all that the split has."""
+    split: str = "validation"
+    """Split they are from; where the dataset has no such split, nothing is measured, and a line says so."""
+
+
 class TrainSettings(Program):
     """Train Paint by Example on a dataset of shards."""
 
@@ -167,6 +178,10 @@ class TrainSettings(Program):
     whose error weighs high noise far more, where layout and background are decided: for short trainings from scratch."""
     guidance_dropout: float = Field(0.2, ge=0, le=1)
     """Probability, per sample, that the condition is replaced by the learned null vector."""
+    timesteps: Literal["uniform", "stratified"] = "uniform"
+    """Diffusion times: each drawn alone, as published, or one from each of `global_batch` equal parts of the range."""
+    most_skipped: int = Field(20, ge=0)
+    """Steps whose gradient is not finite change nothing and are counted; beyond so many the run stops and names their samples."""
     model: ModelSettings
     """The networks."""
     augmentation: AugmentationSettings = AugmentationSettings()
@@ -189,6 +204,10 @@ class TrainSettings(Program):
     """Newest checkpoints that are kept."""
     pictures: PictureSettings = PictureSettings()
     """Pictures of held-out samples during training."""
+    validation: ValidationSettings = ValidationSettings()
+    """The loss on held-out samples during training."""
+    watchdog_minutes: float = Field(15, ge=0)
+    """Without a sign of life for so long, a rank says what it is doing and where; 0 = never."""
     resume: str = "auto"
     """`auto`: go on from the newest checkpoint in `out`, if any; `never`: start anew; or a run folder or a checkpoint folder."""
 
@@ -230,5 +249,8 @@ CHANGEABLE = {
     "checkpoint_every",
     "checkpoints_kept",
     "pictures",
+    "validation",
+    "watchdog_minutes",
+    "most_skipped",
     "resume",
 }

@@ -43,8 +43,8 @@ def training_schedule(prediction: Prediction) -> DDPMScheduler:
     return DDPMScheduler.from_config(SCHEDULE, prediction_type=prediction)
 
 
-def noise_loss(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Float[Tensor, ""]:
-    """Mean squared error of the predicted noise, or velocity, over a micro-batch.
+def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Float[Tensor, " batch"]:
+    """Mean squared error of the predicted noise, or velocity, of each sample.
 
     The velocity is `sqrt(a) noise - sqrt(1 - a) latent`, with a the share of the latent's power in the noisy one: Salimans & Ho,
     Progressive distillation for fast sampling of diffusion models (2022), appendix D.
@@ -55,7 +55,7 @@ def noise_loss(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Float[
     predicted = model(noisy, masked, keep, batch.timestep, normalise_reference(batch.reference), batch.dropped)
     predicts_noise = schedule.config.prediction_type == "epsilon"
     target = noise if predicts_noise else schedule.get_velocity(latent, noise, batch.timestep)
-    return mse_loss(predicted.float(), target)
+    return mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
 
 
 def make_scheduler(name: str, prediction: Prediction) -> Any:

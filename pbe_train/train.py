@@ -5,38 +5,47 @@ that was stopped goes on from its newest checkpoint when the same command is giv
 """
 
 import json
+import signal
 import sys
-import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from pbe_train.config import OptimizerSettings, TrainSettings
 from pbe_train.data.damage import DamageBook
-from pbe_train.data.items import Batch, Items, load_batches
+from pbe_train.data.items import Items, load_batches
+from pbe_train.data.prefetch import OnDevice
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import make_scheduler, noise_loss, training_schedule
+from pbe_train.diffusion import make_scheduler, noise_losses, training_schedule
 from pbe_train.editing.sampling import Run
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.model import PaintByExampleModel, build_model
 from pbe_train.networks.preparing import laid_out_as, prepare, uncompiled
 from pbe_train.training.checkpoint import (
     CheckpointState,
+    CheckpointWriter,
     RunIdentity,
     check_resumable,
     find_checkpoint,
-    list_checkpoints,
     read_part,
     read_state,
-    save_checkpoint,
 )
+from pbe_train.training.checks import check_agreement, check_skipped, check_weights, out_of_memory
+from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.ema import MovingAverage, copy_values
+from pbe_train.training.flops import step_flops
+from pbe_train.training.measures import Measures, Reading
 from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress, Timed
 from pbe_train.training.ranks import Ranks
+from pbe_train.training.stopping import Stop
+from pbe_train.training.validation import Validation
+from pbe_train.training.watchdog import Watchdog
 from schemas.errors import InputError, run_program
 from schemas.randomness import name_hash
 from schemas.settings import dump_settings, load_settings, preset
@@ -46,16 +55,20 @@ from schemas.weights import weights_sha256
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def main() -> None:
-    """Read the settings and train."""
+def main() -> int:
+    """Read the settings and train; returns the exit status."""
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
     ranks = Ranks.start(settings.threads, settings.precision)
-    train(settings, ranks)
+    try:
+        stopped_by = train(settings, ranks)
+    except torch.OutOfMemoryError as error:
+        raise InputError(out_of_memory(error, settings, ranks)) from None
     ranks.stop()
+    return 128 + stopped_by if stopped_by else 0
 
 
-def train(settings: TrainSettings, ranks: Ranks) -> None:
-    """The whole run, from data to final checkpoint."""
+def train(settings: TrainSettings, ranks: Ranks) -> int:
+    """The whole run, from data to final checkpoint. Returns the signal that stopped it, or 0."""
     # Data, and a check that it and the networks belong together.
     reader = open_reader(settings)
     vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
@@ -74,81 +87,106 @@ def train(settings: TrainSettings, ranks: Ranks) -> None:
     optimizer = make_optimizer(trained, settings.optimizer)
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
     identity = identify(model, reader)
+    measures = Measures(ranks.device)
 
     step = 0
     if checkpoint and state:
         check_resumable(checkpoint, state, settings, identity)
         resume(checkpoint, state, kept, trained, optimizer, average)
+        measures.restore(state.measures, ranks)
         step = state.step
-    items = Items(settings, reader, model.conditioner.model.config.image_size)
+    reference_size = model.conditioner.model.config.image_size
+    items = Items(settings, reader, reference_size)
     loaded = load_batches(items, step, ranks.count, ranks.rank)
-    batches, damage = Timed(loaded), DamageBook(settings.loader.most_replaced)
+    batches = Timed(OnDevice(loaded, ranks.device))
+    validation = make_validation(settings, ranks, reference_size)
 
     progress = pictures = None
     if ranks.rank == 0:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
         print(describe(settings, reader, trained, ranks, checkpoint), flush=True)
-        progress = Progress(settings.out, step, settings.steps)
+        progress = Progress(settings, step, flops_of(settings, reader, ranks))
         pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step)) if settings.pictures.every else None
 
     # The loop.
     schedule = training_schedule(settings.prediction)
     parallel = ranks.wrap(model)
-    losses: list[torch.Tensor] = []
-    finite = torch.ones((), device=ranks.device)  # 0 after the first step that was not; read only when something is written.
-    logged_step, logged_time = step, time.monotonic()
-    while step < settings.steps:
-        for part in range(settings.accumulation):
-            batch = Batch(*(tensor.to(ranks.device, non_blocking=True) for tensor in next(batches)))
-            with ranks.hold_gradients(parallel, hold=part < settings.accumulation - 1):
-                with ranks.autocast(settings.precision):
-                    loss = noise_loss(parallel, schedule, batch)
-                torch.autograd.backward(loss / settings.accumulation)
-            losses.append(loss.detach())
-            finite *= loss.detach().isfinite()
-        gradient_norm = nn.utils.clip_grad_norm_(trained.values(), settings.optimizer.gradient_clip or float("inf"))
-        finite *= gradient_norm.isfinite()
-        set_learning_rate(optimizer, settings.optimizer, step)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        if average:
-            average.update(step)
+    writer, damage = CheckpointWriter(settings, identity), DamageBook(settings.loader.most_replaced)
+    skipped: list[int] = []
+    reading: Reading | None = None
+    with Stop(ranks) as stop, Watchdog(ranks.rank, 60 * settings.watchdog_minutes) as watchdog:
+        while step < settings.steps:
+            for part in range(settings.accumulation):
+                with watchdog.during("data", step):
+                    batch = next(batches)
+                with watchdog.during("gradients", step), ranks.hold_gradients(parallel, hold=part < settings.accumulation - 1):
+                    with ranks.autocast(settings.precision):
+                        losses = noise_losses(parallel, schedule, batch)
+                    torch.autograd.backward(losses.mean() / settings.accumulation)
+                measures.add_losses(losses, batch.timestep)
+            gradient_norm = nn.utils.clip_grad_norm_(trained.values(), settings.optimizer.gradient_clip or float("inf"))
+            broken = ~gradient_norm.isfinite()
+            set_learning_rate(optimizer, settings.optimizer, step)
+            step_unless(broken, optimizer)
+            optimizer.zero_grad(set_to_none=True)
+            measures.add_step(step, gradient_norm, broken)
+            step += 1
+            if average:
+                average.update(step)
 
-        last = step == settings.steps
-        saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or last
-        if saves or logs:
-            check_finite(ranks, settings, step, finite, trained)
-        if logs:
-            # All ranks keep the same book, so that beyond the limit all of them stop here.
-            for line in damage.add(one for some in ranks.gather(loaded.take_replaced()) for one in some):
+            stopping = stop.agreed()
+            last = step == settings.steps or stopping > 0
+            saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or step == settings.steps
+            if reading and logs:
+                skipped += report(reading, progress, optimizer, batches)
+            if logs:
+                reading = measures.read(ranks)
+                if settings.loader.on_damage == "replace":
+                    # All ranks keep the same book, so that beyond the limit all of them stop here.
+                    for line in damage.add(one for some in ranks.gather(loaded.take_replaced()) for one in some):
+                        if progress:
+                            print(line, file=sys.stderr, flush=True)
+            # Numbers may come some steps later; a checkpoint says that those before it were written.
+            if reading and (saves or reading.ready()):
+                skipped += report(reading, progress, optimizer, batches)
+                check_skipped(settings, skipped, items)
+                reading = None
+            if validation and (step % settings.validation.every == 0 or step == settings.steps):
+                with watchdog.during("validation", step), average.in_place() if average else nullcontext():
+                    loss = validation.loss(model, ranks, settings.precision)
                 if progress:
-                    print(line, file=sys.stderr, flush=True)
-            loss_mean = float(ranks.mean(torch.stack(losses).mean()))
-            losses.clear()
-            seconds = time.monotonic() - logged_time
-            if progress:
-                progress.log(
-                    step,
-                    {
-                        "loss": loss_mean,
-                        "learning_rate": optimizer.param_groups[0]["lr"],
-                        "gradient_norm": float(gradient_norm),
-                        "samples_per_second": (step - logged_step) * settings.global_batch / seconds,
-                        "data_wait": batches.take_seconds() / seconds,
-                    },
-                )
-            logged_step, logged_time = step, time.monotonic()
-        if progress:
-            progress.advance()
-            if pictures and (step % settings.pictures.every == 0 or last):
-                with uncompiled() if settings.model.compile else nullcontext():
-                    progress.show(step, pictures.draw(step, average))
+                    progress.add(step, {"validation_loss": loss})
             if saves:
-                save(step, settings, identity, kept, trained, optimizer, average)
+                check_weights(settings, step, trained)
+                states = ranks.gather(measures.state())
+            if progress:
+                progress.advance()
+                if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
+                    with watchdog.during("pictures", step), uncompiled() if settings.model.compile else nullcontext():
+                        progress.show(step, pictures.draw(step, average))
+                if saves:
+                    with watchdog.during("checkpoint", step):
+                        writer.save(step, parts_of(kept, trained, optimizer, average), states)
+            if stopping:
+                break
+    writer.wait()
+    if step < settings.steps:
+        if progress:
+            progress.close()
+            name = signal.Signals(stopping).name
+            print(f"stopped by {name} after step {step}, which is saved; the same command goes on from there", file=sys.stderr)
+        return stopping
+    finish(settings, ranks, kept, progress, reader.folder, len(skipped), len(damage.seen))
+    return 0
 
-    finish(settings, ranks, kept, progress, reader.folder)
+
+def report(reading: Reading, progress: Progress | None, optimizer: torch.optim.Optimizer, batches: Timed) -> list[int]:
+    """Write a line of metrics; returns the steps of it that were skipped."""
+    if progress:
+        figures = {**reading.losses(), "gradient_norm": reading.gradient_norm(), "skipped_steps": len(reading.skipped())}
+        progress.log(reading.steps[-1] + 1, figures | {"learning_rate": optimizer.param_groups[0]["lr"]}, batches.take_seconds())
+    return reading.skipped()
 
 
 def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -156,6 +194,14 @@ def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings
     return torch.optim.AdamW(
         trained.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
     )
+
+
+def step_unless(broken: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -> None:
+    """A step of the optimizer; where `broken`, one that changes neither weights nor moments. The device decides: nobody waits."""
+    # What a gradient scaler tells a fused optimizer: torch.amp.GradScaler does the same.
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> None:
@@ -178,22 +224,18 @@ def identify(model: PaintByExampleModel, reader: ShardReader) -> RunIdentity:
     )
 
 
-def save(
-    step: int,
-    settings: TrainSettings,
-    identity: RunIdentity,
+def parts_of(
     kept: dict[str, nn.Parameter],
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
-) -> Path:
-    """Save all that a resumed run needs: weights, their average, the optimizer's moments.
+) -> dict[str, Mapping[str, Tensor]]:
+    """All tensors that a resumed run needs: weights, their average, the optimizer's moments.
 
     Weights and average name every parameter, also those that have no effect and are not trained: released weights have them.
     """
     moments = {f"{kind}.{name}": optimizer.state[parameter][kind] for kind in MOMENTS for name, parameter in trained.items()}
-    parts = {"model": kept, "optimizer": moments, **({"ema": {**kept, **average.average}} if average else {})}
-    return save_checkpoint(settings.out, step, settings, identity, parts)
+    return {"model": kept, "optimizer": moments, **({"ema": {**kept, **average.average}} if average else {})}
 
 
 def resume(
@@ -204,7 +246,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     average: MovingAverage | None,
 ) -> None:
-    """Put everything back as `save` found it."""
+    """Put everything back as `parts_of` found it."""
     copy_values(read_part(checkpoint, state, "model", kept), kept)
     if average:
         averaged = read_part(checkpoint, state, "ema", kept)
@@ -216,60 +258,44 @@ def resume(
         optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **own}
 
 
-def check_agreement(ranks: Ranks, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader) -> None:
-    """Refuse ranks that would train from different starts or on different data: on several machines, paths may mislead.
-
-    Raises:
-        InputError: with what each sort of rank has.
-    """
-    weights = state.files["model.safetensors"].sha256[:12] if state and "model.safetensors" in state.files else "new"
-    found = (state.step if state else 0, weights, reader.info.fingerprint[:12])
-    seen = ranks.gather(found)
-    if len(set(seen)) > 1:
-        shown = "; ".join(
-            f"rank {seen.index(start)} starts at step {start[0]} (weights {start[1]}) on dataset {start[2]}"
-            for start in dict.fromkeys(seen)
-        )
-        raise InputError(
-            f"{checkpoint or reader.folder}: the ranks do not see the same: {shown}; "
-            "put `out` and `dataset` into folders that all machines share"
-        )
+def make_validation(settings: TrainSettings, ranks: Ranks, reference_size: int) -> Validation | None:
+    """The held-out samples, if there are any and the settings want them."""
+    if not settings.validation.every:
+        return None
+    splits = open_reader(settings).info.splits
+    if settings.validation.split not in splits or not splits[settings.validation.split].samples:
+        if ranks.rank == 0:
+            print(f"no samples in a split `{settings.validation.split}`: no loss of held-out samples is measured", flush=True)
+        return None
+    return Validation(settings, ranks, reference_size)
 
 
-def check_finite(
-    ranks: Ranks, settings: TrainSettings, step: int, finite: torch.Tensor, trained: dict[str, nn.Parameter]
-) -> None:
-    """Stop a run whose numbers broke, before anything of it is written.
-
-    Args:
-        ranks: all of them must call.
-        settings: of the run.
-        step: steps done.
-        finite: 1 while all losses and gradient norms were finite on this rank.
-        trained: the weights.
-
-    Raises:
-        InputError: a loss, a gradient or a weight is not finite.
-    """
-    size = torch.stack(torch._foreach_norm(list(trained.values()))).sum()
-    if float(ranks.mean(finite * size.isfinite())) < 1:
-        saved = list_checkpoints(settings.out)
-        kept = f"{saved[-1].name} is from before that and kept" if saved else "no checkpoint was written"
-        raise InputError(
-            f"{settings.out}: loss, gradient or weights became infinite or not a number by step {step} ({kept}); the same "
-            "settings would come here again: start a new run with another --out and a lower --optimizer.learning_rate"
-        )
+def flops_of(settings: TrainSettings, reader: ShardReader, ranks: Ranks) -> tuple[float, float] | None:
+    """FLOP/s of all GPUs at their peak, and FLOPs of a sample; None on a device whose peak is not known."""
+    gpu = find_gpu(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
+    if not gpu:
+        return None
+    peak = gpu.teraflops[arithmetic_of(gpu, settings.precision != "fp32")] * 1e12
+    flops = step_flops(settings.model, reader.info.view_size // reader.info.vae.downsampling)
+    return peak * ranks.count, flops.total
 
 
 def finish(
-    settings: TrainSettings, ranks: Ranks, kept: dict[str, nn.Parameter], progress: Progress | None, dataset: Path
+    settings: TrainSettings,
+    ranks: Ranks,
+    kept: dict[str, nn.Parameter],
+    progress: Progress | None,
+    dataset: Path,
+    skipped: int,
+    replaced: int,
 ) -> None:
-    """Check that all ranks hold the same weights, and say where things are."""
+    """Check that all ranks hold the same weights, and say what was done and where things are."""
     hashes = ranks.gather(weights_sha256(kept))
     if len(set(hashes)) > 1:
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:
         progress.close()
+        progress.summary(skipped, replaced)
         record = {"step": settings.steps, "weights_sha256": hashes}
         (settings.out / "finished.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"done: {settings.steps} steps, weights {hashes[0][:12]} on {ranks.count} rank(s)")

@@ -105,6 +105,11 @@ class Items(Dataset[Loaded | InputError]):
         timestep, dropped, replaced = self._fill(planes[0], references[0], step, slot)
         return Item(torch.from_numpy(planes[0]), torch.from_numpy(references[0]), timestep, dropped, replaced)
 
+    def keys(self, step: int) -> list[str]:
+        """Keys of the samples of a step's global batch, by slot."""
+        places = (self.order.at(step, slot, self.settings.global_batch)[1] for slot in range(self.settings.global_batch))
+        return [self.reader.key(place) for place in places]
+
     def _room(
         self, count: int
     ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count 3 reference reference"]]:
@@ -138,7 +143,7 @@ class Items(Dataset[Loaded | InputError]):
         augmented = self.augment(squash(sample.reference, self.reference_size), seed, "train", step, slot, "augmentation")
         for number, colour in enumerate(reference):
             cv2.extractChannel(augmented, number, colour)
-        timestep = int(generator(seed, "train", step, slot, "timestep").integers(TIMESTEPS))
+        timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
         dropped = bool(generator(seed, "train", step, slot, "dropout").random() < settings.guidance_dropout)
         return timestep, dropped, replaced
 
@@ -158,6 +163,24 @@ class Items(Dataset[Loaded | InputError]):
                     ) from None
                 replaced.append(error.replaced)
                 place = self.order.replacement(step, slot, len(replaced) - 1)
+
+
+def choose_timestep(seed: int, step: int, slot: int, strata: int | None) -> int:
+    """Diffusion time of a slot, uniform in 0..999.
+
+    Args:
+        seed: of the run.
+        step: counted from 0.
+        slot: in the global batch.
+        strata: the global batch, each of whose slots then has an equal part of the times of its own, in a random order: every
+            step sees all of them, and its loss varies less. Source: Kingma et al., Variational diffusion models (2021), section
+            I.1. Null draws each alone.
+    """
+    draw = generator(seed, "train", step, slot, "timestep")
+    if strata is None:
+        return int(draw.integers(TIMESTEPS))
+    part = int(generator(seed, "train", step, "strata").permutation(strata)[slot])
+    return int((part + draw.random()) * TIMESTEPS / strata)
 
 
 class SlotSampler(Sampler[list[tuple[int, int]]]):

@@ -166,6 +166,11 @@ class ShardReader:
         # A worker process that is not forked opens its own files.
         return ShardReader, (self.folder, self.split, self.open_shards, self.files)
 
+    def key(self, place: Place) -> str:
+        """The key of the sample at a place, from the index alone."""
+        key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
+        return key
+
     def read(self, place: Place) -> StoredSample:
         """Read and decode all of the sample at a place.
 

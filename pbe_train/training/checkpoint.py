@@ -12,7 +12,8 @@ changed it later, which its hashes tell. The step number is the only state of th
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,17 @@ class CheckpointState(BaseModel):
     """What the run trains on and with."""
     files: dict[str, FileRecord]
     """Size and hash of each file beside this one."""
+    measures: list[dict[str, list[float]]] = []
+    """Of each rank, sums over the steps since the last line of metrics, so that the next line is as if nothing had stopped."""
 
 
 def save_checkpoint(
-    out: Path, step: int, settings: TrainSettings, identity: RunIdentity, parts: Mapping[str, Mapping[str, Tensor]]
+    out: Path,
+    step: int,
+    settings: TrainSettings,
+    identity: RunIdentity,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    measures: Sequence[dict[str, list[float]]] = (),
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
@@ -87,6 +95,7 @@ def save_checkpoint(
         settings: of the run.
         identity: of the run.
         parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
+        measures: of each rank, as `CheckpointState.measures`.
     """
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +109,9 @@ def save_checkpoint(
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
         files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
         sync(path)
-    state = CheckpointState(step=step, settings=settings.model_dump(mode="json"), identity=identity, files=files)
+    state = CheckpointState(
+        step=step, settings=settings.model_dump(mode="json"), identity=identity, files=files, measures=list(measures)
+    )
     (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
     sync(partial / "state.json")
     sync(partial)
@@ -117,6 +128,36 @@ def save_checkpoint(
     for old in list_checkpoints(out)[: -settings.checkpoints_kept]:
         shutil.rmtree(old)
     return folder
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background: a step waits for a copy of the weights, not for the disk.
+
+    One at a time: a second checkpoint waits for the first, so that memory holds one copy, on the CPU.
+    """
+
+    def __init__(self, settings: TrainSettings, identity: RunIdentity) -> None:
+        self.settings = settings
+        self.identity = identity
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], measures: Sequence[dict[str, list[float]]] = ()) -> None:
+        """Copy named tensors, and begin to write them; arguments as of `save_checkpoint`. Raises as `wait` does."""
+        self.wait()
+        copies = {
+            part: {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+            for part, tensors in parts.items()
+        }
+        self._writing = self._pool.submit(
+            save_checkpoint, self.settings.out, step, self.settings, self.identity, copies, measures
+        )
+
+    def wait(self) -> None:
+        """Until the checkpoint before is on disk. Raises OSError where it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
 
 def list_checkpoints(out: Path) -> list[Path]:

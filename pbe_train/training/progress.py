@@ -4,13 +4,16 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch
 from schemas.pictures import Picture
 
@@ -19,12 +22,13 @@ class Progress:
     """Writes a run's metrics; on rank 0 only. A resumed run first drops the lines beyond its checkpoint.
 
     Args:
-        out: the run folder.
+        settings: of the run.
         first_step: steps done before.
-        last_step: steps to be done in all.
+        flops: FLOPs that all ranks together could do in a second, and those of a sample; null where the device is not known.
     """
 
-    def __init__(self, out: Path, first_step: int, last_step: int) -> None:
+    def __init__(self, settings: TrainSettings, first_step: int, flops: tuple[float, float] | None = None) -> None:
+        out = settings.out
         self.path = out / "metrics.jsonl"
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in kept if _step_of(line) <= first_step]
@@ -33,23 +37,65 @@ class Progress:
             for path in (out / "tensorboard").glob("events.out.tfevents.*"):
                 path.unlink()
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-        self.last_step = last_step
-        self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
-        self.started = time.monotonic()
-        self.first_step = first_step
+        self.settings = settings
+        self.flops = flops
+        self.bar = tqdm(total=settings.steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
+        self.started = self.logged = time.monotonic()
+        self.first_step = self.logged_step = first_step
+        self.waited = 0.0
+        self.losses: list[float] = []
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics, everywhere."""
+    def log(self, step: int, figures: Mapping[str, float], wait_seconds: float) -> None:
+        """One line of metrics, everywhere.
+
+        Args:
+            step: steps done.
+            figures: with `loss`.
+            wait_seconds: for data, since the line before.
+        """
+        seconds = time.monotonic() - self.logged
+        rate = (step - self.logged_step) * self.settings.global_batch / seconds
+        metrics = {**figures, "samples_per_second": rate, "data_wait": wait_seconds / seconds}
+        if self.flops:
+            peak, of_a_sample = self.flops
+            metrics["mfu"] = of_a_sample * rate / peak
+        if torch.cuda.is_available():
+            metrics["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self.add(step, metrics)
+        self.logged, self.logged_step = time.monotonic(), step
+        self.waited += wait_seconds
+        self.losses.append(metrics["loss"])
+        line = f"loss {metrics['loss']:.4f}  {rate:.1f} samples/s  data wait {metrics['data_wait']:.0%}"
+        if "mfu" in metrics:
+            line += f"  MFU {metrics['mfu']:.0%}"
+        if self.bar.disable:  # Not a terminal: a plain line that a log file can hold.
+            left = (time.monotonic() - self.started) / (step - self.first_step) * (self.settings.steps - step)
+            print(f"step {step}/{self.settings.steps}  {line}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+        else:
+            self.bar.set_postfix_str(line)
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step, into metrics.jsonl and TensorBoard."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
-        line = f"loss {metrics['loss']:.4f}  {metrics['samples_per_second']:.1f} samples/s  data wait {metrics['data_wait']:.0%}"
-        if self.bar.disable:  # Not a terminal: a plain line that a log file can hold.
-            left = (time.monotonic() - self.started) / (step - self.first_step) * (self.last_step - step)
-            print(f"step {step}/{self.last_step}  {line}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
-        else:
-            self.bar.set_postfix_str(line)
+
+    def summary(self, skipped: int, replaced: int) -> None:
+        """A table of what this process did."""
+        seconds, steps = time.monotonic() - self.started, self.logged_step - self.first_step
+        table = Table(title="What was trained", title_justify="left")
+        table.add_column("")
+        table.add_column("", justify="right")
+        table.add_row("steps, from and to", f"{self.first_step:,} to {self.logged_step:,}")
+        table.add_row("hours", f"{seconds / 3600:.2f}")
+        table.add_row("samples/s", f"{steps * self.settings.global_batch / seconds:,.1f}")
+        table.add_row("waited for data", f"{self.waited / seconds:.1%}")
+        if self.losses:
+            table.add_row("loss, first and last line", f"{self.losses[0]:.4f} to {self.losses[-1]:.4f}")
+        table.add_row("steps skipped (gradient not finite)", f"{skipped:,}")
+        table.add_row("damaged samples replaced", f"{replaced:,}")
+        Console().print(table)
 
     def advance(self) -> None:
         """One more step is done."""

@@ -70,11 +70,10 @@ class Ranks:
         """Keep gradients local inside the block where `hold`; for all micro-batches of a step but the last."""
         return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the ranks."""
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks, in its place."""
         if self.count > 1:
             dist.all_reduce(value)
-            value /= self.count
         return value
 
     def gather(self, value: Any) -> list[Any]:

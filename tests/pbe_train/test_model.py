@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pbe_train.config import UNetSettings
 from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
-from pbe_train.diffusion import make_scheduler, noise_loss, paint_latents, training_schedule
+from pbe_train.diffusion import make_scheduler, noise_losses, paint_latents, training_schedule
 from pbe_train.networks.model import Conditioner, PaintByExampleModel, new_unet, widen
 from pbe_train.training.ema import MovingAverage
 from schemas.errors import InputError
@@ -134,7 +134,7 @@ def test_every_trained_parameter_gets_a_gradient_even_without_dropout(model: Pai
     """DDP waits for one from each."""
     planes = torch.randn(2, 13, 8, 8)
     batch = Batch(planes, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([3, 700]), torch.tensor([False, False]))
-    noise_loss(model, training_schedule("epsilon"), batch).backward()
+    noise_losses(model, training_schedule("epsilon"), batch).mean().backward()
     assert [name for name, parameter in model.trained().items() if parameter.grad is None] == []
     assert all(parameter.grad is None for parameter in model.conditioner.model.parameters())
 
@@ -158,10 +158,10 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction):
         noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
         return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
 
-    assert float(noise_loss(oracle, schedule, batch)) == pytest.approx(0, abs=1e-6)
-    nothing = noise_loss(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
+    assert noise_losses(oracle, schedule, batch).tolist() == pytest.approx([0] * 4, abs=1e-6)
+    nothing = noise_losses(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
     target = oracle(schedule.add_noise(batch.planes[:, :4], batch.planes[:, 9:], batch.timestep), *_given(batch))
-    assert float(nothing) == pytest.approx(float(target.square().mean()), rel=1e-4)
+    assert nothing.tolist() == pytest.approx(target.square().mean(dim=(1, 2, 3)).tolist(), rel=1e-4)
 
 
 # Without the check of argument types that tests put around it: the oracle is no `PaintByExampleModel`.

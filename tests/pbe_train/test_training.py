@@ -39,7 +39,11 @@ def saved(out: Path) -> list[str]:
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())]
+    return [(line["step"], line["loss"]) for line in metrics(out) if "loss" in line]
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    return list(map(json.loads, (out / "metrics.jsonl").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +82,17 @@ def test_lines_beyond_the_checkpoint_are_dropped(world: World, finished: Path, t
     assert losses(out) == losses(finished)
 
 
-def test_the_rest_of_a_torn_line_and_of_an_earlier_start_is_dropped(tmp_path: Path):
+def test_the_rest_of_a_torn_line_and_of_an_earlier_start_is_dropped(world: World, tmp_path: Path):
     """A machine that stops may leave half a line; a run that starts at step 0 again shows one curve, not two."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
     (tmp_path / "tensorboard").mkdir()
     old = tmp_path / "tensorboard" / "events.out.tfevents.1.host"
     old.touch()
-    Progress(tmp_path, 1, 5).close()
+    settings = world.settings(tmp_path)
+    Progress(settings, 1).close()
     assert losses(tmp_path) == [(1, 1.0)]
     assert old.exists()
-    Progress(tmp_path, 0, 5).close()
+    Progress(settings, 0).close()
     assert losses(tmp_path) == []
     assert not old.exists()
 
@@ -135,7 +140,7 @@ def test_two_ranks_train_one_model(world: World, tmp_path: Path):
     run(world, tmp_path / "one", *options)
     # AdamW and the clip hide a wrong scale of the gradient; its norm before the clip does not.
     for key in ("loss", "gradient_norm"):
-        first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])[key] for name in ("one", "two")]
+        first = [metrics(tmp_path / name)[0][key] for name in ("one", "two")]
         assert first[0] == pytest.approx(first[1], rel=1e-4), key
     one, two = (load_file(tmp_path / name / "checkpoints/step-00000020/model.safetensors") for name in ("one", "two"))
     # AdamW divides by the gradient's size, so that rounding of gradients near zero shows as a step of the learning rate.
@@ -198,26 +203,42 @@ def test_a_checkpoint_names_what_has_no_effect_too(world: World, finished: Path,
         assert f"exp_avg.{name}" not in moments
 
 
-@pytest.mark.parametrize(("broken", "step"), [("loss", 3), ("gradient", 5)])
-def test_broken_numbers_never_reach_a_checkpoint(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, step: int
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ):
-    """A bad step long before the next line of metrics; or one whose loss looks well, just before a checkpoint."""
-    whole, steps = train_module.noise_loss, iter(range(9))
+    """Step 4 of 6; also where its loss looks well."""
+    whole, steps = train_module.noise_losses, iter(range(99))
 
-    def noise_loss(model, schedule, batch):
-        loss = whole(model, schedule, batch)
-        if next(steps) != step:
-            return loss
+    def noise_losses(model, schedule, batch):
+        losses = whole(model, schedule, batch)
+        if next(steps) % 6 != 3:
+            return losses
         # The value of the root's term is 0, its gradient infinity times 0.
-        return loss * float("nan") if broken == "loss" else loss + (model.unet.conv_in.bias * 0).sqrt().sum() * 0
+        return losses * float("nan") if broken == "loss" else losses + (model.unet.conv_in.bias * 0).sqrt().sum() * 0
 
-    monkeypatch.setattr(train_module, "noise_loss", noise_loss)
+    monkeypatch.setattr(train_module, "noise_losses", noise_losses)
+    options = ["--log_every=2", "--checkpoint_every=1", "--checkpoints_kept=9"]
+    run(world, tmp_path / "run", *options)
+    assert [line["skipped_steps"] for line in metrics(tmp_path / "run") if "loss" in line] == [0, 1, 0]
+    assert all(loss < 10 for _, loss in losses(tmp_path / "run"))
+    for part in ("model", "optimizer"):
+        assert weights(tmp_path / "run", 3, part) == weights(tmp_path / "run", 4, part) != weights(tmp_path / "run", 5, part)
+
     with pytest.raises(
-        InputError, match=r"not a number by step 6 \(step-00000003 .* another --out and a lower --optimizer\.learn"
+        InputError, match=r"more than most_skipped 0: .* step 4, whose samples were (train\d+-\w+_0(, )?){4};"
+    ) as caught:
+        run(world, tmp_path / "other", *options, "--most_skipped=0")
+    assert "lower --optimizer.learning_rate" in str(caught.value)
+
+
+def test_weights_that_broke_are_never_saved(world: World, tmp_path: Path):
+    """A learning rate so high that a step with a finite gradient makes infinite weights."""
+    with pytest.raises(
+        InputError, match=r"not a number by step 2 \(no checkpoint was written\).*lower --optimizer\.learning_rate"
     ):
-        run(world, tmp_path, "--checkpoint_every=3", "--log_every=100")
-    assert saved(tmp_path) == ["step-00000003"]
+        run(world, tmp_path, "--checkpoint_every=2", "--optimizer.learning_rate=1e38", "--optimizer.warmup_steps=0")
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_errors_are_one_line_and_status_2(world: World, tmp_path: Path):
