@@ -1,0 +1,147 @@
+"""What a run says about itself: losses by diffusion time, held-out losses, hangs, lack of memory."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pbe_train.data.items import TIMESTEPS, choose_timestep
+from pbe_train.networks.model import build_model
+from pbe_train.train import make_validation, train
+from pbe_train.training import checkpoint
+from pbe_train.training.checkpoint import CheckpointWriter, RunIdentity
+from pbe_train.training.checks import out_of_memory
+from pbe_train.training.measures import Measures
+from pbe_train.training.ranks import Ranks
+from pbe_train.training.watchdog import Watchdog
+from tests.pbe_train.small_world import World
+
+IDENTITY = RunIdentity(
+    dataset_fingerprint="x", vae_sha256="x", encoder_sha256="x", unet={}, latent_channels=4, scaling_factor=1.0, view_size=32
+)
+ONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def test_losses_are_told_apart_by_diffusion_time():
+    measures = Measures(ONE.device)
+    measures.add_losses(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 249, 999]))
+    measures.add_losses(torch.tensor([float("nan"), 4.0]), torch.tensor([500, 750]))
+    for step in (6, 7):
+        measures.add_step(step, torch.tensor(step / 2), torch.tensor(step == 7))
+    reading = measures.read(ONE)
+    assert reading.ready()
+    assert reading.losses() == {"loss": 4.0, "loss_q1": 2.0, "loss_q4": 6.0}
+    assert reading.gradient_norm() == 3.5
+    assert reading.skipped() == [7]
+    # From here on, another window.
+    measures.add_losses(torch.tensor([float("inf")]), torch.tensor([3]))
+    measures.add_step(8, torch.tensor(1.0), torch.tensor(False))
+    assert math.isnan(measures.read(ONE).losses()["loss"])
+
+
+def test_a_window_that_was_cut_by_a_stop_is_made_whole():
+    whole, first, second = (Measures(ONE.device) for _ in range(3))
+    for step in range(6):
+        losses, timestep = torch.rand(3), torch.randint(TIMESTEPS, (3,))
+        for measures in (whole, first if step < 4 else second):
+            if step == 4 and measures is second:
+                second.restore([json.loads(json.dumps(first.state()))], ONE)
+            measures.add_losses(losses, timestep)
+            measures.add_step(step, losses.sum(), losses[0] > 0.5)
+    expected, found = whole.read(ONE), second.read(ONE)
+    assert found.losses() == expected.losses()
+    assert (found.steps, found.gradient_norm(), found.skipped()) == (
+        expected.steps,
+        expected.gradient_norm(),
+        expected.skipped(),
+    )
+
+
+def test_the_held_out_loss_is_that_of_the_same_samples_noise_and_times(world: World, tmp_path: Path):
+    """Whatever the training drew before, on any number of ranks; and it tells one model from another."""
+    settings = world.settings(tmp_path)
+    first, second = (build_model(settings.model, 4).eval() for _ in range(2))
+    losses = []
+    for _ in range(2):
+        torch.manual_seed(len(losses))
+        validation = make_validation(settings, ONE, 32)
+        assert validation is not None
+        assert validation.samples == 12
+        losses.append(validation.loss(first, ONE, "fp32"))
+    assert losses[0] == losses[1] != validation.loss(second, ONE, "fp32")
+    # Each of three ranks has its share of them, and all of them together are the same.
+    shares = [make_validation(settings, Ranks(rank, 3, ONE.device), 32) for rank in range(3)]
+    total = sum(share.loss(first, ONE, "fp32") for share in shares if share)
+    assert total == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_held_out_loss_is_in_the_metrics_and_a_split_that_is_not_there_is_told(world: World, tmp_path: Path, capsys):
+    train(world.settings(tmp_path / "run", "--validation.every=4", "--steps=6"), ONE)
+    lines = list(map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 6]
+    train(world.settings(tmp_path / "other", "--validation.split=nowhere", "--steps=1"), ONE)
+    assert "no samples in a split `nowhere`" in capsys.readouterr().out
+
+
+def test_stratified_times_are_one_of_each_part():
+    for step in range(5):
+        times = [choose_timestep(0, step, slot, 8) for slot in range(8)]
+        assert sorted(time * 8 // TIMESTEPS for time in times) == list(range(8))
+    assert times != [choose_timestep(0, 5, slot, 8) for slot in range(8)]
+    assert all(0 <= choose_timestep(0, step, 0, 1000) < TIMESTEPS for step in range(50))
+
+
+def test_a_rank_that_hangs_says_in_what(capfd):
+    with Watchdog(3, 0.2) as watchdog:
+        for _ in range(4):
+            with watchdog.during("gradients", 6):
+                time.sleep(0.1)
+        assert "rank" not in capfd.readouterr().err, "it goes on"
+        with watchdog.during("data", 7):
+            time.sleep(0.8)
+    told = capfd.readouterr().err
+    assert told.count("rank 3 has been in `data` of step 8 for 0 s") == 1
+    assert "test_a_rank_that_hangs_says_in_what" in told, "its stack"
+
+
+def test_what_helps_against_lack_of_memory_is_told(world: World, tmp_path: Path):
+    settings = world.settings(tmp_path, "--accumulation=2", "--precision=fp32")
+    said = out_of_memory(
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), settings, Ranks(1, 2, ONE.device)
+    )
+    assert said.startswith("rank 1 is out of memory (CUDA out of memory. Tried to allocate 2 GiB.); what helps: --accumulation 4")
+    assert "batch of 1 " in said
+    assert "--model.gradient_checkpointing true" in said
+    assert "--precision bf16" in said
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_at_the_next_one(world: World, tmp_path: Path):
+    settings = world.settings(tmp_path / "run")
+    (tmp_path / "run").write_text("a file where the folder should be")
+    writer = CheckpointWriter(settings, IDENTITY)
+    writer.save(1, {"model": {"weight": torch.zeros(1)}})
+    with pytest.raises(OSError, match="run"):
+        writer.wait()
+
+
+def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(world: World, tmp_path: Path, monkeypatch):
+    seen = []
+
+    def write_slowly(*given):
+        time.sleep(0.3)
+        seen.append(given)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", write_slowly)
+    weight, measures = torch.zeros(1), [{"sums": [1.0]}]
+    writer = CheckpointWriter(world.settings(tmp_path), IDENTITY)
+    started = time.monotonic()
+    writer.save(1, {"model": {"weight": weight}}, measures)
+    assert time.monotonic() - started < 0.25, "it is written in the background"
+    weight += 1
+    writer.wait()
+    assert seen[0][1] == 1
+    assert seen[0][4]["model"]["weight"].tolist() == [0.0]
+    assert seen[0][5] == measures
