@@ -88,12 +88,15 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
     identity = identify(model, reader)
     measures = Measures(ranks.device)
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=ranks.choose_precision(settings.precision) == "fp16")
 
     step = 0
     if checkpoint and state:
         check_resumable(checkpoint, state, settings, identity)
         resume(checkpoint, state, kept, trained, optimizer, average)
         measures.restore(state.measures, ranks)
+        if state.scaler:
+            scaler.load_state_dict(state.scaler)
         step = state.step
     reference_size = model.conditioner.model.config.image_size
     items = Items(settings, reader, reference_size)
@@ -123,12 +126,14 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                 with watchdog.during("gradients", step), ranks.hold_gradients(parallel, hold=part < settings.accumulation - 1):
                     with ranks.autocast(settings.precision):
                         losses = noise_losses(parallel, schedule, batch)
-                    torch.autograd.backward(losses.mean() / settings.accumulation)
+                    torch.autograd.backward(scaler.scale(losses.mean() / settings.accumulation))
                 measures.add_losses(losses, batch.timestep)
+            scaler.unscale_(optimizer)
             gradient_norm = nn.utils.clip_grad_norm_(trained.values(), settings.optimizer.gradient_clip or float("inf"))
             broken = ~gradient_norm.isfinite()
             set_learning_rate(optimizer, settings.optimizer, step)
             step_unless(broken, optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
             measures.add_step(step, gradient_norm, broken)
             step += 1
@@ -167,7 +172,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                         progress.show(step, pictures.draw(step, average))
                 if saves:
                     with watchdog.during("checkpoint", step):
-                        writer.save(step, parts_of(kept, trained, optimizer, average), states)
+                        writer.save(step, parts_of(kept, trained, optimizer, average), states, scaler.state_dict())
             if stopping:
                 break
     writer.wait()

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -74,6 +75,8 @@ class CheckpointState(BaseModel):
     """Size and hash of each file beside this one."""
     measures: list[dict[str, list[float]]] = []
     """Of each rank, sums over the steps since the last line of metrics, so that the next line is as if nothing had stopped."""
+    scaler: dict[str, int | float] = {}
+    """Scale of the loss, where it is scaled (fp16)."""
 
 
 def save_checkpoint(
@@ -83,6 +86,7 @@ def save_checkpoint(
     identity: RunIdentity,
     parts: Mapping[str, Mapping[str, Tensor]],
     measures: Sequence[dict[str, list[float]]] = (),
+    scaler: Mapping[str, int | float] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
@@ -96,6 +100,7 @@ def save_checkpoint(
         identity: of the run.
         parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
         measures: of each rank, as `CheckpointState.measures`.
+        scaler: as `CheckpointState.scaler`.
     """
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +115,12 @@ def save_checkpoint(
         files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
         sync(path)
     state = CheckpointState(
-        step=step, settings=settings.model_dump(mode="json"), identity=identity, files=files, measures=list(measures)
+        step=step,
+        settings=settings.model_dump(mode="json"),
+        identity=identity,
+        files=files,
+        measures=list(measures),
+        scaler=dict(scaler),
     )
     (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
     sync(partial / "state.json")
@@ -142,16 +152,21 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, step: int, parts: Mapping[str, Mapping[str, Tensor]], measures: Sequence[dict[str, list[float]]] = ()) -> None:
+    def save(
+        self,
+        step: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        measures: Sequence[dict[str, list[float]]] = (),
+        scaler: Mapping[str, int | float] = MappingProxyType({}),
+    ) -> None:
         """Copy named tensors, and begin to write them; arguments as of `save_checkpoint`. Raises as `wait` does."""
         self.wait()
         copies = {
             part: {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        self._writing = self._pool.submit(
-            save_checkpoint, self.settings.out, step, self.settings, self.identity, copies, measures
-        )
+        given = (self.settings.out, step, self.settings, self.identity, copies, measures, scaler)
+        self._writing = self._pool.submit(save_checkpoint, *given)
 
     def wait(self) -> None:
         """Until the checkpoint before is on disk. Raises OSError where it could not be written."""

@@ -14,6 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
 
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -85,5 +87,13 @@ class Ranks:
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         """The arithmetic of forward and backward pass that `TrainSettings.precision` asks for."""
-        bf16 = precision == "bf16" or (precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+        chosen = self.choose_precision(precision)
+        return torch.autocast(self.device.type, _HALVES[chosen]) if chosen in _HALVES else nullcontext()
+
+    def choose_precision(self, precision: str) -> str:
+        """What `auto` means here: bf16 on a GPU that has it, fp16 on another one, fp32 on the CPU."""
+        if precision != "auto":
+            return precision
+        if self.device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -75,6 +75,22 @@ def test_a_stopped_run_goes_on_bit_for_bit(world: World, finished: Path, tmp_pat
     assert losses(tmp_path) == losses(finished)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_goes_on_bit_for_bit_too(world: World, tmp_path: Path, precision: str):
+    """With fp16 the loss is scaled, and the scale grows by what happened before: it is kept."""
+    options = [f"--precision={precision}", "--log_every=1"]
+    run(world, tmp_path / "straight", *options, "--steps=6")
+    run(world, tmp_path / "stopped", *options, "--steps=3")
+    run(world, tmp_path / "stopped", *options, "--steps=6")
+    for part in ("model", "ema", "optimizer"):
+        assert weights(tmp_path / "stopped", 6, part) == weights(tmp_path / "straight", 6, part), part
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
+    state = read_state(tmp_path / "stopped" / "checkpoints" / "step-00000003")
+    assert bool(state.scaler) == (precision == "fp16")
+    last = read_state(tmp_path / "stopped" / "checkpoints" / "step-00000006")
+    assert last.scaler.get("_growth_tracker", 6) == 6, "steps since the scale was last changed, over the stop"
+
+
 def test_lines_beyond_the_checkpoint_are_dropped(world: World, finished: Path, tmp_path: Path):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
