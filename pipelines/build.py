@@ -204,7 +204,8 @@ def pack_missing(
             for group, error in pack_on_ray(settings, identity, missing):
                 shard = shards[group]
                 record = folder.read_records([shard], accepted if shard in mending else [identity])
-                if record and not error:
+                # Of a worker that was lost on its way back the record tells; of an attempt to mend, the old one tells nothing.
+                if record and not (error and shard in mending):
                     records |= record
                     progress.update(planned[shard])
                     if record[shard] == mending.get(shard):

@@ -380,6 +380,27 @@ def test_a_dataset_is_unsealed_while_a_shard_is_made_again(dataset, photos, tmp_
         read_dataset(copy)
 
 
+def test_a_shard_of_a_worker_that_was_lost_on_its_way_back_is_done(dataset, photos, tmp_path, monkeypatch):
+    """Its record tells, whatever Ray says of the worker; nothing is made twice."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
+    settings = settings_of(photos, copy)
+    packer, packed = ShardPacker(settings, identity, "cpu"), []
+
+    def pack_and_die(settings, identity, groups):
+        for group in groups:
+            packed.append(packer.pack(group)["shard"])
+            yield group, "the actor died"
+
+    monkeypatch.setattr(build, "pack_on_ray", pack_and_die)
+    (copy / "shards" / "train-000000.json").unlink()
+    records, errors = build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
+    assert packed == ["train-000000"]
+    assert not errors
+    assert records.keys() == planned.keys()
+
+
 def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, monkeypatch):
     """An encoder that overflows must not leave a dataset of NaN."""
     out = tmp_path / "out"
