@@ -39,8 +39,11 @@ PHOTOS_AHEAD = 8
 Item = TypeVar("Item")
 
 
-class _FewerSamples(Exception):
-    """What was packed lacks samples that are there: it is not to replace them."""
+class _Kept(Exception):
+    """A shard is not to be replaced by what was packed; holds its record."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record = record
 
 
 class ShardPacker:
@@ -69,6 +72,7 @@ class ShardPacker:
         shard = rows[0]["shard"]
         folder = self.shards.local
         packed_before = self.shards.packed_keys(shard)
+        record_before = self.shards.read_records([shard], [self.fingerprint])
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []
@@ -80,13 +84,16 @@ class ShardPacker:
                     locations.append(add_sample(tar, sample, mask_png))
                 tar.close()
                 file.flush()
+                record_now = self.shards.read_records([shard], [self.fingerprint])
+                if record_now and record_now != record_before:
+                    raise _Kept(record_now[shard])  # An attempt that was taken for lost has made it meanwhile.
                 lost = [failure for failure in failures if failure.key in packed_before]
                 if lost:
-                    raise _FewerSamples
+                    raise _Kept(self._old_record(shard, lost))
                 # From here to the new record this shard is not done.
                 self.shards.forget(shard)
-        except _FewerSamples:
-            return self._old_record(shard, lost)
+        except _Kept as kept:
+            return kept.record
         parts = [
             _index_row(shard, place, record, location)
             for place, (record, location) in enumerate(zip(records, locations, strict=True))

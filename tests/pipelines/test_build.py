@@ -576,6 +576,26 @@ def test_a_shard_can_be_packed_twice_at_once(photos, dataset, tmp_path):
     assert len(made) == 3
 
 
+def test_an_attempt_that_was_overtaken_leaves_what_is_recorded(photos, dataset, tmp_path, monkeypatch):
+    """A worker whose Ray has died may finish its shard while another one, which was given it, is still at it."""
+    out = tmp_path / "out"
+    (out / "shards").mkdir(parents=True)
+    shutil.copy(dataset / "plan.parquet", out)
+    identity = read_dataset(dataset).fingerprint
+    orphan, other = (ShardPacker(settings_of(photos, out), identity, "cpu") for _ in range(2))
+    samples, stamps = other._samples, []
+
+    def overtaken(rows, failures):
+        orphan.pack(0)
+        stamps.extend(path.stat().st_mtime_ns for path in sorted((out / "shards").iterdir()))
+        yield from samples(rows, failures)
+
+    monkeypatch.setattr(other, "_samples", overtaken)
+    record = other.pack(0)
+    assert [path.stat().st_mtime_ns for path in sorted((out / "shards").iterdir())] == stamps
+    assert record["sha256"] == hashes(out)["train-000000.tar"] == hashes(dataset)["train-000000.tar"]
+
+
 def test_contact_sheets_show_what_is_there(dataset, photos, tmp_path):
     picture = preview.contact_sheet(dataset, photos, count=3)
     assert picture.shape[1] == 4 * 206 + 6
