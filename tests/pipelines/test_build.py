@@ -587,12 +587,12 @@ def test_an_attempt_that_was_overtaken_leaves_what_is_recorded(photos, dataset, 
 
     def overtaken(rows, failures):
         orphan.pack(0)
-        stamps.extend(path.stat().st_mtime_ns for path in sorted((out / "shards").iterdir()))
+        stamps.extend(path.stat().st_mtime_ns for path in sorted((out / "shards").glob("train*")))
         yield from samples(rows, failures)
 
     monkeypatch.setattr(other, "_samples", overtaken)
     record = other.pack(0)
-    assert [path.stat().st_mtime_ns for path in sorted((out / "shards").iterdir())] == stamps
+    assert [path.stat().st_mtime_ns for path in sorted((out / "shards").glob("*"))] == stamps
     assert record["sha256"] == hashes(out)["train-000000.tar"] == hashes(dataset)["train-000000.tar"]
 
 
