@@ -7,9 +7,11 @@ that was stopped goes on from its newest checkpoint when the same command is giv
 import json
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool
@@ -117,7 +119,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     parallel = ranks.wrap(model)
     writer, damage = CheckpointWriter(settings, identity), DamageBook(settings.loader.most_replaced)
     skipped: list[int] = []
-    reading: Reading | None = None
+    asked: Asked | None = None
     with Stop(ranks) as stop, Watchdog(ranks.rank, 60 * settings.watchdog_minutes) as watchdog:
         while step < settings.steps:
             for part in range(settings.accumulation):
@@ -143,20 +145,21 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             stopping = stop.agreed()
             last = step == settings.steps or stopping > 0
             saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or step == settings.steps
-            if reading and logs:
-                skipped += report(reading, progress, optimizer, batches)
+            if asked and logs:
+                skipped += report(asked, progress)
             if logs:
-                reading = measures.read(ranks)
+                rate = optimizer.param_groups[0]["lr"]
+                asked = Asked(measures.read(ranks), rate, time.monotonic(), batches.take_seconds())
                 if settings.loader.on_damage == "replace":
                     # All ranks keep the same book, so that beyond the limit all of them stop here.
                     for line in damage.add(one for some in ranks.gather(loaded.take_replaced()) for one in some):
                         if progress:
                             print(line, file=sys.stderr, flush=True)
             # Numbers may come some steps later; a checkpoint says that those before it were written.
-            if reading and (saves or reading.ready()):
-                skipped += report(reading, progress, optimizer, batches)
+            if asked and (saves or asked.reading.ready()):
+                skipped += report(asked, progress)
                 check_skipped(settings, skipped, items)
-                reading = None
+                asked = None
             if validation and (step % settings.validation.every == 0 or step == settings.steps):
                 with watchdog.during("validation", step), average.in_place() if average else nullcontext():
                     loss = validation.loss(model, ranks, settings.precision)
@@ -175,7 +178,9 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                         writer.save(step, parts_of(kept, trained, optimizer, average), states, scaler.state_dict())
             if stopping:
                 break
-    writer.wait()
+        writer.wait()
+        if stopping:  # None leaves before all is on disk: torchrun ends the others as soon as one has left.
+            ranks.gather(stopping)
     if step < settings.steps:
         if progress:
             progress.close()
@@ -186,11 +191,23 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     return 0
 
 
-def report(reading: Reading, progress: Progress | None, optimizer: torch.optim.Optimizer, batches: Timed) -> list[int]:
+class Asked(NamedTuple):
+    """A line of metrics that is to be written when its numbers have come."""
+
+    reading: Reading
+    learning_rate: float
+    at: float
+    """When it was asked for, in s of time.monotonic."""
+    waited: float
+    """Seconds for data, since the line before."""
+
+
+def report(asked: Asked, progress: Progress | None) -> list[int]:
     """Write a line of metrics; returns the steps of it that were skipped."""
+    reading = asked.reading
     if progress:
         figures = {**reading.losses(), "gradient_norm": reading.gradient_norm(), "skipped_steps": len(reading.skipped())}
-        progress.log(reading.steps[-1] + 1, figures | {"learning_rate": optimizer.param_groups[0]["lr"]}, batches.take_seconds())
+        progress.log(reading.steps[-1] + 1, figures | {"learning_rate": asked.learning_rate}, asked.at, asked.waited)
     return reading.skipped()
 
 

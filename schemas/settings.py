@@ -5,6 +5,12 @@
     train:                  # read by pbe_train/train.py
       steps: 2000
 
+A file may name another one that it changes; its own values go over those of the base, key by key through all groups:
+
+    base: ../open_images.yaml   # relative to the folder of the file that says so
+    train:
+      guidance_dropout: 0
+
 Keys are typed by pydantic models; `--help` prints each with its default and meaning; `--views.size 256` overrides one.
 A key that does not exist is an error, never ignored.
 """
@@ -12,7 +18,7 @@ A key that does not exist is an error, never ignored.
 import argparse
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +30,7 @@ from pydantic_settings.exceptions import SettingsError
 from schemas.errors import InputError
 
 SECTIONS = ("build", "train")
+BASE = "base"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 ProgramType = TypeVar("ProgramType", bound="Program")
@@ -102,15 +109,46 @@ def load_settings(
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """The mapping under `section` of a YAML file; empty if the file has other known sections only.
+    """The mapping under `section` of a YAML file, over that of its base; empty if there are other known sections only.
 
     Raises:
-        InputError: the file is missing, is not YAML, or has a top-level key that is no section.
+        InputError: a file is missing, is not YAML, has a top-level key that is no section, or bases go in a circle.
     """
+    values: dict[str, Any] = {}
+    for _, own in reversed(_read_layers(path, section)):
+        values = _merge(values, own)
+    return values
+
+
+def _read_layers(path: Path, section: str) -> list[tuple[Path, dict[str, Any]]]:
+    """A config file, its base, the base's base, and so on: each with its own values of the section."""
     if not path.is_file() and (REPOSITORY / path).is_file():
         path = REPOSITORY / path  # `ray submit` starts a copy of the program in another folder.
     if not path.is_file():
         raise InputError(f"{path}: no such config file; the presets are in {_shown(REPOSITORY / 'configs')}")
+    layers: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        content = _read_file(path)
+        values = content.get(section) or {}
+        if not isinstance(values, dict):
+            raise InputError(f"{path}: section `{section}` must hold keys and values, found {type(values).__name__}")
+        layers.append((path, values))
+        base = content.get(BASE)
+        if base is None:
+            return layers
+        if not isinstance(base, str):
+            raise InputError(f"{path}: `{BASE}` must be the path of a config file, found {type(base).__name__}")
+        below = path.parent / base
+        if not below.is_file():
+            raise InputError(f"{path}: its base {below} is not there; `{BASE}` counts from the folder of the file that says it")
+        if any(below.samefile(seen) for seen, _ in layers):
+            circle = " -> ".join(str(one) for one in [*(seen for seen, _ in layers), below])
+            raise InputError(f"{path}: its base leads back to a file that leads here: {circle}; take one `{BASE}` out")
+        path = below
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The content of one config file, whose top-level keys are known."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -118,12 +156,22 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected sections {', '.join(SECTIONS)} at the top level, found {type(content).__name__}")
     for key in content:
-        if key not in SECTIONS:
-            raise InputError(f"{path}: no section `{key}`{_nearest(str(key), SECTIONS)}; sections are {', '.join(SECTIONS)}")
-    values = content.get(section) or {}
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: section `{section}` must hold keys and values, found {type(values).__name__}")
-    return values
+        if key not in (*SECTIONS, BASE):
+            near = _nearest(str(key), (*SECTIONS, BASE))
+            raise InputError(f"{path}: no section `{key}`{near}; sections are {', '.join(SECTIONS)}, beside `{BASE}`")
+    return content
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `above` over those of `below`, group by group; an empty group says nothing, any other null is a value."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and (value is None or isinstance(value, dict)):
+            merged[key] = _merge(old, value or {})
+        else:
+            merged[key] = value
+    return merged
 
 
 def dump_settings(settings: BaseModel, section: str) -> str:
@@ -146,7 +194,8 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     given = [option for option in options if f"{option}.".startswith(f"{key}.") or key.startswith(f"{option}.")]
-    where = f"--{sorted(given)[0]}" if given else f"{path}: `{section}.{key}`" if path else f"`{section}.{key}`"
+    said_in = path and _said_in(path, section, first["loc"])
+    where = f"--{sorted(given)[0]}" if given else f"{said_in}: `{section}.{key}`" if said_in else f"`{section}.{key}`"
     if first["type"] == "extra_forbidden":
         parent = key.rpartition(".")[0]
         siblings = [name for name in field_names(program) if name.rpartition(".")[0] == parent]
@@ -157,6 +206,22 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     # Of a rule between keys the input is the whole group, which tells nothing.
     got = "" if isinstance(first.get("input"), dict) else f" (got {first.get('input')!r})"
     return f"{where}: {message.removeprefix('value error, ')}{got}"
+
+
+def _said_in(path: Path, section: str, key: Sequence[int | str]) -> Path:
+    """Of a config file and its bases, the one whose value of this key counts; the file itself where none has it."""
+    for layer, values in _read_layers(path, section):
+        found: Any = values
+        for part in key:
+            # A list, or what stands in the place of a group, is said as a whole: here.
+            if not isinstance(found, dict):
+                return layer
+            if part not in found:
+                break
+            found = found[part]
+        else:
+            return layer
+    return path
 
 
 def _option_error(program: type[BaseModel], message: str) -> str:

@@ -11,6 +11,7 @@ A sample that cannot be read stops the run, or is replaced by another one that i
 So a run has no loader state and no random state: resumed at step k, or cut into other ranks, it goes on exactly as it would have.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -237,7 +238,7 @@ class Batches(Iterator[Batch]):
                 sampler=self.sampler,
                 batch_size=None,
                 num_workers=workers,
-                worker_init_fn=_one_thread,
+                worker_init_fn=_set_up_worker,
                 multiprocessing_context=self.start_method if workers else None,
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=4 if workers else None,
@@ -266,7 +267,11 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_met
     return Batches(items, SlotSampler(first_step, settings.steps, slots), start_method)
 
 
-def _one_thread(worker: int) -> None:
-    """Keep OpenCV to one thread in a worker that was not forked and so does not have its parent's setting."""
+def _set_up_worker(worker: int) -> None:
+    """Leave stopping to the parent; keep OpenCV to one thread in a worker that was not forked."""
+    # Batch systems, torchrun and a terminal's Ctrl-C signal the whole process group. A worker that ended would end the run within
+    # its step, unsaved; it goes when its parent has done with it, or is gone.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)

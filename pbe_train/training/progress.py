@@ -45,15 +45,16 @@ class Progress:
         self.waited = 0.0
         self.losses: list[float] = []
 
-    def log(self, step: int, figures: Mapping[str, float], wait_seconds: float) -> None:
+    def log(self, step: int, figures: Mapping[str, float], now: float, wait_seconds: float) -> None:
         """One line of metrics, everywhere.
 
         Args:
             step: steps done.
             figures: with `loss`.
+            now: when the step was done, in s of time.monotonic.
             wait_seconds: for data, since the line before.
         """
-        seconds = time.monotonic() - self.logged
+        seconds = now - self.logged
         rate = (step - self.logged_step) * self.settings.global_batch / seconds
         metrics = {**figures, "samples_per_second": rate, "data_wait": wait_seconds / seconds}
         if self.flops:
@@ -62,7 +63,7 @@ class Progress:
         if torch.cuda.is_available():
             metrics["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self.add(step, metrics)
-        self.logged, self.logged_step = time.monotonic(), step
+        self.logged, self.logged_step = now, step
         self.waited += wait_seconds
         self.losses.append(metrics["loss"])
         line = f"loss {metrics['loss']:.4f}  {rate:.1f} samples/s  data wait {metrics['data_wait']:.0%}"

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from pbe_train.networks.model import PaintByExampleModel
@@ -49,7 +51,12 @@ class Ranks:
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
         if count > 1:
             # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=1))
+            patience = timedelta(hours=1)
+            # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.
+            store, rank, count = next(rendezvous("env://", timeout=patience))
+            store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            backend = "nccl" if cuda else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=patience)
         return cls(rank, count, device)
 
     def stop(self) -> None:

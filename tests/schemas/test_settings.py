@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipelines.config import BuildSettings
 from schemas.errors import InputError
-from schemas.settings import REPOSITORY, Group, Program, dump_settings, load_settings, preset
+from schemas.settings import REPOSITORY, Group, Program, dump_settings, load_settings, preset, read_section
 
 
 class Views(Group):
@@ -70,6 +70,63 @@ def test_what_is_wrong_is_said_on_one_line_with_its_place(config, text, options,
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """A base and a file in a folder of its own that changes it."""
+
+    def write(base: str, own: str) -> str:
+        (tmp_path / "base.yaml").write_text(base)
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "config.yaml").write_text(own)
+        return str(tmp_path / "own" / "config.yaml")
+
+    return write
+
+
+def test_a_file_goes_over_its_base_key_by_key(layers):
+    base = "build: {out: a, views: {size: 64, kind: round}}\ntrain: {out: c}\n"
+    path = layers(base, "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
+    settings = load_settings(Settings, "build", ["--config", path])
+    assert (settings.out, settings.views.size, settings.views.kind) == (Path("a"), 32, "round")
+    assert load_settings(Settings, "train", ["--config", path]) == Settings(out=Path("c"))
+    assert load_settings(Settings, "build", ["--config", path, "--views.size", "8"]).views.size == 8
+
+
+def test_a_null_goes_over_a_value_but_an_empty_group_says_nothing(layers):
+    path = layers("build: {out: a, views: {size: 64}, label: x}", "base: ../base.yaml\nbuild: {views: , label: }\n")
+    assert read_section(Path(path), "build") == {"out": "a", "views": {"size": 64}, "label": None}
+
+
+def test_a_base_has_a_base_of_its_own(layers, tmp_path):
+    path = layers("base: first.yaml\nbuild: {views: {kind: round}}", "base: ../base.yaml\nbuild: {out: b}")
+    (tmp_path / "first.yaml").write_text("build: {out: a, views: {size: 64, kind: square}}")
+    assert read_section(Path(path), "build") == {"out": "b", "views": {"size": 64, "kind": "round"}}
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "parts"),
+    [
+        ("", "base: base.yaml", ["own/config.yaml: its base", "own/base.yaml is not there", "counts from the folder"]),
+        ("base: own/config.yaml", "base: ../base.yaml", ["base.yaml: its base leads back", "config.yaml -> ", "take one"]),
+        ("", "base: config.yaml", ["its base leads back", "config.yaml -> "]),
+        ("", "base: [1]", ["own/config.yaml: `base` must be the path", "list"]),
+        ("buld: {}", "base: ../base.yaml", ["base.yaml: no section `buld`", "did you mean `build`"]),
+        ("build: [", "base: ../base.yaml", ["base.yaml: not a YAML file"]),
+        ("build: {out: a, views: {size: 0}}", "base: ../base.yaml\nbuild: {out: b}", ["base.yaml: `build.views.size`"]),
+        ("build: {out: a}", "base: ../base.yaml\nbuild: {views: {size: 0}}", ["own/config.yaml: `build.views.size`"]),
+        ("build: {out: a, views: 3}", "base: ../base.yaml\nbuild:", ["/base.yaml: `build.views`"]),
+        ("", "bases: ../base.yaml", ["no section `bases`", "did you mean `base`"]),
+    ],
+)
+def test_what_is_wrong_with_a_base_is_said_of_the_file_that_says_it(layers, base, own, parts):
+    with pytest.raises(InputError) as caught:
+        load_settings(Settings, "build", ["--config", layers(base, own)])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message.replace("own/../", "")
 
 
 def test_a_missing_config_file_is_named():

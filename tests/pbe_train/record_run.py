@@ -1,0 +1,76 @@
+"""Train as pbe_train/train.py does, and write down what reached the loop: every sample of every step, on every rank.
+
+    torchrun --nproc-per-node 2 tests/pbe_train/record_run.py RECORDS --config ... (options of train.py)
+
+Each process leaves RECORDS/start<restarts of torchrun>-rank<rank>-<process id>.jsonl, one line a (step, slot).
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pbe_train import train as train_module
+from pbe_train.data.items import Batch, Batches, Items, load_batches
+from schemas.errors import run_program
+
+# (step, slot) -> key of the sample, diffusion time, hash of the noise, hash of all that the model sees.
+Seen = dict[tuple[int, int], tuple[str, int, str, str]]
+
+
+def record_to(folder: Path) -> Callable[..., Batches]:
+    """A `load_batches` whose batches are written down when the loop takes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def load(items: Items, first_step: int, ranks: int, rank: int) -> Batches:
+        path = folder / f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-rank{rank}-{os.getpid()}.jsonl"
+        return Recorded(load_batches(items, first_step, ranks, rank), path)
+
+    return load
+
+
+class Recorded(Batches):
+    """The batches of `load_batches`, written to a file one by one."""
+
+    def __init__(self, batches: Batches, path: Path) -> None:
+        super().__init__(batches.items, batches.sampler, batches.start_method)
+        self._pairs = iter(self.sampler)
+        self._path = path
+
+    def __next__(self) -> Batch:
+        batch = super().__next__()
+        channels = self.items.reader.info.vae.latent_channels
+        lines, pairs = [], next(self._pairs)
+        keys = self.items.keys(pairs[0][0])
+        for place, (step, slot) in enumerate(pairs):
+            planes = batch.planes[place].numpy()
+            rest = batch.reference[place].numpy().tobytes() + bytes([batch.dropped[place]])
+            line = [step, slot, keys[slot], int(batch.timestep[place]), hashed(planes[-channels:]), hashed(planes, rest)]
+            lines.append(json.dumps(line) + "\n")
+        with self._path.open("a") as file:
+            file.write("".join(lines))
+        return batch
+
+
+def hashed(array: np.ndarray, rest: bytes = b"") -> str:
+    return hashlib.sha256(array.tobytes() + rest).hexdigest()[:16]
+
+
+def read_records(folder: Path, name: str = "*") -> Seen:
+    """What was recorded by the processes whose file is called so; a (step, slot) that came twice must have been the same."""
+    seen: Seen = {}
+    for path in sorted(folder.glob(f"{name}.jsonl")):
+        for line in path.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):  # Else its process was killed in the middle.
+                step, slot, *what = json.loads(line)
+                assert seen.setdefault((step, slot), tuple(what)) == tuple(what), f"{path}: step {step}, slot {slot} changed"
+    return seen
+
+
+if __name__ == "__main__":
+    train_module.load_batches = record_to(Path(sys.argv.pop(1)))
+    run_program(train_module.main)

@@ -1,0 +1,255 @@
+"""A run that is stopped, killed or moved to other ranks is the run that it would have been: the same bytes, the same samples."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pbe_train import train as train_module
+from pbe_train.train import train
+from pbe_train.training.checkpoint import list_checkpoints
+from pbe_train.training.ranks import Ranks
+from schemas.settings import REPOSITORY
+from tests.pbe_train.record_run import read_records, record_to
+from tests.pbe_train.small_world import World
+
+PATIENCE_SECONDS = 120
+STEPS = 12
+PARTS = ("model", "ema", "optimizer")
+# What a line of metrics says about the machine and not about the run.
+TIMES = {"samples_per_second", "data_wait"}
+
+
+def straight(world: World, out: Path, *options: str) -> Path:
+    """A run that nothing stops, in this process; it leaves the generator of the tests as it found it."""
+    with torch.random.fork_rng():
+        train(world.settings(out, *options), Ranks(0, 1, torch.device("cpu")))
+    return out
+
+
+def what_was_computed(out: Path, step: int = STEPS) -> dict[str, object]:
+    """Bytes of weights, average and moments of a checkpoint, and all metrics but times."""
+    files = {part: (out / "checkpoints" / f"step-{step:08d}" / f"{part}.safetensors").read_bytes() for part in PARTS}
+    return {**files, "metrics": metrics(out)}
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def newest(out: Path) -> int:
+    """Step of the newest checkpoint; 0 where there is none."""
+    saved = list_checkpoints(out)
+    return int(saved[-1].name.removeprefix("step-")) if saved else 0
+
+
+def partial(out: Path) -> list[Path]:
+    return list((out / "checkpoints").glob(".step-*.partial"))
+
+
+class Runs:
+    """One command, `python pbe_train/train.py`, started over and over, on the CPU. Ends what it started. A context manager."""
+
+    def __init__(self, world: World, out: Path, *options: str) -> None:
+        self.out = out
+        self.errors = out.with_suffix(".stderr")
+        self.command = [sys.executable, "pbe_train/train.py", "--config", str(world.config), "--out", str(out), *options]
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "Runs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        with self.errors.open("wb") as errors:
+            process = subprocess.Popen(
+                self.command, cwd=REPOSITORY, env=hidden, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+        self.processes.append(process)
+        return process
+
+    def kill_when(self, moment: Callable[[], object]) -> None:
+        """Kill with SIGKILL at a moment. The process is halted first, so that the moment is still there when it dies."""
+        process = self.start()
+        while True:
+            wait_until(lambda: moment() or process.poll() is not None)
+            assert process.poll() is None, f"it ended too early: {self.errors.read_text()}"
+            process.send_signal(signal.SIGSTOP)
+            halted = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if moment() and halted.si_code == os.CLD_STOPPED:
+                break
+            process.send_signal(signal.SIGCONT)
+        process.kill()
+        assert process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+
+    def finish(self) -> None:
+        """The same command, to its end."""
+        assert self.start().wait(PATIENCE_SECONDS) == 0, self.errors.read_text()
+
+
+def wait_until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done():
+        assert time.monotonic() < deadline, "what was waited for did not come"
+        time.sleep(0.0005)
+
+
+def test_a_killed_run_goes_on_bit_for_bit(world: World, tmp_path: Path):
+    """12 steps = 5, kill -9, 7; an epoch ends after step 6, and the line of metrics for steps 3 to 6 straddles the kill."""
+    options = [f"--steps={STEPS}", "--checkpoint_every=5", "--log_every=3"]
+    with Runs(world, tmp_path / "killed", *options) as runs:
+        runs.kill_when(lambda: newest(runs.out) == 5)
+        assert newest(runs.out) == 5
+        runs.finish()
+    assert what_was_computed(runs.out) == what_was_computed(straight(world, tmp_path / "straight", *options))
+    assert [line["step"] for line in metrics(runs.out) if "loss" in line] == [3, 6, 9, 12]
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_that_checkpoint_alone(world: World, tmp_path: Path):
+    """With two workers, two micro-batches, and steps that straddle epochs (24 samples, 10 a step)."""
+    batches = ["--global_batch=10", "--accumulation=2"]
+    options = [f"--steps={STEPS}", "--checkpoint_every=1", "--checkpoints_kept=20", "--log_every=5", *batches]
+    with Runs(world, tmp_path / "killed", *options, "--loader.workers=2") as runs:
+        runs.kill_when(lambda: newest(runs.out) >= 3 and partial(runs.out))
+        at_work = [int(path.name.split(".")[1].removeprefix("step-")) for path in partial(runs.out)]
+        reached = newest(runs.out)
+        assert at_work == [reached + 1]
+        assert reached < STEPS - 1
+        before = what_was_computed(runs.out, reached)["optimizer"]
+        runs.finish()
+    assert what_was_computed(runs.out, reached)["optimizer"] == before, "it was not made again"
+    assert not partial(runs.out)
+    assert [path.name for path in list_checkpoints(runs.out)] == [f"step-{step:08d}" for step in range(1, STEPS + 1)]
+    assert what_was_computed(runs.out) == what_was_computed(straight(world, tmp_path / "straight", *options))
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(world: World, tmp_path: Path):
+    """SIGTERM to the program and its workers at once, as a batch system sends it."""
+    steps = 40
+    options = [f"--steps={steps}", "--log_every=16", "--checkpoint_every=5", "--loader.workers=2"]
+    with Runs(world, tmp_path / "stopped", *options) as runs:
+        process = runs.start()
+        wait_until(lambda: newest(runs.out) >= 5 or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM, runs.errors.read_text()
+        reached = newest(runs.out)
+        assert 5 <= reached < steps
+        told = [line for line in runs.errors.read_text().splitlines() if not line.startswith("step ")]
+        assert told == [f"stopped by SIGTERM after step {reached}, which is saved; the same command goes on from there"]
+        runs.finish()
+    whole = straight(world, tmp_path / "straight", *options)
+    assert what_was_computed(runs.out, steps) == what_was_computed(whole, steps)
+
+
+def torchrun(world: World, folder: Path, ranks: int, *options: str) -> subprocess.Popen[bytes]:
+    """The recorded run under the real torchrun; run and records lie in `folder`."""
+    folder.mkdir()
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    program = [str(REPOSITORY / "tests" / "pbe_train" / "record_run.py"), str(folder / "records")]
+    if options and options[0].startswith("--max-restarts"):
+        start.append(options[0])
+        options = options[1:]
+    settings = ["--config", str(world.config), "--out", str(folder / "run"), *options]
+    hidden = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen([*start, *program, *settings], cwd="/", env=hidden, stdout=log, stderr=log)
+
+
+SHARED = [f"--steps={STEPS}", "--global_batch=8", "--checkpoint_every=1", "--checkpoints_kept=20", "--log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def by_ranks(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Number of ranks -> folder of a run with so many."""
+    root = tmp_path_factory.mktemp("ranks")
+    steps = {1: [], 2: [], 4: ["--steps=7"]}
+    started = {ranks: torchrun(world, root / str(ranks), ranks, *SHARED, *more) for ranks, more in steps.items()}
+    try:
+        for ranks, process in started.items():
+            assert process.wait(PATIENCE_SECONDS) == 0, (root / str(ranks) / "log").read_text()
+    finally:
+        for process in started.values():
+            process.terminate()  # torchrun ends its ranks.
+            process.wait()
+    return {ranks: root / str(ranks) for ranks in steps}
+
+
+def test_the_samples_do_not_depend_on_the_number_of_ranks(by_ranks: dict[int, Path]):
+    """Nor do timesteps, noise, augmentation and dropped conditions of a (step, slot); so the first step's loss is the same."""
+    one, two, four = (read_records(by_ranks[ranks] / "records") for ranks in (1, 2, 4))
+    assert sorted(one) == [(step, slot) for step in range(STEPS) for slot in range(8)]
+    assert one == two
+    assert four == {place: what for place, what in one.items() if place[0] < 7}
+    assert len({noise for _, _, noise, _ in one.values()}) == len(one), "all noise is different"
+    alone = read_records(by_ranks[2] / "records", "start0-rank1-*")
+    assert {slot for _, slot in alone} == {4, 5, 6, 7}, "each rank took its own half"
+    for key in ("loss", "gradient_norm"):
+        first = [metrics(folder / "run")[0][key] for folder in by_ranks.values()]
+        assert first == pytest.approx([first[0]] * 3, rel=1e-6 if key == "loss" else 1e-4), key
+
+
+def test_a_run_goes_on_with_other_ranks_and_the_same_samples(
+    world: World, by_ranks: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two ranks, then one."""
+    out = tmp_path / "run"
+    shutil.copytree(by_ranks[2] / "run", out)
+    for later in list_checkpoints(out)[5:]:
+        shutil.rmtree(later)
+    monkeypatch.setattr(train_module, "load_batches", record_to(tmp_path / "records"))
+    straight(world, out, *SHARED)
+    whole = read_records(by_ranks[2] / "records")
+    assert read_records(tmp_path / "records") == {place: what for place, what in whole.items() if place[0] >= 5}
+    both = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (by_ranks[2] / "run", out)]
+    assert both[0][:5] == both[1][:5]
+    assert both[0][5] == pytest.approx(both[1][5], rel=1e-6)
+
+
+def test_ranks_stop_together_and_are_started_again_by_torchrun(world: World, by_ranks: dict[int, Path], tmp_path: Path):
+    """SIGTERM to rank 1 alone, later kill -9 to rank 0; `--max-restarts 2` brings the run of two ranks to its end, to the bit."""
+    folder = tmp_path / "restarted"
+    process = torchrun(world, folder, 2, "--max-restarts=2", *SHARED)
+    records, log = folder / "records", folder / "log"
+
+    def hit(start: int, rank: int, number: signal.Signals) -> None:
+        """A signal to a rank of one of torchrun's starts, once it has gone on by three steps."""
+
+        def steps() -> int:
+            return len({step for step, _ in read_records(records, f"start{start}-rank{rank}-*")})
+
+        wait_until(lambda: steps() >= 3 or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+        (path,) = records.glob(f"start{start}-rank{rank}-*.jsonl")
+        os.kill(int(path.stem.rpartition("-")[2]), number)
+
+    try:
+        hit(0, 1, signal.SIGTERM)
+        hit(1, 0, signal.SIGKILL)
+        assert process.wait(PATIENCE_SECONDS) == 0, log.read_text()
+    finally:
+        process.terminate()
+        process.wait()
+    last = [max(read_records(records, f"start0-rank{rank}-*"))[0] for rank in (0, 1)]
+    assert last[0] == last[1] < STEPS - 1
+    said = f"stopped by SIGTERM after step {last[0] + 1}, which is saved"
+    assert said in log.read_text()
+    # What the second start begins with is what the first one ended with.
+    assert min(read_records(records, "start1-*"))[0] == last[0] + 1
+    assert min(read_records(records, "start2-*"))[0] > last[0] + 1
+    assert read_records(records) == read_records(by_ranks[2] / "records")
+    assert what_was_computed(folder / "run") == what_was_computed(by_ranks[2] / "run")
