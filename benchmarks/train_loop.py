@@ -128,9 +128,9 @@ class Clocked(Progress):
 
     clock: ClassVar[dict[int, float]] = {}
 
-    def log(self, step: int, figures: Mapping[str, float], wait_seconds: float) -> None:
+    def log(self, step: int, figures: Mapping[str, float], now: float, wait_seconds: float) -> None:
         """As `Progress.log`."""
-        super().log(step, figures, wait_seconds)
+        super().log(step, figures, now, wait_seconds)
         self.clock[step] = time.process_time()
 
 

@@ -120,6 +120,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     writer, damage = CheckpointWriter(settings, identity), DamageBook(settings.loader.most_replaced)
     skipped: list[int] = []
     asked: Asked | None = None
+    stopping = 0
     with Stop(ranks) as stop, Watchdog(ranks.rank, 60 * settings.watchdog_minutes) as watchdog:
         while step < settings.steps:
             for part in range(settings.accumulation):
