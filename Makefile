@@ -45,8 +45,11 @@ demo: train ## all of it, ending with a picture: source, region, reference, resu
 evaluate: train ## does the painted object look like its reference? (8 candidates, held-out scenes)
 	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation.json
 
-test: .venv/installed ## run all tests, two files at a time
+test: .venv/installed ## run the tests, two files at a time (all but the long ones)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-long: .venv/installed ## run the long tests (10 minutes)
+	$(BIN)/python -m pytest -m long
 
 cluster-check: .venv/installed ## builds on real clusters of this machine (2 minutes; needs openssh-server and rsync)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cluster]'

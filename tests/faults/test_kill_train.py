@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.kill_train import problems_at_the_end, results, run
 
 
+@pytest.mark.long
 def test_a_training_that_is_killed_leaves_the_same_bytes(tmp_path: Path):
     report = run(kills=2, steps=12, seed=1, folder=tmp_path)
     assert not report.problems

@@ -112,6 +112,7 @@ def test_the_tiny_training_runs_with_it(name: str, plain: list[float], dataset: 
     assert (losses == plain) == (name == "no_prior")
 
 
+@pytest.mark.long
 def test_the_tiny_build_runs_with_box_masks_only(photos: Path, plain: list[float], tmp_path: Path):
     config, out = tiny_config("box_masks_only", tmp_path), tmp_path / "dataset"
     run_build("--config", str(config), *build_options(photos, out))

@@ -247,6 +247,7 @@ def test_a_url_that_leads_nowhere_is_one_line(world: World, server: S3Server, tm
     assert server.secret not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_network_that_fails_later_is_one_line(world: World, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """It is no damage: nothing is replaced for it."""
     monkeypatch.setattr(remote_shards, "PAUSES", (0.01,))

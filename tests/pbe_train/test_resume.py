@@ -189,6 +189,7 @@ def by_ranks(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[int
     return {ranks: root / str(ranks) for ranks in steps}
 
 
+@pytest.mark.long
 def test_the_samples_do_not_depend_on_the_number_of_ranks(by_ranks: dict[int, Path]):
     """Nor do timesteps, noise, augmentation and dropped conditions of a (step, slot); so the first step's loss is the same."""
     one, two, four = (read_records(by_ranks[ranks] / "records") for ranks in (1, 2, 4))
@@ -203,6 +204,7 @@ def test_the_samples_do_not_depend_on_the_number_of_ranks(by_ranks: dict[int, Pa
         assert first == pytest.approx([first[0]] * 3, rel=1e-6 if key == "loss" else 1e-4), key
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_ranks_and_the_same_samples(
     world: World, by_ranks: dict[int, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -220,6 +222,7 @@ def test_a_run_goes_on_with_other_ranks_and_the_same_samples(
     assert both[0][5] == pytest.approx(both[1][5], rel=1e-6)
 
 
+@pytest.mark.long
 def test_ranks_stop_together_and_are_started_again_by_torchrun(world: World, by_ranks: dict[int, Path], tmp_path: Path):
     """SIGTERM to rank 1 alone, later kill -9 to rank 0; `--max-restarts 2` brings the run of two ranks to its end, to the bit."""
     folder = tmp_path / "restarted"

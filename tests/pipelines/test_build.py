@@ -339,6 +339,7 @@ def test_records_are_believed_only_while_they_fit(dataset, photos, tmp_path):
     assert not believed()
 
 
+@pytest.mark.long
 def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
     """SIGKILL to the driver and all its children as soon as the first shard is done; then the same command again."""
     out = tmp_path / "out"

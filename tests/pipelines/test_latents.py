@@ -59,6 +59,7 @@ def test_posteriors_of_views_and_masked_views(tiny, pictures, expected, precisio
     assert np.abs(packed - expected).max() < tolerance * np.abs(expected).max()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_it_encodes_the_same(tiny, pictures, expected, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
