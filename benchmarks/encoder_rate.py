@@ -32,7 +32,6 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,9 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, today
+from pbe_train.config import Precision
+from pbe_train.networks.sizes import VAE_SIZES
+from pbe_train.training.devices import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings
 from pipelines.packing.latents import Encoder, load_encoder
 from schemas.devices import cpu_name, device_name
@@ -54,20 +56,7 @@ TABLE = RESULTS / "encoder_rates.json"
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.
 KEY = ("device", "vae", "precision", "size_px")
 STABLE_DIFFUSION = "stable-diffusion-v1"
-# Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (CVPR 2022), f = 8: 83.7 M parameters.
-STABLE_DIFFUSION_VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 # 36.3 pictures/s of 2,391 GFLOP, the best published training rate of Stable Diffusion's U-Net at 512 px on an A100, are 28 % of
 # its peak. The encoder is of the same convolutions and attention; nobody seems to have published its own rate.
 UTILISATION = 0.28
@@ -76,29 +65,15 @@ ASSUMPTION = (
 )
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU and its dense peaks in TFLOP/s, by the arithmetic that the tensor cores (V100's fp32: the others) do."""
-
-    known_as: str
-    peaks: dict[str, float]
-
-
-# By the name that torch.cuda.get_device_name() gives. Halved where the datasheet has the figure with sparsity only.
-GPUS = {
-    # https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf
-    "Tesla V100-SXM2-32GB": Gpu("V100 SXM2", {"fp32": 15.7, "fp16": 125}),
-    # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf
-    "NVIDIA A100-SXM4-80GB": Gpu("A100 80GB", {"tf32": 156, "bf16": 312, "fp16": 312}),
-    # https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet
-    "NVIDIA H100 80GB HBM3": Gpu("H100 SXM", {"tf32": 989 / 2, "bf16": 1979 / 2, "fp16": 1979 / 2}),
-    # https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet
-    "NVIDIA L4": Gpu("L4", {"tf32": 120 / 2, "bf16": 242 / 2, "fp16": 242 / 2}),
-    # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A; fp32 accumulation
-    "NVIDIA GeForce RTX 4090": Gpu("RTX 4090", {"tf32": 82.6, "bf16": 165.2, "fp16": 165.2}),
-    # https://resources.nvidia.com/en-us-data-center-overview-mc/en-us-data-center-overview/hpc-datasheet-sc23-h200
-    "NVIDIA H200": Gpu("H200", {"tf32": 989 / 2, "bf16": 1979 / 2, "fp16": 1979 / 2}),
-}
+# Of those whose peaks are known, the ones that a plan tells of.
+GPU_NAMES = (
+    "Tesla V100-SXM2-32GB",
+    "NVIDIA A100-SXM4-80GB",
+    "NVIDIA H100 80GB HBM3",
+    "NVIDIA L4",
+    "NVIDIA GeForce RTX 4090",
+    "NVIDIA H200",
+)
 
 
 def gflop_per_picture(config: dict[str, Any], size: int) -> float:
@@ -110,13 +85,15 @@ def gflop_per_picture(config: dict[str, Any], size: int) -> float:
 
 def computed_rows(size: int) -> list[dict[str, Any]]:
     """What GPUs should do with Stable Diffusion's encoder."""
-    gflop = gflop_per_picture(STABLE_DIFFUSION_VAE, size)
+    gflop = gflop_per_picture(VAE_SIZES, size)
     rows = []
-    for device, gpu in GPUS.items():
-        for precision in ("fp32", "bf16", "fp16"):
+    for device in GPU_NAMES:
+        gpu = find_gpu(device)
+        assert gpu, device
+        for precision in PRECISIONS:
             # PyTorch lets convolutions of fp32 tensors run in TF32 where the GPU has it; that is what a build then does.
-            arithmetic = "tf32" if precision == "fp32" and "tf32" in gpu.peaks else precision
-            if arithmetic not in gpu.peaks:
+            arithmetic = arithmetic_of(gpu, precision)
+            if precision not in (arithmetic, "fp32"):
                 continue
             rows.append(
                 {
@@ -125,11 +102,11 @@ def computed_rows(size: int) -> list[dict[str, Any]]:
                     "vae": STABLE_DIFFUSION,
                     "precision": precision,
                     "size_px": size,
-                    "pictures_per_second": round(UTILISATION * gpu.peaks[arithmetic] * 1000 / gflop, 2),
+                    "pictures_per_second": round(UTILISATION * gpu.teraflops[arithmetic] * 1000 / gflop, 2),
                     "gflop_per_picture": round(gflop, 1),
                     "known_as": gpu.known_as,
                     "arithmetic": arithmetic,
-                    "peak_tflops": gpu.peaks[arithmetic],
+                    "peak_tflops": gpu.teraflops[arithmetic],
                     "utilisation": UTILISATION,
                     "assumption": ASSUMPTION,
                 }
@@ -214,7 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="side of the pictures in px (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="pictures encoded at once (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: %(default)s)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     parser.add_argument("--vae", help="folder or hub id (default: Stable Diffusion v1's architecture with random weights)")
     parser.add_argument("--seconds", type=float, default=30, help="to measure for (default: %(default)s)")
@@ -224,7 +201,7 @@ def main() -> None:
         raise InputError("--device cuda: this machine has no GPU that PyTorch can use; take --device cpu")
     with tempfile.TemporaryDirectory() as folder:
         if given.vae is None:
-            AutoencoderKL.from_config(STABLE_DIFFUSION_VAE).save_pretrained(folder)
+            AutoencoderKL.from_config(VAE_SIZES).save_pretrained(folder)
         name = STABLE_DIFFUSION if given.vae is None else vae_name(given.vae)
         settings = LatentSettings(
             vae=given.vae or folder, precision=given.precision, batch_size=given.batch, threads=given.threads

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.machine import RESULTS, describe_versions, today
-from pbe_train.config import ModelSettings, TrainSettings
+from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
 from pbe_train.networks.model import PaintByExampleModel
 from pbe_train.networks.preparing import prepare
@@ -138,7 +138,8 @@ class Bench:
         share = (time.process_time() - processor_start) / (time.perf_counter() - start) / torch.get_num_threads()
         rate = batch * steps / taken
         gpu = find_gpu(device_name()) if cuda else None
-        arithmetic = arithmetic_of(gpu, way.bf16) if gpu else ("bf16" if way.bf16 else "fp32")
+        precision: Precision = "bf16" if way.bf16 else "fp32"
+        arithmetic = arithmetic_of(gpu, precision) if gpu else precision
         mfu = utilisation(flops, rate, gpu.teraflops[arithmetic] * 1e12) if gpu else None
         return {
             **self.about(name, batch),

@@ -13,6 +13,7 @@ from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
 MaskMode = Literal["bilinear", "nearest"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
 
@@ -190,7 +191,7 @@ class TrainSettings(Program):
     """AdamW and its schedule."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of the moving average of the weights; 0 = no average, as published."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of forward and backward pass; weights stay fp32. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32 on the
     CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
     threads: int | None = Field(None, ge=1)

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console, Group
 from rich.table import Table
 
-from pbe_train.config import TrainSettings
+from pbe_train.config import Precision, TrainSettings
 from pbe_train.networks.sizes import unloaded_model
 from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
 from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
@@ -52,9 +52,9 @@ class Cost:
     samples: int
     """Of the whole run."""
 
-    def hours(self, gpu: Gpu, bf16: bool) -> float:
+    def hours(self, gpu: Gpu, precision: Precision) -> float:
         """Hours of one GPU of this kind for the whole run, at the assumed utilisation."""
-        rate = ASSUMED_UTILISATION * gpu.teraflops[arithmetic_of(gpu, bf16)] * 1e12 / self.flops.total
+        rate = ASSUMED_UTILISATION * gpu.teraflops[arithmetic_of(gpu, precision)] * 1e12 / self.flops.total
         return self.samples / rate / 3600
 
 
@@ -117,7 +117,7 @@ def show(cost: Cost, settings: TrainSettings, bf16: bool) -> Group:
         _parameters(cost),
         _arithmetic(cost, settings),
         _memory(cost, settings, bf16),
-        _hours(cost, settings, bf16),
+        _hours(cost, settings),
     )
 
 
@@ -189,7 +189,7 @@ def _memory(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
     return table
 
 
-def _hours(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
+def _hours(cost: Cost, settings: TrainSettings) -> Table:
     table = _table(
         f"{cost.samples:,} samples ({settings.steps:,} steps of {settings.global_batch})",
         "GPU",
@@ -202,9 +202,9 @@ def _hours(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
         "this U-Net on an A100; right to a factor of two perhaps. `python -m benchmarks.train_step` measures yours. Largest "
         "batch: a power of two per rank, global_batch at most, that leaves a tenth of the memory free.",
     )
-    for gpu in sorted(GPUS, key=lambda gpu: cost.hours(gpu, bf16)):
-        arithmetic = arithmetic_of(gpu, bf16)
-        hours = cost.hours(gpu, bf16)
+    for gpu in sorted(GPUS, key=lambda gpu: cost.hours(gpu, settings.precision)):
+        arithmetic = arithmetic_of(gpu, settings.precision)
+        hours = cost.hours(gpu, settings.precision)
         batches = [2**power for power in range(settings.global_batch.bit_length())]
         fitting = [batch for batch in batches if cost.memory.at(batch) < 0.9 * gpu.memory_gb * 1e9]
         table.add_row(
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, default=preset("tiny"))
     view, origin = view_size(settings.dataset, first.parse_known_args(arguments)[0].config)
-    # `auto` is bf16 on a GPU, and hours are told of GPUs.
+    # `auto` is bf16 or, which takes as much memory, fp16 on a GPU.
     bf16 = settings.precision != "fp32"
     cost = estimate_cost(settings, view, bf16)
     console = Console()

@@ -298,7 +298,7 @@ def flops_of(settings: TrainSettings, reader: ShardReader, ranks: Ranks) -> tupl
     gpu = find_gpu(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
     if not gpu:
         return None
-    peak = gpu.teraflops[arithmetic_of(gpu, settings.precision != "fp32")] * 1e12
+    peak = gpu.teraflops[arithmetic_of(gpu, settings.precision)] * 1e12
     flops = step_flops(settings.model, reader.info.view_size // reader.info.vae.downsampling)
     return peak * ranks.count, flops.total
 

@@ -7,6 +7,8 @@ cores with sums in fp32, `tf32` the same for fp32 tensors, `fp32` the other core
 from dataclasses import dataclass
 from typing import Literal
 
+from pbe_train.config import Precision
+
 Arithmetic = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
@@ -39,6 +41,8 @@ GPUS = (
     Gpu("H100 PCIe", ("NVIDIA H100 PCIe",), 80, {"fp32": 51.0, "tf32": 756 / 2, "bf16": 1513 / 2, "fp16": 1513 / 2}),
     # https://resources.nvidia.com/en-us-data-center-overview-mc/en-us-data-center-overview/hpc-datasheet-sc23-h200
     Gpu("H200", ("NVIDIA H200",), 141, _HOPPER),
+    # https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet
+    Gpu("L4", ("NVIDIA L4",), 24, {"fp32": 30.3, "tf32": 120 / 2, "bf16": 242 / 2, "fp16": 242 / 2}),
     # https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413
     Gpu("L40S", ("NVIDIA L40S",), 48, {"fp32": 91.6, "tf32": 183.0, "bf16": 362.05, "fp16": 362.05}),
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A
@@ -57,7 +61,15 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in GPUS if name in gpu.names), None)
 
 
-def arithmetic_of(gpu: Gpu, bf16: bool) -> Arithmetic:
-    """What the GPU's fastest cores do in a training of this precision: without bf16 cores, or without TF32 ones, it is fp32."""
-    wanted: Arithmetic = "bf16" if bf16 else "tf32"
-    return wanted if wanted in gpu.teraflops else "fp32"
+def arithmetic_of(gpu: Gpu, precision: Precision) -> Arithmetic:
+    """What the GPU's fastest cores do in a training of this precision; fp32 where none of them does it.
+
+    `auto` is bf16, or fp16 on a GPU that lacks it, as `Ranks.choose_precision` has it; fp32 tensors go through TF32 where it is.
+    """
+    wanted: dict[str, tuple[Arithmetic, ...]] = {
+        "auto": ("bf16", "fp16"),
+        "fp32": ("tf32",),
+        "bf16": ("bf16",),
+        "fp16": ("fp16",),
+    }
+    return next((arithmetic for arithmetic in wanted[precision] if arithmetic in gpu.teraflops), "fp32")

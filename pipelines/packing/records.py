@@ -137,7 +137,10 @@ class ShardFolder:
         Raises:
             Damaged: it is not what its record says.
         """
-        data = self._read_part(record["shard"])
+        try:
+            data = self._read_part(record["shard"])
+        except FileNotFoundError:
+            raise Damaged(f"shards/{record['shard']}.index.parquet is not there") from None
         if hashlib.sha256(data).hexdigest() != record["index_sha256"]:
             raise Damaged(f"shards/{record['shard']}.index.parquet is not what was written (SHA-256)")
         return pq.read_table(pa.BufferReader(data), schema=INDEX)

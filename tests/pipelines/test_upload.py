@@ -118,6 +118,9 @@ def test_damage_of_the_same_size_is_found_by_reading(uploaded, server, photos, t
         if "index" in name:
             with pytest.raises(Damaged, match=f"shards/{name} is not what was written"):
                 shards.index_part(records["train-000001"])
+            remote.remove(f"shards/{name}")
+            with pytest.raises(Damaged, match=f"shards/{name} is not there"):
+                shards.index_part(records["train-000001"])
         remote.write(f"shards/{name}", kept)
     assert not shards.rehash(records)
 
