@@ -46,7 +46,7 @@ evaluate: train ## does the painted object look like its reference? (8 candidate
 	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation.json
 
 test: .venv/installed ## run the tests, two files at a time (all but the long ones)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: .venv/installed ## run the long tests (10 minutes)
 	$(BIN)/python -m pytest -m long

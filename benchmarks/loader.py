@@ -1,7 +1,7 @@
 """How fast samples reach the model on one core: from our shards, the published way from photos, and streamed by webdataset.
 
     ours        Items.make: random access into the shards, decoding, posterior draws, noise, mask, the whole augmentation
-    published   the same boxes from their photos' JPEGs (published_recipe.py), and the same augmentation of references of 224 px
+    published   the same boxes from their photos' JPEGs, and the published chain of augmentation (published_recipe.py)
     streamed    the same shards as a stream through `webdataset`, with the same decoding, draws and augmentation as ours
 
 Usage:  python -m benchmarks.loader
@@ -41,7 +41,6 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from benchmarks.packing import HOW_TO_INSTALL, IDENTITY, NullEncoder, by_photo, plan, planned_rows
 from benchmarks.packing_world import draw_photos, find_photos, make_world
 from pbe_train.config import TrainSettings
-from pbe_train.data.augment import squash
 from pbe_train.data.items import Items
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader, TrainingSample
@@ -164,14 +163,14 @@ def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[
     return make
 
 
-def make_published(settings: BuildSettings, items: Items, samples: int) -> Callable[[], None]:
+def make_published(settings: BuildSettings, samples: int) -> Callable[[], None]:
     """Each call makes the same boxes' samples from their photos."""
     rows = planned_rows(settings, 0)
     paths = {photo[0]["photo_id"]: photo_path(settings.source.photos, "train", photo[0]["photo_id"]) for photo in by_photo(rows)}
     boxes: list[tuple[Path, Rectangle]] = [
         (path := paths[row["photo_id"]], box_in_photo(row, *photo_size(path, frame="stored"))) for row in rows
     ]
-    references = [squash(items.reader.read(Place(0, position)).reference, REFERENCE) for position in range(len(boxes))]
+    augmentation = published_recipe.published_augmentation()
     numbers = iter(range(1_000_000))
 
     def make() -> None:
@@ -179,8 +178,7 @@ def make_published(settings: BuildSettings, items: Items, samples: int) -> Calla
         for _ in range(samples):
             number = next(numbers)
             path, box = boxes[number % len(boxes)]
-            published_recipe.prepare_sample(path, box, random)
-            items.augment(references[number % len(boxes)], "published", number)
+            published_recipe.prepare_sample(path, box, random, augmentation)
 
     return make
 
@@ -211,8 +209,8 @@ def measure(folder: Path, files: Sequence[Path], samples: int) -> tuple[list[Mea
     counts = {OURS: at_once, STREAMED: at_once}
     ways = {OURS: make_ours(items, at_once), STREAMED: make_streamed(settings.out, reader, at_once)}
     if published_recipe.is_installed():
-        counts[PUBLISHED] = max(1, at_once // 8)  # It takes so much longer.
-        ways[PUBLISHED] = make_published(settings, items, counts[PUBLISHED])
+        counts[PUBLISHED] = max(1, at_once // 4)  # It takes so much longer.
+        ways[PUBLISHED] = make_published(settings, counts[PUBLISHED])
     found = take_turns(ways, counts)
     ratios = [
         Comparison(f"{OURS}, to {way}", round(found[way].cpu_ms_per_sample / found[OURS].cpu_ms_per_sample, 3), goal)

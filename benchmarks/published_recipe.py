@@ -6,8 +6,8 @@
 
 Every sample decodes its photo twice and draws one mask, at the photo's size: an arbitrary shape as an RGB picture that becomes
 three channels of floats, its points by six evaluations of their curve each. Where that leaves something open, this takes the
-faster way: boxes are known beforehand, views are resized without antialiasing, references are not augmented. A photo's EXIF is
-ignored both times. Needs the package `bezier`.
+faster way: boxes are known beforehand, views are resized without antialiasing. A photo's EXIF is ignored both times. What the
+loader then does to the reference, `published_augmentation`, is a trainer's work and not a build's. Needs the package `bezier`.
 
 Source: Yang et al. 2023, section 4.1, and the published loader (https://github.com/Fantasy-Studio/Paint-by-Example,
 ldm/data/open-images.py), of which nothing is copied here.
@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import albumentations
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
@@ -41,13 +42,16 @@ def is_installed() -> bool:
     return importlib.util.find_spec("bezier") is not None
 
 
-def prepare_sample(path: Path, box: Rectangle, random: Random) -> dict[str, torch.Tensor]:
+def prepare_sample(
+    path: Path, box: Rectangle, random: Random, augmentation: albumentations.Compose | None = None
+) -> dict[str, torch.Tensor]:
     """View, mask (1 = keep), masked view and reference of one object.
 
     Args:
         path: the photo's file.
         box: the object's, photo px.
         random: the source of every choice.
+        augmentation: of the reference.
     """
     photo = Image.open(path).convert("RGB")
     again = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), cv2.COLOR_BGR2RGB)
@@ -55,7 +59,9 @@ def prepare_sample(path: Path, box: Rectangle, random: Random) -> dict[str, torc
 
     left, top = max(0, int(box.x_min) - PADDING), max(0, int(box.y_min) - PADDING)
     right, bottom = min(width, int(box.x_max) + PADDING), min(height, int(box.y_max) + PADDING)
-    reference = cv2.resize(again[top:bottom, left:right], (REFERENCE, REFERENCE))
+    reference: UInt8[np.ndarray, "height width 3"] = cv2.resize(again[top:bottom, left:right], (REFERENCE, REFERENCE))
+    if augmentation:
+        reference = augmentation(image=reference)["image"]
 
     extended = extend_box(box, width, height, random)
     mask = draw_mask(box, extended, width, height, random)
@@ -71,6 +77,22 @@ def prepare_sample(path: Path, box: Rectangle, random: Random) -> dict[str, torc
         "masked": view * mask,
         "reference": normalised(to_tensor(reference), CLIP_MEAN, CLIP_STD),
     }
+
+
+def published_augmentation() -> albumentations.Compose:
+    """The published chain, called by name in today's albumentations.
+
+    Its elastic transform moves nothing there; that of the version of then (0.4.3) smoothed fields of float64 and warped twice.
+    """
+    return albumentations.Compose(
+        [
+            albumentations.Resize(REFERENCE, REFERENCE),
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Rotate(limit=20),
+            albumentations.Blur(p=0.3),
+            albumentations.ElasticTransform(p=0.3),
+        ]
+    )
 
 
 def extend_box(box: Rectangle, width: int, height: int, random: Random) -> Rectangle:

@@ -158,8 +158,10 @@ class ReferenceSettings(Group):
 
     padding: int = Field(10, ge=0)
     """Photo px added to the box on each side (paper's code: 10)."""
+    side: int = Field(224, ge=16)
+    """References are shrunk until their shorter side is this many px: what CLIP sees of each side, whatever the aspect was."""
     max_side: int = Field(448, ge=16)
-    """Longer references are shrunk to this many px; twice what CLIP sees leaves room for augmentation."""
+    """And until their longer side is this many px."""
     background: Literal["keep", "grey"] = "keep"
     """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is."""
     jpeg_quality: int = Field(95, ge=50, le=100)

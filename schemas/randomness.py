@@ -22,6 +22,11 @@ def name_hash(*names: int | str, bits: int = 64) -> int:
     return int.from_bytes(_digest(names, bits), "little")
 
 
+def uniform(*names: int | str) -> float:
+    """One random number in [0, 1) that depends on `names` alone: the first 53 bits of their hash, without a generator."""
+    return (name_hash(*names) >> 11) * 2.0**-53
+
+
 def generator(*names: int | str) -> np.random.Generator:
     """A fresh random generator that depends on `names` alone: Philox with `name_hash(*names, bits=128)` as its key."""
     key = _Key(_digest(names, 128))

@@ -91,10 +91,11 @@ def decode_reference(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         PhotoError: it is no picture, or a damaged one.
     """
     if _is_plain_jpeg(data):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels: np.ndarray | None = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if pixels is not None:
-            colours: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-            return colours
+            return pixels
     return decode_photo(data, frame="stored")
 
 

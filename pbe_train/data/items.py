@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pbe_train.config import TrainSettings
-from pbe_train.data.augment import Augmentation, squash
+from pbe_train.data.augment import augment, squash
 from pbe_train.data.damage import DamagedSample, Replaced
 from pbe_train.data.latents import draw_posterior, keep_map
 from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
 from pbe_train.data.shards import ShardReader, TrainingSample
 from schemas.errors import InputError
-from schemas.randomness import generator
+from schemas.randomness import generator, name_hash, uniform
 
 TIMESTEPS = 1000
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
     planes: Float[Tensor, "batch planes height width"]
     """Stacked: latent of the view (C, scaled), of the masked view (C, scaled), keep map (1), noise (C)."""
-    reference: UInt8[Tensor, "batch 3 reference reference"]
+    reference: UInt8[Tensor, "batch reference reference 3"]
     """The augmented reference, RGB, 0-255."""
     timestep: Int64[Tensor, " batch"]
     """Diffusion time, 0..999."""
@@ -61,7 +61,7 @@ class Item(NamedTuple):
     """What the model sees at one (step, slot). Fields as in `Batch`."""
 
     planes: Float[Tensor, "planes height width"]
-    reference: UInt8[Tensor, "3 reference reference"]
+    reference: UInt8[Tensor, "reference reference 3"]
     timestep: int
     dropped: bool
     replaced: Sequence[Replaced]
@@ -78,7 +78,6 @@ class Items(Dataset[Loaded | InputError]):
         self.reader = reader
         self.reference_size = reference_size
         self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
-        self.augment = Augmentation(settings.augmentation)
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         """The batch of these (step, slot) pairs."""
@@ -113,16 +112,16 @@ class Items(Dataset[Loaded | InputError]):
 
     def _room(
         self, count: int
-    ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count 3 reference reference"]]:
+    ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count reference reference 3"]]:
         """Arrays for so many items, to be filled."""
         vae, side = self.reader.info.vae, self.reader.info.view_size // self.reader.info.vae.downsampling
         planes = np.empty((count, 3 * vae.latent_channels + 1, side, side), np.float32)
-        return planes, np.empty((count, 3, self.reference_size, self.reference_size), np.uint8)
+        return planes, np.empty((count, self.reference_size, self.reference_size, 3), np.uint8)
 
     def _fill(
         self,
         planes: Float32[np.ndarray, "planes height width"],
-        reference: UInt8[np.ndarray, "3 reference reference"],
+        reference: UInt8[np.ndarray, "reference reference 3"],
         step: int,
         slot: int,
     ) -> tuple[int, bool, list[Replaced]]:
@@ -134,18 +133,17 @@ class Items(Dataset[Loaded | InputError]):
         vae = self.reader.info.vae
         channels = vae.latent_channels
         latent, masked, keep, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
-        draws = generator(seed, "train", step, slot, "latents")
+        draws = torch.Generator().manual_seed(noise_seed(seed, step * settings.global_batch + slot))
         for drawn in (latent, masked, noise):
-            draws.standard_normal(dtype=np.float32, out=drawn)
+            torch.from_numpy(drawn).normal_(generator=draws)
         draw_posterior(sample.latent, latent, vae.scaling_factor)
         draw_posterior(sample.masked, masked, vae.scaling_factor)
         keep[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
-        augmented = self.augment(squash(sample.reference, self.reference_size), seed, "train", step, slot, "augmentation")
-        for number, colour in enumerate(reference):
-            cv2.extractChannel(augmented, number, colour)
+        squashed = squash(sample.reference, self.reference_size)
+        reference[:] = augment(settings.augmentation, squashed, seed, "train", step, slot, "augmentation")
         timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
-        dropped = bool(generator(seed, "train", step, slot, "dropout").random() < settings.guidance_dropout)
+        dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
         return timestep, dropped, replaced
 
     def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:
@@ -166,6 +164,20 @@ class Items(Dataset[Loaded | InputError]):
                 place = self.order.replacement(step, slot, len(replaced) - 1)
 
 
+def noise_seed(seed: int, number: int) -> int:
+    """The seed of what is drawn for one sample's latents: another one for each of 2^32 samples in a row.
+
+    PyTorch, which draws tens of thousands of normal numbers in a quarter of numpy's time, keeps 32 bits of a seed. Hashes cut
+    to that would give one sample in sixty of the published run the noise of another one.
+
+    Args:
+        seed: of the run.
+        number: of the sample, counted over all steps' global batches from 0.
+    """
+    # An odd factor makes no two numbers the same, and spreads their bits (Knuth, The Art of Computer Programming 3, section 6.4).
+    return (name_hash(seed, "train", "latents", bits=32) + number * 0x9E3779B1) % 2**32
+
+
 def choose_timestep(seed: int, step: int, slot: int, strata: int | None) -> int:
     """Diffusion time of a slot, uniform in 0..999.
 
@@ -177,11 +189,11 @@ def choose_timestep(seed: int, step: int, slot: int, strata: int | None) -> int:
             step sees all of them, and its loss varies less. Source: Kingma et al., Variational diffusion models (2021), section
             I.1. Null draws each alone.
     """
-    draw = generator(seed, "train", step, slot, "timestep")
+    draw = uniform(seed, "train", step, slot, "timestep")
     if strata is None:
-        return int(draw.integers(TIMESTEPS))
+        return int(draw * TIMESTEPS)
     part = int(generator(seed, "train", step, "strata").permutation(strata)[slot])
-    return int((part + draw.random()) * TIMESTEPS / strata)
+    return int((part + draw) * TIMESTEPS / strata)
 
 
 class SlotSampler(Sampler[list[tuple[int, int]]]):

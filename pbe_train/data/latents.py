@@ -42,10 +42,9 @@ def draw_posterior(
 
     The draw is scaled for the diffusion model: (mean + deviation * noise) * scale.
     """
-    mean, deviation = np.split(posterior, 2)
-    noise *= deviation
-    noise += mean
-    noise *= np.float32(scale)
+    # PyTorch turns float16 into float32 many at a time, numpy one by one.
+    mean, deviation = torch.from_numpy(posterior).float().chunk(2)
+    torch.from_numpy(noise).mul_(deviation).add_(mean).mul_(scale)
 
 
 def posterior_mean(
@@ -56,11 +55,11 @@ def posterior_mean(
     return torch.from_numpy(posteriors[:, :channels].astype(np.float32) * np.float32(scale))
 
 
-def normalise_reference(references: UInt8[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch 3 size size"]:
-    """RGB, 0-255 -> what CLIP's vision models take."""
+def normalise_reference(references: UInt8[Tensor, "batch size size 3"]) -> Float[Tensor, "batch 3 size size"]:
+    """RGB, 0-255, channels last -> what CLIP's vision models take."""
     mean = torch.tensor(CLIP_MEAN, device=references.device)[:, None, None]
     deviation = torch.tensor(CLIP_STD, device=references.device)[:, None, None]
-    return (references.float() / 255 - mean) / deviation
+    return (references.permute(0, 3, 1, 2).float() / 255 - mean) / deviation
 
 
 def to_tensor(pictures: UInt8[np.ndarray, "batch height width 3"]) -> UInt8[Tensor, "batch 3 height width"]:

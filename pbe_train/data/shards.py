@@ -222,12 +222,13 @@ class ShardReader:
         side = size // vae.downsampling
         shape = (2 * vae.latent_channels, side, side)
         kind = choose(key, count)
-        latent, masked = decode_latents(members["latent_npy"], shape), decode_latents(members["masked_npy"], (count, *shape))
-        problem = latents_problem(latent) or latents_problem(masked)
-        if problem:
+        latent = decode_latents(members["latent_npy"], shape)
+        masked = decode_latents(members["masked_npy"], (count, *shape))[kind]
+        if problem := latents_problem(latent) or latents_problem(masked):
             raise ValueError(problem)
         mask = decode_mask(members["mask_png"], count, size, kind)
-        return TrainingSample(key, latent, masked[kind], mask, decode_reference(members["ref_jpg"]))
+        # Copies, because PyTorch wants to be able to write what it reads.
+        return TrainingSample(key, latent.copy(), masked.copy(), mask, decode_reference(members["ref_jpg"]))
 
     def labels(self) -> list[tuple[Place, str, str]]:
         """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""

@@ -113,7 +113,7 @@ class Run:
 
     def _see(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "batch 3 reference reference"]:
         squares = np.stack([squash(picture, self.reference_size) for picture in pictures])
-        return normalise_reference(to_tensor(squares).to(self.device))
+        return normalise_reference(torch.from_numpy(squares).to(self.device))
 
 
 def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:

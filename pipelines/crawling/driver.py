@@ -94,7 +94,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
     calls: Counter[str] = Counter()  # In vain.
     reason, hopeless = "", 0
     running: dict[ray.ObjectRef, tuple[str, int | None]] = {
-        worker.ready.remote(): (name, None) for name, worker in workers.items()
+        _stands(worker, attempts): (name, None) for name, worker in workers.items()
     }
     stalled: dict[str, int] = {}
     shown: ray.ObjectRef | None = None
@@ -138,7 +138,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
                 standing.discard(name)
                 if not at_hand[name] and calls[name] < attempts:
                     calls[name] += 1
-                    running[workers[name].ready.remote()] = name, None
+                    running[_stands(workers[name], attempts)] = name, None
             if done is None or stop.signal:
                 continue
             hopeless = hopeless + 1 if trouble and trouble.of_all else 0
@@ -154,6 +154,11 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
     if waiting and not stop.signal:
         errors[waiting[0]] = f"no crawling process could be started: {reason}"
     return errors
+
+
+def _stands(worker: Any, attempts: int) -> ray.ObjectRef:
+    """An answer of the worker once it stands. With retries Ray keeps the question until then; without, it is refused at once."""
+    return worker.ready.options(max_task_retries=attempts).remote()
 
 
 def _may_take(unit: int, hand: set[int], tries: Mapping[int, int], stalled: int) -> bool:

@@ -22,15 +22,27 @@ def reference_window(box: Rectangle, photo_width: int, photo_height: int, paddin
     return x_min, y_min, x_max, y_max
 
 
+def reference_size(width: int, height: int, side: int, max_side: int) -> tuple[int, int]:
+    """Width and height in px of the reference that a window of this size becomes: its aspect kept, never resized up.
+
+    Args:
+        width: of the window, photo px.
+        height: as well.
+        side: it is shrunk until its shorter side is so many px: more than the encoder sees, whatever the aspect.
+        max_side: and until its longer side is so many.
+    """
+    scale = min(1.0, side / min(width, height), max_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def cut_reference(
-    photo: UInt8[np.ndarray, "height width 3"], window: tuple[int, int, int, int], max_side: int
+    photo: UInt8[np.ndarray, "height width 3"], window: tuple[int, int, int, int], side: int, max_side: int
 ) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """The pixels of a reference window, aspect kept, shrunk to `max_side` px if longer, never resized up."""
+    """The pixels of a reference window, aspect kept, shrunk as `reference_size` says."""
     x_min, y_min, x_max, y_max = window
     crop = photo[y_min:y_max, x_min:x_max]
     height, width = crop.shape[:2]
-    scale = min(1.0, max_side / max(height, width))
-    return resize(crop, max(1, round(width * scale)), max(1, round(height * scale)))
+    return resize(crop, *reference_size(width, height, side, max_side))
 
 
 def cut_mask(

@@ -16,6 +16,7 @@ from pipelines.annotations.outlines import decode_counts
 from pipelines.config import MaskSettings, ReferenceSettings, ViewSettings
 from pipelines.geometry.masks import rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned
+from pipelines.geometry.references import reference_size
 from pipelines.geometry.views import Window, is_padded
 from pipelines.packing.samples import Row
 from schemas.dataset import DatasetInfo
@@ -45,8 +46,8 @@ class Expected:
     """Shape of a latent: 2C, h, w."""
     points_per_edge: int
     """A quarter of the points of a Bessel mask's outline."""
-    max_side: int
-    """Longest side of a reference in px."""
+    reference_sides: tuple[int, int]
+    """Of a reference in px: the shorter and the longer side from which on it is shrunk."""
     kept: tuple[str, ...]
     """Splits whose samples have view.jpg."""
 
@@ -77,7 +78,7 @@ def expected_of(info: DatasetInfo, fingerprints: frozenset[str]) -> Expected:
         masks=masks.per_view,
         latent=(2 * info.vae.latent_channels, cells, cells),
         points_per_edge=masks.points_per_edge,
-        max_side=references.max_side,
+        reference_sides=(references.side, references.max_side),
         kept=views.keep,
     )
 
@@ -169,7 +170,7 @@ def check_reference(sample: Sample, planned: Row, expected: Expected) -> Iterato
         return
     if not window.holds(Rectangle(*record.box).intersection(photo)):
         yield f"reference_window {list(record.reference_window)} does not hold the box"
-    width, height = reference_size(record, expected.max_side)
+    width, height = reference_size(x_max - x_min, y_max - y_min, *expected.reference_sides)
     yield from _check_picture("ref.jpg", sample.reference, width, height)
     if (record.reference_mask is None) != (planned["segmentation"] is None):
         yield f"it has {'no' if record.reference_mask is None else 'a'} reference_mask, unlike the plan"
@@ -215,14 +216,6 @@ def check_sample(sample: Sample, planned: Row, expected: Expected) -> Iterator[s
     """
     for check in SAMPLE_CHECKS:
         yield from check(sample, planned, expected)
-
-
-def reference_size(record: SampleRecord, max_side: int) -> tuple[int, int]:
-    """Width and height of ref.jpg in px, as `cut_reference` makes it."""
-    x_min, y_min, x_max, y_max = record.reference_window
-    width, height = x_max - x_min, y_max - y_min
-    scale = min(1.0, max_side / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _check_picture(name: str, data: bytes, width: int, height: int) -> Iterator[str]:

@@ -102,7 +102,7 @@ def prepare_sample(
         masks.append(mask)
 
     crop = reference_window(box, width, height, settings.references.padding)
-    reference = cut_reference(photo, crop, settings.references.max_side)
+    reference = cut_reference(photo, crop, settings.references.side, settings.references.max_side)
     reference_mask = None
     if row["segmentation"] is not None:
         pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])

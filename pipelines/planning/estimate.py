@@ -185,7 +185,9 @@ def _reference_pixels(settings: BuildSettings) -> float:
             )
             for axis, length in zip("xy", photo, strict=True)
         ]
-        scale = np.minimum(1, settings.references.max_side / np.maximum(*sides))
+        # As geometry/references.py does it, for columns.
+        scale = np.minimum(1, settings.references.side / np.minimum(*sides))
+        scale = np.minimum(scale, settings.references.max_side / np.maximum(*sides))
         total += float((sides[0] * sides[1] * scale**2).sum())
         count += len(batch)
     return total / max(1, count)

@@ -133,7 +133,7 @@ def test_a_dropped_condition_is_the_null_vector(model: PaintByExampleModel):
 def test_every_trained_parameter_gets_a_gradient_even_without_dropout(model: PaintByExampleModel):
     """DDP waits for one from each."""
     planes = torch.randn(2, 13, 8, 8)
-    batch = Batch(planes, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([3, 700]), torch.tensor([False, False]))
+    batch = Batch(planes, torch.zeros(2, 32, 32, 3, dtype=torch.uint8), torch.tensor([3, 700]), torch.tensor([False, False]))
     noise_losses(model, training_schedule("epsilon"), batch).mean().backward()
     assert [name for name, parameter in model.trained().items() if parameter.grad is None] == []
     assert all(parameter.grad is None for parameter in model.conditioner.model.parameters())
@@ -144,7 +144,7 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction):
     """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the target's power."""
     batch = Batch(
         torch.randn(4, 13, 8, 8),
-        torch.zeros(4, 3, 8, 8, dtype=torch.uint8),
+        torch.zeros(4, 8, 8, 3, dtype=torch.uint8),
         torch.tensor([0, 10, 500, 999]),
         torch.zeros(4).bool(),
     )
@@ -252,7 +252,7 @@ def test_the_average_follows_the_weights():
 
 
 def test_references_are_normalised_as_clip_expects():
-    grey = torch.full((1, 3, 2, 2), 122, dtype=torch.uint8)
+    grey = torch.full((1, 2, 2, 3), 122, dtype=torch.uint8)
     expected = (122 / 255 - np.array([0.48145466, 0.4578275, 0.40821073])) / np.array([0.26862954, 0.26130258, 0.27577711])
     assert normalise_reference(grey)[0, :, 0, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
-from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
+from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_size, reference_window
 from pipelines.geometry.views import LONGEST_PADDED_SIDE, Window, cut_view, is_padded, resize, square_window
 
 JITTER = (1, 5)
@@ -243,8 +243,11 @@ def test_references_are_the_padded_box_in_the_photo(scene, padding):
 
 def test_references_are_shrunk_but_never_enlarged():
     photo = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
-    assert np.array_equal(cut_reference(photo, (10, 20, 60, 50), 448), photo[20:50, 10:60])
-    assert cut_reference(photo, (0, 0, 300, 100), 150).shape == (50, 150, 3)
+    assert np.array_equal(cut_reference(photo, (10, 20, 60, 50), 256, 448), photo[20:50, 10:60])
+    assert cut_reference(photo, (0, 0, 300, 100), 80, 150).shape == (50, 150, 3)
+    assert cut_reference(photo, (0, 0, 300, 200), 80, 150).shape == (80, 120, 3)
+    assert cut_reference(photo, (0, 0, 150, 200), 256, 448).shape == (200, 150, 3)
+    assert reference_size(300, 1, 256, 150) == (150, 1)
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 90, 180, 270]), st.randoms(use_true_random=False))
@@ -266,7 +269,7 @@ def test_an_objects_mask_is_cut_and_shrunk_as_its_reference_is():
     disc = (x - 200) ** 2 + (y - 150) ** 2 < 100**2
     photo = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
     window = reference_window(Rectangle(100, 50, 300, 250), 400, 300, 10)
-    reference = cut_reference(photo, window, 64)
+    reference = cut_reference(photo, window, 64, 64)
     mask = cut_mask(disc, (400, 300), window, (reference.shape[1], reference.shape[0]))
     assert np.array_equal(mask, reference[..., 0] > 127)
     larger = np.kron(disc, np.ones((2, 2), bool))

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.geometry.masks import rasterise
+from pipelines.geometry.references import reference_size
 from pipelines.packing.checking import Finding, check_shard, find_duplicates, key_hashes
-from pipelines.packing.checking_samples import Expected, check_reference, expected_of, reference_size
+from pipelines.packing.checking_samples import Expected, check_reference, expected_of
 from pipelines.packing.checking_tables import ROOT_FILES
 from pipelines.packing.segmentation import encode_segmentation
 from pipelines.planning.freeze import accepted_fingerprints
@@ -352,7 +353,8 @@ def test_reference_masks_are_those_of_the_reference(dataset):
     sample = decode_sample(stored.members, "here")
     planned = {row["key"]: row for row in pq.read_table(dataset / "plan.parquet").to_pylist()}[stored.row["key"]]
     expected = expected_of(read_dataset(dataset), frozenset())
-    width, height = reference_size(sample.record, expected.max_side)
+    x_min, y_min, x_max, y_max = sample.record.reference_window
+    width, height = reference_size(x_max - x_min, y_max - y_min, *expected.reference_sides)
 
     def told(mask: str | None) -> list[str]:
         record = SampleRecord(**{**sample.record.model_dump(), "reference_mask": mask})
@@ -899,6 +901,6 @@ def test_nothing_is_repaired_while_a_build_is_at_work(copy):
 
 def test_expectations_come_from_dataset_json(dataset):
     info = read_dataset(dataset)
-    right = Expected("", frozenset(), 128, 2, (8, 16, 16), 20, 128, ("validation",))
+    right = Expected("", frozenset(), 128, 2, (8, 16, 16), 20, (224, 128), ("validation",))
     assert replace(expected_of(info, frozenset()), fingerprint="") == right
     assert pc.count_distinct(pq.read_table(dataset / "index.parquet")["key"]).as_py() == info.books.samples

@@ -12,7 +12,7 @@ from schemas.document import document
 from schemas.errors import InputError, run_program
 from schemas.files import atomic_file, write_atomically
 from schemas.pictures import fit, sheet, tint
-from schemas.randomness import generator, name_hash
+from schemas.randomness import generator, name_hash, uniform
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.settings import REPOSITORY
 from schemas.tables import TABLES
@@ -33,6 +33,11 @@ def test_the_page_names_every_column_and_member():
 def test_random_streams_are_pinned():
     """These numbers may never change: every dataset and every training run would."""
     assert name_hash(0, "photo order", "abc") == 2173592768969061212
+    assert uniform(0, "photo order", "abc") == 2173592768969061212 // 2**11 / 2**53
+    draws = [uniform("test", number) for number in range(4000)]
+    assert min(draws) < 0.01
+    assert 0.99 < max(draws) < 1
+    assert sum(draws) / 4000 == pytest.approx(0.5, abs=0.02)
     assert generator(0, "abc", "view", 0).integers(0, 1000, 4).tolist() == [726, 116, 833, 694]
 
 
