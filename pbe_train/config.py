@@ -200,6 +200,8 @@ class TrainSettings(Program):
     """How samples reach the model."""
     log_every: int = Field(10, ge=1)
     """Steps between two lines of metrics."""
+    wandb: str | None = None
+    """Project of Weights & Biases that the metrics go to as well; needs the package `wandb` and its own login. Null = none."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
     checkpoints_kept: int = Field(3, ge=1)
@@ -248,6 +250,7 @@ CHANGEABLE = {
     "loader.cache",
     "loader.cache_gb",
     "log_every",
+    "wandb",
     "checkpoint_every",
     "checkpoints_kept",
     "pictures",

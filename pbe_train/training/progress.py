@@ -1,10 +1,12 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard, and a status line."""
+"""What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases where it is asked for, and a status line."""
 
 import json
 import math
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from tqdm import tqdm
 
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch
+from schemas.errors import InputError
 from schemas.pictures import Picture
 
 
@@ -37,6 +40,7 @@ class Progress:
             for path in (out / "tensorboard").glob("events.out.tfevents.*"):
                 path.unlink()
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.wandb = start_wandb(settings, first_step) if settings.wandb else None
         self.settings = settings
         self.flops = flops
         self.bar = tqdm(total=settings.steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
@@ -81,6 +85,8 @@ class Progress:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(dict(metrics), step=step)
 
     def summary(self, skipped: int, replaced: int) -> None:
         """A table of what this process did."""
@@ -105,11 +111,48 @@ class Progress:
     def show(self, step: int, picture: Picture) -> None:
         """Put a picture into TensorBoard."""
         self.board.add_image("pictures", np.asarray(picture), step, dataformats="HWC")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({"pictures": wandb.Image(np.asarray(picture))}, step=step)
 
     def close(self) -> None:
         """Flush everything."""
         self.bar.close()
         self.board.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def start_wandb(settings: TrainSettings, first_step: int) -> Any:
+    """A run of Weights & Biases, which needs not be installed otherwise; a training that goes on goes on with its own.
+
+    Raises:
+        InputError: it is not installed, or does not let us in.
+    """
+    try:
+        import wandb
+    except ImportError:
+        raise InputError("train.wandb: the package is not installed; pip install wandb, or leave train.wandb null") from None
+    known = settings.out / "wandb.txt"
+    if first_step and known.exists():
+        name = known.read_text(encoding="utf-8").strip()
+    else:
+        name = uuid.uuid4().hex
+        known.write_text(f"{name}\n", encoding="utf-8")
+    try:
+        return wandb.init(
+            project=settings.wandb,
+            id=name,
+            name=settings.out.name,
+            dir=settings.out,
+            resume="allow",
+            config=settings.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.Error as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"train.wandb: {problem}; `wandb login`, or WANDB_MODE=offline, or leave train.wandb null") from None
 
 
 def _step_of(line: str) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -96,6 +97,31 @@ def test_lines_beyond_the_checkpoint_are_dropped(world: World, finished: Path, t
     shutil.copytree(finished, out)
     run(world, out, "--log_every=1", f"--resume={out / 'checkpoints' / 'step-00000003'}")
     assert losses(out) == losses(finished)
+
+
+def test_metrics_go_to_weights_and_biases_where_it_is_asked_for(world: World, tmp_path: Path, monkeypatch):
+    """Its own program, offline: what it would send lies in its file. A training that goes on goes on with the same run."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    settings = world.settings(tmp_path, "--wandb", "paint")
+    for first in (0, 1):
+        progress = Progress(settings, first)
+        progress.add(first + 1, {"validation_loss": 0.1875 + first})
+        progress.show(first + 1, np.full((4, 4, 3), 200, np.uint8))
+        progress.close()
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    name = (tmp_path / "wandb.txt").read_text().strip()
+    assert {file.stem for file in files} == {f"run-{name}"}
+    written = b"".join(file.read_bytes() for file in files)
+    for text in (b"validation_loss", b"0.1875", b"1.1875", b"global_batch", b"paint"):
+        assert text in written
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/images/pictures*.png"))) == 2
+    Progress(world.settings(tmp_path), 2).close()
+    assert sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb")) == files
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"train\.wandb: the package is not installed; pip install wandb"):
+        Progress(settings, 0)
 
 
 def test_the_rest_of_a_torn_line_and_of_an_earlier_start_is_dropped(world: World, tmp_path: Path):
