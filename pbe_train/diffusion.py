@@ -6,11 +6,11 @@ Schedule, loss and guidance are those of Stable Diffusion 1.x: 1000 steps, betas
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -34,6 +34,8 @@ SCHEDULE = {
 }
 
 
+# What `diffusers` samples with: the name of one of its schedulers, or one with options of its own.
+Scheduler: TypeAlias = str | SchedulerMixin
 # The model, or its wrapper for many ranks: the arguments and the result of `PaintByExampleModel.forward`.
 Denoiser = Callable[..., Tensor]
 
@@ -58,14 +60,20 @@ def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Floa
     return mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
 
 
-def make_scheduler(name: str, prediction: Prediction) -> Any:
-    """A sampler of diffusers by the name of its class, on the schedule of the training.
+def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
+    """A new sampler of diffusers, on the schedule of the training.
+
+    Args:
+        scheduler: the name of its class; or one whose options are kept (`use_karras_sigmas`, say), but for the schedule.
+        prediction: what the model predicts.
 
     Raises:
         InputError: diffusers has no such scheduler, or it cannot be put on this schedule (flow matching, EDM, inversion).
     """
+    name = scheduler if isinstance(scheduler, str) else type(scheduler).__name__
+    options: dict[str, Any] = {} if isinstance(scheduler, str) else dict(scheduler.config)
     kind: Any = getattr(diffusers, name, None)
-    if diffusers.SchedulerMixin not in getattr(kind, "__mro__", ()):
+    if SchedulerMixin not in getattr(kind, "__mro__", ()):
         raise InputError(f"{name}: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler")
     # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
     taken = inspect.signature(kind.__init__).parameters
@@ -74,7 +82,7 @@ def make_scheduler(name: str, prediction: Prediction) -> Any:
             f"{name}: does not sample on the schedule of the training (scaled linear betas); "
             "for example DDIMScheduler or DPMSolverMultistepScheduler does"
         )
-    return kind.from_config(SCHEDULE, prediction_type=prediction)
+    return kind.from_config({**options, **SCHEDULE}, prediction_type=prediction)
 
 
 @torch.no_grad()
@@ -82,13 +90,14 @@ def paint_latents(
     model: PaintByExampleModel,
     masked: Float[Tensor, "batch channels height width"],
     keep: Float[Tensor, "batch 1 height width"],
-    reference: Float[Tensor, "batch 3 size size"],
+    condition: Float[Tensor, "batch tokens features"],
     *,
     seeds: Sequence[int],
     guidance: float,
     steps: int,
-    scheduler: str,
+    scheduler: Scheduler,
     prediction: Prediction,
+    watch: Callable[[int, Float[Tensor, "batch channels height width"]], None] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
 
@@ -96,12 +105,13 @@ def paint_latents(
         model: in eval mode.
         masked: scaled latents of the masked views.
         keep: 1 = keep, 0 = hole.
-        reference: CLIP-normalised references.
+        condition: tokens of the references.
         seeds: one per item; an item's noise depends on its own seed alone, not on its neighbours.
         guidance: s in `null + s * (condition - null)`; 1 = the condition alone, which costs half.
         steps: denoising steps.
-        scheduler: name of a diffusers scheduler.
+        scheduler: as `make_scheduler` takes it.
         prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
+        watch: called after each step with its number, from 1, and the latents that the model then thinks it is coming to.
     """
     sampler = make_scheduler(scheduler, prediction)
     sampler.set_timesteps(steps, device=masked.device)
@@ -110,18 +120,31 @@ def paint_latents(
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
     extra = {"generator": generators} if "generator" in inspect.signature(sampler.step).parameters else {}
-    condition = model.conditioner(reference)
-    nothing = model.conditioner.uncond_vector.to(condition.dtype).expand_as(condition)
-    for time in sampler.timesteps:
+    nothing = model.conditioner.uncond_vector.to(condition).expand_as(condition)
+    for number, time in enumerate(sampler.timesteps, start=1):
         noisy = sampler.scale_model_input(latents, time)
         times = time.to(masked.device).expand(len(noisy))
         predicted = model.predict(noisy, masked, keep, times, condition).float()
         if guidance != 1:
             without = model.predict(noisy, masked, keep, times, nothing).float()
             predicted = without + guidance * (predicted - without)
-        latents = sampler.step(predicted, time, latents, **extra).prev_sample
+        stepped = sampler.step(predicted, time, latents, **extra)
+        if watch:
+            watch(number, _foreseen(sampler, stepped, predicted, time, latents))
+        latents = stepped.prev_sample
     painted: Tensor = latents
     return painted
+
+
+def _foreseen(sampler: Any, stepped: Any, predicted: Tensor, time: Tensor, noisy: Tensor) -> Tensor:
+    """The clean latents that a prediction points to: what the scheduler says, or what its schedule implies."""
+    if getattr(stepped, "pred_original_sample", None) is not None:
+        said: Tensor = stepped.pred_original_sample
+        return said
+    share: Tensor = sampler.alphas_cumprod.to(noisy.device)[int(time)]
+    if sampler.config.prediction_type == "epsilon":
+        return (noisy - (1 - share).sqrt() * predicted) / share.sqrt()
+    return share.sqrt() * noisy - (1 - share).sqrt() * predicted
 
 
 def decode_latents(

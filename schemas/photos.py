@@ -79,6 +79,20 @@ def decode_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> 
         raise PhotoError("decode_error", _first_line(error)) from None
 
 
+def photo_of_image(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """What `decode_photo` makes of a picture's file, in frame `exif`, of a picture that Pillow has read already.
+
+    Raises:
+        PhotoError: with code `decode_error`.
+    """
+    try:
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise PhotoError("decode_error", _first_line(error)) from None
+
+
 def photo_size(photo: bytes | Path, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height in px of what `decode_photo` makes of a photo, by its header: a photo may be damaged further on.
 

@@ -1,6 +1,7 @@
 """Painting with a trained model: load a run, paint held-out samples, edit photos."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from pbe_train.config import TrainSettings
 from pbe_train.data.augment import squash
 from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
-from pbe_train.diffusion import decode_latents, paint_latents
+from pbe_train.diffusion import Scheduler, decode_latents, paint_latents
 from pbe_train.editing.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
 from pbe_train.networks.model import PaintByExampleModel, build_model
 from pbe_train.training.checkpoint import CheckpointState, RunIdentity, locate_checkpoint, read_part, read_state
@@ -24,15 +25,19 @@ from schemas.errors import InputError
 from schemas.weights import load_vae, weights_sha256
 
 DECODED_AT_ONCE = 4
+# What shows an object: one photo of it, or several.
+References = AnyPhoto | Sequence[AnyPhoto]
+# Called after each denoising step with its number, from 1, and a function that decodes what the model is coming to.
+Watch = Callable[[int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]], None]
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to denoise. `guidance` 1 means none; `scheduler` is the name of a diffusers class."""
+    """How to denoise. `guidance` 1 means none; `scheduler` is the name of a diffusers class, or one with its own options."""
 
     guidance: float = 5.0
     steps: int = 50
-    scheduler: str = "DDIMScheduler"
+    scheduler: Scheduler = "DDIMScheduler"
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,18 @@ class Run:
     settings: TrainSettings
     identity: RunIdentity
     step: int
+    offloaded_from: torch.device | None = None
+    """The device that the networks are brought to one at a time; null where they stay on theirs."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.conditioner.uncond_vector.device
+        """Where the model computes."""
+        return self.offloaded_from or self.model.conditioner.uncond_vector.device
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Inside this block networks with weights of 16 bits take inputs of 32; what needs 32 bits is computed in them."""
+        dtype = self.model.conditioner.uncond_vector.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     @property
     def reference_size(self) -> int:
@@ -59,35 +71,54 @@ class Run:
         self,
         masked: Float[Tensor, "batch channels height width"],
         masks: Bool[np.ndarray, "batch size size"],
-        references: Sequence[AnyPhoto],
+        references: Sequence[References],
         seeds: Sequence[int],
         how: SamplingSettings,
+        watch: Watch | None = None,
     ) -> UInt8[np.ndarray, "batch size size 3"]:
         """Paint references into views; the whole view as decoded, not yet blended with the view itself.
 
         Args:
             masked: scaled latents of the masked views.
             masks: edit regions, True = repaint.
-            references: RGB, 0-255, any sizes.
+            references: RGB, 0-255, any sizes; of an item several, if they show the same object.
             seeds: one per item.
             how: guidance, steps, scheduler.
+            watch: called after each step.
         """
         was_training = self.model.training
         self.model.eval()
         keep = keep_map(masks, masked.shape[-1], self.settings.model.mask_to_latent)
-        latents = paint_latents(
-            self.model,
-            masked.to(self.device),
-            keep.to(self.device),
-            self._see(references),
-            seeds=seeds,
-            guidance=how.guidance,
-            steps=how.steps,
-            scheduler=how.scheduler,
-            prediction=self.settings.prediction,
-        )
+        with self.arithmetic():
+            latents = paint_latents(
+                self.model,
+                masked.to(self.device),
+                keep.to(self.device),
+                self.condition(references),
+                seeds=seeds,
+                guidance=how.guidance,
+                steps=how.steps,
+                scheduler=how.scheduler,
+                prediction=self.settings.prediction,
+                watch=watch and (lambda step, foreseen: watch(step, lambda: self.decode(foreseen))),
+            )
         self.model.train(was_training)
         return self.decode(latents)
+
+    @torch.no_grad()
+    def condition(self, references: Sequence[References]) -> Float[Tensor, "batch tokens features"]:
+        """Condition tokens of objects; of one that several references show, the mean of theirs (ours, not the paper's).
+
+        Raises:
+            InputError: several references, and a model that sees all tokens: those of different photos do not correspond.
+        """
+        shown = [[each] if isinstance(each, np.ndarray) else list(each) for each in references]
+        counts = [len(each) for each in shown]
+        if max(counts) > 1 and self.settings.model.tokens == "all":
+            raise InputError("several references of one object need a model of class tokens; this one sees all tokens: give one")
+        with self.arithmetic():
+            tokens = self.model.conditioner(self._see([photo for each in shown for photo in each]))
+        return torch.stack([part.mean(dim=0) for part in torch.split(tokens, counts)])
 
     def encode(self, views: UInt8[np.ndarray, "batch size size 3"]) -> Float[Tensor, "batch channels height width"]:
         """Views -> scaled latents (posterior means)."""
@@ -96,19 +127,22 @@ class Run:
     @torch.no_grad()
     def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:
         """Pixels in [-1, 1] -> scaled latents (posterior means)."""
-        mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
-        return mean * self.identity.scaling_factor
+        with self.arithmetic():
+            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        return mean.float() * self.identity.scaling_factor
 
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
         """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
         parts = torch.split(latents, DECODED_AT_ONCE)
         scale = self.identity.scaling_factor
-        return np.concatenate([to_pictures(decode_latents(self.vae, part.to(self.device), scale)) for part in parts])
+        with self.arithmetic():
+            return np.concatenate([to_pictures(decode_latents(self.vae, part.to(self.device), scale)) for part in parts])
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:
         """Class-token features of the vision encoder, at unit length."""
-        features = self.model.conditioner.model(pixel_values=self._see(pictures)).pooler_output
+        with self.arithmetic():
+            features = self.model.conditioner.model(pixel_values=self._see(pictures)).pooler_output
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
     def _see(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "batch 3 reference reference"]:
@@ -156,9 +190,20 @@ def check_guidance(run: Run, guidance: float) -> None:
     """
     if guidance != 1 and run.settings.guidance_dropout == 0:
         raise InputError(
-            f"--guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "
-            "give --guidance 1"
+            f"guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "
+            "give guidance 1"
         )
+
+
+def check_size(run: Run, size: int | None) -> None:
+    """Refuse a working size that does not halve evenly down to the U-Net's lowest level.
+
+    Raises:
+        InputError: with the sizes that fit.
+    """
+    step = 2 ** (len(run.vae.config.block_out_channels) - 1 + len(run.identity.unet["block_out_channels"]) - 1)
+    if size is not None and (size < step or size % step):
+        raise InputError(f"size {size}: must be a multiple of {step} px; the model was trained at {run.identity.view_size}")
 
 
 def _check_frozen(
@@ -181,12 +226,13 @@ def edit(
     run: Run,
     photos: Sequence[AnyPhoto],
     masks: Sequence[AnyMask],
-    references: Sequence[AnyPhoto],
+    references: Sequence[References],
     seeds: Sequence[int],
     how: SamplingSettings,
     *,
     size: int | None = None,
     blend: bool = True,
+    watch: Callable[[int, Callable[[], list[AnyPhoto]]], None] | None = None,
 ) -> list[AnyPhoto]:
     """Paint references into photos.
 
@@ -194,11 +240,13 @@ def edit(
         run: a loaded run.
         photos: RGB, 0-255, any sizes.
         masks: True = repaint; each of its photo's size and not empty.
-        references: RGB, 0-255, any sizes.
+        references: RGB, 0-255, any sizes; for a photo several, if they show the same object.
         seeds: one per photo; a result depends on its own seed, not on what else is painted with it.
         how: guidance, steps, scheduler.
         size: side of the view the model works at; the trained one by default.
         blend: keep every byte outside the mask; otherwise the whole square around the region comes from the model.
+        watch: called after each denoising step with its number, from 1, and a function that makes the photos as the model then
+            expects them to become. That takes the VAE's decoder; who does not call it does not pay.
     """
     size = size or run.identity.view_size
     windows = [choose_window(mask) for mask in masks]
@@ -207,8 +255,15 @@ def edit(
     pixels = to_tensor(views).float() / 127.5 - 1
     # Mid grey, 0 in [-1, 1]: what the masked views of the training show in their region.
     pixels[torch.from_numpy(holes)[:, None].expand_as(pixels)] = 0
-    painted = run.paint(run.encode_pixels(pixels), holes, references, seeds, how)
-    return [
-        paste(photo, resize(view, window.side), mask if blend else None, window)
-        for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
-    ]
+
+    def pasted(painted: UInt8[np.ndarray, "batch size size 3"]) -> list[AnyPhoto]:
+        return [
+            paste(photo, resize(view, window.side), mask if blend else None, window)
+            for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
+        ]
+
+    def watch_views(step: int, foreseen: Callable[[], UInt8[np.ndarray, "batch size size 3"]]) -> None:
+        assert watch
+        watch(step, lambda: pasted(foreseen()))
+
+    return pasted(run.paint(run.encode_pixels(pixels), holes, references, seeds, how, watch_views if watch else None))

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -182,9 +182,6 @@ def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
         class conditioner:
             uncond_vector = torch.zeros(1, 1, 3)
 
-            def __new__(cls, reference):
-                return torch.zeros(len(reference), 1, 3)
-
         @staticmethod
         def predict(noisy, masked, keep, timestep, condition):
             share = shares[timestep][:, None, None, None]
@@ -192,7 +189,7 @@ def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
             return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
 
     how = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
-    given = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 3, 32, 32)
+    given = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 3)
     other = "v_prediction" if prediction == "epsilon" else "epsilon"
     apart = [(paint_unchecked(Oracle(), *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
     assert apart[0] < 0.03  # What is left is the noise of the first timestep, at which sampling ends.
@@ -203,7 +200,7 @@ def paint(model: PaintByExampleModel, number: int | slice, seeds: list[int], **o
     torch.manual_seed(7)
     masked, keep, references = torch.randn(3, 4, 8, 8), torch.ones(3, 1, 8, 8), torch.randn(3, 3, 32, 32)
     how = {"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", "prediction": "epsilon", **options}
-    return paint_latents(model, masked[number], keep[number], references[number], seeds=seeds, **how)
+    return paint_latents(model, masked[number], keep[number], model.conditioner(references[number]), seeds=seeds, **how)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +211,46 @@ def test_an_item_does_not_depend_on_its_neighbours(model: PaintByExampleModel, s
     alone = paint(model, slice(1, 2), [5], scheduler=scheduler)
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(paint(model, slice(1, 2), [6], scheduler=scheduler), alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+def test_previews_show_where_the_model_is_going(scheduler, prediction):
+    """An oracle foresees its latent at once, whatever is sampled with; each step is told."""
+    latent = torch.randn(1, 4, 8, 8)
+    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
+    seen = []
+
+    class Oracle:
+        class conditioner:
+            uncond_vector = torch.zeros(1, 1, 3)
+
+        @staticmethod
+        def predict(noisy, masked, keep, timestep, condition):
+            share = shares[timestep.long()][:, None, None, None]
+            noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
+            return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
+
+    paint_unchecked(
+        *(Oracle(), torch.zeros(1, 4, 8, 8), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 3)),
+        seeds=[0],
+        guidance=1.0,
+        steps=6,
+        scheduler=scheduler,
+        prediction=prediction,
+        watch=lambda step, foreseen: seen.append((step, (foreseen - latent).abs().mean().item())),
+    )
+    assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
+    assert len(seen) >= 6
+    assert max(apart for _, apart in seen) < 0.05
+
+
+def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not():
+    given = DPMSolverMultistepScheduler(use_karras_sigmas=True, beta_start=0.5, prediction_type="v_prediction")
+    made = make_scheduler(given, "epsilon")
+    assert made is not given
+    assert made.config.use_karras_sigmas
+    assert (made.config.beta_start, made.config.prediction_type) == (0.00085, "epsilon")
 
 
 def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):

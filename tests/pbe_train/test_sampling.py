@@ -16,7 +16,8 @@ from PIL import Image
 from pbe_train import demo, evaluate, sample
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from pbe_train.editing import sampling
+from pbe_train.editing import paint_by_example, sampling
+from pbe_train.editing.reading import read_mask
 from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
 from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
 from pbe_train.train import train
@@ -197,10 +198,10 @@ def test_bad_input_is_one_line_and_status_2(folder: Path, files: dict[str, Path]
         ("image", "text", r"photo\.png: not a readable photo \(not_an_image"),
         ("reference", "gone", r"reference\.png: no such file"),
         ("model", "gone", r"no checkpoint here; give a run folder"),
-        ("size", "20", r"--size 20: must be a multiple of 16 px"),
+        ("size", "20", r"^size 20: must be a multiple of 16 px"),
         ("scheduler", "Fast", r"Fast: diffusers has no such scheduler"),
         ("out", "result.gif", r"result\.gif: write a \.png"),
-        ("steps", "0", r"--steps 0: must be 1 or more"),
+        ("steps", "0", r"^steps 0: must be 1 or more"),
     ],
 )
 def test_bad_input_is_named(folder: Path, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, key, content, message):
@@ -224,9 +225,9 @@ def test_a_transparent_mask_is_refused_and_an_opaque_one_with_alpha_is_not(tmp_p
     drawn = np.zeros((20, 20, 4), np.uint8)
     drawn[5:10, 5:10] = 255
     with pytest.raises(InputError, match=r"layer\.png: the mask is transparent in places; save it without transparency"):
-        sample.read_mask(write(tmp_path / "layer.png", drawn))
+        read_mask(write(tmp_path / "layer.png", drawn))
     drawn[..., 3] = 255
-    assert sample.read_mask(write(tmp_path / "flat.png", drawn)).sum() == 25
+    assert read_mask(write(tmp_path / "flat.png", drawn)).sum() == 25
 
 
 @pytest.mark.parametrize("program", [sample, demo, evaluate])
@@ -234,10 +235,10 @@ def test_guidance_without_a_trained_null_vector_is_refused(
     world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
 ):
     undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
-    monkeypatch.setattr(program, "load_run", lambda *_: undropped)
+    monkeypatch.setattr(paint_by_example if program is sample else program, "load_run", lambda *_: undropped)
     given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
     monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])
-    with pytest.raises(InputError, match=r"--guidance 2: .* guidance_dropout 0.* give --guidance 1$"):
+    with pytest.raises(InputError, match=r"^guidance 2: .* guidance_dropout 0.* give guidance 1$"):
         program.main()
     sampling.check_guidance(undropped, 1.0)
 

@@ -1,0 +1,182 @@
+"""The editing library: `PaintByExample.from_pretrained(model)(image, mask, reference)`.
+
+    image, mask, reference ──read──▶ arrays ──edit──▶ photo with the reference's object in the region
+
+Files, Pillow's pictures and arrays go in, Pillow's pictures come out. Every byte outside the mask is the photo's own.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+
+from pbe_train.diffusion import Scheduler
+from pbe_train.editing.placing import Precision, place
+from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo
+from pbe_train.editing.region import AnyPhoto
+from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit, load_run
+from schemas.errors import InputError
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Where a call is."""
+
+    step: int
+    """Steps done, from 1."""
+    steps: int
+    """Of these edits."""
+    first: int
+    """Which edit of the call is the first of those that are painted together, from 0."""
+    photos: Callable[[], list[Image.Image]]
+    """Makes the photos as the model now expects them to become; takes the VAE's decoder."""
+
+
+class PaintByExample:
+    """A model that paints the object of a reference photo into a region of another photo.
+
+    Args:
+        run: the model and what belongs to it.
+        precision: of the networks; `fp16` and `bf16` take half the memory.
+        offload: keep the networks in the CPU's memory, and on the GPU only the one that works.
+    """
+
+    def __init__(self, run: Run, precision: Precision = "fp32", offload: bool = False) -> None:
+        self.run = place(run, precision, offload)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        weights: Literal["ema", "model"] = "ema",
+        device: torch.device | str | None = None,
+        precision: Precision = "fp32",
+        offload: bool = False,
+    ) -> "PaintByExample":
+        """Load a model.
+
+        Args:
+            source: a run folder of train.py or one of its checkpoints.
+            weights: the moving average, where there is one, or the plain weights.
+            device: by default the first GPU, else the CPU.
+            precision: of the networks; `fp16` and `bf16` take half the memory and, on GPUs, far less time.
+            offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
+
+        Raises:
+            InputError: there is no such model, or not a whole one.
+        """
+        return cls(load_run(Path(source), weights, device), precision, offload)
+
+    def __call__(
+        self,
+        image: Picture | Sequence[Picture],
+        mask: Picture | Sequence[Picture],
+        reference: Picture | Sequence[Picture | Sequence[Picture]],
+        *,
+        seed: int | Sequence[int] = 0,
+        guidance: float = 5.0,
+        steps: int = 50,
+        scheduler: Scheduler = "DDIMScheduler",
+        size: int | None = None,
+        blend: bool = True,
+        batch_size: int = 1,
+        callback: Callable[[Preview], object] | None = None,
+    ) -> Image.Image | list[Image.Image]:
+        """Edit a photo, or several.
+
+        Args:
+            image: a photo of any size, or a list of them: files, pictures of Pillow, or arrays.
+            mask: white (True) = repaint; of its photo's size; as many as there are photos.
+            reference: what to paint, cropped closely around it; for each photo one. For one photo, a list is several references
+                of one object, whose conditions are averaged; for several photos, each of their references may be such a list.
+            seed: an edit depends on its own alone. One for all, or one each.
+            guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
+            steps: of denoising.
+            scheduler: of diffusers: the name of its class, or one whose options are to be kept.
+            size: side in px at which the model works; by default the one it was trained at.
+            blend: False also gives the square around the region as the model painted it.
+            batch_size: edits painted at once. More than one is faster on a GPU, and may change a result's last bit by rounding.
+            callback: called after each step.
+
+        Returns:
+            A picture for a picture, a list for a list.
+
+        Raises:
+            InputError: something is missing, unreadable, or does not fit together; says which.
+        """
+        one = not isinstance(image, (list, tuple))
+        images, masks, references, seeds = _listed(image, mask, reference, seed)
+        for name, count in (("steps", steps), ("batch_size", batch_size)):
+            if count < 1:
+                raise InputError(f"{name} {count}: must be 1 or more")
+        check_size(self.run, size)
+        check_guidance(self.run, guidance)
+        photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
+        regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
+        for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
+            check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
+        shown = [
+            [read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)
+        ]
+        how = SamplingSettings(guidance, steps, scheduler)
+        edited: list[Image.Image] = []
+        for first in range(0, len(photos), batch_size):
+            part = slice(first, first + batch_size)
+
+            def watch(step: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
+                assert callback
+                callback(Preview(step, steps, first, lambda: [Image.fromarray(photo) for photo in made()]))
+
+            painted = edit(
+                self.run,
+                photos[part],
+                regions[part],
+                shown[part],
+                seeds[part],
+                how,
+                size=size,
+                blend=blend,
+                watch=watch if callback else None,
+            )
+            edited += [Image.fromarray(photo) for photo in painted]
+        return edited[0] if one else edited
+
+
+def _listed(
+    image: Picture | Sequence[Picture],
+    mask: Picture | Sequence[Picture],
+    reference: Picture | Sequence[Picture | Sequence[Picture]],
+    seed: int | Sequence[int],
+) -> tuple[list[Picture], list[Picture], list[list[Picture]], list[int]]:
+    """The same as lists of one length; references as a list for each photo.
+
+    Raises:
+        InputError: they are not as many, or there is none.
+    """
+    images: list[Picture] = list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]
+    masks: list[Picture] = list(mask) if isinstance(mask, (list, tuple)) else [mask]  # type: ignore[list-item]
+    given = list(reference) if isinstance(reference, (list, tuple)) else [reference]
+    # Of one photo, a list is several references of one object.
+    groups = [given] if not isinstance(image, (list, tuple)) else given
+    references = [list(each) if isinstance(each, (list, tuple)) else [each] for each in groups]
+    seeds = [seed] * len(images) if isinstance(seed, int) else list(seed)
+    counts = {"images": len(images), "masks": len(masks), "references": len(references), "seeds": len(seeds)}
+    if len(set(counts.values())) > 1 or not images:
+        found = ", ".join(f"{count} {name}" for name, count in counts.items())
+        raise InputError(f"{found}: give as many of each, and at least one")
+    if not all(references):
+        empty = [bool(each) for each in references].index(False)
+        raise InputError(f"reference {empty}: an empty list; give a photo of what to paint")
+    return images, masks, references, seeds  # type: ignore[return-value]
+
+
+def _named(what: str, number: int, one: bool) -> str:
+    return what if one else f"{what} {number}"
+
+
+def _shown(picture: Picture, what: str, number: int, one: bool) -> str:
+    return str(picture) if isinstance(picture, (str, Path)) else _named(what, number, one)
