@@ -92,7 +92,7 @@ def computed_rows(size: int) -> list[dict[str, Any]]:
         assert gpu, device
         for precision in PRECISIONS:
             # PyTorch lets convolutions of fp32 tensors run in TF32 where the GPU has it; that is what a build then does.
-            arithmetic = arithmetic_of(gpu, precision)
+            arithmetic = arithmetic_of(gpu, precision, tf32=True)
             if precision not in (arithmetic, "fp32"):
                 continue
             rows.append(

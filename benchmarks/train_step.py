@@ -139,7 +139,7 @@ class Bench:
         rate = batch * steps / taken
         gpu = find_gpu(device_name()) if cuda else None
         precision: Precision = "bf16" if way.bf16 else "fp32"
-        arithmetic = arithmetic_of(gpu, precision) if gpu else precision
+        arithmetic = arithmetic_of(gpu, precision, tf32=True) if gpu else precision
         mfu = utilisation(flops, rate, gpu.teraflops[arithmetic] * 1e12) if gpu else None
         return {
             **self.about(name, batch),

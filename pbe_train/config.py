@@ -243,6 +243,7 @@ CHANGEABLE = {
     "model.channels_last",
     "model.compile",
     "model.gradient_checkpointing",
+    "precision",  # What it comes to is part of the run's identity.
     "threads",
     "loader.workers",
     "loader.on_damage",

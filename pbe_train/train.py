@@ -49,10 +49,14 @@ from pbe_train.training.stopping import Stop
 from pbe_train.training.validation import Validation
 from pbe_train.training.watchdog import Watchdog
 from schemas.errors import InputError, run_program
+from schemas.files import lock_folder
 from schemas.randomness import name_hash
 from schemas.settings import dump_settings, load_settings, preset
 from schemas.weights import weights_sha256
 
+IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
+# Below this scale a gradient of fp16 that overflows is not the scale's fault: it is tried down to here, and then counts.
+LEAST_SCALE = 1.0
 # AdamW's running means of the gradient and of its square.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -62,9 +66,15 @@ def main() -> int:
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
     ranks = Ranks.start(settings.threads, settings.precision)
     try:
-        stopped_by = train(settings, ranks)
+        # One at a time in a folder; the other ranks leave as soon as rank 0 does.
+        with lock_folder(settings.out, IN_USE) if ranks.rank == 0 else nullcontext():
+            stopped_by = train(settings, ranks)
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory(error, settings, ranks)) from None
+    except RuntimeError as error:
+        if ranks.lost_peer(error):
+            raise InputError(f"rank {ranks.rank}: another rank has left; its own message says why") from None
+        raise
     ranks.stop()
     return 128 + stopped_by if stopped_by else 0
 
@@ -79,7 +89,8 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     # Go on from a checkpoint, if there is one; every rank looks for itself.
     checkpoint = find_checkpoint(settings.out, settings.resume)
     state = read_state(checkpoint) if checkpoint else None
-    check_agreement(ranks, checkpoint, state, reader)
+    precision = ranks.choose_precision(settings.precision)
+    check_agreement(ranks, checkpoint, state, reader, precision)
 
     # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
@@ -88,9 +99,9 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     trained, kept = model.trained(), model.kept()
     optimizer = make_optimizer(trained, settings.optimizer)
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
-    identity = identify(model, reader)
+    identity = identify(model, reader, precision)
     measures = Measures(ranks.device)
-    scaler = torch.amp.GradScaler(ranks.device.type, enabled=ranks.choose_precision(settings.precision) == "fp16")
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=precision == "fp16")
 
     step = 0
     if checkpoint and state:
@@ -117,11 +128,15 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     # The loop.
     schedule = training_schedule(settings.prediction)
     parallel = ranks.wrap(model)
-    writer, damage = CheckpointWriter(settings, identity), DamageBook(settings.loader.most_replaced)
+    damage = DamageBook(settings.loader.most_replaced)
     skipped: list[int] = []
     asked: Asked | None = None
     stopping = 0
-    with Stop(ranks) as stop, Watchdog(ranks.rank, 60 * settings.watchdog_minutes) as watchdog:
+    with (
+        CheckpointWriter(settings, identity, step) as writer,
+        Stop(ranks) as stop,
+        Watchdog(ranks.rank, 60 * settings.watchdog_minutes, loaded.owed) as watchdog,
+    ):
         while step < settings.steps:
             for part in range(settings.accumulation):
                 with watchdog.during("data", step):
@@ -143,7 +158,8 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             if average:
                 average.update(step)
 
-            stopping = stop.agreed()
+            with watchdog.during("ranks", step):
+                stopping = stop.agreed()
             last = step == settings.steps or stopping > 0
             saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or step == settings.steps
             if asked and logs:
@@ -159,8 +175,10 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             # Numbers may come some steps later; a checkpoint says that those before it were written.
             if asked and (saves or asked.reading.ready()):
                 skipped += report(asked, progress)
-                check_skipped(settings, skipped, items)
                 asked = None
+            # The scale of fp16 grows until a gradient overflows, once in a while: that is how it is found, and no fault.
+            if skipped and (logs or saves) and (not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE):
+                check_skipped(settings, skipped, items)
             if validation and (step % settings.validation.every == 0 or step == settings.steps):
                 with watchdog.during("validation", step), average.in_place() if average else nullcontext():
                     loss = validation.loss(model, ranks, settings.precision)
@@ -168,15 +186,19 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                     progress.add(step, {"validation_loss": loss})
             if saves:
                 check_weights(settings, step, trained)
-                states = ranks.gather(measures.state())
+                with watchdog.during("ranks", step):
+                    states = ranks.gather(measures.state())
             if progress:
                 progress.advance()
+                writer.check()
                 if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
                     with watchdog.during("pictures", step), uncompiled() if settings.model.compile else nullcontext():
                         progress.show(step, pictures.draw(step, average))
                 if saves:
                     with watchdog.during("checkpoint", step):
-                        writer.save(step, parts_of(kept, trained, optimizer, average), states, scaler.state_dict())
+                        progress.flush()
+                        parts, counted_steps = parts_of(kept, trained, optimizer, average), optimizer_step(optimizer)
+                        writer.save(step, parts, counted_steps, states, scaler.state_dict())
             if stopping:
                 break
         writer.wait()
@@ -234,10 +256,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSetti
         group["lr"] = settings.learning_rate * share
 
 
-def identify(model: PaintByExampleModel, reader: ShardReader) -> RunIdentity:
+def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) -> RunIdentity:
     """What this run trains on and with."""
     return RunIdentity(
         dataset_fingerprint=reader.info.fingerprint,
+        dataset_samples=reader.samples_hash(),
+        precision=precision,
         vae_sha256=reader.info.vae.sha256,
         encoder_sha256=weights_sha256(model.conditioner.model.state_dict()),
         unet={key: value for key, value in model.unet.config.items() if not key.startswith("_")},
@@ -261,6 +285,11 @@ def parts_of(
     return {"model": kept, "optimizer": moments, **({"ema": {**kept, **average.average}} if average else {})}
 
 
+def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
+    """Steps that AdamW has counted, the same for all parameters; waits for the device."""
+    return int(next(iter(optimizer.state.values()))["step"])
+
+
 def resume(
     checkpoint: Path,
     state: CheckpointState,
@@ -278,7 +307,7 @@ def resume(
     moments = read_part(checkpoint, state, "optimizer", expected)
     for name, parameter in trained.items():
         own = {kind: laid_out_as(parameter, moments[f"{kind}.{name}"]) for kind in MOMENTS}
-        optimizer.state[parameter] = {"step": torch.tensor(float(state.step), device=parameter.device), **own}
+        optimizer.state[parameter] = {"step": torch.tensor(float(state.optimizer_step), device=parameter.device), **own}
 
 
 def make_validation(settings: TrainSettings, ranks: Ranks, reference_size: int) -> Validation | None:

@@ -38,6 +38,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 def lock_folder(folder: Path, message: str) -> Iterator[None]:
     """Keep other processes out of a folder as long as this one lives; the lock dies with it, however it dies.
 
+    Processes that it forks have no part in the lock: orphans of one that was killed must not keep its successor out.
+
     Args:
         folder: made where it is not there; the lock is its file `.lock`.
         message: what to tell a person where another process has it.
@@ -52,6 +54,8 @@ def lock_folder(folder: Path, message: str) -> Iterator[None]:
         raise InputError(
             f"{folder}: cannot be written to ({error.strerror}); give another folder, or make this one writable"
         ) from None
+    # A lock of this kind lasts until the last descriptor of the open file is closed, and a fork has one, too.
+    os.register_at_fork(after_in_child=file.close)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

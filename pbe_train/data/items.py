@@ -11,6 +11,7 @@ A sample that cannot be read stops the run, or is replaced by another one that i
 So a run has no loader state and no random state: resumed at step k, or cut into other ranks, it goes on exactly as it would have.
 """
 
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -224,16 +225,31 @@ class Batches(Iterator[Batch]):
         self.start_method = start_method
         self._loaded: Iterator[Loaded | InputError] | None = None
         self._replaced: list[Replaced] = []
+        self._taken = 0
 
     def __next__(self) -> Batch:
         """The next micro-batch. Raises InputError where it cannot be made."""
         if self._loaded is None:
             self._loaded = self._start()
         loaded = next(self._loaded)
+        self._taken += 1
         if isinstance(loaded, InputError):
             raise loaded
         self._replaced += loaded.replaced
         return loaded.batch
+
+    def owed(self) -> str:
+        """Which process makes the next micro-batch, and of which samples, in words."""
+        sampler, taken, workers = self.sampler, self._taken, self.items.settings.loader.workers
+        if taken >= len(sampler):
+            return "nothing more"
+        step, slots = sampler.first_step + taken // len(sampler.slots), sampler.slots[taken % len(sampler.slots)]
+        keys = self.items.keys(step)
+        shown = ", ".join(keys[slot] for slot in slots[:8]) + (f" and {len(slots) - 8} more" if len(slots) > 8 else "")
+        # A DataLoader hands its batches out in turns, and processes are started in order.
+        ids = sorted(child.pid or 0 for child in multiprocessing.active_children())[:workers]
+        who = f"worker {taken % workers} (process {ids[taken % workers]})" if len(ids) == workers > 0 else "this process"
+        return f"{who}, which makes the samples {shown}"
 
     def take_replaced(self) -> list[Replaced]:
         """The samples that gave their slots to others since this was last asked; one may be in it several times."""

@@ -1,5 +1,7 @@
 """Small conversions between what a shard holds and what the networks take: latents, masks, references, pixels."""
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float16, Float32, UInt8
@@ -57,9 +59,14 @@ def posterior_mean(
 
 def normalise_reference(references: UInt8[Tensor, "batch size size 3"]) -> Float[Tensor, "batch 3 size size"]:
     """RGB, 0-255, channels last -> what CLIP's vision models take."""
-    mean = torch.tensor(CLIP_MEAN, device=references.device)[:, None, None]
-    deviation = torch.tensor(CLIP_STD, device=references.device)[:, None, None]
+    mean, deviation = _clip_statistics(references.device)
     return (references.permute(0, 3, 1, 2).float() / 255 - mean) / deviation
+
+
+@functools.cache
+def _clip_statistics(device: torch.device) -> tuple[Float[Tensor, "3 1 1"], Float[Tensor, "3 1 1"]]:
+    # Once: a step that copied them to a GPU would wait for all that the GPU still has to do.
+    return torch.tensor(CLIP_MEAN, device=device)[:, None, None], torch.tensor(CLIP_STD, device=device)[:, None, None]
 
 
 def to_tensor(pictures: UInt8[np.ndarray, "batch height width 3"]) -> UInt8[Tensor, "batch 3 height width"]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import tenacity
 
 from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardFiles, ShardReader, UnreadableShard
@@ -43,6 +44,14 @@ LOCKS = 256
 PAUSES = (1.0, 5.0, 25.0)
 # A worker that has just gone on to other shards may still hold the ones before: windows that are in use at once.
 WINDOWS_IN_USE = 3
+
+
+# How long to wait for other processes where they have the whole cache in use.
+PATIENCE_SECONDS = 60.0
+
+
+class NoRoom(InputError):
+    """The cache is full of shards that are in use."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class ShardCache:
                 yield None
                 return
             part = self.shards / f".{content.sha256}.part"
-            self._reserve(part, content.bytes)
+            self._reserve_in_the_end(part, content.bytes)
             try:
                 yield part
                 sync(part)
@@ -182,6 +191,17 @@ class ShardCache:
                 sync(self.shards)
             finally:
                 part.unlink(missing_ok=True)
+
+    def _reserve_in_the_end(self, part: Path, size: int) -> None:
+        """As `_reserve`; where other processes have all in use, it waits for them."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(NoRoom),
+            stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+            wait=tenacity.wait_fixed(PATIENCE_SECONDS / 30),
+            reraise=True,
+        ):
+            with attempt:
+                self._reserve(part, size)
 
     def _reserve(self, part: Path, size: int) -> None:
         """Make room, and a file of this size."""
@@ -198,7 +218,7 @@ class ShardCache:
                 if self._remove(path):
                     used -= kept[path].st_size
             if used + size > self.limit:
-                raise InputError(
+                raise NoRoom(
                     f"{self.shards}: no room for a shard of {size / 1e9:.2f} GB, since {used / 1e9:.2f} of "
                     f"{self.limit / 1e9:.2f} GB are in use; raise loader.cache_gb, or lower loader.window"
                 )

@@ -6,6 +6,7 @@ needs of them (`read_for_training`); both check what they read: CRC-32 of each m
 """
 
 import errno
+import hashlib
 import os
 import zlib
 from collections import Counter, OrderedDict
@@ -229,6 +230,11 @@ class ShardReader:
         mask = decode_mask(members["mask_png"], count, size, kind)
         # Copies, because PyTorch wants to be able to write what it reads.
         return TrainingSample(key, latent.copy(), masked.copy(), mask, decode_reference(members["ref_jpg"]))
+
+    def samples_hash(self) -> str:
+        """A hash of the split's shards and how many samples each has: what the order of samples depends on."""
+        pairs = [f"{name} {count}" for name, count in zip(self.shards, self.counts, strict=True)]
+        return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
     def labels(self) -> list[tuple[Place, str, str]]:
         """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""

@@ -9,15 +9,19 @@ A folder is written under a temporary name, flushed to disk and renamed; so one 
 changed it later, which its hashes tell. The step number is the only state of the loader and of the random draws.
 """
 
+import errno
 import hashlib
+import itertools
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import tenacity
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +31,8 @@ from pbe_train.config import CHANGEABLE, TrainSettings
 from schemas.errors import InputError
 from schemas.files import sync
 
+# How often a checkpoint is tried to be written, and the first pause in s; each pause is twice as long as the one before.
+ATTEMPTS, SECONDS_BETWEEN = 4, 5
 CHECKPOINT_NAME = re.compile(r"step-\d{8}")
 
 
@@ -45,7 +51,12 @@ class RunIdentity(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     dataset_fingerprint: str
-    """Fingerprint of the dataset."""
+    """Fingerprint of the dataset: of its plan and settings."""
+    dataset_samples: str
+    """Hash of how many samples each of the split's shards has. A build that is run again when more photos have come keeps its
+    fingerprint, and orders its samples otherwise."""
+    precision: str
+    """Arithmetic of forward and backward pass: what `auto` was on the run's GPUs."""
     vae_sha256: str
     """Hash of the VAE's weights."""
     encoder_sha256: str
@@ -63,10 +74,13 @@ class RunIdentity(BaseModel):
 class CheckpointState(BaseModel):
     """The content of `state.json`."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    # JSON has no infinity, and the gradient's norm of a skipped step is one.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, ser_json_inf_nan="strings")
 
     step: int
-    """Optimizer steps done."""
+    """Steps done."""
+    optimizer_step: int
+    """Steps that AdamW has counted: the same less those that were skipped."""
     settings: dict[str, Any]
     """Settings of the run, in full."""
     identity: RunIdentity
@@ -85,22 +99,26 @@ def save_checkpoint(
     settings: TrainSettings,
     identity: RunIdentity,
     parts: Mapping[str, Mapping[str, Tensor]],
+    optimizer_step: int,
     measures: Sequence[dict[str, list[float]]] = (),
     scaler: Mapping[str, int | float] = MappingProxyType({}),
+    began_at: int | None = None,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
-    A run that went back to an earlier checkpoint meets those of the branch it left: they have higher steps, and are set aside
-    as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch.
+    A run that went back to an earlier checkpoint meets those of the branch it left. Before its own first one appears, they are
+    set aside as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch; nothing deletes them.
 
     Args:
         out: the run folder.
-        step: optimizer steps done.
+        step: steps done.
         settings: of the run.
         identity: of the run.
         parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
+        optimizer_step: as `CheckpointState.optimizer_step`.
         measures: of each rank, as `CheckpointState.measures`.
         scaler: as `CheckpointState.scaler`.
+        began_at: the step that the run went on from, if this is its first checkpoint since.
     """
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +134,7 @@ def save_checkpoint(
         sync(path)
     state = CheckpointState(
         step=step,
+        optimizer_step=optimizer_step,
         settings=settings.model_dump(mode="json"),
         identity=identity,
         files=files,
@@ -126,36 +145,65 @@ def save_checkpoint(
     sync(partial / "state.json")
     sync(partial)
     # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
-    for later in [path for path in list_checkpoints(out) if path.name > folder.name]:
-        aside = later.with_name(f"left-{later.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        later.rename(aside)
-        print(f"{later}: this run went back to before it; set aside as {aside.name}, delete it if not needed", flush=True)
-    if folder.exists():  # The run went back to an earlier checkpoint and came here again.
-        shutil.rmtree(folder)
+    if began_at is not None:
+        _set_aside([path for path in list_checkpoints(out) if _step_of(path) > began_at])
     partial.rename(folder)
     sync(parent)
     for old in list_checkpoints(out)[: -settings.checkpoints_kept]:
-        shutil.rmtree(old)
+        # By another name first: a crash in between must not leave half of a checkpoint under a step's name.
+        removed = old.with_name(f".{old.name}.partial")
+        old.rename(removed)
+        shutil.rmtree(removed)
     return folder
+
+
+def _set_aside(left: Sequence[Path]) -> None:
+    for path in left:
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        aside = next(other for ending in endings if not (other := path.with_name(f"left-{path.name}{ending}")).exists())
+        path.rename(aside)
+        print(f"{path}: this run went back to before it; set aside as {aside.name}, delete it if not needed", flush=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 class CheckpointWriter:
     """Writes checkpoints in the background: a step waits for a copy of the weights, not for the disk.
 
-    One at a time: a second checkpoint waits for the first, so that memory holds one copy, on the CPU.
+    One at a time: a second checkpoint waits for the first, so that memory holds one copy, on the CPU. What the disk refuses is
+    tried again some times, from that copy. A context manager, so that nobody leaves before all is written.
+
+    Args:
+        settings: of the run.
+        identity: of the run.
+        began_at: the step that the run goes on from.
     """
 
-    def __init__(self, settings: TrainSettings, identity: RunIdentity) -> None:
+    def __init__(self, settings: TrainSettings, identity: RunIdentity, began_at: int) -> None:
         self.settings = settings
         self.identity = identity
+        self._began_at: int | None = began_at
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except OSError as error:
+            if kind is None:
+                raise
+            print(f"{error}", file=sys.stderr, flush=True)  # Beside what else went wrong.
 
     def save(
         self,
         step: int,
         parts: Mapping[str, Mapping[str, Tensor]],
+        optimizer_step: int,
         measures: Sequence[dict[str, list[float]]] = (),
         scaler: Mapping[str, int | float] = MappingProxyType({}),
     ) -> None:
@@ -165,14 +213,36 @@ class CheckpointWriter:
             part: {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
             for part, tensors in parts.items()
         }
-        given = (self.settings.out, step, self.settings, self.identity, copies, measures, scaler)
-        self._writing = self._pool.submit(save_checkpoint, *given)
+        given = (self.settings.out, step, self.settings, self.identity, copies, optimizer_step, measures, scaler, self._began_at)
+        self._writing = self._pool.submit(_save_in_the_end, *given)
+        self._began_at = None
+
+    def check(self) -> None:
+        """Raises OSError as soon as it is known that the checkpoint before could not be written; waits for nothing."""
+        if self._writing and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the checkpoint before is on disk. Raises OSError where it could not be written."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type((OSError, SafetensorError)),
+    stop=tenacity.stop_after_attempt(ATTEMPTS),
+    wait=tenacity.wait_exponential(multiplier=SECONDS_BETWEEN),
+    reraise=True,
+)
+def _save_in_the_end(out: Path, step: int, *given: Any) -> Path:
+    try:
+        return save_checkpoint(out, step, *given)
+    except (OSError, SafetensorError) as error:
+        print(f"{out / 'checkpoints'}: checkpoint of step {step} could not be written ({error})", file=sys.stderr, flush=True)
+        if isinstance(error, OSError):
+            raise
+        raise OSError(errno.EIO, str(error), str(out / "checkpoints")) from None
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -195,6 +265,11 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
         InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
     """
     saved = list_checkpoints(out)
+    if resume not in ("auto", "never") and saved and not Path(resume).resolve().is_relative_to(out.resolve()):
+        raise InputError(
+            f"{saved[-1]}: this run folder is in use, and --resume {resume} is another run's; give another --out, or "
+            "--resume auto"
+        )
     if resume == "auto":
         return saved[-1] if saved else None
     if resume == "never":
@@ -278,6 +353,11 @@ def check_resumable(folder: Path, state: CheckpointState, settings: TrainSetting
     ]
     before, now = state.identity.model_dump(mode="json"), identity.model_dump(mode="json")
     differences += [f"{key} {before[key]!r} -> {now[key]!r}" for key in now if key != "unet" and before[key] != now[key]]
+    if before["dataset_fingerprint"] == now["dataset_fingerprint"] and before["dataset_samples"] != now["dataset_samples"]:
+        raise InputError(
+            f"{folder}: its dataset had other samples in its shards then (was it built again with more photos?), so that their "
+            "order is another one; give another --out for a new run, or the dataset as it was"
+        )
     if differences:
         raise InputError(
             f"{folder}: was trained otherwise: {'; '.join(differences)}. Use its settings, or give another --out for a new run"

@@ -14,23 +14,28 @@ from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
 
 
-def check_agreement(ranks: Ranks, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader) -> None:
-    """Refuse ranks that would train from different starts or on different data: on several machines, paths may mislead.
+def check_agreement(
+    ranks: Ranks, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader, precision: str
+) -> None:
+    """Refuse ranks that would train from different starts, on different data or in different arithmetic.
+
+    On several machines paths may mislead, and cards may differ.
 
     Raises:
         InputError: with what each sort of rank has.
     """
     weights = state.files["model.safetensors"].sha256[:12] if state and "model.safetensors" in state.files else "new"
-    found = (state.step if state else 0, weights, reader.info.fingerprint[:12])
+    dataset = f"{reader.info.fingerprint[:12]} (samples {reader.samples_hash()[:12]})"
+    found = (state.step if state else 0, weights, dataset, precision)
     seen = ranks.gather(found)
     if len(set(seen)) > 1:
         shown = "; ".join(
-            f"rank {seen.index(start)} starts at step {start[0]} (weights {start[1]}) on dataset {start[2]}"
+            f"rank {seen.index(start)} starts at step {start[0]} (weights {start[1]}) on dataset {start[2]} in {start[3]}"
             for start in dict.fromkeys(seen)
         )
         raise InputError(
             f"{checkpoint or reader.folder}: the ranks do not see the same: {shown}; "
-            "put `out` and `dataset` into folders that all machines share"
+            "put `out` and `dataset` into folders that all machines share, and give --precision where the cards differ"
         )
 
 
@@ -68,9 +73,10 @@ def check_weights(settings: TrainSettings, step: int, trained: dict[str, nn.Para
 def out_of_memory(error: Exception, settings: TrainSettings, ranks: Ranks) -> str:
     """What to tell a person whose GPU is too small, and what helps."""
     size = settings.global_batch // (ranks.count * settings.accumulation)
-    helps = [
-        f"--accumulation {2 * settings.accumulation} (halves the batch of {size} that a GPU holds; the training is the same)"
-    ]
+    helps = []
+    if size % 2 == 0:
+        more = 2 * settings.accumulation
+        helps.append(f"--accumulation {more} (halves the batch of {size} that a GPU holds; the training is the same)")
     if not settings.model.gradient_checkpointing:
         helps.append("--model.gradient_checkpointing true (a third more arithmetic)")
     if settings.precision == "fp32":
@@ -78,4 +84,5 @@ def out_of_memory(error: Exception, settings: TrainSettings, ranks: Ranks) -> st
     if settings.ema_decay:
         helps.append("--ema_decay 0, for a new run")
     first = str(error).partition("\n")[0]
-    return f"rank {ranks.rank} is out of memory ({first}); what helps: {'; '.join(helps)}; docs/training.md has a table"
+    said = f"what helps: {'; '.join(helps)}" if helps else "all that helps is set already: more GPUs, or larger ones"
+    return f"rank {ranks.rank} is out of memory ({first}); {said}; docs/training.md has a table"

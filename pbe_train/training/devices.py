@@ -61,14 +61,19 @@ def find_gpu(name: str) -> Gpu | None:
     return next((gpu for gpu in GPUS if name in gpu.names), None)
 
 
-def arithmetic_of(gpu: Gpu, precision: Precision) -> Arithmetic:
+def arithmetic_of(gpu: Gpu, precision: Precision, tf32: bool = False) -> Arithmetic:
     """What the GPU's fastest cores do in a training of this precision; fp32 where none of them does it.
 
-    `auto` is bf16, or fp16 on a GPU that lacks it, as `Ranks.choose_precision` has it; fp32 tensors go through TF32 where it is.
+    `auto` is bf16, or fp16 on a GPU that lacks it, as `Ranks.choose_precision` has it.
+
+    Args:
+        gpu: which one.
+        precision: of forward and backward pass.
+        tf32: whether fp32 tensors may go through TF32, where it is. PyTorch lets convolutions do so; the trainer does not.
     """
     wanted: dict[str, tuple[Arithmetic, ...]] = {
         "auto": ("bf16", "fp16"),
-        "fp32": ("tf32",),
+        "fp32": ("tf32",) if tf32 else (),
         "bf16": ("bf16",),
         "fp16": ("fp16",),
     }

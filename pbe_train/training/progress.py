@@ -18,6 +18,7 @@ from tqdm import tqdm
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch
 from schemas.errors import InputError
+from schemas.files import sync, write_atomically
 from schemas.pictures import Picture
 
 
@@ -35,7 +36,7 @@ class Progress:
         self.path = out / "metrics.jsonl"
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in kept if _step_of(line) <= first_step]
-        self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
         if not first_step:  # What an earlier start left, before its first checkpoint, is of no run.
             for path in (out / "tensorboard").glob("events.out.tfevents.*"):
                 path.unlink()
@@ -87,6 +88,10 @@ class Progress:
             self.board.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        """Force the lines to disk: a checkpoint says that those before it are there."""
+        sync(self.path)
 
     def summary(self, skipped: int, replaced: int) -> None:
         """A table of what this process did."""

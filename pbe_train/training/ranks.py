@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
 
+# Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
+PATIENCE = timedelta(hours=1)
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,17 +48,16 @@ class Ranks:
                     "or hide them (CUDA_VISIBLE_DEVICES=) to train on the CPU"
                 )
             torch.cuda.set_device(device)
-            if precision != "fp32":  # What autocast leaves in fp32 may then use TF32.
-                torch.set_float32_matmul_precision("high")
+            # What autocast leaves in fp32 may use TF32; who asks for fp32 gets it, also of convolutions.
+            torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+            torch.backends.cudnn.allow_tf32 = precision != "fp32"
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
         if count > 1:
-            # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
-            patience = timedelta(hours=1)
             # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.
-            store, rank, count = next(rendezvous("env://", timeout=patience))
+            store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
             store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
             backend = "nccl" if cuda else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=patience)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         return cls(rank, count, device)
 
     def stop(self) -> None:
@@ -78,6 +79,11 @@ class Ranks:
     def hold_gradients(self, model: DistributedDataParallel | PaintByExampleModel, hold: bool) -> AbstractContextManager[None]:
         """Keep gradients local inside the block where `hold`; for all micro-batches of a step but the last."""
         return model.no_sync() if hold and isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def lost_peer(self, error: RuntimeError) -> bool:
+        """Whether an error says that another rank has left, which then has its own message."""
+        lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+        return self.count > 1 and (isinstance(error, dist.DistBackendError) or any(word in str(error) for word in lost))
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the ranks, in its place."""

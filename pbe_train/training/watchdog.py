@@ -1,28 +1,29 @@
 """A thread that says which rank hangs, and in what, when no step ends for a long time."""
 
 import faulthandler
-import multiprocessing
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Watchdog:
-    """Says, on stderr, that this rank has not gone on for `seconds`: in which phase it is, which workers it has, and its stack.
+    """Says, on stderr, that this rank has not gone on for `seconds`: in which phase it is, what it waits for, and its stack.
 
-    Ranks wait for one another in `gradients`: the one that is in another phase is the one that hangs. Says it once for each step.
-    A context manager.
+    Ranks wait for one another in `gradients` and `ranks`: the one that is in another phase is the one that hangs. Says it once
+    for each step. A context manager.
 
     Args:
         rank: number of this process among all.
         seconds: without a sign of life; 0 = never.
+        owed: says which loader process owes the next batch, and of which samples.
     """
 
-    def __init__(self, rank: int, seconds: float) -> None:
+    def __init__(self, rank: int, seconds: float, owed: Callable[[], str]) -> None:
         self.rank = rank
         self.seconds = seconds
+        self.owed = owed
         self.step = 0
         self.phase = "start"
         self.alive = time.monotonic()
@@ -55,6 +56,5 @@ class Watchdog:
 
     def report(self, seconds: float) -> str:
         """What is to be told of a rank that hangs for so long."""
-        children = [f"{child.name} (process {child.pid})" for child in multiprocessing.active_children()]
-        workers = f"; its workers that are alive: {', '.join(children)}" if children else ""
-        return f"rank {self.rank} has been in `{self.phase}` of step {self.step + 1} for {seconds:.0f} s{workers}"
+        waits = f": it waits for {self.owed()}" if self.phase == "data" else ""
+        return f"rank {self.rank} has been in `{self.phase}` of step {self.step + 1} for {seconds:.0f} s{waits}"

@@ -111,7 +111,7 @@ def test_gpus_are_found_by_the_name_that_torch_gives():
 def test_a_gpu_without_cores_for_a_precision_computes_in_fp32():
     asked = ("auto", "bf16", "fp16", "fp32")
     found = {gpu.known_as: [arithmetic_of(gpu, precision) for precision in asked] for gpu in GPUS}
-    assert found["A100 80GB"] == ["bf16", "bf16", "fp16", "tf32"]
+    assert found["A100 80GB"] == ["bf16", "bf16", "fp16", "fp32"]
     assert found["T4"] == found["V100 SXM2 32GB"] == ["fp16", "fp32", "fp16", "fp32"]
 
 

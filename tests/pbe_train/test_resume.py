@@ -1,6 +1,7 @@
 """A run that is stopped, killed or moved to other ranks is the run that it would have been: the same bytes, the same samples."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,8 +16,10 @@ import torch
 
 from pbe_train import train as train_module
 from pbe_train.train import train
+from pbe_train.training import stopping
 from pbe_train.training.checkpoint import list_checkpoints
 from pbe_train.training.ranks import Ranks
+from pbe_train.training.stopping import Stop
 from schemas.settings import REPOSITORY
 from tests.pbe_train.record_run import read_records, record_to
 from tests.pbe_train.small_world import World
@@ -139,12 +142,14 @@ def test_a_kill_while_a_checkpoint_is_written_loses_that_checkpoint_alone(world:
 
 
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(world: World, tmp_path: Path):
-    """SIGTERM to the program and its workers at once, as a batch system sends it."""
+    """SIGTERM to the program and its workers at once, as a batch system sends it; and again, as torchrun hands it on."""
     steps = 40
     options = [f"--steps={steps}", "--log_every=16", "--checkpoint_every=5", "--loader.workers=2"]
     with Runs(world, tmp_path / "stopped", *options) as runs:
         process = runs.start()
         wait_until(lambda: newest(runs.out) >= 5 or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.05)
         os.killpg(process.pid, signal.SIGTERM)
         assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM, runs.errors.read_text()
         reached = newest(runs.out)
@@ -154,6 +159,30 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(world
         runs.finish()
     whole = straight(world, tmp_path / "straight", *options)
     assert what_was_computed(runs.out, steps) == what_was_computed(whole, steps)
+
+
+def test_who_asks_again_later_does_not_wait_for_a_loader_that_hangs(monkeypatch: pytest.MonkeyPatch):
+    """Loader processes do not hear the signals, and are waited for on the way out: the second time they are killed."""
+    handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    child = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
+    child.start()
+    with Stop(Ranks(0, 1, torch.device("cpu"))) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.agreed() == signal.SIGTERM
+        assert child.is_alive()
+        monkeypatch.setattr(stopping, "SECONDS_APART", -1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    child.join(5)
+    assert child.exitcode == -signal.SIGKILL
+
+
+def _deaf() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
 
 
 def torchrun(world: World, folder: Path, ranks: int, *options: str) -> subprocess.Popen[bytes]:

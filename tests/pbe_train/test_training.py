@@ -1,16 +1,19 @@
 """The loop as users run it: torchrun, resuming, and what goes wrong."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from pbe_train import train as train_module
@@ -20,8 +23,9 @@ from pbe_train.training.checkpoint import read_part, read_state
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
+from schemas.files import lock_folder
 from schemas.weights import weights_sha256
-from tests.pbe_train.small_world import World, make_vae
+from tests.pbe_train.small_world import World, make_dataset, make_vae
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -109,6 +113,7 @@ def test_metrics_go_to_weights_and_biases_where_it_is_asked_for(world: World, tm
         progress.add(first + 1, {"validation_loss": 0.1875 + first})
         progress.show(first + 1, np.full((4, 4, 3), 200, np.uint8))
         progress.close()
+        time.sleep(1.1)  # Its folders are named after the second.
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     name = (tmp_path / "wandb.txt").read_text().strip()
     assert {file.stem for file in files} == {f"run-{name}"}
@@ -194,7 +199,7 @@ class Divided(Ranks):
     """A rank among two, of which the other found no checkpoint."""
 
     def gather(self, value):
-        return [value, (0, "new", value[2])]
+        return [value, (0, "new", *value[2:])]
 
 
 def test_ranks_that_start_differently_are_refused(world: World, finished: Path):
@@ -274,6 +279,48 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
     assert "lower --optimizer.learning_rate" in str(caught.value)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_run_goes_on_bit_for_bit_after_a_skipped_step(world: World, tmp_path: Path, monkeypatch, precision: str):
+    """AdamW does not count such a step, so that its count is not the run's; and its infinite gradient waits for its line."""
+    whole = train_module.noise_losses
+
+    def breaking_at(wanted: int, first: int) -> None:
+        steps = iter(range(first, 99))
+        monkeypatch.setattr(
+            train_module, "noise_losses", lambda *given: whole(*given) * (math.inf if next(steps) == wanted else 1)
+        )
+
+    options = ["--log_every=4", f"--precision={precision}"]
+    breaking_at(1, 0)
+    run(world, tmp_path / "straight", *options, "--steps=8")
+    breaking_at(1, 0)
+    run(world, tmp_path / "stopped", *options, "--steps=3", "--log_every=9")
+    state = read_state(tmp_path / "stopped" / "checkpoints" / "step-00000003")
+    assert (state.step, state.optimizer_step) == (3, 2)
+    breaking_at(1, 3)
+    run(world, tmp_path / "stopped", *options, "--steps=8")
+    for part in ("model", "ema", "optimizer"):
+        assert weights(tmp_path / "stopped", 8, part) == weights(tmp_path / "straight", 8, part), part
+    assert [line["skipped_steps"] for line in metrics(tmp_path / "straight") if "loss" in line] == [1, 0]
+
+
+def test_a_gradient_of_fp16_that_overflows_is_no_fault(world: World, tmp_path: Path, monkeypatch):
+    """The scale of the loss grows until one does; only where it has shrunk to nothing, the steps that are skipped count."""
+    whole, steps = train_module.noise_losses, iter(range(99))
+    always = False
+
+    def noise_losses(*given):
+        return whole(*given) * (math.inf if always or next(steps) == 2 else 1)
+
+    monkeypatch.setattr(train_module, "noise_losses", noise_losses)
+    options = ["--precision=fp16", "--most_skipped=0", "--log_every=1"]
+    run(world, tmp_path / "once", *options)
+    assert [line["skipped_steps"] for line in metrics(tmp_path / "once") if "loss" in line] == [0, 0, 1, 0, 0, 0]
+    always = True
+    with pytest.raises(InputError, match="more than most_skipped 0: from step 1 to step 17"):  # 65536 is 2^16.
+        run(world, tmp_path / "always", *options, "--steps=40")
+
+
 def test_weights_that_broke_are_never_saved(world: World, tmp_path: Path):
     """A learning rate so high that a step with a finite gradient makes infinite weights."""
     with pytest.raises(
@@ -330,6 +377,43 @@ def test_a_folder_that_is_no_checkpoint_is_never_to_be_deleted(world: World, fin
     (tmp_path / "best" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="give another checkpoint"):
         run(world, tmp_path / "run", f"--resume={tmp_path / 'best'}")
+
+
+def test_a_dataset_that_was_mended_is_another_one(world: World, finished: Path, tmp_path: Path):
+    """Its fingerprint is that of the plan; with other samples in its shards, the order is another one."""
+    make_dataset(
+        tmp_path / "mended", AutoencoderKL.from_pretrained(world.vae), "vae", {"train": [5, 8, 6, 6], "validation": [12]}
+    )
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(InputError, match="its dataset had other samples in its shards then") as caught:
+        run(world, tmp_path / "run", f"--dataset={tmp_path / 'mended'}", "--steps=9")
+    assert "fingerprint" not in str(caught.value)
+
+
+def test_another_runs_checkpoint_is_not_continued_in_a_folder_that_is_in_use(world: World, finished: Path, tmp_path: Path):
+    shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(InputError, match=r"this run folder is in use, and --resume .* is another run's; give another --out"):
+        run(world, tmp_path / "run", f"--resume={finished}", "--steps=9")
+    assert saved(tmp_path / "run") == saved(finished)
+
+
+def test_a_folder_takes_one_training_at_a_time(world: World, finished: Path, tmp_path: Path):
+    with lock_folder(tmp_path / "run", "x"):
+        done = launch("--config", str(world.config), "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert done.stderr.strip() == f"error: {tmp_path / 'run'}: {train_module.IN_USE}"
+
+
+def test_a_branch_that_was_left_is_kept_also_where_the_new_one_comes_to_the_same_step(
+    world: World, finished: Path, tmp_path: Path
+):
+    shutil.copytree(finished, tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    left = (checkpoints / "step-00000006" / "state.json").stat().st_ino
+    for number in ("", "-2"):
+        run(world, tmp_path / "run", f"--resume={checkpoints / 'step-00000003'}", "--checkpoint_every=9")
+        assert (checkpoints / f"left-step-00000006{number}").is_dir()
+    assert (checkpoints / "left-step-00000006" / "state.json").stat().st_ino == left
 
 
 def test_a_run_that_went_back_goes_on_from_its_new_branch(world: World, finished: Path, tmp_path: Path, capsys):

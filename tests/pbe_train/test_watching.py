@@ -2,12 +2,15 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import tenacity
 import torch
 
+from pbe_train import train as train_module
 from pbe_train.data.items import TIMESTEPS, choose_timestep
 from pbe_train.networks.model import build_model
 from pbe_train.train import make_validation, train
@@ -17,10 +20,19 @@ from pbe_train.training.checks import out_of_memory
 from pbe_train.training.measures import Measures
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.watchdog import Watchdog
+from schemas.errors import InputError
 from tests.pbe_train.small_world import World
 
 IDENTITY = RunIdentity(
-    dataset_fingerprint="x", vae_sha256="x", encoder_sha256="x", unet={}, latent_channels=4, scaling_factor=1.0, view_size=32
+    dataset_fingerprint="x",
+    dataset_samples="x",
+    precision="fp32",
+    vae_sha256="x",
+    encoder_sha256="x",
+    unet={},
+    latent_channels=4,
+    scaling_factor=1.0,
+    view_size=32,
 )
 ONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -95,7 +107,7 @@ def test_stratified_times_are_one_of_each_part():
 
 
 def test_a_rank_that_hangs_says_in_what(capfd):
-    with Watchdog(3, 0.2) as watchdog:
+    with Watchdog(3, 0.2, lambda: "worker 1, which makes a and b") as watchdog:
         for _ in range(4):
             with watchdog.during("gradients", 6):
                 time.sleep(0.1)
@@ -103,28 +115,70 @@ def test_a_rank_that_hangs_says_in_what(capfd):
         with watchdog.during("data", 7):
             time.sleep(0.8)
     told = capfd.readouterr().err
-    assert told.count("rank 3 has been in `data` of step 8 for 0 s") == 1
+    assert told.count("rank 3 has been in `data` of step 8 for 0 s: it waits for worker 1, which makes a and b") == 1
     assert "test_a_rank_that_hangs_says_in_what" in told, "its stack"
 
 
 def test_what_helps_against_lack_of_memory_is_told(world: World, tmp_path: Path):
-    settings = world.settings(tmp_path, "--accumulation=2", "--precision=fp32")
+    settings = world.settings(tmp_path, "--accumulation=2", "--precision=fp32", "--global_batch=8")
     said = out_of_memory(
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), settings, Ranks(1, 2, ONE.device)
     )
     assert said.startswith("rank 1 is out of memory (CUDA out of memory. Tried to allocate 2 GiB.); what helps: --accumulation 4")
-    assert "batch of 1 " in said
+    assert "batch of 2 " in said
     assert "--model.gradient_checkpointing true" in said
     assert "--precision bf16" in said
+    # A batch of one cannot be halved.
+    said = out_of_memory(torch.OutOfMemoryError("x"), world.settings(tmp_path, "--accumulation=2"), Ranks(1, 2, ONE.device))
+    assert "--accumulation" not in said
 
 
-def test_a_checkpoint_that_cannot_be_written_is_told_at_the_next_one(world: World, tmp_path: Path):
+def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: Path, monkeypatch, capsys):
+    def lack(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(train_module, "noise_losses", lack)
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path)])
+    with pytest.raises(
+        InputError, match=r"^rank 0 is out of memory \(CUDA .*what helps: --accumulation 2 \(halves the batch of 4 "
+    ):
+        train_module.main()
+
+
+def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
     settings = world.settings(tmp_path / "run")
     (tmp_path / "run").write_text("a file where the folder should be")
-    writer = CheckpointWriter(settings, IDENTITY)
-    writer.save(1, {"model": {"weight": torch.zeros(1)}})
+    before = checkpoint.save_checkpoint
+
+    def at_last(*given):
+        if capsys.readouterr().err.count("step 1 could not be written"):
+            (tmp_path / "run").unlink()
+        return before(*given)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", at_last)
+    with CheckpointWriter(settings, IDENTITY, 0) as writer:
+        writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000001"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world: World, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
+    settings = world.settings(tmp_path / "run")
+    (tmp_path / "run").write_text("a file where the folder should be")
+    writer = CheckpointWriter(settings, IDENTITY, 0)
+    writer.check()
+    writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
+    while not writer._writing.done():
+        time.sleep(0.01)
     with pytest.raises(OSError, match="run"):
-        writer.wait()
+        writer.check()
+    assert capsys.readouterr().err.count("checkpoint of step 1 could not be written") == checkpoint.ATTEMPTS
+    # What else went wrong is not hidden by it.
+    with CheckpointWriter(settings, IDENTITY, 0) as writer:
+        writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
+        writer.__exit__(InputError)
+    assert "Not a directory" in capsys.readouterr().err
 
 
 def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(world: World, tmp_path: Path, monkeypatch):
@@ -133,15 +187,16 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(worl
     def write_slowly(*given):
         time.sleep(0.3)
         seen.append(given)
+        return tmp_path
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", write_slowly)
     weight, measures = torch.zeros(1), [{"sums": [1.0]}]
-    writer = CheckpointWriter(world.settings(tmp_path), IDENTITY)
+    writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
     started = time.monotonic()
-    writer.save(1, {"model": {"weight": weight}}, measures)
+    writer.save(1, {"model": {"weight": weight}}, 1, measures)
     assert time.monotonic() - started < 0.25, "it is written in the background"
     weight += 1
     writer.wait()
     assert seen[0][1] == 1
     assert seen[0][4]["model"]["weight"].tolist() == [0.0]
-    assert seen[0][5] == measures
+    assert seen[0][6] == measures
