@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pbe_train.editing.region import Mask, Photo
+from pbe_train.editing.region import AnyMask, AnyPhoto, Mask, Photo
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo, photo_of_image
 
@@ -60,7 +60,7 @@ def read_mask(picture: Picture, name: str = "the mask") -> Mask:
     return mask
 
 
-def check_mask(mask: Mask, photo: Photo, mask_name: object = "the mask", photo_name: object = "the photo") -> None:
+def check_mask(mask: AnyMask, photo: AnyPhoto, mask_name: object = "the mask", photo_name: object = "the photo") -> None:
     """Refuse a mask that does not say which pixels to repaint.
 
     Raises:
@@ -82,7 +82,8 @@ def _checked(array: np.ndarray, name: str) -> Photo:
             f"{name}: an array of {array.dtype} {list(array.shape)}; give uint8, 0-255, RGB [height, width, 3] or grey "
             "[height, width]"
         )
-    return np.repeat(array[..., None], 3, axis=2) if grey else array
+    # Views of other arrays may be mirrored or strided.
+    return np.repeat(array[..., None], 3, axis=2) if grey else np.ascontiguousarray(array)
 
 
 def _is_opaque(image: Image.Image) -> bool:
