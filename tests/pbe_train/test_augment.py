@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pbe_train.config import AugmentationSettings
-from pbe_train.data.augment import Drawn, apply, augment, draw_published, squash
+from pbe_train.data.augment import Drawn, apply, augment, draw_published
+from pbe_train.data.fitting import fit_reference
 
 DRAWS = 2000
 
@@ -134,7 +135,7 @@ def test_none_is_none():
 def test_squash_shows_the_whole_reference():
     picture = np.zeros((20, 80, 3), np.uint8)
     picture[:, 70:] = 255
-    square = squash(picture, 64)
+    square = fit_reference(picture, 64, "squash")
     assert square.shape == (64, 64, 3)
     assert square[:, 60:].min() > 200
     assert square[:, :50].max() < 50
@@ -144,4 +145,4 @@ def test_squash_shows_the_whole_reference():
 def test_squash_is_antialiased_as_pillow_does_it(side):
     picture = np.random.default_rng(side).integers(0, 256, (side, 2 * side, 3), np.uint8)
     expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
-    assert abs(squash(picture, 64).astype(int) - expected).max() <= 1
+    assert abs(fit_reference(picture, 64, "squash").astype(int) - expected).max() <= 1

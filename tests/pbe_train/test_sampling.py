@@ -327,7 +327,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     world: World, trained: Run, monkeypatch: pytest.MonkeyPatch
 ):
     """The test itself, with painters whose answer is known: it must tell following the reference from ignoring it."""
-    from pbe_train.data.augment import squash
+    from pbe_train.data.fitting import fit_reference
 
     reader = ShardReader(world.dataset, "validation")
     questions = evaluate.draw_questions(reader, 12, 0)
@@ -337,7 +337,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
         for one, reference in zip(samples, references, strict=True):
             rows, columns = np.flatnonzero(one.mask.any(1)), np.flatnonzero(one.mask.any(0))
             view = one.sample.view.copy()
-            crop = squash(reference, 64)
+            crop = fit_reference(reference, 64, "squash")
             place = np.ix_(np.arange(len(rows)) * 64 // len(rows), np.arange(len(columns)) * 64 // len(columns))
             view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = crop[place]
             views.append(view)
