@@ -44,6 +44,8 @@ BENT = 8 / 224
 """How far the elastic part moves a point of its grid, of the side, per axis, at most."""
 CELLS = 8
 """Points of that grid per axis. They lie three times as far apart as they move, so that nothing folds."""
+SHRUNK = 0.15, 0.6
+"""To which share of their sides references of low resolution are shrunk."""
 BLURS = 0.5 / 224, 2.5 / 224
 """Standard deviations, of the side, of the blur."""
 
@@ -107,6 +109,8 @@ def change(part: str, picture: Picture, size: int, *names: int | str) -> Picture
     """
     if part == "elastic":
         return bend(picture, generator(*names, part))
+    if part == "resolution" and min(picture.shape[:2]) * SHRUNK[0] < 1:
+        return picture  # OpenCV refuses to make pictures without a pixel.
     # A copy, as a transform keeps generators and what it drew last.
     transform = copy.copy(transforms(size)[part])
     transform.set_random_state(generator(*names, part), Random(name_hash(*names, part)))
@@ -123,7 +127,7 @@ def transforms(size: int) -> dict[str, Any]:
         # OpenCV's hues go up to 180, saturations to 255.
         "colour": albumentations.HueSaturationValue(hue_shift_limit=6, sat_shift_limit=40, val_shift_limit=0, p=1),
         "resolution": albumentations.Downscale(
-            scale_range=(0.15, 0.6), interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=1
+            scale_range=SHRUNK, interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=1
         ),
         "blur": albumentations.GaussianBlur(sigma_limit=(BLURS[0] * size, BLURS[1] * size), blur_limit=0, p=1),
         "compression": albumentations.ImageCompression(quality_range=(25, 80), p=1),
