@@ -22,6 +22,7 @@ from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
 from schemas.randomness import generator
+from schemas.settings import REPOSITORY
 
 DRAWS = 2000
 
@@ -391,3 +392,26 @@ def test_padded_pixels_are_those_of_pillow():
 def test_published_settings_squash():
     assert ModelSettings(encoder="", vae="").reference_geometry == "squash"
     assert AugmentationSettings().preset == "paper"
+
+
+def test_the_guide_names_each_part_with_its_probability():
+    guide = (REPOSITORY / "docs" / "training.md").read_text()
+    for part, probability in StrongSettings():
+        assert f"\n| `{part}` | {probability} | " in guide
+
+
+def test_the_guides_pictures_are_drawn_anew(tmp_path):
+    """Of the same draws as those that are kept, up to what another OpenCV rounds otherwise."""
+    command = [sys.executable, "-m", "docs.pictures.make_augmentations", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for preset in ("paper", "strong"):
+        name = f"augmentation_{preset}.png"
+        assert f"pictures/{name})" in (REPOSITORY / "docs" / "training.md").read_text()
+        assert (REPOSITORY / "docs" / "pictures" / name).stat().st_size < 400_000
+        drawn, kept = (
+            np.asarray(Image.open(path / name).convert("RGB")).astype(int)
+            for path in (tmp_path, REPOSITORY / "docs" / "pictures")
+        )
+        assert drawn.shape == kept.shape
+        assert abs(drawn - kept).mean() < 2
