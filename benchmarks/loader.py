@@ -135,10 +135,10 @@ class FromMembers:
         self.counts = reader.counts
         self.members: Mapping[str, bytes] = {}
 
-    def read_for_training(self, place: Place, choose: Callable[[str, int], int]) -> TrainingSample:
+    def read_for_training(self, place: Place, choose: Callable[[str, int], int], outlined: bool = False) -> TrainingSample:
         """Decode what was streamed, with the reader's own decoders."""
         members = {name.replace(".", "_"): data for name, data in self.members.items() if isinstance(data, bytes)}
-        return self.reader.decode_for_training(members, str(self.members["__key__"]), choose)
+        return self.reader.decode_for_training(members, str(self.members["__key__"]), choose, outlined)
 
 
 def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[[], None]:

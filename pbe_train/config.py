@@ -16,6 +16,7 @@ MaskMode = Literal["bilinear", "nearest"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
+ReferenceGeometry = Literal["squash", "pad"]
 
 
 class UNetSettings(Group):
@@ -60,6 +61,9 @@ class ModelSettings(Group):
     """Folder or hub id (owner/name, or owner/name/subfolder) of the VAE; must be the one that made the dataset's latents."""
     tokens: TokenMode = "class"
     """Content bottleneck: `class` conditions on the encoder's class token alone, `all` on every token (bottleneck off)."""
+    reference_geometry: ReferenceGeometry = "squash"
+    """How a reference comes into the encoder's square: `squash` stretches it to fill the square, as published; `pad` keeps its
+    aspect, in the middle, and pads it with the encoder's mean colour. A model sees references as it was trained to."""
     conditioner_blocks: int = Field(5, ge=0)
     """Transformer blocks between the encoder's tokens and the U-Net."""
     mask_to_latent: MaskMode = "bilinear"
@@ -78,19 +82,52 @@ class ModelSettings(Group):
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
 
 
+class StrongSettings(Group):
+    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
+
+    erase: float = Field(0.3, ge=0, le=1)
+    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline."""
+    light: float = Field(0.5, ge=0, le=1)
+    """Brightness and contrast change by up to 20 %."""
+    gamma: float = Field(0.3, ge=0, le=1)
+    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
+    colour: float = Field(0.3, ge=0, le=1)
+    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
+    resolution: float = Field(0.3, ge=0, le=1)
+    """Shrunk to 15 to 60 % of the side and enlarged again."""
+    blur: float = Field(0.2, ge=0, le=1)
+    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
+    compression: float = Field(0.2, ge=0, le=1)
+    """Written as a JPEG of quality 25 to 80."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Left and right change places."""
+    affine: float = Field(0.8, ge=0, le=1)
+    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
+    elastic: float = Field(0.3, ge=0, le=1)
+    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
+
+
 class AugmentationSettings(Group):
     """Strong augmentation of the reference."""
 
-    preset: Literal["paper", "none"] = "paper"
-    """`paper`: flip, rotation, blur and the random affine map that the published run calls elastic; `none`: no augmentation."""
+    preset: Literal["paper", "strong", "none"] = "paper"
+    """`paper`: flip, rotation, blur and the random affine map that the published run calls elastic; `strong`: ours, which changes
+    pose, shape, light and quality and erases backgrounds; `none`: no augmentation."""
     flip: float = Field(0.5, ge=0, le=1)
-    """Probability of a horizontal flip."""
+    """`paper`: probability of a horizontal flip."""
     rotate: float = Field(0.5, ge=0, le=1)
-    """Probability of a rotation within 20 degrees."""
+    """`paper`: probability of a rotation within 20 degrees."""
     blur: float = Field(0.3, ge=0, le=1)
-    """Probability of a box blur of 3 to 7 px."""
+    """`paper`: probability of a box blur of 3 to 7 px."""
     elastic: float = Field(0.3, ge=0, le=1)
-    """Probability of the random affine map."""
+    """`paper`: probability of the random affine map."""
+    strong: StrongSettings = StrongSettings()
+    """`strong`: probabilities of its parts."""
+
+    @property
+    def needs_outlines(self) -> bool:
+        """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
+        return self.preset == "strong" and self.strong.erase > 0
 
 
 class OptimizerSettings(Group):

@@ -2,21 +2,19 @@
 
 The published run used albumentations 0.4.3, whose `ElasticTransform` was in fact a strong random affine map (`alpha_affine=50`)
 with a negligible elastic part. In albumentations 2 the transform of that name moves nothing, so the published distribution is
-written out here; rotation and affine map are one map, so that pixels are interpolated once.
+written out here; rotation and affine map are one map, so that pixels are interpolated once. Our own preset is in `strong.py`.
 """
 
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
-from jaxtyping import Float64, UInt8
-from torch.nn.functional import interpolate
+from jaxtyping import Bool, Float64
 
-from pbe_train.config import AugmentationSettings
+from pbe_train.config import AugmentationSettings, ReferenceGeometry
+from pbe_train.data.fitting import Picture, Reference, fit_reference
 from schemas.randomness import generator
 
-Reference = UInt8[np.ndarray, "size size 3"]
 Map = Float64[np.ndarray, "3 3"]
 
 ROTATION = 20
@@ -93,18 +91,33 @@ def apply(drawn: Drawn, reference: Reference) -> Reference:
 
 
 def augment(settings: AugmentationSettings, reference: Reference, *names: int | str) -> Reference:
-    """The reference as the settings' preset changes it: a pure function of it and of the names."""
+    """The reference as the presets `paper` and `none` change it: a pure function of it and of the names."""
     if settings.preset == "none":
         return reference
     return apply(draw_published(settings, len(reference), *names), reference)
 
 
-def squash(picture: UInt8[np.ndarray, "height width 3"], size: int) -> Reference:
-    """Resize to a square without keeping the aspect, as published: the encoder sees all of the reference and nothing else.
+def prepare_reference(
+    settings: AugmentationSettings,
+    geometry: ReferenceGeometry,
+    picture: Picture,
+    outline: Bool[np.ndarray, "height width"] | None,
+    size: int,
+    *names: int | str,
+) -> Reference:
+    """A reference as it is stored -> what the encoder sees of it in training: a pure function of it and of the names.
 
-    Bilinear and antialiased, as Pillow does it, in half the time of OpenCV's INTER_AREA.
+    Args:
+        settings: which preset, and how often its parts fire.
+        geometry: the model's.
+        picture: RGB, 0-255.
+        outline: which of its pixels are the object's, where that is known and the settings need it.
+        size: side of the encoder's square, px.
+        names: what the draw is for.
     """
-    planes = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    resized = interpolate(planes, (size, size), mode="bilinear", antialias=True)
-    square: np.ndarray = cv2.merge(list(resized[0].numpy()))
-    return square
+    if settings.preset == "strong":
+        # Imported where it is asked for: the other presets need no albumentations, which takes two seconds.
+        from pbe_train.data.strong import augment_strongly
+
+        return augment_strongly(settings.strong, geometry, picture, outline, size, *names)
+    return augment(settings, fit_reference(picture, size, geometry), *names)

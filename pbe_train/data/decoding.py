@@ -3,6 +3,7 @@
     latent.npy, masked.npy ──header compared──▶ a view of the bytes        (np.load parses the header as Python, and copies)
     mask.png ──inflate──▶ 1 bit a px ──the one mask that is used──▶ bool   (a PNG decoder makes 8 bits of all K masks)
     ref.jpg ──OpenCV──▶ RGB                                                (Pillow's bytes go through two more copies)
+    json ──its one field──▶ bool                                           (the layout's record would check all of them)
 
 Each function looks first whether the bytes are written as the pipeline writes them, and otherwise leaves them to the decoder of
 `schemas`; results and errors are the same either way. Nothing here checks whether the bytes are those that were written: the
@@ -10,6 +11,7 @@ reader compares their CRC-32 before.
 """
 
 import functools
+import json
 import math
 import struct
 import zlib
@@ -19,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, UInt8
 
 from schemas.photos import MAX_PIXELS, decode_photo
+from schemas.run_lengths import decode_pixels
 from schemas.sample import decode_array, decode_masks, encode_array
 
 # In float16 the exponent of infinities and NaN is all ones; the sign bit alone is -0.
@@ -97,6 +100,31 @@ def decode_reference(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         if pixels is not None:
             return pixels
     return decode_photo(data, frame="stored")
+
+
+def decode_outline(data: bytes, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"] | None:
+    """Which pixels of the reference are the object's, of the bytes of `json`; None where that is not known.
+
+    Args:
+        data: the JSON.
+        height: of the reference, px.
+        width: as well.
+
+    Raises:
+        ValueError: no JSON object with that field, or the outline is not the reference's.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict) or "reference_mask" not in record:
+        raise ValueError("json has no field reference_mask")
+    counts = record["reference_mask"]
+    if counts is None:
+        return None
+    if not isinstance(counts, str):
+        raise ValueError(f"reference_mask is no text but {type(counts).__name__}")
+    try:
+        return decode_pixels(counts, height, width)
+    except ValueError as error:
+        raise ValueError(f"reference_mask {error}") from None
 
 
 @functools.lru_cache

@@ -4,7 +4,7 @@
                       ├─ masked, one of K ── draw ─▶         masked-view latent C
                       ├─ its mask ── shrink ───────▶         keep map 1
                       │                noise ──────▶         noise C
-                      └─ reference ── squash, augment ──▶ reference
+                      └─ reference ── augment, fit ─────▶ reference
                                 timestep, drop
 
 A sample that cannot be read stops the run, or is replaced by another one that is as much a function of (seed, step, slot).
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pbe_train.config import TrainSettings
-from pbe_train.data.augment import augment, squash
+from pbe_train.data.augment import prepare_reference
 from pbe_train.data.damage import DamagedSample, Replaced
 from pbe_train.data.latents import draw_posterior, keep_map
 from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
@@ -141,8 +141,11 @@ class Items(Dataset[Loaded | InputError]):
         draw_posterior(sample.masked, masked, vae.scaling_factor)
         keep[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
-        squashed = squash(sample.reference, self.reference_size)
-        reference[:] = augment(settings.augmentation, squashed, seed, "train", step, slot, "augmentation")
+        names = (seed, "train", step, slot, "augmentation")
+        geometry = settings.model.reference_geometry
+        reference[:] = prepare_reference(
+            settings.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
+        )
         timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
         return timestep, dropped, replaced
@@ -150,9 +153,10 @@ class Items(Dataset[Loaded | InputError]):
     def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:
         """The sample of a slot, or the one that takes its place, and what could not be read before."""
         replaced: list[Replaced] = []
+        choose = partial(choose_mask, self.settings.seed, epoch)
         while True:
             try:
-                return self.reader.read_for_training(place, partial(choose_mask, self.settings.seed, epoch)), replaced
+                return self.reader.read_for_training(place, choose, self.settings.augmentation.needs_outlines), replaced
             except DamagedSample as error:
                 if self.settings.loader.on_damage == "stop":
                     raise InputError(f"{error}, or train without it: --loader.on_damage replace") from None

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, UInt8
 
 from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.decoding import decode_latents, decode_mask, decode_reference, latents_problem
+from pbe_train.data.decoding import decode_latents, decode_mask, decode_outline, decode_reference, latents_problem
 from pbe_train.data.order import Place
 from schemas.dataset import read_dataset
 from schemas.errors import InputError
@@ -31,9 +31,11 @@ from schemas.photos import PhotoError, decode_photo
 from schemas.sample import SampleRecord, decode_array, decode_masks, find_problem
 from schemas.tables import INDEX
 
-# Columns of the index whose members are read; `json` tells people where a sample comes from and trains nothing.
+# Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
+# is trained on, and only where backgrounds are erased.
 READ = ("latent_npy", "masked_npy", "mask_png", "ref_jpg", "view_jpg")
 TRAINED_ON = READ[:4]
+LOCATED = (*READ, "json")
 # What systems say of a file, or a disk, that cannot be read. Anything else, too many open files for one, is no sample's damage.
 _OF_ONE_FILE = (errno.EIO, errno.ESTALE, errno.EBADMSG)
 Decoded = TypeVar("Decoded")
@@ -66,6 +68,8 @@ class TrainingSample:
     masked: Float16[np.ndarray, "two_channels height width"]
     mask: Bool[np.ndarray, "size size"]
     reference: UInt8[np.ndarray, "reference_height reference_width 3"]
+    outline: Bool[np.ndarray, "reference_height reference_width"] | None = None
+    """Which pixels of the reference are the object's; None where that is not known, or was not asked for."""
 
 
 class UnreadableShard(InputError):
@@ -117,7 +121,7 @@ class LocalShards:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A shard's part of the index, by position. Members are in the order of `READ`; length -1 tells of one that is not there."""
+    """A shard's part of the index, by position. Members are in the order of `LOCATED`; length -1: there is none."""
 
     keys: pa.StringArray
     labels: pa.StringArray
@@ -131,7 +135,7 @@ class ShardRows:
         """Rows of `schemas.tables.INDEX`, sorted by position."""
 
         def numbers(field: str, absent: int) -> Int64[np.ndarray, "samples members"]:
-            columns = [pc.fill_null(pc.struct_field(table[name], field).cast(pa.int64()), absent).to_numpy() for name in READ]
+            columns = [pc.fill_null(pc.struct_field(table[name], field).cast(pa.int64()), absent).to_numpy() for name in LOCATED]
             return np.stack(columns, axis=1)
 
         keys, labels, names = (table[name].combine_chunks() for name in ("key", "label", "label_name"))
@@ -196,23 +200,26 @@ class ShardReader:
 
         return self._read(place, READ, decode)
 
-    def read_for_training(self, place: Place, choose: Callable[[str, int], int]) -> TrainingSample:
+    def read_for_training(self, place: Place, choose: Callable[[str, int], int], outlined: bool = False) -> TrainingSample:
         """Read and decode what an item needs of the sample at a place.
 
         Args:
             place: of the sample.
             choose: (key, K) -> which of the K masks, 0..K-1.
+            outlined: whether it needs the object's outline.
 
         Raises:
             DamagedSample: the shard is missing, or the sample damaged.
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
-            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose)
+            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose, outlined)
 
-        return self._read(place, TRAINED_ON, decode)
+        return self._read(place, (*TRAINED_ON, "json") if outlined else TRAINED_ON, decode)
 
-    def decode_for_training(self, members: Mapping[str, bytes], key: str, choose: Callable[[str, int], int]) -> TrainingSample:
+    def decode_for_training(
+        self, members: Mapping[str, bytes], key: str, choose: Callable[[str, int], int], outlined: bool = False
+    ) -> TrainingSample:
         """What an item needs, of a sample's members (named as columns of the index).
 
         Raises:
@@ -228,8 +235,10 @@ class ShardReader:
         if problem := latents_problem(latent) or latents_problem(masked):
             raise ValueError(problem)
         mask = decode_mask(members["mask_png"], count, size, kind)
+        reference = decode_reference(members["ref_jpg"])
+        outline = decode_outline(members["json"], *reference.shape[:2]) if outlined else None
         # Copies, because PyTorch wants to be able to write what it reads.
-        return TrainingSample(key, latent.copy(), masked.copy(), mask, decode_reference(members["ref_jpg"]))
+        return TrainingSample(key, latent.copy(), masked.copy(), mask, reference, outline)
 
     def samples_hash(self) -> str:
         """A hash of the split's shards and how many samples each has: what the order of samples depends on."""
@@ -341,7 +350,7 @@ def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]
     """The members of a sample that are there. Raises ValueError where one is not what was written."""
     offsets, lengths = rows.offsets[position].tolist(), rows.lengths[position].tolist()
     checksums = rows.checksums[position].tolist()
-    there = [number for number, name in enumerate(READ) if name in wanted and lengths[number] >= 0]
+    there = [number for number, name in enumerate(LOCATED) if name in wanted and lengths[number] >= 0]
     # The members are adjacent, so one read fetches them all.
     first = min(offsets[number] for number in there)
     last = max(offsets[number] + lengths[number] for number in there)
@@ -349,7 +358,7 @@ def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]
     members = {}
     for number in there:
         start = offsets[number] - first
-        members[READ[number]] = bytes(data[start : start + lengths[number]])
-        if zlib.crc32(members[READ[number]]) != checksums[number]:
-            raise ValueError(f"{READ[number].replace('_', '.')} is not what was written (CRC-32)")
+        members[LOCATED[number]] = bytes(data[start : start + lengths[number]])
+        if zlib.crc32(members[LOCATED[number]]) != checksums[number]:
+            raise ValueError(f"{LOCATED[number].replace('_', '.')} is not what was written (CRC-32)")
     return members

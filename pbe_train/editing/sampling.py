@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pbe_train.config import TrainSettings
-from pbe_train.data.augment import squash
+from pbe_train.data.fitting import fit_reference
 from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
 from pbe_train.diffusion import Scheduler, decode_latents, paint_latents
 from pbe_train.editing.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
@@ -146,7 +146,8 @@ class Run:
         return torch.nn.functional.normalize(features.float(), dim=1).cpu()
 
     def _see(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "batch 3 reference reference"]:
-        squares = np.stack([squash(picture, self.reference_size) for picture in pictures])
+        geometry = self.settings.model.reference_geometry
+        squares = np.stack([fit_reference(picture, self.reference_size, geometry) for picture in pictures])
         return normalise_reference(torch.from_numpy(squares).to(self.device))
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Float64, Int64
 from pycocotools import mask as coco_mask
 
 from pipelines.annotations.rows import shown
+from schemas.run_lengths import decode_counts
 
 # Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
 # does not check; COCO's longest outlines have some 10,000 px.
@@ -47,36 +48,6 @@ def compress_outline(segmentation: Any, width: int, height: int) -> str | None:
     if coco_mask.area(encoded) == 0:
         raise ValueError("covers no pixel")
     return str(encoded["counts"], "ascii")
-
-
-def decode_counts(text: str) -> Int64[np.ndarray, " runs"]:
-    """COCO's compressed RLE -> lengths of runs, the first of pixels outside.
-
-    A number is written in digits of 5 bits, the lowest first, each as a character from code 48 on; bit 32 says that more follow,
-    bit 16 of the last one is the sign. From the fourth number on it is the difference to the number before the last.
-
-    Raises:
-        ValueError: says in words what is wrong.
-    Source: rleFrString of pycocotools' maskApi.c, which runs on beyond the end of such text as is refused here.
-    """
-    if not text:
-        return np.zeros(0, np.int64)
-    codes = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
-    if codes.min() < 0 or codes.max() > 63 or not text.isascii():
-        raise ValueError("has `counts` with characters that RLE does not use")
-    ends = np.flatnonzero(codes & 32 == 0)
-    if not len(ends) or ends[-1] != len(codes) - 1:
-        raise ValueError("has `counts` that are cut off")
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    digits = ends - starts + 1
-    if digits.max() > 7:
-        raise ValueError("has `counts` with a number beyond 32 bits")
-    places = np.arange(len(codes)) - np.repeat(starts, digits)
-    runs = np.add.reduceat((codes & 31) << (5 * places), starts)
-    runs = np.where(codes[ends] & 16, runs - (1 << (5 * digits)), runs)
-    for first in (1, 2):
-        runs[first::2] = np.cumsum(runs[first::2])
-    return runs
 
 
 def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> Int64[np.ndarray, " runs"]:

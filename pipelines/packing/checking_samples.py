@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.annotations.outlines import decode_counts
 from pipelines.config import MaskSettings, ReferenceSettings, ViewSettings
 from pipelines.geometry.masks import rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned
@@ -22,6 +21,7 @@ from pipelines.packing.samples import Row
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
+from schemas.run_lengths import decode_counts
 from schemas.sample import Sample, SampleRecord, decode_sample
 
 # Coordinates are computed in 64 bits, and may differ in the last of them between machines; outlines are rounded to 1/100 px.

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from pycocotools import mask as coco_mask
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import TrainSettings
@@ -56,6 +57,16 @@ def make_vae(folder: Path, seed: int) -> AutoencoderKL:
     return vae.eval()
 
 
+def reference_outline(number: int) -> np.ndarray | None:
+    """Which pixels of the reference are sample `number`'s object; of every third one that is not known."""
+    return None if number % 3 == 0 else np.tri(20, k=number % 5, dtype=bool)
+
+
+def outline_counts(number: int) -> str | None:
+    outline = reference_outline(number)
+    return None if outline is None else coco_mask.encode(np.asfortranarray(outline, np.uint8))["counts"].decode()
+
+
 def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
     random = np.random.default_rng([number, len(split)])
     view = np.repeat(np.repeat(random.integers(0, 256, (4, 4, 3), np.uint8), 8, 0), 8, 1)
@@ -87,7 +98,7 @@ def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
         mask_kinds=("box",) * MASKS,
         mask_polygons=(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)),) * MASKS,
         reference_window=(6, 6, 26, 26),
-        reference_mask=None,
+        reference_mask=outline_counts(number),
         url=None,
         author=None,
         licence=None,

@@ -3,18 +3,31 @@
 The figures are those of 400 draws with albumentations 0.4.3, at 224 px.
 """
 
+import hashlib
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from pbe_train.config import AugmentationSettings
-from pbe_train.data.augment import Drawn, apply, augment, draw_published, squash
+from pbe_train.config import AugmentationSettings, ModelSettings, StrongSettings
+from pbe_train.data import strong
+from pbe_train.data.augment import Drawn, apply, augment, draw_published, prepare_reference
+from pbe_train.data.fitting import PADDING, fit_reference
+from pbe_train.data.latents import normalise_reference
+from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
+from schemas.randomness import generator
+from schemas.settings import REPOSITORY
 
 DRAWS = 2000
 
 
-def displacements(settings: AugmentationSettings, size: int) -> tuple[np.ndarray, np.ndarray]:
+def displacements(augmentation: AugmentationSettings, size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far pixels are moved, in px: those of the result that come from inside the reference; and the mean of each draw.
 
     Flips are left aside.
@@ -23,7 +36,7 @@ def displacements(settings: AugmentationSettings, size: int) -> tuple[np.ndarray
     there = np.stack([x, y, np.ones_like(x)], -1)
     found = []
     for number in range(DRAWS):
-        drawn = draw_published(settings, size, "test", number)
+        drawn = draw_published(augmentation, size, "test", number)
         came_from = there @ np.linalg.inv(np.eye(3) if drawn.map is None else drawn.map).T
         inside = ((came_from >= 0) & (came_from <= size - 1))[..., :2].all(-1)
         found.append(np.linalg.norm((there - came_from)[inside], axis=-1))
@@ -113,9 +126,7 @@ def test_blurs_are_of_3_to_7_px():
 def test_a_setting_changes_its_own_part_alone():
     """What the others draw does not depend on it."""
     for number in range(50):
-        whole, less = (
-            draw_published(settings, 64, number) for settings in (only(elastic=1, flip=0.5), only(elastic=1, blur=0.3))
-        )
+        whole, less = (draw_published(given, 64, number) for given in (only(elastic=1, flip=0.5), only(elastic=1, blur=0.3)))
         assert np.array_equal(whole.map, less.map)
 
 
@@ -134,7 +145,7 @@ def test_none_is_none():
 def test_squash_shows_the_whole_reference():
     picture = np.zeros((20, 80, 3), np.uint8)
     picture[:, 70:] = 255
-    square = squash(picture, 64)
+    square = fit_reference(picture, 64, "squash")
     assert square.shape == (64, 64, 3)
     assert square[:, 60:].min() > 200
     assert square[:, :50].max() < 50
@@ -144,4 +155,263 @@ def test_squash_shows_the_whole_reference():
 def test_squash_is_antialiased_as_pillow_does_it(side):
     picture = np.random.default_rng(side).integers(0, 256, (side, 2 * side, 3), np.uint8)
     expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
-    assert abs(squash(picture, 64).astype(int) - expected).max() <= 1
+    assert abs(fit_reference(picture, 64, "squash").astype(int) - expected).max() <= 1
+
+
+PARTS = tuple(StrongSettings.model_fields)
+
+
+def of_strong(**parts: float) -> AugmentationSettings:
+    """These parts of the preset, and no other."""
+    return AugmentationSettings(preset="strong", strong=StrongSettings(**dict.fromkeys(PARTS, 0.0) | parts))
+
+
+def drawn_picture(height: int = 224, width: int = 224) -> np.ndarray:
+    """Smooth, coloured, and with fine detail; nowhere dark or bright enough to be clipped at once."""
+    random = np.random.default_rng(0)
+    coarse = cv2.resize(random.integers(60, 190, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(coarse + random.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def strongly(given: AugmentationSettings, picture: np.ndarray, *names: int | str, outline=None, geometry="squash", size=224):
+    return prepare_reference(given, geometry, picture, outline, size, *names)
+
+
+@pytest.mark.parametrize("size", [224, 64])
+def test_the_elastic_part_bends(size):
+    """By some 5 px at 224 px, smoothly, and not as an affine map does; nowhere does the picture fold."""
+    y, x = np.mgrid[:size, :size]
+    places = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(float)
+    for number in range(100):
+        moved = moves(size, generator(number)).astype(float)
+        lengths = np.linalg.norm(moved, axis=-1) * 224 / size
+        assert 3 < lengths.mean() < 8
+        assert lengths.max() < 20
+        straight, _, _, _ = np.linalg.lstsq(places, moved.reshape(-1, 2), rcond=None)
+        bent = moved.reshape(-1, 2) - places @ straight
+        assert np.linalg.norm(bent, axis=-1).mean() * 224 / size > 2.5
+        (xy, xx), (yy, yx) = np.gradient(moved[..., 0]), np.gradient(moved[..., 1])
+        assert ((1 + xx) * (1 + yy) - xy * yx).min() > 0
+
+
+def test_a_dot_lands_where_the_elastic_part_sends_it():
+    """What is measured above is what is done to pixels; beyond the edge is padding."""
+    seen = 0
+    for number in range(20):
+        picture = np.zeros((224, 224, 3), np.uint8)
+        cv2.circle(picture, (112, 100), 4, (255, 255, 255), -1)
+        bent = change("elastic", picture, 224, number)
+        y, x = np.argwhere((bent > 128).all(-1)).mean(0)
+        whence = np.array([x, y]) + moves(224, generator(number, "elastic"))[round(y), round(x)]
+        assert np.abs(whence - (112, 100)).max() < 1.5
+        seen += np.hypot(x - 112, y - 100) > 2
+        colours = {tuple(colour) for colour in bent[[0, -1]].reshape(-1, 3).tolist()}
+        assert colours <= {(0, 0, 0), PADDING} or len(colours) > 2  # Blends of the two lie between.
+    assert seen > 12
+
+
+def test_the_affine_part_is_stronger_than_the_published_chain():
+    """That one moves pixels by 13.8 px on average; here the parts of the map stay within what the settings say."""
+    transform, moved, scales = strong.transforms(224)["affine"], [], []
+    y, x = np.mgrid[:224:8, :224:8]
+    for number in range(300):
+        transform.set_random_state(generator(number), strong.Random(number))
+        transform(image=np.zeros((224, 224, 3), np.uint8))
+        matrix = transform.get_applied_params()["matrix"]
+        moved.append(np.linalg.norm(np.stack([x, y, np.ones_like(x)], -1) @ matrix[:2].T - np.stack([x, y], -1), axis=-1).mean())
+        scales.append(np.sqrt(np.linalg.det(matrix[:2, :2])))
+    assert 24 < np.mean(moved) < 36
+    assert 0.6 < min(scales) < 0.75
+    assert 1.15 < max(scales) < 1.3
+
+
+@pytest.mark.parametrize(
+    ("part", "least", "most"),
+    [("light", 8, 40), ("gamma", 6, 30), ("colour", 3, 20), ("resolution", 3, 30), ("blur", 3, 30), ("compression", 1, 15)],
+)
+def test_what_a_photo_suffers_is_felt(part, least, most):
+    """Mean change of a pixel's channel, 0-255, over 50 draws; the picture is still the picture."""
+    picture = drawn_picture()
+    changed = [change(part, picture, 224, number).astype(int) for number in range(50)]
+    assert least < np.mean([abs(one - picture).mean() for one in changed]) < most
+    assert min(np.corrcoef(one.ravel(), picture.ravel())[0, 1] for one in changed) > 0.6
+    assert len({one.tobytes() for one in changed}) > 25  # Qualities of a JPEG are whole numbers.
+
+
+def test_colours_turn_a_little_and_grey_stays_grey():
+    def hue_of(picture: np.ndarray) -> int:
+        return int(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[0, 0, 0])
+
+    red, grey = np.full((32, 32, 3), (200, 60, 60), np.uint8), np.full((32, 32, 3), 120, np.uint8)
+    turned = [(hue_of(change("colour", red, 224, number)) + 90) % 180 - 90 for number in range(100)]
+    assert max(turned) >= 4
+    assert min(turned) <= -4
+    assert max(map(abs, turned)) <= 7
+    # Without a hue, no hue; brightness is the part `light`'s.
+    changed = [change("light", grey, 224, number)[0, 0].astype(int) for number in range(50)]
+    assert max(np.ptp(colour) for colour in changed) <= 1
+    assert np.std([colour.mean() for colour in changed]) > 10
+
+
+def test_low_resolutions_lose_detail_and_not_the_picture():
+    picture = drawn_picture()
+    detail = np.abs(np.diff(picture.astype(int), axis=1)).mean()
+    lost = [np.abs(np.diff(change("resolution", picture, 224, number).astype(int), axis=1)).mean() for number in range(20)]
+    assert max(lost) < 0.6 * detail
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_strong_fires_as_often_as_is_set_and_alone(part):
+    """One seed for all parts, as albumentations' own seeding gives them, would fire them together."""
+    whole, share = StrongSettings(), getattr(StrongSettings(), part)
+    fired = [fires(part, whole, number) for number in range(DRAWS)]
+    assert np.mean(fired) == pytest.approx(share, abs=0.035)
+    for other in set(PARTS) - {part}:
+        assert abs(np.corrcoef(fired, [fires(other, whole, number) for number in range(DRAWS)])[0, 1]) < 0.09
+    picture, outline = drawn_picture(), np.tri(224, dtype=bool)
+    untouched = strongly(of_strong(), picture, 0, outline=outline)
+    assert np.array_equal(untouched, fit_reference(picture, 224, "squash"))
+    done = [strongly(of_strong(**{part: 1}), picture, number, outline=outline).tobytes() for number in range(20)]
+    assert sum(one != untouched.tobytes() for one in done) >= 18  # A hue may turn by 0.
+
+
+def test_a_part_of_strong_draws_the_same_whatever_the_others_do():
+    picture = drawn_picture()
+    for number in range(5):
+        bent = strongly(of_strong(elastic=1), picture, number)
+        assert np.array_equal(strongly(of_strong(flip=1, elastic=1), picture[:, ::-1].copy(), number), bent)
+
+
+def test_strong_is_a_function_of_names():
+    """In whatever order draws are asked for, and for all parts together."""
+    picture, outline = drawn_picture(120, 200), np.tri(120, 200, dtype=bool)
+    given = AugmentationSettings(preset="strong", strong=StrongSettings(**dict.fromkeys(PARTS, 0.7)))
+    results = [strongly(given, picture, 0, step, outline=outline) for step in range(20)]
+    assert all(np.array_equal(strongly(given, picture, 0, step, outline=outline), results[step]) for step in reversed(range(20)))
+    assert len({result.tobytes() for result in results}) == 20
+    assert not np.array_equal(strongly(given, picture, 1, 0, outline=outline), results[0])
+    code = (
+        "import hashlib\nfrom tests.pbe_train.test_augment import *\n"
+        "given = AugmentationSettings(preset='strong', strong=StrongSettings(**dict.fromkeys(PARTS, 0.7)))\n"
+        "made = strongly(given, drawn_picture(120, 200), 0, 3, outline=np.tri(120, 200, dtype=bool))\n"
+        "print(hashlib.sha256(made).hexdigest())"
+    )
+    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert elsewhere.stdout.strip() == hashlib.sha256(results[3]).hexdigest()
+
+
+def test_an_erased_background_is_the_outlines_to_the_byte():
+    picture = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    outline = np.random.default_rng(2).random((40, 60)) < 0.4
+    erased = erase(picture, outline)
+    assert np.array_equal(erased[outline], picture[outline])
+    assert set(map(tuple, erased[~outline].tolist())) == {PADDING}
+    assert np.array_equal(erase(picture, np.zeros_like(outline)), picture)
+    assert np.array_equal(strongly(of_strong(erase=1), picture, 0, outline=outline), fit_reference(erased, 224, "squash"))
+    assert np.array_equal(strongly(of_strong(erase=0), picture, 0, outline=outline), fit_reference(picture, 224, "squash"))
+    assert np.array_equal(strongly(of_strong(erase=1), picture, 0), fit_reference(picture, 224, "squash"))
+
+
+def test_what_a_photo_suffers_spares_the_padding_and_what_moves_pixels_makes_more_of_it():
+    wide = drawn_picture(100, 300)
+    rows = (224 - round(100 * 224 / 300)) // 2
+    for number in range(10):
+        suffered = strongly(of_strong(**dict.fromkeys(PHOTO, 1)), wide, number, geometry="pad")
+        assert set(map(tuple, suffered[:rows].reshape(-1, 3).tolist())) == {PADDING}
+        assert not np.array_equal(suffered, fit_reference(wide, 224, "pad"))
+    corners = [
+        strongly(of_strong(affine=1), drawn_picture(), number)[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() for number in range(30)
+    ]
+    assert any(list(PADDING) in four for four in corners)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 400), width=st.integers(1, 400), geometry=st.sampled_from(["squash", "pad"]), number=st.integers(0, 99)
+)
+def test_strong_takes_whatever_a_shard_holds(height, width, geometry, number):
+    """References of a pixel's height, too, after which there is nothing left to shrink."""
+    picture = np.full((height, width, 3), 77, np.uint8)
+    given = of_strong(**dict.fromkeys(PARTS, 1))
+    made = strongly(given, picture, number, outline=np.ones((height, width), bool), geometry=geometry, size=64)
+    assert made.shape == (64, 64, 3)
+    assert made.dtype == np.uint8
+
+
+def test_parts_are_all_named():
+    assert {*PHOTO, *POSE, "erase"} == set(PARTS)
+    assert {*strong.transforms(32), "elastic", "erase"} == set(PARTS)
+
+
+def test_the_published_preset_neither_imports_albumentations_nor_changed():
+    """As it was before there was another one: the published draws, after the published squash."""
+    picture = drawn_picture(90, 140)
+    for number in range(20):
+        made = prepare_reference(AugmentationSettings(), "squash", picture, None, 64, number)
+        squashed = fit_reference(picture, 64, "squash")
+        assert np.array_equal(made, apply(draw_published(AugmentationSettings(), 64, number), squashed))
+    code = "import sys, pbe_train.data.items; sys.exit('albumentations' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300))
+def test_padding_keeps_the_aspect_and_adds_nothing(height, width):
+    """The longer side fills the square, the shorter one is in proportion to half a pixel, and in the middle."""
+    square = fit_reference(np.full((height, width, 3), 255, np.uint8), 64, "pad")
+    inside = (square == 255).all(-1)
+    assert set(map(tuple, square[~inside].tolist())) <= {PADDING}
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    found = len(rows), len(columns)
+    assert inside[np.ix_(rows, columns)].all()
+    assert inside.sum() == found[0] * found[1]
+    assert max(found) == 64
+    longer = max(height, width)
+    for length, given_length in zip(found, (height, width), strict=True):
+        assert abs(length - given_length * 64 / longer) <= (0.5 if given_length * 64 >= longer else 1)
+    assert abs(rows[0] - (63 - rows[-1])) <= 1
+    assert abs(columns[0] - (63 - columns[-1])) <= 1
+
+
+def test_padding_is_what_the_encoder_sees_as_nothing():
+    square = fit_reference(np.zeros((1, 64, 3), np.uint8), 64, "pad")
+    assert normalise_reference(torch.from_numpy(square)[None])[..., 0, 0].abs().max() < 0.01
+
+
+def test_a_square_reference_is_the_same_either_way():
+    picture = drawn_picture(100, 100)
+    assert np.array_equal(fit_reference(picture, 64, "pad"), fit_reference(picture, 64, "squash"))
+
+
+def test_padded_pixels_are_those_of_pillow():
+    picture = drawn_picture(90, 150)
+    resized = np.asarray(Image.fromarray(picture).resize((64, 38), Image.Resampling.BILINEAR)).astype(int)
+    assert abs(fit_reference(picture, 64, "pad")[13:51] - resized).max() <= 1
+
+
+def test_published_settings_squash():
+    assert ModelSettings(encoder="", vae="").reference_geometry == "squash"
+    assert AugmentationSettings().preset == "paper"
+
+
+def test_the_guide_names_each_part_with_its_probability():
+    guide = (REPOSITORY / "docs" / "training.md").read_text()
+    for part, probability in StrongSettings():
+        assert f"\n| `{part}` | {probability} | " in guide
+
+
+def test_the_guides_pictures_are_drawn_anew(tmp_path):
+    """Of the same draws as those that are kept, up to what another OpenCV rounds otherwise."""
+    command = [sys.executable, "-m", "docs.pictures.make_augmentations", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for preset in ("paper", "strong"):
+        name = f"augmentation_{preset}.png"
+        assert f"pictures/{name})" in (REPOSITORY / "docs" / "training.md").read_text()
+        assert (REPOSITORY / "docs" / "pictures" / name).stat().st_size < 400_000
+        drawn, kept = (
+            np.asarray(Image.open(path / name).convert("RGB")).astype(int)
+            for path in (tmp_path, REPOSITORY / "docs" / "pictures")
+        )
+        assert drawn.shape == kept.shape
+        assert abs(drawn - kept).mean() < 2

@@ -8,14 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pbe_train.config import StrongSettings
 from pbe_train.data import items as items_module
+from pbe_train.data import shards as shards_module
 from pbe_train.data.damage import DamageBook, Replaced
+from pbe_train.data.decoding import decode_outline
+from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.items import Batch, Items, SlotSampler, load_batches
 from pbe_train.data.latents import keep_map
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
+from pbe_train.training.ranks import Ranks
+from pbe_train.training.validation import Validation
 from schemas.errors import InputError
-from tests.pbe_train.small_world import MASKS, SCALE, World
+from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
 
 
 def items_of(world: World, tmp_path, *options: str) -> Items:
@@ -68,6 +74,66 @@ def test_workers_ranks_and_history_do_not_change_what_is_seen(world: World, tmp_
         joined = [batch for rank in parts for batch in rank[2 * (step - 1) : 2 * step]]
         for field, expected in zip(Batch._fields, whole[step], strict=True):
             assert torch.equal(torch.cat([getattr(batch, field) for batch in joined]), expected), field
+
+
+def test_backgrounds_are_erased_by_the_outlines_of_the_dataset(world: World, tmp_path):
+    """To the byte, before anything else is done; where no outline is known, nothing is."""
+    others = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields if part != "erase"]
+    items = items_of(world, tmp_path, "--augmentation.preset=strong", "--augmentation.strong.erase=1", *others)
+    known = 0
+    for slot in range(24):
+        sample = items.reader.read(items.order.at(0, slot, 4)[1])
+        outline = reference_outline(int(sample.key[5:9]))
+        expected = sample.reference if outline is None else np.where(outline[..., None], sample.reference, np.uint8(PADDING))
+        assert np.array_equal(items.make(0, slot).reference, fit_reference(expected, 32, "squash"))
+        known += outline is not None
+    assert 10 < known < 20
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ([], False),
+        (["--augmentation.preset=strong"], True),
+        (["--augmentation.preset=strong", "--augmentation.strong.erase=0"], False),
+    ],
+)
+def test_the_record_is_read_only_where_backgrounds_are_erased(world: World, tmp_path, monkeypatch, options, read):
+    seen = []
+    fetch = shards_module._fetch
+    monkeypatch.setattr(shards_module, "_fetch", lambda *given: seen.append(members := fetch(*given)) or members)
+    items_of(world, tmp_path, *options).make(0, 0)
+    assert [("json" in members) for members in seen] == [read]
+    assert {"latent_npy", "masked_npy", "mask_png", "ref_jpg"} == set(seen[0]) - {"json"}
+
+
+@pytest.mark.parametrize(
+    ("record", "problem"),
+    [
+        (b"[]", "json has no field reference_mask"),
+        (b'{"reference_mask": 3}', "reference_mask is no text but int"),
+        (b'{"reference_mask": "4"}', "reference_mask is of 4 px"),
+        (b"{", "Expecting"),
+    ],
+)
+def test_an_outline_that_is_not_the_references_is_damage(record, problem):
+    with pytest.raises(ValueError, match=problem):
+        decode_outline(record, 20, 20)
+
+
+def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """In training, under each preset, and in the fixed samples of the validation loss."""
+    wide = np.full((10, 20, 3), 255, np.uint8)
+    monkeypatch.setattr(shards_module, "decode_reference", lambda data: wide)
+    still = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields]
+    for options in (["--augmentation.preset=none"], ["--augmentation.preset=strong", *still]):
+        padded = items_of(world, tmp_path, "--model.reference_geometry=pad", *options)
+        assert np.array_equal(padded.make(0, 0).reference, fit_reference(wide, 32, "pad"))
+        assert np.array_equal(items_of(world, tmp_path, *options).make(0, 0).reference, fit_reference(wide, 32, "squash"))
+    for geometry in ("pad", "squash"):
+        options = ["--augmentation.preset=strong", f"--model.reference_geometry={geometry}"]
+        fixed = Validation(world.settings(tmp_path, *options), Ranks(0, 1, torch.device("cpu")), 32)
+        assert all(np.array_equal(one, fit_reference(wide, 32, geometry)) for batch in fixed.batches for one in batch.reference)
 
 
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):

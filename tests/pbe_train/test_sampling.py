@@ -14,6 +14,8 @@ from hypothesis.strategies import integers
 from PIL import Image
 
 from pbe_train import demo, evaluate, sample
+from pbe_train.data.fitting import fit_reference
+from pbe_train.data.latents import normalise_reference
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
 from pbe_train.editing import paint_by_example, sampling
@@ -328,8 +330,6 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     world: World, trained: Run, monkeypatch: pytest.MonkeyPatch
 ):
     """The test itself, with painters whose answer is known: it must tell following the reference from ignoring it."""
-    from pbe_train.data.augment import squash
-
     reader = ShardReader(world.dataset, "validation")
     questions = evaluate.draw_questions(reader, 12, 0)
 
@@ -338,7 +338,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
         for one, reference in zip(samples, references, strict=True):
             rows, columns = np.flatnonzero(one.mask.any(1)), np.flatnonzero(one.mask.any(0))
             view = one.sample.view.copy()
-            crop = squash(reference, 64)
+            crop = fit_reference(reference, 64, "squash")
             place = np.ix_(np.arange(len(rows)) * 64 // len(rows), np.arange(len(columns)) * 64 // len(columns))
             view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = crop[place]
             views.append(view)
@@ -354,6 +354,24 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
     )
     scores = evaluate.evaluate(trained, reader, questions, HOW, 0)
     assert scores["another"].accuracy < 0.4
+
+
+def test_a_run_sees_references_as_it_was_trained_to(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Trained with our own augmentation on padded references: edits and evaluation pad as well, by the checkpoint's word."""
+    options = ["--steps=2", "--augmentation.preset=strong", "--model.reference_geometry=pad"]
+    train(world.settings(tmp_path, *options), Ranks(0, 1, torch.device("cpu")))
+    run = load_run(tmp_path)
+    assert run.settings.model.reference_geometry == "pad"
+    seen = []
+    monkeypatch.setattr(
+        sampling, "normalise_reference", lambda squares: seen.append(squares.numpy()) or normalise_reference(squares)
+    )
+    wide = photo(20, 60)
+    edit(run, [photo(40, 40)], [rectangle(40, 40, 5, 5, 30, 30)], [wide], [0], HOW)
+    run.embed([wide, photo(30, 10)])
+    assert np.array_equal(seen[0][0], fit_reference(wide, 32, "pad"))
+    assert np.array_equal(seen[1][1], fit_reference(photo(30, 10), 32, "pad"))
+    assert not np.array_equal(seen[0][0], fit_reference(wide, 32, "squash"))
 
 
 def test_evaluation_and_demo_run(world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

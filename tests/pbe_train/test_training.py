@@ -350,6 +350,8 @@ def test_another_vae_is_refused(world: World, tmp_path: Path):
     [
         (["--global_batch=8"], r"was trained otherwise: global_batch 4 -> 8\."),
         (["--optimizer.learning_rate=0.5"], r"optimizer\.learning_rate 0\.001 -> 0\.5\."),
+        (["--model.reference_geometry=pad"], r"model\.reference_geometry 'squash' -> 'pad'"),
+        (["--augmentation.strong.erase=0.9"], r"augmentation\.strong\.erase 0\.3 -> 0\.9"),
         (["--model.tokens=all"], r"model\.tokens 'class' -> 'all'"),
         (["--steps=5"], r"is at step 6 already"),
         (["--resume=never"], r"this run folder is in use"),

@@ -16,12 +16,13 @@ from pycocotools import mask as coco_mask
 from pbe_train.config import TrainSettings
 from pipelines.annotations import coco
 from pipelines.annotations.coco import open_coco
-from pipelines.annotations.outlines import MAX_OUTLINE, MAX_OUTLINED_PHOTO, compress_outline, decode_counts
+from pipelines.annotations.outlines import MAX_OUTLINE, MAX_OUTLINED_PHOTO, compress_outline
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import BuildSettings, SourceSettings
 from pipelines.selection.classes import below
 from schemas.errors import InputError
+from schemas.run_lengths import decode_counts, decode_pixels
 from schemas.settings import load_settings, preset
 from schemas.tables import BOXES, PHOTOS
 
@@ -207,6 +208,20 @@ def test_lengths_of_runs_survive_compression(runs):
     """Differences to the number before the last, signs and numbers of many digits."""
     encoded = coco_mask.frPyObjects({"size": [1, 1], "counts": runs}, 1, 1)
     assert decode_counts(encoded["counts"].decode()).tolist() == runs
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_pixels_are_those_that_pycocotools_decodes(height, width, seed):
+    """Columns first; of masks that begin inside and outside, and of one without a pixel."""
+    pixels = np.random.default_rng(seed).random((height, width)) < seed % 4 / 3
+    text = coco_mask.encode(np.asfortranarray(pixels, np.uint8))["counts"].decode()
+    assert np.array_equal(decode_pixels(text, height, width), pixels)
+
+
+@pytest.mark.parametrize(("text", "problem"), [("", "is of 0 px"), ("4", "is of 4 px"), ("03M", "below 0"), ("é", "characters")])
+def test_runs_that_are_not_the_pictures_are_refused(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        decode_pixels(text, 2, 3)
 
 
 def test_polygons_of_one_object_are_united():
