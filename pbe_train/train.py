@@ -37,7 +37,7 @@ from pbe_train.training.checkpoint import (
     read_part,
     read_state,
 )
-from pbe_train.training.checks import check_agreement, check_skipped, check_weights, out_of_memory
+from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.ema import MovingAverage, copy_values
 from pbe_train.training.flops import step_flops
@@ -45,6 +45,7 @@ from pbe_train.training.measures import Measures, Reading
 from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress, Timed
 from pbe_train.training.ranks import Ranks
+from pbe_train.training.skipped import SkippedSteps
 from pbe_train.training.stopping import Stop
 from pbe_train.training.validation import Validation
 from pbe_train.training.watchdog import Watchdog
@@ -129,7 +130,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     schedule = training_schedule(settings.prediction)
     parallel = ranks.wrap(model)
     damage = DamageBook(settings.loader.most_replaced)
-    skipped: list[int] = []
+    skipped = SkippedSteps()
     asked: Asked | None = None
     stopping = 0
     with (
@@ -163,8 +164,11 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             last = step == settings.steps or stopping > 0
             saves, logs = step % settings.checkpoint_every == 0 or last, step % settings.log_every == 0 or step == settings.steps
             if asked and logs:
-                skipped += report(asked, progress)
+                report(asked, progress, skipped)
             if logs:
+                # All ranks know of the same steps here: of all before this line.
+                if counts(scaler):
+                    skipped.check(settings, loaded, ranks)
                 rate = optimizer.param_groups[0]["lr"]
                 asked = Asked(measures.read(ranks), rate, time.monotonic(), batches.take_seconds())
                 if settings.loader.on_damage == "replace":
@@ -174,11 +178,10 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                             print(line, file=sys.stderr, flush=True)
             # Numbers may come some steps later; a checkpoint says that those before it were written.
             if asked and (saves or asked.reading.ready()):
-                skipped += report(asked, progress)
+                report(asked, progress, skipped)
                 asked = None
-            # The scale of fp16 grows until a gradient overflows, once in a while: that is how it is found, and no fault.
-            if skipped and (logs or saves) and (not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE):
-                check_skipped(settings, skipped, items)
+            if saves and counts(scaler):
+                skipped.check(settings, loaded, ranks)
             if validation and (step % settings.validation.every == 0 or step == settings.steps):
                 with watchdog.during("validation", step), average.in_place() if average else nullcontext():
                     loss = validation.loss(model, ranks, settings.precision)
@@ -210,7 +213,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             name = signal.Signals(stopping).name
             print(f"stopped by {name} after step {step}, which is saved; the same command goes on from there", file=sys.stderr)
         return stopping
-    finish(settings, ranks, kept, progress, reader.folder, len(skipped), len(damage.seen))
+    finish(settings, ranks, kept, progress, reader.folder, len(skipped.steps), len(damage.seen))
     return 0
 
 
@@ -225,13 +228,21 @@ class Asked(NamedTuple):
     """Seconds for data, since the line before."""
 
 
-def report(asked: Asked, progress: Progress | None) -> list[int]:
-    """Write a line of metrics; returns the steps of it that were skipped."""
+def counts(scaler: torch.amp.GradScaler) -> bool:
+    """Whether steps that were skipped are a fault; waits for the device where the loss is scaled.
+
+    The scale of fp16 grows until a gradient overflows, once in a while: that is how it is found.
+    """
+    return not scaler.is_enabled() or scaler.get_scale() < LEAST_SCALE
+
+
+def report(asked: Asked, progress: Progress | None, skipped: SkippedSteps) -> None:
+    """Write a line of metrics, and note which of its steps were skipped."""
     reading = asked.reading
+    skipped.add(reading)
     if progress:
         figures = {**reading.losses(), "gradient_norm": reading.gradient_norm(), "skipped_steps": len(reading.skipped())}
         progress.log(reading.steps[-1] + 1, figures | {"learning_rate": asked.learning_rate}, asked.at, asked.waited)
-    return reading.skipped()
 
 
 def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:

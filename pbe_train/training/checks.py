@@ -1,13 +1,11 @@
 """What must hold for a run to begin, to go on and to be saved; and what to tell a person where it does not."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Items
 from pbe_train.data.shards import ShardReader
 from pbe_train.training.checkpoint import CheckpointState, list_checkpoints
 from pbe_train.training.ranks import Ranks
@@ -36,22 +34,6 @@ def check_agreement(
         raise InputError(
             f"{checkpoint or reader.folder}: the ranks do not see the same: {shown}; "
             "put `out` and `dataset` into folders that all machines share, and give --precision where the cards differ"
-        )
-
-
-def check_skipped(settings: TrainSettings, skipped: Sequence[int], items: Items) -> None:
-    """Stop a run in which too many gradients were not finite; all ranks do, since all have the same gradient.
-
-    Raises:
-        InputError: names the samples of the newest such step.
-    """
-    if len(skipped) > settings.most_skipped:
-        keys = items.keys(skipped[-1])
-        shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
-        raise InputError(
-            f"{settings.out}: the gradients of {len(skipped)} steps were infinite or not a number, more than most_skipped "
-            f"{settings.most_skipped}: from step {skipped[0] + 1} to step {skipped[-1] + 1}, whose samples were {shown}; these "
-            "steps changed nothing: look at the samples, or start a new run with a lower --optimizer.learning_rate"
         )
 
 

@@ -32,6 +32,8 @@ class Measures:
         self.steps: list[int] = []
         self.norms: list[Float[Tensor, ""]] = []
         self.skipped: list[Bool[Tensor, ""]] = []
+        # Of each step, in the order in which its samples came; none of steps before a run was resumed.
+        self.finite: list[list[Bool[Tensor, " batch"]]] = [[]]
 
     def add_losses(self, losses: Float[Tensor, " batch"], timestep: Int64[Tensor, " batch"]) -> None:
         """Losses of samples, by their diffusion time."""
@@ -39,12 +41,14 @@ class Measures:
         finite = losses.detach().isfinite()
         self.sums.index_add_(0, quarter, torch.where(finite, losses.detach(), 0).double())
         self.counts.index_add_(0, quarter, finite.double())
+        self.finite[-1].append(finite)
 
     def add_step(self, step: int, gradient_norm: Float[Tensor, ""], skipped: Bool[Tensor, ""]) -> None:
         """A step; the gradient is that of all ranks, and so are norm and whether it was skipped."""
         self.steps.append(step)
         self.norms.append(gradient_norm.detach())
         self.skipped.append(skipped)
+        self.finite.append([])
 
     def state(self) -> dict[str, list[float]]:
         """What was added since the last reading, for a checkpoint; waits for the device."""
@@ -69,12 +73,13 @@ class Measures:
             self.steps = [int(step) for step in states[0]["steps"]]
             self.norms = [torch.tensor(norm, device=self.device) for norm in states[0]["norms"]]
             self.skipped = [torch.tensor(bool(flag), device=self.device) for flag in states[0]["skipped"]]
+            self.finite = [[] for _ in range(len(self.steps) + 1)]
 
     def read(self, ranks: Ranks) -> "Reading":
         """Sum up over the ranks, and begin anew. All ranks must call."""
         losses = ranks.sum(torch.cat([self.sums, self.counts]))
         steps = torch.stack([torch.stack(self.norms).double(), torch.stack(self.skipped).double()]).flatten()
-        reading = Reading(self.steps, torch.cat([losses, steps]))
+        reading = Reading(self.steps, torch.cat([losses, steps]), self.finite)
         self._restart()
         return reading
 
@@ -82,8 +87,11 @@ class Measures:
 class Reading:
     """Numbers on their way from the device."""
 
-    def __init__(self, steps: Sequence[int], numbers: Float[Tensor, " numbers"]) -> None:
+    def __init__(
+        self, steps: Sequence[int], numbers: Float[Tensor, " numbers"], finite: Sequence[Sequence[Bool[Tensor, " batch"]]] = ()
+    ) -> None:
         self.steps = list(steps)
+        self.finite = finite
         self._event: torch.cuda.Event | None = None
         self._numbers = numbers
         if numbers.is_cuda:
@@ -111,6 +119,12 @@ class Reading:
         """Steps whose gradient was not finite, and which changed nothing."""
         flags = self._list()[2 * QUARTERS + len(self.steps) :]
         return [step for step, flag in zip(self.steps, flags, strict=True) if flag]
+
+    def offending(self) -> list[int]:
+        """Of the last step that was skipped, which of this rank's samples had a loss that is not finite; waits for the device."""
+        last = self.steps.index(self.skipped()[-1])
+        losses = [finite for part in self.finite[last] for finite in part.tolist()]
+        return [place for place, finite in enumerate(losses) if not finite]
 
     def _list(self) -> list[float]:
         if self._event:
