@@ -201,7 +201,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                     with watchdog.during("checkpoint", step):
                         progress.flush()
                         parts, counted_steps = parts_of(kept, trained, optimizer, average), optimizer_step(optimizer)
-                        writer.save(step, parts, counted_steps, states, scaler.state_dict())
+                        writer.save(step, parts, counted_steps, states, scaler.state_dict(), last)
             if stopping:
                 break
         writer.wait()

@@ -206,16 +206,19 @@ class CheckpointWriter:
         optimizer_step: int,
         measures: Sequence[dict[str, list[float]]] = (),
         scaler: Mapping[str, int | float] = MappingProxyType({}),
+        last: bool = False,
     ) -> None:
-        """Copy named tensors, and begin to write them; arguments as of `save_checkpoint`. Raises as `wait` does."""
+        """Copy named tensors, and begin to write them; arguments as of `save_checkpoint`. Raises as `wait` does.
+
+        With `last` nothing changes the tensors any more: they are not copied, and this waits until they are on disk.
+        """
         self.wait()
-        copies = {
-            part: {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-            for part, tensors in parts.items()
-        }
+        copies = parts if last else _on_the_cpu(parts)
         given = (self.settings.out, step, self.settings, self.identity, copies, optimizer_step, measures, scaler, self._began_at)
         self._writing = self._pool.submit(_save_in_the_end, *given)
         self._began_at = None
+        if last:
+            self.wait()
 
     def check(self) -> None:
         """Raises OSError as soon as it is known that the checkpoint before could not be written; waits for nothing."""
@@ -227,6 +230,12 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
+
+
+def _on_the_cpu(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {
+        part: {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()} for part, tensors in parts.items()
+    }
 
 
 @tenacity.retry(

@@ -197,6 +197,8 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(worl
     assert time.monotonic() - started < 0.25, "it is written in the background"
     weight += 1
     writer.wait()
+    writer.save(2, {"model": {"weight": weight}}, 2, last=True)
+    assert seen[1][4]["model"]["weight"] is weight, "nothing changes it any more"
     assert seen[0][1] == 1
     assert seen[0][4]["model"]["weight"].tolist() == [0.0]
     assert seen[0][6] == measures
