@@ -86,7 +86,7 @@ def read_diffusers(folder: Path) -> Source:
         encoder_config=encoder_config,
         vae=vae,
         # diffusers' own default, for schedulers that were saved before there was a choice.
-        prediction=_read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None,
+        prediction=read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None,
         text_condition=(folder / TEXT_ENCODER).is_dir(),
         aside=aside,
     )
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it is damaged.
     """
-    return {name: value for name, value in _read_json(folder / "config.json").items() if not name.startswith("_")}
+    return {name: value for name, value in read_json(folder / "config.json").items() if not name.startswith("_")}
 
 
 def read_weights(folder: Path, files: tuple[str, ...]) -> dict[str, Tensor]:
@@ -151,12 +151,12 @@ def read_weights(folder: Path, files: tuple[str, ...]) -> dict[str, Tensor]:
     return read_tensors(path)
 
 
-def _is_unet(folder: Path) -> bool:
-    path = folder / "config.json"
-    return path.is_file() and _read_json(path).get("_class_name") == "UNet2DConditionModel"
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model.
 
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        InputError: there is none.
+    """
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -164,3 +164,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: missing or damaged; get the model again")
     return content
+
+
+def _is_unet(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and read_json(path).get("_class_name") == "UNet2DConditionModel"
