@@ -13,6 +13,8 @@ from torch import Tensor
 from pbe_train.config import TrainSettings
 from pbe_train.networks.loading import load_encoder
 from pbe_train.networks.model import PaintByExampleModel
+from pbe_train.train import train
+from pbe_train.training.ranks import Ranks
 from pbe_train.weights.account import Account
 from pbe_train.weights.start import start_model
 from schemas.errors import InputError
@@ -27,6 +29,7 @@ from tests.pbe_train.published import (
     write_stable_diffusion,
     write_tensors,
 )
+from tests.pbe_train.small_world import World
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -412,3 +415,48 @@ def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_pa
     (tmp_path / "clip" / "config.json").write_bytes((base / "encoder" / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"clip: .*post_layernorm\.bias"):
         load_encoder(str(tmp_path / "clip"))
+
+
+def test_the_encoder_of_a_hub_repository(paint: Published, base: Path, monkeypatch: pytest.MonkeyPatch):
+    """A Paint by Example repository is known by one small file; without that file it is taken for CLIP's own."""
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(base / "hub" / file))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(base / "hub"))
+    found = load_encoder("someone/model").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in paint.encoder.model.state_dict().items())
+    asked = []
+
+    def no_such_file(name: str, file: str) -> str:
+        raise OSError("404")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_such_file)
+    plain = paint.encoder.model
+    monkeypatch.setattr("pbe_train.networks.loading.load_network", lambda _, source, inside: asked.append(source) or plain)
+    load_encoder("openai/clip")
+    assert asked == ["openai/clip"]
+
+
+def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Published, tmp_path: Path, capsys):
+    """The real loop: the account is printed and kept at the start of a new run; a resumed run reads the start no more."""
+    vae = load_vae(str(world.vae))
+    parts = replace(prior, vae=vae)
+    sd = write_stable_diffusion(tmp_path / "sd", parts)
+    options = (f"--model.pretrained={sd}", "--checkpoint_every=1")
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    train(world.settings(tmp_path / "run", *options, "--steps=1"), ranks)
+    said = capsys.readouterr().out
+    assert f"start: {sd} (Stable Diffusion, diffusers layout)" in said
+    assert "5 more input channels of unet.conv_in, all 0" in said
+    assert json.loads((tmp_path / "run" / "start.json").read_text())["licence"] == "creativeml-openrail-m"
+    (sd / "unet" / FILE).unlink()
+    train(world.settings(tmp_path / "run", *options, "--steps=2"), ranks)
+    assert "start:" not in capsys.readouterr().out
+    again = (f"--model.pretrained={tmp_path / 'run'}", "--steps=1")
+    train(world.settings(tmp_path / "next", *again), ranks)
+    assert "(run of this trainer)" in capsys.readouterr().out
+
+
+def test_a_start_on_another_vae_ends_before_training(world: World, prior: Published, tmp_path: Path):
+    sd = write_stable_diffusion(tmp_path / "sd", prior)
+    with pytest.raises(InputError, match="its VAE is not the dataset's"):
+        train(world.settings(tmp_path / "run", f"--model.pretrained={sd}"), Ranks(0, 1, torch.device("cpu")))
+    assert not (tmp_path / "run").exists()
