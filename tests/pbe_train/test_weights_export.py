@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +19,7 @@ from pbe_train.diffusion import training_schedule
 from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
 from pbe_train.weights.account import Account, write_account
+from pbe_train.weights.card import write_card
 from pbe_train.weights.names import Tensors
 from pbe_train.weights.original_file import schedule_buffers
 from pbe_train.weights.pipeline import load_diffusers_pipeline
@@ -333,3 +334,29 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--ckpt own.ckpt" in card
     assert "No evaluation" in card
     assert "the original code makes 5" in card
+
+
+def test_a_run_from_scratch_has_no_base_to_name(run: Path):
+    loaded = load_run(run, device="cpu")
+    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
+    card = write_card(replace(loaded, settings=settings), "model", "diffusers", "mine", {}, None)
+    assert "Trained from scratch: U-Net and conditioner have no base weights" in card
+    assert "| start | from scratch |" in card
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_scheduler_is_that_of_the_training(
+    prediction: str, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers believes the file."""
+    hub = write_hub(tmp_path / "hub", parts)
+    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": prediction}))
+    out = export(monkeypatch, make_run(tmp_path / "run", hub, hub, prediction=prediction), tmp_path / "out", "diffusers")
+    scheduler = load_diffusers_pipeline(str(out)).scheduler
+    assert type(scheduler) is PNDMScheduler
+    config = dict(scheduler.config)
+    expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    assert {key: config[key] for key in expected} == expected
+    assert config["prediction_type"] == prediction
+    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    assert (written["clip_sample"], written["num_train_timesteps"]) == (False, 1000)
