@@ -162,6 +162,9 @@ def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path:
     account = Account(**json.loads((next_run / "start.json").read_text()))
     assert account.kind == "run of this trainer"
     assert account.licence == "creativeml-openrail-m"  # That of the start's own start.
+    (averaged / "start.json").unlink()
+    unknown = make_run(tmp_path / "unknown", hub, averaged)
+    assert json.loads((unknown / "start.json").read_text())["licence"] is None
     with pytest.raises(InputError, match=r"says epsilon|says v_prediction"):
         make_run(tmp_path / "v", hub, averaged, prediction="v_prediction")
     other = write_hub(tmp_path / "other", make_published(9, seed=5))
