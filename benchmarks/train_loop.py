@@ -44,11 +44,12 @@ from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch, Items
 from pbe_train.data.shards import ShardReader
 from pbe_train.diffusion import noise_losses, training_schedule
-from pbe_train.networks.model import build_model
+from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.preparing import prepare
 from pbe_train.train import make_optimizer, set_learning_rate, train
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
+from pbe_train.weights.start import start_model
 from schemas.errors import InputError, run_program
 from schemas.randomness import name_hash
 from schemas.settings import REPOSITORY, load_settings, preset
@@ -96,7 +97,7 @@ class Bare:
 
     def __init__(self, settings: TrainSettings, ranks: Ranks, reader: ShardReader) -> None:
         torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-        model = build_model(settings.model, reader.info.vae.latent_channels, None)
+        model, _ = start_model(settings, load_dataset_vae(settings.model.vae, reader.folder, reader.info))
         self.model = prepare(model, settings.model, ranks.device).train()
         self.settings, self.ranks = settings, ranks
         self.trained = self.model.trained()

@@ -52,7 +52,8 @@ class ModelSettings(Group):
     """The networks."""
 
     pretrained: str | None = None
-    """Folder or hub id of a Stable Diffusion 1.x model (diffusers layout) whose U-Net is the start; null = from scratch."""
+    """The start: a Stable Diffusion 1.x or Paint by Example model, as a folder or hub id in diffusers' layout or as a .ckpt or
+    .safetensors file in the original one, or a run of this trainer (docs/weights.md); null = from scratch."""
     unet: UNetSettings = UNetSettings()
     """Sizes of a U-Net from scratch."""
     encoder: str

@@ -49,6 +49,8 @@ from pbe_train.training.skipped import SkippedSteps
 from pbe_train.training.stopping import Stop
 from pbe_train.training.validation import Validation
 from pbe_train.training.watchdog import Watchdog
+from pbe_train.weights.account import write_account
+from pbe_train.weights.start import start_model
 from schemas.errors import InputError, run_program
 from schemas.files import lock_folder
 from schemas.randomness import name_hash
@@ -95,8 +97,12 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
 
     # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-    unet = state.identity.unet if state else None
-    model = prepare(build_model(settings.model, reader.info.vae.latent_channels, unet), settings.model, ranks.device).train()
+    account = None
+    if state:
+        model = build_model(settings.model, reader.info.vae.latent_channels, state.identity.unet)
+    else:
+        model, account = start_model(settings, vae)
+    model = prepare(model, settings.model, ranks.device).train()
     trained, kept = model.trained(), model.kept()
     optimizer = make_optimizer(trained, settings.optimizer)
     average = MovingAverage(trained, settings.ema_decay) if settings.ema_decay else None
@@ -123,6 +129,9 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
         print(describe(settings, reader, trained, ranks, checkpoint), flush=True)
+        if account:
+            write_account(account, settings.out)
+            print(account.lines(), flush=True)
         progress = Progress(settings, step, flops_of(settings, reader, ranks))
         pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step)) if settings.pictures.every else None
 

@@ -68,13 +68,22 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         try:
             # Stored precision varies; computation and hashes start from float32.
             dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
-            return kind.from_pretrained(place, subfolder=inside_place, use_safetensors=True, **dtype)
+            network, loaded = kind.from_pretrained(
+                place, subfolder=inside_place, use_safetensors=True, output_loading_info=True, **dtype
+            )
         except (OSError, ValueError, RuntimeError) as error:
             if number == len(places):
                 cause = " ".join(str(error).split())[:200]
                 raise InputError(
                     f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
                 ) from None
+            continue
+        # The libraries would fill what is missing with random numbers, without a word.
+        if missing := sorted(loaded["missing_keys"]):
+            raise InputError(
+                f"{source}: {len(missing)} tensor(s) of the {kind.__name__} are missing, first {missing[0]}; get the model again"
+            )
+        return network
     raise AssertionError("there is at least one place")
 
 

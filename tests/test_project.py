@@ -29,7 +29,9 @@ def run_guarded(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("module", ["pipelines.build", "pbe_train.train", "pbe_train.sample", "tiny_world.make_photos"])
+@pytest.mark.parametrize(
+    "module", ["pipelines.build", "pbe_train.train", "pbe_train.sample", "pbe_train.export", "tiny_world.make_photos"]
+)
 def test_importing_an_entry_point_opens_no_connection(module):
     assert "phones home" not in run_guarded(f"import {module}")
 

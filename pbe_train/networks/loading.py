@@ -1,13 +1,20 @@
-"""The published networks that the trainer starts from: VAE, CLIP vision model, U-Net."""
+"""The published networks that stay as they are: the VAE and the CLIP vision model."""
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPVisionModel
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_train.weights.diffusers_folder import locate_image_encoder, read_image_encoder
+from pbe_train.weights.filling import fill
+from pbe_train.weights.names import Tensors, bare_encoder_names
+from pbe_train.weights.original_file import read_original
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
 from schemas.weights import load_network, load_vae, weights_sha256
+
+NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model that has one"
 
 
 def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> AutoencoderKL:
@@ -27,10 +34,33 @@ def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> Autoencod
 
 
 def load_encoder(source: str) -> CLIPVisionModel:
-    """The CLIP vision model, frozen, in fp32."""
-    return load_network(CLIPVisionModel, source, "image_encoder").eval().requires_grad_(False)
+    """The CLIP vision model, frozen, in fp32.
+
+    Args:
+        source: a CLIP vision model, as `load_network` finds it, or a whole Paint by Example model in diffusers' or the original
+            layout, of which it is the vision encoder.
+
+    Raises:
+        InputError: nothing of that kind, or an incomplete one.
+    """
+    inside = _encoder_inside(source)
+    if inside is None:
+        encoder: CLIPVisionModel = load_network(CLIPVisionModel, source, "image_encoder")
+    else:
+        # Its random weights are all replaced; they must not take numbers from the generator that what is new is drawn from.
+        with torch.random.fork_rng(devices=[]):
+            encoder = CLIPVisionModel(inside[0])
+        fill(bare_encoder_names(encoder.state_dict()), inside[1], source, "vision encoder")
+    return encoder.eval().requires_grad_(False)
 
 
-def load_unet(source: str) -> UNet2DConditionModel:
-    """The U-Net of a Stable Diffusion folder or hub repository."""
-    return load_network(UNet2DConditionModel, source, "unet")
+def _encoder_inside(source: str) -> tuple[CLIPVisionConfig, Tensors] | None:
+    """Sizes and tensors (bare names) of the vision encoder inside a Paint by Example model; null where the source is none."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        whole = read_original(path)
+        if whole.encoder_config is None or whole.encoder is None:
+            raise InputError(f"{source}: {NO_ENCODER}")
+        return whole.encoder_config, whole.encoder
+    folder = locate_image_encoder(source)
+    return read_image_encoder(folder)[:2] if folder else None

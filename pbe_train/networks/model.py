@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from pbe_train.config import ModelSettings, TokenMode, UNetSettings
-from pbe_train.networks.loading import load_encoder, load_unet
+from pbe_train.networks.loading import load_encoder
 from pbe_train.networks.one_token import parameters_without_effect, take_shortcuts
-from schemas.errors import InputError
 
 
 class Mapper(nn.Module):
@@ -141,15 +140,13 @@ def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict
     """The model that the settings ask for, with its initial weights from torch's global generator.
 
     Args:
-        settings: which networks.
+        settings: which networks; `pretrained` is not read here (weights/start.py makes the model of a run that has a start).
         latent_channels: C of the VAE.
-        unet_config: the U-Net's configuration from a checkpoint; then the prior's weights are not loaded.
+        unet_config: the U-Net's configuration from a checkpoint; null: that of the settings.
     """
     encoder = load_encoder(settings.encoder)
     if unet_config is not None:
         unet = UNet2DConditionModel.from_config(unet_config)
-    elif settings.pretrained:
-        unet = widen(load_unet(settings.pretrained), settings.pretrained)
     else:
         unet = new_unet(settings.unet, latent_channels)
     return assemble(settings, unet, encoder)
@@ -183,23 +180,3 @@ def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionMod
         norm_num_groups=settings.norm_groups,
         cross_attention_dim=settings.cross_attention_dim,
     )
-
-
-def widen(unet: UNet2DConditionModel, source: str) -> UNet2DConditionModel:
-    """The same U-Net with input channels for masked view and mask, whose weights are 0: at first it predicts exactly what it did.
-
-    Raises:
-        InputError: the U-Net takes more than a latent already (inpainting models have another order and polarity of inputs).
-    """
-    channels = unet.config.out_channels
-    if unet.config.in_channels != channels:
-        raise InputError(
-            f"{source}: its U-Net has {unet.config.in_channels} input channels, a text-to-image prior has {channels}; "
-            "give a Stable Diffusion 1.x model that is not an inpainting one"
-        )
-    wide = UNet2DConditionModel.from_config({**unet.config, "in_channels": 2 * channels + 1})
-    state = unet.state_dict()
-    weight = state["conv_in.weight"]
-    state["conv_in.weight"] = torch.cat([weight, weight.new_zeros(weight.shape[0], channels + 1, *weight.shape[2:])], dim=1)
-    wide.load_state_dict(state)
-    return wide

@@ -12,11 +12,16 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import ModelSettings, UNetSettings
+from pbe_train.networks.loading import NO_ENCODER
 from pbe_train.networks.model import PaintByExampleModel, assemble, new_unet
+from pbe_train.training.checkpoint import locate_checkpoint
+from pbe_train.weights.sources import read_source
 from schemas.errors import InputError
 from schemas.settings import REPOSITORY
 
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
+# Its networks have the sizes of Stable Diffusion v1-4 and of CLIP, but for the first layer, which is counted as widened anyway.
+PAINT_BY_EXAMPLE = "Fantasy-Studio/Paint-by-Example"
 CLIP = "openai/clip-vit-large-patch14"
 # Radford et al., Learning transferable visual models from natural language supervision (2021), table 20: ViT-L/14 at 224 px.
 CLIP_SIZES = {
@@ -66,12 +71,15 @@ def unloaded_vae(source: str) -> AutoencoderKL:
 
 
 def unet_config(source: str) -> dict[str, Any]:
-    """The configuration (diffusers) of the U-Net of a Stable Diffusion folder or hub id.
+    """The configuration (diffusers) of the U-Net of a start: a folder, file, run, or a hub id that is known here.
 
     Raises:
         InputError: neither here nor known.
     """
-    if source == STABLE_DIFFUSION:
+    path = Path(source).expanduser()
+    if path.is_file() or locate_checkpoint(path):
+        return read_source(source).unet_config
+    if source in (STABLE_DIFFUSION, PAINT_BY_EXAMPLE):
         return {**new_unet_config(), "in_channels": 4}
     return _read_config(source, "unet", "model.pretrained", "out_channels", STABLE_DIFFUSION)
 
@@ -99,8 +107,13 @@ def encoder_config(source: str) -> CLIPVisionConfig:
     Raises:
         InputError: neither here nor known.
     """
-    if source == CLIP:
+    if source in (CLIP, PAINT_BY_EXAMPLE):
         return CLIPVisionConfig(**CLIP_SIZES)
+    if Path(source).expanduser().is_file():
+        inside = read_source(source).encoder_config
+        if inside is None:
+            raise InputError(f"{source}: {NO_ENCODER}")
+        return inside
     config = _read_config(source, "image_encoder", "model.encoder", "", CLIP)
     # A whole CLIP has its vision model's sizes inside.
     config = config.get("vision_config", config)

@@ -317,6 +317,29 @@ def read_state(folder: Path) -> CheckpointState:
     return state
 
 
+def read_file(folder: Path, state: CheckpointState, name: str) -> dict[str, Tensor]:
+    """All tensors of one file of a checkpoint, after its hash was checked.
+
+    Args:
+        folder: of the checkpoint.
+        state: its state.
+        name: `model`, `ema` or `optimizer`.
+
+    Raises:
+        InputError: the file is not there or not what state.json says.
+    """
+    path = folder / f"{name}.safetensors"
+    if path.name not in state.files:
+        raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
+    if _hash_file(path) != state.files[path.name].sha256:
+        raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    return tensors
+
+
 def read_part(folder: Path, state: CheckpointState, name: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The named tensors of one file of a checkpoint, after its hash was checked.
 
@@ -329,15 +352,7 @@ def read_part(folder: Path, state: CheckpointState, name: str, expected: Mapping
     Raises:
         InputError: the file is not what state.json says, or does not fit the model.
     """
-    path = folder / f"{name}.safetensors"
-    if path.name not in state.files:
-        raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
-    if _hash_file(path) != state.files[path.name].sha256:
-        raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    path, tensors = folder / f"{name}.safetensors", read_file(folder, state, name)
     odd = set(tensors.keys() ^ expected.keys())
     odd |= {key for key in tensors.keys() & expected.keys() if tensors[key].shape != expected[key].shape}
     if odd:

@@ -1,0 +1,77 @@
+"""The account of a start: every tensor of its source was loaded, or is left aside for a reason, and what is new has a name."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pbe_train.weights.source import Source
+from schemas.files import write_atomically
+
+START_FILE = "start.json"
+OPEN_RAIL = "creativeml-openrail-m"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the weights of a new run are from."""
+
+    source: str
+    """File or folder of the start."""
+    kind: str
+    """What it is."""
+    loaded: dict[str, int]
+    """Part of the model -> tensors that were loaded into it."""
+    new: list[str]
+    """What the source does not have, in words."""
+    aside: dict[str, int]
+    """What it has and the model has no use for -> tensors; 0 for what was not opened."""
+    licence: str | None
+    """Licence of the source's weights, by the name that the hub gives it; null where it is not known."""
+
+    def lines(self) -> str:
+        """The account as a person reads it."""
+        loaded = ", ".join(f"{count} tensors of the {part}" for part, count in self.loaded.items())
+        aside = ", ".join(f"{what} ({count or 'not opened'})" for what, count in self.aside.items())
+        return (
+            f"start: {self.source} ({self.kind})\n"
+            f"  loaded      {loaded}\n"
+            f"  new         {'; '.join(self.new) or 'nothing'}\n"
+            f"  left aside  {aside or 'nothing'}"
+        )
+
+
+def account_for(source: Source, new: list[str]) -> Account:
+    """The account of a source whose U-Net and conditioner were loaded in full."""
+    conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
+    same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
+    return Account(
+        source=source.where,
+        kind=source.kind,
+        loaded={"U-Net": len(source.unet), **conditioner},
+        new=new,
+        aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
+        licence=_licence_of(source),
+    )
+
+
+def write_account(account: Account, run: Path) -> None:
+    """Leave the account in a run folder, as start.json."""
+    write_atomically(run / START_FILE, (json.dumps(asdict(account), indent=1) + "\n").encode())
+
+
+def read_account(checkpoint: Path) -> dict[str, Any] | None:
+    """What start.json says of the run that a checkpoint folder is of; null where there is none."""
+    path = checkpoint.parent.parent / START_FILE
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _licence_of(source: Source) -> str | None:
+    if source.kind == "run of this trainer":
+        licence: str | None = (read_account(Path(source.where)) or {}).get("licence")
+        return licence
+    return OPEN_RAIL

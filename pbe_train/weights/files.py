@@ -1,0 +1,75 @@
+"""Files of tensors, mapped into memory: what is not read takes none. Nothing that is loaded can run code."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from schemas.errors import InputError
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+
+
+class _ByNameOnly:
+    """In place of a class that a published file names and that nothing here has need of. It does nothing."""
+
+
+# Stable Diffusion's .ckpt files name the class of the callback that saved them, as a key of a dictionary; they hold no object of
+# it. An empty class of that name is enough to read them, without the package and without running anything of it.
+NAMED_CLASSES = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The named tensors of a .safetensors file or of a pickle of PyTorch, backed by the file.
+
+    A pickle may hold them under `state_dict`, beside what a training left there.
+
+    Raises:
+        InputError: another kind of file, a damaged one, one that only code could read, or no named tensors in it.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            tensors: dict[str, Tensor] = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a safetensors file, or cut short ({_line(error)}); get the file again") from None
+        return tensors
+    if path.suffix not in PICKLES:
+        raise InputError(f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; give one of these, or a folder")
+    content = _unpickle(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path}: holds no named tensors; give a checkpoint with a `state_dict`")
+    odd = next((name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise InputError(f"{path}: `{odd}` is no tensor; give a checkpoint with a `state_dict` of named tensors")
+    return dict(content)
+
+
+def _unpickle(path: Path) -> Any:
+    stubs: list[Any] = [(_ByNameOnly, name) for name in NAMED_CLASSES]
+    try:
+        with torch.serialization.safe_globals(stubs):  # type: ignore[no-untyped-call]
+            # PyTorch's older format is not a zip file and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line), _line(error))
+        raise InputError(
+            f"{path}: a pickle of more than tensors, which could run code when loaded ({' '.join(cause.split())[:160]}); "
+            "where you trust it, load it and save its state_dict as .safetensors, and give that file"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: not a file of PyTorch, or cut short ({_line(error)}); get the file again") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,157 @@
+"""A checkpoint in the original code's layout (LDM): Stable Diffusion 1.x or Paint by Example, as .ckpt or .safetensors.
+
+One flat dictionary holds U-Net, VAE, the vision or text encoder, and much that a training needs and a start does not.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pbe_train.data.items import TIMESTEPS
+from pbe_train.weights.files import read_tensors
+from pbe_train.weights.names import (
+    LDM_ENCODER,
+    LDM_UNET,
+    LDM_VAE,
+    POSITION_IDS,
+    VISION_MODEL,
+    NameTable,
+    Tensors,
+    bare_encoder_names,
+    conditioner_table,
+    count_blocks,
+    prefixed,
+    starting_with,
+    unet_table,
+    vae_table,
+)
+from pbe_train.weights.sizes import original_levels, original_unet_config, vision_config
+from pbe_train.weights.source import Source
+from schemas.errors import InputError
+
+TEXT_ENCODERS = (f"{LDM_ENCODER}text_model.", "cond_stage_model.model.")
+EMA = "model_ema."
+VAE_LOSS = f"{LDM_VAE}loss."
+
+
+def read_original(path: Path) -> Source:
+    """The model in such a file.
+
+    Raises:
+        InputError: not one of these models, or tensors that no part of them has.
+    """
+    tensors = read_tensors(path)
+    unet, vae = starting_with(LDM_UNET, tensors), starting_with(LDM_VAE, tensors)
+    if not unet:
+        raise InputError(f"{path}: no tensor here begins with {LDM_UNET}; give a Stable Diffusion 1.x or Paint by Example model")
+    try:
+        attention, layers = original_levels(unet)
+        config = original_unet_config(unet)
+        vision = bare_encoder_names(starting_with(LDM_ENCODER + VISION_MODEL, tensors))
+        encoder_config = vision_config(vision) if vision else None
+    except KeyError as error:
+        raise InputError(f"{path}: {error} is missing; the file is cut short or no Stable Diffusion 1.x model") from None
+
+    # Each tensor goes to one place; what has none is refused at the end.
+    aside = {
+        "text encoder": [name for name in tensors if name.startswith(TEXT_ENCODERS)],
+        "moving average (EMA)": [name for name in tensors if name.startswith(EMA)],
+        "schedule": [name for name in tensors if name in schedule_buffers()],
+        "loss of the VAE's training": [name for name in tensors if name.startswith(VAE_LOSS)],
+        "position_ids": [name for name in tensors if name == LDM_ENCODER + VISION_MODEL + POSITION_IDS],
+    }
+    placed = {name for names in aside.values() for name in names}
+    vision.pop(POSITION_IDS, None)
+    own_unet, odd_unet = unet_table(attention, layers).to_diffusers(unet)
+    own_vae, odd_vae = _vae_table(vae).to_diffusers({k: v for k, v in vae.items() if LDM_VAE + k not in placed})
+    rest = {name: tensors[name] for name in tensors if name not in placed}
+    rest = {name: rest[name] for name in rest if not name.startswith((LDM_UNET, LDM_VAE, LDM_ENCODER + VISION_MODEL))}
+    conditioner, odd = conditioner_table(count_blocks(rest, "cond_stage_model.mapper.resblocks.")).to_diffusers(rest)
+    odd += [LDM_UNET + name for name in odd_unet] + [LDM_VAE + name for name in odd_vae]
+    if odd:
+        raise InputError(
+            f"{path}: {len(odd)} tensor(s) that no Stable Diffusion 1.x or Paint by Example model has, first {min(odd)}; "
+            "give a model of these kinds, or take those tensors out"
+        )
+    return Source(
+        where=str(path),
+        kind="Paint by Example, original layout" if conditioner else "Stable Diffusion, original layout",
+        unet_config=config,
+        unet=own_unet,
+        conditioner=conditioner or None,
+        encoder=vision or None,
+        encoder_config=encoder_config,
+        vae=own_vae or None,
+        # The original code predicts the noise; it knows no velocity.
+        prediction="epsilon",
+        text_condition=bool(aside["text encoder"]),
+        aside={what: len(names) for what, names in aside.items() if names},
+    )
+
+
+def original_tensors(
+    unet: Tensors, vae: Tensors, encoder: Tensors, conditioner: Tensors, attention: tuple[bool, ...], layers: int
+) -> dict[str, Tensor]:
+    """A Paint by Example model under the original code's names, with all that its strict loading asks for.
+
+    Args:
+        unet: under diffusers' names.
+        vae: likewise.
+        encoder: under bare names.
+        conditioner: under diffusers' names.
+        attention: of each level of the U-Net.
+        layers: residual blocks of a level of the U-Net.
+
+    Raises:
+        InputError: a tensor that the original code has no name for.
+    """
+    blocks = count_blocks(conditioner, "mapper.blocks.")
+    own_unet, odd_unet = unet_table(attention, layers).to_ldm(unet)
+    own_vae, odd_vae = _vae_table(vae).to_ldm(vae)
+    own_conditioner, odd_conditioner = conditioner_table(blocks).to_ldm(conditioner)
+    if odd := odd_unet + odd_vae + odd_conditioner:
+        raise InputError(f"{min(odd)}: the original code has no name for this tensor; export with --format diffusers")
+    positions = encoder["embeddings.position_embedding.weight"].shape[0]
+    return {
+        **schedule_buffers(),
+        **prefixed(LDM_UNET, own_unet),
+        **prefixed(LDM_VAE, own_vae),
+        LDM_ENCODER + VISION_MODEL + POSITION_IDS: torch.arange(positions)[None],
+        **prefixed(LDM_ENCODER + VISION_MODEL, encoder),
+        **own_conditioner,
+    }
+
+
+def schedule_buffers() -> dict[str, Tensor]:
+    """The noise schedule as the original code saves it: float32 [1000] each, computed in float64.
+
+    Source: Ho et al., Denoising diffusion probabilistic models (2020), equations 4 to 7; betas linear in their square root.
+    """
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    variance = betas * (1 - before) / (1 - kept)
+    buffers = {
+        "betas": betas,
+        "alphas_cumprod": kept,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": kept.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - kept).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - kept).log(),
+        "sqrt_recip_alphas_cumprod": (1 / kept).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / kept - 1).sqrt(),
+        "posterior_variance": variance,
+        # The first variance is 0, whose logarithm is not finite.
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / (1 - kept),
+        "posterior_mean_coef2": (1 - before) * (1 - betas).sqrt() / (1 - kept),
+    }
+    return {name: values.float() for name, values in buffers.items()}
+
+
+def _vae_table(vae: Tensors) -> NameTable:
+    """The table for a VAE in either layout."""
+    levels = max(count_blocks(vae, "encoder.down."), count_blocks(vae, "encoder.down_blocks."))
+    first = ("encoder.down.0.block.", "encoder.down_blocks.0.resnets.")
+    return vae_table(levels, max(count_blocks(vae, prefix) for prefix in first))

@@ -1,0 +1,365 @@
+"""Weights out: what goes in comes out bit for bit, diffusers paints the same with it, and nothing else is overwritten."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+import pbe_train.export
+from pbe_train.config import TrainSettings
+from pbe_train.diffusion import training_schedule
+from pbe_train.editing.sampling import SamplingSettings, load_run
+from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
+from pbe_train.weights.account import Account, write_account
+from pbe_train.weights.card import write_card
+from pbe_train.weights.names import Tensors
+from pbe_train.weights.original_file import schedule_buffers
+from pbe_train.weights.pipeline import load_diffusers_pipeline
+from pbe_train.weights.start import start_model
+from schemas.errors import InputError
+from schemas.randomness import name_hash
+from schemas.weights import load_vae, weights_sha256
+from tests.pbe_train.published import Published, make_comparable, make_published, original_state, write_hub, write_tensors
+from tests.pbe_train.test_weights_start import broken_hub
+
+NETWORKS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model")
+
+
+@pytest.fixture(scope="module")
+def parts() -> Published:
+    return make_comparable(make_published(9))
+
+
+@pytest.fixture(scope="module")
+def hub(parts: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hub(tmp_path_factory.mktemp("released") / "hub", parts)
+
+
+def make_run(out: Path, hub: Path, start: Path, average: float | None = None, blocks: int = 1, **changes: object) -> Path:
+    """A run folder as training leaves it, at step 3, its weights those of the start."""
+    model = {
+        "pretrained": str(start),
+        "encoder": str(hub),
+        "vae": str(hub / "vae"),
+        "conditioner_blocks": blocks,
+        "mask_to_latent": "nearest",
+    }
+    settings = TrainSettings.model_validate({"dataset": "data", "out": str(out), "model": model, **changes})
+    vae = load_vae(str(hub / "vae"))
+    trained, account = start_model(settings, vae)
+    identity = RunIdentity(
+        dataset_fingerprint="fingerprint",
+        vae_sha256=weights_sha256(vae.state_dict()),
+        encoder_sha256=weights_sha256(trained.conditioner.model.state_dict()),
+        unet={key: value for key, value in trained.unet.config.items() if not key.startswith("_")},
+        latent_channels=4,
+        scaling_factor=0.18215,
+        view_size=64,
+    )
+    kept: dict[str, Mapping[str, Tensor]] = {"model": trained.kept()}
+    if average is not None:
+        kept["ema"] = {name: tensor.detach() + average for name, tensor in trained.kept().items()}
+    save_checkpoint(out, 3, settings, identity, kept)
+    assert account
+    write_account(account, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("run") / "run", hub, hub)
+
+
+def export(monkeypatch: pytest.MonkeyPatch, run: Path, out: Path, form: str, *options: str) -> Path:
+    arguments = ["export", "--model", str(run), "--out", str(out), "--format", form, *options]
+    monkeypatch.setattr("sys.argv", arguments)
+    pbe_train.export.main()
+    return out
+
+
+def assert_same(found: Tensors, expected: Tensors) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].shape == expected[name].shape, name
+        assert found[name].dtype == expected[name].dtype, name
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_released_model_to_run_to_export(hub: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Diffusers' layout in, diffusers' layout out: the same names, shapes and bits in every file of weights."""
+    out = export(monkeypatch, run, tmp_path / "exported", "diffusers")
+    for name in NETWORKS:
+        assert_same(load_file(out / f"{name}.safetensors"), load_file(hub / f"{name}.safetensors"))
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["image_encoder"] == ["paint_by_example", "PaintByExampleImageEncoder"]
+    assert index["safety_checker"] == [None, None]
+    vision = json.loads((out / "image_encoder" / "config.json").read_text())
+    assert (vision["architectures"], vision["projection_dim"]) == (["PaintByExampleImageEncoder"], 64)
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md"}
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_original_file_to_run_to_export(suffix: str, parts: Published, hub: Path, tmp_path, monkeypatch):
+    """The original layout in and out, but for what is left aside: every tensor, bit for bit."""
+    given = original_state(parts)
+    write_tensors(tmp_path / "model.safetensors", given)
+    run = make_run(tmp_path / "run", hub, tmp_path / "model.safetensors")
+    out = export(monkeypatch, run, tmp_path / "exported" / f"own.{suffix}", "ldm")
+    found = load_file(out) if suffix == "safetensors" else torch.load(out, weights_only=True)["state_dict"]
+    networks = {name: tensor for name, tensor in given.items() if "." in name and not name.startswith("model_ema.")}
+    networks |= {"learnable_vector": given["learnable_vector"]}
+    assert_same({name: tensor for name, tensor in found.items() if name not in schedule_buffers()}, networks)
+    assert found.keys() - networks.keys() == schedule_buffers().keys()
+    # And it is a start again.
+    settings = TrainSettings.model_validate(
+        {
+            "dataset": "data",
+            "model": {"pretrained": str(out), "encoder": str(out), "vae": str(hub / "vae"), "conditioner_blocks": 1},
+        }
+    )
+    again, account = start_model(settings, load_vae(str(hub / "vae")))
+    assert torch.equal(again.unet.conv_in.weight, parts.unet.conv_in.weight)
+    assert account
+    assert account.aside["schedule"] == 12
+
+
+def test_the_schedule_is_diffusers(hub: Path):
+    """Against diffusers' own betas, and the equations between them (Ho et al. 2020)."""
+    buffers = schedule_buffers()
+    theirs = training_schedule("epsilon")
+    assert isinstance(theirs, DDPMScheduler)
+    torch.testing.assert_close(buffers["betas"], theirs.betas)
+    torch.testing.assert_close(buffers["alphas_cumprod"], theirs.alphas_cumprod)
+    assert all(len(values) == 1000 and values.isfinite().all() for values in buffers.values())
+    total = buffers["sqrt_alphas_cumprod"] ** 2 + buffers["sqrt_one_minus_alphas_cumprod"] ** 2
+    torch.testing.assert_close(total, torch.ones(1000))
+    variance = theirs.betas * (1 - buffers["alphas_cumprod_prev"]) / (1 - theirs.alphas_cumprod)
+    torch.testing.assert_close(buffers["posterior_variance"], variance, rtol=1e-3, atol=1e-8)
+    torch.testing.assert_close(buffers["log_one_minus_alphas_cumprod"].exp(), 1 - theirs.alphas_cumprod, rtol=1e-4, atol=1e-6)
+    ratio = buffers["sqrt_recipm1_alphas_cumprod"] / buffers["sqrt_recip_alphas_cumprod"]
+    torch.testing.assert_close(ratio, buffers["sqrt_one_minus_alphas_cumprod"])
+    clean = torch.full((1,), 3.0)  # x_0 = x_t = 3 must stay near 3 under the posterior's mean, where little noise is added.
+    mean = buffers["posterior_mean_coef1"][:1] * clean + buffers["posterior_mean_coef2"][:1] * clean
+    torch.testing.assert_close(mean, clean)
+
+
+def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its averaged weights, where it keeps them; run folder and checkpoint folder alike; encoder and VAE by their hashes."""
+    averaged = make_run(tmp_path / "averaged", hub, hub, average=0.5)
+    for where in (averaged, averaged / "checkpoints" / "step-00000003"):
+        next_run = make_run(tmp_path / f"next{where.name}", hub, where)
+        model = load_run(next_run, device="cpu").model
+        assert torch.equal(model.unet.conv_in.weight, parts.unet.conv_in.weight + 0.5)
+        assert torch.equal(model.conditioner.uncond_vector, parts.encoder.uncond_vector + 0.5)
+    account = Account(**json.loads((next_run / "start.json").read_text()))
+    assert account.kind == "run of this trainer"
+    assert account.licence == "creativeml-openrail-m"  # That of the start's own start.
+    (averaged / "start.json").unlink()
+    unknown = make_run(tmp_path / "unknown", hub, averaged)
+    assert json.loads((unknown / "start.json").read_text())["licence"] is None
+    with pytest.raises(InputError, match=r"says epsilon|says v_prediction"):
+        make_run(tmp_path / "v", hub, averaged, prediction="v_prediction")
+    other = write_hub(tmp_path / "other", make_published(9, seed=5))
+    with pytest.raises(InputError, match="its VAE is not the dataset's"):
+        make_run(tmp_path / "o", other, averaged)
+    mixed = write_hub(tmp_path / "mixed", replace(make_published(9, seed=5), vae=parts.vae))
+    with pytest.raises(InputError, match=r"its vision encoder is not model\.encoder.*set model\.encoder to that of the run"):
+        make_run(tmp_path / "m", mixed, averaged)
+    damaged = averaged / "checkpoints" / "step-00000003" / "ema.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match="the file is damaged"):
+        make_run(tmp_path / "d", hub, averaged)
+
+
+def test_which_weights_are_exported(hub: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The moving average where there is one, unless asked otherwise."""
+    averaged = make_run(tmp_path / "run", hub, hub, average=0.5)
+    for options, shift in (((), 0.5), (("--weights", "model"), 0.0)):
+        out = export(monkeypatch, averaged, tmp_path / "out", "diffusers", *options)
+        found = load_file(out / f"{NETWORKS[0]}.safetensors")["conv_out.bias"]
+        assert torch.equal(found, parts.unet.conv_out.bias + shift)
+    assert "of the last step" in (out / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return export(monkeypatch, run, out, "diffusers")
+
+
+def test_diffusers_predicts_the_same_noise(run: Path, exported: Path, parts: Published):
+    """Through the one-liner: U-Net and image encoder give what the model gives, and what the released parts gave."""
+    pipeline, model = load_diffusers_pipeline(str(exported)), load_run(run, device="cpu").model
+    torch.manual_seed(3)
+    planes, reference = torch.randn(2, 9, 8, 8), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        condition, nothing = pipeline.image_encoder(reference, return_uncond_vector=True)
+        torch.testing.assert_close(model.conditioner(reference), condition)
+        torch.testing.assert_close(condition, parts.encoder(reference), rtol=0, atol=0)
+        assert torch.equal(model.conditioner.uncond_vector, nothing)
+        theirs = pipeline.unet(planes, 500, encoder_hidden_states=condition).sample
+        noisy, masked, keep = planes.split([4, 4, 1], dim=1)
+        ours = model.predict(noisy, masked, keep, torch.tensor([500, 500]), condition)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler"])
+def test_diffusers_paints_the_same_picture(scheduler: str, run: Path, exported: Path):
+    """Same photo, mask, reference and noise: the installed diffusers and our own painting agree to a grey level."""
+    random = np.random.default_rng(0)
+    photo, reference = random.integers(0, 256, (64, 64, 3), np.uint8), random.integers(0, 256, (32, 32, 3), np.uint8)
+    mask = np.zeros((64, 64), bool)
+    mask[8:40, 16:56] = True
+    pipeline = load_diffusers_pipeline(str(exported))
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler == "DDIMScheduler":
+        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    ours = load_run(run, device="cpu")
+    generator = torch.Generator().manual_seed(name_hash("paint", 7, bits=32))
+    theirs = pipeline(
+        example_image=Image.fromarray(reference),
+        image=Image.fromarray(photo),
+        mask_image=Image.fromarray(mask.astype(np.uint8) * 255),
+        latents=torch.randn((1, 4, 8, 8), generator=generator),
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        output_type="np",
+    ).images[0]
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels[torch.from_numpy(mask)[None, None].expand_as(pixels)] = 0
+
+    def paint(reference: np.ndarray) -> np.ndarray:
+        how = SamplingSettings(5.0, 4, scheduler)
+        return ours.paint(ours.encode_pixels(pixels), mask[None], [reference], [7], how)[0] / 255
+
+    assert np.abs(paint(reference) - theirs).max() < 1 / 255
+    # What is compared depends on the reference: from another one comes another picture.
+    assert np.abs(paint(255 - reference) - theirs).max() > 3 / 255
+
+
+def test_the_one_liner_loads_the_released_layout(hub: Path, parts: Published, tmp_path: Path, exported: Path):
+    """Names of either transformers; and it refuses what is not whole."""
+    for number in (4, 5):
+        where = write_hub(tmp_path / str(number), parts, transformers=number, vae="old")
+        (where / "feature_extractor").mkdir()
+        preprocessor = (exported / "feature_extractor" / "preprocessor_config.json").read_bytes()
+        (where / "feature_extractor" / "preprocessor_config.json").write_bytes(preprocessor)
+        pipeline = load_diffusers_pipeline(str(where))
+        found = pipeline.image_encoder.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in parts.encoder.state_dict().items())
+    with pytest.raises(InputError, match=r"1 missing \(uncond_vector\)"):
+        load_diffusers_pipeline(str(broken_hub(lambda state: state.pop("uncond_vector"), "image_encoder")(tmp_path, parts)))
+    with pytest.raises(InputError, match=r"no Paint by Example model in diffusers' layout"):
+        load_diffusers_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "cause"),
+    [
+        ("diffusers", {"tokens": "all"}, "conditions on all tokens"),
+        ("ldm", {"tokens": "all"}, "conditions on all tokens"),
+        ("diffusers", {"conditioner_blocks": 2}, r"has 2 block\(s\), the pipeline always makes 1 for an encoder of 4 layers"),
+        ("ldm", {"prediction": "v_prediction"}, "the original code can sample from predicted noise only"),
+    ],
+)
+def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], cause: str, run: Path, tmp_path, monkeypatch):
+    loaded = load_run(run, device="cpu")
+    model = {key: value for key, value in changes.items() if key != "prediction"}
+    prediction = {key: value for key, value in changes.items() if key == "prediction"}
+    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update=model), **prediction})
+    monkeypatch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+    with pytest.raises(InputError, match=cause):
+        export(monkeypatch, run, tmp_path / "out", form)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_takes_the_place_of_an_earlier_one_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty, and no export of this program"):
+        export(monkeypatch, run, out, "diffusers")
+    (out / "thesis.txt").unlink()
+    export(monkeypatch, run, out, "diffusers")
+    export(monkeypatch, run, out, "ldm")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "export.json", "model.safetensors"]
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"an earlier export, but notes\.txt is not of it"):
+        export(monkeypatch, run, out, "ldm")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file; give a folder"):
+        export(monkeypatch, run, tmp_path / "file", "ldm")
+    with pytest.raises(InputError, match=r"writes a folder; give a name without \.ckpt"):
+        export(monkeypatch, run, tmp_path / "model.ckpt", "diffusers")
+
+
+def test_an_export_that_fails_changes_nothing(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = export(monkeypatch, run, tmp_path / "out", "diffusers")
+    before = {path: path.read_bytes() for path in out.rglob("*.json")}
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pbe_train.export, "write_card", full)
+    with pytest.raises(OSError, match="disk full"):
+        export(monkeypatch, run, out, "diffusers")
+    assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What it is, how it was trained and measured, its licence, and how it is loaded; and an unknown licence is called so."""
+    (run / "evaluation.json").write_text(json.dumps({"scores": {"agreement": 0.75}}))
+    card = (export(monkeypatch, run, tmp_path / "a", "diffusers") / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\nlicense: creativeml-openrail-m\n")
+    for word in ("CreativeML Open RAIL-M", "`fingerprint`", '"agreement": 0.75', "learning_rate", "DiffusionPipeline", "3 of 64"):
+        assert word in card
+    assert "load_diffusers_pipeline" in card
+    (run / "evaluation.json").unlink()
+    account = (run / "start.json").read_bytes()
+    (run / "start.json").unlink()
+    export(monkeypatch, run, tmp_path / "b" / "own.ckpt", "ldm")
+    (run / "start.json").write_bytes(account)
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "license: other" in card
+    assert "Unknown: nothing is recorded" in card
+    assert "--ckpt own.ckpt" in card
+    assert "No evaluation" in card
+    assert "the original code makes 5" in card
+
+
+def test_a_run_from_scratch_has_no_base_to_name(run: Path):
+    loaded = load_run(run, device="cpu")
+    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
+    card = write_card(replace(loaded, settings=settings), "model", "diffusers", "mine", {}, None)
+    assert "Trained from scratch: U-Net and conditioner have no base weights" in card
+    assert "| start | from scratch |" in card
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_scheduler_is_that_of_the_training(
+    prediction: str, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers believes the file."""
+    hub = write_hub(tmp_path / "hub", parts)
+    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": prediction}))
+    out = export(monkeypatch, make_run(tmp_path / "run", hub, hub, prediction=prediction), tmp_path / "out", "diffusers")
+    scheduler = load_diffusers_pipeline(str(out)).scheduler
+    assert type(scheduler) is PNDMScheduler
+    config = dict(scheduler.config)
+    expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+    assert {key: config[key] for key in expected} == expected
+    assert config["prediction_type"] == prediction
+    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    assert (written["clip_sample"], written["num_train_timesteps"]) == (False, 1000)
