@@ -10,7 +10,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from pbe_train.editing.paint_by_example import PaintByExample
-from pbe_train.editing.reading import read_mask
+from pbe_train.editing.reading import check_mask, read_mask, read_photo
 from schemas.errors import InputError, run_program
 
 
@@ -19,6 +19,11 @@ def main() -> None:
     options = parse_options()
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {options.out}: write a .png (keeps every byte outside the mask), .jpg or .webp")
+    # Before a model of gigabytes is read.
+    photo, mask = read_photo(options.image), read_mask(options.mask)
+    check_mask(mask, photo, options.mask, options.image)
+    for reference in options.reference:
+        read_photo(reference)
     paint = PaintByExample.from_pretrained(
         options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
     )
@@ -38,7 +43,7 @@ def main() -> None:
     assert isinstance(edited, Image.Image)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     edited.save(options.out)
-    print(f"{options.out}: {edited.width}x{edited.height} px, {read_mask(options.mask).mean():.1%} of it repainted")
+    print(f"{options.out}: {edited.width}x{edited.height} px, {mask.mean():.1%} of it repainted")
 
 
 def parse_options() -> argparse.Namespace:
@@ -46,7 +51,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
+    parser.add_argument("--model", type=Path, required=True, help="run folder of train.py, or a published model")
     parser.add_argument("--image", type=Path, required=True, help="photo to edit, any size; EXIF rotation is applied")
     parser.add_argument(
         "--mask", type=Path, required=True, help="white = repaint; opaque, of the photo's size, at least one white px"

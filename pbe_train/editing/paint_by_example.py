@@ -17,7 +17,8 @@ from pbe_train.diffusion import Scheduler
 from pbe_train.editing.placing import Precision, place
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo
 from pbe_train.editing.region import AnyPhoto
-from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit, load_run
+from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit
+from pbe_train.weights.paintable import load_model
 from schemas.errors import InputError
 
 
@@ -60,7 +61,8 @@ class PaintByExample:
         """Load a model.
 
         Args:
-            source: a run folder of train.py or one of its checkpoints.
+            source: a run folder of train.py or one of its checkpoints; a Paint by Example model in diffusers' layout, as a folder
+                or hub id; or a file in the original layout.
             weights: the moving average, where there is one, or the plain weights.
             device: by default the first GPU, else the CPU.
             precision: of the networks; `fp16` and `bf16` take half the memory and, on GPUs, far less time.
@@ -69,7 +71,7 @@ class PaintByExample:
         Raises:
             InputError: there is no such model, or not a whole one.
         """
-        return cls(load_run(Path(source), weights, device), precision, offload)
+        return cls(load_model(source, weights, device), precision, offload)
 
     def __call__(
         self,

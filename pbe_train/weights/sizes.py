@@ -10,6 +10,8 @@ from pbe_train.weights.names import Tensors, count_blocks
 # Neither can be read off a shape; Rombach et al. (2022) and all Stable Diffusion 1.x models have 8 heads and 32 groups.
 HEADS = 8
 GROUPS = 32
+# By which all Stable Diffusion 1.x models scale their latents.
+SCALE = 0.18215
 # Radford et al. (2021): every CLIP of OpenAI has heads 64 wide, and its activation is a fast approximation of GELU.
 CLIP_HEAD = 64
 
@@ -49,6 +51,27 @@ def original_unet_config(unet: Tensors) -> dict[str, Any]:
         "cross_attention_dim": unet["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         "attention_head_dim": HEADS,
         "norm_num_groups": GROUPS,
+    }
+
+
+def vae_config(vae: Tensors) -> dict[str, Any]:
+    """Diffusers' configuration of a Stable Diffusion 1.x VAE, from its tensors under diffusers' names.
+
+    Raises:
+        KeyError: these are no tensors of such a VAE; the key names one that is missing.
+    """
+    levels = count_blocks(vae, "encoder.down_blocks.")
+    widths = [vae[f"encoder.down_blocks.{level}.resnets.0.conv2.weight"].shape[0] for level in range(levels)]
+    return {
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": widths,
+        "layers_per_block": count_blocks(vae, "encoder.down_blocks.0.resnets."),
+        "latent_channels": vae["post_quant_conv.weight"].shape[0],
+        "norm_num_groups": GROUPS,
+        "scaling_factor": SCALE,
     }
 
 

@@ -199,7 +199,7 @@ def test_bad_input_is_one_line_and_status_2(folder: Path, files: dict[str, Path]
         ("mask", "black", r"mask\.png: the mask is empty"),
         ("image", "text", r"photo\.png: not a readable photo \(not_an_image"),
         ("reference", "gone", r"reference\.png: no such file"),
-        ("model", "gone", r"no checkpoint here; give a run folder"),
+        ("model", "gone", r"gone: no such file or folder, and no hub id"),
         ("size", "20", r"^size 20: must be a multiple of 16 px"),
         ("scheduler", "Fast", r"Fast: diffusers has no such scheduler"),
         ("out", "result.gif", r"result\.gif: write a \.png"),
@@ -237,7 +237,8 @@ def test_guidance_without_a_trained_null_vector_is_refused(
     world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
 ):
     undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
-    monkeypatch.setattr(paint_by_example if program is sample else program, "load_run", lambda *_: undropped)
+    loads = (paint_by_example, "load_model") if program is sample else (program, "load_run")
+    monkeypatch.setattr(*loads, lambda *_: undropped)
     given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
     monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])
     with pytest.raises(InputError, match=r"^guidance 2: .* guidance_dropout 0.* give guidance 1$"):

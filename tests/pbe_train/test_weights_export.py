@@ -43,7 +43,15 @@ def hub(parts: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hub(tmp_path_factory.mktemp("released") / "hub", parts)
 
 
-def make_run(out: Path, hub: Path, start: Path, average: float | None = None, blocks: int = 1, **changes: object) -> Path:
+def make_run(
+    out: Path,
+    hub: Path,
+    start: Path,
+    average: float | None = None,
+    blocks: int = 1,
+    more: Mapping[str, str] | None = None,
+    **changes: object,
+) -> Path:
     """A run folder as training leaves it, at step 3, its weights those of the start."""
     model = {
         "pretrained": str(start),
@@ -51,12 +59,15 @@ def make_run(out: Path, hub: Path, start: Path, average: float | None = None, bl
         "vae": str(hub / "vae"),
         "conditioner_blocks": blocks,
         "mask_to_latent": "nearest",
+        **(more or {}),
     }
     settings = TrainSettings.model_validate({"dataset": "data", "out": str(out), "model": model, **changes})
     vae = load_vae(str(hub / "vae"))
     trained, account = start_model(settings, vae)
     identity = RunIdentity(
         dataset_fingerprint="fingerprint",
+        dataset_samples="samples",
+        precision="fp32",
         vae_sha256=weights_sha256(vae.state_dict()),
         encoder_sha256=weights_sha256(trained.conditioner.model.state_dict()),
         unet={key: value for key, value in trained.unet.config.items() if not key.startswith("_")},
@@ -67,7 +78,7 @@ def make_run(out: Path, hub: Path, start: Path, average: float | None = None, bl
     kept: dict[str, Mapping[str, Tensor]] = {"model": trained.kept()}
     if average is not None:
         kept["ema"] = {name: tensor.detach() + average for name, tensor in trained.kept().items()}
-    save_checkpoint(out, 3, settings, identity, kept)
+    save_checkpoint(out, 3, settings, identity, kept, 3)
     assert account
     write_account(account, out)
     return out

@@ -1,0 +1,126 @@
+"""A Paint by Example model in a published layout, ready to paint: as released, or as `export` writes it."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from pbe_train.config import TrainSettings
+from pbe_train.editing.sampling import Run, load_run
+from pbe_train.networks.loading import load_encoder
+from pbe_train.networks.model import assemble
+from pbe_train.training.checkpoint import RunIdentity, locate_checkpoint
+from pbe_train.weights.diffusers_folder import read_config
+from pbe_train.weights.export_folder import RECORD
+from pbe_train.weights.filling import fill
+from pbe_train.weights.names import count_blocks
+from pbe_train.weights.sizes import vae_config
+from pbe_train.weights.source import Source
+from pbe_train.weights.sources import read_source
+from pbe_train.weights.start import check_architecture
+from schemas.errors import InputError
+from schemas.weights import weights_sha256
+
+# The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
+RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
+
+
+def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
+    """A model to paint with.
+
+    Args:
+        source: a run folder of train.py or one of its checkpoints; a Paint by Example model in diffusers' layout (a folder or a
+            hub id, an export among them); or a file in the original layout.
+        weights: of a run, the moving average, where it keeps one, or the plain weights.
+        device: by default the first GPU, else the CPU.
+
+    Raises:
+        InputError: none of these, damaged, or a model that does not paint by example.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and locate_checkpoint(path):
+        return load_run(path, weights, device)
+    return paintable(read_source(str(source)), device)
+
+
+def paintable(source: Source, device: torch.device | str | None = None) -> Run:
+    """A model in a published layout as if it were a run.
+
+    Raises:
+        InputError: it has no conditioner, or no VAE, or is another kind of model.
+    """
+    if source.conditioner is None:
+        raise InputError(
+            f"{source.where}: a {source.kind.partition(',')[0]} model, which paints by words; train it first "
+            "(model.pretrained), or give a Paint by Example model"
+        )
+    if source.vae is None or source.encoder is None:
+        raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs; get the whole model")
+    channels = int(source.unet_config.get("out_channels", 4))
+    check_architecture(source, channels)
+    how = {**RELEASED, **_told(Path(source.where))}
+    settings = TrainSettings.model_validate(
+        {
+            "dataset": source.where,
+            "prediction": source.prediction or "epsilon",
+            "guidance_dropout": how["guidance_dropout"],
+            "model": {
+                "encoder": source.where,
+                "vae": source.where,
+                "conditioner_blocks": count_blocks(source.conditioner, "mapper.blocks."),
+                "mask_to_latent": how["mask_to_latent"],
+                "reference_geometry": how["reference_geometry"],
+            },
+        }
+    )
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(source.unet_config)
+        vae = AutoencoderKL.from_config(_vae_config(source))
+    model = assemble(settings.model, unet.to_empty(device="cpu"), load_encoder(source.where))
+    fill(unet.state_dict(), source.unet, source.where, "U-Net")
+    kept = {name.removeprefix("conditioner."): own for name, own in model.kept().items() if not name.startswith("unet.")}
+    fill(kept, source.conditioner, source.where, "conditioner")
+    vae = vae.to_empty(device="cpu").eval().requires_grad_(False)
+    fill(vae.state_dict(), source.vae, source.where, "VAE")
+    identity = RunIdentity(
+        dataset_fingerprint="",
+        dataset_samples="",
+        precision="fp32",
+        vae_sha256=weights_sha256(vae.state_dict()),
+        encoder_sha256=weights_sha256(model.conditioner.model.state_dict()),
+        unet=dict(source.unet_config),
+        latent_channels=channels,
+        scaling_factor=vae.config.scaling_factor,
+        view_size=how["view_size"],
+    )
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Run(model.to(place).eval(), vae.to(place), settings, identity, step=0)
+
+
+def painting_of(run: Run) -> dict[str, Any]:
+    """What an export's record says of how its model is to be used, so that it paints as the run does."""
+    model = run.settings.model
+    return {
+        "view_size": run.identity.view_size,
+        "mask_to_latent": model.mask_to_latent,
+        "reference_geometry": model.reference_geometry,
+        "guidance_dropout": run.settings.guidance_dropout,
+    }
+
+
+def _told(where: Path) -> dict[str, Any]:
+    """What the record of an export says; nothing of any other model."""
+    record = (where if where.is_dir() else where.parent) / RECORD
+    try:
+        told = json.loads(record.read_bytes())["painting"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: told[name] for name in RELEASED if name in told}
+
+
+def _vae_config(source: Source) -> dict[str, Any]:
+    folder = Path(source.where) / "vae"
+    assert source.vae is not None
+    return read_config(folder) if (folder / "config.json").is_file() else vae_config(source.vae)
