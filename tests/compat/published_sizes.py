@@ -33,7 +33,7 @@ SAMPLES = 4
 
 
 def make_networks(folder: Path) -> None:
-    """Random weights of the published sizes, as the hub has the real ones: diffusers' layout, and CLIP's vision model beside it."""
+    """Random weights of the published sizes in diffusers' layout, as the hub has the real ones, and CLIP's vision model."""
     torch.manual_seed(0)
     config = {**new_unet_config(), "in_channels": 4}
     unet = UNet2DConditionModel.from_config(config)
