@@ -82,8 +82,8 @@ def _checked(array: np.ndarray, name: str) -> Photo:
             f"{name}: an array of {array.dtype} {list(array.shape)}; give uint8, 0-255, RGB [height, width, 3] or grey "
             "[height, width]"
         )
-    # Views of other arrays may be mirrored or strided.
-    return np.repeat(array[..., None], 3, axis=2) if grey else np.ascontiguousarray(array)
+    # Views of other arrays may be mirrored, strided or read-only, which PyTorch does not take.
+    return np.repeat(array[..., None], 3, axis=2) if grey else np.require(array, requirements=["C", "W"])
 
 
 def _is_opaque(image: Image.Image) -> bool:

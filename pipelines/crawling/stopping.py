@@ -29,6 +29,8 @@ class Stop:
         for end in (self._arrived, self._arrives):
             os.set_blocking(end, False)
         self._woken_before = signal.set_wakeup_fd(self._arrives, warn_on_full_buffer=False)
+        # Of what got lost Python prints a traceback, which tells nobody anything.
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._tell_unraisable
         self.listen()
         return self
 
@@ -36,8 +38,13 @@ class Stop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._woken_before)
+        sys.unraisablehook = self._unraisable_before
         os.close(self._arrived)
         os.close(self._arrives)
+
+    def _tell_unraisable(self, unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            self._unraisable_before(unraisable)
 
     def listen(self) -> None:
         """Hear signals, also where somebody else has put a handler meanwhile, and what that one may have lost."""

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,7 +177,7 @@ def test_a_killed_fetch_leaves_nothing_that_is_taken_for_a_shard(world: World, s
     assert shards_in(tmp_path) == [f"{shards.contents[name].sha256}.tar"]
 
 
-def test_the_cache_stays_within_its_bound_and_keeps_what_is_in_use(world: World, server: S3Server, tmp_path: Path):
+def test_the_cache_stays_within_its_bound_and_keeps_what_is_in_use(world: World, server: S3Server, tmp_path: Path, monkeypatch):
     """Of shards that nobody has open, the one goes that was not used for longest."""
     sizes = [content.bytes for content in contents(world).values()]
     shards = shards_of(world, server, tmp_path, 3 * max(sizes))
@@ -192,9 +193,14 @@ def test_the_cache_stays_within_its_bound_and_keeps_what_is_in_use(world: World,
     shards.open(three).close()
     assert shards_in(tmp_path) == sorted(names[name] for name in (two, three, four))
     held = [shards.open(name) for name in (two, three, four)]
+    monkeypatch.setattr(remote_shards, "PATIENCE_SECONDS", 1)
     with pytest.raises(InputError, match=r"no room for a shard of .* in use; raise loader.cache_gb, or lower loader.window"):
         shards.open(one)
     assert sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").iterdir()) <= 3 * max(sizes)
+    # Where another process lets go of one meanwhile, it is waited for.
+    monkeypatch.setattr(remote_shards, "PATIENCE_SECONDS", 30)
+    threading.Timer(0.5, held.pop().close).start()
+    shards.open(one).close()
     for file in held:
         file.close()
 

@@ -1,6 +1,7 @@
 """The whole crawl, by its command, on a real Ray and against real servers: what it leaves, asks again, refuses and survives."""
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -564,9 +565,10 @@ def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
 
         def end(name: str) -> None:
             for process in psutil.Process().children(recursive=True):
-                if "".join(process.cmdline()[:1]).startswith(name):
-                    process.kill()
-                    killed.append(name)
+                with contextlib.suppress(psutil.Error):  # One that ends just now.
+                    if "".join(process.cmdline()[:1]).startswith(name):
+                        process.kill()
+                        killed.append(name)
 
         def kill() -> None:
             wait_until(lambda: len(server.hits) >= 90)
