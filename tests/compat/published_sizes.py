@@ -4,7 +4,7 @@
 
 Random weights in the shape of Stable Diffusion v1-4 and CLIP ViT-L/14 stand in for the real ones, drawn photos for real ones;
 what runs are the project's own programs, one after the other, each in a process of its own. Takes 40 GB of disk, 20 GB of memory
-and half an hour on two cores; prints a table of time and peak memory, and ends with status 2 where a program fails.
+and ten minutes on two cores; prints a table of time and peak memory, and ends with status 2 where a program fails.
 """
 
 import argparse
