@@ -77,12 +77,18 @@ def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
         raise InputError(f"{name}: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler")
     # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
     taken = inspect.signature(kind.__init__).parameters
-    if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name:
+    given = [each for each in inspect.signature(kind.step).parameters.values() if each.default is each.empty]
+    plain = {each.name for each in given} <= {"self", "model_output", "timestep", "sample"}
+    if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name or not plain:
         raise InputError(
             f"{name}: does not sample on the schedule of the training (scaled linear betas); "
             "for example DDIMScheduler or DPMSolverMultistepScheduler does"
         )
-    return kind.from_config({**options, **SCHEDULE}, prediction_type=prediction)
+    own = {**options, **SCHEDULE, "trained_betas": None, "use_flow_sigmas": False}
+    try:
+        return kind.from_config(own, prediction_type=prediction)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"{name}: {' '.join(str(error).split())}; give other options, or another scheduler") from None
 
 
 @torch.no_grad()
@@ -97,7 +103,7 @@ def paint_latents(
     steps: int,
     scheduler: Scheduler,
     prediction: Prediction,
-    watch: Callable[[int, Float[Tensor, "batch channels height width"]], None] | None = None,
+    watch: Callable[[int, int, Float[Tensor, "batch channels height width"]], None] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
 
@@ -111,10 +117,20 @@ def paint_latents(
         steps: denoising steps.
         scheduler: as `make_scheduler` takes it.
         prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
-        watch: called after each step with its number, from 1, and the latents that the model then thinks it is coming to.
+        watch: called after each step with its number, from 1, of how many, and the latents that the model then thinks it is
+            coming to.
+
+    Raises:
+        InputError: the scheduler cannot make so many steps, or leads to no picture.
     """
     sampler = make_scheduler(scheduler, prediction)
-    sampler.set_timesteps(steps, device=masked.device)
+    name = type(sampler).__name__
+    try:
+        sampler.set_timesteps(steps, device=masked.device)
+    except ValueError as error:
+        raise InputError(f"{name} with {steps} steps: {' '.join(str(error).split())}; give another number") from None
+    if sampler.timesteps.max() >= TIMESTEPS:
+        raise InputError(f"{name} with {steps} steps: the schedule of the training has {TIMESTEPS}; give fewer steps")
     # Drawn on the CPU, so that a seed means the same picture on every device.
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
@@ -130,8 +146,10 @@ def paint_latents(
             predicted = without + guidance * (predicted - without)
         stepped = sampler.step(predicted, time, latents, **extra)
         if watch:
-            watch(number, _foreseen(sampler, stepped, predicted, time, latents))
+            watch(number, len(sampler.timesteps), _foreseen(sampler, stepped, predicted, time, latents))
         latents = stepped.prev_sample
+    if not latents.isfinite().all():
+        raise InputError(f"{name} with {steps} steps: came to infinite numbers; give fewer steps, or another scheduler")
     painted: Tensor = latents
     return painted
 

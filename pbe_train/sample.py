@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from pbe_train.editing.paint_by_example import PaintByExample
+from pbe_train.editing.paint_by_example import PaintByExample, Preview
 from pbe_train.editing.reading import check_mask, read_mask, read_photo
 from schemas.errors import InputError, run_program
 
@@ -28,6 +28,11 @@ def main() -> None:
         options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
     )
     with tqdm(total=options.steps, unit="step", disable=None) as bar:
+
+        def show(preview: Preview) -> None:
+            bar.total = preview.steps
+            bar.update()
+
         edited = paint(
             options.image,
             options.mask,
@@ -38,7 +43,7 @@ def main() -> None:
             scheduler=options.scheduler,
             size=options.size,
             blend=options.blend,
-            callback=lambda _: bar.update(),
+            callback=show,
         )
     assert isinstance(edited, Image.Image)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,8 @@ def photo_of_image(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     Raises:
         PhotoError: with code `decode_error`.
     """
+    if image.mode == "I":  # Of a file these are 16 bits; here nobody knows what is white.
+        raise PhotoError("decode_error", "its pixels are 32-bit numbers; convert it to 8 or 16 bits")
     try:
         return _to_rgb(ImageOps.exif_transpose(image))
     except MemoryError:
@@ -194,6 +196,8 @@ def _check_scans(image: Image.Image, data: bytes) -> None:
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, which have no white; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit (and 32-bit holding 16) greyscale: convert("RGB") would clip at 255.
         grey = np.clip(np.asarray(image, np.int64), 0, 65535) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -21,6 +22,9 @@ from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, ch
 from pbe_train.weights.paintable import load_model
 from schemas.errors import InputError
 
+# One for all edits, or one each; whole numbers of any kind.
+Seeds = int | np.integer | Sequence[int | np.integer] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -29,7 +33,7 @@ class Preview:
     step: int
     """Steps done, from 1."""
     steps: int
-    """Of these edits."""
+    """Of these edits; some schedulers take more than they are asked for."""
     first: int
     """Which edit of the call is the first of those that are painted together, from 0."""
     photos: Callable[[], list[Image.Image]]
@@ -41,12 +45,10 @@ class PaintByExample:
 
     Args:
         run: the model and what belongs to it.
-        precision: of the networks; `fp16` and `bf16` take half the memory.
-        offload: keep the networks in the CPU's memory, and on the GPU only the one that works.
     """
 
-    def __init__(self, run: Run, precision: Precision = "fp32", offload: bool = False) -> None:
-        self.run = place(run, precision, offload)
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
     @classmethod
     def from_pretrained(
@@ -71,7 +73,8 @@ class PaintByExample:
         Raises:
             InputError: there is no such model, or not a whole one.
         """
-        return cls(load_model(source, weights, device), precision, offload)
+        there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(place(load_model(source, weights, "cpu"), there, precision, offload))
 
     def __call__(
         self,
@@ -79,7 +82,7 @@ class PaintByExample:
         mask: Picture | Sequence[Picture],
         reference: Picture | Sequence[Picture | Sequence[Picture]],
         *,
-        seed: int | Sequence[int] = 0,
+        seed: Seeds = 0,
         guidance: float = 5.0,
         steps: int = 50,
         scheduler: Scheduler = "DDIMScheduler",
@@ -129,9 +132,9 @@ class PaintByExample:
         for first in range(0, len(photos), batch_size):
             part = slice(first, first + batch_size)
 
-            def watch(step: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
+            def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
                 assert callback
-                callback(Preview(step, steps, first, lambda: [Image.fromarray(photo) for photo in made()]))
+                callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
 
             painted = edit(
                 self.run,
@@ -152,7 +155,7 @@ def _listed(
     image: Picture | Sequence[Picture],
     mask: Picture | Sequence[Picture],
     reference: Picture | Sequence[Picture | Sequence[Picture]],
-    seed: int | Sequence[int],
+    seed: Seeds,
 ) -> tuple[list[Picture], list[Picture], list[list[Picture]], list[int]]:
     """The same as lists of one length; references as a list for each photo.
 
@@ -165,7 +168,7 @@ def _listed(
     # Of one photo, a list is several references of one object.
     groups = [given] if not isinstance(image, (list, tuple)) else given
     references = [list(each) if isinstance(each, (list, tuple)) else [each] for each in groups]
-    seeds = [seed] * len(images) if isinstance(seed, int) else list(seed)
+    seeds = [int(each) for each in seed] if isinstance(seed, Sequence | np.ndarray) else [int(seed)] * len(images)
     counts = {"images": len(images), "masks": len(masks), "references": len(references), "seeds": len(seeds)}
     if len(set(counts.values())) > 1 or not images:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())

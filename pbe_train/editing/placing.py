@@ -12,16 +12,18 @@ Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def place(run: Run, precision: Precision, offload: bool) -> Run:
-    """The same run, its networks' weights in this precision and, with `offload`, on its device one at a time.
+def place(run: Run, device: torch.device, precision: Precision, offload: bool) -> Run:
+    """The same run, its networks' weights in this precision and on this device; with `offload`, one at a time.
 
-    The networks are changed in place: they are too large for a second copy.
+    The networks are changed in place: they are too large for a second copy. What is to be smaller on the device is made so before
+    it gets there.
     """
     for network in (run.model, run.vae):
         network.to(_TYPES[precision])
+        if not offload:
+            network.to(device)
     if not offload:
         return run
-    device = run.device
     OneAtATime(device, [[run.model.conditioner], [run.model.unet], *_halves(run.vae)])
     return replace(run, offloaded_from=device)
 

@@ -56,10 +56,10 @@ def cut(photo: Photo, window: Window) -> UInt8[np.ndarray, "side side 3"]:
 
 
 def cut_mask(mask: Mask, window: Window) -> Bool[np.ndarray, "side side"]:
-    """The window's part of the mask; nothing beyond the photo is editable."""
-    part = np.zeros((window.side, window.side), bool)
-    inside, outside = _overlap(window, *mask.shape)
-    part[inside] = mask[outside]
+    """The window's part of the mask; beyond the photo its reflection, or the model would see there what it is to repaint."""
+    rows = _reflect(window.top, window.side, mask.shape[0])
+    columns = _reflect(window.left, window.side, mask.shape[1])
+    part: Mask = mask[rows[:, None], columns]
     return part
 
 

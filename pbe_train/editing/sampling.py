@@ -27,8 +27,8 @@ from schemas.weights import load_vae, weights_sha256
 DECODED_AT_ONCE = 4
 # What shows an object: one photo of it, or several.
 References = AnyPhoto | Sequence[AnyPhoto]
-# Called after each denoising step with its number, from 1, and a function that decodes what the model is coming to.
-Watch = Callable[[int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]], None]
+# Called after each denoising step with its number, from 1, of how many, and a function that decodes what the model is coming to.
+Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]], None]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Run:
                 steps=how.steps,
                 scheduler=how.scheduler,
                 prediction=self.settings.prediction,
-                watch=watch and (lambda step, foreseen: watch(step, lambda: self.decode(foreseen))),
+                watch=watch and (lambda step, of, foreseen: watch(step, of, lambda: self.decode(foreseen))),
             )
         self.model.train(was_training)
         return self.decode(latents)
@@ -233,7 +233,7 @@ def edit(
     *,
     size: int | None = None,
     blend: bool = True,
-    watch: Callable[[int, Callable[[], list[AnyPhoto]]], None] | None = None,
+    watch: Callable[[int, int, Callable[[], list[AnyPhoto]]], None] | None = None,
 ) -> list[AnyPhoto]:
     """Paint references into photos.
 
@@ -246,8 +246,8 @@ def edit(
         how: guidance, steps, scheduler.
         size: side of the view the model works at; the trained one by default.
         blend: keep every byte outside the mask; otherwise the whole square around the region comes from the model.
-        watch: called after each denoising step with its number, from 1, and a function that makes the photos as the model then
-            expects them to become. That takes the VAE's decoder; who does not call it does not pay.
+        watch: called after each denoising step with its number, from 1, of how many, and a function that makes the photos as the
+            model then expects them to become. That takes the VAE's decoder; who does not call it does not pay.
     """
     size = size or run.identity.view_size
     windows = [choose_window(mask) for mask in masks]
@@ -263,8 +263,8 @@ def edit(
             for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
         ]
 
-    def watch_views(step: int, foreseen: Callable[[], UInt8[np.ndarray, "batch size size 3"]]) -> None:
+    def watch_views(step: int, of: int, foreseen: Callable[[], UInt8[np.ndarray, "batch size size 3"]]) -> None:
         assert watch
-        watch(step, lambda: pasted(foreseen()))
+        watch(step, of, lambda: pasted(foreseen()))
 
     return pasted(run.paint(run.encode_pixels(pixels), holes, references, seeds, how, watch_views if watch else None))

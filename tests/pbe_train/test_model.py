@@ -239,19 +239,40 @@ def test_previews_show_where_the_model_is_going(scheduler, prediction):
         steps=6,
         scheduler=scheduler,
         prediction=prediction,
-        watch=lambda step, foreseen: seen.append((step, (foreseen - latent).abs().mean().item())),
+        watch=lambda step, of, foreseen: seen.append((step, of, (foreseen - latent).abs().mean().item())),
     )
-    assert [step for step, _ in seen] == list(range(1, len(seen) + 1))
+    # Some take more steps than they are asked for, and say so.
+    assert [(step, of) for step, of, _ in seen] == [(number, len(seen)) for number in range(1, len(seen) + 1)]
     assert len(seen) >= 6
-    assert max(apart for _, apart in seen) < 0.05
+    assert max(apart for *_, apart in seen) < 0.05
 
 
 def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not():
-    given = DPMSolverMultistepScheduler(use_karras_sigmas=True, beta_start=0.5, prediction_type="v_prediction")
+    other = {"beta_start": 0.5, "trained_betas": [0.5] * 1000, "prediction_type": "v_prediction"}
+    given = DPMSolverMultistepScheduler(use_karras_sigmas=True, **other)
     made = make_scheduler(given, "epsilon")
     assert made is not given
     assert made.config.use_karras_sigmas
     assert (made.config.beta_start, made.config.prediction_type) == (0.00085, "epsilon")
+    assert made.betas[0].item() == pytest.approx(0.00085)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        ("LCMScheduler", 60, "LCMScheduler with 60 steps: .*; give another number"),
+        ("DDIMScheduler", 1000, "DDIMScheduler with 1000 steps: the schedule of the training has 1000; give fewer steps"),
+    ],
+)
+def test_too_many_steps_are_one_line(model: PaintByExampleModel, scheduler, steps, message):
+    with pytest.raises(InputError, match=message):
+        paint(model, slice(0, 1), [1], steps=steps, scheduler=scheduler)
+
+
+def test_what_comes_to_nothing_is_no_picture(model: PaintByExampleModel, monkeypatch):
+    monkeypatch.setattr(PaintByExampleModel, "predict", lambda _, noisy, *rest: noisy * float("inf"))
+    with pytest.raises(InputError, match="DDIMScheduler with 3 steps: came to infinite numbers"):
+        paint(model, slice(0, 1), [1])
 
 
 def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
@@ -268,6 +289,8 @@ def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
         ("EDMEulerScheduler", "does not sample on the schedule of the training"),
         ("FlowMatchEulerDiscreteScheduler", "does not sample on the schedule of the training"),
         ("DDIMInverseScheduler", "does not sample on the schedule of the training"),
+        ("CogVideoXDPMScheduler", "does not sample on the schedule of the training"),
+        ("UnCLIPScheduler", ""),
     ],
 )
 def test_other_schedulers_are_refused(name, message):

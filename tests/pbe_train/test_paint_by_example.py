@@ -190,6 +190,22 @@ def test_previews_come_with_each_step(paint: PaintByExample):
     assert inside[2] < inside[0], "it comes closer to what it will be"
 
 
+def test_a_preview_knows_how_many_steps_there_are(paint: PaintByExample):
+    """PNDM takes more than it is asked for."""
+    seen: list[Preview] = []
+    paint(photo(1), region(), photo(3, 20, 30), steps=4, scheduler="PNDMScheduler", callback=seen.append)
+    assert len(seen) > 4
+    assert [(preview.step, preview.steps) for preview in seen] == [(number + 1, len(seen)) for number in range(len(seen))]
+
+
+def test_seeds_are_whole_numbers_of_any_kind(paint: PaintByExample):
+    given = photo(1), region(), photo(3, 20, 30)
+    once = paint(*given, steps=1, seed=3)
+    assert levels(once, paint(*given, steps=1, seed=np.int64(3))) == 0
+    both = paint(*([each] * 2 for each in given), steps=1, seed=np.array([3, 4]))
+    assert levels(once, both[0]) == 0
+
+
 def turned(path: Path) -> np.ndarray:
     """A photo whose EXIF says that it lies on its side, and how it is to be seen."""
     exif = Image.Exif()
@@ -255,6 +271,11 @@ def test_a_mask_that_is_all_white_repaints_the_whole_photo(paint: PaintByExample
         (
             {"image": photo(1).transpose(2, 0, 1)},
             r"^image: an array of uint8 \[3, 40, 60\]; give uint8, 0-255, RGB \[height, width",
+        ),
+        ({"reference": Image.new("F", (4, 4))}, r"^reference: Pillow cannot read it .*floating-point numbers"),
+        (
+            {"reference": Image.new("I", (4, 4))},
+            r"^reference: Pillow cannot read it .*32-bit numbers; convert it to 8",
         ),
         ({"reference": []}, r"^reference 0: an empty list; give a photo of what to paint$"),
         ({"reference": [photo(1), "nowhere.png"]}, r"^nowhere\.png: no such file; give the path of a photo$"),
