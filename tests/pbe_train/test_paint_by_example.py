@@ -162,6 +162,25 @@ def test_offloaded_networks_take_turns(folder: Path, paint: PaintByExample, monk
     assert offloaded.run.device == torch.device("cpu")
 
 
+@pytest.mark.parametrize("offload", [False, True])
+def test_nothing_larger_than_it_is_to_be_reaches_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch, offload: bool):
+    """A device that holds no numbers stands in for a small GPU: networks come to it halved, or not before they work."""
+    moves: list[object] = []
+    whole = nn.Module.to
+
+    def to(self: nn.Module, *given: object, **more: object) -> nn.Module:
+        if type(self).__name__ == "PaintByExampleModel":
+            moves.append(given[0])
+        return whole(self, *given, **more)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    paint = PaintByExample.from_pretrained(folder, device="meta", precision="fp16", offload=offload)
+    there = {parameter.device.type for parameter in paint.run.model.parameters()}
+    assert [str(given) for given in moves] == ["cpu", "torch.float16"] + ([] if offload else ["meta"])
+    assert there == ({"cpu"} if offload else {"meta"})
+    assert paint.run.device.type == "meta"
+
+
 def test_who_comes_back_is_brought_again():
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     turns = OneAtATime(torch.device("cpu"), [[first], [second]])
