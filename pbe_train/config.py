@@ -12,6 +12,8 @@ from pydantic import Field, field_serializer, model_validator
 from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
+# Diffusion times of the model: 0 to 999.
+TIMESTEPS = 1000
 MaskMode = Literal["bilinear", "nearest"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from pbe_train.config import Prediction
-from pbe_train.data.items import TIMESTEPS, Batch
+from pbe_train.config import TIMESTEPS, Prediction
+from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
 from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError

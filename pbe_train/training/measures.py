@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from pbe_train.data.items import TIMESTEPS
+from pbe_train.config import TIMESTEPS
 from pbe_train.training.ranks import Ranks
 
 QUARTERS = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pbe_train.data.items import TIMESTEPS
+from pbe_train.config import TIMESTEPS
 from pbe_train.weights.files import read_tensors
 from pbe_train.weights.names import (
     LDM_ENCODER,

@@ -11,7 +11,8 @@ import tenacity
 import torch
 
 from pbe_train import train as train_module
-from pbe_train.data.items import TIMESTEPS, choose_timestep
+from pbe_train.config import TIMESTEPS
+from pbe_train.data.items import choose_timestep
 from pbe_train.networks.model import build_model
 from pbe_train.train import make_validation, train
 from pbe_train.training import checkpoint
