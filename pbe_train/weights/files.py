@@ -17,14 +17,29 @@ PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 
 
 class _ByNameOnly:
-    """In place of a class that a published file names and that nothing here has need of. It does nothing."""
+    """In place of what a published file names beside its tensors, and that nothing here has need of.
+
+    It takes what it is called with and does nothing.
+    """
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
-# Stable Diffusion's .ckpt files name the class of the callback that saved them, as a key of a dictionary; they hold no object of
-# it. An empty class of that name is enough to read them, without the package and without running anything of it.
-NAMED_CLASSES = (
+# Checkpoints of Lightning, as those of Stable Diffusion and Paint by Example are, name the class of the callback that saved them,
+# as a key of a dictionary, and hold numbers of numpy, among them the learning rate. With an empty class of each name they can be
+# read without these packages, and without running anything of them.
+NAMED = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
+    "_codecs.encode",
 )
 
 
@@ -56,7 +71,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    stubs: list[Any] = [(_ByNameOnly, name) for name in NAMED_CLASSES]
+    stubs: list[Any] = [(_ByNameOnly, name) for name in NAMED]
     try:
         with torch.serialization.safe_globals(stubs):  # type: ignore[no-untyped-call]
             # PyTorch's older format is not a zip file and cannot be mapped.
