@@ -94,7 +94,10 @@ def read_diffusers(folder: Path) -> Source:
 
 def is_image_encoder(folder: Path) -> bool:
     """Whether a folder holds Paint by Example's image encoder: CLIP's vision model with the conditioner on top."""
-    return (folder / "config.json").is_file() and IMAGE_ENCODER in read_config(folder).get("architectures", [])
+    if not (folder / "config.json").is_file():
+        return False
+    kinds = read_config(folder).get("architectures")
+    return isinstance(kinds, list) and IMAGE_ENCODER in kinds
 
 
 def locate_image_encoder(source: str) -> Path | None:

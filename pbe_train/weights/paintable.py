@@ -123,4 +123,9 @@ def _told(where: Path) -> dict[str, Any]:
 def _vae_config(source: Source) -> dict[str, Any]:
     folder = Path(source.where) / "vae"
     assert source.vae is not None
-    return read_config(folder) if (folder / "config.json").is_file() else vae_config(source.vae)
+    if (folder / "config.json").is_file():
+        return read_config(folder)
+    try:
+        return vae_config(source.vae)
+    except KeyError as error:
+        raise InputError(f"{source.where}: {error} of its VAE is missing; the file is cut short, get it again") from None

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
 from pbe_train.weights.account import Account, write_account
 from pbe_train.weights.card import write_card
+from pbe_train.weights.export_folder import new_export
 from pbe_train.weights.names import Tensors
 from pbe_train.weights.original_file import schedule_buffers
 from pbe_train.weights.pipeline import load_diffusers_pipeline
@@ -295,6 +297,44 @@ def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("network", "change", "cause"),
+    [
+        (
+            "unet",
+            {"attention_head_dim": 4},
+            r"U-Net has attention_head_dim 4, which .* read back as 8; export with --format diff",
+        ),
+        ("unet", {"norm_num_groups": 16}, r"U-Net has norm_num_groups 16"),
+        ("unet", {"norm_eps": 1e-6}, r"U-Net has norm_eps 1e-06"),
+        ("vae", {"norm_num_groups": 8}, r"VAE has norm_num_groups 8"),
+        ("scale", {"scaling_factor": 0.5}, r"VAE has scaling_factor 0\.5, .* read back as 0\.18215"),
+        ("encoder", {"num_attention_heads": 2}, r"vision encoder has num_attention_heads 2, .* read back as 1"),
+        ("encoder", {"hidden_act": "gelu"}, r"vision encoder has hidden_act 'gelu'"),
+        ("encoder", {"layer_norm_eps": 1e-6}, r"vision encoder has layer_norm_eps"),
+    ],
+)
+def test_what_no_tensor_of_an_original_file_tells(
+    network: str, change: dict[str, object], cause: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It would be read back as another model, and nothing would say so."""
+    loaded = load_run(run, device="cpu")
+    identity = loaded.identity
+    if network == "unet":
+        identity = identity.model_copy(update={"unet": {**identity.unet, **change}})
+    elif network == "scale":
+        identity = identity.model_copy(update=change)
+    elif network == "vae":
+        loaded.vae.register_to_config(**change)
+    else:
+        loaded.model.conditioner.model.config.update(change)
+    monkeypatch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, identity=identity))
+    with pytest.raises(InputError, match=cause) as raised:
+        export(monkeypatch, run, tmp_path / "out", "ldm")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_takes_the_place_of_an_earlier_one_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     out.mkdir()
@@ -326,6 +366,29 @@ def test_an_export_that_fails_changes_nothing(run: Path, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="disk full"):
         export(monkeypatch, run, out, "diffusers")
     assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_an_interrupt_leaves_one_export_under_its_name(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whichever of the two renames it comes at: the earlier export, or the new one, and nothing beside it."""
+    out, rename = tmp_path / "out", Path.rename
+    for content in ("old", "new"):
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt), new_export(out, {}) as partial:
+            (partial / "weights").write_text(content)
+
+            def interrupted(path: Path, target: Path) -> None:
+                last = target.name == "out" and path.name.endswith(".partial")
+                if moment == "before" or (last and moment == "between"):
+                    patch.undo()
+                    raise KeyboardInterrupt
+                rename(path, target)
+                if last and moment == "after":
+                    raise KeyboardInterrupt
+
+            if content == "new":
+                patch.setattr(Path, "rename", interrupted)
+    assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -82,6 +82,14 @@ def test_the_vae_of_an_original_file_has_the_sizes_of_its_tensors(parts: Publish
         assert (list(own) if isinstance(own, tuple) else own) == value, name
 
 
+def test_a_vae_that_is_cut_short(parts: Published, tmp_path: Path):
+    state = original_state(parts)
+    del state["first_stage_model.post_quant_conv.weight"]
+    write_tensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(InputError, match=r"model\.safetensors: 'post_quant_conv\.weight' of its VAE is missing; .* get it again"):
+        PaintByExample.from_pretrained(tmp_path / "model.safetensors")
+
+
 def test_what_does_not_paint_by_example_is_refused(hub: Path, tmp_path: Path):
     words = write_stable_diffusion(tmp_path / "sd", make_published(4))
     with pytest.raises(InputError, match=r"sd: a Stable Diffusion model, which paints by words; train it first"):

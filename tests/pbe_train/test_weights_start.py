@@ -377,6 +377,22 @@ def test_other_u_nets_are_refused(change: dict[str, object], cause: str, prior: 
         start(base, write_stable_diffusion(tmp_path / "sd", prior, **change))
 
 
+def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: Published, base: Path, tmp_path: Path):
+    """The libraries have a default for it, and so it is left out by some; `architectures` may be null."""
+    sd = write_stable_diffusion(tmp_path / "sd", prior)
+    config = json.loads((sd / "unet" / "config.json").read_text())
+    del config["in_channels"], config["out_channels"]
+    (sd / "unet" / "config.json").write_text(json.dumps(config))
+    model, account = start(base, sd)
+    assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
+    assert account.new[0].startswith("5 more input channels")
+    hub = write_hub(tmp_path / "hub", paint)
+    inside = json.loads((hub / "image_encoder" / "config.json").read_text())
+    (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
+    with pytest.raises(InputError, match="an inpainting model"):
+        start(base, hub)
+
+
 def test_what_the_u_net_predicts_must_be_what_the_settings_say(prior: Published, base: Path, tmp_path: Path):
     velocity = write_stable_diffusion(tmp_path / "velocity", prior, prediction="v_prediction")
     with pytest.raises(InputError, match=r"predicts v_prediction, the setting `prediction` says epsilon; set it to v_prediction"):
