@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from pbe_train.editing.sampling import Run
-from pbe_train.weights.account import OPEN_RAIL
+from pbe_train.weights.account import GUESSED, OPEN_RAIL
 from schemas.remote import is_url
 
 # As the original code writes down.
@@ -60,7 +60,7 @@ def write_card(
         evaluations: file name -> content of the run's evaluations.
         start: the run's start.json, if there is one.
     """
-    licence = _licence(run, start)
+    licence = licence_of(run, start)
     loading = (OLD_DIFFUSERS + "\n" + NEW_DIFFUSERS).format(folder=name) + "\n" + PAINTING.format(size=run.identity.view_size)
     sections = [
         _front_matter(licence, form),
@@ -69,7 +69,7 @@ def write_card(
         "## Loading\n\n" + (loading if form == "diffusers" else ORIGINAL.format(file=name)),
         "## Training\n\n" + _training(run, weights, start),
         "## Measured\n\n" + _measured(evaluations),
-        "## Licence\n\n" + _licence_text(run, licence),
+        "## Licence\n\n" + _licence_text(run, licence, bool((start or {}).get("licence_guessed"))),
         "## Differences to know of\n\n" + _differences(run, form),
         "## All settings\n\n```yaml\n" + yaml.safe_dump(run.settings.model_dump(mode="json"), sort_keys=False) + "```\n",
     ]
@@ -122,15 +122,22 @@ def _measured(evaluations: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _licence(run: Run, start: Mapping[str, Any] | None) -> str | None:
+def licence_of(run: Run, start: Mapping[str, Any] | None) -> str | None:
+    """The licence of what a run was made of; null where it is not known, or was made of nothing."""
     licence: str | None = start.get("licence") if start and run.settings.model.pretrained else None
     return licence
 
 
-def _licence_text(run: Run, licence: str | None) -> str:
+def _licence_text(run: Run, licence: str | None, guessed: bool) -> str:
     if licence == OPEN_RAIL:
+        kind = (
+            f"a model in the layout of Stable Diffusion 1.x (licence{GUESSED})"
+            if guessed
+            else "one of Stable Diffusion 1.x's line"
+        )
         return (
-            "The start was a Stable Diffusion 1.x or Paint by Example model. Those are under CreativeML Open RAIL-M, which goes\n"
+            f"The start was {kind}. Stable Diffusion 1.x and\n"
+            "Paint by Example are under CreativeML Open RAIL-M, which goes\n"
             "with everything derived from them: use and sharing are free, its restrictions (attachment A) must be passed on.\n"
         )
     networks = f"vision encoder ({run.settings.model.encoder}) and VAE ({run.settings.model.vae}) in it have their own"

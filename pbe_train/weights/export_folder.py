@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pbe_train.weights.record import RECORD
 from schemas.errors import InputError
 from schemas.files import file_sha256, sync
-
-RECORD = "export.json"
 
 
 def check_free(folder: Path) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pbe_train.weights.record import KEY, parse_record
 from schemas.errors import InputError
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -44,7 +45,16 @@ NAMED = (
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file or of a pickle of PyTorch, backed by the file.
+    """The named tensors of a .safetensors file or of a pickle of PyTorch, as `read_recorded` reads them.
+
+    Raises:
+        InputError: they cannot be read.
+    """
+    return read_recorded(path)[0]
+
+
+def read_recorded(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The named tensors of a .safetensors file or of a pickle of PyTorch, backed by the file, and an export's record in it.
 
     A pickle may hold them under `state_dict`, beside what a training left there.
 
@@ -54,12 +64,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             tensors: dict[str, Tensor] = load_file(path)
+            with safe_open(path, "pt") as opened:  # type: ignore[no-untyped-call]
+                notes = opened.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: not a safetensors file, or cut short ({_line(error)}); get the file again") from None
-        return tensors
+        return tensors, parse_record(notes.get(KEY))
     if path.suffix not in PICKLES:
         raise InputError(f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; give one of these, or a folder")
     content = _unpickle(path)
+    record = parse_record(content.get(KEY)) if isinstance(content, Mapping) else {}
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content:
@@ -67,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     odd = next((name for name, value in content.items() if not isinstance(name, str) or not isinstance(value, Tensor)), None)
     if odd is not None:
         raise InputError(f"{path}: `{odd}` is no tensor; give a checkpoint with a `state_dict` of named tensors")
-    return dict(content)
+    return dict(content), record
 
 
 def _unpickle(path: Path) -> Any:

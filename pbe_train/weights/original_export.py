@@ -1,6 +1,7 @@
 """A trained run as one file in the original code's layout."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from pbe_train.editing.sampling import Run
 from pbe_train.weights.names import Tensors, unet_table
 from pbe_train.weights.original_file import original_tensors
+from pbe_train.weights.record import KEY
 from pbe_train.weights.sizes import original_unet_config, vae_config, vision_config
 from pbe_train.weights.trained import tensors_of
 from schemas.errors import InputError
@@ -93,8 +95,10 @@ def _compare(
             )
 
 
-def write_original(run: Run, path: Path) -> None:
+def write_original(run: Run, path: Path, record: Mapping[str, Any]) -> None:
     """Write the file: .safetensors, or .ckpt with the tensors under `state_dict`.
+
+    The record goes inside: copies leave export.json behind.
 
     Raises:
         InputError: the run holds tensors that the original code has no name for.
@@ -105,6 +109,6 @@ def write_original(run: Run, path: Path) -> None:
     tensors = original_tensors(*parts, attention=attention, layers=config["layers_per_block"])
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
-        save_file(tensors, path)
+        save_file(tensors, path, metadata={"format": "pt", KEY: json.dumps(record)})
     else:
-        torch.save({"state_dict": tensors, "global_step": run.step}, path)
+        torch.save({"state_dict": tensors, "global_step": run.step, KEY: json.dumps(record)}, path)

@@ -413,6 +413,27 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "the original code makes 5" in card
 
 
+@pytest.mark.parametrize("form", ["diffusers", "ldm"])
+def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a published layout it is a guess, and called so, also further on; of an export it is what the export says."""
+    assert json.loads((run / "start.json").read_text())["licence_guessed"] is True
+    export(monkeypatch, run, tmp_path / "derived", form)
+    inside = {"diffusers": "", "ldm": "model.safetensors"}[form]
+    again = make_run(tmp_path / "again", hub, tmp_path / "derived" / inside)
+    account = Account(**json.loads((again / "start.json").read_text()))
+    assert (account.licence, account.licence_guessed) == ("creativeml-openrail-m", True)
+    assert "licence     creativeml-openrail-m, as Stable Diffusion's, if that is what it was" in account.lines()
+    card = (export(monkeypatch, again, tmp_path / "card", form) / "README.md").read_text()
+    assert "as Stable Diffusion's, if that is what it was" in card
+    loaded = load_run(run, device="cpu")
+    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
+    with monkeypatch.context() as patch:
+        patch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+        export(patch, run, tmp_path / "own", form)
+    account = Account(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
+    assert (account.licence, account.licence_guessed) == (None, False)
+
+
 def test_a_run_from_scratch_has_no_base_to_name(run: Path):
     loaded = load_run(run, device="cpu")
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
