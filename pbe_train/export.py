@@ -1,7 +1,7 @@
 """Export a run to a layout that others load: diffusers' pipeline, or the original code's checkpoint.
 
-python -m pbe_train.export --model runs/tiny --out exported --format diffusers
-python -m pbe_train.export --model runs/tiny --out exported/model.ckpt --format ldm
+python -m pbe_train.export --model runs/first --out exported --format diffusers
+python -m pbe_train.export --model runs/first --out exported/model.ckpt --format ldm
 """
 
 import argparse

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pbe_train.data.fitting import PADDING
 from pbe_train.editing.sampling import Run
 from pbe_train.weights.account import GUESSED, OPEN_RAIL
 from schemas.remote import is_url
@@ -15,7 +16,7 @@ from schemas.remote import is_url
 PUBLISHED_BLOCKS = 5
 
 OLD_DIFFUSERS = """\
-diffusers up to 0.37 with transformers 4 loads it in one line:
+Older versions of diffusers load it in one line (tried with diffusers 0.36 and transformers 4.57):
 
 ```python
 from diffusers import DiffusionPipeline
@@ -38,6 +39,16 @@ The original code of Paint by Example loads it as its own `model.ckpt` (`--ckpt 
 `safetensors.torch.load_file` in the place of `torch.load(...)["state_dict"]`. This project starts from it with
 `--model.pretrained {file}`.
 """
+PADDING_REFERENCES = f"""\
+```python
+from PIL import Image, ImageOps
+
+reference = Image.open("reference.jpg").convert("RGB")
+reference = ImageOps.pad(reference, (max(reference.size),) * 2, color={PADDING})
+```
+"""
+# Who shrinks a mask to latent resolution, and how: diffusers by nearest neighbour, the original code without antialias.
+MASKS = {"diffusers": ("The pipeline", "nearest"), "ldm": ("The original code", "bilinear")}
 PAINTING = """\
 ```python
 edited = pipeline(image=photo, mask_image=mask, example_image=reference, guidance_scale=5.0).images[0]  # white = repaint
@@ -153,14 +164,21 @@ def _differences(run: Run, form: str) -> str:
     lines = []
     if run.settings.guidance_dropout == 0:
         lines.append("The null vector was never trained: paint with guidance 1.")
-    if form == "diffusers":
-        trained = run.settings.model.mask_to_latent
-        if trained != "nearest":
-            lines.append(f"The pipeline shrinks masks by nearest neighbour; this model was trained with {trained}.")
-        lines.append("The pipeline draws a sample of the masked photo's latent; this project's own painting takes its mean.")
+    trained, padded = run.settings.model.mask_to_latent, run.settings.model.reference_geometry == "pad"
+    program, theirs = MASKS[form]
+    if trained != theirs:
+        lines.append(f"{program} shrinks masks to latent resolution by `{theirs}`; this model was trained with `{trained}`.")
+    if padded:
         lines.append(
-            "References are squashed to a square, as in training; the released model's preprocessor cuts the middle out."
+            "Trained with references padded to a square with the encoder's mean colour; diffusers and the original code squash "
+            "them: pad each before it is given to either of them, as below (this project does it by itself)."
+        )
+    if form == "diffusers":
+        lines.append("The pipeline draws a sample of the masked photo's latent; this project's own painting takes its mean.")
+        squashed = "" if padded else ", as in training"
+        lines.append(
+            f"The preprocessor squashes references to a square{squashed}; the released model's preprocessor cuts the middle out."
         )
     elif (blocks := run.settings.model.conditioner_blocks) != PUBLISHED_BLOCKS:
         lines.append(f"The mapper has {blocks} block(s); the original code makes {PUBLISHED_BLOCKS}: change that there.")
-    return "".join(f"- {line}\n" for line in lines) or "None.\n"
+    return ("".join(f"- {line}\n" for line in lines) or "None.\n") + ("\n" + PADDING_REFERENCES if padded else "")

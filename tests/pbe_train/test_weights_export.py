@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pbe_train.export
 from pbe_train.config import TrainSettings
+from pbe_train.data.fitting import fit_reference
 from pbe_train.diffusion import training_schedule
 from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
@@ -411,6 +412,42 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--ckpt own.ckpt" in card
     assert "No evaluation" in card
     assert "the original code makes 5" in card
+
+
+@pytest.mark.parametrize(
+    ("form", "trained", "program"),
+    [
+        (
+            "diffusers",
+            "bilinear",
+            "The pipeline shrinks masks to latent resolution by `nearest`; this model was trained with `bil",
+        ),
+        (
+            "ldm",
+            "nearest",
+            "The original code shrinks masks to latent resolution by `bilinear`; this model was trained with `nea",
+        ),
+    ],
+)
+def test_the_card_says_what_other_programs_do_otherwise(form: str, trained: str, program: str, run: Path):
+    loaded = load_run(run, device="cpu")
+    cards = {}
+    for geometry in ("pad", "squash"):
+        for mask in ("nearest", "bilinear"):
+            model = loaded.settings.model.model_copy(update={"reference_geometry": geometry, "mask_to_latent": mask})
+            changed = replace(loaded, settings=loaded.settings.model_copy(update={"model": model}))
+            cards[geometry, mask] = write_card(changed, "model", form, "mine", {}, None)
+    assert all((program in card) == (mask == trained) for (_, mask), card in cards.items())
+    for (geometry, _), card in cards.items():
+        assert ("(123, 117, 104)" in card) == (geometry == "pad")
+        assert ("as in training" in card) == (geometry == "squash" and form == "diffusers")
+    assert ("diffusers 0.36 and transformers 4.57" in card) == (form == "diffusers")
+    # The snippet does what training did: the aspect kept, in the middle, on the encoder's mean colour.
+    snippet = cards["pad", "nearest"].partition("## Differences")[2].partition("```python\n")[2].partition("```")[0]
+    reference = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)
+    names: dict[str, object] = {"reference": Image.fromarray(reference)}
+    exec("\n".join(line for line in snippet.splitlines() if "open" not in line), names)
+    assert np.array_equal(np.asarray(names["reference"]), fit_reference(reference, 32, "pad"))
 
 
 @pytest.mark.parametrize("form", ["diffusers", "ldm"])
