@@ -1,7 +1,7 @@
 """Export a run to a layout that others load: diffusers' pipeline, or the original code's checkpoint.
 
-python -m pbe_train.export --model runs/tiny --out exported --format diffusers
-python -m pbe_train.export --model runs/tiny --out exported/model.ckpt --format ldm
+python -m pbe_train.export --model runs/first --out exported --format diffusers
+python -m pbe_train.export --model runs/first --out exported/model.ckpt --format ldm
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pbe_train.weights.card import read_evaluations, write_card
 from pbe_train.weights.diffusers_export import check_diffusers, write_diffusers
 from pbe_train.weights.export_folder import check_free, new_export
 from pbe_train.weights.original_export import DEFAULT_NAME, SUFFIXES, check_original, write_original
-from pbe_train.weights.paintable import painting_of
+from pbe_train.weights.paintable import record_of
 from schemas.errors import InputError, run_program
 
 
@@ -47,15 +47,17 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     checkpoint = locate_checkpoint(model)
     assert checkpoint
     kept = "ema" if weights == "ema" and (checkpoint / "ema.safetensors").is_file() else "model"
-    told = {"format": form, "step": run.step, "weights": kept, "run": str(model), "painting": painting_of(run)}
+    start = read_account(checkpoint)
+    record = record_of(run, start)
+    told = {"format": form, "step": run.step, "weights": kept, "run": str(model), **record}
     name = folder.name if form == "diffusers" else file
     with new_export(folder, told) as partial:
         if form == "diffusers":
             write_diffusers(run, partial)
         else:
-            write_original(run, partial / file)
+            write_original(run, partial / file, record)
         evaluations = read_evaluations(checkpoint.parent.parent)
-        card = write_card(run, kept, form, name, evaluations, read_account(checkpoint))
+        card = write_card(run, kept, form, name, evaluations, start)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 

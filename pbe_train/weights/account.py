@@ -10,6 +10,7 @@ from schemas.files import write_atomically
 
 START_FILE = "start.json"
 OPEN_RAIL = "creativeml-openrail-m"
+GUESSED = ", as Stable Diffusion's, if that is what it was"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Account:
     """What it has and the model has no use for -> tensors; 0 for what was not opened."""
     licence: str | None
     """Licence of the source's weights, by the name that the hub gives it; null where it is not known."""
+    licence_guessed: bool = False
+    """Whether that is the licence of what is published in this layout, and nothing says that this is such a model."""
 
     def lines(self) -> str:
         """The account as a person reads it."""
@@ -37,7 +40,8 @@ class Account:
             f"start: {self.source} ({self.kind})\n"
             f"  loaded      {loaded}\n"
             f"  new         {'; '.join(self.new) or 'nothing'}\n"
-            f"  left aside  {aside or 'nothing'}"
+            f"  left aside  {aside or 'nothing'}\n"
+            f"  licence     {self.licence or 'not known'}{GUESSED if self.licence_guessed else ''}"
         )
 
 
@@ -45,13 +49,15 @@ def account_for(source: Source, new: list[str]) -> Account:
     """The account of a source whose U-Net and conditioner were loaded in full."""
     conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
     same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
+    licence, guessed = _licence_of(source)
     return Account(
         source=source.where,
         kind=source.kind,
         loaded={"U-Net": len(source.unet), **conditioner},
         new=new,
         aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
-        licence=_licence_of(source),
+        licence=licence,
+        licence_guessed=guessed,
     )
 
 
@@ -70,8 +76,10 @@ def read_account(checkpoint: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _licence_of(source: Source) -> str | None:
-    if source.kind == "run of this trainer":
-        licence: str | None = (read_account(Path(source.where)) or {}).get("licence")
-        return licence
-    return OPEN_RAIL
+def _licence_of(source: Source) -> tuple[str | None, bool]:
+    """The licence, and whether it is a guess."""
+    run = source.kind == "run of this trainer"
+    told = (read_account(Path(source.where)) or {}) if run else source.record
+    if run or "licence" in told:
+        return told.get("licence"), bool(told.get("licence_guessed"))
+    return OPEN_RAIL, True

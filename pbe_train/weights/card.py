@@ -7,15 +7,16 @@ from typing import Any
 
 import yaml
 
+from pbe_train.data.fitting import PADDING
 from pbe_train.editing.sampling import Run
-from pbe_train.weights.account import OPEN_RAIL
+from pbe_train.weights.account import GUESSED, OPEN_RAIL
 from schemas.remote import is_url
 
 # As the original code writes down.
 PUBLISHED_BLOCKS = 5
 
 OLD_DIFFUSERS = """\
-diffusers up to 0.37 with transformers 4 loads it in one line:
+Older versions of diffusers load it in one line (tried with diffusers 0.36 and transformers 4.57):
 
 ```python
 from diffusers import DiffusionPipeline
@@ -38,6 +39,16 @@ The original code of Paint by Example loads it as its own `model.ckpt` (`--ckpt 
 `safetensors.torch.load_file` in the place of `torch.load(...)["state_dict"]`. This project starts from it with
 `--model.pretrained {file}`.
 """
+PADDING_REFERENCES = f"""\
+```python
+from PIL import Image, ImageOps
+
+reference = Image.open("reference.jpg").convert("RGB")
+reference = ImageOps.pad(reference, (max(reference.size),) * 2, color={PADDING})
+```
+"""
+# Who shrinks a mask to latent resolution, and how: diffusers by nearest neighbour, the original code without antialias.
+MASKS = {"diffusers": ("The pipeline", "nearest"), "ldm": ("The original code", "bilinear")}
 PAINTING = """\
 ```python
 edited = pipeline(image=photo, mask_image=mask, example_image=reference, guidance_scale=5.0).images[0]  # white = repaint
@@ -60,7 +71,7 @@ def write_card(
         evaluations: file name -> content of the run's evaluations.
         start: the run's start.json, if there is one.
     """
-    licence = _licence(run, start)
+    licence = licence_of(run, start)
     loading = (OLD_DIFFUSERS + "\n" + NEW_DIFFUSERS).format(folder=name) + "\n" + PAINTING.format(size=run.identity.view_size)
     sections = [
         _front_matter(licence, form),
@@ -69,7 +80,7 @@ def write_card(
         "## Loading\n\n" + (loading if form == "diffusers" else ORIGINAL.format(file=name)),
         "## Training\n\n" + _training(run, weights, start),
         "## Measured\n\n" + _measured(evaluations),
-        "## Licence\n\n" + _licence_text(run, licence),
+        "## Licence\n\n" + _licence_text(run, licence, bool((start or {}).get("licence_guessed"))),
         "## Differences to know of\n\n" + _differences(run, form),
         "## All settings\n\n```yaml\n" + yaml.safe_dump(run.settings.model_dump(mode="json"), sort_keys=False) + "```\n",
     ]
@@ -122,15 +133,22 @@ def _measured(evaluations: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _licence(run: Run, start: Mapping[str, Any] | None) -> str | None:
+def licence_of(run: Run, start: Mapping[str, Any] | None) -> str | None:
+    """The licence of what a run was made of; null where it is not known, or was made of nothing."""
     licence: str | None = start.get("licence") if start and run.settings.model.pretrained else None
     return licence
 
 
-def _licence_text(run: Run, licence: str | None) -> str:
+def _licence_text(run: Run, licence: str | None, guessed: bool) -> str:
     if licence == OPEN_RAIL:
+        kind = (
+            f"a model in the layout of Stable Diffusion 1.x (licence{GUESSED})"
+            if guessed
+            else "one of Stable Diffusion 1.x's line"
+        )
         return (
-            "The start was a Stable Diffusion 1.x or Paint by Example model. Those are under CreativeML Open RAIL-M, which goes\n"
+            f"The start was {kind}. Stable Diffusion 1.x and\n"
+            "Paint by Example are under CreativeML Open RAIL-M, which goes\n"
             "with everything derived from them: use and sharing are free, its restrictions (attachment A) must be passed on.\n"
         )
     networks = f"vision encoder ({run.settings.model.encoder}) and VAE ({run.settings.model.vae}) in it have their own"
@@ -146,14 +164,21 @@ def _differences(run: Run, form: str) -> str:
     lines = []
     if run.settings.guidance_dropout == 0:
         lines.append("The null vector was never trained: paint with guidance 1.")
-    if form == "diffusers":
-        trained = run.settings.model.mask_to_latent
-        if trained != "nearest":
-            lines.append(f"The pipeline shrinks masks by nearest neighbour; this model was trained with {trained}.")
-        lines.append("The pipeline draws a sample of the masked photo's latent; this project's own painting takes its mean.")
+    trained, padded = run.settings.model.mask_to_latent, run.settings.model.reference_geometry == "pad"
+    program, theirs = MASKS[form]
+    if trained != theirs:
+        lines.append(f"{program} shrinks masks to latent resolution by `{theirs}`; this model was trained with `{trained}`.")
+    if padded:
         lines.append(
-            "References are squashed to a square, as in training; the released model's preprocessor cuts the middle out."
+            "Trained with references padded to a square with the encoder's mean colour; diffusers and the original code squash "
+            "them: pad each before it is given to either of them, as below (this project does it by itself)."
+        )
+    if form == "diffusers":
+        lines.append("The pipeline draws a sample of the masked photo's latent; this project's own painting takes its mean.")
+        squashed = "" if padded else ", as in training"
+        lines.append(
+            f"The preprocessor squashes references to a square{squashed}; the released model's preprocessor cuts the middle out."
         )
     elif (blocks := run.settings.model.conditioner_blocks) != PUBLISHED_BLOCKS:
         lines.append(f"The mapper has {blocks} block(s); the original code makes {PUBLISHED_BLOCKS}: change that there.")
-    return "".join(f"- {line}\n" for line in lines) or "None.\n"
+    return ("".join(f"- {line}\n" for line in lines) or "None.\n") + ("\n" + PADDING_REFERENCES if padded else "")

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from pbe_train.weights.files import read_tensors
-from pbe_train.weights.names import POSITION_IDS, bare_encoder_names, current_vae_names, starting_with
+from pbe_train.weights.names import POSITION_IDS, bare_encoder_names, count_blocks, current_vae_names, starting_with
+from pbe_train.weights.record import check_depth, record_beside
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
 from schemas.settings import REPOSITORY
@@ -88,13 +89,17 @@ def read_diffusers(folder: Path) -> Source:
         # diffusers' own default, for schedulers that were saved before there was a choice.
         prediction=read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None,
         text_condition=(folder / TEXT_ENCODER).is_dir(),
+        record=record_beside(folder, f"unet/{DIFFUSERS_FILES[0]}"),
         aside=aside,
     )
 
 
 def is_image_encoder(folder: Path) -> bool:
     """Whether a folder holds Paint by Example's image encoder: CLIP's vision model with the conditioner on top."""
-    return (folder / "config.json").is_file() and IMAGE_ENCODER in read_config(folder).get("architectures", [])
+    if not (folder / "config.json").is_file():
+        return False
+    kinds = read_config(folder).get("architectures")
+    return isinstance(kinds, list) and IMAGE_ENCODER in kinds
 
 
 def locate_image_encoder(source: str) -> Path | None:
@@ -127,7 +132,12 @@ def read_image_encoder(
     config = read_config(folder)
     if "hidden_size" not in config:
         raise InputError(f"{folder / 'config.json'}: `hidden_size` is missing, not the sizes of a vision model; get it again")
-    return CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"}), encoder, conditioner, left
+    sizes = CLIPVisionConfig.from_dict({**config, "model_type": "clip_vision_model"})
+    # The pipeline makes its conditioner by this rule whatever else is written; how deep the encoder is, its configuration says.
+    layers = sizes.num_hidden_layers
+    told = {"encoder_layers": layers, "conditioner_blocks": (layers + 1) // 5}
+    check_depth(str(folder), count_blocks(conditioner, "mapper.blocks."), count_blocks(encoder, "encoder.layers."), told)
+    return sizes, encoder, conditioner, left
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pbe_train.weights.record import RECORD
 from schemas.errors import InputError
 from schemas.files import file_sha256, sync
-
-RECORD = "export.json"
 
 
 def check_free(folder: Path) -> None:
@@ -64,15 +63,17 @@ def new_export(folder: Path, told: dict[str, Any]) -> Iterator[Path]:
         (partial / RECORD).write_text(json.dumps({**told, "files": record}, indent=1) + "\n", encoding="utf-8")
         for path in [*partial.rglob("*"), partial]:
             sync(path)
-        if folder.exists():
-            folder.rename(aside)
         try:
+            if folder.exists():
+                folder.rename(aside)
             partial.rename(folder)
-        except OSError:
-            if aside.exists():
+        except BaseException:  # An interrupt too must not leave the name without an export.
+            if aside.exists() and not folder.exists():
                 aside.rename(folder)
             raise
+        finally:
+            if folder.exists():
+                shutil.rmtree(aside, ignore_errors=True)
         sync(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pbe_train.config import TIMESTEPS
-from pbe_train.weights.files import read_tensors
+from pbe_train.weights.files import read_recorded
 from pbe_train.weights.names import (
     LDM_ENCODER,
     LDM_UNET,
@@ -26,6 +26,7 @@ from pbe_train.weights.names import (
     unet_table,
     vae_table,
 )
+from pbe_train.weights.record import check_depth, record_beside
 from pbe_train.weights.sizes import original_levels, original_unet_config, vision_config
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
@@ -41,7 +42,8 @@ def read_original(path: Path) -> Source:
     Raises:
         InputError: not one of these models, or tensors that no part of them has.
     """
-    tensors = read_tensors(path)
+    tensors, record = read_recorded(path)
+    record = record or record_beside(path.parent, path.name)
     unet, vae = starting_with(LDM_UNET, tensors), starting_with(LDM_VAE, tensors)
     if not unet:
         raise InputError(f"{path}: no tensor here begins with {LDM_UNET}; give a Stable Diffusion 1.x or Paint by Example model")
@@ -74,6 +76,8 @@ def read_original(path: Path) -> Source:
             f"{path}: {len(odd)} tensor(s) that no Stable Diffusion 1.x or Paint by Example model has, first {min(odd)}; "
             "give a model of these kinds, or take those tensors out"
         )
+    if encoder_config is not None:
+        check_depth(str(path), count_blocks(conditioner, "mapper.blocks."), encoder_config.num_hidden_layers, record)
     return Source(
         where=str(path),
         kind="Paint by Example, original layout" if conditioner else "Stable Diffusion, original layout",
@@ -86,6 +90,7 @@ def read_original(path: Path) -> Source:
         # The original code predicts the noise; it knows no velocity.
         prediction="epsilon",
         text_condition=bool(aside["text encoder"]),
+        record=record,
         aside={what: len(names) for what, names in aside.items() if names},
     )
 

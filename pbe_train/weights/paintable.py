@@ -1,6 +1,6 @@
 """A Paint by Example model in a published layout, ready to paint: as released, or as `export` writes it."""
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,8 @@ from pbe_train.editing.sampling import Run, load_run
 from pbe_train.networks.loading import load_encoder
 from pbe_train.networks.model import assemble
 from pbe_train.training.checkpoint import RunIdentity, locate_checkpoint
+from pbe_train.weights.card import licence_of
 from pbe_train.weights.diffusers_folder import read_config
-from pbe_train.weights.export_folder import RECORD
 from pbe_train.weights.filling import fill
 from pbe_train.weights.names import count_blocks
 from pbe_train.weights.sizes import vae_config
@@ -49,7 +49,7 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
     """A model in a published layout as if it were a run.
 
     Raises:
-        InputError: it has no conditioner, or no VAE, or is another kind of model.
+        InputError: it has no conditioner, or no VAE, or is another kind of model, or says of itself what cannot be.
     """
     if source.conditioner is None:
         raise InputError(
@@ -60,21 +60,23 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
         raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs; get the whole model")
     channels = int(source.unet_config.get("out_channels", 4))
     check_architecture(source, channels)
-    how = {**RELEASED, **_told(Path(source.where))}
-    settings = TrainSettings.model_validate(
-        {
-            "dataset": source.where,
-            "prediction": source.prediction or "epsilon",
-            "guidance_dropout": how["guidance_dropout"],
-            "model": {
-                "encoder": source.where,
-                "vae": source.where,
-                "conditioner_blocks": count_blocks(source.conditioner, "mapper.blocks."),
-                "mask_to_latent": how["mask_to_latent"],
-                "reference_geometry": how["reference_geometry"],
-            },
-        }
-    )
+    how = {**RELEASED, **_told(source)}
+    values = {
+        "dataset": source.where,
+        "prediction": source.prediction or "epsilon",
+        "guidance_dropout": how["guidance_dropout"],
+        "model": {
+            "encoder": source.where,
+            "vae": source.where,
+            "conditioner_blocks": count_blocks(source.conditioner, "mapper.blocks."),
+            "mask_to_latent": how["mask_to_latent"],
+            "reference_geometry": how["reference_geometry"],
+        },
+    }
+    try:
+        settings, view_size = TrainSettings.model_validate(values), int(how["view_size"])
+    except (ValueError, TypeError):
+        raise InputError(f"{source.where}: its record (`painting`: {how}) is damaged; get the model again") from None
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(source.unet_config)
         vae = AutoencoderKL.from_config(_vae_config(source))
@@ -93,7 +95,7 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
         unet=dict(source.unet_config),
         latent_channels=channels,
         scaling_factor=vae.config.scaling_factor,
-        view_size=how["view_size"],
+        view_size=view_size,
     )
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Run(model.to(place).eval(), vae.to(place), settings, identity, step=0)
@@ -110,17 +112,35 @@ def painting_of(run: Run) -> dict[str, Any]:
     }
 
 
-def _told(where: Path) -> dict[str, Any]:
+def record_of(run: Run, account: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an export says of itself.
+
+    Args:
+        run: what is exported.
+        account: its start.json, if there is one.
+    """
+    licence = licence_of(run, account)
+    return {
+        "painting": painting_of(run),
+        "conditioner_blocks": run.settings.model.conditioner_blocks,
+        "encoder_layers": run.model.conditioner.model.config.num_hidden_layers,
+        "licence": licence,
+        "licence_guessed": licence is not None and bool((account or {}).get("licence_guessed")),
+    }
+
+
+def _told(source: Source) -> dict[str, Any]:
     """What the record of an export says; nothing of any other model."""
-    record = (where if where.is_dir() else where.parent) / RECORD
-    try:
-        told = json.loads(record.read_bytes())["painting"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return {name: told[name] for name in RELEASED if name in told}
+    told = source.record.get("painting")
+    return {name: told[name] for name in RELEASED if name in told} if isinstance(told, dict) else {}
 
 
 def _vae_config(source: Source) -> dict[str, Any]:
     folder = Path(source.where) / "vae"
     assert source.vae is not None
-    return read_config(folder) if (folder / "config.json").is_file() else vae_config(source.vae)
+    if (folder / "config.json").is_file():
+        return read_config(folder)
+    try:
+        return vae_config(source.vae)
+    except KeyError as error:
+        raise InputError(f"{source.where}: {error} of its VAE is missing; the file is cut short, get it again") from None

@@ -44,5 +44,7 @@ class Source:
     """What its U-Net predicts, where it says so, in diffusers' words."""
     text_condition: bool = False
     """Whether a text encoder comes with it."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """What an export of this project says of itself; empty for any other model."""
     aside: dict[str, int] = field(default_factory=dict)
     """What is there and has no use here: what it is -> tensors; 0 for what was not opened."""

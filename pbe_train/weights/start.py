@@ -37,6 +37,8 @@ SIZES = {
     "upcast_attention",
 }
 FIRST_LAYER = "conv_in.weight"
+# diffusers' own, in and out, for a configuration that does not say.
+DEFAULT_CHANNELS = 4
 
 
 def start_model(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExampleModel, Account | None]:
@@ -67,7 +69,7 @@ def start_model(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExa
     model = assemble(settings.model, unet.to_empty(device="cpu"), encoder)
     new = []
     tensors = dict(source.unet)
-    if source.unet_config["in_channels"] == channels and FIRST_LAYER in tensors:
+    if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
         tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
         new.append(f"{channels + 1} more input channels of unet.conv_in, all 0")
     fill(unet.state_dict(), tensors, source.where, "U-Net")
@@ -109,7 +111,7 @@ def check_architecture(source: Source, channels: int) -> None:
             raise InputError(
                 f"{source.where}: its U-Net has {name} {config[name]!r}, one number a model is needed; give a 1.x model"
             )
-    inputs, outputs = config.get("in_channels", 4), config.get("out_channels", 4)
+    inputs, outputs = (config.get(name, DEFAULT_CHANNELS) for name in ("in_channels", "out_channels"))
     if outputs != channels:
         raise InputError(
             f"{source.where}: its U-Net paints latents of {outputs} channels, the dataset's have {channels}; "

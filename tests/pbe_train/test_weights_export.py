@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from torch import Tensor
 
 import pbe_train.export
 from pbe_train.config import TrainSettings
+from pbe_train.data.fitting import fit_reference
 from pbe_train.diffusion import training_schedule
 from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
 from pbe_train.weights.account import Account, write_account
 from pbe_train.weights.card import write_card
+from pbe_train.weights.export_folder import new_export
 from pbe_train.weights.names import Tensors
 from pbe_train.weights.original_file import schedule_buffers
 from pbe_train.weights.pipeline import load_diffusers_pipeline
@@ -295,6 +298,44 @@ def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], c
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("network", "change", "cause"),
+    [
+        (
+            "unet",
+            {"attention_head_dim": 4},
+            r"U-Net has attention_head_dim 4, which .* read back as 8; export with --format diff",
+        ),
+        ("unet", {"norm_num_groups": 16}, r"U-Net has norm_num_groups 16"),
+        ("unet", {"norm_eps": 1e-6}, r"U-Net has norm_eps 1e-06"),
+        ("vae", {"norm_num_groups": 8}, r"VAE has norm_num_groups 8"),
+        ("scale", {"scaling_factor": 0.5}, r"VAE has scaling_factor 0\.5, .* read back as 0\.18215"),
+        ("encoder", {"num_attention_heads": 2}, r"vision encoder has num_attention_heads 2, .* read back as 1"),
+        ("encoder", {"hidden_act": "gelu"}, r"vision encoder has hidden_act 'gelu'"),
+        ("encoder", {"layer_norm_eps": 1e-6}, r"vision encoder has layer_norm_eps"),
+    ],
+)
+def test_what_no_tensor_of_an_original_file_tells(
+    network: str, change: dict[str, object], cause: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It would be read back as another model, and nothing would say so."""
+    loaded = load_run(run, device="cpu")
+    identity = loaded.identity
+    if network == "unet":
+        identity = identity.model_copy(update={"unet": {**identity.unet, **change}})
+    elif network == "scale":
+        identity = identity.model_copy(update=change)
+    elif network == "vae":
+        loaded.vae.register_to_config(**change)
+    else:
+        loaded.model.conditioner.model.config.update(change)
+    monkeypatch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, identity=identity))
+    with pytest.raises(InputError, match=cause) as raised:
+        export(monkeypatch, run, tmp_path / "out", "ldm")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_takes_the_place_of_an_earlier_one_only(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     out.mkdir()
@@ -329,6 +370,29 @@ def test_an_export_that_fails_changes_nothing(run: Path, tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("moment", ["before", "between", "after"])
+def test_an_interrupt_leaves_one_export_under_its_name(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whichever of the two renames it comes at: the earlier export, or the new one, and nothing beside it."""
+    out, rename = tmp_path / "out", Path.rename
+    for content in ("old", "new"):
+        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt), new_export(out, {}) as partial:
+            (partial / "weights").write_text(content)
+
+            def interrupted(path: Path, target: Path) -> None:
+                last = target.name == "out" and path.name.endswith(".partial")
+                if moment == "before" or (last and moment == "between"):
+                    patch.undo()
+                    raise KeyboardInterrupt
+                rename(path, target)
+                if last and moment == "after":
+                    raise KeyboardInterrupt
+
+            if content == "new":
+                patch.setattr(Path, "rename", interrupted)
+    assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What it is, how it was trained and measured, its licence, and how it is loaded; and an unknown licence is called so."""
     (run / "evaluation.json").write_text(json.dumps({"scores": {"agreement": 0.75}}))
@@ -348,6 +412,63 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "--ckpt own.ckpt" in card
     assert "No evaluation" in card
     assert "the original code makes 5" in card
+
+
+@pytest.mark.parametrize(
+    ("form", "trained", "program"),
+    [
+        (
+            "diffusers",
+            "bilinear",
+            "The pipeline shrinks masks to latent resolution by `nearest`; this model was trained with `bil",
+        ),
+        (
+            "ldm",
+            "nearest",
+            "The original code shrinks masks to latent resolution by `bilinear`; this model was trained with `nea",
+        ),
+    ],
+)
+def test_the_card_says_what_other_programs_do_otherwise(form: str, trained: str, program: str, run: Path):
+    loaded = load_run(run, device="cpu")
+    cards = {}
+    for geometry in ("pad", "squash"):
+        for mask in ("nearest", "bilinear"):
+            model = loaded.settings.model.model_copy(update={"reference_geometry": geometry, "mask_to_latent": mask})
+            changed = replace(loaded, settings=loaded.settings.model_copy(update={"model": model}))
+            cards[geometry, mask] = write_card(changed, "model", form, "mine", {}, None)
+    assert all((program in card) == (mask == trained) for (_, mask), card in cards.items())
+    for (geometry, _), card in cards.items():
+        assert ("(123, 117, 104)" in card) == (geometry == "pad")
+        assert ("as in training" in card) == (geometry == "squash" and form == "diffusers")
+    assert ("diffusers 0.36 and transformers 4.57" in card) == (form == "diffusers")
+    # The snippet does what training did: the aspect kept, in the middle, on the encoder's mean colour.
+    snippet = cards["pad", "nearest"].partition("## Differences")[2].partition("```python\n")[2].partition("```")[0]
+    reference = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)
+    names: dict[str, object] = {"reference": Image.fromarray(reference)}
+    exec("\n".join(line for line in snippet.splitlines() if "open" not in line), names)
+    assert np.array_equal(np.asarray(names["reference"]), fit_reference(reference, 32, "pad"))
+
+
+@pytest.mark.parametrize("form", ["diffusers", "ldm"])
+def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of a published layout it is a guess, and called so, also further on; of an export it is what the export says."""
+    assert json.loads((run / "start.json").read_text())["licence_guessed"] is True
+    export(monkeypatch, run, tmp_path / "derived", form)
+    inside = {"diffusers": "", "ldm": "model.safetensors"}[form]
+    again = make_run(tmp_path / "again", hub, tmp_path / "derived" / inside)
+    account = Account(**json.loads((again / "start.json").read_text()))
+    assert (account.licence, account.licence_guessed) == ("creativeml-openrail-m", True)
+    assert "licence     creativeml-openrail-m, as Stable Diffusion's, if that is what it was" in account.lines()
+    card = (export(monkeypatch, again, tmp_path / "card", form) / "README.md").read_text()
+    assert "as Stable Diffusion's, if that is what it was" in card
+    loaded = load_run(run, device="cpu")
+    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
+    with monkeypatch.context() as patch:
+        patch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+        export(patch, run, tmp_path / "own", form)
+    account = Account(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
+    assert (account.licence, account.licence_guessed) == (None, False)
 
 
 def test_a_run_from_scratch_has_no_base_to_name(run: Path):

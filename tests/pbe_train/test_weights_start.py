@@ -1,10 +1,12 @@
 """Weights in: every layout gives the same model, nothing is loaded in part, and what does not belong is refused in one line."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -188,6 +190,30 @@ def test_a_lightning_checkpoint_that_names_its_callback(prior: Published, base: 
     assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
 
 
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+@pytest.mark.parametrize("old_format", [True, False])
+def test_a_lightning_checkpoint_with_numbers_of_numpy(
+    module: bytes, old_format: bool, prior: Published, base: Path, tmp_path: Path
+):
+    """As sd-v1-4.ckpt has its learning rate, under the name that numpy had in its time and the one it has now."""
+    learning = {"_last_lr": [np.float64(1e-4)], "last_epoch": np.float64(3)}
+    content = {"state_dict": original_state(prior, text=True), "lr_schedulers": [learning]}
+    kept, path = tmp_path / "kept.ckpt", tmp_path / "sd.ckpt"
+    torch.save(content, kept, _use_new_zipfile_serialization=not old_format)
+    name = np.float64(1).__reduce__()[0].__module__.encode()
+    if old_format:
+        path.write_bytes(kept.read_bytes().replace(b"c" + name + b"\n", b"c" + module + b"\n"))
+    else:
+        with zipfile.ZipFile(kept) as old, zipfile.ZipFile(path, "w") as new:
+            for entry in old.infolist():
+                data = old.read(entry)
+                found = b"c" + name + b"\n"
+                assert (found in data) == entry.filename.endswith("data.pkl")
+                new.writestr(entry, data.replace(found, b"c" + module + b"\n"))
+    model, _ = start(base, path)
+    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
+
+
 class Bomb:
     """What a pickle can do: it writes a file when it is loaded."""
 
@@ -201,7 +227,11 @@ class Bomb:
 @pytest.mark.parametrize("old_format", [True, False])
 def test_a_pickle_that_could_run_code_does_not(old_format: bool, base: Path, tmp_path: Path):
     path, sign = tmp_path / "model.ckpt", tmp_path / "it ran"
-    torch.save({"state_dict": {"a": torch.zeros(1), "b": Bomb(sign)}}, path, _use_new_zipfile_serialization=not old_format)
+    torch.save(
+        {"state_dict": {"a": torch.zeros(1), "b": Bomb(sign)}, "lr": np.float64(1)},
+        path,
+        _use_new_zipfile_serialization=not old_format,
+    )
     with pytest.raises(InputError, match=r"model\.ckpt: a pickle .* could run code .*save its state_dict as \.safetensors"):
         start(base, path)
     assert not sign.exists()
@@ -345,6 +375,22 @@ def test_an_inpainting_model_is_told_from_paint_by_example(layout: str, paint: P
 def test_other_u_nets_are_refused(change: dict[str, object], cause: str, prior: Published, base: Path, tmp_path: Path):
     with pytest.raises(InputError, match=cause):
         start(base, write_stable_diffusion(tmp_path / "sd", prior, **change))
+
+
+def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: Published, base: Path, tmp_path: Path):
+    """The libraries have a default for it, and so it is left out by some; `architectures` may be null."""
+    sd = write_stable_diffusion(tmp_path / "sd", prior)
+    config = json.loads((sd / "unet" / "config.json").read_text())
+    del config["in_channels"], config["out_channels"]
+    (sd / "unet" / "config.json").write_text(json.dumps(config))
+    model, account = start(base, sd)
+    assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
+    assert account.new[0].startswith("5 more input channels")
+    hub = write_hub(tmp_path / "hub", paint)
+    inside = json.loads((hub / "image_encoder" / "config.json").read_text())
+    (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
+    with pytest.raises(InputError, match="an inpainting model"):
+        start(base, hub)
 
 
 def test_what_the_u_net_predicts_must_be_what_the_settings_say(prior: Published, base: Path, tmp_path: Path):
