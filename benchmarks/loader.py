@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Before anything imports albumentations.
 
@@ -101,8 +102,8 @@ def build(folder: Path, files: Sequence[Path], samples: int, shard_samples: int)
     """Photos -> a sealed dataset in `folder / "dataset"`; returns its settings."""
     make_world(folder / "world", files, samples)
     settings = plan(folder / "world", folder / "dataset", shard_samples)
-    pipelines.packing.pack.load_encoder = lambda *_: NoiseEncoder()
-    packer = ShardPacker(settings, IDENTITY, "cpu")
+    with patch.object(pipelines.packing.pack, "load_encoder", lambda *_: NoiseEncoder()):
+        packer = ShardPacker(settings, IDENTITY, "cpu")
     planned = planned_shards(settings.out / "plan.parquet")
     records = [packer.pack(group) for group in range(len(planned))]
     seal(settings, ShardFolder(settings), IDENTITY, VAE, records, planned)

@@ -1,0 +1,10 @@
+"""Benchmarks put things in the place of a VAE, in their own process; here other tests share it."""
+
+import pytest
+
+import pipelines.packing.pack
+
+
+@pytest.fixture(autouse=True)
+def _put_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pipelines.packing.pack, "load_encoder", pipelines.packing.pack.load_encoder)
