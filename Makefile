@@ -48,7 +48,7 @@ evaluate: train ## does the painted object look like its reference? (8 candidate
 test: .venv/installed ## run the tests, two files at a time (all but the long ones)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-long: .venv/installed ## run the long tests (10 minutes)
+test-long: .venv/installed ## run the long tests (12 minutes)
 	$(BIN)/python -m pytest -m long
 
 cluster-check: .venv/installed ## builds on real clusters of this machine (2 minutes; needs openssh-server and rsync)

@@ -30,13 +30,13 @@ from pbe_train.networks.model import PaintByExampleModel, build_model
 from pbe_train.networks.preparing import laid_out_as, prepare, uncompiled
 from pbe_train.training.checkpoint import (
     CheckpointState,
-    CheckpointWriter,
     RunIdentity,
     check_resumable,
     find_checkpoint,
     read_part,
     read_state,
 )
+from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.ema import MovingAverage, copy_values

@@ -15,8 +15,9 @@ from pbe_train.config import TIMESTEPS
 from pbe_train.data.items import choose_timestep
 from pbe_train.networks.model import build_model
 from pbe_train.train import make_validation, train
-from pbe_train.training import checkpoint
-from pbe_train.training.checkpoint import CheckpointWriter, RunIdentity
+from pbe_train.training import checkpoint, checkpoint_writer
+from pbe_train.training.checkpoint import RunIdentity
+from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import out_of_memory
 from pbe_train.training.measures import Measures
 from pbe_train.training.ranks import Ranks
@@ -147,7 +148,7 @@ def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: P
 
 
 def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
     settings = world.settings(tmp_path / "run")
     (tmp_path / "run").write_text("a file where the folder should be")
     before = checkpoint.save_checkpoint
@@ -157,14 +158,14 @@ def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_pat
             (tmp_path / "run").unlink()
         return before(*given)
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", at_last)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", at_last)
     with CheckpointWriter(settings, IDENTITY, 0) as writer:
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000001"]
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world: World, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
     settings = world.settings(tmp_path / "run")
     (tmp_path / "run").write_text("a file where the folder should be")
     writer = CheckpointWriter(settings, IDENTITY, 0)
@@ -174,7 +175,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world
         time.sleep(0.01)
     with pytest.raises(OSError, match="run"):
         writer.check()
-    assert capsys.readouterr().err.count("checkpoint of step 1 could not be written") == checkpoint.ATTEMPTS
+    assert capsys.readouterr().err.count("checkpoint of step 1 could not be written") == checkpoint_writer.ATTEMPTS
     # What else went wrong is not hidden by it.
     with CheckpointWriter(settings, IDENTITY, 0) as writer:
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
@@ -190,7 +191,7 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(worl
         seen.append(given)
         return tmp_path
 
-    monkeypatch.setattr(checkpoint, "save_checkpoint", write_slowly)
+    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", write_slowly)
     weight, measures = torch.zeros(1), [{"sums": [1.0]}]
     writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
     started = time.monotonic()
