@@ -198,6 +198,22 @@ def test_batches_do_not_depend_on_how_many_processes_make_them(world: World, tmp
     assert count == 13
 
 
+def test_who_owes_the_next_batch_is_known(world: World, tmp_path):
+    """Which of the loader's processes, and of which samples: what a watchdog has to say of data that does not come."""
+    items = items_of(world, tmp_path, "--steps=3", "--accumulation=2", "--loader.workers=2")
+    batches = load_batches(items, 1, 1, 0)
+    micro = [(step, slots) for step in (1, 2) for slots in ([0, 1], [2, 3])]
+    next(batches)
+    processes = sorted(child.pid for child in psutil.Process().children())
+    for number, (step, slots) in enumerate(micro[1:], start=1):
+        keys = ", ".join(items.keys(step)[slot] for slot in slots)
+        assert batches.owed() == f"worker {number % 2} (process {processes[number % 2]}), which makes the samples {keys}"
+        next(batches)
+    assert batches.owed() == "nothing more"
+    alone = load_batches(items_of(world, tmp_path, "--steps=1"), 0, 1, 0)
+    assert alone.owed() == f"this process, which makes the samples {', '.join(alone.items.keys(0))}"
+
+
 def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):
     """24 epochs over four shards of which it keeps two open."""
     items = items_of(world, tmp_path, "--steps=144", "--loader.workers=1", "--loader.window=1")

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,41 @@ def test_ranks_that_start_differently_are_refused(world: World, finished: Path):
         InputError, match=r"rank 0 starts at step 6 .* rank 1 starts at step 0 \(weights new\).* all machines share"
     ):
         train(world.settings(finished, "--steps=7"), Divided(0, 1, torch.device("cpu")))
+
+
+class OtherCard(Ranks):
+    """A rank among two, of which the other has a card that computes otherwise."""
+
+    def gather(self, value):
+        return [value, (*value[:-1], "fp16")]
+
+
+def test_ranks_that_would_compute_differently_are_refused(world: World, tmp_path: Path):
+    with pytest.raises(InputError, match=r"rank 0 .* in fp32; rank 1 .* in fp16; .* give --precision where the cards differ"):
+        train(world.settings(tmp_path), OtherCard(0, 1, torch.device("cpu")))
+
+
+def test_a_run_keeps_the_precision_that_auto_was(world: World, finished: Path, tmp_path: Path):
+    shutil.copytree(finished, tmp_path / "run")
+    run(world, tmp_path / "run", "--precision=fp32", "--steps=7", "--log_every=1")
+    with pytest.raises(InputError, match=r"was trained otherwise: precision 'fp32' -> 'bf16'\."):
+        run(world, tmp_path / "run", "--precision=bf16", "--steps=8", "--log_every=1")
+
+
+def test_a_rank_whose_peer_has_left_says_so_in_one_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other errors of a run of several ranks keep their traceback."""
+    said = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path)])
+    for ranks, text, expected in ((2, said, InputError), (1, said, RuntimeError), (2, "mat1 and mat2", RuntimeError)):
+        monkeypatch.setattr(Ranks, "start", lambda *_, count=ranks: Ranks(1, count, torch.device("cpu")))
+
+        def fail(*_, text: str = text):
+            raise RuntimeError(text)
+
+        monkeypatch.setattr(train_module, "train", fail)
+        message = "^rank 1: another rank has left; its own message says why$" if expected is InputError else re.escape(text)
+        with pytest.raises(expected, match=message):
+            train_module.main()
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):

@@ -1,10 +1,12 @@
 """Planning: cutting objects into shards, what a plan says it will cost, and the command that says so."""
 
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,8 +17,10 @@ from rich.console import Console
 
 from pipelines import plan
 from pipelines.config import BuildSettings
+from pipelines.geometry.rectangles import Rectangle
+from pipelines.geometry.references import reference_size, reference_window
 from pipelines.planning import summary
-from pipelines.planning.estimate import encoder_times, estimate, latent_layout
+from pipelines.planning.estimate import UNKNOWN_PHOTO_SIZE, _reference_pixels, encoder_times, estimate, latent_layout
 from pipelines.planning.freeze import freeze_tables, read_selection
 from pipelines.planning.shards import plan_samples, planned_shards
 from pipelines.selection.objects import Selection
@@ -102,6 +106,21 @@ def test_what_the_plan_said_is_near_what_came(dataset, photos, capsys, monkeypat
     assert status == 0
     assert "What the plan said, and what came" in text
     assert "100.0%" in text
+
+
+@pytest.mark.parametrize(("side", "max_side"), [(30, 448), (224, 40), (224, 448)])
+def test_references_are_estimated_as_they_are_cut(dataset, photos, side, max_side):
+    """Whichever of their sides is what they are shrunk by."""
+    settings = settings_of(photos, dataset)
+    asked = settings.references.model_copy(update={"side": side, "max_side": max_side})
+    said = _reference_pixels(settings.model_copy(update={"references": asked}))
+    pixels = []
+    for row in pq.read_table(dataset / "objects.parquet").to_pylist():
+        width, height = row["width"] or UNKNOWN_PHOTO_SIZE[0], row["height"] or UNKNOWN_PHOTO_SIZE[1]
+        box = Rectangle(row["x_min"] * width, row["y_min"] * height, row["x_max"] * width, row["y_max"] * height)
+        x_min, y_min, x_max, y_max = reference_window(box, width, height, asked.padding)
+        pixels.append(math.prod(reference_size(x_max - x_min, y_max - y_min, side, max_side)))
+    assert said == pytest.approx(np.mean(pixels), rel=0.1)
 
 
 def test_arrays_are_estimated_to_the_byte(dataset, photos):
