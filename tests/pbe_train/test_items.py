@@ -14,7 +14,7 @@ from pbe_train.data import shards as shards_module
 from pbe_train.data.damage import DamageBook, Replaced
 from pbe_train.data.decoding import decode_outline
 from pbe_train.data.fitting import PADDING, fit_reference
-from pbe_train.data.items import Batch, Items, SlotSampler, load_batches
+from pbe_train.data.items import Batch, Items, SlotSampler, load_batches, noise_seed
 from pbe_train.data.latents import keep_map
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
@@ -196,6 +196,17 @@ def test_batches_do_not_depend_on_how_many_processes_make_them(world: World, tmp
             assert torch.equal(getattr(expected, field), getattr(found, field)), field
         count += 1
     assert count == 13
+
+
+def test_all_noise_is_different(world: World, tmp_path):
+    """PyTorch keeps 32 bits of a seed: those of 2^32 samples in a row are different, and so are those of other runs."""
+    seeds = [noise_seed(0, number) for number in [*range(5000), 2**32 - 1, 70_000_000]]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) < max(seeds) < 2**32
+    assert noise_seed(0, 2**32 + 7) == noise_seed(0, 7) != noise_seed(1, 7)
+    items = items_of(world, tmp_path, "--steps=8")
+    noises = {items.make(step, slot).planes[-4:].numpy().tobytes() for step in range(8) for slot in range(4)}
+    assert len(noises) == 32
 
 
 def test_who_owes_the_next_batch_is_known(world: World, tmp_path):
