@@ -11,10 +11,13 @@ A sample that cannot be read stops the run, or is replaced by another one that i
 So a run has no loader state and no random state: resumed at step k, or cut into other ranks, it goes on exactly as it would have.
 """
 
+import atexit
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import cv2
@@ -227,6 +230,7 @@ class Batches(Iterator[Batch]):
         self.sampler = sampler
         self.start_method = start_method
         self._loaded: Iterator[Loaded | InputError] | None = None
+        self._processes: list[BaseProcess] = []
         self._replaced: list[Replaced] = []
         self._taken = 0
 
@@ -237,7 +241,11 @@ class Batches(Iterator[Batch]):
         loaded = next(self._loaded)
         self._taken += 1
         if isinstance(loaded, InputError):
-            raise loaded
+            try:
+                raise loaded
+            finally:
+                # It holds this frame, which must not hold it: the loader's processes would outlive its iterator.
+                del loaded
         self._replaced += loaded.replaced
         return loaded.batch
 
@@ -249,9 +257,8 @@ class Batches(Iterator[Batch]):
         step, slots = sampler.first_step + taken // len(sampler.slots), sampler.slots[taken % len(sampler.slots)]
         keys = self.items.keys(step)
         shown = ", ".join(keys[slot] for slot in slots[:8]) + (f" and {len(slots) - 8} more" if len(slots) > 8 else "")
-        # A DataLoader hands its batches out in turns, and processes are started in order.
-        ids = sorted(child.pid or 0 for child in multiprocessing.active_children())[:workers]
-        who = f"worker {taken % workers} (process {ids[taken % workers]})" if len(ids) == workers > 0 else "this process"
+        # A DataLoader hands its batches out in turns.
+        who = f"worker {taken % workers} (process {self._processes[taken % workers].pid})" if self._processes else "this process"
         return f"{who}, which makes the samples {shown}"
 
     def take_replaced(self) -> list[Replaced]:
@@ -259,11 +266,22 @@ class Batches(Iterator[Batch]):
         replaced, self._replaced = self._replaced, []
         return replaced
 
+    def close(self) -> None:
+        """End the worker processes; one that hangs is killed after some seconds. Nothing more comes."""
+        if self._processes:
+            # What PyTorch does when an iterator is deleted, which one that a traceback holds never is.
+            self._loaded._shutdown_workers()  # type: ignore[union-attr]
+            for process in self._processes:
+                process.kill()
+            self._processes = []
+        self._loaded = iter(())
+
     def _start(self) -> Iterator[Loaded | InputError]:
         # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
         cv2.setNumThreads(1)
         workers = self.items.settings.loader.workers
-        return iter(
+        others = set(multiprocessing.active_children())
+        loaded = iter(
             DataLoader(
                 self.items,
                 sampler=self.sampler,
@@ -275,6 +293,11 @@ class Batches(Iterator[Batch]):
                 prefetch_factor=4 if workers else None,
             )
         )
+        # By their names, which count: the ids of processes start again from small ones.
+        started = set(multiprocessing.active_children()) - others
+        self._processes = sorted(started, key=lambda child: int(child.name.rpartition("-")[2]))
+        atexit.register(_end_at_exit, weakref.ref(self), self._processes)
+        return loaded
 
 
 def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str | None = None) -> Batches:
@@ -296,6 +319,14 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_met
     except ValueError as error:
         raise InputError(str(error)) from None
     return Batches(items, SlotSampler(first_step, settings.steps, slots), start_method)
+
+
+def _end_at_exit(batches: "weakref.ref[Batches]", processes: Sequence[BaseProcess]) -> None:
+    """Python would wait for these processes, without end: they leave stopping to us, and hear no SIGTERM."""
+    if still_there := batches():
+        still_there.close()
+    for process in processes:
+        process.kill()
 
 
 def _set_up_worker(worker: int) -> None:

@@ -374,13 +374,22 @@ def test_weights_that_broke_are_never_saved(world: World, tmp_path: Path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_folder_without_a_dataset_is_refused_with_the_way_out(world: World, tmp_path: Path):
+    with pytest.raises(InputError, match=r"nowhere/dataset\.json: no dataset here; build one first \(`make shards`, or python"):
+        run(world, tmp_path / "run", f"--dataset={tmp_path / 'nowhere'}")
+
+
 def test_errors_are_one_line_and_status_2(world: World, tmp_path: Path):
-    done = launch("--config", str(world.config), "--dataset", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run"))
+    """Also one that comes from a loader's process, while the others are at work: none of them is waited for."""
+    shutil.copytree(world.dataset, tmp_path / "dataset")
+    for path in (tmp_path / "dataset").glob("shards/train*.tar"):
+        os.truncate(path, 6000)
+    folders = ["--dataset", str(tmp_path / "dataset"), "--out", str(tmp_path / "run")]
+    done = launch("--config", str(world.config), *folders, "--loader.workers=2")
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [
-        f"error: {tmp_path}/nowhere/dataset.json: no dataset here; build one first (`make shards`, or python pipelines/build.py "
-        "--config ...)"
-    ]
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"error: {tmp_path}/dataset/shards/train-00000")
+    assert " is damaged " in done.stderr
 
 
 def test_another_vae_is_refused(world: World, tmp_path: Path):
