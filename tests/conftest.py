@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -21,6 +23,7 @@ install_import_hook(["schemas", "pipelines", "pbe_train"], CHECKER)
 
 import pytest
 import torch
+from filelock import FileLock
 
 from pipelines.config import BuildSettings
 from schemas.dataset import read_dataset
@@ -55,28 +58,51 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tiny world: 36 train and 16 validation photos as Open Images writes them."""
-    from tiny_world.make_photos import make_world
-
-    folder = tmp_path_factory.mktemp("world") / "photos"
-    make_world(folder, 36, 16, 7, 1)
-    return folder
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder for what all processes of this run of the tests use and none changes."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
 
 
 @pytest.fixture(scope="session")
-def dataset(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(shared_folder: Path) -> Path:
+    """A small tiny world: 36 train and 16 validation photos as Open Images writes them."""
+    from tiny_world.make_photos import make_world
+
+    with made_once(shared_folder / "world") as missing:
+        if missing:
+            make_world(shared_folder / "world", 36, 16, 7, 1)
+    return shared_folder / "world"
+
+
+@pytest.fixture(scope="session")
+def dataset(photos: Path, shared_folder: Path) -> Path:
     """The dataset that the real command makes of it, on a real Ray with two actors."""
-    out = tmp_path_factory.mktemp("built") / "dataset"
-    run_build(*build_options(photos, out), "--ray.actors", "2")
+    out = shared_folder / "dataset"
+    with made_once(out) as missing:
+        if missing:
+            run_build(*build_options(photos, out), "--ray.actors", "2")
     return out
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[bool]:
+    """Whether a folder is still to be made, while the other test processes wait. What is left of a failure is removed."""
+    with FileLock(folder.with_suffix(".lock")):
+        missing = not folder.exists()
+        try:
+            yield missing
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def build_options(photos: Path, out: Path) -> list[str]:
     """Options of a small build."""
     folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out)]
-    # Two actors fit into one core, and a GPU stays out of it: its latents would differ in the last bits.
-    ray = ["--ray.cpus_per_actor", "0.5", "--ray.gpus_per_actor", "0"]
+    # One actor, of a size that two of a test fit into one core: each takes seconds to start. A GPU stays out of it: its latents
+    # would differ in the last bits.
+    ray = ["--ray.actors", "1", "--ray.cpus_per_actor", "0.5", "--ray.gpus_per_actor", "0"]
     return [*folders, *ray, "--shards.samples", "20", "--latents.vae", VAE]
 
 

@@ -49,7 +49,7 @@ def main(photos: Path, dataset: Path, out: Path) -> None:
     """Pack all shards of a dataset's plan anew, each twice. Raises AssertionError where one of them was not."""
     (out / "shards").mkdir(parents=True)
     shutil.copy(dataset / "plan.parquet", out)
-    settings = settings_of(photos, out, "--ray.cpus_per_actor", "1")
+    settings = settings_of(photos, out, "--ray.cpus_per_actor", "1", "--ray.actors", "2")
     groups = list(range(len(list((dataset / "shards").glob("*.tar"))))) * 2
     with two_nodes() as cluster:
         packing = pack_on_ray(settings, "x", groups)

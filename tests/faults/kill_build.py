@@ -59,6 +59,11 @@ class Report:
     seconds: float = 0
 
 
+def report_of(calm: Path) -> Report:
+    """A report without kills; `calm` is what an undisturbed build made."""
+    return Report(shards=len(recorded(calm)), sha256=hashes_of(calm))
+
+
 def build_command(photos: Path, out: Path, actors: int, samples: int = SAMPLES_PER_SHARD) -> list[str]:
     """A build of the tiny world, in small shards."""
     folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out), "--latents.vae", VAE]
@@ -98,16 +103,17 @@ def problems_at_the_end(out: Path, expected: dict[str, str]) -> Iterator[str]:
         yield f"{path}: left over"
 
 
-def kill_often(target: str, kills: int, command: list[str], folder: Path, report: Report, rng: random.Random) -> None:
-    """Build with two workers, hitting one target again and again; the report holds the expected hashes, and gets the rest."""
+def kill_often(targets: Sequence[str], kills: int, command: list[str], folder: Path, report: Report, rng: random.Random) -> None:
+    """Build with two workers, hitting the targets in turns; the report holds the expected hashes, and gets the rest."""
     folder.mkdir(parents=True)
     out = folder / "dataset"
-    hit, before = 0, dict[str, int]()
+    hit, before, names = 0, dict[str, int](), ", ".join(targets)
     with MarkedProcesses(command, folder / "log.txt") as builds:
         while True:
             process = builds.start()
             started = time.monotonic()
             while hit < kills and wait_for_moment(process, out, rng):
+                target = targets[hit % len(targets)]
                 now = recorded(out)
                 report.problems += [f"{target}: {name} was made again" for name in before if now.get(name) != before[name]]
                 before = now
@@ -123,13 +129,13 @@ def kill_often(target: str, kills: int, command: list[str], folder: Path, report
             if process.poll() is None:
                 process.wait(PATIENCE_SECONDS)
             if process.returncode == 0:
-                report.problems += [f"{target}: {problem}" for problem in problems_at_the_end(out, report.sha256)]
+                report.problems += [f"{names}: {problem}" for problem in problems_at_the_end(out, report.sha256)]
                 if hit >= kills or report.problems:
                     return
                 shutil.rmtree(out)
                 before = {}
-            elif hit >= kills and target != "program":
-                report.problems.append(f"{target}: the build ended with status {process.returncode}; see {builds.log}")
+            elif hit >= kills and report.kills[-1].target != "program":
+                report.problems.append(f"{names}: the build ended with status {process.returncode}; see {builds.log}")
                 return
             if hit % 2:  # Else the next run begins while the processes of this one may still be at it.
                 wait_until(lambda: not builds.alive())
@@ -157,36 +163,17 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 
 def run(photos: int, kills: int, seed: int, folder: Path, targets: Sequence[str] = tuple(TARGETS)) -> Report:
-    """All targets, after an undisturbed build by one worker."""
+    """Each target in turn, after an undisturbed build by one worker."""
     began = time.monotonic()
     world, calm = folder / "photos", folder / "calm"
     make_world(world, photos, photos // 4, 7, 1)
-    command = build_command(world, calm, 1, SAMPLES_PER_SHARD)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(build_command(world, calm, 1), cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout + done.stderr)
-    report = kill_targets(world, calm, SAMPLES_PER_SHARD, kills, seed, folder, targets)
-    report.seconds = time.monotonic() - began
-    return report
-
-
-def kill_targets(
-    photos: Path, calm: Path, samples: int, kills: int, seed: int, folder: Path, targets: Sequence[str] = tuple(TARGETS)
-) -> Report:
-    """Each target in turn.
-
-    Args:
-        photos: the tiny world.
-        calm: what an undisturbed build made of it.
-        samples: of each shard.
-        kills: of each target.
-        seed: of the moments.
-        folder: for the builds.
-        targets: names in `TARGETS`.
-    """
-    report, rng = Report(shards=len(recorded(calm)), sha256=hashes_of(calm)), random.Random(seed)
+    report, rng = report_of(calm), random.Random(seed)
     for target in targets:
-        kill_often(target, kills, build_command(photos, folder / target / "dataset", 2, samples), folder / target, report, rng)
+        kill_often([target], kills, build_command(world, folder / target / "dataset", 2), folder / target, report, rng)
+    report.seconds = time.monotonic() - began
     return report
 
 

@@ -150,7 +150,7 @@ def test_references_show_the_box_padded(dataset, photos):
 
 
 def test_one_worker_and_two_make_the_same_bytes(dataset, photos, tmp_path):
-    run_build(*build_options(photos, tmp_path / "one"), "--ray.actors", "1")
+    run_build(*build_options(photos, tmp_path / "one"))
     assert hashes(tmp_path / "one") == hashes(dataset)
 
 
@@ -345,7 +345,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *build_options(photos, out)]
     process = subprocess.Popen(
-        [*command, "--ray.actors", "1"],
+        command,
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
