@@ -59,7 +59,11 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         if not (inner / "config.json").is_file():
             raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
         places = [(str(inner), "")]
+        # Half precision where there is nothing else, as a download with `variant="fp16"` leaves it.
+        half = list(inner.glob("*.fp16.safetensors"))
+        variant = "fp16" if half and len(half) == len(list(inner.glob("*.safetensors"))) else None
     else:
+        variant = None
         owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
         if not owner or not name or owner.startswith((".", "~")):
             raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
@@ -69,7 +73,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
             # Stored precision varies; computation and hashes start from float32.
             dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
             network, loaded = kind.from_pretrained(
-                place, subfolder=inside_place, use_safetensors=True, output_loading_info=True, **dtype
+                place, subfolder=inside_place, use_safetensors=True, output_loading_info=True, variant=variant, **dtype
             )
         except (OSError, ValueError, RuntimeError) as error:
             if number == len(places):

@@ -16,9 +16,13 @@ from pbe_train.weights.source import Source
 from schemas.errors import InputError
 from schemas.settings import REPOSITORY
 
-# In this order: safetensors where there are any.
-DIFFUSERS_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+# In this order: safetensors where there are any; half precision (diffusers' `variant="fp16"`) where there is nothing else.
+DIFFUSERS_FILES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "diffusion_pytorch_model.fp16.safetensors",
+)
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
 IMAGE_ENCODER = "PaintByExampleImageEncoder"
 TEXT_ENCODER = "text_encoder"
 NOT_OPENED = (TEXT_ENCODER, "tokenizer", "safety_checker", "feature_extractor")
@@ -157,7 +161,7 @@ def read_weights(folder: Path, files: tuple[str, ...]) -> dict[str, Tensor]:
     """
     path = next((folder / name for name in files if (folder / name).is_file()), None)
     if path is None:
-        raise InputError(f"{folder}: no weights here, neither {' nor '.join(files)}; get the model again, in one file a network")
+        raise InputError(f"{folder}: no weights here, not one of {', '.join(files)}; get the model again, in one file a network")
     return read_tensors(path)
 
 

@@ -172,6 +172,19 @@ def test_half_precision_is_taken_as_it_is(paint: Published, base: Path, tmp_path
     assert torch.equal(model.unet.conv_out.weight, paint.unet.conv_out.weight.half().float())
 
 
+def test_weights_that_are_there_in_half_precision_alone(paint: Published, base: Path, tmp_path: Path):
+    """As a download with `variant="fp16"` leaves them: U-Net, conditioner, vision encoder and VAE."""
+    where = write_hub(tmp_path / "hub", paint)
+    for path in where.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path.with_suffix(".fp16.safetensors"))
+        path.unlink()
+    model, _ = start(base, where, model={"encoder": str(where), "vae": str(where)})
+    assert torch.equal(model.unet.conv_out.weight, paint.unet.conv_out.weight.half().float())
+    vision = model.conditioner.model.state_dict()
+    for name, tensor in paint.encoder.model.state_dict().items():
+        assert torch.equal(vision[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
+
+
 def test_a_lightning_checkpoint_that_names_its_callback(prior: Published, base: Path, tmp_path: Path):
     """As sd-v1-4.ckpt does: the class is a key, needs no package, and nothing of it runs."""
     import sys
@@ -415,7 +428,7 @@ def test_places_that_hold_nothing(base: Path, tmp_path: Path):
         start(base, tmp_path / "nowhere" / "at all")
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(InputError, match=r"unet: no weights here, neither diffusion_pytorch_model\.safetensors nor"):
+    with pytest.raises(InputError, match=r"unet: no weights here, not one of diffusion_pytorch_model\.safetensors"):
         start(base, tmp_path)
 
 
