@@ -32,7 +32,6 @@ def disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.long
 def test_a_full_disk_is_told_once_and_a_rerun_makes_the_same_bytes(disk, photos, dataset):
     out = disk / "out"
     options = [*build_options(photos, out), "--ray.attempts", "1"]

@@ -639,7 +639,6 @@ def test_strange_files_are_photos_or_have_a_code(cluster, tmp_path, real_data):
             assert photos.read("train", photo) == (folder / row["file"]).read_bytes()
 
 
-@pytest.mark.long
 def test_a_build_from_a_store_is_a_build_from_a_folder(cluster, photos, dataset, tmp_path):
     """Byte by byte, with photos from a folder, a tar and the web; and one that comes later mends its shard."""
     here, tar_file, store, out = tmp_path / "here", tmp_path / "more.tar", tmp_path / "store", tmp_path / "out"

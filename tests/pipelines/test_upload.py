@@ -81,7 +81,6 @@ def test_no_keys_are_kept_in_the_dataset_and_no_shards_on_the_disk(uploaded, ser
     assert {path.name for path in (uploaded / "shards").iterdir()} == {"sizes.json"}
 
 
-@pytest.mark.long
 def test_what_is_there_is_not_made_again_and_what_is_lost_is(uploaded, server, photos, tmp_path):
     """From a machine that has nothing: another work folder."""
     remote = folder_of(server, "one")

@@ -823,7 +823,6 @@ def test_no_more_than_a_page_is_said_of_one_shard(copy):
     assert len(lines) == SHOWN + 1
 
 
-@pytest.mark.long
 def test_repair_and_the_next_build_make_every_byte_as_it_was(dataset, copy, photos):
     before = {path.name: path.read_bytes() for path in (dataset / "shards").iterdir()}
     flipped = copy / "shards" / f"{SHARD}.tar"
