@@ -12,10 +12,6 @@ on 100 MB with outlines; COCO's train2017, 450 MB: about 2.9 GB). It is parsed a
 (categories may stand at its end), for the boxes, for the photos. Nothing is kept between them, and of two files one at a time.
 """
 
-import gzip
-import json
-import reprlib
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -24,8 +20,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.annotations.coco_file import Category, Instances, identifier, read_instances, whole_number
 from pipelines.annotations.outlines import compress_outline
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches, is_text, shown
+from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, in_batches, shown
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import SourceSettings
@@ -33,8 +30,6 @@ from schemas.errors import InputError
 from schemas.tables import BOXES, PHOTOS
 
 _SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
-_KEYS = ("images", "annotations", "categories")
-_INT32 = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -42,31 +37,6 @@ class _File:
     path: Path
     split: str | None  # None: by a hash of the photo.
     folder: str  # What stands before each file name, below the photo folder.
-
-
-@dataclass(frozen=True, slots=True)
-class _Photo:
-    file_name: str | None
-    width: int | None
-    height: int | None
-    url: str | None
-    licence: str | None
-    problem: str | None  # Why its boxes cannot be used.
-
-
-@dataclass(frozen=True)
-class _Category:
-    name: str
-    supercategory: str | None
-
-
-@dataclass(frozen=True)
-class _Instances:
-    photos: dict[str, _Photo]
-    splits: dict[str, str]  # Of each photo.
-    nameless: int  # Entries of `images` without an id.
-    annotations: list[Any]
-    categories: dict[str, _Category]
 
 
 def open_coco(settings: SourceSettings, seed: int, roots: Sequence[Path] = (), elsewhere: bool = False) -> Source:
@@ -88,11 +58,11 @@ def open_coco(settings: SourceSettings, seed: int, roots: Sequence[Path] = (), e
             that stands for two things.
     """
     files = _files(settings, roots or [settings.photos], elsewhere)
-    categories: dict[str, _Category] = {}
+    categories: dict[str, Category] = {}
     homes: dict[str, Path] = {}
     rows = 0
     for file in files:
-        instances = _load(file, settings, seed)
+        instances = read_instances(file.path, file.folder)
         rows += len(instances.annotations)
         for photo_id in instances.photos:
             if photo_id in homes:
@@ -122,7 +92,7 @@ def open_coco(settings: SourceSettings, seed: int, roots: Sequence[Path] = (), e
     )
 
 
-def class_hierarchy(categories: Mapping[str, _Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+def class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
     """Class id -> name and class id -> ids directly below it, supercategories included.
 
     Raises:
@@ -180,17 +150,18 @@ def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
 
 def _read_boxes(file: _File, settings: SourceSettings, seed: int) -> Iterator[pa.RecordBatch]:
     """Stream one file's boxes: about 18,000 a second with outlines, on one core."""
-    instances = _load(file, settings, seed)
-    rows = _boxes(file, instances, settings.splits[0])
+    instances = read_instances(file.path, file.folder)
+    rows = _boxes(file, instances, _splits(file, instances, settings, seed), settings.splits[0])
     yield from in_batches((row for row in rows if row["split"] in settings.splits), BOXES)
 
 
 def _read_photos(file: _File, settings: SourceSettings, seed: int) -> Iterator[pa.RecordBatch]:
     """Stream one file's photos, those with no box too. One without a usable file name is left out: its boxes are bad rows."""
-    instances = _load(file, settings, seed)
+    instances = read_instances(file.path, file.folder)
+    splits = _splits(file, instances, settings, seed)
     rows = (
         {
-            "split": instances.splits[photo_id],
+            "split": splits[photo_id],
             "photo_id": photo_id,
             "file_name": photo.file_name,
             "width": photo.width,
@@ -199,34 +170,42 @@ def _read_photos(file: _File, settings: SourceSettings, seed: int) -> Iterator[p
             "licence": photo.licence,
         }
         for photo_id, photo in instances.photos.items()
-        if photo.file_name is not None and instances.splits[photo_id] in settings.splits
+        if photo.file_name is not None and splits[photo_id] in settings.splits
     )
     yield from in_batches(rows, PHOTOS)
 
 
-def _boxes(file: _File, instances: _Instances, split_of_unknown: str) -> Iterator[dict[str, Any]]:
+def _splits(file: _File, instances: Instances, settings: SourceSettings, seed: int) -> dict[str, str]:
+    """The split of each photo."""
+    if file.split:
+        return dict.fromkeys(instances.photos, file.split)
+    assigned = assign_splits(list(instances.photos), seed, settings.validation_share)
+    return dict(zip(instances.photos, assigned, strict=True))
+
+
+def _boxes(file: _File, instances: Instances, splits: Mapping[str, str], split_of_unknown: str) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for number, annotation in enumerate(instances.annotations, start=1):
         row = {**UNKNOWN_FLAGS, "split": file.split or split_of_unknown, "file": file.path.name, "row": number}
         try:
-            _fill(row, annotation, instances, seen)
+            _fill(row, annotation, instances, splits, seen)
         except RowProblem as problem:
             name = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
             row.update(problem=problem.reason, detail=f"annotation {number} ({name}): {problem}")
         yield row
 
 
-def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set[str]) -> None:
+def _fill(row: dict[str, Any], annotation: Any, instances: Instances, splits: Mapping[str, str], seen: set[str]) -> None:
     """Put into the row what the annotation says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
     if not isinstance(annotation, dict):
         raise RowProblem("bad_row", f"is {shown(annotation)}, expected an object")
-    annotation_id = _identifier(annotation.get("id"))
-    photo_id = row["photo_id"] = _identifier(annotation.get("image_id"))
-    category_id = _whole(annotation.get("category_id"))
+    annotation_id = identifier(annotation.get("id"))
+    photo_id = row["photo_id"] = identifier(annotation.get("image_id"))
+    category_id = whole_number(annotation.get("category_id"))
     label = row["label"] = None if category_id is None else str(category_id)
     photo = instances.photos.get(photo_id) if photo_id else None
-    if photo_id is not None and photo_id in instances.splits:
-        row["split"] = instances.splits[photo_id]
+    if photo_id is not None and photo_id in splits:
+        row["split"] = splits[photo_id]
     again = annotation_id in seen
     if annotation_id is not None:
         seen.add(annotation_id)
@@ -268,128 +247,6 @@ def _fill(row: dict[str, Any], annotation: Any, instances: _Instances, seen: set
     if photo is None:
         more = f" (where {instances.nameless} entries have no id)" if instances.nameless else ""
         raise RowProblem("unknown_photo", f"`image_id` {photo_id} is not in `images`{more}")
-
-
-def _load(file: _File, settings: SourceSettings, seed: int) -> _Instances:
-    path = file.path
-    document = _parse(path)
-    if not isinstance(document, dict):
-        raise InputError(
-            f"{path}, line 1: a JSON {'list' if isinstance(document, list) else 'value'}, expected an object with "
-            f"{', '.join(_KEYS)}; results of a detector have this form, annotations have not: take an instances_*.json"
-        )
-    for key in _KEYS:
-        if not isinstance(document.get(key), list):
-            raise InputError(
-                f"{path}: no list `{key}` in it (found: {reprlib.repr(list(document))}), so it is not COCO's format of objects; "
-                f"captions and lists of photos alone have this form: take an instances_*.json"
-            )
-    photos, nameless = _photos(document, path, file.folder)
-    if file.split:
-        splits = dict.fromkeys(photos, file.split)
-    else:
-        assigned = assign_splits(list(photos), seed, settings.validation_share)
-        splits = dict(zip(photos, assigned, strict=True))
-    return _Instances(photos, splits, nameless, document["annotations"], _categories(document["categories"], path))
-
-
-def _parse(path: Path) -> Any:
-    opened = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 text ({error}); save it as UTF-8, or, if it is compressed, name it .json.gz"
-        ) from None
-    except (EOFError, zlib.error, OSError) as error:  # gzip.BadGzipFile is an OSError.
-        raise InputError(f"{path}: cannot be read ({error}); if it is there, get it again: it was damaged or cut off") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        cut = not text.rstrip().endswith("}")
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); "
-            f"the file {'is empty or was cut off' if cut else 'is damaged there'}: get it again"
-        ) from None
-    except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets.
-        raise InputError(f"{path}: JSON that cannot be read ({error}); no COCO file has such contents: get it again") from None
-
-
-def _photos(document: dict[str, Any], path: Path, folder: str) -> tuple[dict[str, _Photo], int]:
-    """Photos by id, and the number of entries that have none."""
-    entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
-    licences = {_identifier(entry.get("id")): _text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
-    licences[None] = None
-    photos: dict[str, _Photo] = {}
-    nameless = 0
-    for number, entry in enumerate(document["images"], start=1):
-        photo_id = _identifier(entry.get("id")) if isinstance(entry, dict) else None
-        if photo_id is None:
-            nameless += 1
-            continue
-        photo = _photo(entry, photo_id, folder, licences)
-        if photos.setdefault(photo_id, photo) != photo:
-            raise InputError(
-                f"{path}: image id {photo_id} stands twice in `images`, the second time, entry {number}, with other contents; "
-                f"each image needs an id of its own (was the file put together from two? then number them through)"
-            )
-    return photos, nameless
-
-
-def _photo(entry: dict[str, Any], photo_id: str, folder: str, licences: Mapping[str | None, str | None]) -> _Photo:
-    problem = None
-    width, height = _whole(entry.get("width")), _whole(entry.get("height"))
-    if width is None or height is None or not (0 < width <= _INT32 and 0 < height <= _INT32):
-        sizes = f"{shown(entry.get('width'))} x {shown(entry.get('height'))}"
-        problem = f"its image, id {photo_id}, has `width` x `height` {sizes}, expected whole numbers of px"
-        width = height = None
-    file_name = entry.get("file_name")
-    wrong = file_name_problem(file_name)
-    if wrong:
-        problem = f"its image, id {photo_id}, has `file_name` {shown(file_name)}, which {wrong}"
-    return _Photo(
-        file_name=None if wrong else f"{folder}{file_name}",
-        width=width,
-        height=height,
-        url=_text(entry.get("coco_url")) or _text(entry.get("flickr_url")),  # The first is the file itself.
-        licence=licences.get(_identifier(entry.get("license"))),
-        problem=problem,
-    )
-
-
-def _categories(entries: Sequence[Any], path: Path) -> dict[str, _Category]:
-    categories: dict[str, _Category] = {}
-    for number, entry in enumerate(entries, start=1):
-        class_id = _whole(entry.get("id")) if isinstance(entry, dict) else None
-        name = _text(entry.get("name")) if isinstance(entry, dict) else None
-        if class_id is None or name is None:
-            raise InputError(
-                f"{path}: entry {number} of `categories` is {shown(entry)}, expected a whole number `id` and a `name`; mend it"
-            )
-        if str(class_id) in categories:
-            raise InputError(
-                f"{path}: category id {class_id} stands twice in `categories`, as `{categories[str(class_id)].name}` and, "
-                f"entry {number}, as `{name}`; each category needs an id of its own"
-            )
-        categories[str(class_id)] = _Category(name, _text(entry.get("supercategory")))
-    return categories
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number; some writers make floats of ids and sizes, 5.0."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if type(value) is int else None
-
-
-def _identifier(value: Any) -> str | None:
-    number = _whole(value)
-    return _text(value) if number is None else str(number)
-
-
-def _text(value: Any) -> str | None:
-    return value if is_text(value) and value else None
 
 
 def _is_number(value: Any) -> bool:

@@ -426,7 +426,7 @@ def test_one_file_at_a_time_is_in_memory(tmp_path, monkeypatch):
         name = tmp_path / f"instances_{split}.json"
         write(name, [annotation(1, image_id=number)], [image(number)])
     parsed: list[weakref.ref[Any]] = []
-    load = coco._load
+    load = coco.read_instances
 
     def watched(*arguments: Any) -> Any:
         assert not [instances for instances in parsed if instances() is not None]
@@ -434,7 +434,7 @@ def test_one_file_at_a_time_is_in_memory(tmp_path, monkeypatch):
         parsed.append(weakref.ref(instances))
         return instances
 
-    monkeypatch.setattr(coco, "_load", watched)
+    monkeypatch.setattr(coco, "read_instances", watched)
     source = opened(tmp_path)
     assert len(boxes_of(source)) == len(photos_of(source)) == 2
     assert len(parsed) == 6
