@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pipelines.config import HostSettings
+from pipelines.crawling.doors import NO_LEASE, Door, News, together
 from pipelines.crawling.fetched import FetchError
 from pipelines.crawling.ledger import HostLedger, HostReport, HostState, Lease
 
@@ -30,75 +30,10 @@ BATCH_SECONDS = 0.02
 CATCH_UP_SECONDS = 0.1
 """If the loop was late, starts that were due within this time are made up for at once."""
 _DETAIL_LENGTH = 200
-_NOTHING = Lease()
 # What is left of a spacing by rounding is none.
 _ROUNDING = 1e-6
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _News:
-    """Outcomes that the ledger has not heard of yet."""
-
-    successes: int = 0
-    failures: int = 0
-    last: FetchError | None = None
-    rest_until: float = -math.inf
-    era: int = 0
-    """Of the requests that the two below tell about."""
-    recovered: bool = False
-    in_a_row: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Door:
-    """One host, as this worker sees it."""
-
-    since: float
-    """When `owes` was worked out."""
-    waiters: deque[asyncio.Future[int]] = field(default_factory=deque)
-    """Their results are the passes: the generation in which they start."""
-    in_flight: int = 0
-    lease: Lease = _NOTHING
-    expires: float = -math.inf
-    owes: float = 0.0
-    """Part of a request whose spacing must pass before the next one; negative where one is overdue."""
-    timer: asyncio.TimerHandle | None = None
-    """While the first waiter waits for nothing but the spacing."""
-    generation: int = 0
-    """Changes with each era of the ledger and whenever this gate stops by itself."""
-    of_generation: int = 0
-    """Requests of it that are in flight."""
-    in_a_row: int = 0
-    """Failures of it since its last success."""
-    stopped: bool = False
-    """By this gate itself, which has not yet told the ledger why."""
-    news: _News = field(default_factory=_News)
-    told: int = 0
-    """Requests in flight and waiting, by the last report."""
-    gives_back: bool = False
-    """Others wait for what this lease takes away."""
-
-    @property
-    def idle(self) -> bool:
-        return not self.in_flight and not self.waiters
-
-    def has_slot(self, now: float) -> bool:
-        lease = self.lease
-        free = self.in_flight < lease.concurrency and not (lease.trying and self.of_generation)
-        return free and now < self.expires
-
-    def settle(self, now: float, overdue: float) -> None:
-        """Bring `owes` up to date; starts may be made up for that were due within the last `overdue` s."""
-        rate = self.lease.requests_per_second
-        earned = rate * (now - self.since)
-        self.owes = max(self.owes - earned, -overdue * rate)
-        self.since = now
-
-    def begin_generation(self) -> None:
-        self.generation += 1
-        self.of_generation = self.in_a_row = 0
 
 
 class HostGate:
@@ -124,7 +59,7 @@ class HostGate:
         self._crowded_out: dict[str, None] = {}
         self._settings = settings
         self._renew = renew
-        self._doors: dict[str, _Door] = {}
+        self._doors: dict[str, Door] = {}
         self._given_up: dict[str, Lease] = {}
         self._urgent: set[str] = set()
         self._wake = asyncio.Event()
@@ -182,14 +117,14 @@ class HostGate:
         """Requests that have begun and not ended, by host."""
         return {host: door.in_flight for host, door in self._doors.items() if door.in_flight}
 
-    async def _enter(self, host: str) -> tuple[_Door, int]:
+    async def _enter(self, host: str) -> tuple[Door, int]:
         """The host's door, with a slot taken, and the generation of the request."""
         if lost := self._given_up.get(host):
             raise _given_up(lost)
         loop = asyncio.get_running_loop()
         door = self._doors.get(host)
         if door is None:
-            door = self._doors[host] = _Door(since=loop.time())
+            door = self._doors[host] = Door(since=loop.time())
         turn: asyncio.Future[int] = loop.create_future()
         door.waiters.append(turn)
         self._serve(host, door)
@@ -207,7 +142,7 @@ class HostGate:
                 self._serve(host, door)
             raise
 
-    def _serve(self, host: str, door: _Door) -> None:
+    def _serve(self, host: str, door: Door) -> None:
         """Let requests begin that may; see to it that the others are thought of in time."""
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -239,7 +174,7 @@ class HostGate:
         if door.waiters and not door.has_slot(now) and all_given and door.in_flight + len(door.waiters) > door.told:
             self._hurry(host)
 
-    def _release(self, host: str, door: _Door, generation: int) -> None:
+    def _release(self, host: str, door: Door, generation: int) -> None:
         door.in_flight -= 1
         self._in_flight -= 1
         if generation == door.generation:
@@ -263,7 +198,7 @@ class HostGate:
             if door := self._doors.get(host):
                 self._serve(host, door)
 
-    def _note(self, host: str, door: _Door, generation: int, error: FetchError | None) -> None:
+    def _note(self, host: str, door: Door, generation: int, error: FetchError | None) -> None:
         """Remember an outcome; one that shows that the host must not be asked now stops it here at once."""
         news = door.news
         fault = error is not None and error.code in HOST_FAULTS
@@ -299,31 +234,31 @@ class HostGate:
         loop = asyncio.get_running_loop()
         asked = loop.time()
         reports: dict[str, HostReport] = {}
-        sent: dict[str, _News] = {}
+        sent: dict[str, News] = {}
         for host in hosts:
             if door := self._doors.get(host):
                 reports[host] = self._report(door, asked)
-                sent[host], door.news = door.news, _News()
+                sent[host], door.news = door.news, News()
         if not reports:
             return
         try:
             leases = await self._renew(reports)
         except BaseException:
             for host, news in sent.items():
-                self._doors[host].news = _together(news, self._doors[host].news)
+                self._doors[host].news = together(news, self._doors[host].news)
             raise
         for host, report in reports.items():
             if lease := leases.get(host):
                 self._take(host, report, lease, asked)
 
-    def _report(self, door: _Door, now: float) -> HostReport:
+    def _report(self, door: Door, now: float) -> HostReport:
         """What the ledger must know; a door at which nothing happens gives its lease back by it."""
         if door.idle:
             self._void(door)
         door.settle(now, CATCH_UP_SECONDS if door.timer else 0.0)
         door.stopped = door.gives_back = False
         door.told = door.in_flight + len(door.waiters)
-        obeyed = door.lease if now < door.expires else _NOTHING
+        obeyed = door.lease if now < door.expires else NO_LEASE
         news = door.news
         return HostReport(
             waiting=len(door.waiters),
@@ -361,20 +296,20 @@ class HostGate:
             assumed = max(report.concurrency, report.in_flight)
             door.gives_back = lease.concurrency < min(assumed, report.in_flight + report.waiting) and not lease.rests_for
             self._give_back(host, door)
-        if door.idle and not door.told and door.news == _News():
+        if door.idle and not door.told and door.news == News():
             del self._doors[host]
         else:
             self._serve(host, door)
 
-    def _void(self, door: _Door) -> None:
+    def _void(self, door: Door) -> None:
         """Obey no lease."""
         door.settle(asyncio.get_running_loop().time(), 0.0)
-        door.lease, door.expires = replace(_NOTHING, era=door.lease.era), -math.inf
+        door.lease, door.expires = replace(NO_LEASE, era=door.lease.era), -math.inf
         if door.timer:
             door.timer.cancel()
             door.timer = None
 
-    def _give_back(self, host: str, door: _Door) -> None:
+    def _give_back(self, host: str, door: Door) -> None:
         """Tell the ledger as soon as others may have what they wait for."""
         if door.gives_back and door.in_flight <= door.lease.concurrency:
             door.gives_back = False
@@ -388,19 +323,3 @@ class HostGate:
 def _given_up(lease: Lease) -> FetchError:
     assert lease.given_up is not None
     return FetchError(lease.given_up, lease.detail, given_up=True)
-
-
-def _together(older: _News, newer: _News) -> _News:
-    """News that did not arrive, and what has happened since."""
-    goes_on = newer.era == older.era
-    started_anew = newer.recovered or (not goes_on and newer.in_a_row)
-    return replace(
-        newer,
-        successes=older.successes + newer.successes,
-        failures=older.failures + newer.failures,
-        last=newer.last or older.last,
-        rest_until=max(older.rest_until, newer.rest_until),
-        era=newer.era if started_anew else older.era,
-        recovered=newer.recovered or (goes_on and older.recovered),
-        in_a_row=newer.in_a_row if started_anew else older.in_a_row + newer.in_a_row,
-    )
