@@ -5,6 +5,7 @@ that was stopped goes on from its newest checkpoint when the same command is giv
 """
 
 import json
+import re
 import signal
 import sys
 import time
@@ -75,8 +76,11 @@ def main() -> int:
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory(error, settings, ranks)) from None
     except RuntimeError as error:
+        cause = str(error).partition("\n")[0]
         if ranks.lost_peer(error):
-            raise InputError(f"rank {ranks.rank}: another rank has left; its own message says why") from None
+            raise InputError(f"rank {ranks.rank}: another rank has left; its own message says why ({cause})") from None
+        if re.match(r"DataLoader worker \(pid", cause):
+            raise InputError(f"rank {ranks.rank}: {cause}; was memory short? Then lower --loader.workers") from None
         raise
     ranks.stop()
     return 128 + stopped_by if stopped_by else 0
@@ -203,14 +207,15 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             if progress:
                 progress.advance()
                 writer.check()
-                if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
-                    with watchdog.during("pictures", step), uncompiled() if settings.model.compile else nullcontext():
-                        progress.show(step, pictures.draw(step, average))
                 if saves:
                     with watchdog.during("checkpoint", step):
                         progress.flush()
                         parts, counted_steps = parts_of(kept, trained, optimizer, average), optimizer_step(optimizer)
                         writer.save(step, parts, counted_steps, states, scaler.state_dict(), last)
+                # After the checkpoint: were there no memory for pictures, the run would never come past this step.
+                if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
+                    with watchdog.during("pictures", step), uncompiled() if settings.model.compile else nullcontext():
+                        progress.show(step, pictures.draw(step, average))
             if stopping:
                 break
         writer.wait()

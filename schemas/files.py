@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def lock_folder(folder: Path, message: str) -> Iterator[None]:
 
     Raises:
         InputError: another process has it, or the folder cannot be written to.
+
+    Where the file system has no locks, it says so on stderr and goes on.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +62,10 @@ def lock_folder(folder: Path, message: str) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):
             raise InputError(f"{folder}: {message}") from None
+        except OSError as error:  # Lustre and NFS can be mounted without locks.
+            print(f"{folder}: no locks on this file system ({error.strerror}): let no other process write here", file=sys.stderr)
         yield
 
 

@@ -15,7 +15,7 @@ import atexit
 import multiprocessing
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -268,31 +268,35 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """End the worker processes; one that hangs is killed after some seconds. Nothing more comes."""
-        if self._processes:
-            # What PyTorch does when an iterator is deleted, which one that a traceback holds never is.
-            self._loaded._shutdown_workers()  # type: ignore[union-attr]
-            for process in self._processes:
-                process.kill()
-            self._processes = []
-        self._loaded = iter(())
+        processes, self._processes = self._processes, []
+        try:
+            if processes:
+                # What PyTorch does when an iterator is deleted, which one that a traceback holds never is.
+                self._loaded._shutdown_workers()  # type: ignore[union-attr]
+        finally:
+            self._loaded = iter(())
+            _kill(processes)
 
     def _start(self) -> Iterator[Loaded | InputError]:
         # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
         cv2.setNumThreads(1)
         workers = self.items.settings.loader.workers
         others = set(multiprocessing.active_children())
-        loaded = iter(
-            DataLoader(
-                self.items,
-                sampler=self.sampler,
-                batch_size=None,
-                num_workers=workers,
-                worker_init_fn=_set_up_worker,
-                multiprocessing_context=self.start_method if workers else None,
-                pin_memory=torch.cuda.is_available(),
-                prefetch_factor=4 if workers else None,
-            )
+        loader = DataLoader(
+            self.items,
+            sampler=self.sampler,
+            batch_size=None,
+            num_workers=workers,
+            worker_init_fn=_set_up_worker,
+            multiprocessing_context=self.start_method if workers else None,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
         )
+        try:
+            loaded = iter(loader)
+        except BaseException:  # Too many open files or processes, say: some of them are there already.
+            _kill(set(multiprocessing.active_children()) - others)
+            raise
         # By their names, which count: the ids of processes start again from small ones.
         started = set(multiprocessing.active_children()) - others
         self._processes = sorted(started, key=lambda child: int(child.name.rpartition("-")[2]))
@@ -323,8 +327,14 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_met
 
 def _end_at_exit(batches: "weakref.ref[Batches]", processes: Sequence[BaseProcess]) -> None:
     """Python would wait for these processes, without end: they leave stopping to us, and hear no SIGTERM."""
-    if still_there := batches():
-        still_there.close()
+    try:
+        if still_there := batches():
+            still_there.close()
+    finally:  # Also of a second Ctrl-C.
+        _kill(processes)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
     for process in processes:
         process.kill()
 

@@ -34,7 +34,7 @@ from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardFiles, ShardReader, UnreadableShard
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, NetworkError
-from schemas.files import sync, write_atomically
+from schemas.files import file_sha256, sync, write_atomically
 from schemas.remote import RemoteFolder, public_url
 
 TABLES = ("index.parquet", "shard_records.parquet")
@@ -82,6 +82,7 @@ class CachedShards:
         self.cache = ShardCache(cache, limit)
         # What was found unreadable is not fetched again for each of its samples.
         self._unreadable: dict[str, tuple[str, str]] = {}
+        self._renewed: set[str] = set()
 
     def where(self, shard: str) -> str:
         """As `ShardFiles.where`."""
@@ -104,6 +105,13 @@ class CachedShards:
             with self.cache.fetching(content) as part:
                 if part:
                     self._fetch(shard, content, part)
+
+    def renew(self, shard: str) -> bool:
+        """As `ShardFiles.renew`: once for each shard, since the check reads all of it."""
+        if shard in self._renewed:
+            return False
+        self._renewed.add(shard)
+        return self.cache.drop_if_damaged(self.contents[shard])
 
     def _fetch(self, shard: str, content: ShardContent, part: Path) -> None:
         name = f"shards/{shard}.tar"
@@ -166,6 +174,20 @@ class ShardCache:
                 os.utime(file.fileno())  # The oldest use goes first.
                 return file
             file.close()  # Evicted after it was opened and before it was locked.
+
+    def drop_if_damaged(self, content: ShardContent) -> bool:
+        """Remove a shard that is not what was fetched any more; who has it open keeps it. False where it is sound."""
+        path = self.path(content)
+        try:
+            sound = file_sha256(path) == content.sha256
+        except FileNotFoundError:  # Another process has found it out.
+            return True
+        except OSError:  # The disk cannot read it.
+            sound = False
+        if not sound:
+            with self._locked("room"):
+                path.unlink(missing_ok=True)
+        return not sound
 
     @contextlib.contextmanager
     def fetching(self, content: ShardContent) -> Iterator[Path | None]:

@@ -90,6 +90,9 @@ class ShardFiles(Protocol):
     def where(self, shard: str) -> str:
         """How to call a shard in errors."""
 
+    def renew(self, shard: str) -> bool:
+        """Asked where a shard is damaged: whether it was our copy, which is gone now, so that `open` gets another one."""
+
 
 @dataclass(frozen=True)
 class LocalShards:
@@ -117,6 +120,10 @@ class LocalShards:
     def where(self, shard: str) -> str:
         """As `ShardFiles.where`."""
         return str(self.folder / "shards" / f"{shard}.tar")
+
+    def renew(self, shard: str) -> bool:
+        """As `ShardFiles.renew`: there is no copy."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,9 @@ class ShardReader:
             if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
                 raise
             assert rows is not None
+            if self.files.renew(name):
+                self._open.pop(name)[0].close()
+                return self._read(place, wanted, decode)
             key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
             raise DamagedSample(
                 f"{self.files.where(name)}: sample {key} is damaged ({problem}); delete the shard and run the build again",

@@ -1,11 +1,13 @@
 """Held-out samples: what pictures, demo and evaluation paint."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from pbe_train.data.damage import DamagedSample
 from pbe_train.data.latents import posterior_mean
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader, StoredSample
@@ -48,9 +50,20 @@ def check_fits(run: Run, reader: ShardReader) -> None:
         )
 
 
-def read_held_out(reader: ShardReader, places: Sequence[Place], seed: int) -> list[HeldOut]:
-    """Read samples and draw one mask of each by its name."""
-    samples = [reader.read(place) for place in places]
+def read_held_out(reader: ShardReader, places: Sequence[Place], seed: int, leave_out_damaged: bool = False) -> list[HeldOut]:
+    """Read samples and draw one mask of each by its name.
+
+    Raises:
+        DamagedSample: one of them; with `leave_out_damaged`, that is told on stderr, and raised where no other is left.
+    """
+    samples = []
+    for place in places:
+        try:
+            samples.append(reader.read(place))
+        except DamagedSample as error:
+            if not leave_out_damaged or (place == places[-1] and not samples):
+                raise
+            print(f"left out of the held-out samples: {error}", file=sys.stderr)
     return [HeldOut(one, int(generator(seed, "held out", one.key).integers(len(one.masks)))) for one in samples]
 
 

@@ -11,8 +11,10 @@ changed it later, which its hashes tell. The step number is the only state of th
 
 import hashlib
 import itertools
+import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -117,38 +119,50 @@ def save_checkpoint(
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
     for leftover in parent.glob(".step-*.partial"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     folder, partial = parent / f"step-{step:08d}", parent / f".step-{step:08d}.partial"
-    partial.mkdir()
-    files = {}
-    for name, tensors in parts.items():
-        path = partial / f"{name}.safetensors"
-        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
-        files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
-        sync(path)
-    state = CheckpointState(
-        step=step,
-        optimizer_step=optimizer_step,
-        settings=settings.model_dump(mode="json"),
-        identity=identity,
-        files=files,
-        measures=list(measures),
-        scaler=dict(scaler),
-    )
-    (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    sync(partial / "state.json")
-    sync(partial)
-    # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
-    if began_at is not None:
-        _set_aside([path for path in list_checkpoints(out) if _step_of(path) > began_at])
-    partial.rename(folder)
-    sync(parent)
-    for old in list_checkpoints(out)[: -settings.checkpoints_kept]:
+    try:
+        partial.mkdir(exist_ok=True)
+        files = {}
+        for name, tensors in parts.items():
+            path = partial / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
+            sync(path)
+        state = CheckpointState(
+            step=step,
+            optimizer_step=optimizer_step,
+            settings=settings.model_dump(mode="json"),
+            identity=identity,
+            files=files,
+            measures=list(measures),
+            scaler=dict(scaler),
+        )
+        (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sync(partial / "state.json")
+        sync(partial)
+        # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
+        if began_at is not None:
+            _set_aside([path for path in list_checkpoints(out) if _step_of(path) > began_at])
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # A disk that is full has room again for other things.
+        raise
+    try:
+        sync(parent)
+        _prune(out, settings.checkpoints_kept)
+    except OSError as error:
+        # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
+        print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
+    return folder
+
+
+def _prune(out: Path, kept: int) -> None:
+    for old in list_checkpoints(out)[:-kept]:
         # By another name first: a crash in between must not leave half of a checkpoint under a step's name.
         removed = old.with_name(f".{old.name}.partial")
         old.rename(removed)
         shutil.rmtree(removed)
-    return folder
 
 
 def _set_aside(left: Sequence[Path]) -> None:
@@ -183,12 +197,8 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
         InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
     """
     saved = list_checkpoints(out)
-    if resume not in ("auto", "never") and saved and not Path(resume).resolve().is_relative_to(out.resolve()):
-        raise InputError(
-            f"{saved[-1]}: this run folder is in use, and --resume {resume} is another run's; give another --out, or "
-            "--resume auto"
-        )
-    if resume == "auto":
+    elsewhere = resume not in ("auto", "never") and not Path(resume).resolve().is_relative_to(out.resolve())
+    if resume == "auto" or (saved and _was_asked_for(saved[-1], resume)):
         return saved[-1] if saved else None
     if resume == "never":
         if saved:
@@ -196,11 +206,25 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
                 f"{saved[-1]}: this run folder is in use; go on from there with --resume auto, or give another --out"
             )
         return None
+    if saved and elsewhere:
+        raise InputError(
+            f"{saved[-1]}: this run folder is in use, and --resume {resume} is another run's; give another --out, or "
+            "--resume auto"
+        )
     folder = locate_checkpoint(Path(resume))
     if not folder:
         known = f"; {out} has {', '.join(path.name for path in saved)}" if saved else ""
         raise InputError(f"{resume}: no checkpoint here; --resume takes auto, never, a run folder or a checkpoint folder{known}")
     return folder
+
+
+def _was_asked_for(newest: Path, resume: str) -> bool:
+    """Whether the run that wrote a checkpoint was itself given this path to go on from: then the same command goes on with it."""
+    try:
+        given = json.loads((newest / "state.json").read_bytes())["settings"]["resume"]
+    except (OSError, ValueError, KeyError, TypeError):  # Damaged: whoever goes on from there is told.
+        return False
+    return resume not in ("auto", "never") and given == resume
 
 
 def read_state(folder: Path) -> CheckpointState:

@@ -1,6 +1,7 @@
 """Checkpoints in the background: copied in a moment, written while training goes on, tried again where the disk refuses."""
 
 import errno
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,4 +102,6 @@ def _save_in_the_end(out: Path, step: int, *given: Any) -> Path:
         print(f"{out / 'checkpoints'}: checkpoint of step {step} could not be written ({error})", file=sys.stderr, flush=True)
         if isinstance(error, OSError):
             raise
-        raise OSError(errno.EIO, str(error), str(out / "checkpoints")) from None
+        # What the system said stands in the text alone: a full disk (28), say.
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(out / "checkpoints")) from None

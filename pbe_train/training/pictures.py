@@ -22,7 +22,8 @@ class Pictures:
             self.guidance = (1.0,)
             print("guidance_dropout 0 leaves the null vector untrained: pictures are painted with guidance 1 alone", flush=True)
         reader = open_split(run.settings, self.settings.split)
-        self.samples: list[HeldOut] = read_held_out(reader, spread_places(reader.counts, self.settings.count), run.settings.seed)
+        places, tolerant = spread_places(reader.counts, self.settings.count), run.settings.loader.on_damage == "replace"
+        self.samples: list[HeldOut] = read_held_out(reader, places, run.settings.seed, leave_out_damaged=tolerant)
         self.sources = [
             given.sample.view if given.sample.view is not None else made
             for given, made in zip(self.samples, reconstruct(run, self.samples), strict=True)

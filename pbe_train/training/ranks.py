@@ -82,8 +82,8 @@ class Ranks:
 
     def lost_peer(self, error: RuntimeError) -> bool:
         """Whether an error says that another rank has left, which then has its own message."""
-        lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-        return self.count > 1 and (isinstance(error, dist.DistBackendError) or any(word in str(error) for word in lost))
+        lost = ("Connection closed by", "Connection reset by peer", "Broken pipe", "remote process exited", "was aborted")
+        return self.count > 1 and any(word in str(error) for word in lost)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the ranks, in its place."""

@@ -1,5 +1,7 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
+import errno
+import os
 import shutil
 from contextlib import closing
 from statistics import median
@@ -10,6 +12,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from pbe_train.config import StrongSettings
 from pbe_train.data import items as items_module
@@ -242,6 +246,42 @@ def test_workers_end_with_their_batches_and_one_that_hangs_is_killed(world: Worl
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     assert list(batches) == []
+
+
+@pytest.mark.parametrize("fault", ["another fork fails", "a second Ctrl-C"])
+def test_whatever_fails_on_the_way_no_worker_is_left(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch, fault: str):
+    """While the workers are started (too many open files, say), and while they are ended."""
+    kept = []
+
+    def watch_no_more(iterator):
+        _remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+    class Failing(DataLoader):
+        def __iter__(self):
+            kept.append(super().__iter__())  # As a traceback does.
+            watch_no_more(kept[0])  # PyTorch watches over them only when all are there.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def interrupted():
+        watch_no_more(kept[0])  # Nor does it any more when an interrupt leaves this method.
+        raise KeyboardInterrupt
+
+    batches = load_batches(items_of(world, tmp_path, "--steps=40", "--loader.workers=2"), 0, 1, 0)
+    if fault == "another fork fails":
+        monkeypatch.setattr(items_module, "DataLoader", Failing)
+        with pytest.raises(OSError, match="Too many open files"):
+            next(batches)
+    else:
+        next(batches)
+        kept.append(batches._loaded)
+        monkeypatch.setattr(kept[0], "_shutdown_workers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            batches.close()
+        monkeypatch.undo()
+    for worker in kept[0]._workers:
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):

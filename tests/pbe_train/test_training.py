@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -11,11 +12,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
+from torch.distributed import DistBackendError
 
 from pbe_train import train as train_module
 from pbe_train.config import OptimizerSettings
@@ -23,6 +26,7 @@ from pbe_train.data.items import Items
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.train import set_learning_rate, train
 from pbe_train.training.checkpoint import read_part, read_state
+from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
@@ -236,14 +240,17 @@ def test_a_rank_whose_peer_has_left_says_so_in_one_line(world: World, tmp_path: 
     """The other errors of a run of several ranks keep their traceback."""
     said = "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:9"
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path)])
-    for ranks, text, expected in ((2, said, InputError), (1, said, RuntimeError), (2, "mat1 and mat2", RuntimeError)):
+    full = "NCCL error: unhandled system error. Error while creating shared memory segment: No space left on device"
+    cases = ((2, said, InputError), (1, said, RuntimeError), (2, "mat1 and mat2", RuntimeError), (2, full, DistBackendError))
+    for ranks, text, expected in cases:
         monkeypatch.setattr(Ranks, "start", lambda *_, count=ranks: Ranks(1, count, torch.device("cpu")))
 
-        def fail(*_, text: str = text):
-            raise RuntimeError(text)
+        def fail(*_, text: str = text, kind=RuntimeError if expected is InputError else expected):
+            raise kind(text)
 
         monkeypatch.setattr(train_module, "train", fail)
-        message = "^rank 1: another rank has left; its own message says why$" if expected is InputError else re.escape(text)
+        told = f"^rank 1: another rank has left; its own message says why \\({re.escape(said)}\\)$"
+        message = told if expected is InputError else re.escape(text)
         with pytest.raises(expected, match=message):
             train_module.main()
 
@@ -468,6 +475,7 @@ def test_a_branch_that_was_left_is_kept_also_where_the_new_one_comes_to_the_same
     for number in ("", "-2"):
         run(world, tmp_path / "run", f"--resume={checkpoints / 'step-00000003'}", "--checkpoint_every=9")
         assert (checkpoints / f"left-step-00000006{number}").is_dir()
+        run(world, tmp_path / "run", "--steps=7", "--checkpoint_every=9")  # Else the same command would go on with its branch.
     assert (checkpoints / "left-step-00000006" / "state.json").stat().st_ino == left
 
 
@@ -482,6 +490,69 @@ def test_a_run_that_went_back_goes_on_from_its_new_branch(world: World, finished
     run(world, out, "--steps=6", "--checkpoints_kept=1")
     assert f"going on from {out / 'checkpoints' / 'step-00000004'}" in capsys.readouterr().out
     assert weights(out, 6) == weights(finished, 6)
+
+
+@pytest.mark.parametrize("place", ["own checkpoint", "other run"])
+def test_the_same_command_goes_on_with_the_branch_that_it_began(world: World, finished: Path, tmp_path: Path, capsys, place: str):
+    """Also with `--resume PATH`, as a batch system that starts a job again gives it; nothing that was reached is set aside."""
+    out = tmp_path / "run"
+    source = finished
+    if place == "own checkpoint":
+        shutil.copytree(finished, out)
+        source = out / "checkpoints" / "step-00000003"
+    run(world, out, f"--resume={source}", "--steps=7")
+    before = saved(out)
+    capsys.readouterr()
+    run(world, out, f"--resume={source}", "--steps=8")
+    assert f"going on from {out / 'checkpoints' / 'step-00000007'}" in capsys.readouterr().out
+    assert set(before) - {"step-00000003", "step-00000006"} <= set(saved(out))
+    run(world, tmp_path / "straight", "--steps=8")
+    assert weights(out, 8) == weights(tmp_path / "straight", 8)
+
+
+def test_pictures_that_cannot_be_drawn_cost_no_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else a run without the memory for them would start from the same step again and again."""
+
+    def draw(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Pictures, "draw", draw)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(world, tmp_path, "--pictures.every=3", "--checkpoint_every=3")
+    assert saved(tmp_path) == ["step-00000003"]
+
+
+def test_a_damaged_held_out_sample_is_left_out_of_pictures_where_damage_is_put_up_with(world: World, tmp_path: Path, capsys):
+    shutil.copytree(world.dataset, tmp_path / "dataset")
+    row = pq.read_table(tmp_path / "dataset" / "index.parquet", filters=[("shard", "==", "validation-000000")]).to_pylist()[0]
+    with (tmp_path / "dataset" / "shards" / "validation-000000.tar").open("r+b") as tar:
+        tar.seek(row["ref_jpg"]["offset"] + 20)
+        tar.write(b"damage")
+    options = [f"--dataset={tmp_path / 'dataset'}", "--validation.every=0", "--pictures.every=6", "--steps=1"]
+    with pytest.raises(InputError, match=rf"sample {row['key']} is damaged"):
+        run(world, tmp_path / "stop", *options)
+    run(world, tmp_path / "replace", *options, "--loader.on_damage=replace")
+    assert f"left out of the held-out samples: {tmp_path}/dataset/shards/validation-000000.tar: sample {row['key']}" in (
+        capsys.readouterr().err
+    )
+    assert list((tmp_path / "replace" / "pictures").iterdir())
+
+
+def test_a_loader_process_that_was_killed_is_told_in_one_line(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the system does that has no memory left."""
+    whole = train_module.noise_losses
+
+    def noise_losses(*given):
+        for child in multiprocessing.active_children():
+            child.kill()
+        return whole(*given)
+
+    monkeypatch.setattr(train_module, "noise_losses", noise_losses)
+    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    options = ["--out", str(tmp_path), "--steps=60", "--loader.workers=1"]
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), *options])
+    with pytest.raises(InputError, match=r"^rank 0: DataLoader worker .*; was memory short\? Then lower --loader\.workers$"):
+        train_module.main()
 
 
 def test_a_resumed_run_needs_no_prior(world: World, finished: Path, tmp_path: Path):

@@ -1,7 +1,9 @@
 """What a run says about itself: losses by diffusion time, held-out losses, hangs, lack of memory."""
 
+import errno
 import json
 import math
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import tenacity
 import torch
+from safetensors import SafetensorError
 
 from pbe_train import train as train_module
 from pbe_train.config import TIMESTEPS
@@ -22,7 +25,7 @@ from pbe_train.training.checks import out_of_memory
 from pbe_train.training.measures import Measures
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.watchdog import Watchdog
-from schemas.errors import InputError
+from schemas.errors import InputError, machine_error
 from tests.pbe_train.small_world import World
 
 IDENTITY = RunIdentity(
@@ -181,6 +184,47 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
         writer.__exit__(InputError)
     assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_is_called_so(world: World, tmp_path: Path, monkeypatch, capsys):
+    """What safetensors says of it stands in its text alone."""
+    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
+    found = []
+
+    def full(tensors, path):
+        path.write_bytes(b"the first half")
+        found.append(list((tmp_path / "checkpoints").iterdir()))
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
+    with pytest.raises(OSError, match="No space left") as caught:
+        writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1, last=True)
+    assert machine_error(caught.value) == f"No space left on device: {tmp_path}"
+    assert [len(folders) for folders in found] == [1] * checkpoint_writer.ATTEMPTS
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_harms_no_new_one(world: World, tmp_path: Path, monkeypatch, capsys):
+    """On NFS a file that somebody reads stays, and its folder with it. The next checkpoint tries again."""
+    settings, weight = world.settings(tmp_path, "--checkpoints_kept=1"), {"model": {"weight": torch.zeros(1)}}
+    remove, refused = shutil.rmtree, []
+
+    def rmtree(path, ignore_errors=False):
+        if not ignore_errors and not refused:
+            refused.append(path)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    with CheckpointWriter(settings, IDENTITY, 0) as writer:
+        for step in (1, 2):
+            writer.save(step, weight, step)
+    assert "step-00000002: is written; an older checkpoint could not be removed" in capsys.readouterr().err
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["step-00000002"]
+    with CheckpointWriter(settings, IDENTITY, 2) as writer:
+        writer.save(3, weight, 3)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
 
 
 def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(world: World, tmp_path: Path, monkeypatch):

@@ -1,5 +1,6 @@
 """The photo store itself: parts and rounds, tables made from them, what does not count, damage that is found. No network."""
 
+import errno
 import hashlib
 import io
 import json
@@ -439,6 +440,18 @@ def test_one_crawl_at_a_time(store):
         pass
     with lock_folder(store, "in use"):
         pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(store, monkeypatch, capsys):
+    """Lustre without `-o flock`: to say that another one is at work there would be wrong, and would never end."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("schemas.files.fcntl.flock", flock)
+    with lock_folder(store, "in use"):
+        (store / "written").touch()
+    assert "no locks on this file system (Function not implemented)" in capsys.readouterr().err
 
 
 def test_a_damaged_round_record_stops_and_is_not_taken_for_none(store):
