@@ -70,25 +70,32 @@ def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
     Raises:
         InputError: diffusers has no such scheduler, or it cannot be put on this schedule (flow matching, EDM, inversion).
     """
-    name = scheduler if isinstance(scheduler, str) else type(scheduler).__name__
-    options: dict[str, Any] = {} if isinstance(scheduler, str) else dict(scheduler.config)
+    name = scheduler if isinstance(scheduler, str) else getattr(scheduler, "__name__", type(scheduler).__name__)
+    # Without diffusers' notes: of options that are noted as left at their default it would take no other value.
+    given = getattr(scheduler, "config", {})
+    options = {key: value for key, value in given.items() if key[0] != "_"} if isinstance(scheduler, SchedulerMixin) else {}
     kind: Any = getattr(diffusers, name, None)
     if SchedulerMixin not in getattr(kind, "__mro__", ()):
         raise InputError(f"{name}: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler")
     # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
     taken = inspect.signature(kind.__init__).parameters
-    given = [each for each in inspect.signature(kind.step).parameters.values() if each.default is each.empty]
-    plain = {each.name for each in given} <= {"self", "model_output", "timestep", "sample"}
+    step = inspect.signature(kind.step).parameters.values() if hasattr(kind, "step") else ()
+    plain = step and {each.name for each in step if each.default is each.empty} <= {"self", "model_output", "timestep", "sample"}
+    elsewhere = InputError(
+        f"{name}: does not sample on the schedule of the training (scaled linear betas); "
+        "for example DDIMScheduler or DPMSolverMultistepScheduler does"
+    )
     if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name or not plain:
-        raise InputError(
-            f"{name}: does not sample on the schedule of the training (scaled linear betas); "
-            "for example DDIMScheduler or DPMSolverMultistepScheduler does"
-        )
-    own = {**options, **SCHEDULE, "trained_betas": None, "use_flow_sigmas": False}
+        raise elsewhere
+    own = {**options, **SCHEDULE, "trained_betas": None, "use_flow_sigmas": False, "rescale_betas_zero_snr": False}
     try:
-        return kind.from_config(own, prediction_type=prediction)
+        made = kind.from_config(own, prediction_type=prediction)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"{name}: {' '.join(str(error).split())}; give other options, or another scheduler") from None
+    # Some shift the schedule by options of their own.
+    if not torch.allclose(made.alphas_cumprod.float(), training_schedule(prediction).alphas_cumprod, atol=1e-6):
+        raise elsewhere
+    return made
 
 
 @torch.no_grad()

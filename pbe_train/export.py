@@ -68,6 +68,8 @@ def place(out: Path, form: str) -> tuple[Path, str]:
         InputError: a file where a folder is needed.
     """
     if out.suffix not in SUFFIXES:
+        if out.suffix in (".pt", ".pth", ".bin"):
+            raise InputError(f"--out {out}: give a folder, or a name that ends in {' or '.join(SUFFIXES)}")
         return out, DEFAULT_NAME
     if form != "ldm":
         raise InputError(f"--out {out}: --format {form} writes a folder; give a name without {out.suffix}")

@@ -20,6 +20,14 @@ def main() -> None:
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {options.out}: write a .png (keeps every byte outside the mask), .jpg or .webp")
     # Before a model of gigabytes is read.
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        missing = not options.out.exists()
+        options.out.open("ab").close()
+        if missing:
+            options.out.unlink()
+    except OSError as error:
+        raise InputError(f"--out {options.out}: cannot be written to ({error.strerror}); give another place") from None
     photo, mask = read_photo(options.image), read_mask(options.mask)
     check_mask(mask, photo, options.mask, options.image)
     for reference in options.reference:
@@ -46,8 +54,7 @@ def main() -> None:
             callback=show,
         )
     assert isinstance(edited, Image.Image)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    edited.save(options.out)
+    edited.save(options.out, icc_profile=edited.info.get("icc_profile"))
     print(f"{options.out}: {edited.width}x{edited.height} px, {mask.mean():.1%} of it repainted")
 
 

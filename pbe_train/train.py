@@ -96,6 +96,8 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     # Go on from a checkpoint, if there is one; every rank looks for itself.
     checkpoint = find_checkpoint(settings.out, settings.resume)
     state = read_state(checkpoint) if checkpoint else None
+    if state:
+        settings = with_its_start(settings, state, ranks)
     precision = ranks.choose_precision(settings.precision)
     check_agreement(ranks, checkpoint, state, reader, precision)
 
@@ -229,6 +231,15 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
         return stopping
     finish(settings, ranks, kept, progress, reader.folder, len(skipped.steps), len(damage.seen))
     return 0
+
+
+def with_its_start(settings: TrainSettings, state: CheckpointState, ranks: Ranks) -> TrainSettings:
+    """Settings that name the start which the run had, since that is what it was made of, and under whose licence it is."""
+    had = state.settings["model"].get("pretrained")
+    given = settings.model.pretrained
+    if given not in (None, had) and ranks.rank == 0:
+        print(f"model.pretrained {given} is not read: this run began {f'from {had}' if had else 'from scratch'}", flush=True)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"pretrained": had})})
 
 
 class Asked(NamedTuple):

@@ -41,6 +41,11 @@ def load_vae(source: str) -> AutoencoderKL:
     return load_network(AutoencoderKL, source, "vae").eval().requires_grad_(False)
 
 
+def local_folder(source: str) -> Path | None:
+    """The folder of this machine that a name means, looked for here and then in the project's own tree; null: there is none."""
+    return next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+
+
 def load_network(kind: Any, source: str, subfolder: str) -> Any:
     """Load a network of diffusers or transformers in float32. Safetensors only, so that nothing that is loaded can run code.
 
@@ -53,7 +58,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
     Raises:
         InputError: no such folder or hub id, or what is there is not such a network.
     """
-    folder = next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+    folder = local_folder(source)
     if folder:
         inner = folder if (folder / "config.json").is_file() else folder / subfolder
         if not (inner / "config.json").is_file():

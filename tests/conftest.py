@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# Several test processes share few cores: threads that spin while they wait would keep the others from what is waited for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # A Ray without an address joins the cluster that `ray start`, or a test, left word of in this folder: one for each test process.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
 atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)

@@ -2,7 +2,8 @@
 
     image, mask, reference ──read──▶ arrays ──edit──▶ photo with the reference's object in the region
 
-Files, Pillow's pictures and arrays go in, Pillow's pictures come out. Every byte outside the mask is the photo's own.
+Files, Pillow's pictures and arrays go in, Pillow's pictures come out: RGB of 8 bits, with the photo's colour profile. Every byte
+outside the mask is the photo's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +16,8 @@ import torch
 from PIL import Image
 
 from pbe_train.diffusion import Scheduler
-from pbe_train.editing.placing import Precision, place
-from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo
+from pbe_train.editing.placing import Precision, find_device, place
+from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.editing.region import AnyPhoto
 from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit
 from pbe_train.weights.paintable import load_model
@@ -71,9 +72,12 @@ class PaintByExample:
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
 
         Raises:
-            InputError: there is no such model, or not a whole one.
+            InputError: there is no such model, or not a whole one; no such device, weights or precision.
         """
-        there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, ("fp32", "bf16", "fp16"))):
+            if value not in known:
+                raise InputError(f"{name} {value!r}: give one of {', '.join(known)}")
+        there = find_device(device)
         return cls(place(load_model(source, weights, "cpu"), there, precision, offload))
 
     def __call__(
@@ -115,8 +119,8 @@ class PaintByExample:
         """
         one = not isinstance(image, (list, tuple))
         images, masks, references, seeds = _listed(image, mask, reference, seed)
-        for name, count in (("steps", steps), ("batch_size", batch_size)):
-            if count < 1:
+        for name, count in (("steps", steps), ("batch_size", batch_size), ("size", 1 if size is None else size)):
+            if whole_number(count, name) < 1:
                 raise InputError(f"{name} {count}: must be 1 or more")
         check_size(self.run, size)
         check_guidance(self.run, guidance)
@@ -147,7 +151,7 @@ class PaintByExample:
                 blend=blend,
                 watch=watch if callback else None,
             )
-            edited += [Image.fromarray(photo) for photo in painted]
+            edited += [with_profile(photo, given) for photo, given in zip(painted, images[part], strict=True)]
         return edited[0] if one else edited
 
 
@@ -168,7 +172,8 @@ def _listed(
     # Of one photo, a list is several references of one object.
     groups = [given] if not isinstance(image, (list, tuple)) else given
     references = [list(each) if isinstance(each, (list, tuple)) else [each] for each in groups]
-    seeds = [int(each) for each in seed] if isinstance(seed, Sequence | np.ndarray) else [int(seed)] * len(images)
+    several = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
+    seeds = [whole_number(each, "seed") for each in (seed if several else [seed] * len(images))]  # type: ignore[union-attr]
     counts = {"images": len(images), "masks": len(masks), "references": len(references), "seeds": len(seeds)}
     if len(set(counts.values())) > 1 or not images:
         found = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -7,9 +7,25 @@ import torch
 from torch import nn
 
 from pbe_train.editing.sampling import Run
+from schemas.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """A device that is there; by default the first GPU, else the CPU.
+
+    Raises:
+        InputError: this machine, or this PyTorch, has no such device.
+    """
+    try:
+        there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=there)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(f"device {device}: not to be had here ({cause}); give cpu, cuda or cuda:1, or leave it out") from None
+    return there
 
 
 def place(run: Run, device: torch.device, precision: Precision, offload: bool) -> Run:

@@ -1,5 +1,6 @@
 """Photos and masks as people have them (files, Pillow's pictures, arrays) -> arrays, or a clear error."""
 
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ def read_photo(picture: Picture, name: str = "the photo") -> Photo:
             return photo_of_image(picture)
         except PhotoError as error:
             raise InputError(f"{name}: Pillow cannot read it ({error}); give another picture") from None
+    if not isinstance(picture, str | Path):
+        raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
     if not Path(picture).is_file():
         raise InputError(f"{picture}: no such file; give the path of a photo")
     try:
@@ -73,6 +76,27 @@ def check_mask(mask: AnyMask, photo: AnyPhoto, mask_name: object = "the mask", p
         )
     if not np.any(mask):
         raise InputError(f"{mask_name}: the mask is empty; paint the region to be edited white")
+
+
+def with_profile(photo: AnyPhoto, source: Picture) -> Image.Image:
+    """A picture of Pillow with the colour profile of the photo that it was made of: else the same bytes are other colours."""
+    made = Image.fromarray(photo)
+    if isinstance(source, str | Path):
+        with Image.open(source) as image:
+            mode, profile = image.mode, image.info.get("icc_profile")
+    else:
+        mode, profile = (source.mode, source.info.get("icc_profile")) if isinstance(source, Image.Image) else ("", None)
+    if profile and mode in ("RGB", "RGBA"):  # Those of CMYK and grey say nothing of RGB.
+        made.info["icc_profile"] = profile
+    return made
+
+
+def whole_number(value: object, name: str) -> int:
+    """A whole number of any kind. Raises InputError for anything else: 1.7 is not 1."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} {value!r}: must be a whole number") from None
 
 
 def _checked(array: np.ndarray, name: str) -> Photo:

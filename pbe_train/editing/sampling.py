@@ -187,8 +187,10 @@ def check_guidance(run: Run, guidance: float) -> None:
     """Refuse guidance from a null vector that was never trained.
 
     Raises:
-        InputError: guidance other than 1 for a run that never dropped the condition.
+        InputError: guidance other than 1 for a run that never dropped the condition, or what is no finite number.
     """
+    if not isinstance(guidance, int | float | np.floating | np.integer) or not np.isfinite(guidance):
+        raise InputError(f"guidance {guidance!r}: must be a finite number")
     if guidance != 1 and run.settings.guidance_dropout == 0:
         raise InputError(
             f"guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "

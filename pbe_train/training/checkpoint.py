@@ -239,7 +239,13 @@ def read_state(folder: Path) -> CheckpointState:
     try:
         state = CheckpointState.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{path}: damaged ({error.errors()[0]['msg']}); {_way_out(folder)}") from None
+        first = error.errors()[0]
+        if first["type"] in ("missing", "extra_forbidden"):
+            raise InputError(
+                f"{path}: was written by another version of this program ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
+                "use that one, or begin a new run"
+            ) from None
+        raise InputError(f"{path}: damaged ({first['msg']}); {_way_out(folder)}") from None
     for name, record in state.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None

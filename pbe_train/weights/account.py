@@ -1,10 +1,11 @@
 """The account of a start: every tensor of its source was loaded, or is left aside for a reason, and what is new has a name."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pbe_train.config import ModelSettings
 from pbe_train.weights.source import Source
 from schemas.files import write_atomically
 
@@ -31,6 +32,8 @@ class Account:
     """Licence of the source's weights, by the name that the hub gives it; null where it is not known."""
     licence_guessed: bool = False
     """Whether that is the licence of what is published in this layout, and nothing says that this is such a model."""
+    otherwise: list[str] = field(default_factory=list)
+    """What this run sees otherwise than the source was trained to."""
 
     def lines(self) -> str:
         """The account as a person reads it."""
@@ -42,14 +45,21 @@ class Account:
             f"  new         {'; '.join(self.new) or 'nothing'}\n"
             f"  left aside  {aside or 'nothing'}\n"
             f"  licence     {self.licence or 'not known'}{GUESSED if self.licence_guessed else ''}"
+            + "".join(f"\n  otherwise   {difference}" for difference in self.otherwise)
         )
 
 
-def account_for(source: Source, new: list[str]) -> Account:
+def account_for(source: Source, new: list[str], model: ModelSettings) -> Account:
     """The account of a source whose U-Net and conditioner were loaded in full."""
     conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
     same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
     licence, guessed = _licence_of(source)
+    had = {**source.record.get("painting", {}), **source.trained_with}
+    differences = [
+        f"{name} {getattr(model, name)}, where it was trained with {had[name]}; is that meant?"
+        for name in ("tokens", "reference_geometry", "mask_to_latent")
+        if had.get(name, getattr(model, name)) != getattr(model, name)
+    ]
     return Account(
         source=source.where,
         kind=source.kind,
@@ -58,6 +68,7 @@ def account_for(source: Source, new: list[str]) -> Account:
         aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
         licence=licence,
         licence_guessed=guessed,
+        otherwise=differences,
     )
 
 

@@ -41,7 +41,7 @@ def check_diffusers(run: Run) -> None:
     if blocks != theirs:
         raise InputError(
             f"--format diffusers: the run's conditioner has {blocks} block(s), the pipeline always makes {theirs} for an encoder "
-            f"of {layers} layers, (layers + 1) // 5; export with --format ldm, or train with "
+            f"of {layers} layers, (layers + 1) // 5; --format ldm may hold it, or train with "
             f"model.conditioner_blocks {theirs}"
         )
 

@@ -14,15 +14,15 @@ from pbe_train.weights.names import POSITION_IDS, bare_encoder_names, count_bloc
 from pbe_train.weights.record import check_depth, record_beside
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
-from schemas.settings import REPOSITORY
+from schemas.weights import local_folder
 
-# In this order: safetensors where there are any; half precision (diffusers' `variant="fp16"`) where there is nothing else.
+# In this order: half precision (diffusers' `variant="fp16"`) where there is no other, pickles where there is nothing else.
 DIFFUSERS_FILES = (
     "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
 )
-TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
+TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 IMAGE_ENCODER = "PaintByExampleImageEncoder"
 TEXT_ENCODER = "text_encoder"
 NOT_OPENED = (TEXT_ENCODER, "tokenizer", "safety_checker", "feature_extractor")
@@ -37,19 +37,24 @@ def locate_folder(source: str) -> Path | None:
     Raises:
         InputError: the hub has no such repository, or cannot be reached.
     """
-    folder = next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+    folder = local_folder(source)
     if folder or not HUB_ID.fullmatch(source):
         return folder
     parts = {"unet": DIFFUSERS_FILES, "vae": DIFFUSERS_FILES, "image_encoder": TRANSFORMERS_FILES}
     wanted = ["*.json", *(f"{part}/{files[0]}" for part, files in parts.items())]
     try:
         found = Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
-        pickles = [
-            f"{part}/{files[1]}"
-            for part, files in parts.items()
-            if (found / part / "config.json").is_file() and not (found / part / files[0]).is_file()
-        ]
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=[*wanted, *pickles])) if pickles else found
+        for number in (1, 2):
+            missing = [
+                f"{part}/{files[number]}"
+                for part, files in parts.items()
+                if (found / part / "config.json").is_file()
+                and not any((found / part / name).is_file() for name in files[:number])
+            ]
+            if missing:
+                wanted = [*wanted, *missing]
+                found = Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
+        return found
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:160]
         raise InputError(
@@ -108,7 +113,7 @@ def is_image_encoder(folder: Path) -> bool:
 
 def locate_image_encoder(source: str) -> Path | None:
     """The folder of Paint by Example's image encoder in a folder or hub repository, or the folder itself; null: there is none."""
-    folder = next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+    folder = local_folder(source)
     if folder is None and HUB_ID.fullmatch(source):
         try:
             # One small file, so that a CLIP repository is not fetched as a pipeline.

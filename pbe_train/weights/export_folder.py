@@ -51,7 +51,10 @@ def new_export(folder: Path, told: dict[str, Any]) -> Iterator[Path]:
         InputError: the place holds something else.
     """
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written to ({error.strerror}); give another place") from None
     mark = uuid.uuid4().hex[:12]
     folder = folder.absolute()  # `.` has no name.
     partial, aside = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("partial", "old"))

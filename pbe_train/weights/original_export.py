@@ -49,7 +49,7 @@ def check_original(run: Run) -> None:
     if run.settings.prediction != "epsilon":
         raise InputError(
             f"--format ldm: the run predicts {run.settings.prediction}, the original code can sample from predicted noise only; "
-            "export with --format diffusers"
+            "--format diffusers may hold it"
         )
     _check_read_back(run)
 

@@ -30,5 +30,6 @@ def read_own(path: Path) -> Source | None:
         encoder_sha256=state.identity.encoder_sha256,
         vae_sha256=state.identity.vae_sha256,
         prediction=state.settings.get("prediction"),
+        trained_with=state.settings.get("model", {}),
         aside={"optimizer": 0} | ({"weights that are not averaged": 0} if averaged else {}),
     )

@@ -21,7 +21,7 @@ from pbe_train.weights.source import Source
 from pbe_train.weights.sources import read_source
 from pbe_train.weights.start import check_architecture
 from schemas.errors import InputError
-from schemas.weights import weights_sha256
+from schemas.weights import local_folder, weights_sha256
 
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
 RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
@@ -39,9 +39,9 @@ def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", dev
     Raises:
         InputError: none of these, damaged, or a model that does not paint by example.
     """
-    path = Path(source).expanduser()
-    if path.is_dir() and locate_checkpoint(path):
-        return load_run(path, weights, device)
+    folder = local_folder(str(source))
+    if folder and locate_checkpoint(folder):
+        return load_run(folder, weights, device)
     return paintable(read_source(str(source)), device)
 
 

@@ -55,6 +55,7 @@ def load_diffusers_pipeline(source: str, dtype: torch.dtype = torch.float32) -> 
     fill(unet.state_dict(), read_weights(folder / "unet", DIFFUSERS_FILES), str(folder / "unet"), "U-Net")
     vae = AutoencoderKL.from_config(read_config(folder / "vae")).eval()
     fill(vae.state_dict(), current_vae_names(read_weights(folder / "vae", DIFFUSERS_FILES)), str(folder / "vae"), "VAE")
+    read_json(folder / "feature_extractor" / "preprocessor_config.json")  # transformers would look for it on the hub.
     return PaintByExamplePipeline(
         vae=vae.to(dtype),
         image_encoder=encoder.to(dtype),

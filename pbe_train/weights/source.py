@@ -44,6 +44,8 @@ class Source:
     """What its U-Net predicts, where it says so, in diffusers' words."""
     text_condition: bool = False
     """Whether a text encoder comes with it."""
+    trained_with: dict[str, Any] = field(default_factory=dict)
+    """Settings of `train.model` that it was trained with, where it says so: how it sees references and masks."""
     record: dict[str, Any] = field(default_factory=dict)
     """What an export of this project says of itself; empty for any other model."""
     aside: dict[str, int] = field(default_factory=dict)

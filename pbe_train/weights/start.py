@@ -78,7 +78,7 @@ def start_model(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExa
     else:
         conditioner = {name.removeprefix("conditioner."): own for name, own in model.kept().items() if name[:5] != "unet."}
         fill(conditioner, source.conditioner, source.where, "conditioner")
-    return model, account_for(source, new)
+    return model, account_for(source, new, settings.model)
 
 
 def widened(weight: Float[Tensor, "out channels height width"]) -> Float[Tensor, "out wide height width"]:

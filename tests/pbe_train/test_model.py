@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -257,6 +257,16 @@ def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not():
     assert made.betas[0].item() == pytest.approx(0.00085)
 
 
+@pytest.mark.parametrize("given", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("options", [{}, {"rescale_betas_zero_snr": True}, {"use_karras_sigmas": True}])
+def test_a_scheduler_with_options_of_its_own_follows_the_schedule_of_the_training(given, options):
+    """Also in what it leaves at its default, which diffusers notes, and would not have changed."""
+    own = {name: value for name, value in options.items() if name in inspect.signature(given).parameters}
+    made, expected = make_scheduler(given(**own), "epsilon"), training_schedule("epsilon")
+    assert torch.equal(made.alphas_cumprod, expected.alphas_cumprod)
+    assert not made.config.get("clip_sample", False)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "steps", "message"),
     [
@@ -291,6 +301,8 @@ def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
         ("DDIMInverseScheduler", "does not sample on the schedule of the training"),
         ("CogVideoXDPMScheduler", "does not sample on the schedule of the training"),
         ("UnCLIPScheduler", ""),
+        ("CogVideoXDDIMScheduler", "does not sample on the schedule of the training"),
+        ("ScoreSdeVeScheduler", "does not sample on the schedule of the training"),
     ],
 )
 def test_other_schedulers_are_refused(name, message):

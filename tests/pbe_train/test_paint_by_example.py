@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import nn
 
 from pbe_train import PaintByExample, sample
@@ -312,6 +312,105 @@ def test_bad_input_is_one_line(paint: PaintByExample, changed: dict, message: st
     with pytest.raises(InputError, match=message) as caught:
         paint(**{"image": photo(1), "mask": region(), "reference": photo(2, 20, 30), "steps": 1, **changed})
     assert "\n" not in str(caught.value)
+
+
+WRONG_TYPES = """
+import sys, numpy, torch
+from diffusers import DDIMScheduler
+from pbe_train import PaintByExample
+from schemas.errors import InputError
+
+def said(call, **given):
+    try:
+        call(**given)
+    except InputError as error:
+        return print(error)
+    print("nothing")
+
+photo = numpy.zeros((32, 32, 3), numpy.uint8)
+whole = {"image": photo, "mask": numpy.ones((32, 32), bool), "reference": photo, "steps": 1}
+for wrong in ({"weights": "EMA"}, {"precision": "int8"}, {"device": "gpu"}):
+    said(PaintByExample.from_pretrained, source=sys.argv[1], **wrong)
+paint = PaintByExample.from_pretrained(sys.argv[1])
+for wrong in (
+    {"scheduler": None}, {"scheduler": DDIMScheduler}, {"image": None}, {"mask": torch.zeros(3)}, {"reference": [[photo, photo]]},
+    {"guidance": None}, {"guidance": float("nan")}, {"steps": 2.5}, {"batch_size": "2"}, {"size": 64.0}, {"seed": 1.7},
+    {"seed": [1.9]}, {"seed": None}, {"seed": numpy.array(3)},
+):
+    said(paint, **{**whole, **wrong})
+"""
+
+
+def test_what_is_of_a_wrong_kind_is_one_line(folder: Path):
+    """In a process of its own, where types are not checked on the way in."""
+    done = subprocess.run([sys.executable, "-c", WRONG_TYPES, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[2].startswith("device gpu: not to be had here (")
+    assert lines[:2] + lines[3:] == [
+        "weights 'EMA': give one of ema, model",
+        "precision 'int8': give one of fp32, bf16, fp16",
+        "NoneType: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler",
+        "nothing",
+        "image: NoneType is no picture; give a file, a picture of Pillow, or an array",
+        "mask: Tensor is no picture; give a file, a picture of Pillow, or an array",
+        "reference: list is no picture; give a file, a picture of Pillow, or an array",
+        "guidance None: must be a finite number",
+        "guidance nan: must be a finite number",
+        "steps 2.5: must be a whole number",
+        "batch_size '2': must be a whole number",
+        "size 64.0: must be a whole number",
+        "seed 1.7: must be a whole number",
+        "seed 1.9: must be a whole number",
+        "seed None: must be a whole number",
+        "nothing",
+    ]
+
+
+def test_a_run_of_the_projects_own_tree_is_found_from_anywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("schemas.weights.REPOSITORY", folder.parent)
+    monkeypatch.chdir(tmp_path)
+    assert PaintByExample.from_pretrained(folder.name).run.step == 2
+
+
+def test_the_photos_colour_profile_stays(paint: PaintByExample, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without it the same bytes would be other colours. That of a CMYK photo says nothing of RGB."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(photo(1)).save(tmp_path / "photo.png", icc_profile=profile)
+    Image.fromarray(photo(1)).convert("CMYK").save(tmp_path / "cmyk.jpg", icc_profile=profile)
+    given = {"mask": region(), "reference": photo(2, 20, 30), "steps": 1}
+    with Image.open(tmp_path / "photo.png") as opened:
+        for image in (tmp_path / "photo.png", opened):
+            assert paint(image, **given).info["icc_profile"] == profile
+    assert "icc_profile" not in paint(tmp_path / "cmyk.jpg", **given).info
+    assert "icc_profile" not in paint(photo(1), **given).info
+    Image.fromarray(region()).save(tmp_path / "mask.png")
+    names = {
+        "model": folder,
+        "image": "photo.png",
+        "mask": "mask.png",
+        "reference": "photo.png",
+        "out": "made/edited.jpg",
+        "steps": 1,
+    }
+    options = [word for name, value in names.items() for word in (f"--{name}", str(value))]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sample", *options])
+    sample.main()
+    with Image.open(tmp_path / "made" / "edited.jpg") as edited:
+        assert edited.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("out", ["folder.png", "file/edited.png"])
+def test_a_place_that_cannot_be_written_to_is_told_before_painting(folder: Path, tmp_path: Path, monkeypatch, out: str):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    Image.fromarray(photo(1)).save(tmp_path / "photo.png")
+    Image.fromarray(region()).save(tmp_path / "mask.png")
+    pictures = [f"--{name}={tmp_path / file}" for name, file in (("image", "photo.png"), ("mask", "mask.png"), ("out", out))]
+    monkeypatch.setattr(sys, "argv", ["sample", "--model", "nowhere", "--reference", str(tmp_path / "photo.png"), *pictures])
+    with pytest.raises(InputError, match=rf"--out {tmp_path}/{out}: cannot be written to"):
+        sample.main()
 
 
 def test_nothing_is_imported_before_it_is_needed():

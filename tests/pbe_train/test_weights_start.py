@@ -16,6 +16,7 @@ from pbe_train.config import TrainSettings
 from pbe_train.networks.loading import load_encoder
 from pbe_train.networks.model import PaintByExampleModel
 from pbe_train.train import train
+from pbe_train.training.checkpoint import read_state
 from pbe_train.training.ranks import Ranks
 from pbe_train.weights.account import Account
 from pbe_train.weights.start import start_model
@@ -444,8 +445,13 @@ def test_a_hub_id_fetches_pickles_only_where_there_is_nothing_else(paint: Publis
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     model, _ = start(base, "someone/model")
     assert_is(model, paint)
-    assert not any(pattern.endswith(".bin") for pattern in asked[0])
-    assert [pattern for pattern in asked[1] if pattern.endswith(".bin")] == [
+    assert not any(pattern.endswith((".bin", ".fp16.safetensors")) for pattern in asked[0])
+    assert [pattern for pattern in asked[1] if pattern.endswith(".fp16.safetensors")] == [
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "image_encoder/model.fp16.safetensors",
+    ]
+    assert [pattern for pattern in asked[2] if pattern.endswith(".bin")] == [
         "unet/diffusion_pytorch_model.bin",
         "vae/diffusion_pytorch_model.bin",
         "image_encoder/pytorch_model.bin",
@@ -509,9 +515,18 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
     (sd / "unet" / FILE).unlink()
     train(world.settings(tmp_path / "run", *options, "--steps=2"), ranks)
     assert "start:" not in capsys.readouterr().out
+    # Whatever is named later: the model is made of what it began with, which its licence is that of.
+    for later, said in (("elsewhere", f"model.pretrained elsewhere is not read: this run began from {sd}"), ("null", "")):
+        step = 3 + (later == "null")
+        train(world.settings(tmp_path / "run", f"--model.pretrained={later}", f"--steps={step}"), ranks)
+        assert said in capsys.readouterr().out
+        state = read_state(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+        assert state.settings["model"]["pretrained"] == str(sd)
     again = (f"--model.pretrained={tmp_path / 'run'}", "--steps=1")
-    train(world.settings(tmp_path / "next", *again), ranks)
-    assert "(run of this trainer)" in capsys.readouterr().out
+    train(world.settings(tmp_path / "next", *again, "--model.reference_geometry=pad"), ranks)
+    told = capsys.readouterr().out
+    assert "(run of this trainer)" in told
+    assert "otherwise   reference_geometry pad, where it was trained with squash" in told
 
 
 def test_a_start_on_another_vae_ends_before_training(world: World, prior: Published, tmp_path: Path):
