@@ -46,7 +46,8 @@ from pbe_train.data.shards import ShardReader
 from pbe_train.diffusion import noise_losses, training_schedule
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.preparing import prepare
-from pbe_train.train import make_optimizer, set_learning_rate, train
+from pbe_train.train import train
+from pbe_train.training.optimizer import make_optimizer, set_learning_rate
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
 from pbe_train.weights.start import start_model

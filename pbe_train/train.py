@@ -9,16 +9,14 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
-from pbe_train.config import OptimizerSettings, TrainSettings
+from pbe_train.config import TrainSettings
 from pbe_train.data.damage import DamageBook
 from pbe_train.data.items import Items, load_batches
 from pbe_train.data.prefetch import OnDevice
@@ -28,21 +26,21 @@ from pbe_train.diffusion import make_scheduler, noise_losses, training_schedule
 from pbe_train.editing.sampling import Run
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.model import PaintByExampleModel, build_model
-from pbe_train.networks.preparing import laid_out_as, prepare, uncompiled
+from pbe_train.networks.preparing import prepare, uncompiled
 from pbe_train.training.checkpoint import (
     CheckpointState,
     RunIdentity,
     check_resumable,
     find_checkpoint,
-    read_part,
     read_state,
 )
 from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
 from pbe_train.training.devices import arithmetic_of, find_gpu
-from pbe_train.training.ema import MovingAverage, copy_values
+from pbe_train.training.ema import MovingAverage
 from pbe_train.training.flops import step_flops
 from pbe_train.training.measures import Measures, Reading
+from pbe_train.training.optimizer import make_optimizer, optimizer_step, parts_of, resume, set_learning_rate, step_unless
 from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress, Timed
 from pbe_train.training.ranks import Ranks
@@ -61,8 +59,6 @@ from schemas.weights import weights_sha256
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
 # Below this scale a gradient of fp16 that overflows is not the scale's fault: it is tried down to here, and then counts.
 LEAST_SCALE = 1.0
-# AdamW's running means of the gradient and of its square.
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def main() -> int:
@@ -270,28 +266,6 @@ def report(asked: Asked, progress: Progress | None, skipped: SkippedSteps) -> No
         progress.log(reading.steps[-1] + 1, figures | {"learning_rate": asked.learning_rate}, asked.at, asked.waited)
 
 
-def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over everything that is trained."""
-    return torch.optim.AdamW(
-        trained.values(), lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-    )
-
-
-def step_unless(broken: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -> None:
-    """A step of the optimizer; where `broken`, one that changes neither weights nor moments. The device decides: nobody waits."""
-    # What a gradient scaler tells a fused optimizer: torch.amp.GradScaler does the same.
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
-    optimizer.found_inf = broken.float()  # type: ignore[attr-defined]
-    optimizer.step()
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> None:
-    """Linear warm-up, then constant; `step` counts from 0."""
-    share = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * share
-
-
 def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) -> RunIdentity:
     """What this run trains on and with."""
     return RunIdentity(
@@ -305,45 +279,6 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
         scaling_factor=reader.info.vae.scaling_factor,
         view_size=reader.info.view_size,
     )
-
-
-def parts_of(
-    kept: dict[str, nn.Parameter],
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
-) -> dict[str, Mapping[str, Tensor]]:
-    """All tensors that a resumed run needs: weights, their average, the optimizer's moments.
-
-    Weights and average name every parameter, also those that have no effect and are not trained: released weights have them.
-    """
-    moments = {f"{kind}.{name}": optimizer.state[parameter][kind] for kind in MOMENTS for name, parameter in trained.items()}
-    return {"model": kept, "optimizer": moments, **({"ema": {**kept, **average.average}} if average else {})}
-
-
-def optimizer_step(optimizer: torch.optim.Optimizer) -> int:
-    """Steps that AdamW has counted, the same for all parameters; waits for the device."""
-    return int(next(iter(optimizer.state.values()))["step"])
-
-
-def resume(
-    checkpoint: Path,
-    state: CheckpointState,
-    kept: dict[str, nn.Parameter],
-    trained: dict[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    average: MovingAverage | None,
-) -> None:
-    """Put everything back as `parts_of` found it."""
-    copy_values(read_part(checkpoint, state, "model", kept), kept)
-    if average:
-        averaged = read_part(checkpoint, state, "ema", kept)
-        copy_values({name: averaged[name] for name in average.average}, average.average)
-    expected = {f"{kind}.{name}": parameter for kind in MOMENTS for name, parameter in trained.items()}
-    moments = read_part(checkpoint, state, "optimizer", expected)
-    for name, parameter in trained.items():
-        own = {kind: laid_out_as(parameter, moments[f"{kind}.{name}"]) for kind in MOMENTS}
-        optimizer.state[parameter] = {"step": torch.tensor(float(state.optimizer_step), device=parameter.device), **own}
 
 
 def make_validation(settings: TrainSettings, ranks: Ranks, reference_size: int) -> Validation | None:

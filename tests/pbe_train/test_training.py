@@ -24,8 +24,9 @@ from pbe_train import train as train_module
 from pbe_train.config import OptimizerSettings
 from pbe_train.data.items import Items
 from pbe_train.data.remote_shards import open_reader
-from pbe_train.train import set_learning_rate, train
+from pbe_train.train import train
 from pbe_train.training.checkpoint import read_part, read_state
+from pbe_train.training.optimizer import set_learning_rate
 from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
