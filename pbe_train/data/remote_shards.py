@@ -106,12 +106,12 @@ class CachedShards:
                 if part:
                     self._fetch(shard, content, part)
 
-    def renew(self, shard: str) -> bool:
+    def renew(self, shard: str, file: FileIO) -> bool:
         """As `ShardFiles.renew`: once for each shard, since the check reads all of it."""
         if shard in self._renewed:
             return False
         self._renewed.add(shard)
-        return self.cache.drop_if_damaged(self.contents[shard])
+        return self.cache.drop_if_damaged(self.contents[shard], file)
 
     def _fetch(self, shard: str, content: ShardContent, part: Path) -> None:
         name = f"shards/{shard}.tar"
@@ -175,12 +175,14 @@ class ShardCache:
                 return file
             file.close()  # Evicted after it was opened and before it was locked.
 
-    def drop_if_damaged(self, content: ShardContent) -> bool:
-        """Remove a shard that is not what was fetched any more; who has it open keeps it. False where it is sound."""
+    def drop_if_damaged(self, content: ShardContent, file: FileIO) -> bool:
+        """Remove a shard, open as `file`, that is not what was fetched any more; who has it open keeps it. False: it is sound."""
         path = self.path(content)
         try:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return True  # Another process has found it out, and fetched it anew.
             sound = file_sha256(path) == content.sha256
-        except FileNotFoundError:  # Another process has found it out.
+        except FileNotFoundError:  # Or is about to.
             return True
         except OSError:  # The disk cannot read it.
             sound = False

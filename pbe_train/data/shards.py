@@ -90,8 +90,8 @@ class ShardFiles(Protocol):
     def where(self, shard: str) -> str:
         """How to call a shard in errors."""
 
-    def renew(self, shard: str) -> bool:
-        """Asked where a shard is damaged: whether it was our copy, which is gone now, so that `open` gets another one."""
+    def renew(self, shard: str, file: FileIO) -> bool:
+        """Asked where a shard, open as `file`, is damaged: whether that was our copy, and `open` gets another one now."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class LocalShards:
         """As `ShardFiles.where`."""
         return str(self.folder / "shards" / f"{shard}.tar")
 
-    def renew(self, shard: str) -> bool:
+    def renew(self, shard: str, file: FileIO) -> bool:
         """As `ShardFiles.renew`: there is no copy."""
         return False
 
@@ -275,7 +275,7 @@ class ShardReader:
             if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
                 raise
             assert rows is not None
-            if self.files.renew(name):
+            if self.files.renew(name, self._open[name][0]):
                 self._open.pop(name)[0].close()
                 return self._read(place, wanted, decode)
             key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
