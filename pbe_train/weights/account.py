@@ -54,7 +54,9 @@ def account_for(source: Source, new: list[str], model: ModelSettings) -> Account
     conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
     same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
     licence, guessed = _licence_of(source)
-    had = {**source.record.get("painting", {}), **source.trained_with}
+    told = source.record.get("painting")
+    # A record is a stranger's file: what is no table says nothing.
+    had = {**(told if isinstance(told, dict) else {}), **source.trained_with}
     differences = [
         f"{name} {getattr(model, name)}, where it was trained with {had[name]}; is that meant?"
         for name in ("tokens", "reference_geometry", "mask_to_latent")

@@ -15,17 +15,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pbe_train.export
-from pbe_train.config import TrainSettings
+from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.fitting import fit_reference
 from pbe_train.diffusion import training_schedule
 from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
-from pbe_train.weights.account import Account, write_account
+from pbe_train.weights.account import Account, account_for, write_account
 from pbe_train.weights.card import write_card
 from pbe_train.weights.export_folder import new_export
 from pbe_train.weights.names import Tensors
 from pbe_train.weights.original_file import schedule_buffers
 from pbe_train.weights.pipeline import load_diffusers_pipeline
+from pbe_train.weights.source import Source
 from pbe_train.weights.start import start_model
 from schemas.errors import InputError
 from schemas.randomness import name_hash
@@ -163,6 +164,18 @@ def test_the_schedule_is_diffusers(hub: Path):
     clean = torch.full((1,), 3.0)  # x_0 = x_t = 3 must stay near 3 under the posterior's mean, where little noise is added.
     mean = buffers["posterior_mean_coef1"][:1] * clean + buffers["posterior_mean_coef2"][:1] * clean
     torch.testing.assert_close(mean, clean)
+
+
+@pytest.mark.parametrize(
+    ("painting", "told"),
+    [
+        ({"reference_geometry": "pad"}, ["reference_geometry squash, where it was trained with pad; is that meant?"]),
+        (["pad"], []),
+    ],
+)
+def test_an_account_tells_what_is_seen_otherwise(painting: object, told: list[str]):
+    source = Source("export", "Paint by Example, diffusers layout", {}, {}, record={"painting": painting, "licence": "mit"})
+    assert account_for(source, [], ModelSettings(encoder="e", vae="v")).otherwise == told
 
 
 def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
