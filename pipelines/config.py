@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.photos import Frame
+from schemas.photos import EndMark, Frame
 from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
@@ -45,6 +45,9 @@ class SourceSettings(Group):
     """Folder that `pipelines/survey.py` wrote: hashes of the photos themselves, which find more of them than the tables do."""
     max_photo_pixels: int = Field(100_000_000, gt=0)
     """Photos with more px than this, by their header, are not decoded."""
+    missing_end_mark: EndMark = "accept"
+    """What becomes of a JPEG that has all its pixels and lacks only its end mark: `accept` uses it, `refuse` fails it with code
+    `no_end_mark`. One that lacks pixels is a `decode_error` either way."""
     photos_url: str | None = None
     """URL of the photo store; a URL given as `photos` comes here. Its tables are then kept in `photos`, a folder of each node."""
     storage: dict[str, Any] = Field({})

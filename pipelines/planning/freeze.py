@@ -32,7 +32,7 @@ SELECTION_RECORD = "selection.json"
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
 _TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
-_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels")
+_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:

@@ -117,6 +117,18 @@ def test_rules_in_px_are_asked_of_the_photo_where_the_tables_are_silent(rules, c
     assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, rules)), Failure)
 
 
+def test_a_jpeg_without_an_end_mark_is_packed_or_refused_as_is_set(tmp_path):
+    buffer = io.BytesIO()
+    Image.fromarray(photo_with_a_box()).save(buffer, "JPEG", quality=95)
+    (tmp_path / "p.jpg").write_bytes(buffer.getvalue()[:-2])
+    rows = [{**ROW, "file_name": "p.jpg"}]
+    [sample] = prepare_photo(rows, settings_for(tmp_path, kind="coco"))
+    assert sample.record.photo_size == (200, 120)
+    [failure] = prepare_photo(rows, settings_for(tmp_path, kind="coco", missing_end_mark="refuse"))
+    assert failure.code == "no_end_mark"
+    assert {"no_end_mark", "unsupported_format"} <= OF_PHOTOS & FAILURE_CODES.keys()
+
+
 LOOP, TOO_LONG = "loop.jpg", f"{'x' * 300}.jpg"
 
 
