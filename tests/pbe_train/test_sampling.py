@@ -183,6 +183,7 @@ def test_the_command_line_edits_a_photo(folder: Path, files: dict[str, Path], mo
 
 def test_bad_input_is_one_line_and_status_2(folder: Path, files: dict[str, Path]):
     """As a user sees it: a real process."""
+    write(files["reference"], np.full((20, 30), 255, np.uint8))
     done = subprocess.run(
         [sys.executable, "-m", "pbe_train.sample", *arguments(folder, files, mask=files["reference"])],
         capture_output=True,
@@ -229,7 +230,9 @@ def test_a_transparent_mask_is_refused_and_an_opaque_one_with_alpha_is_not(tmp_p
     """White on a transparent layer: laid over white, as photos are, it would repaint everything."""
     drawn = np.zeros((20, 20, 4), np.uint8)
     drawn[5:10, 5:10] = 255
-    with pytest.raises(InputError, match=r"layer\.png: the mask is transparent in places; save it without transparency"):
+    with pytest.raises(
+        InputError, match=r"layer\.png: the mask is transparent in places \(alpha 0 .*, 255 .*\), .* save it without"
+    ):
         read_mask(write(tmp_path / "layer.png", drawn))
     drawn[..., 3] = 255
     assert read_mask(write(tmp_path / "flat.png", drawn)).sum() == 25
