@@ -217,8 +217,8 @@ def _size(file: io.BytesIO | io.BufferedReader, frame: Frame, max_pixels: int) -
     image, _ = _open(file, max_pixels, header_only=frame == "stored")
     with _coded():
         width, height = _stored_size(image)
-        lies = frame == "exif" and _orientation(image) in (5, 6, 7, 8)
-    return (height, width) if lies else (width, height)
+        sideways = frame == "exif" and _orientation(image) in (5, 6, 7, 8)
+    return (height, width) if sideways else (width, height)
 
 
 def _open_whole(data: bytes, max_pixels: int, missing_end_mark: EndMark) -> tuple[Image.Image, Kind]:
@@ -289,9 +289,10 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, max_pixels: int) -> None:
     if tags.get(_REDUCED, 0) & 1 and (_SUB_PICTURES in tags or image.is_animated):
         detail = "a TIFF that begins with a small copy of another picture, as cameras' raw formats do; export photos from it"
         raise PhotoError("unsupported_format", detail)
-    tile = tags.get(TiffImagePlugin.TILEWIDTH, 0) * tags.get(TiffImagePlugin.TILELENGTH, 0)
-    if tile > max_pixels:  # A tile is decoded as a whole, however little of it lies in the photo.
-        raise PhotoError("too_many_pixels", f"tiles of {tile:,} px, more than {max_pixels:,}")
+    width, height = tags.get(TiffImagePlugin.TILEWIDTH, 0), tags.get(TiffImagePlugin.TILELENGTH, 0)
+    # A tile is decoded as a whole, however little of it lies in the photo.
+    if isinstance(width, int) and isinstance(height, int) and width * height > max_pixels:
+        raise PhotoError("too_many_pixels", f"tiles of {width * height:,} px, more than {max_pixels:,}")
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
