@@ -48,7 +48,10 @@ def read_original(path: Path) -> Source:
     record = record or record_beside(path.parent, path.name)
     unet, vae = starting_with(LDM_UNET, tensors), starting_with(LDM_VAE, tensors)
     if not unet:
-        raise InputError(f"{path}: no tensor here begins with {LDM_UNET}; give a Stable Diffusion 1.x or Paint by Example model")
+        raise InputError(
+            f"{path}: {_other_network(tensors)} (no tensor here begins with {LDM_UNET}); "
+            "give a Stable Diffusion 1.x or Paint by Example model"
+        )
     vision_start = _vision_start(tensors)
     try:
         attention, layers = original_levels(unet)
@@ -91,6 +94,21 @@ def read_original(path: Path) -> Source:
         aside=left,
         unknown=unknown,
     )
+
+
+def _other_network(tensors: Tensors) -> str:
+    """What a file without a U-Net of the original layout holds, by the beginnings of its names."""
+    kinds = {
+        **ADDED_NETWORKS,
+        "down_blocks.": "a U-Net or ControlNet of diffusers' layout, of which the folder with its config.json is read",
+        "unet.": "a LoRA or U-Net of another program",
+        "first_stage_model.": "a VAE alone",
+        "encoder.": "a VAE alone",
+        "emb_params": "a textual inversion",
+        "text_model.": "a CLIP model alone",
+        "vision_model.": "a CLIP model alone",
+    }
+    return next((kind for start, kind in kinds.items() if any(name.startswith(start) for name in tensors)), "no such model")
 
 
 def _vision_start(tensors: Tensors) -> str:

@@ -456,6 +456,24 @@ def test_what_nobody_knows_is_told_when_one_paints(paint: Published, tmp_path: P
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("lora_unet_mid_block.alpha", "a LoRA"),
+        ("down_blocks.0.resnets.0.norm1.weight", "a U-Net or ControlNet of diffusers' layout"),
+        ("first_stage_model.quant_conv.bias", "a VAE alone"),
+        ("emb_params", "a textual inversion"),
+        ("something", "no such model"),
+    ],
+)
+def test_a_file_of_another_network_says_which(name: str, what: str, base: Path, tmp_path: Path):
+    write_tensors(tmp_path / "model.safetensors", {name: torch.zeros(1)})
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: {what}.* \(no tensor here begins with model\.diffusion_model\.\)"
+    ):
+        start(base, tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("name", ["control_model.x", "lora_unet_down_blocks_0.alpha", "ip_adapter.1.to_k_ip.weight"])
 def test_networks_that_were_added_are_refused(name: str, prior: Published, base: Path, tmp_path: Path):
     write_tensors(tmp_path / "model.safetensors", {**original_state(prior, text=True), name: torch.zeros(1)})

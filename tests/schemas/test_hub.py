@@ -180,13 +180,6 @@ def test_nothing_is_wanted(hub: HubServer):
     assert hub.asked == ["GET /api/models/someone/model"]
 
 
-@pytest.mark.parametrize("name", ["no folder", "a/b/c/d", "/nowhere", "./nowhere/model", "~/nowhere"])
-def test_what_is_no_name_is_not_asked_for(name: str, hub: HubServer):
-    with pytest.raises(InputError, match="no such folder, and no hub id"):
-        load_vae(name)
-    assert hub.asked == []
-
-
 def test_a_program_ends_with_one_line(tmp_path: Path):
     """With the environment of a user: HF_ENDPOINT names a server that closes the connection."""
     program = (
