@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
+from pipelines.annotations.unread import flags_that_nobody_sets
 from pipelines.config import BuildSettings
 from pipelines.selection.balance import Balance, keeps
 from pipelines.selection.classes import choose_classes
@@ -63,6 +64,8 @@ class Selection:
     """Size of the published originals of those, as far as the tables say."""
     objects_of_unknown_size: int = 0
     """Whose photo's width and height the tables do not say."""
+    objects_with_outline: int = 0
+    """Whose own pixels the tables say."""
     photos_of_known_size: int = 0
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)
@@ -254,6 +257,14 @@ def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Iterator[str]:
     rules = settings.selection
+    yield from source.notes()
+    if unset := flags_that_nobody_sets(settings):
+        yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
+    if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
+        yield (
+            f"{selection.objects - selection.objects_with_outline:,} of {selection.objects:,} objects have no outline: "
+            f"references.background: grey leaves their references as they are"
+        )
     if (rules.include_labels or rules.exclude_labels) and settings.source.kind == "open_images" and not source.subclasses:
         yield "there is no class hierarchy beside the annotations: include_labels and exclude_labels mean the named classes alone"
     if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
@@ -269,6 +280,7 @@ def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Ite
 def _count_objects(objects: pa.Table, selection: Selection) -> None:
     selection.objects += len(objects)
     selection.objects_of_unknown_size += objects["width"].null_count
+    selection.objects_with_outline += len(objects) - objects["segmentation"].null_count
     if not len(objects):
         return
     split = objects["split"][0].as_py()
