@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from pipelines.annotations.boxes import ONLY_LABEL
 from pipelines.annotations.coco_file import Category, Instances, Photo, identifier, plain_id, read_instances
-from pipelines.annotations.coco_folder import CocoFile, coco_files
+from pipelines.annotations.coco_folder import BESIDE_PHOTOS, CocoFile, coco_files
 from pipelines.annotations.coco_rows import fill_row, label_of
 from pipelines.annotations.photo_names import PhotoNames
 from pipelines.annotations.photo_sizes import PhotoSizes
@@ -67,7 +67,8 @@ def open_coco(
     if files[0].split and "validation_share" in given(settings):
         raise splits_are_their_own(str(settings.annotations))
     reader = _Reader(files, settings, seed, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
-    class_names, subclasses = class_hierarchy(reader.look_through(), settings.annotations)
+    reader.look_through()
+    class_names, subclasses = class_hierarchy(reader.categories, settings.annotations)
     if reader.nameless_class:
         class_names.setdefault(ONLY_LABEL, ONLY_LABEL)
     return Source(
@@ -121,6 +122,8 @@ class _Reader:
     """Whether files number their images anew, so that an image's id is no photo's."""
     unsized: bool = False
     """Whether a photo's size is not given."""
+    categories: dict[str, Category] = field(default_factory=dict)
+    """Of all files."""
     nameless_class: bool = False
     """Whether a box has no class but `object`."""
     useless: Counter[str] = field(default_factory=Counter)
@@ -128,9 +131,9 @@ class _Reader:
     first_useless: str = ""
     """What is wrong with the first of these."""
 
-    def look_through(self) -> dict[str, Category]:
-        """Read all files once: what they hold, whether they belong together, and all categories."""
-        categories: dict[str, Category] = {}
+    def look_through(self) -> None:
+        """Read all files once: what they hold, and whether they belong together."""
+        self.anew = any(file.path.name == BESIDE_PHOTOS for file in self.files)
         homes: dict[str, tuple[Path, str | None]] = {}
         for file in self.files:
             instances = self._read(file)
@@ -151,13 +154,12 @@ class _Reader:
                     )
                 self.anew = True
             for class_id, category in instances.categories.items():
-                if categories.setdefault(class_id, category).name != category.name:
+                if self.categories.setdefault(class_id, category).name != category.name:
                     raise InputError(
                         f"{file.path}: category {class_id} is `{category.name}`, in another file "
-                        f"`{categories[class_id].name}`; give categories the same ids in all files"
+                        f"`{self.categories[class_id].name}`; give categories the same ids in all files"
                     )
             del instances  # Or two files would be in memory while the next one is parsed.
-        return categories
 
     def read_boxes(self) -> Iterator[pa.RecordBatch]:
         """Stream the boxes of all files: about 18,000 a second with outlines, on one core."""
@@ -193,14 +195,16 @@ class _Reader:
                 f"photos that were found by their base names: {len(self.names.found):,}; for example {min(names)} as {file}"
             )
         if self.nameless_class:
-            notes.append(f"boxes without a category are of the class `{ONLY_LABEL}`")
+            which = "boxes without a category" if self.categories else "there are no `categories`: all boxes"
+            notes.append(f"{which} are of the class `{ONLY_LABEL}`")
         return notes
 
     def _read(self, file: CocoFile) -> Instances:
+        # Where the photos of all files lie in one folder, the split tells them apart.
+        above = f"{file.split}/" if file.split and not file.folder else ""
+
         def id_of(image_id: str, file_name: str | None) -> str:
-            if self.anew:  # Where photos of all files lie in one folder, the split tells them apart.
-                return plain_id(f"{'' if file.folder else f'{file.split}/'}{file_name or image_id}")
-            return plain_id(image_id)
+            return plain_id(f"{above}{file_name or image_id}" if self.anew else image_id)
 
         return read_instances(file.path, lambda name: self.names.path_of(name, file.folder), id_of)
 

@@ -145,7 +145,7 @@ def _photos(
 ) -> tuple[dict[str, Photo], int]:
     """Photos by id, and the number of entries that have none."""
     entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
-    licences = {identifier(entry.get("id")): text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
+    licences = {identifier(entry.get("id")): clean_text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
     licences[None] = None
     photos: dict[str, Photo] = {}
     with_id: dict[str, Photo] = {}
@@ -186,7 +186,7 @@ def _photo(
         name=entry.get(key),
         file_name=file_name,
         size=(width, height) if width and height else None,
-        url=next(filter(None, (text(entry.get(url)) for url in _URLS)), None),
+        url=next(filter(None, (clean_text(entry.get(url)) for url in _URLS)), None),
         licence=licences.get(identifier(entry.get("license"))),
         problem=problem,
     )
@@ -211,7 +211,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
                 f"{path}: category id {class_id} stands twice in `categories`, as `{categories[class_id].name}` and, "
                 f"entry {number}, as `{name}`; each category needs an id of its own"
             )
-        above = text(entry.get("supercategory"))
+        above = clean_text(entry.get("supercategory"))
         categories[class_id] = Category(name, None if above and above.casefold() in _NO_SUPERCATEGORY else above)
     return categories
 
@@ -227,7 +227,7 @@ def identifier(value: Any) -> str | None:
         return str(value)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
-    word = text(value)
+    word = clean_text(value)
     if word and word.endswith(".0") and word[:-2].isdecimal():
         return word[:-2]
     return word
@@ -241,7 +241,7 @@ def side(value: Any) -> int | None:
     return whole
 
 
-def text(value: Any) -> str | None:
+def clean_text(value: Any) -> str | None:
     """Text without spaces around it; nothing where this is none, or empty."""
     return value.strip() or None if is_text(value) else None
 

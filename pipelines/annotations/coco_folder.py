@@ -14,7 +14,7 @@ from pipelines.config import SourceSettings
 from schemas.errors import InputError
 
 _WORDS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-_BESIDE_PHOTOS = "_annotations.coco.json"
+BESIDE_PHOTOS = "_annotations.coco.json"
 # Files of the same photos that hold no boxes of objects, or the same boxes again.
 _OTHERS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 
@@ -52,10 +52,10 @@ def coco_files(settings: SourceSettings, roots: Sequence[Path], elsewhere: bool)
 
 def _of_split(place: Path, split: str) -> Path:
     word = _WORDS[split][0]
-    beside = sorted(place.glob(f"*/{_BESIDE_PHOTOS}"))
+    beside = sorted(place.glob(f"*/{BESIDE_PHOTOS}"))
     ways = {
         f"instances_{word}*.json": sorted([*place.glob(f"instances_{word}*.json"), *place.glob(f"instances_{word}*.json.gz")]),
-        f"{'valid' if split == 'validation' else word}/{_BESIDE_PHOTOS}": [
+        f"{'valid' if split == 'validation' else word}/{BESIDE_PHOTOS}": [
             path for path in beside if path.parent.name.casefold() in _WORDS[split]
         ],
         f"*{word}*.json": sorted(path for path in _with_boxes(place) if _word_of(path, split)),
@@ -91,7 +91,7 @@ def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
     if published and elsewhere:
         return f"{published}/"
     words = [word for split in _WORDS if (word := _word_of(path, split))]
-    folders = [path.parent.name] if path.name == _BESIDE_PHOTOS else [published, *words]
+    folders = [path.parent.name] if path.name == BESIDE_PHOTOS else [published, *words]
     for folder in filter(None, folders):
         if any((root / folder).is_dir() for root in roots):
             return f"{folder}/"

@@ -107,6 +107,7 @@ def test_a_file_without_categories_has_one_class(file, categories):
     source = opened(path)
     assert {row["label"] for row in sound(boxes_of(source))} == {"object"}
     assert source.class_names == {"object": "object"}
+    assert source.notes() == ["there are no `categories`: all boxes are of the class `object`"]
 
 
 def test_categories_as_tools_write_them(file):
@@ -165,7 +166,7 @@ def test_outlines_as_tools_write_them(file, outline):
 
 @pytest.mark.parametrize("nothing", [[[4, 5, 24, 15]], [4, 5, 24, 15], [[4, 5]], [4, 5], "", [[], []]])
 def test_points_and_lines_are_no_outline(file, nothing):
-    """Four numbers would be a box to pycocotools, and an outline that fills its box is a lie."""
+    """Of four numbers pycocotools would make a box."""
     source = opened(write(file, [annotation(1, segmentation=nothing)]))
     (row,) = sound(boxes_of(source))
     assert (row["segmentation"], source.notes()) == (None, [])
@@ -299,8 +300,12 @@ def test_roboflows_folder_is_one_dataset_with_its_splits(tmp_path):
     assert {row["photo_id"] for row in rows} == {row["photo_id"] for row in listed}
     assert all((tmp_path / row["file_name"]).is_file() for row in listed)
     assert below(["things-x1yz"], source, "include_labels") == {"0", "1", "2"}
-    alone = photos_of(opened(tmp_path / "valid" / "_annotations.coco.json", tmp_path))
-    assert {row["file_name"] for row in alone} == {row["file_name"] for row in listed if row["split"] == "validation"}
+    held_out = {(row["photo_id"], row["file_name"]) for row in listed if row["split"] == "validation"}
+    for alone in (
+        opened(tmp_path / "valid" / "_annotations.coco.json", tmp_path),
+        opened(tmp_path, tmp_path, splits=("validation",)),
+    ):
+        assert {(row["photo_id"], row["file_name"]) for row in photos_of(alone)} == held_out, "whatever else is read"
 
 
 def test_a_split_that_roboflow_did_not_export_is_named(tmp_path):
