@@ -104,8 +104,8 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
     """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
 
     Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
-    `settings.photo_frame`. Labels are taken as they stand; without them every box is an `object`. Without a column `split`, a
-    hash of the photo's id decides; rows whose photo is not known count under the first of `settings.splits`.
+    `settings.frame`. Labels are taken as they stand; without them every box is an `object`. Without a column `split`, a hash of
+    the photo's id decides; rows whose photo is not known count under the first of `settings.splits`.
 
     Raises:
         InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no

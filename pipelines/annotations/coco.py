@@ -82,7 +82,7 @@ def open_coco(
         subclasses=subclasses,
         read_elsewhere=reader.hash_photos,
         rows=reader.rows,
-        notes=reader.notes,
+        read_notes=reader.read_notes,
     )
 
 
@@ -182,7 +182,7 @@ class _Reader:
                 digest.update(repr([row[name] for name in ("photo_id", "file_name", "width", "height")]).encode())
         return {"paths and sizes of photos": digest.hexdigest()}
 
-    def notes(self) -> list[str]:
+    def read_notes(self) -> list[str]:
         """What a user should know about the boxes that were read."""
         notes = []
         if useless := self.useless.total():

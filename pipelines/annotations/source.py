@@ -38,5 +38,5 @@ class Source:
     """What the boxes depend on beside the files, as names and hashes: sizes of photos, where px must become fractions."""
     rows: int = 0
     """About how many boxes there are: for the progress bar, and to size what memory holds at once."""
-    notes: Callable[[], Sequence[str]] = list
+    read_notes: Callable[[], Sequence[str]] = list
     """What a user should know and may not expect about the boxes that were last read, a sentence each."""

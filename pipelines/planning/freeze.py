@@ -32,7 +32,7 @@ SELECTION_RECORD = "selection.json"
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
 _TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
-_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "same_photo", "max_photo_pixels")
+_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
@@ -54,7 +54,8 @@ def fingerprint(
     sample records the SHA-256 of the file that it was cut from.
     """
     chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
-    chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS} | {"frame": settings.source.photo_frame}
+    chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     libraries: tuple[str, ...] = _TABLE_LIBRARIES

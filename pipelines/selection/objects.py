@@ -125,7 +125,7 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
                 f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "
                 f"docs/selection.md tells what each means{_first_example(selection)}"
             )
-        selection.notes = list(_notes(selection, source, settings))
+        selection.notes = [*source.read_notes(), *_notes(selection, source, settings)]
     selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
     selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
     return selection
@@ -257,14 +257,6 @@ def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Iterator[str]:
     rules = settings.selection
-    yield from source.notes()
-    if unset := flags_that_nobody_sets(settings):
-        yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
-    if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
-        yield (
-            f"{selection.objects - selection.objects_with_outline:,} of {selection.objects:,} objects have no outline: "
-            f"references.background: grey leaves their references as they are"
-        )
     if (rules.include_labels or rules.exclude_labels) and settings.source.kind == "open_images" and not source.subclasses:
         yield "there is no class hierarchy beside the annotations: include_labels and exclude_labels mean the named classes alone"
     if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
@@ -275,6 +267,13 @@ def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Ite
     for split in settings.source.splits:
         if split not in selection.objects_by_class:
             yield f"{split} has no object" + (": nothing to judge a model by" if split == "validation" else "")
+    if unset := flags_that_nobody_sets(settings):
+        yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
+    if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
+        yield (
+            f"{selection.objects - selection.objects_with_outline:,} of {selection.objects:,} objects have no outline: "
+            f"references.background: grey leaves their references as they are"
+        )
 
 
 def _count_objects(objects: pa.Table, selection: Selection) -> None:

@@ -253,7 +253,7 @@ def test_a_hostile_outline_costs_itself_and_not_its_box(segmentation, detail, fi
     source = opened(write(file, [annotation(3, segmentation=segmentation)]))
     (row,) = boxes_of(source)
     assert (row["problem"], row["segmentation"]) == (None, None)
-    (note,) = source.notes()
+    (note,) = source.read_notes()
     assert note.startswith(
         "outlines that cannot be used: 1; their boxes are taken without one; for example boxes.json, annotation 1"
     )
