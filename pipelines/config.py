@@ -86,6 +86,9 @@ class SelectionSettings(Group):
     """Shortest side of a box in px of the photo (paper: none). Asked of the photo where the tables do not say how large it is."""
     max_aspect: float | None = Field(None, ge=1)
     """Largest ratio of a box's longer side to its shorter one, in px (paper: none). Asked of the photo likewise."""
+    min_object_share: float | None = Field(0.2, gt=0, le=1)
+    """Smallest share of a reference's px that its object's outline covers, where `references.background: grey` makes all other px
+    grey (paper: none; it cuts nothing out). Not asked where backgrounds are kept, nor of boxes without an outline."""
     reject_flags: tuple[FlagName, ...] = ("group_of", "depiction", "inside")
     """Boxes with one of these flags set are rejected: such a reference does not show one whole object (paper: none)."""
     unknown_flags: Literal["accept", "reject"] = "accept"
@@ -163,7 +166,8 @@ class ReferenceSettings(Group):
     max_side: int = Field(448, ge=16)
     """And until their longer side is this many px."""
     background: Literal["keep", "grey"] = "keep"
-    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is."""
+    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
+    Objects that are too little of their reference are rejected then: selection.min_object_share."""
     jpeg_quality: int = Field(95, ge=50, le=100)
     """JPEG quality of ref.jpg and view.jpg."""
 

@@ -210,6 +210,19 @@ def test_an_input_that_is_gone_is_a_difference_too(photos, dataset, tmp_path):
     """Fewer files would plan fewer boxes: a packed folder must not be planned anew for them."""
     tables, out = tmp_path / "tables", tmp_path / "out"
     shutil.copytree(photos, tables, ignore=shutil.ignore_patterns("*.jpg"))
+def test_what_outlines_are_asked_of_is_a_part_of_the_tables(photos, tmp_path):
+    """selection.min_object_share looks at two settings of references; the others change no table."""
+    out = tmp_path / "out"
+    freeze_tables(settings_of(photos, out))
+    stamp = (out / "objects.parquet").stat().st_mtime_ns
+    freeze_tables(settings_of(photos, out, "--references.side", "100"))
+    assert (out / "objects.parquet").stat().st_mtime_ns == stamp
+    for option in (("background", "grey"), ("padding", "4")):
+        freeze_tables(settings_of(photos, out, f"--references.{option[0]}", option[1]))
+        assert (out / "objects.parquet").stat().st_mtime_ns != stamp
+        stamp = (out / "objects.parquet").stat().st_mtime_ns
+
+
     shutil.copytree(dataset, out, ignore=shutil.ignore_patterns("shards"))
     before = (out / "objects.parquet").read_bytes()
     (tables / "class-descriptions-boxable.csv").unlink()
