@@ -22,12 +22,24 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.annotations.column_names import CORNERS
 from pipelines.annotations.csv_files import count_rows
-from pipelines.annotations.lines import CORNERS, Line, check_unit, coordinate_of, is_json, read_head, read_lines, side_of, text_of
+from pipelines.annotations.lines import (
+    Line,
+    check_unit,
+    coordinate_of,
+    is_json,
+    label_of,
+    read_head,
+    read_lines,
+    side_of,
+    split_of,
+    text_of,
+)
 from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
-from pipelines.config import SPLITS, SourceSettings
+from pipelines.config import SourceSettings
 from schemas.errors import InputError
 from schemas.photos import PhotoError, photo_size
 from schemas.randomness import name_hash
@@ -58,7 +70,7 @@ class _Photos:
     by_name: dict[str, _Photo] = field(default_factory=dict)
     name_of: dict[str, str] = field(default_factory=dict)  # By photo id.
 
-    def of(self, line: Line, columns: Sequence[str]) -> tuple[str, _Photo]:
+    def of(self, line: Line, columns: Sequence[str | None]) -> tuple[str, _Photo]:
         """The photo of a line: its file name, and what is known about it.
 
         Raises:
@@ -68,13 +80,14 @@ class _Photos:
             raise RowProblem("bad_row", f": {line.problem}")
         name = text_of(line, "photo")
         if name not in self.by_name:
+            name = name and name.replace("\\", "/")  # As tools on Windows write paths.
             wrong = file_name_problem(name)
             if name is None or wrong:
                 raise RowProblem("bad_row", f", column photo: {reprlib.repr(name)} {wrong}")
             name = posixpath.normpath(name)  # ./a.jpg is a.jpg.
-        split = text_of(line, "split")
-        if "split" in columns and split not in SPLITS:
-            raise RowProblem("bad_row", f", column split: {reprlib.repr(split)} is none of {', '.join(SPLITS)}")
+        split = split_of(line)
+        if "split" in columns and split is None:
+            raise RowProblem("bad_row", ", column split: is empty")
         said = {"split": split, "width": side_of(line, "width"), "height": side_of(line, "height")}
         if (said["width"] is None) != (said["height"] is None):
             raise RowProblem("bad_row", ", column width: of width and height only one is there")
@@ -103,7 +116,7 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
     """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
 
     Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
-    `settings.frame`. Labels are taken as they stand; without them every box is an `object`. Without a column `split`, a hash of
+    `settings.frame`. Without labels every box is an `object`. Without a column `split`, a hash of
     the photo's id decides; rows whose photo is not known count under the first of `settings.splits`.
 
     Raises:
@@ -111,18 +124,19 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
             rows, or its first rows do not look like `settings.unit`.
     """
     path = settings.annotations
-    columns, head = read_head(path)
-    check_unit(path, settings.unit or "pixel", head)
-    reader = _Reader(path, settings, seed, columns)
+    head = read_head(path)
+    check_unit(path, settings.unit or "pixel", head.lines)
+    reader = _Reader(path, settings, seed, head.columns)
     return Source(
         name=str(path),
         files=(path,),
         frame=settings.frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
-        class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
+        class_names={} if "label" in head.columns else {ONLY_LABEL: ONLY_LABEL},
         read_elsewhere=reader.hash_sizes,
         rows=count_rows(path),
+        notes=(f"{path}: {head.note}",) if head.note else (),
     )
 
 
@@ -132,7 +146,7 @@ def check_sizes(settings: SourceSettings) -> None:
     Raises:
         InputError: boxes are in px, and the file has no columns for it.
     """
-    columns, _ = read_head(settings.annotations)
+    columns = read_head(settings.annotations).columns
     if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
         raise InputError(
             f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
@@ -170,7 +184,7 @@ class _Reader:
     path: Path
     settings: SourceSettings
     seed: int
-    columns: Sequence[str]
+    columns: Sequence[str | None]
     # By each photo's header, or why it cannot be read; kept, as the boxes of a photo and the photos all ask.
     sizes: dict[str, tuple[int, int] | PhotoError] = field(default_factory=dict)
 
@@ -223,7 +237,7 @@ class _Reader:
         """Put into the row what the line says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
-        row["label"] = text_of(line, "label") if "label" in self.columns else ONLY_LABEL
+        row["label"] = label_of(line) if "label" in self.columns else ONLY_LABEL
         x_min, y_min, x_max, y_max = [coordinate_of(line, column) for column in CORNERS]
         if self.settings.unit == "pixel":
             try:
