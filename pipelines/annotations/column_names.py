@@ -49,7 +49,7 @@ _MAY_MEAN = _BESIDE | {
     **dict.fromkeys(("object", "objectname", "type", "tag", "cls", "target"), "label"),
     **dict.fromkeys(("set", "usage", "dataset", "fold"), "split"),
 }
-_EXPORT_COCO = "whose boxes are JSON in a cell: export COCO there, and read that with source.kind: coco (docs/own-data.md#coco)"
+_EXPORT_COCO = "whose boxes are JSON in a cell: export COCO there, and read that with source.kind: coco (docs/coco.md)"
 
 
 @dataclass(frozen=True)

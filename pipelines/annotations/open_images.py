@@ -3,7 +3,8 @@
 Format: https://storage.googleapis.com/openimages/web/download_v7.html. The CSV's order is XMin, XMax, YMin, YMax, fractions of
 the stored photo, whatever its EXIF says; flags are 1, 0 or -1 (unknown). `Rotation` is the number of degrees counterclockwise by
 which photo and boxes are to be turned, empty where nobody knows
-(https://storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html).
+(https://storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html). Tables of other photos in this format may be
+of photos as viewers show them (`source.frame: exif`), but then have no `Rotation`, which counts from the stored photo.
 """
 
 import base64
@@ -62,28 +63,17 @@ def open_open_images(settings: SourceSettings) -> Source:
     """Find the files, check their headers and first rows.
 
     Raises:
-        InputError: a file is missing, is there twice, or is not what its name says.
+        InputError: a file is missing, is there twice, or is not what its name says; photos would be turned twice.
     """
     files = find_files(settings.annotations, settings.splits)
     names = read_class_names(files.classes) if files.classes else {}
     hierarchy = find_hierarchy(files.hierarchies, HIERARCHY_NAMES, names)
-    notes = [hierarchy.note]
-    for path in files.metadata.values():
-        check_header(path, _METADATA_NEEDED, _METADATA)
-    if files.all_metadata:
-        check_header(files.all_metadata, (*_METADATA_NEEDED, "Subset"), f"{_METADATA} of all splits")
-    without: dict[tuple[str, ...], list[str]] = {}
-    for path in (path for paths in files.boxes.values() for path in paths):
-        present = _check_boxes_header(path)
-        without.setdefault(tuple(name for name in _FLAG_COLUMNS if name not in present), []).append(files.name_of(path))
-        _check_first_rows(path, names, files.classes)
-    for flags, tables in without.items():
-        notes.append(f"{', '.join(tables)}: no column {', '.join(flags)}, which are unknown (-1) then" if flags else None)
-    notes.append(unread_tables(files, hierarchy.path, hierarchy.passed_over))
+    _check_metadata(files, settings)
+    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path, hierarchy.passed_over)]
     return Source(
         name=str(settings.annotations),
         files=tuple(path for path in (*files.paths, hierarchy.path) if path is not None),
-        frame="stored",
+        frame=settings.photo_frame,
         read_boxes=functools.partial(_read_all_boxes, files),
         read_photos=functools.partial(_read_all_photos, files),
         listed_splits=frozenset(files.boxes if files.all_metadata else files.metadata),
@@ -92,6 +82,33 @@ def open_open_images(settings: SourceSettings) -> Source:
         rows=sum(count_rows(path) for paths in files.boxes.values() for path in paths),
         notes=tuple(note for note in notes if note),
     )
+
+
+def _check_metadata(files: Files, settings: SourceSettings) -> None:
+    tables = [(path, check_header(path, _METADATA_NEEDED, _METADATA)) for path in files.metadata.values()]
+    if files.all_metadata:
+        needed = (*_METADATA_NEEDED, "Subset")
+        tables.append((files.all_metadata, check_header(files.all_metadata, needed, f"{_METADATA} of all splits")))
+    for path, header in tables:
+        if settings.photo_frame == "exif" and "Rotation" in header:
+            raise InputError(
+                f"{path}: its column Rotation turns photos and boxes from the pixels as stored, and source.frame: exif would "
+                f"turn the photos too; leave source.frame out, or take the column out of the file"
+            )
+
+
+def _check_boxes(files: Files, names: Mapping[str, str]) -> list[str]:
+    """Look at the headers and first rows of the box CSVs; returns what a user should know about them."""
+    without: dict[tuple[str, ...], list[str]] = {}
+    for path in (path for paths in files.boxes.values() for path in paths):
+        present = _check_boxes_header(path)
+        without.setdefault(tuple(name for name in _FLAG_COLUMNS if name not in present), []).append(files.name_of(path))
+        _check_first_rows(path, names, files.classes)
+    return [
+        f"{', '.join(tables)}: no column {', '.join(flags)}, which are unknown (-1) then"
+        for flags, tables in without.items()
+        if flags
+    ]
 
 
 def _check_boxes_header(path: Path) -> list[str]:

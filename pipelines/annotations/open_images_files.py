@@ -170,7 +170,7 @@ def _no_folder(folder: Path) -> str:
     if not folder.is_file():
         return f"{folder}: no such folder; set build.source.annotations to the one that holds the box CSVs"
     if ".json" in folder.name:
-        return f"{folder}: a file; annotations in COCO's format are read with source.kind: coco (docs/own-data.md#coco)"
+        return f"{folder}: a file; annotations in COCO's format are read with source.kind: coco (docs/coco.md)"
     return (
         f"{folder}: a file; one table with boxes of your own is read with source.kind: boxes (docs/own-data.md); for Open Images "
         f"set build.source.annotations to the folder that holds its tables ({DOCS})"
