@@ -138,7 +138,7 @@ def own_table(names: Sequence[str]) -> str | None:
 
 
 def header_for(cells: Sequence[str], is_number: Sequence[bool]) -> str | None:
-    """The header that a table lacks, by its first row; null if the row may well be a header.
+    """What to put above a table that has no header, by its first row; null if the row may well be a header.
 
     Args:
         cells: of the first row.
@@ -146,9 +146,11 @@ def header_for(cells: Sequence[str], is_number: Sequence[bool]) -> str | None:
     """
     if not any(is_number) and not any(re.search(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", cell, re.IGNORECASE) for cell in cells):
         return None
-    if len(cells) == 6 and not is_number[0] and not is_number[5]:
-        return ",".join((*REQUIRED, "label"))
-    return ",".join(REQUIRED)
+    edges = [number or not cell for cell, number in zip(cells[1:5], is_number[1:5], strict=True)]
+    # keras-retinanet's rows have a class at the end, and nothing but the photo's path where there is no box.
+    if len(cells) in (5, 6) and not is_number[0] and all(edges):
+        return f"put the names of the columns there: {','.join((*REQUIRED, 'label')[: len(cells)])}"
+    return f"put the names of the columns there, in their order: columns are {', '.join(COLUMNS)}"
 
 
 def _other_form(found: Columns) -> str | None:

@@ -104,7 +104,7 @@ def _csv_head(path: Path, number: int, data: bytes) -> Head:
             raise InputError(f"{where}: columns are not divided by commas; save the file as CSV with commas: {example}")
         header = header_for(cells, [number_of(cell) is not None for cell in cells])
         if header:
-            raise InputError(f"{where}: a header is missing; put the names of the columns there: {header}")
+            raise InputError(f"{where}: a header is missing; {header}")
     if problem := problem_of(found):
         raise InputError(f"{where}: {problem}")
     lines = list(itertools.islice(read_lines(path, found.columns), HEAD_ROWS))
