@@ -49,6 +49,7 @@ _MAY_MEAN = _BESIDE | {
     **dict.fromkeys(("object", "objectname", "type", "tag", "cls", "target"), "label"),
     **dict.fromkeys(("set", "usage", "dataset", "fold"), "split"),
 }
+_OPEN_IMAGES = {"imageid", "labelname", "xmin"}
 _EXPORT_COCO = "whose boxes are JSON in a cell: export COCO there, and read that with source.kind: coco (docs/coco.md)"
 
 
@@ -129,11 +130,10 @@ def problem_of(found: Columns, complete: bool = True) -> str | None:
 def own_table(names: Sequence[str]) -> str | None:
     """For a header that seems to be of boxes of one's own: what its names mean, in words. Null for any other."""
     found = columns_of(tuple(names))
-    edges = sum(corner in found.columns for corner in CORNERS)
-    if edges < 2 and not (form := _other_form(found)):
+    if {_letters(name) for name in names} >= _OPEN_IMAGES:
         return None
-    if edges < 2:
-        return form
+    if sum(corner in found.columns for corner in CORNERS) < 2:
+        return _other_form(found)
     return ", ".join(f"{name} is {column}" for name, column in zip(names, found.columns, strict=True) if column)
 
 
@@ -160,7 +160,7 @@ def _other_form(found: Columns) -> str | None:
         return f"this is VIA's CSV, {_EXPORT_COCO}"
     if {"annotationid", "leadtime"} <= words:
         return f"this is Label Studio's CSV, {_EXPORT_COCO}"
-    if {"imageid", "labelname", "xmin"} <= words:
+    if words >= _OPEN_IMAGES:
         return "this is a table of Open Images: set source.kind: open_images and source.annotations to the folder that holds it"
     if {"x_max", "y_max"} & set(found.columns):
         return None

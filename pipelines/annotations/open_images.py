@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.annotations.column_names import own_table
 from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, place_of_row, read_header, stream_csv
 from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names
-from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, unread_tables
+from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, own_boxes, unread_tables
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.errors import InputError
@@ -118,11 +117,8 @@ def _check_boxes_header(path: Path) -> list[str]:
         InputError: a column is missing; where the table is boxes of one's own, the message says how to read it.
     """
     present = read_header(path)
-    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_table(present)):
-        raise InputError(
-            f"{path}, line 1: this is no table of Open Images but one of boxes of your own ({own}); read it with "
-            f"--source.kind boxes --source.unit pixel (or fraction) --source.annotations {path} (docs/own-data.md)"
-        )
+    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes(path)):
+        raise InputError(f"{path}, line 1: {own}")
     return check_header(path, _BOX_COLUMNS_NEEDED, "Open Images' box CSV", _FLAG_COLUMNS)
 
 

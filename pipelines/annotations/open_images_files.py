@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.annotations.column_names import own_table
+from pipelines.annotations.csv_files import read_header
 from pipelines.config import SPLITS
 from schemas.errors import InputError
 
@@ -119,16 +121,31 @@ def find_boxes(folder: Path, split: str) -> list[Path]:
         inside = _first(_places(folder, split, (*BOX_NAMES, *OTHER_BOX_NAMES)))
         present = [[inside]] if inside else []
     if not present:
-        there = sorted(path.name for path in _tables(folder))
-        shown = f" (tables that are there: {_listed(there)})" if there else ""
+        there = sorted(_tables(folder))
+        shown = f" (tables that are there: {_listed([path.name for path in there])})" if there else ""
+        own = next(filter(None, map(own_boxes, there[:_SHOWN])), None)
         raise InputError(
             f"{folder / BOX_NAMES[0].format(split)}.csv: no such file{shown}; put the split's box CSV there or take `{split}` "
-            f"out of build.source.splits; other names that are read: {DOCS}"
+            f"out of build.source.splits; other names that are read: {DOCS}{f'. {own}' if own else ''}"
         )
     for path in present[0]:
         if path.with_name(f"{path.name}.gz") in present[0]:
             raise InputError(f"{path}: it is there gzipped too ({path.name}.gz); move one of the two away, or boxes count twice")
     return present[0]
+
+
+def own_boxes(path: Path) -> str | None:
+    """For a CSV that seems to be boxes of one's own: that it is, and how to read it. Null for any other file."""
+    if not path.name.endswith((".csv", ".csv.gz")):
+        return None
+    try:
+        meant = own_table(read_header(path))
+    except InputError:
+        return None
+    return meant and (
+        f"{path.name} is no table of Open Images but one of boxes of your own ({meant}); read it with --source.kind boxes "
+        f"--source.unit pixel (or fraction) --source.annotations {path} (docs/own-data.md)"
+    )
 
 
 def unread_tables(files: Files, hierarchy: Path | None, reasons: Mapping[Path, str]) -> str | None:
@@ -171,10 +188,9 @@ def _no_folder(folder: Path) -> str:
         return f"{folder}: no such folder; set build.source.annotations to the one that holds the box CSVs"
     if ".json" in folder.name:
         return f"{folder}: a file; annotations in COCO's format are read with source.kind: coco (docs/coco.md)"
-    return (
-        f"{folder}: a file; one table with boxes of your own is read with source.kind: boxes (docs/own-data.md); for Open Images "
-        f"set build.source.annotations to the folder that holds its tables ({DOCS})"
-    )
+    if own := own_boxes(folder):
+        return f"{folder}: a file; {own}"
+    return f"{folder}: a file; set build.source.annotations to the folder that holds Open Images' tables ({DOCS})"
 
 
 def _both(path: Path) -> Iterator[Path]:

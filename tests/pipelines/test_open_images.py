@@ -657,13 +657,22 @@ def test_tables_of_empty_cells_are_files_to_get_again(tmp_path):
 
 
 def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(tmp_path):
-    for name, message in (("boxes.csv", "source.kind: boxes"), ("export.json", "source.kind: coco")):
-        (tmp_path / name).touch()
+    own = "image,xmin,ymin,xmax,ymax\n"
+    for name, text, message in (
+        ("boxes.csv", own, "--source.kind boxes .*boxes.csv"),
+        ("export.json", "{}", "source.kind: coco"),
+        ("train-annotations-bbox.csv", HEADER, "the folder that holds"),
+    ):
+        (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=f"{name}: a file; .*{message}"):
             open_folder(tmp_path / name)
 
 
 def test_without_box_tables_those_that_are_there_are_named(tmp_path):
+    (tmp_path / "my.csv").write_text("image,xmin,ymin,xmax,ymax\n")
+    with pytest.raises(InputError, match=r"my.csv\).*my.csv is no table .* of your own \(image is photo.*--source.kind boxes"):
+        open_folder(tmp_path)
+    (tmp_path / "my.csv").unlink()
     (tmp_path / "instances_val2017.json").touch()
     with pytest.raises(
         InputError, match=r"train-annotations-bbox.csv: no such file \(tables that are there: instances_val2017.json\)"
