@@ -22,11 +22,12 @@ from pbe_train.data.items import Items, load_batches
 from pbe_train.data.prefetch import OnDevice
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import make_scheduler, noise_losses, training_schedule
+from pbe_train.diffusion import noise_losses
 from pbe_train.editing.sampling import Run
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.model import PaintByExampleModel, build_model
 from pbe_train.networks.preparing import prepare, uncompiled
+from pbe_train.schedulers import make_scheduler, training_schedule
 from pbe_train.training.checkpoint import (
     CheckpointState,
     RunIdentity,
