@@ -2,8 +2,8 @@
 
     python -m tests.pbe_train.start_loaders CONFIG OUT METHOD        # METHOD: fork, spawn or forkserver
 
-Prints a line of JSON, `{"workers": [process ids], "threads": [OpenCV's in each]}`, as soon as each worker has made a batch. For each
-line that it reads it prints another one, when each worker has made batches since.
+Prints a line of JSON, `{"workers": [process ids], "threads": [OpenCV's in each]}`, as soon as each worker has made a batch. For
+each line that it reads it prints another one, when each worker has made batches since.
 """
 
 import json
