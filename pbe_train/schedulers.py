@@ -35,8 +35,14 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
 }
-ELSEWHERE = {"trained_betas": None, "use_flow_sigmas": False, "rescale_betas_zero_snr": False}
-"""Options that would lead to another schedule, and their values that do not."""
+ELSEWHERE = {
+    "trained_betas": None,
+    "use_flow_sigmas": False,
+    "rescale_betas_zero_snr": False,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+}
+"""Options that would lead to another schedule, or tell the model other timesteps than the noise has; and values that do not."""
 SPACING = "trailing"
 """How timesteps lie in the schedule, where a scheduler does not say."""
 COUNTING_BACK = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
@@ -117,7 +123,7 @@ def begin(scheduler: Any, steps: int, device: torch.device) -> None:
             f"{what}: comes to timestep {outside:g}, and the schedule of the training has {TIMESTEPS}, from 0; "
             f"give fewer steps, or other options"
         )
-    # What the latents have lost of their noise when all steps are done. Some end where they begin, if there is but one step.
+    # The noise that is left after the last step. Some schedulers end where they begin, if there is but one step.
     left = float(scheduler.sigmas[-1]) if hasattr(scheduler, "sigmas") else 0.0
     if times.max() < TIMESTEPS / 2 or left > 1:
         where = f"begins at timestep {times.max():g}" if times.max() < TIMESTEPS / 2 else f"ends at a noise of {left:.1f}"

@@ -268,7 +268,7 @@ def test_workers_leave_stopping_to_their_parent_and_end_with_it(world: World, tm
             for worker in workers:
                 worker.terminate()
                 worker.send_signal(signal.SIGINT)
-            # Signals are taken before the next step: what a worker would do at one it has done when another batch has come.
+            # A signal that ends a worker has done so before the worker makes another batch.
             parent.stdin.write("go on\n")
             parent.stdin.flush()
             assert parent.stdout.readline() == "another batch of each\n"

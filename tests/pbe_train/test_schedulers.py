@@ -133,7 +133,7 @@ def test_timesteps_begin_at_the_last_and_are_as_many_as_was_asked_for(scheduler:
 
 
 def test_the_published_timesteps_are_there_for_who_asks():
-    """By an object, or by name; and diffusers' own default is nobody's choice."""
+    """By an object, or by name; an option that is left at diffusers' default is not chosen."""
     published = list(range(981, 0, -20))
     for given in (DDIMScheduler(timestep_spacing="leading"), 'DDIMScheduler(timestep_spacing="leading")'):
         assert start(given, 50).timesteps.tolist() == published
@@ -166,6 +166,11 @@ def said(do: Callable[[int], object], steps: int) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def test_the_model_is_told_the_timestep_of_the_noise():
+    """In diffusers this option lays noise levels otherwise than the timesteps beside them."""
+    assert torch.equal(paint(EulerDiscreteScheduler(interpolation_type="log_linear"), 20), paint("EulerDiscreteScheduler", 20))
 
 
 SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
