@@ -66,7 +66,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="run folder of train.py, or a published model")
     parser.add_argument("--image", type=Path, required=True, help="photo to edit, any size; EXIF rotation is applied")
     parser.add_argument(
-        "--mask", type=Path, required=True, help="white = repaint; opaque, of the photo's size, at least one white px"
+        "--mask", type=Path, required=True, help="white (or 1 beside 0 alone) = repaint; of the photo's size (docs/editing.md)"
     )
     parser.add_argument(
         "--reference",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.photos import Frame
+from schemas.photos import EndMark, Frame
 from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
 
@@ -24,9 +24,11 @@ class SourceSettings(Group):
     """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json) or `boxes` (your own CSV or JSONL,
     docs/own-data.md)."""
     annotations: Path
-    """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy
-    and the photos' metadata, under their published names, gzipped or not. coco: folder with instances_train*.json and
-    instances_val*.json, or one such file. boxes: one CSV or JSONL file."""
+    """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
+    bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
+    <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
+    coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
+    boxes: one CSV or JSONL file."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
     <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
@@ -34,17 +36,22 @@ class SourceSettings(Group):
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
     validation_share: float = Field(0.05, ge=0, lt=1)
-    """Where the source has no splits of its own: the share of photos, by a hash of their id, that becomes `validation`."""
+    """Where the source has no splits of its own: the share of photos, by a hash of their id, that becomes `validation`. Refused
+    where it has some."""
     unit: Literal["pixel", "fraction"] | None = None
     """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
-    frame: Literal["exif", "stored"] = "exif"
-    """boxes only: whether boxes were drawn on photos as viewers show them (turned as EXIF says) or on the pixels as stored."""
+    frame: Frame | None = None
+    """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
+    By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
     same_photo: Literal["drop", "report"] = "drop"
     """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report."""
     survey: Path | None = None
     """Folder that `pipelines/survey.py` wrote: hashes of the photos themselves, which find more of them than the tables do."""
     max_photo_pixels: int = Field(100_000_000, gt=0)
     """Photos with more px than this, by their header, are not decoded."""
+    missing_end_mark: EndMark = "accept"
+    """What becomes of a JPEG that has all its pixels and lacks only its end mark: `accept` uses it, `refuse` fails it with code
+    `no_end_mark`. One that lacks pixels is a `decode_error` either way."""
     photos_url: str | None = None
     """URL of the photo store; a URL given as `photos` comes here. Its tables are then kept in `photos`, a folder of each node."""
     storage: dict[str, Any] = Field({})
@@ -52,8 +59,8 @@ class SourceSettings(Group):
 
     @property
     def photo_frame(self) -> Frame:
-        """The frame of the boxes: Open Images and COCO annotate the pixels as stored, whatever a photo's EXIF says."""
-        return self.frame if self.kind == "boxes" else "stored"
+        """The frame of the boxes: annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says."""
+        return self.frame or ("exif" if self.kind == "boxes" else "stored")
 
     @property
     def photos_of(self) -> str:
@@ -86,12 +93,16 @@ class SelectionSettings(Group):
     """Shortest side of a box in px of the photo (paper: none). Asked of the photo where the tables do not say how large it is."""
     max_aspect: float | None = Field(None, ge=1)
     """Largest ratio of a box's longer side to its shorter one, in px (paper: none). Asked of the photo likewise."""
+    min_object_share: float | None = Field(0.2, gt=0, le=1)
+    """Smallest share of a reference's px that its object's outline covers, where `references.background: grey` makes all other px
+    grey (paper: none; it cuts nothing out). Not asked where backgrounds are kept, nor of boxes without an outline."""
     reject_flags: tuple[FlagName, ...] = ("group_of", "depiction", "inside")
     """Boxes with one of these flags set are rejected: such a reference does not show one whole object (paper: none)."""
     unknown_flags: Literal["accept", "reject"] = "accept"
     """What to do with a box one of whose `reject_flags` is -1, unknown."""
     include_labels: tuple[str, ...] = ()
-    """Only these classes, by name or id, each with the subtree below it in the class hierarchy; empty means all."""
+    """Only these classes, by name or id, each with the subtree below it in the class hierarchy; empty means all. Open Images' is
+    in a file, bbox_labels_600_hierarchy.json, beside the annotations."""
     exclude_labels: tuple[str, ...] = ()
     """Not these classes nor those below them; this counts more than `include_labels`."""
     near_duplicate_iou: float | None = Field(0.9, gt=0, le=1)
@@ -124,8 +135,16 @@ class ViewSettings(Group):
     """Side of a view in px; a multiple of the VAE's downsampling (8)."""
     per_object: int = Field(1, ge=1)
     """Views of each object. More buy diversity with disk."""
+    zoom: Literal["published", "free"] = "free"
+    """How a square as high (or wide) as the photo is zoomed in. `published`, as in the paper's code: all four sides are trimmed
+    alike, by up to `max_zoom` of the smallest margin between the extended box and the square; square photos are never zoomed.
+    `free`, ours: the side loses up to `max_zoom` of its excess over the extended box's longer side, and the smaller square lies
+    anywhere in the larger one; views are closer, objects less central, and square photos no exception."""
     max_zoom: float = Field(0.6, ge=0, le=1)
-    """Largest share of the free margin around the extended box that zooming in takes (paper's code: 0.6)."""
+    """Largest share of that margin, or excess, that zooming in takes (paper's code: 0.6 of the margin)."""
+    resize: Literal["antialiased", "published"] = "antialiased"
+    """How a view comes to its size. `antialiased`: area averaging where it shrinks, cubic where it grows. `published`, as in the
+    paper's code: bilinear without antialias."""
     no_square: Literal["reflect", "reject"] = "reflect"
     """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
     keep: tuple[str, ...] = ("validation",)
@@ -162,8 +181,13 @@ class ReferenceSettings(Group):
     """References are shrunk until their shorter side is this many px: what CLIP sees of each side, whatever the aspect was."""
     max_side: int = Field(448, ge=16)
     """And until their longer side is this many px."""
+    resize: Literal["antialiased", "published"] = "antialiased"
+    """`antialiased`: shrunk as said above, their aspect kept; the trainer makes a square of it. `published`, as in the
+    paper's code: that square at once, `side` x `side` px, bilinear without antialias, whatever `max_side` is. The aspect is gone
+    then, so that such a dataset cannot be trained on with model.reference_geometry: pad."""
     background: Literal["keep", "grey"] = "keep"
-    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is."""
+    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
+    Objects that are too little of their reference are rejected then: selection.min_object_share."""
     jpeg_quality: int = Field(95, ge=50, le=100)
     """JPEG quality of ref.jpg and view.jpg."""
 

@@ -82,7 +82,9 @@ def read_photo(row: Mapping[str, Any], source: SourceSettings) -> tuple[UInt8[np
         PhotoError: it is missing, or cannot be read or decoded.
     """
     data = read_photo_file(row, source)
-    photo = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
+    photo = decode_photo(
+        data, frame=source.photo_frame, max_pixels=source.max_photo_pixels, missing_end_mark=source.missing_end_mark
+    )
     upright = np.ascontiguousarray(np.rot90(photo, (row["rotation"] or 0) // 90))
     return upright, hashlib.sha256(data).hexdigest()
 

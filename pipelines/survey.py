@@ -91,7 +91,9 @@ def main() -> int:
         raise InputError("build.source.survey is not set: give --source.survey FOLDER, the folder to write the survey to")
     folder = settings.source.survey.resolve()
     check_photos(settings)
-    chunks = freeze_list(list_photos(open_source(settings)), settings.source, folder)
+    source = open_source(settings)
+    source.print_notes()
+    chunks = freeze_list(list_photos(source), settings.source, folder)
     errors = survey_missing(chunks, settings)
     if errors:
         for number, message in errors.items():
@@ -135,6 +137,7 @@ def freeze_list(photos: pa.Table, source: SourceSettings, folder: Path) -> Chunk
         "photos_per_chunk": PHOTOS_PER_CHUNK,
         "photo_frame": source.photo_frame,
         "max_photo_pixels": source.max_photo_pixels,
+        "missing_end_mark": source.missing_end_mark,
         "version": importlib.metadata.version("paint-by-example"),
     }
     stored = folder / PHOTO_LIST
@@ -225,12 +228,18 @@ def survey_photo(photo: Mapping[str, Any], source: SourceSettings) -> dict[str, 
     try:
         data = read_photo_file(photo, source)
         row |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
+        pixels = _decoded(data, source)
     except PhotoError as error:
         return row | {"code": error.code, "detail": error.detail}
     row |= {"height": pixels.shape[0], "width": pixels.shape[1]}
     hashes = perceptual_hash(pixels)
     return row | ({"perceptual_hash": hashes.coarse, "detail_hash": hashes.detail} if hashes else {})
+
+
+def _decoded(data: bytes, source: SourceSettings) -> Picture:
+    return decode_photo(
+        data, frame=source.photo_frame, max_pixels=source.max_photo_pixels, missing_end_mark=source.missing_end_mark
+    )
 
 
 def finish(chunks: Chunks) -> None:
@@ -313,8 +322,7 @@ def draw_pairs(folder: Path, source: SourceSettings) -> Path | None:
         if name in names:
             with contextlib.suppress(PhotoError):  # It failed before, or is not there any more.
                 data = read_photo_file(photo, source)
-                pixels = decode_photo(data, frame=source.photo_frame, max_pixels=source.max_photo_pixels)
-                pictures[name] = fit(pixels, _CELL)
+                pictures[name] = fit(_decoded(data, source), _CELL)
     rows, captions = [], []
     for pair in chosen:
         kept, other = (pair["kept_split"], pair["kept_photo_id"]), (pair["split"], pair["photo_id"])

@@ -45,8 +45,16 @@ OUTCOMES = {
     "too_large": Outcome("more bytes than crawl.max_bytes, as announced, as sent or as unpacked", transient=False),
     "size_mismatch": Outcome("another number of bytes than the metadata's OriginalSize", transient=False),
     "hash_mismatch": Outcome("another MD5 than the metadata's OriginalMD5", transient=False),
-    "not_an_image": Outcome("the bytes are none of the accepted image formats", transient=False),
-    "decode_error": Outcome("the pixels cannot be decoded: a damaged or truncated file", transient=False),
+    "not_an_image": Outcome("the bytes are no picture: an error page, an empty file, another kind of data", transient=False),
+    "unsupported_format": Outcome(
+        "a picture or video of a format that is not read (docs/own-data.md lists those that are)", transient=False
+    ),
+    "no_end_mark": Outcome(
+        "a JPEG that lacks its end mark and no pixels, and source.missing_end_mark is refuse", transient=False
+    ),
+    "decode_error": Outcome(
+        "the pixels cannot be decoded: a damaged or truncated file, or a variant of its format that is not read", transient=False
+    ),
     "too_many_pixels": Outcome("the header announces more pixels than source.max_photo_pixels", transient=False),
     "too_small": Outcome("the shorter side is below crawl.min_side px", transient=False),
     "placeholder": Outcome("the same bytes came for many ids: a picture that says that the photo is gone", transient=False),

@@ -88,7 +88,7 @@ BOXES = pa.schema(
         _field(
             "row",
             pa.int64(),
-            "1-based data row in it (CSV: the line is one more, below the header; COCO: the place in `annotations`)",
+            "from 1: the line less one, for the header (CSV), the line (JSON Lines), or the place in `annotations` (COCO)",
         ),
         _field("problem", WORD, "what is wrong with the row by itself: a reason below; null if nothing is", nullable=True),
         _field("detail", pa.string(), "what is wrong, in words, with the cell or key", nullable=True),
@@ -326,8 +326,9 @@ REJECT_REASONS = {
     "outside_photo": "a coordinate lies outside the photo",
     "empty_box": "the box has no area: min >= max",
     "bad_flag": "a flag is missing or none of 1, 0, -1",
-    "bad_segmentation": "the polygons or the RLE cannot be read",
-    "duplicate_id": "another row of the file has the same id",
+    # Older datasets have these two: a box is good without its outline, and nothing goes by the ids of annotations.
+    "bad_segmentation": "older datasets only: the polygons or the RLE cannot be read",
+    "duplicate_id": "older datasets only: another row of the file has the same id",
     "unknown_label": "the label is not in the source's list of classes",
     "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
     "same_photo": "the photo is there under another id too, and that one is kept",
@@ -343,6 +344,7 @@ REJECT_REASONS = {
     "too_large": "area above selection.max_area",
     "reference_too_small": "the box's shorter side is below selection.min_side px",
     "too_elongated": "the box's longer side is more than selection.max_aspect times the shorter one",
+    "reference_too_empty": "the outline covers less than selection.min_object_share of a reference that is cut out by it",
     "duplicate": "the same box, to the last digit and label, is in the source already",
     "near_duplicate": "a larger box of the photo overlaps this one by selection.near_duplicate_iou or more",
     "nested": "a larger box of the photo holds selection.nested_share or more of this one",

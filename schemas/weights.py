@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL
+from safetensors import SafetensorError
 
 from schemas.dataset import VaeIdentity
 from schemas.errors import InputError
+from schemas.hub import fetch
 from schemas.settings import REPOSITORY
+from schemas.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
 
 # A full CLIP checkpoint also holds the text model; the libraries would print a page on every weight that is not used.
 transformers.logging.set_verbosity_error()
@@ -56,44 +59,75 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         subfolder: where a pipeline keeps it.
 
     Raises:
-        InputError: no such folder or hub id, or what is there is not such a network.
+        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
     """
     folder = local_folder(source)
     if folder:
         inner = folder if (folder / "config.json").is_file() else folder / subfolder
         if not (inner / "config.json").is_file():
             raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
-        places = [(str(inner), "")]
-        # Half precision where there is nothing else, as a download with `variant="fp16"` leaves it.
-        half = list(inner.glob("*.fp16.safetensors"))
-        variant = "fp16" if half and len(half) == len(list(inner.glob("*.safetensors"))) else None
     else:
-        variant = None
-        owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
-        if not owner or not name or owner.startswith((".", "~")):
-            raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
-        places = [(f"{owner}/{name}", inside[0])] if inside else [(source, subfolder), (source, "")]
-    for number, (place, inside_place) in enumerate(places, start=1):
-        try:
-            # Stored precision varies; computation and hashes start from float32.
-            dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
-            network, loaded = kind.from_pretrained(
-                place, subfolder=inside_place, use_safetensors=True, output_loading_info=True, variant=variant, **dtype
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            if number == len(places):
-                cause = " ".join(str(error).split())[:200]
-                raise InputError(
-                    f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
-                ) from None
-            continue
-        # The libraries would fill what is missing with random numbers, without a word.
-        if missing := sorted(loaded["missing_keys"]):
+        inner = _fetch_network(kind, source, subfolder)
+    weights = weights_of([path.name for path in inner.iterdir()], _files_of(kind))
+    for name in weights:
+        if name.endswith(".safetensors") and weights_format(inner / name) != "safetensors":
+            raise InputError(f"{inner / name}: a pickle under the name of safetensors; get the model as .safetensors")
+    # Half precision where there is nothing else, as a download with `variant="fp16"` leaves it.
+    variant = "fp16" if weights and ".fp16" in weights[0] else None
+    try:
+        # Stored precision varies; computation and hashes start from float32.
+        dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
+        network, loaded = kind.from_pretrained(
+            str(inner), use_safetensors=True, output_loading_info=True, variant=variant, local_files_only=True, **dtype
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
+        ) from None
+    # The libraries would fill what is missing with random numbers, without a word.
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(
+            f"{source}: {len(missing)} tensor(s) of the {kind.__name__} are missing, first {missing[0]}; get the model again"
+        )
+    return network
+
+
+def _files_of(kind: Any) -> tuple[str, ...]:
+    """Names for the weights of a network of this class, but for pickles."""
+    files = DIFFUSERS_FILES if issubclass(kind, diffusers.ModelMixin) else TRANSFORMERS_FILES
+    return tuple(file for file in files if file.endswith(".safetensors"))
+
+
+def _fetch_network(kind: Any, source: str, subfolder: str) -> Path:
+    """The folder of the cache with a network of the hub's.
+
+    Raises:
+        InputError: this is no hub id, or the hub does not give it, or has no such network there.
+    """
+    if Path(source).expanduser().is_file():
+        raise InputError(f"{source}: is a file; give the folder of a {kind.__name__}, with config.json and .safetensors weights")
+    owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
+    if not owner or not name or owner.startswith((".", "~")):
+        raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
+    places = inside or [subfolder, ""]
+
+    def choose(names: Collection[str]) -> list[str]:
+        place = next((place for place in places if f"{place}/config.json".lstrip("/") in names), None)
+        if place is None:
+            raise InputError(f"{source}: the hub has it, but no {kind.__name__} in it (config.json, {places[0]}/config.json)")
+        start = f"{place}/" if place else ""
+        files = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], _files_of(kind))
+        if not files:
             raise InputError(
-                f"{source}: {len(missing)} tensor(s) of the {kind.__name__} are missing, first {missing[0]}; get the model again"
+                f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}; "
+                "give a model that has, or a local folder"
             )
-        return network
-    raise AssertionError("there is at least one place")
+        return [start + file for file in ("config.json", *files)]
+
+    repository = fetch(f"{owner}/{name}", choose)
+    assert repository is not None, "`choose` always wants something"
+    return next(repository / place for place in places if (repository / place / "config.json").is_file())
 
 
 def identify_vae(vae: AutoencoderKL, source: str) -> VaeIdentity:

@@ -57,8 +57,8 @@ def png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) ->
 
 @functools.cache
 def packed_zeros() -> bytes:
-    """64 MiB of zeros in 64 kB."""
-    return zlib.compress(bytes(2**26), 9)
+    """2 MiB of zeros, twice what Pillow unpacks, in 2 kB."""
+    return zlib.compress(bytes(2**21), 9)
 
 
 @functools.cache
@@ -463,13 +463,25 @@ class HostileServer:
         """100 bytes that announce 30000 x 30000 px."""
         await answer.whole(png(30000, 30000, bytes(1000)), kind="image/png")
 
-    async def png_text_bomb(self, request: Request, answer: Answer) -> None:
-        """A small picture with 64 MiB of packed text."""
+    async def png_text(self, request: Request, answer: Answer) -> None:
+        """A small picture with 2 MiB of packed text."""
         await answer.whole(png(96, 72, bytes(97 * 72), (b"zTXt", b"Comment\0\0" + packed_zeros())), kind="image/png")
 
-    async def png_profile_bomb(self, request: Request, answer: Answer) -> None:
-        """A small picture with a colour profile of 64 MiB."""
+    async def png_profile(self, request: Request, answer: Answer) -> None:
+        """A small picture with a colour profile of 2 MiB."""
         await answer.whole(png(96, 72, bytes(97 * 72), (b"iCCP", b"profile\0\0" + packed_zeros())), kind="image/png")
+
+    async def heic(self, request: Request, answer: Answer) -> None:
+        """The beginning of a HEIC, called a JPEG."""
+        await answer.whole(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000))
+
+    async def video(self, request: Request, answer: Answer) -> None:
+        """A video that says that it is one."""
+        await answer.whole(b"\0\0\0\x14ftypisom\0\0\0\0isom" + bytes(1000), kind="video/mp4")
+
+    async def no_end_mark(self, request: Request, answer: Answer) -> None:
+        """A JPEG without its last two bytes."""
+        await answer.whole(good_photo()[:-2])
 
     async def truncated(self, request: Request, answer: Answer) -> None:
         """Half of a JPEG, of the length that it announces."""
@@ -544,6 +556,7 @@ TROUBLES = {
     "/hangs-up": "connect",
     "/empty": "not_an_image",
     "/html": "not_an_image",
+    "/video": "unsupported_format",
     "/tdm": "opted_out",
     "/loop/a": "redirect_loop",
     "/itself": "redirect_loop",

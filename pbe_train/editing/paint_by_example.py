@@ -99,7 +99,7 @@ class PaintByExample:
 
         Args:
             image: a photo of any size, or a list of them: files, pictures of Pillow, or arrays.
-            mask: white (True) = repaint; of its photo's size; as many as there are photos.
+            mask: white (True, 1.0, or 1 beside 0 alone) = repaint; of its photo's size; as many as there are photos.
             reference: what to paint, cropped closely around it; for each photo one. For one photo, a list is several references
                 of one object, whose conditions are averaged; for several photos, each of their references may be such a list.
             seed: an edit depends on its own alone. One for all, or one each.

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pbe_train.editing.mask_values import bright_colours, bright_levels, told
 from pbe_train.editing.region import AnyMask, AnyPhoto, Mask, Photo
 from schemas.errors import InputError
-from schemas.photos import PhotoError, decode_photo, photo_of_image
+from schemas.photos import PhotoError, colour_profile, decode_photo, load_photo, photo_of_image, turned_image
 
 Picture = str | Path | Image.Image | np.ndarray
-"""A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of booleans."""
+"""A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of other types (`read_mask`)."""
 
 
 def read_photo(picture: Picture, name: str = "the photo") -> Photo:
@@ -33,34 +34,39 @@ def read_photo(picture: Picture, name: str = "the photo") -> Photo:
             raise InputError(f"{name}: Pillow cannot read it ({error}); give another picture") from None
     if not isinstance(picture, str | Path):
         raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
-    if not Path(picture).is_file():
-        raise InputError(f"{picture}: no such file; give the path of a photo")
     try:
-        return decode_photo(Path(picture).read_bytes(), frame="exif")
+        return decode_photo(_read_file(picture), frame="exif")
     except PhotoError as error:
-        raise InputError(f"{picture}: not a readable photo ({error}); give a JPEG, PNG or WebP file") from None
+        raise InputError(f"{picture}: not a readable photo ({error}); give another file") from None
 
 
 def read_mask(picture: Picture, name: str = "the mask") -> Mask:
-    """True where it is brighter than mid grey: white is repainted.
+    """True where a mask says that the photo is to be repainted: docs/editing.md has the rules.
+
+    Args:
+        picture: of any of the kinds; an array [height, width] or RGB, of uint8 or uint16, booleans, floats from 0 to 1, or of any
+            other type with no values but 0 and 1, or 0 and 255.
+        name: what errors call it, where it is no file.
 
     Raises:
-        InputError: as `read_photo`; or a transparent px, of which one cannot tell whether it is to be repainted.
+        InputError: as `read_photo`; or a transparent px, or values that leave in doubt what is meant, or none that counts.
     """
-    if isinstance(picture, np.ndarray) and picture.dtype == bool and picture.ndim == 2:
-        return picture
-    mask: Mask = read_photo(picture, name).mean(axis=2) > 127
-    if isinstance(picture, np.ndarray):
-        return mask
-    if isinstance(picture, Image.Image):
-        opaque = _is_opaque(picture)
-    else:
+    if isinstance(picture, str | Path):
         name = str(picture)
-        with Image.open(picture) as image:  # Its size was checked when it was decoded.
-            opaque = _is_opaque(image)
-    if not opaque:
-        raise InputError(f"{name}: the mask is transparent in places; save it without transparency, white on black")
-    return mask
+    values = picture if isinstance(picture, np.ndarray) else _mask_values(picture, name)
+    shape = values.shape
+    if values.ndim == 3 and shape[2] == 1:
+        values = values[..., 0]
+    if values.ndim == 3 and shape[2] == 3 and values.dtype == np.uint8 and values.size:
+        # Most masks in RGB are grey.
+        grey = (values == values[..., :1]).all()
+        return bright_levels(values[..., 0], name) if grey else bright_colours(values, name)
+    if values.ndim != 2 or values.dtype.kind not in "biuf" or not values.size:
+        raise InputError(
+            f"{name}: an array of {values.dtype} {list(shape)}; give uint8, 0-255 (white, 255, is repainted), booleans or floats "
+            "from 0 to 1, [height, width]"
+        )
+    return bright_levels(values, name)
 
 
 def check_mask(mask: AnyMask, photo: AnyPhoto, mask_name: object = "the mask", photo_name: object = "the photo") -> None:
@@ -82,8 +88,7 @@ def with_profile(photo: AnyPhoto, source: Picture) -> Image.Image:
     """A picture of Pillow with the colour profile of the photo that it was made of: else the same bytes are other colours."""
     made = Image.fromarray(photo)
     if isinstance(source, str | Path):
-        with Image.open(source) as image:
-            mode, profile = image.mode, image.info.get("icc_profile")
+        mode, profile = colour_profile(Path(source).read_bytes())
     else:
         mode, profile = (source.mode, source.info.get("icc_profile")) if isinstance(source, Image.Image) else ("", None)
     if profile and mode in ("RGB", "RGBA"):  # Those of CMYK and grey say nothing of RGB.
@@ -110,5 +115,37 @@ def _checked(array: np.ndarray, name: str) -> Photo:
     return np.repeat(array[..., None], 3, axis=2) if grey else np.require(array, requirements=["C", "W"])
 
 
-def _is_opaque(image: Image.Image) -> bool:
-    return not image.has_transparency_data or bool(np.all(np.asarray(image.convert("RGBA"))[..., 3] == 255))
+def _mask_values(picture: object, name: str) -> np.ndarray:
+    """What a mask of a file or of Pillow holds: grey levels in whatever range it has them, or RGB; turned as its EXIF says.
+
+    Raises:
+        InputError: it cannot be read, or is transparent in places.
+    """
+    if not isinstance(picture, str | Path | Image.Image):
+        raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
+    of_file = not isinstance(picture, Image.Image)
+    try:
+        image = turned_image(picture) if isinstance(picture, Image.Image) else load_photo(_read_file(picture), frame="exif")
+    except PhotoError as error:
+        raise InputError(f"{name}: not a readable picture ({error}); give another mask") from None
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            raise InputError(
+                f"{name}: the mask is transparent in places (alpha {told(alpha.ravel())}), and nobody can tell whether those are "
+                "to be repainted; save it without transparency, white where it is to be repainted and black elsewhere"
+            )
+    if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
+        values = np.asarray(image)
+        # Of some formats Pillow reads 16 bits as 32.
+        return np.clip(values, 0, 65535).astype(np.uint16) if of_file and image.mode.startswith("I") else values
+    return np.asarray(image.convert("RGB"))
+
+
+def _read_file(path: str | Path) -> bytes:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; give the path of a photo")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from None

@@ -38,6 +38,9 @@ ORIGINAL = """\
 The original code of Paint by Example loads it as its own `model.ckpt` (`--ckpt {file}`); a .safetensors file with
 `safetensors.torch.load_file` in the place of `torch.load(...)["state_dict"]`. This project starts from it with
 `--model.pretrained {file}`.
+
+Do not load it with diffusers' `from_single_file`, which takes it for Stable Diffusion inpainting (seen with diffusers
+0.42.1): there the input channels have another order, and the mask has the opposite meaning.
 """
 PADDING_REFERENCES = f"""\
 ```python

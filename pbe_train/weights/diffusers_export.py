@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from pbe_train.data.latents import CLIP_MEAN, CLIP_STD
 from pbe_train.editing.sampling import Run
 from pbe_train.schedulers import SCHEDULE, SPACING
-from pbe_train.weights.diffusers_folder import DIFFUSERS_FILES, IMAGE_ENCODER, TRANSFORMERS_FILES
+from pbe_train.weights.diffusers_folder import IMAGE_ENCODER
 from pbe_train.weights.names import VISION_MODEL, Tensors, count_blocks, prefixed
 from pbe_train.weights.trained import tensors_of
 from schemas.errors import InputError
+from schemas.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES
 
 # Pillow's number for it, as preprocessor_config.json writes it.
 BILINEAR = 2

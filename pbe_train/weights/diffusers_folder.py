@@ -2,30 +2,25 @@
 
 import json
 import re
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
-from pbe_train.weights.files import read_tensors
+from pbe_train.weights.files import read_weights
 from pbe_train.weights.names import POSITION_IDS, bare_encoder_names, count_blocks, current_vae_names, starting_with
 from pbe_train.weights.record import check_depth, record_beside
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
+from schemas.hub import fetch
+from schemas.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_of
 from schemas.weights import local_folder
 
-# In this order: half precision (diffusers' `variant="fp16"`) where there is no other, pickles where there is nothing else.
-DIFFUSERS_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
-TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 IMAGE_ENCODER = "PaintByExampleImageEncoder"
-TEXT_ENCODER = "text_encoder"
-NOT_OPENED = (TEXT_ENCODER, "tokenizer", "safety_checker", "feature_extractor")
+NOT_OPENED = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -35,31 +30,41 @@ def locate_folder(source: str) -> Path | None:
     Of the hub only configurations and weights of the networks that are read come, pickles only where there is nothing else.
 
     Raises:
-        InputError: the hub has no such repository, or cannot be reached.
+        InputError: the hub does not give it, or it holds no model in diffusers' layout.
     """
     folder = local_folder(source)
     if folder or not HUB_ID.fullmatch(source):
         return folder
-    parts = {"unet": DIFFUSERS_FILES, "vae": DIFFUSERS_FILES, "image_encoder": TRANSFORMERS_FILES}
-    wanted = ["*.json", *(f"{part}/{files[0]}" for part, files in parts.items())]
-    try:
-        found = Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
-        for number in (1, 2):
-            missing = [
-                f"{part}/{files[number]}"
-                for part, files in parts.items()
-                if (found / part / "config.json").is_file()
-                and not any((found / part / name).is_file() for name in files[:number])
-            ]
-            if missing:
-                wanted = [*wanted, *missing]
-                found = Path(huggingface_hub.snapshot_download(source, allow_patterns=wanted))
-        return found
-    except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{source}: no such folder or file, and not to be had from the hub ({cause}); give a local one"
-        ) from None
+    return fetch(source, partial(choose_files, source))
+
+
+def choose_files(source: str, names: Collection[str]) -> list[str]:
+    """The files, of those of a repository, that a model in diffusers' layout is read from.
+
+    Args:
+        source: name of the repository, for messages.
+        names: of all its files, with / between.
+
+    Raises:
+        InputError: no such model, or a network of it whose weights are in no form that is read.
+    """
+    whole = "unet/config.json" in names
+    parts = (
+        {"unet": DIFFUSERS_FILES, "vae": DIFFUSERS_FILES, "image_encoder": TRANSFORMERS_FILES} if whole else {"": DIFFUSERS_FILES}
+    )
+    # Configurations are small; indices of shards come with their shards.
+    chosen = [name for name in names if name.endswith(".json") and name.count("/") < 2 and ".index." not in name]
+    for part, files in parts.items():
+        start = f"{part}/" if part else ""
+        if f"{start}config.json" not in names:
+            continue
+        found = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], files)
+        if not found and whole:
+            raise InputError(f"{source}: the hub has it, but no weights in {start} as {', '.join(files)}, nor shards of these")
+        chosen += [start + name for name in found]
+    if all(name.endswith(".json") for name in chosen):
+        raise InputError(f"{source}: the hub has it, but it is no model in diffusers' layout (unet/config.json is not there)")
+    return chosen
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -97,7 +102,6 @@ def read_diffusers(folder: Path) -> Source:
         vae=vae,
         # diffusers' own default, for schedulers that were saved before there was a choice.
         prediction=read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None,
-        text_condition=(folder / TEXT_ENCODER).is_dir(),
         record=record_beside(folder, f"unet/{DIFFUSERS_FILES[0]}"),
         aside=aside,
     )
@@ -112,15 +116,17 @@ def is_image_encoder(folder: Path) -> bool:
 
 
 def locate_image_encoder(source: str) -> Path | None:
-    """The folder of Paint by Example's image encoder in a folder or hub repository, or the folder itself; null: there is none."""
+    """The folder of Paint by Example's image encoder in a folder or hub repository, or the folder itself; null: there is none.
+
+    Raises:
+        InputError: the hub does not give it.
+    """
     folder = local_folder(source)
     if folder is None and HUB_ID.fullmatch(source):
-        try:
-            # One small file, so that a CLIP repository is not fetched as a pipeline.
-            config = Path(huggingface_hub.hf_hub_download(source, "image_encoder/config.json"))
-        except (OSError, ValueError):
-            return None
-        folder = locate_folder(source) if is_image_encoder(config.parent) else None
+        # One small file, so that a CLIP repository is not fetched as a pipeline.
+        config = "image_encoder/config.json"
+        found = fetch(source, lambda names: [config] if config in names else [])
+        folder = locate_folder(source) if found and is_image_encoder(found / "image_encoder") else None
     if folder is None:
         return None
     return next((place for place in (folder, folder / "image_encoder") if is_image_encoder(place)), None)
@@ -156,18 +162,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         InputError: there is none, or it is damaged.
     """
     return {name: value for name, value in read_json(folder / "config.json").items() if not name.startswith("_")}
-
-
-def read_weights(folder: Path, files: tuple[str, ...]) -> dict[str, Tensor]:
-    """The weights of the network in a folder, from the first of these files that is there.
-
-    Raises:
-        InputError: none is, or it cannot be read.
-    """
-    path = next((folder / name for name in files if (folder / name).is_file()), None)
-    if path is None:
-        raise InputError(f"{folder}: no weights here, not one of {', '.join(files)}; get the model again, in one file a network")
-    return read_tensors(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from pbe_train.weights.names import (
     VISION_MODEL,
     NameTable,
     Tensors,
-    bare_encoder_names,
     conditioner_table,
     count_blocks,
     prefixed,
@@ -31,53 +30,55 @@ from pbe_train.weights.sizes import original_levels, original_unet_config, visio
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
 
-TEXT_ENCODERS = (f"{LDM_ENCODER}text_model.", "cond_stage_model.model.")
-EMA = "model_ema."
-VAE_LOSS = f"{LDM_VAE}loss."
+CONDITION = "cond_stage_model."
+MAPPER = f"{CONDITION}mapper.resblocks."
+# All that stands between vision encoder and U-Net.
+CONDITIONER = (f"{CONDITION}mapper.", f"{CONDITION}final_ln.", "proj_out.", "learnable_vector")
+# Beside a whole model they change what it predicts: who starts from the rest of the file starts from another model.
+ADDED_NETWORKS = {"control_model.": "a ControlNet", "lora_": "a LoRA", "ip_adapter.": "an adapter", "adapter.": "an adapter"}
 
 
 def read_original(path: Path) -> Source:
     """The model in such a file.
 
     Raises:
-        InputError: not one of these models, or tensors that no part of them has.
+        InputError: not one of these models, or tensors within its networks that no such network has.
     """
-    tensors, record = read_recorded(path)
+    tensors, record, others = read_recorded(path)
     record = record or record_beside(path.parent, path.name)
     unet, vae = starting_with(LDM_UNET, tensors), starting_with(LDM_VAE, tensors)
     if not unet:
-        raise InputError(f"{path}: no tensor here begins with {LDM_UNET}; give a Stable Diffusion 1.x or Paint by Example model")
+        raise InputError(
+            f"{path}: {_other_network(tensors)} (no tensor here begins with {LDM_UNET}); "
+            "give a Stable Diffusion 1.x or Paint by Example model"
+        )
+    vision_start = _vision_start(tensors)
     try:
         attention, layers = original_levels(unet)
         config = original_unet_config(unet)
-        vision = bare_encoder_names(starting_with(LDM_ENCODER + VISION_MODEL, tensors))
+        vision = starting_with(vision_start, tensors)
         encoder_config = vision_config(vision) if vision else None
     except KeyError as error:
         raise InputError(f"{path}: {error} is missing; the file is cut short or no Stable Diffusion 1.x model") from None
 
-    # Each tensor goes to one place; what has none is refused at the end.
-    aside = {
-        "text encoder": [name for name in tensors if name.startswith(TEXT_ENCODERS)],
-        "moving average (EMA)": [name for name in tensors if name.startswith(EMA)],
-        "schedule": [name for name in tensors if name in schedule_buffers()],
-        "loss of the VAE's training": [name for name in tensors if name.startswith(VAE_LOSS)],
-        "position_ids": [name for name in tensors if name == LDM_ENCODER + VISION_MODEL + POSITION_IDS],
-    }
+    aside, unknown = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
     vision.pop(POSITION_IDS, None)
     own_unet, odd_unet = unet_table(attention, layers).to_diffusers(unet)
     own_vae, odd_vae = _vae_table(vae).to_diffusers({k: v for k, v in vae.items() if LDM_VAE + k not in placed})
-    rest = {name: tensors[name] for name in tensors if name not in placed}
-    rest = {name: rest[name] for name in rest if not name.startswith((LDM_UNET, LDM_VAE, LDM_ENCODER + VISION_MODEL))}
-    conditioner, odd = conditioner_table(count_blocks(rest, "cond_stage_model.mapper.resblocks.")).to_diffusers(rest)
+    rest = {name: tensor for name, tensor in tensors.items() if name.startswith(CONDITIONER)}
+    conditioner, odd = conditioner_table(count_blocks(rest, MAPPER)).to_diffusers(rest)
     odd += [LDM_UNET + name for name in odd_unet] + [LDM_VAE + name for name in odd_vae]
     if odd:
         raise InputError(
-            f"{path}: {len(odd)} tensor(s) that no Stable Diffusion 1.x or Paint by Example model has, first {min(odd)}; "
-            "give a model of these kinds, or take those tensors out"
+            f"{path}: {len(odd)} tensor(s) within its networks that no Stable Diffusion 1.x or Paint by Example model has, "
+            f"first {min(odd)}; give a model of these kinds"
         )
     if encoder_config is not None:
         check_depth(str(path), count_blocks(conditioner, "mapper.blocks."), encoder_config.num_hidden_layers, record)
+    left = {what: len(names) for what, names in aside.items()}
+    if others:
+        left[f"what is no tensor: {', '.join(others[:8])}{', ...' if len(others) > 8 else ''}"] = len(others)
     return Source(
         where=str(path),
         kind="Paint by Example, original layout" if conditioner else "Stable Diffusion, original layout",
@@ -89,10 +90,64 @@ def read_original(path: Path) -> Source:
         vae=own_vae or None,
         # The original code predicts the noise; it knows no velocity.
         prediction="epsilon",
-        text_condition=bool(aside["text encoder"]),
         record=record,
-        aside={what: len(names) for what, names in aside.items() if names},
+        aside=left,
+        unknown=unknown,
     )
+
+
+def _other_network(tensors: Tensors) -> str:
+    """What a file without a U-Net of the original layout holds, by the beginnings of its names."""
+    kinds = {
+        **ADDED_NETWORKS,
+        "down_blocks.": "a U-Net or ControlNet of diffusers' layout, of which the folder with its config.json is read",
+        "unet.": "a LoRA or U-Net of another program",
+        "first_stage_model.": "a VAE alone",
+        "encoder.": "a VAE alone",
+        "emb_params": "a textual inversion",
+        "text_model.": "a CLIP model alone",
+        "vision_model.": "a CLIP model alone",
+    }
+    return next((kind for start, kind in kinds.items() if any(name.startswith(start) for name in tensors)), "no such model")
+
+
+def _vision_start(tensors: Tensors) -> str:
+    """How the names of the vision encoder begin; transformers 5 writes one level less."""
+    bare = f"{LDM_ENCODER}embeddings.patch_embedding.weight" in tensors
+    return LDM_ENCODER if bare else LDM_ENCODER + VISION_MODEL
+
+
+def _left_aside(path: Path, tensors: Tensors, vision_start: str) -> tuple[dict[str, list[str]], tuple[str, ...]]:
+    """What a start has no use for: what it is -> names of its tensors; and which of it no published model has.
+
+    Together with the networks that is the whole file.
+
+    Raises:
+        InputError: a network that was added to the model.
+    """
+    # The first beginning that fits counts; null: a network's.
+    places = {
+        vision_start + POSITION_IDS: "position_ids",
+        f"{LDM_VAE}loss.": "loss of the VAE's training",
+        **dict.fromkeys((LDM_UNET, LDM_VAE, vision_start, *CONDITIONER)),
+        # Whose names have changed with the version of transformers that wrote them.
+        CONDITION: "text encoder",
+        "model_ema.": "moving average (EMA)",
+        **dict.fromkeys(schedule_buffers(), "schedule"),
+    }
+    groups: dict[str, list[str]] = {}
+    unknown: set[str] = set()
+    for name in tensors:
+        if added := next((network for start, network in ADDED_NETWORKS.items() if name.startswith(start)), None):
+            raise InputError(f"{path}: {added} ({name}, ...) beside the model, which would be lost; give the model without it")
+        start = next((start for start in places if name.startswith(start)), None)
+        if start is None:
+            what = f"{name.partition('.')[0]}.*" if "." in name else name
+            unknown.add(what)
+            groups.setdefault(what, []).append(name)
+        elif what := places[start]:
+            groups.setdefault(what, []).append(name)
+    return groups, tuple(sorted(unknown))
 
 
 def original_tensors(

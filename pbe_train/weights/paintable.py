@@ -1,5 +1,6 @@
 """A Paint by Example model in a published layout, ready to paint: as released, or as `export` writes it."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +59,8 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
         )
     if source.vae is None or source.encoder is None:
         raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs; get the whole model")
+    if source.unknown:
+        print(f"{source.where}: left aside, since nothing here has a use for it: {', '.join(source.unknown)}", file=sys.stderr)
     channels = int(source.unet_config.get("out_channels", 4))
     check_architecture(source, channels)
     how = {**RELEASED, **_told(source)}

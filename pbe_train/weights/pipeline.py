@@ -13,18 +13,18 @@ import transformers
 from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel
 
 from pbe_train.weights.diffusers_folder import (
-    DIFFUSERS_FILES,
     IMAGE_ENCODER,
     locate_folder,
     locate_image_encoder,
     read_config,
     read_image_encoder,
     read_json,
-    read_weights,
 )
+from pbe_train.weights.files import read_weights
 from pbe_train.weights.filling import fill
 from pbe_train.weights.names import bare_encoder_names, current_vae_names, prefixed, starting_with
 from schemas.errors import InputError
+from schemas.weight_files import DIFFUSERS_FILES
 
 # Where diffusers keeps the class: since 0.38, and before.
 MODULES = ("diffusers.pipelines.deprecated.paint_by_example.image_encoder", "diffusers.pipelines.paint_by_example.image_encoder")

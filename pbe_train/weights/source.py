@@ -42,11 +42,11 @@ class Source:
     """In place of a VAE: the hash of the one it was trained with."""
     prediction: str | None = None
     """What its U-Net predicts, where it says so, in diffusers' words."""
-    text_condition: bool = False
-    """Whether a text encoder comes with it."""
     trained_with: dict[str, Any] = field(default_factory=dict)
     """Settings of `train.model` that it was trained with, where it says so: how it sees references and masks."""
     record: dict[str, Any] = field(default_factory=dict)
     """What an export of this project says of itself; empty for any other model."""
     aside: dict[str, int] = field(default_factory=dict)
     """What is there and has no use here: what it is -> tensors; 0 for what was not opened."""
+    unknown: tuple[str, ...] = ()
+    """Of `aside`, what no published model has, and so may have had a meaning."""

@@ -72,6 +72,8 @@ def start_model(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExa
     if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
         tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
         new.append(f"{channels + 1} more input channels of unet.conv_in, all 0")
+    elif source.conditioner is None:
+        new.append(f"nothing in unet.conv_in: it has the {channels + 1} more input channels already, all 0")
     fill(unet.state_dict(), tensors, source.where, "U-Net")
     if source.conditioner is None:
         new.append("the conditioner, at random")
@@ -85,6 +87,20 @@ def widened(weight: Float[Tensor, "out channels height width"]) -> Float[Tensor,
     """The first layer's weight with input channels for masked view and mask, all 0: at first they change nothing."""
     channels = weight.shape[1]
     return torch.cat([weight, weight.new_zeros(weight.shape[0], channels + 1, *weight.shape[2:])], dim=1)
+
+
+def is_widened(source: Source, channels: int) -> bool:
+    """Whether a text-to-image U-Net has the input channels for masked view and mask already, all 0.
+
+    The published training started from such a file, `sd-v1-4-modified-9channel.ckpt`, made of Stable Diffusion's by its script.
+    """
+    weight = source.unet.get(FIRST_LAYER)
+    return (
+        source.conditioner is None
+        and weight is not None
+        and weight.shape[1] == 2 * channels + 1
+        and not weight[:, channels:].any()
+    )
 
 
 def check_architecture(source: Source, channels: int) -> None:
@@ -117,6 +133,8 @@ def check_architecture(source: Source, channels: int) -> None:
             f"{source.where}: its U-Net paints latents of {outputs} channels, the dataset's have {channels}; "
             "give a model of the dataset's VAE"
         )
+    if is_widened(source, channels):
+        return
     if source.conditioner is None and inputs == 2 * channels + 1:
         raise InputError(
             f"{source.where}: an inpainting model: its {inputs} input channels are latent, mask, masked view, with 1 = repaint; "

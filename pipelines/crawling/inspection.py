@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.crawling.fetched import FetchError
-from schemas.photos import Frame, PhotoError, PhotoFacts, check_photo
+from schemas.photos import EndMark, Frame, PhotoError, PhotoFacts, check_photo
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Demands:
     min_side: int
     placeholders: frozenset[str]
     """SHA-256 of pictures that say that a photo is gone."""
+    missing_end_mark: EndMark = "accept"
 
 
 def inspect(data: bytes, photo: Mapping[str, Any], original: bool, demands: Demands) -> Inspected:
@@ -42,15 +43,15 @@ def inspect(data: bytes, photo: Mapping[str, Any], original: bool, demands: Dema
         demands: what is asked of every photo.
 
     Raises:
-        FetchError: `not_an_image`, `size_mismatch`, `hash_mismatch`, `too_many_pixels`, `decode_error`, `too_small` or
-            `placeholder`.
+        FetchError: `not_an_image`, `unsupported_format`, `size_mismatch`, `hash_mismatch`, `too_many_pixels`, `no_end_mark`,
+            `decode_error`, `too_small` or `placeholder`.
     """
     trouble = None
     try:
-        facts = check_photo(data, frame=demands.frame, max_pixels=demands.max_pixels)
+        facts = check_photo(data, frame=demands.frame, max_pixels=demands.max_pixels, missing_end_mark=demands.missing_end_mark)
     except PhotoError as error:
         trouble = FetchError(error.code, error.detail)
-        if error.code == "not_an_image":  # An error page has another hash too; what it is tells more.
+        if error.code in ("not_an_image", "unsupported_format"):  # An error page has another hash too; what it is tells more.
             raise trouble from None
     verified = original and _matches_original(data, photo)
     if trouble:

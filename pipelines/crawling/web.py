@@ -30,13 +30,18 @@ from pipelines.config import CrawlSettings
 from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
 from pipelines.crawling.fetched import Fetched, FetchError
 from pipelines.crawling.receiving import AnswerBody, AnswerReader
+from schemas.photo_kinds import ACCEPTED
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CODES = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_410", 429: "http_429", 451: "http_410"}
+# Of pages and these the body would come for nothing. Of all else the bytes say what it is: servers are often wrong about photos.
 _PAGES = ("text/html", "application/xhtml+xml")
+_NO_PHOTO = re.compile("video/.*|application/pdf")
+# By this a server chooses that has a photo in several formats.
+_ACCEPT = ",".join([*(kind.media_type for kind in ACCEPTED), "image/*;q=0.5"])
 # Directives of X-Robots-Tag that have a value; before any other colon stands a robot's name.
 # https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
 _WITH_VALUE = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
@@ -87,7 +92,7 @@ class WebClient:
             timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_seconds, sock_connect=None),
             headers={
                 "User-Agent": f"{ROBOT}/{importlib.metadata.version('paint-by-example')}{contact}",
-                "Accept": "image/*",
+                "Accept": _ACCEPT,
                 "Accept-Encoding": "identity",
             },
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -187,6 +192,8 @@ class WebClient:
         settings = self._settings
         if response.content_type in _PAGES:
             raise FetchError("not_an_image", f"a page: {response.content_type}")
+        if _NO_PHOTO.fullmatch(response.content_type):
+            raise FetchError("unsupported_format", f"the server calls it {response.content_type}")
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
             raise FetchError("bad_response", f"Content-Encoding {_shown(encoding)}, where identity was asked for")

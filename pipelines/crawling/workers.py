@@ -63,6 +63,7 @@ class CrawlWorker:
             max_pixels=settings.source.max_photo_pixels,
             min_side=settings.crawl.min_side,
             placeholders=frozenset(chosen.placeholders),
+            missing_end_mark=settings.source.missing_end_mark,
         )
         self.gate = HostGate(settings.crawl.per_host, self._renew, capacity=settings.crawl.connections)
         self.fetcher = Fetcher(sources, settings.crawl, demands, self.gate, hold=self.gate.hold)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ SELECTION_RECORD = "selection.json"
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
 _TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
-_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels")
+_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
@@ -41,7 +42,11 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     if survey:
         read_survey(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
-    return {path.name: file_sha256(path) for path in (*source.files, *tables)} | dict(source.read_elsewhere())
+    paths = (*source.files, *tables)
+    names = Counter(path.name for path in paths)
+    # The folders of splits may hold files of one name.
+    called = {path: path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths}
+    return {name: file_sha256(path) for path, name in called.items()} | dict(source.read_elsewhere())
 
 
 def fingerprint(
@@ -55,6 +60,7 @@ def fingerprint(
     """
     chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
     chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     libraries: tuple[str, ...] = _TABLE_LIBRARIES
@@ -66,6 +72,8 @@ def fingerprint(
             "source": chosen["source"],
             "selection": chosen["selection"],
             "views": {"per_object": settings.views.per_object},
+            # What min_object_share looks at.
+            "references": {name: chosen["references"][name] for name in ("background", "padding")},
             "shards": {"samples": settings.shards.samples},
         }
     return {
@@ -101,6 +109,7 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     if not settings.upload:
         _check_ours(settings.out)
     source = open_source(settings)
+    source.print_notes()
     inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
     out = settings.out
@@ -278,7 +287,9 @@ def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]
         "versions": {name: packed["versions"].get(name) for name in tables["versions"]},
         "inputs": packed["inputs"],
         "settings": {
-            name: {key: settings[name].get(key) for key in value} if name in ("views", "shards") else settings.get(name)
+            name: {key: settings[name].get(key) for key in value}
+            if name in ("views", "references", "shards")
+            else settings.get(name)
             for name, value in tables["settings"].items()
         },
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
@@ -104,6 +104,20 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     else:
         torch.save(state, path)
+
+
+def write_in_shards(folder: Path, shards: int = 3) -> None:
+    """Each file of weights in a model's folder as shards with an index, named as diffusers and transformers name them."""
+    for path in [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")]:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        stem, variant = (path.stem.removesuffix(".fp16"), ".fp16" if path.stem.endswith(".fp16") else "")
+        names = sorted(state)
+        places = {name: f"{stem}{variant}-{1 + i % shards:05}-of-{shards:05}{path.suffix}" for i, name in enumerate(names)}
+        for file in set(places.values()):
+            write_tensors(path.parent / file, {name: state[name] for name in names if places[name] == file})
+        content = json.dumps({"metadata": {"total_size": 0}, "weight_map": places})
+        (path.parent / f"{stem}{path.suffix}.index{variant}.json").write_text(content)
+        path.unlink()
 
 
 def config_of(network: UNet2DConditionModel | AutoencoderKL) -> dict:

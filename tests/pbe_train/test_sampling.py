@@ -22,6 +22,7 @@ from pbe_train.editing import paint_by_example, sampling
 from pbe_train.editing.reading import read_mask
 from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
 from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
+from pbe_train.evaluation.held_out import check_fits
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
@@ -183,6 +184,7 @@ def test_the_command_line_edits_a_photo(folder: Path, files: dict[str, Path], mo
 
 def test_bad_input_is_one_line_and_status_2(folder: Path, files: dict[str, Path]):
     """As a user sees it: a real process."""
+    write(files["reference"], np.full((20, 30), 255, np.uint8))
     done = subprocess.run(
         [sys.executable, "-m", "pbe_train.sample", *arguments(folder, files, mask=files["reference"])],
         capture_output=True,
@@ -229,7 +231,9 @@ def test_a_transparent_mask_is_refused_and_an_opaque_one_with_alpha_is_not(tmp_p
     """White on a transparent layer: laid over white, as photos are, it would repaint everything."""
     drawn = np.zeros((20, 20, 4), np.uint8)
     drawn[5:10, 5:10] = 255
-    with pytest.raises(InputError, match=r"layer\.png: the mask is transparent in places; save it without transparency"):
+    with pytest.raises(
+        InputError, match=r"layer\.png: the mask is transparent in places \(alpha 0 .*, 255 .*\), .* save it without"
+    ):
         read_mask(write(tmp_path / "layer.png", drawn))
     drawn[..., 3] = 255
     assert read_mask(write(tmp_path / "flat.png", drawn)).sum() == 25
@@ -376,6 +380,13 @@ def test_a_run_sees_references_as_it_was_trained_to(world: World, tmp_path: Path
     assert np.array_equal(seen[0][0], fit_reference(wide, 32, "pad"))
     assert np.array_equal(seen[1][1], fit_reference(photo(30, 10), 32, "pad"))
     assert not np.array_equal(seen[0][0], fit_reference(wide, 32, "squash"))
+
+    reader = ShardReader(world.settings(tmp_path).dataset, "validation")
+    check_fits(run, reader)
+    squares = {**reader.info.settings, "references": {"resize": "published"}}
+    reader.info = reader.info.model_copy(update={"settings": squares})
+    with pytest.raises(InputError, match="references are stored squashed to squares"):
+        check_fits(run, reader)
 
 
 def test_evaluation_and_demo_run(world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -455,6 +455,7 @@ def test_the_card_says_what_other_programs_do_otherwise(form: str, trained: str,
         assert ("(123, 117, 104)" in card) == (geometry == "pad")
         assert ("as in training" in card) == (geometry == "squash" and form == "diffusers")
     assert ("diffusers 0.36 and transformers 4.57" in card) == (form == "diffusers")
+    assert ("Do not load it with diffusers' `from_single_file`" in card) == (form == "ldm")
     # The snippet does what training did: the aspect kept, in the middle, on the encoder's mean colour.
     snippet = cards["pad", "nearest"].partition("## Differences")[2].partition("```python\n")[2].partition("```")[0]
     reference = np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)

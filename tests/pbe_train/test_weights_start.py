@@ -1,10 +1,16 @@
 """Weights in: every layout gives the same model, nothing is loaded in part, and what does not belong is refused in one line."""
 
+import argparse
 import json
+import pickle
+import sys
+import types
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +18,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pbe_train import PaintByExample
 from pbe_train.config import TrainSettings
 from pbe_train.networks.loading import load_encoder
 from pbe_train.networks.model import PaintByExampleModel
+from pbe_train.networks.sizes import unet_config
 from pbe_train.train import train
 from pbe_train.training.checkpoint import read_state
 from pbe_train.training.ranks import Ranks
 from pbe_train.weights.account import Account
-from pbe_train.weights.start import start_model
+from pbe_train.weights.start import start_model, widened
 from schemas.errors import InputError
 from schemas.weights import load_vae
 from tests.pbe_train.published import (
@@ -28,6 +36,7 @@ from tests.pbe_train.published import (
     make_published,
     original_state,
     write_hub,
+    write_in_shards,
     write_network,
     write_stable_diffusion,
     write_tensors,
@@ -93,14 +102,53 @@ def write_original(path: Path, parts: Published, *, text: bool = False) -> Path:
     return path
 
 
+def in_shards(folder: Path) -> Path:
+    write_in_shards(folder)
+    return folder
+
+
+def under_another_name(path: Path, name: str) -> Path:
+    return path.rename(path.with_name(name))
+
+
+def as_transformers_5(path: Path, parts: Published) -> Path:
+    state = original_state(parts)
+    write_tensors(path, {name.replace(".transformer.vision_model.", ".transformer."): tensor for name, tensor in state.items()})
+    return path
+
+
 LAYOUTS: dict[str, Callable[[Path, Published], Path]] = {
     "transformers 4": lambda folder, parts: write_hub(folder / "m", parts, transformers=4, position_ids=True),
     "transformers 5": lambda folder, parts: write_hub(folder / "m", parts, transformers=5),
     "pickles": lambda folder, parts: write_hub(folder / "m", parts, pickles=True),
+    "shards": lambda folder, parts: in_shards(write_hub(folder / "m", parts)),
+    "shards of pickles": lambda folder, parts: in_shards(write_hub(folder / "m", parts, pickles=True)),
     "older VAE": lambda folder, parts: write_hub(folder / "m", parts, vae="old"),
     "ckpt": lambda folder, parts: write_original(folder / "model.ckpt", parts),
     "original safetensors": lambda folder, parts: write_original(folder / "model.safetensors", parts),
+    "original by transformers 5": lambda folder, parts: as_transformers_5(folder / "model.safetensors", parts),
+    "safetensors named ckpt": lambda folder, parts: under_another_name(
+        write_original(folder / "model.safetensors", parts), "model.ckpt"
+    ),
+    "ckpt named safetensors": lambda folder, parts: under_another_name(
+        write_original(folder / "model.ckpt", parts), "model.safetensors"
+    ),
 }
+
+
+def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Path):
+    where = in_shards(write_hub(tmp_path / "hub", paint))
+    index = where / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["one.more"] = content["weight_map"]["conv_out.bias"]
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"index\.json: 1 tensor\(s\) are in no shard, first one\.more; get the model again"):
+        start(base, where)
+    (where / "unet" / content["weight_map"]["one.more"]).unlink()
+    with pytest.raises(
+        InputError, match=r"index\.json: its shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there"
+    ):
+        start(base, where)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -188,9 +236,6 @@ def test_weights_that_are_there_in_half_precision_alone(paint: Published, base: 
 
 def test_a_lightning_checkpoint_that_names_its_callback(prior: Published, base: Path, tmp_path: Path):
     """As sd-v1-4.ckpt does: the class is a key, needs no package, and nothing of it runs."""
-    import sys
-    import types
-
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module = types.ModuleType(name)
     callback = type("ModelCheckpoint", (), {"__module__": name})
@@ -238,6 +283,60 @@ class Bomb:
         return (Path.touch, (self.path,))
 
 
+NAMED = (
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.nodes.AnyNode",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+)
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, type]]:
+    """Classes of packages that are not here, for as long as a file that names them is written."""
+
+    def make(*names: str) -> dict[str, type]:
+        made = {}
+        for name in names:
+            module, _, own = name.rpartition(".")
+            for number in range(1, module.count(".") + 2):
+                parent = ".".join(module.split(".")[:number])
+                monkeypatch.setitem(sys.modules, parent, sys.modules.get(parent, types.ModuleType(parent)))
+            made[own] = type(own, (), {"__module__": module})
+            setattr(sys.modules[module], own, made[own])
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Published, base: Path, tmp_path: Path, monkeypatch):
+    """As Lightning saves them: read without that package, without running anything of it, and told."""
+    classes = foreign(*NAMED)
+    config, metadata, node = (classes[name]() for name in ("DictConfig", "ContainerMetadata", "AnyNode"))
+    metadata.__dict__.update(ref_type=Any, object_type=dict, key_type=int, flags={})
+    config.__dict__.update(_metadata=metadata, _content={"lr": node, "paths": [Path("/data")], "more": argparse.Namespace(a=1)})
+    counts: defaultdict[str, list[int]] = defaultdict(list)
+    counts["epochs"].append(1)
+    content = {
+        "hyper_parameters": config,
+        "hparams_type": type(config),
+        "loops": counts,
+        "last": np.arange(3),
+        "optimizer_states": [],
+    }
+    torch.save(
+        {"state_dict": original_state(prior, text=True), **content},
+        tmp_path / "sd.ckpt",
+        _use_new_zipfile_serialization=not old_format,
+    )
+    monkeypatch.undo()
+    assert "omegaconf" not in sys.modules
+    model, account = start(base, tmp_path / "sd.ckpt")
+    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
+    assert account.aside["what is no tensor: hparams_type, hyper_parameters, last, loops, optimizer_states"] == 5
+
+
 @pytest.mark.parametrize("old_format", [True, False])
 def test_a_pickle_that_could_run_code_does_not(old_format: bool, base: Path, tmp_path: Path):
     path, sign = tmp_path / "model.ckpt", tmp_path / "it ran"
@@ -246,34 +345,140 @@ def test_a_pickle_that_could_run_code_does_not(old_format: bool, base: Path, tmp
         path,
         _use_new_zipfile_serialization=not old_format,
     )
-    with pytest.raises(InputError, match=r"model\.ckpt: a pickle .* could run code .*save its state_dict as \.safetensors"):
+    with pytest.raises(
+        InputError, match=r"model\.ckpt: a pickle .* could run code .*save its state_dict as \.safetensors"
+    ) as raised:
         start(base, path)
+    assert "it names builtins.getattr (of builtins)" in str(raised.value)
     assert not sign.exists()
+
+
+def test_a_pickle_of_other_packages_names_them(foreign, base: Path, tmp_path: Path):
+    """All that stand in the way, and not PyTorch's sentence on how to allow them."""
+    names = ("ldm.data.Part", "ldm.util.Log", "taming.modules.Model", "wandb.Settings", "zeus.Monitor")
+    made = [kind() for kind in foreign(*names, *NAMED).values()]
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "rest": made}, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match=r"could run code when loaded: it names ") as raised:
+        start(base, tmp_path / "model.ckpt")
+    said = str(raised.value)
+    assert "ldm.data.Part, ldm.util.Log, taming.modules.Model, wandb.Settings and 1 more (of ldm, taming, wandb, zeus)" in said
+    assert "omegaconf" not in said
+    assert "add_safe_globals" not in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("content", [{"a": 1.5}, {"state_dict": {"a": torch.zeros(1)}}])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_of_another_program(content: object, protocol: int, base: Path, tmp_path: Path):
+    """Not damaged, and not to be got again: it is another kind of file."""
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(content, protocol=protocol))
+    with pytest.raises(InputError, match=r"model\.ckpt: a pickle that torch\.save has not written, .* save its state_dict as"):
+        start(base, tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize("old_format", [True, False])
+@pytest.mark.parametrize("where", [0.02, 0.5, 0.98])
+def test_a_pickle_that_is_damaged_or_cut_short(old_format: bool, where: float, prior: Published, base: Path, tmp_path: Path):
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": original_state(prior, text=True)}, path, _use_new_zipfile_serialization=not old_format)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * where)])
+    with pytest.raises(InputError, match=r"model\.ckpt: a .* cut short.* get the file again") as raised:
+        start(base, path)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("model.ckpt", b"not a pickle", "could run code|not a file of PyTorch"),
-        ("empty.ckpt", b"", "not a file of PyTorch, or cut short"),
-        ("model.safetensors", b"{}", "not a safetensors file"),
-        ("model.zip", b"PK", r"weights are read from \.safetensors"),
+        ("model.ckpt", b"not a pickle", "a text, which begins with 'not a pickle'"),
+        ("empty.ckpt", b"", "is empty"),
+        ("model.safetensors", b"{}", "a JSON file"),
+        ("model.zip", b"PK", "no file of weights|a text"),
+        ("model.ckpt", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     ],
 )
 def test_other_files_are_refused(name: str, content: bytes, cause: str, base: Path, tmp_path: Path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=cause) as raised:
-        start(base, tmp_path / name)
-    assert "\n" not in str(raised.value)
+    for source in (lambda path: start(base, path), PaintByExample.from_pretrained, load_encoder, unet_config):
+        with pytest.raises(InputError, match=cause) as raised:
+            source(str(tmp_path / name))
+        assert "\n" not in str(raised.value)
+        assert "code" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"a": 1}, {}])
+def test_pickles_of_something_else_are_refused(content: object, base: Path, tmp_path: Path):
+    torch.save(content, tmp_path / "model.ckpt")
+    with pytest.raises(InputError, match="holds no named tensors"):
+        start(base, tmp_path / "model.ckpt")
+
+
+EXTRA = {
+    "text encoder": {
+        "cond_stage_model.transformer.embeddings.token_embedding.weight": torch.zeros(3),
+        "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias": torch.zeros(3),
+        "cond_stage_model.logit_scale": torch.zeros(()),
+    },
+    "embedding_manager.*": {
+        "embedding_manager.string_to_param_dict.*": torch.zeros(1, 8),
+        "embedding_manager.other": torch.zeros(1),
+    },
+    "denoiser.*": {"denoiser.sigmas": torch.zeros(1000), "denoiser.log_sigmas": torch.zeros(1000)},
+    "logvar": {"logvar": torch.zeros(1000)},
+    "scale_factor": {"scale_factor": torch.tensor(0.18215)},
+    "moving average (EMA)": {"model_ema.num_updates": torch.tensor(7)},
+}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_what_a_start_does_not_need_is_named_and_left(flat: bool, prior: Published, base: Path, tmp_path: Path):
+    """Once each group, with its tensors counted; a plain number among the tensors is none of them."""
+    state = original_state(prior)
+    state = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "first_stage_model."))}
+    extra = {name: tensor for group in EXTRA.values() for name, tensor in group.items()}
+    numbers = {"global_step": 470_000, "epoch": 3.0, "optimizer_states": [{"state": {0: torch.zeros(2)}}]}
+    content = {**state, **extra, **numbers}
+    torch.save(content if flat else {"state_dict": content}, tmp_path / "merged.ckpt")
+    model, account = start(base, tmp_path / "merged.ckpt")
+    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
+    assert {what: account.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
+    assert account.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
+    assert sum(account.loaded.values()) + sum(account.aside.values()) == len(content)
+    assert "embedding_manager.* (2)" in account.lines()
+
+
+def test_what_nobody_knows_is_told_when_one_paints(paint: Published, tmp_path: Path, capsys):
+    write_tensors(tmp_path / "model.safetensors", {**original_state(paint), "denoiser.sigmas": torch.zeros(3)})
+    PaintByExample.from_pretrained(tmp_path / "model.safetensors")
+    assert (
+        capsys.readouterr().err == f"{tmp_path}/model.safetensors: left aside, since nothing here has a use for it: denoiser.*\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("content", "cause"), [([1, 2], "holds no named tensors"), ({"state_dict": {"a": 1}}, "`a` is no tensor")]
+    ("name", "what"),
+    [
+        ("lora_unet_mid_block.alpha", "a LoRA"),
+        ("down_blocks.0.resnets.0.norm1.weight", "a U-Net or ControlNet of diffusers' layout"),
+        ("first_stage_model.quant_conv.bias", "a VAE alone"),
+        ("emb_params", "a textual inversion"),
+        ("something", "no such model"),
+    ],
 )
-def test_pickles_of_something_else_are_refused(content: object, cause: str, base: Path, tmp_path: Path):
-    torch.save(content, tmp_path / "model.ckpt")
-    with pytest.raises(InputError, match=cause):
-        start(base, tmp_path / "model.ckpt")
+def test_a_file_of_another_network_says_which(name: str, what: str, base: Path, tmp_path: Path):
+    write_tensors(tmp_path / "model.safetensors", {name: torch.zeros(1)})
+    with pytest.raises(
+        InputError, match=rf"model\.safetensors: {what}.* \(no tensor here begins with model\.diffusion_model\.\)"
+    ):
+        start(base, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["control_model.x", "lora_unet_down_blocks_0.alpha", "ip_adapter.1.to_k_ip.weight"])
+def test_networks_that_were_added_are_refused(name: str, prior: Published, base: Path, tmp_path: Path):
+    write_tensors(tmp_path / "model.safetensors", {**original_state(prior, text=True), name: torch.zeros(1)})
+    with pytest.raises(InputError, match=rf"an? [\w]+ \({name}, \.\.\.\) beside the model, which would be lost"):
+        start(base, tmp_path / "model.safetensors")
 
 
 def broken_hub(change: Callable[[dict[str, Tensor]], object], part: str = "unet") -> Callable[[Path, Published], Path]:
@@ -343,7 +548,10 @@ def test_a_model_that_is_not_whole_is_refused(fault: str, paint: Published, base
     [
         (lambda state: state.pop("model.diffusion_model.out.2.bias"), r"1 missing \(conv_out\.bias\)"),
         (lambda state: state.pop("model.diffusion_model.out.2.weight"), r"out\.2\.weight' is missing"),
-        (lambda state: state.update({"control_model.x": torch.zeros(1)}), r"1 tensor\(s\) that no .* first control_model\.x"),
+        (
+            lambda state: state.update({"cond_stage_model.mapper.resblocks.0.odd": torch.zeros(1)}),
+            r"1 tensor\(s\) within its networks that no .* first cond_stage_model\.mapper\.resblocks\.0\.odd",
+        ),
         (lambda state: state.update({"model.diffusion_model.label_emb.0.0.bias": torch.zeros(1)}), r"first model\..*label_emb"),
         (lambda state: state.update({"first_stage_model.odd": torch.zeros(1)}), r"first first_stage_model\.odd"),
         (lambda state: state.pop("cond_stage_model.mapper.resblocks.0.attn.c_qkv.bias"), r"3 missing \(mapper\.blocks\.0\.attn1"),
@@ -359,6 +567,25 @@ def test_an_original_file_that_is_not_whole_is_refused(
     with pytest.raises(InputError, match=cause) as raised:
         start(base, tmp_path / "model.safetensors")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "ckpt", "safetensors"])
+def test_the_start_of_the_published_training(layout: str, prior: Published, base: Path, tmp_path: Path):
+    """`sd-v1-4-modified-9channel.ckpt`: its five further input channels are 0, and so it is no inpainting model."""
+    wide = make_published(9, seed=1)
+    wide.unet.load_state_dict({**prior.unet.state_dict(), "conv_in.weight": widened(prior.unet.conv_in.weight.data)})
+    parts = replace(prior, unet=wide.unet)
+    if layout == "diffusers":
+        where = write_stable_diffusion(tmp_path / "sd", parts)
+    else:
+        where = write_original(tmp_path / f"sd-v1-4-modified-9channel.{layout}", parts, text=True)
+    model, account = start(base, where)
+    expected = wide.unet.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.unet.state_dict().items())
+    assert account.new == [
+        "nothing in unet.conv_in: it has the 5 more input channels already, all 0",
+        "the conditioner, at random",
+    ]
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
@@ -433,40 +660,6 @@ def test_places_that_hold_nothing(base: Path, tmp_path: Path):
         start(base, tmp_path)
 
 
-def test_a_hub_id_fetches_pickles_only_where_there_is_nothing_else(paint: Published, base: Path, tmp_path, monkeypatch):
-    asked: list[list[str]] = []
-    here = write_hub(tmp_path / "hub", paint, pickles=True)
-
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
-        assert name == "someone/model"
-        asked.append(allow_patterns)
-        return str(here)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    model, _ = start(base, "someone/model")
-    assert_is(model, paint)
-    assert not any(pattern.endswith((".bin", ".fp16.safetensors")) for pattern in asked[0])
-    assert [pattern for pattern in asked[1] if pattern.endswith(".fp16.safetensors")] == [
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.fp16.safetensors",
-        "image_encoder/model.fp16.safetensors",
-    ]
-    assert [pattern for pattern in asked[2] if pattern.endswith(".bin")] == [
-        "unet/diffusion_pytorch_model.bin",
-        "vae/diffusion_pytorch_model.bin",
-        "image_encoder/pytorch_model.bin",
-    ]
-
-
-def test_a_hub_that_does_not_answer(base: Path, monkeypatch: pytest.MonkeyPatch):
-    def unreachable(*_: object, **__: object) -> str:
-        raise OSError("no route")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"someone/model: .*not to be had from the hub \(no route\)"):
-        start(base, "someone/model")
-
-
 def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_path: Path, prior: Published):
     where = broken_hub(lambda state: state.pop("model.vision_model.post_layernorm.bias"), "image_encoder")(tmp_path, paint)
     with pytest.raises(InputError, match=r"vision encoder are not those of this model: 1 missing \(post_layernorm\.bias\)"):
@@ -480,24 +673,6 @@ def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_pa
     (tmp_path / "clip" / "config.json").write_bytes((base / "encoder" / "config.json").read_bytes())
     with pytest.raises(InputError, match=r"clip: .*post_layernorm\.bias"):
         load_encoder(str(tmp_path / "clip"))
-
-
-def test_the_encoder_of_a_hub_repository(paint: Published, base: Path, monkeypatch: pytest.MonkeyPatch):
-    """A Paint by Example repository is known by one small file; without that file it is taken for CLIP's own."""
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda name, file: str(base / "hub" / file))
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, allow_patterns: str(base / "hub"))
-    found = load_encoder("someone/model").state_dict()
-    assert all(torch.equal(found[name], tensor) for name, tensor in paint.encoder.model.state_dict().items())
-    asked = []
-
-    def no_such_file(name: str, file: str) -> str:
-        raise OSError("404")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_such_file)
-    plain = paint.encoder.model
-    monkeypatch.setattr("pbe_train.networks.loading.load_network", lambda _, source, inside: asked.append(source) or plain)
-    load_encoder("openai/clip")
-    assert asked == ["openai/clip"]
 
 
 def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Published, tmp_path: Path, capsys):

@@ -23,7 +23,7 @@ import webdataset
 from PIL import Image
 
 from pipelines import build, preview
-from pipelines.geometry.masks import rasterise
+from pipelines.geometry.masks import fill_outline
 from pipelines.geometry.views import resize
 from pipelines.packing.pack import ShardPacker
 from pipelines.packing.records import ShardFolder, can_be_mended
@@ -130,8 +130,8 @@ def test_masks_are_the_outlines_in_the_record_and_lie_over_the_object(dataset):
         assert decoded.masks[:, centre[0], centre[1]].all()
         outlines = decoded.record.mask_polygons
         assert [len(outline) for outline in outlines] == [4 if kind == "box" else 80 for kind in decoded.record.mask_kinds]
-        for outline, mask in zip(outlines, decoded.masks, strict=True):
-            assert np.array_equal(rasterise(np.array(outline), 128), mask)
+        for kind, outline, mask in zip(decoded.record.mask_kinds, outlines, decoded.masks, strict=True):
+            assert np.array_equal(fill_outline(kind, np.array(outline), 128), mask)
 
 
 def test_references_show_the_box_padded(dataset, photos):
@@ -510,7 +510,7 @@ def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
         ("no folder", [], ["train: no such folder", "build.source.photos"]),
         ("no column", [], ["train-annotations-bbox.csv, line 1", "column XMax is missing"]),
         ("no csv", [], ["train-annotations-bbox.csv: no such file"]),
-        ("none accepted", [], ["none of the", "too_small", "docs/selection.md"]),
+        ("none accepted", [], ["none of the", "too_small", "docs/data-format.md#reasons-of-rejects"]),
     ],
 )
 def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, tmp_path, capsys, monkeypatch):

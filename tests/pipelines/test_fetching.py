@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import io
@@ -174,6 +175,8 @@ def test_an_error_page_is_no_image_rather_than_one_with_another_hash(server):
     url = server.url("/html-as-jpeg")
     [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=url, original_md5=md5_of(b"x"), original_bytes=None))
     assert outcome.row["code"] == "not_an_image"
+    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/heic"), original_md5=md5_of(b"x")))
+    assert outcome.row["code"] == "unsupported_format"
     [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/truncated"), original_md5=md5_of(b"x")))
     assert outcome.row["code"] == "hash_mismatch"
 
@@ -182,8 +185,11 @@ def test_an_error_page_is_no_image_rather_than_one_with_another_hash(server):
     ("path", "code"),
     [
         ("/png-bomb", "too_many_pixels"),
-        ("/png-text-bomb", "not_an_image"),
+        ("/png-text", "ok"),
+        ("/png-profile", "ok"),
+        ("/no-end-mark", "ok"),
         ("/truncated", "decode_error"),
+        ("/heic", "unsupported_format"),
         ("/html-as-jpeg", "not_an_image"),
         ("/good/small?width=96&height=63", "ok"),
         ("/good/smaller?width=80&height=56", "too_small"),
@@ -396,12 +402,25 @@ def test_file_names_become_parts_of_urls(server):
     assert server.hits["/good/my%20cats/%C3%84%20%231%3F.jpg"] == 1
 
 
-def test_the_extension_tells_the_format(tmp_path, server):
-    file = io.BytesIO()
-    Image.fromarray(np.zeros((80, 120, 3), np.uint8)).save(file, "PNG")
-    with HostileServer({"a.jpg": file.getvalue()}) as other:
-        [outcome] = fetch(settings_of(other, "{url}"), photo_of(url=other.url("/photos/a.jpg")))
-    assert outcome.extension == "png"
+def test_the_bytes_tell_the_format_whatever_the_name_and_the_server_say():
+    files = {}
+    for kind in ("PNG", "AVIF", "JPEG2000", "ICO"):
+        file = io.BytesIO()
+        Image.fromarray(np.zeros((80, 120, 3), np.uint8)).save(file, kind, **({"sizes": [(120, 80)]} if kind == "ICO" else {}))
+        files[f"{kind}.jpg"] = file.getvalue()
+    with HostileServer(files) as other:
+        photos = [photo_of(url=other.url(f"/photos/{name}"), key=number) for number, name in enumerate(files)]
+        outcomes = fetch(settings_of(other, "{url}"), *photos)
+        accepted = {request.headers["accept"] for request in other.requests}
+    assert {outcome.extension: outcome.row["code"] for outcome in outcomes} == dict.fromkeys(("png", "avif", "jp2", "ico"), "ok")
+    assert all("image/avif" in header and "image/jpeg" in header for header in accepted)
+
+
+def test_a_jpeg_without_an_end_mark_is_refused_where_that_is_asked_for(server):
+    demands = dataclasses.replace(DEMANDS, missing_end_mark="refuse")
+    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/no-end-mark")), demands=demands)
+    assert outcome.row["code"] == "no_end_mark"
+    assert "source.missing_end_mark: accept takes it" in outcome.row["detail"]
 
 
 def test_a_tar_that_was_cut_since_it_was_scanned(tmp_path):

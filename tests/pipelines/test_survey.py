@@ -198,18 +198,20 @@ def test_the_command_shows_what_it_found(world, surveyed):
 def test_a_bad_photo_costs_itself_alone_and_is_looked_at_again(world, tmp_path, capsys, small_chunks):
     broken = tmp_path / "photos"
     shutil.copytree(world.folder, broken)
-    paths = sorted((broken / "validation").glob("*.jpg"))[:5]
+    paths = sorted((broken / "validation").glob("*.jpg"))[:6]
     kept = [path.read_bytes() for path in paths]
     paths[0].unlink()
     paths[1].write_bytes(b"<html>404</html>")
     paths[2].write_bytes(b"<html>404</html>")
     paths[3].write_bytes(kept[3][:-200])
     Image.new("RGB", (600, 600)).save(paths[4])
+    paths[5].write_bytes(kept[5][:-2])
+    options = ["--source.max_photo_pixels", "300000", "--source.missing_end_mark", "refuse"]
     out = tmp_path / "survey"
-    assert call_survey(broken, out, "--source.max_photo_pixels", "300000") == 0
+    assert call_survey(broken, out, *options) == 0
     rows = rows_of(out)
     codes = {name: row["code"] for name, row in rows.items() if row["code"] != "ok"}
-    expected = ["missing", "not_an_image", "not_an_image", "decode_error", "too_many_pixels"]
+    expected = ["missing", "not_an_image", "not_an_image", "decode_error", "too_many_pixels", "no_end_mark"]
     assert codes == {f"validation/{path.stem}": code for path, code in zip(paths, expected, strict=True)}
     assert all(row["width"] is None and row["perceptual_hash"] is None for row in rows.values() if row["code"] != "ok")
     assert "failed: not_an_image" in capsys.readouterr().out
@@ -218,7 +220,7 @@ def test_a_bad_photo_costs_itself_alone_and_is_looked_at_again(world, tmp_path, 
     before = stamps(out)
     paths[0].write_bytes(kept[0])
     Image.new("RGB", (10, 10)).save(broken / "train" / "smaller.jpg")  # Of the same chunk, the last one of train.
-    assert call_survey(broken, out, "--source.max_photo_pixels", "300000") == 0
+    assert call_survey(broken, out, *options) == 0
     assert rows_of(out)[f"validation/{paths[0].stem}"]["code"] == "ok"
     assert rows_of(out)["train/smaller"] == rows["train/smaller"], "a photo that was good was read again"
     after = stamps(out)

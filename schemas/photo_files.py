@@ -1,0 +1,200 @@
+"""Files of formats that hold more than pixels, made ready for Pillow: what is not needed is left out, what is too much is found.
+
+    PNG ──lean_png──▶ the same pixels without texts and colour profile, which a few bytes may blow up to any length
+    ICO ──icon_picture──▶ its largest picture alone
+    JPEG 2000 ──codestream_parts──▶ how much memory its decoder will take for tables, which Pillow does not bound
+
+Pure functions of bytes. Each takes damaged files too: what is wrong with those is left for Pillow to say.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# The texts in which Pillow looks for an orientation.
+_ORIENTATION_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+# Pillow's own limit for a text that was compressed. Orientations in longer ones are not read.
+_TEXT_BYTES = 1 << 20
+# As much as a JPEG can hold; profiles of printers have about 2 MB.
+_PROFILE_BYTES = 16 << 20
+_ICON_ENTRY = struct.Struct("<4B2H2I")
+
+
+def lean_png(file: io.BytesIO | io.BufferedReader, header_only: bool = False) -> io.BytesIO:
+    """A PNG without its colour profile and texts, but for those that may say how it is turned.
+
+    Pillow refuses a PNG with a profile or text of more than 1 MB; nothing here is unpacked but what may hold an orientation.
+
+    Args:
+        file: the PNG, read from its beginning.
+        header_only: stop where the pixels begin.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    lean = io.BytesIO(file.read(len(_PNG_SIGNATURE)))
+    lean.seek(0, io.SEEK_END)
+    seen = set()
+    while len(head := file.read(8)) == 8:
+        name = head[4:]
+        if header_only and name == b"IDAT":
+            lean.write(head)
+            break
+        # With the checksum. A length that lies must not allocate what it says.
+        body = file.read(min(int.from_bytes(head[:4], "big") + 4, size - file.tell()))
+        keyword = body[:80].partition(b"\0")[0]
+        # Of texts with one keyword the first is the one that counts; a file may hold thousands.
+        repeated = keyword in seen
+        if name in _PNG_TEXTS:
+            seen.add(keyword)
+        if name == b"iCCP" or (name in _PNG_TEXTS and (repeated or not _may_turn(name, keyword, body[:-4]))):
+            continue
+        lean.write(head + body)
+        if name == b"IEND":
+            break
+    lean.seek(0)
+    return lean
+
+
+def _may_turn(name: bytes, keyword: bytes, text: bytes) -> bool:
+    """Whether a PNG's text may hold an orientation, and Pillow will read it."""
+    if keyword not in _ORIENTATION_TEXTS:
+        return False
+    packed = text[len(keyword) + 1 :]
+    if name == b"tEXt" or (name == b"iTXt" and packed[:1] == b"\0"):
+        return True
+    # zTXt: method, text. iTXt: 1, method, language and translated keyword, each with a zero byte at its end, text.
+    packed = packed[1:] if name == b"zTXt" else packed[2:].split(b"\0", 2)[-1]
+    return _unpacked(packed, _TEXT_BYTES) is not None
+
+
+def png_profile(data: bytes) -> bytes | None:
+    """The colour profile of a PNG, up to 16 MB of it unpacked; None if it has none, a longer or a damaged one."""
+    place = len(_PNG_SIGNATURE)
+    while (head := data[place : place + 8])[4:] not in (b"", b"IDAT"):
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"iCCP":
+            packed = data[place + 8 : place + 8 + length].partition(b"\0")[2]
+            return _unpacked(packed[1:], _PROFILE_BYTES)
+        place += length + 12
+    return None
+
+
+def _unpacked(data: bytes, most: int) -> bytes | None:
+    unpacker = zlib.decompressobj()
+    try:
+        found = unpacker.decompress(data, most)
+    except zlib.error:
+        return None
+    return found if unpacker.eof else None
+
+
+def icon_picture(data: bytes) -> tuple[bytes, int] | None:
+    """The largest picture of an icon file, of several as large the one with the most bits.
+
+    Returns:
+        The picture, a PNG or an icon file that holds nothing else, and how many px its header announces; None if there is none,
+        or one lies beyond the file's end.
+    """
+    best = None
+    for number in range(int.from_bytes(data[4:6], "little")):
+        entry = data[6 + 16 * number : 22 + 16 * number]
+        if len(entry) < 16:
+            return None
+        *_, bits, length, offset = _ICON_ENTRY.unpack(entry)
+        header = data[offset : offset + 24]
+        if len(header) < 24:
+            return None
+        is_png = header.startswith(_PNG_SIGNATURE)
+        if is_png:
+            width, height = struct.unpack(">2I", header[16:24])
+        else:  # A bitmap without a file's header, and below its rows as many again of a mask.
+            width, height = (abs(side) for side in struct.unpack("<2i", header[4:12]))
+            height //= 2
+            bits = int.from_bytes(header[14:16], "little")
+        if best is None or (width * height, bits) > best[:2]:
+            best = width * height, bits, is_png, entry, data[offset : offset + length]
+    if best is None:
+        return None
+    pixels, _, is_png, entry, picture = best
+    if is_png:
+        return picture, pixels
+    return b"\0\0\1\0\1\0" + entry[:12] + (22).to_bytes(4, "little") + picture, pixels
+
+
+def codestream_parts(data: bytes) -> int:
+    """How many packets and code blocks a JPEG 2000's headers ask its decoder to keep tables for; 0 if they cannot be read.
+
+    Each costs OpenJPEG some hundred bytes before the first pixel is read, and a file of 100 bytes may ask for any number.
+
+    Source: ISO/IEC 15444-1, annexes A.4 to A.6, B.6, B.7 and I.4.
+    """
+    size: tuple[int, ...] = ()
+    most = 0
+    try:
+        for mark, body in _segments(data, _codestream_start(data) + 2):
+            if mark == 0x51:  # Size.
+                size = struct.unpack_from(">2x8IH", body)
+            elif mark == 0x52 and size:  # How it is coded.
+                layers = int.from_bytes(body[2:4], "big")
+                most = max(most, _parts(size, body[5:], bool(body[0] & 1), layers))
+            elif mark == 0x53 and size:  # How one component is coded otherwise.
+                style = body[1:] if size[8] < 257 else body[2:]
+                most = max(most, _parts(size, style[1:], bool(style[0] & 1), layers))
+    except (IndexError, struct.error, UnboundLocalError, ZeroDivisionError):
+        return 0
+    return most
+
+
+def _codestream_start(data: bytes) -> int:
+    """Where the codestream begins: at the file's beginning, or in the first box `jp2c` of its container."""
+    place = 0
+    while data[place : place + 2] != b"\xff\x4f":
+        length, name = struct.unpack_from(">I4s", data, place)
+        content = place + 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, content)
+            content += 8
+        if name == b"jp2c":
+            return content
+        place += max(length, 8)
+    return place
+
+
+def _segments(data: bytes, place: int) -> Iterator[tuple[int, bytes]]:
+    """Mark and content of each segment in the main header and in those of the tile-parts."""
+    next_part = 0
+    while len(head := data[place : place + 4]) == 4 and head[0] == 0xFF and head[1] != 0xD9:
+        if head[1] == 0x93:  # Here begin a tile-part's data.
+            if next_part <= place:
+                return
+            place = next_part
+            continue
+        length = int.from_bytes(head[2:], "big")
+        body = data[place + 4 : place + 2 + length]
+        if head[1] == 0x90:  # A tile-part; of 0 bytes: up to the end.
+            next_part = place + int.from_bytes(body[2:6], "big")
+        yield head[1], body
+        place += 2 + length
+
+
+def _parts(size: tuple[int, ...], style: bytes, own_precincts: bool, layers: int) -> int:
+    """Packets and code blocks of a codestream all of whose tiles and components are coded in this style."""
+    right, bottom, left, top, tile_width, tile_height, _, _, components = size
+    width, height = max(right - left, 0), max(bottom - top, 0)
+    tiles = -(-width // tile_width) * -(-height // tile_height)
+    levels, block_width, block_height = min(style[0], 32), (style[1] & 15) + 2, (style[2] & 15) + 2
+    found = 0
+    for level in range(levels + 1):
+        precinct = style[5 + level] if own_precincts else 0xFF
+        wide, high = precinct & 15, precinct >> 4
+        # A code block lies in one precinct of one of the level's bands, which have half of its sides.
+        smaller = level > 0
+        block = min(block_width, max(wide - smaller, 0)), min(block_height, max(high - smaller, 0))
+        shrunk = levels - level
+        level_width, level_height = min(tile_width, width) >> shrunk, min(tile_height, height) >> shrunk
+        packets = ((level_width >> wide) + 1) * ((level_height >> high) + 1) * layers
+        found += packets + ((level_width >> block[0]) + 1) * ((level_height >> block[1]) + 1)
+    return found * tiles * components

@@ -1,0 +1,149 @@
+"""Photos and masks as people have them: which are read, as what, and what is said of the others."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
+from schemas.errors import InputError
+
+REGION = np.zeros((20, 30), bool)
+REGION[5:10, 5:15] = True
+MARKED = REGION.astype(np.uint8)
+
+
+def palette(indices: np.ndarray, **colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indices)
+    table = bytearray(768)
+    for name, colour in colours.items():
+        start = 3 * int(name[1:])
+        table[start : start + 3] = bytes(colour)
+    image.putpalette(bytes(table))
+    return image
+
+
+VOC = np.where(REGION, 15, 0).astype(np.uint8)
+VOC[4, 4:16] = 255  # The border, which is no object.
+
+READ = {
+    "0 and 1": Image.fromarray(MARKED),
+    "1 alone": Image.fromarray(np.ones((20, 30), np.uint8)),
+    "0 and 1 in RGB": Image.fromarray(np.repeat(MARKED[..., None], 3, axis=2)),
+    "0 and 1 in 16 bits": Image.fromarray(MARKED.astype(np.uint16)),
+    "0 and 255 in 16 bits": Image.fromarray(MARKED.astype(np.uint16) * 255),
+    "0 and 1 of a palette": palette(MARKED, _1=(1, 1, 1)),
+    "floats": Image.fromarray(MARKED.astype(np.float32) * 0.75),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_masks_that_leave_no_doubt_are_read(name, tmp_path):
+    path = tmp_path / ("mask.tif" if name == "floats" else "mask.png")
+    READ[name].save(path)
+    expected = np.ones_like(REGION) if name == "1 alone" else REGION
+    assert np.array_equal(read_mask(path), expected)
+    assert np.array_equal(read_mask(READ[name]), expected)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        MARKED,
+        MARKED[..., None],
+        MARKED.astype(np.int64),
+        MARKED.astype(np.int64) * 255,
+        MARKED.astype(np.uint16) * 65535,
+        MARKED.astype(np.float32),
+        MARKED * 0.51,
+        MARKED * 255.0,
+        np.where(REGION, np.float16(0.9), np.float16(0.1)),
+        REGION[..., None],
+    ],
+    ids=lambda array: f"{array.dtype} {array.max()} {array.ndim}",
+)
+def test_arrays_of_all_types_are_masks(array):
+    assert np.array_equal(read_mask(array), REGION)
+
+
+REFUSED = {
+    "a grey that is too dark": (
+        MARKED * 100,
+        r"the mask's values are 0 \(91\.7%\), 100 \(8\.3%\), and none is brighter than mid",
+    ),
+    "many of them": (np.arange(600).reshape(20, 30).astype(np.uint8) % 99, "the mask's values are 0 to 98, and none"),
+    "three px wide": (MARKED[:, 4:7] * 100, r"the mask's values are 0 \(.*\), 100 \(.*\), and none is brighter"),
+    "12 bits in 16": (MARKED.astype(np.uint16) * 4095, r"0 \(91\.7%\), 4095 \(8\.3%\), and none is brighter than mid grey"),
+    "numbers of classes": (VOC, r"0 \(.*\), 15 \(.*\), 255 \(.*\), which may be numbers of classes; .* or use 0 and 1 alone"),
+    "a class in its colours": (
+        palette(VOC, _15=(128, 0, 0), _255=(224, 224, 192)),
+        r"the mask's colours are #000000 .*, #800000 .*, #e0e0c0 .*, and of these only #e0e0c0 counts; paint",
+    ),
+    "a dark colour alone": (palette(MARKED, _1=(128, 0, 0)), "colours are #000000 .*, #800000 .*, and none is brighter than mid"),
+    "alpha": (
+        Image.fromarray(np.dstack([np.zeros((20, 30, 3), np.uint8), MARKED * 255])),
+        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\), and nobody can tell",
+    ),
+    "floats that are too dark": (MARKED * 0.25, r"values are 0 \(91\.7%\), 0\.25 \(8\.3%\), and none is brighter"),
+    "floats beyond 1": (MARKED * 7.5, r"values are floats, 0 \(91\.7%\), 7\.5 \(8\.3%\); give floats from 0 to 1"),
+    "NaN": (np.where(REGION, np.nan, 0), "holds NaN or infinity"),
+    "integers of a range nobody knows": (MARKED.astype(np.int32) * 9, r"values are of int32, 0 .*, 9 .*; give uint8"),
+    "integers of Pillow": (Image.fromarray(MARKED.astype(np.int32) * 9), r"values are of int32, 0 .*, 9 .*; give uint8"),
+    "no numbers": (MARKED.astype(object), r"an array of object \[20, 30\]; give uint8, 0-255"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_leaves_a_doubt_is_one_line_with_the_values(name):
+    mask, message = REFUSED[name]
+    with pytest.raises(InputError, match=rf"^layer 3: .*{message}") as caught:
+        check_mask(read_mask(mask, "layer 3"), np.zeros((20, 30, 3), np.uint8))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_photo_that_is_given_as_a_mask():
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    with pytest.raises(InputError, match=r"^mask: the mask has 600 colours, as a photo has; paint what is to be repainted white"):
+        read_mask(noise, "mask")
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICO"])
+def test_photos_of_all_formats_are_edited(kind, tmp_path):
+    """Photo, mask and reference go through the one decoder."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[20:40, 20:40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels[:32] //= 2
+    options = {"AVIF": {"quality": 100, "exif": exif}, "JPEG2000": {}, "ICO": {"sizes": [(64, 64)]}}[kind]
+    path = tmp_path / "photo"
+    Image.fromarray(pixels).save(path, kind, **options)
+    seen = np.rot90(pixels, -1) if kind == "AVIF" else pixels
+    assert np.abs(read_photo(path).astype(int) - seen).max() <= 3
+    assert np.array_equal(read_mask(path), seen[..., 0] > 127)
+    assert with_profile(read_photo(path), path).size == (64, 64)
+
+
+def test_a_jpeg_without_an_end_mark_can_be_edited(tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
+    whole = read_photo(path)
+    path.write_bytes(path.read_bytes()[:-2])
+    assert np.array_equal(read_photo(path), whole)
+
+
+def test_a_long_colour_profile_goes_with_the_result(tmp_path: Path):
+    """Pillow reads profiles of PNGs up to 1 MB."""
+    path, profile = tmp_path / "photo.png", bytes(2**21)
+    Image.new("RGB", (8, 8)).save(path)
+    data = path.read_bytes()
+    content = b"iCCPprofile\0\0" + zlib.compress(profile)
+    place = data.index(b"IDAT") - 4
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    path.write_bytes(data[:place] + chunk + data[place:])
+    made = with_profile(read_photo(path), path)
+    assert made.info["icc_profile"] == profile
+    made.save(tmp_path / "out.jpg", icc_profile=profile)
