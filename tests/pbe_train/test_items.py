@@ -272,7 +272,7 @@ def test_workers_leave_stopping_to_their_parent_and_end_with_it(world: World, tm
     """Whatever kills it, and by whichever method they were started."""
     command = [sys.executable, "-m", "tests.pbe_train.start_loaders", str(world.config), str(tmp_path), method]
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        told = json.loads(parent.stdout.readline())
+        told = json.loads(next(line for line in parent.stdout if line.startswith("{")))
         processes = psutil.Process(parent.pid).children(recursive=True)  # With a fork server, and Python's own helpers.
         try:
             workers = [process for process in processes if process.pid in told["workers"]]
