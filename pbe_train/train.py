@@ -225,9 +225,10 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
             if progress:
                 writer.check()
                 if saves:
-                    with watchdog.during("checkpoint", step), progress.during("checkpoint"):
+                    with watchdog.during("checkpoint", step), progress.during("checkpoint") as work:
                         progress.flush()
                         parts, counted_steps = parts_of(kept, trained, optimizer, average), optimizer_step(optimizer)
+                        work.say(f"{sum(tensor.nbytes for part in parts.values() for tensor in part.values()) / 1e9:.1f} GB")
                         writer.save(step, parts, counted_steps, states, scaler.state_dict(), last)
                 # After the checkpoint: were there no memory for pictures, the run would never come past this step.
                 if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
