@@ -23,7 +23,7 @@ LAYOUT = """\
 | `shards/sizes.json` | samples per tar, as open_clip reads it |
 | `index.parquet`, `shard_records.parquet` | the parts put together |
 | `failures.parquet` | samples that could not be made |
-| `README.md` | the dataset's card: counts, licences, settings, how to load it; by its head Hugging Face `datasets` reads the shards |
+| `README.md` | the dataset's card: counts, licences, settings, how to load it; Hugging Face `datasets` reads its head |
 | `contact_sheet.png` | photo with box, view with mask, reference |
 """
 
