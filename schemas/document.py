@@ -16,7 +16,7 @@ LAYOUT = """\
 | `selection.json` | record of the tables above: what was read and counted, and the fingerprint of inputs and rules |
 | `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too |
 | `estimate.json` | what the plan said that the build would make and cost |
-| `report.html`, `report.json` | classes, sizes, places, rejects and masks to look at, and the numbers behind the pictures |
+| `report.html`, `report.json` | classes, sizes, places, rejects, masks to look at, and the numbers; once built, of what came |
 | `shards/<shard>.tar` | samples, as a WebDataset |
 | `shards/<shard>.index.parquet` | the shard's part of the index |
 | `shards/<shard>.json` | the shard's commit record: the shard is done when this is there and fits the tar |
