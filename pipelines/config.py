@@ -26,7 +26,7 @@ class SourceSettings(Group):
     annotations: Path
     """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy
     and the photos' metadata, under their published names, gzipped or not. coco: folder with instances_train*.json and
-    instances_val*.json, or one such file. boxes: one CSV or JSONL file."""
+    instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md). boxes: one CSV or JSONL file."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
     <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
@@ -34,11 +34,13 @@ class SourceSettings(Group):
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
     validation_share: float = Field(0.05, ge=0, lt=1)
-    """Where the source has no splits of its own: the share of photos, by a hash of their id, that becomes `validation`."""
+    """Where the source has no splits of its own: the share of photos, by a hash of their id, that becomes `validation`. Refused
+    where it has some."""
     unit: Literal["pixel", "fraction"] | None = None
     """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
-    frame: Literal["exif", "stored"] = "exif"
-    """boxes only: whether boxes were drawn on photos as viewers show them (turned as EXIF says) or on the pixels as stored."""
+    frame: Frame | None = None
+    """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
+    By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
     same_photo: Literal["drop", "report"] = "drop"
     """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report."""
     survey: Path | None = None
@@ -52,8 +54,8 @@ class SourceSettings(Group):
 
     @property
     def photo_frame(self) -> Frame:
-        """The frame of the boxes: Open Images and COCO annotate the pixels as stored, whatever a photo's EXIF says."""
-        return self.frame if self.kind == "boxes" else "stored"
+        """The frame of the boxes: annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says."""
+        return self.frame or ("exif" if self.kind == "boxes" else "stored")
 
     @property
     def photos_of(self) -> str:

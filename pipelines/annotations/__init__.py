@@ -6,6 +6,7 @@ from pipelines.annotations.boxes import check_sizes, open_boxes
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
 from pipelines.annotations.source import Source
+from pipelines.annotations.unread import refuse_unread
 from pipelines.config import BuildSettings
 from pipelines.photo_store import is_store
 
@@ -14,12 +15,15 @@ def open_source(settings: BuildSettings) -> Source:
     """Open the annotations that a build's settings name: headers are checked, nothing large is read.
 
     Raises:
-        InputError: a file is missing or is not what it should be; names the file, the place and the fix.
+        InputError: a file is missing or is not what it should be, or a setting was given that nothing reads; names the file, the
+            place and the fix.
     """
+    refuse_unread(settings)
     if settings.source.kind == "coco":
         folders = [Path(text) for text in settings.crawl.sources if Path(text).is_dir()]
         elsewhere = len(folders) < len(settings.crawl.sources)
-        return open_coco(settings.source, settings.seed, [settings.source.photos, *folders], elsewhere and not folders)
+        here = not (settings.crawl.sources or settings.source.photos_url or is_store(settings.source.photos))
+        return open_coco(settings.source, settings.seed, [settings.source.photos, *folders], elsewhere and not folders, here)
     if settings.source.kind == "boxes":
         if settings.crawl.sources or is_store(settings.source.photos):
             check_sizes(settings.source)

@@ -27,6 +27,7 @@ from pipelines.annotations.lines import CORNERS, Line, check_unit, coordinate_of
 from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
+from pipelines.annotations.unread import given, splits_are_their_own
 from pipelines.config import SPLITS, SourceSettings
 from schemas.errors import InputError
 from schemas.photos import PhotoError, photo_size
@@ -108,16 +109,18 @@ def open_boxes(settings: SourceSettings, seed: int) -> Source:
 
     Raises:
         InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no
-            rows, or its first rows do not look like `settings.unit`.
+            rows, or its first rows do not look like `settings.unit`; a setting that its columns leave without effect.
     """
     path = settings.annotations
     columns, head = read_head(path)
     check_unit(path, settings.unit or "pixel", head)
+    if "split" in columns and "validation_share" in given(settings):
+        raise splits_are_their_own(str(path))
     reader = _Reader(path, settings, seed, columns)
     return Source(
         name=str(path),
         files=(path,),
-        frame=settings.frame,
+        frame=settings.photo_frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
         class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
@@ -248,7 +251,7 @@ class _Reader:
         if name not in self.sizes:
             limit = self.settings.max_photo_pixels
             try:
-                self.sizes[name] = photo_size(self.settings.photos / name, frame=self.settings.frame, max_pixels=limit)
+                self.sizes[name] = photo_size(self.settings.photos / name, frame=self.settings.photo_frame, max_pixels=limit)
             except PhotoError as error:
                 self.sizes[name] = error
         size = self.sizes[name]

@@ -3,7 +3,8 @@
 Format: https://storage.googleapis.com/openimages/web/download_v7.html. The CSV's order is XMin, XMax, YMin, YMax, fractions of
 the stored photo, whatever its EXIF says; flags are 1, 0 or -1 (unknown). `Rotation` is the number of degrees counterclockwise by
 which photo and boxes are to be turned, empty where nobody knows
-(https://storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html).
+(https://storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html). Tables of other photos in this format may be
+of photos as viewers show them (`source.frame: exif`), but then have no `Rotation`, which counts from the stored photo.
 """
 
 import csv
@@ -66,7 +67,7 @@ def open_open_images(settings: SourceSettings) -> Source:
     """Find the files, check their headers and first rows.
 
     Raises:
-        InputError: a file is missing, is there twice, or is not what its name says.
+        InputError: a file is missing, is there twice, or is not what its name says; photos would be turned twice.
     """
     folder = settings.annotations
     boxes = box_files(folder, settings.splits)
@@ -77,6 +78,11 @@ def open_open_images(settings: SourceSettings) -> Source:
     hierarchy = read_hierarchy(hierarchy_file) if hierarchy_file else {}
     for path in metadata.values():
         check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
+        if settings.photo_frame == "exif" and "Rotation" in read_header(path):
+            raise InputError(
+                f"{path}: its column Rotation turns photos and boxes from the pixels as stored, and source.frame: exif would "
+                f"turn the photos too; leave source.frame out, or take the column out of the file"
+            )
     for path in (path for paths in boxes.values() for path in paths):
         check_header(path, list(BOX_COLUMNS), "Open Images' box CSV")
         _check_first_rows(path, names, class_file)
@@ -84,7 +90,7 @@ def open_open_images(settings: SourceSettings) -> Source:
     return Source(
         name=str(folder),
         files=tuple(path for path in inputs if path is not None),
-        frame="stored",
+        frame=settings.photo_frame,
         read_boxes=functools.partial(_read_all_boxes, boxes),
         read_photos=functools.partial(_read_all_photos, metadata),
         listed_splits=frozenset(metadata),

@@ -1,6 +1,6 @@
 """What every annotation reader makes of its files: one `Source`, which streams boxes and what is known about photos."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,3 +38,5 @@ class Source:
     """What the boxes depend on beside the files, as names and hashes: sizes of photos, where px must become fractions."""
     rows: int = 0
     """About how many boxes there are: for the progress bar, and to size what memory holds at once."""
+    read_notes: Callable[[], Sequence[str]] = list
+    """What a user should know and may not expect about the boxes that were last read, a sentence each."""

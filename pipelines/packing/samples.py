@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from pipelines.annotations.photo_sizes import same_shape
 from pipelines.config import BuildSettings
 from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
@@ -170,11 +171,12 @@ def draw_mask(
 def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
     """What only the photo itself tells: code and detail of why this sample cannot be made; None if it can."""
     if row["width"] is not None:
-        # A smaller copy of the photo has the same shape but for rounding; another frame, or another photo, has not.
-        expected = width * row["height"] / row["width"]
-        if abs(height - expected) > 1 + expected / row["width"]:
+        # A smaller copy of the photo has the same shape; another frame, or another photo, has not.
+        if not same_shape((row["width"], row["height"]), (width, height)):
             detail = f"the photo has {width}x{height} px, the annotations say {row['width']}x{row['height']}"
-            return "shape_mismatch", detail
+            turned = same_shape((row["height"], row["width"]), (width, height))
+            other = "exif" if settings.source.photo_frame == "stored" else "stored"
+            return "shape_mismatch", f"{detail}: turned by its EXIF? then set source.frame: {other}" if turned else detail
         return None
     shorter, longer = np.array([min(box.width, box.height)]), np.array([max(box.width, box.height)])
     if below_min_side(shorter, settings.selection).any():

@@ -55,6 +55,7 @@ def fingerprint(
     """
     chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
     chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     libraries: tuple[str, ...] = _TABLE_LIBRARIES

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
+from pipelines.annotations.unread import flags_that_nobody_sets
 from pipelines.config import BuildSettings
 from pipelines.selection.balance import Balance, keeps
 from pipelines.selection.classes import choose_classes
@@ -64,6 +65,8 @@ class Selection:
     """Size of the published originals of those, as far as the tables say."""
     objects_of_unknown_size: int = 0
     """Whose photo's width and height the tables do not say."""
+    objects_with_outline: int = 0
+    """Whose own pixels the tables say."""
     photos_of_known_size: int = 0
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)
@@ -123,7 +126,7 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
                 f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "
                 f"docs/selection.md tells what each means{_first_example(selection)}"
             )
-        selection.notes = list(_notes(selection, source, settings))
+        selection.notes = [*source.read_notes(), *_notes(selection, source, settings)]
     selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
     selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
     return selection
@@ -281,11 +284,19 @@ def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Ite
     for split in settings.source.splits:
         if split not in selection.objects_by_class:
             yield f"{split} has no object" + (": nothing to judge a model by" if split == "validation" else "")
+    if unset := flags_that_nobody_sets(settings):
+        yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
+    if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
+        yield (
+            f"{selection.objects - selection.objects_with_outline:,} of {selection.objects:,} objects have no outline: "
+            f"references.background: grey leaves their references as they are"
+        )
 
 
 def _count_objects(objects: pa.Table, selection: Selection) -> None:
     selection.objects += len(objects)
     selection.objects_of_unknown_size += objects["width"].null_count
+    selection.objects_with_outline += len(objects) - objects["segmentation"].null_count
     if not len(objects):
         return
     split = objects["split"][0].as_py()

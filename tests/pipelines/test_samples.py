@@ -98,7 +98,8 @@ def test_a_photo_of_another_shape_than_the_annotations_say_is_not_used(size, fai
     if fails:
         assert (sample.code, sample.detail) == (
             "shape_mismatch",
-            f"the photo has 200x120 px, the annotations say {size[0]}x{size[1]}",
+            f"the photo has 200x120 px, the annotations say {size[0]}x{size[1]}"
+            + (": turned by its EXIF? then set source.frame: exif" if size == (120, 200) else ""),
         )
 
 

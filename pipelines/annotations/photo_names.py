@@ -1,0 +1,172 @@
+r"""Names of photos as labelling tools write them -> paths below the photo folder, with / between folders.
+
+    images\p1.jpg                                    images/p1.jpg        a tool on Windows
+    images/p1.jpg, in a photo folder .../images      p1.jpg               the name counts from the folder above
+    /data/set/a/p1.jpg, in the photo folder /data/set    a/p1.jpg         absolute
+    D:\set\a\p1.jpg, written on another machine      a/p1.jpg             the one file of this base name below the photo folder
+    http://host/train2017/p1.jpg                     train2017/p1.jpg     a URL: as much of its end as the folders below say
+
+Annotations come from strangers: no name may lead out of the photo folder, so `..` is refused wherever it stands.
+"""
+
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pipelines.annotations.rows import file_name_problem, is_text
+
+
+@dataclass
+class PhotoNames:
+    """Names of one source's photos. It looks at folders, each once, and at files only for names that no folder explains."""
+
+    roots: Sequence[Path]
+    """Folders that photos are in; a photo's path counts from any of them."""
+    here: bool = True
+    """Whether photos must lie in these folders; else they are in a photo store, or still to be fetched."""
+    found: dict[str, set[str]] = field(default_factory=dict)
+    """Files below the photo folders that were found by their base names -> the names that were looked for, one each."""
+    moved: bool = False
+    """Whether a path depends on what lies in the photo folders."""
+    _places: dict[tuple[str, str], str | None] = field(default_factory=dict)
+    _files: dict[str, list[str]] | None = None
+
+    def path_of(self, name: Any, folder: str = "") -> str:
+        """The path of a photo below the photo folder.
+
+        Args:
+            name: as the annotations have it.
+            folder: what stands before a relative name: empty, or with a / at its end.
+
+        Raises:
+            ValueError: says in words what is wrong with the name.
+        """
+        if not is_text(name) or not name.strip():
+            raise ValueError("is empty or no text")
+        text = name.replace("\\", "/")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+            return self._of_url(text)
+        if text.startswith("/") or re.match(r"[A-Za-z]:", text):
+            return self._of_absolute(text)
+        head, base = posixpath.split(_checked(text))
+        if (folder, head) not in self._places:
+            self._places[folder, head] = self._place(folder, head, base)
+        return f"{self._places[folder, head]}{base}"
+
+    def _place(self, folder: str, head: str, base: str) -> str:
+        """What stands before the base names of photos in folder `head`, by one of them: where it lies, or where a folder is."""
+        plain = posixpath.join(folder, head)
+        parts = head.split("/")
+        # The annotations of folder train2017 may say train2017/ themselves; and a tool may count from above the photo folder.
+        above = ["/".join(parts[count:]) for count in range(len(parts), 0, -1) if self._ends_with(parts[:count])]
+        places = [plain, head, *above]
+        with_photo = [place for place in places if any((root / place / base).is_file() for root in self.roots)]
+        place = next(iter([*with_photo, *(place for place in places if self._is_folder(place))]), plain)
+        self.moved |= place != plain
+        return posixpath.join(place, "")
+
+    def _of_absolute(self, text: str) -> str:
+        path = _checked(re.sub(r"^[A-Za-z]:", "", text).lstrip("/"))
+        for root in {folder for given in self.roots for folder in (given.absolute(), given.resolve())}:
+            inside = posixpath.join(root.as_posix(), "")
+            if f"/{path}".startswith(inside):
+                return f"/{path}".removeprefix(inside)
+        files = self._by_end(path)
+        if len(files) == 1:
+            return self._claim(files[0], text)
+        if not self.here:
+            return path  # A photo store goes by ids.
+        base, where = posixpath.basename(path), " and ".join(map(str, self.roots))
+        if not files:
+            raise ValueError(f"is absolute, and no file {base} is below {where}; write it relative to that folder")
+        some = " and ".join(sorted(files)[:2])
+        raise ValueError(f"is absolute, and {len(files)} files {base} are below {where}: {some}; write which one it is")
+
+    def _of_url(self, text: str) -> str:
+        parts = urlsplit(text)
+        if parts.scheme == "file":
+            return self._of_absolute(unquote(parts.path))
+        path = _checked(unquote(parts.path).lstrip("/"))
+        head, base = posixpath.split(path)
+        # As LVIS' own code takes http://images.cocodataset.org/train2017/000000000001.jpg.
+        plain = posixpath.basename(head)
+        if ("://", head) not in self._places:
+            self._places["://", head] = self._end_of(head)
+        place = self._places["://", head]
+        if place is None and self.here and len(files := self._by_end(path)) == 1:
+            return self._claim(files[0], text)
+        place = plain if place is None else place
+        self.moved |= place != plain
+        return posixpath.join(place, base)
+
+    def _end_of(self, head: str) -> str | None:
+        """The longest end of a URL's folders that is a folder below a photo folder, or is the photo folder itself."""
+        parts = head.split("/") if head else []
+        ends = [parts[start:] for start in range(len(parts))]
+        inside = next(("/".join(end) for end in ends if self._is_folder("/".join(end))), None)
+        return "" if inside is None and any(self._ends_with(end) for end in ends) else inside
+
+    def _claim(self, file: str, text: str) -> str:
+        """A file that was found by its base name, unless two names lead to it: one of them is of another photo."""
+        names = self.found.setdefault(file, set())
+        names.add(text)
+        self.moved = True
+        if len(names) > 1:
+            raise ValueError(
+                f"is absolute, and for it and for {min(names - {text})} there is one file, {file}; write both relative to the "
+                f"photo folder"
+            )
+        return file
+
+    def _by_end(self, path: str) -> list[str]:
+        """The files below the photo folders of a path's base name; of several, those that share most folders with its end."""
+        if self._files is None:
+            self._files = {}
+            for file in {file for root in self.roots for file in _files_below(root)}:
+                self._files.setdefault(posixpath.basename(file), []).append(file)
+        files = self._files.get(posixpath.basename(path), [])
+        most = max((_common_end(file, path) for file in files), default=0)
+        return files if most < 2 else [file for file in files if _common_end(file, path) == most]
+
+    def _is_folder(self, place: str) -> bool:
+        return any((root / place).is_dir() for root in self.roots)
+
+    def _ends_with(self, parts: Sequence[str]) -> bool:
+        return any(list(root.absolute().parts[-len(parts) :]) == list(parts) for root in self.roots)
+
+
+def _checked(text: str) -> str:
+    """A relative path in its simplest form: ./a.jpg is a.jpg."""
+    problem = file_name_problem(text)
+    if problem:
+        raise ValueError(problem)
+    return posixpath.normpath(text)
+
+
+def _files_below(root: Path) -> Iterator[str]:
+    """Paths of all files below a folder, from there. Links to folders are followed, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        above = Path(folder).relative_to(root).as_posix()
+        yield from (posixpath.normpath(posixpath.join(above, file)) for file in files)
+
+
+def _common_end(left: str, right: str) -> int:
+    """How many names of folders and files two paths share, counted from their ends."""
+    pairs = zip(reversed(left.split("/")), reversed(right.split("/")), strict=False)
+    count = 0
+    for a, b in pairs:
+        if a != b:
+            break
+        count += 1
+    return count

@@ -1,0 +1,102 @@
+"""A setting that was given and that nothing reads is refused, in one line with the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.annotations import open_source
+from pipelines.annotations.unread import flags_that_nobody_sets, refuse_unread
+from pipelines.config import BuildSettings
+from schemas.errors import InputError
+from schemas.settings import dump_settings, load_settings, preset
+from tests.coco_files import annotation, write
+
+OWN = ["--source.kind", "boxes", "--source.unit", "pixel"]
+COCO = ["--source.kind", "coco"]
+
+
+def settings_of(*options: str, name: str = "open_images") -> BuildSettings:
+    return load_settings(BuildSettings, "build", list(options), preset(name))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--source.validation_share", "0.2"], "source.validation_share: open_images has splits of its own"),
+        (["--source.storage", '{"anon": true}'], "source.storage: it is for a photo store behind a URL"),
+        (["--storage", '{"anon": true}'], "build.storage: it is for a dataset behind a URL"),
+        (["--references.background", "grey"], "references.background: grey takes outlines of objects, and open_images has none"),
+        ([*OWN, "--references.background", "grey"], "and boxes has none"),
+        (["--crawl.contact", "me@example.org"], "crawl.contact: nothing is crawled, as build.crawl.sources does not say"),
+        (["--crawl.per_host.concurrency", "2"], "crawl.per_host: nothing is crawled"),
+    ],
+)
+def test_what_nothing_reads_is_refused(options, says):
+    with pytest.raises(InputError) as caught:
+        refuse_unread(settings_of(*options))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        OWN,
+        COCO,
+        [*COCO, "--references.background", "grey", "--source.validation_share", "0.2", "--source.frame", "exif"],
+        [*OWN, "--source.validation_share", "0.2", "--source.frame", "stored"],
+        ["--source.frame", "exif"],
+        ["--source.photos", "s3://bucket/store", "--source.storage", '{"anon": true}'],
+        ["--out", "s3://bucket/dataset", "--storage", '{"anon": true}'],
+        ["--crawl.sources", '["{url}"]', "--crawl.contact", "me@example.org", "--crawl.workers", "2"],
+    ],
+)
+@pytest.mark.parametrize("name", ["open_images", "coco", "tiny"])
+def test_presets_can_be_used_with_every_kind_of_source(name, options):
+    """Those of one kind hold nothing that another one does not read."""
+    kind = [] if "--source.kind" in options or name != "coco" else ["--source.kind", "open_images"]
+    refuse_unread(settings_of(*kind, *options, name=name))
+
+
+def test_dumped_settings_can_be_used_again(tmp_path):
+    """All of them stand there, and none of them was given by anybody."""
+    (tmp_path / "all.yaml").write_text(dump_settings(settings_of(), "build"))
+    refuse_unread(load_settings(BuildSettings, "build", ["--config", str(tmp_path / "all.yaml")]))
+
+
+def of(annotations: Path, *options: str) -> BuildSettings:
+    return settings_of("--source.annotations", str(annotations), *options)
+
+
+def test_a_share_for_validation_is_refused_where_the_annotations_have_splits(tmp_path):
+    """Which the reader alone knows."""
+    write(tmp_path / "coco" / "instances_train.json", [annotation(1)])
+    options = [*COCO, "--source.splits", '["train"]', "--source.validation_share", "0.3"]
+    with pytest.raises(InputError, match=r"source.validation_share: .*coco has splits of its own"):
+        open_source(of(tmp_path / "coco", *options))
+    assert open_source(of(tmp_path / "coco" / "instances_train.json", *options)).rows == 1
+    table = tmp_path / "boxes.csv"
+    table.write_text("photo,x_min,y_min,x_max,y_max,split\na.jpg,1,2,30,40,train\n")
+    with pytest.raises(InputError, match=r"source.validation_share: .*boxes.csv has splits of its own"):
+        open_source(of(table, *OWN, "--source.validation_share", "0.3"))
+    assert open_source(of(table, *OWN)).rows
+
+
+def test_no_setting_is_refused_before_anything_is_read(tmp_path):
+    """Every program opens the annotations by this one function."""
+    with pytest.raises(InputError, match=r"references\.background"):
+        open_source(of(tmp_path / "nowhere", "--references.background", "grey"))
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ([], []),
+        (["--selection.reject_flags", '["truncated"]'], []),
+        ([*COCO, "--selection.reject_flags", '["truncated", "group_of"]'], ["truncated"]),
+        ([*OWN, "--selection.reject_flags", '["group_of"]'], ["group_of"]),
+    ],
+)
+def test_flags_that_boxes_of_a_kind_never_have_are_known(options, flags):
+    assert flags_that_nobody_sets(settings_of(*options)) == flags
