@@ -40,3 +40,5 @@ class Source:
     """About how many boxes there are: for the progress bar, and to size what memory holds at once."""
     read_notes: Callable[[], Sequence[str]] = list
     """What a user should know and may not expect about the boxes that were last read, a sentence each."""
+    joined: Callable[[], Sequence[tuple[str, str, str]]] = list
+    """Photos that are read under another id, since both are one file: split, id, and the id that is kept."""

@@ -102,7 +102,7 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         gathered = gather(source, settings, folder)
         selection = Selection(boxes=gathered.boxes.rows)
         choice = choose_classes(gathered.labels.words, source, settings.selection)
-        same = _find_same_photos(gathered, settings)
+        same = pa.concat_tables([_joined_photos(source), _find_same_photos(gathered, settings)]).unify_dictionaries()
         selection.same_photos = _count_same(same)
         dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
 
@@ -132,11 +132,22 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
     return selection
 
 
+def _joined_photos(source: Source) -> pa.Table:
+    """Rows of `SAME_PHOTOS` for what the reader has put together already."""
+    rows = [
+        {"split": split, "photo_id": photo_id, "kept_split": split, "kept_photo_id": kept, "by": "file_name"}
+        for split, photo_id, kept in sorted(source.joined())
+    ]
+    return pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
+
+
 def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
     """Photos that are there under another id too: by what the tables say of their files, and by the survey's hashes."""
     parts = gathered.parts()
     found = {name: _photos_that_share(gathered, parts, name) for name in ("file_name", "original_md5", "url")}
-    found["file_name"] = by_place(found["file_name"], settings.source.photos)
+    # Where the annotations are one file, so are all that bear one name: it knows nothing of splits and their folders.
+    if not settings.source.annotations.is_file():
+        found["file_name"] = by_place(found["file_name"], settings.source.photos)
     same = SAME_PHOTOS.empty_table()
     if any(map(len, found.values())):
         same = same_photos(pa.concat_tables(found.values(), promote_options="default").unify_dictionaries().combine_chunks())
