@@ -215,6 +215,12 @@ class _Reader:
     def read_notes(self) -> list[str]:
         """What a user should know about the boxes that were read."""
         notes = []
+        if joined := self.joined_photos():
+            _, photo_id, first = joined[0]
+            notes.append(
+                f"images of a file that another image is of: {len(joined):,}; the boxes of both are those of one photo, for "
+                f"example of images {first} and {photo_id}"
+            )
         if useless := self.useless.total():
             notes.append(
                 f"outlines that cannot be used: {useless:,}; their boxes are taken without one; for example {self.first_useless}"
@@ -223,12 +229,6 @@ class _Reader:
             file, names = next(iter(self.names.found.items()))
             notes.append(
                 f"photos that were found by their base names: {len(self.names.found):,}; for example {min(names)} as {file}"
-            )
-        if joined := self.joined_photos():
-            _, photo_id, first = joined[0]
-            notes.append(
-                f"images of a file that another image is of: {len(joined):,}; the boxes of both are those of one photo, for "
-                f"example of images {first} and {photo_id}"
             )
         if self.nameless_class:
             which = "boxes without a category" if self.categories else "there are no `categories`: all boxes"

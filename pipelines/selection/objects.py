@@ -102,7 +102,8 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         gathered = gather(source, settings, folder)
         selection = Selection(boxes=gathered.boxes.rows)
         choice = choose_classes(gathered.labels.words, source, settings.selection)
-        same = pa.concat_tables([_joined_photos(source), _find_same_photos(gathered, settings)]).unify_dictionaries()
+        same = _find_same_photos(gathered, settings)
+        same = pa.concat_tables([_joined_photos(source), same]).unify_dictionaries()
         selection.same_photos = _count_same(same)
         dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
 
