@@ -137,7 +137,11 @@ def print_errors(errors: dict[str, str], attempts: int) -> None:
 
 def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
     """What a person looks at. The dataset is sealed and whole, with or without them."""
-    write_report(settings.out, settings, settings.out / "report.html")
+    try:
+        write_report(settings.out, settings, settings.out / "report.html")
+    except InputError as error:
+        print(f"warning: no report: {error}", file=sys.stderr)
+        return
     print(f"report: {settings.out / 'report.html'}")
     if shards.remote:
         shards.remote.upload(settings.out / "report.html", "report.html")

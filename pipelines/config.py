@@ -44,7 +44,8 @@ class SourceSettings(Group):
     """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
     By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
     same_photo: Literal["drop", "report"] = "drop"
-    """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report."""
+    """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report.
+    Images of one COCO file that bear one file name are read as one photo, unless they are only to be reported."""
     survey: Path | None = None
     """Folder that `pipelines/survey.py` wrote: hashes of the photos themselves, which find more of them than the tables do."""
     max_photo_pixels: int = Field(100_000_000, gt=0)

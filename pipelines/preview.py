@@ -66,7 +66,7 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
         rows.append([first, *masked, decode_photo(sample.reference, frame="stored")])
         notes = ["padded"] * record.padded
         if not photos:
-            notes.append("view decoded from its latent" if sample.view is None else "view.jpg")
+            notes.append(origin_of_views([sample]))
         captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join([*record.mask_kinds, *notes])})")
     masks = [f"view, mask {number}" for number in range(info.masks_per_view)]
     return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference"], captions, cell=200)
@@ -82,6 +82,8 @@ def class_sheet(
     vae: str | None = None,
 ) -> Picture:
     """One row for each class: views with box and first mask beside their references, for a random choice of its samples.
+
+    The caption says of views that are not cut from photos what they are.
 
     Args:
         dataset: its folder.
@@ -104,8 +106,10 @@ def class_sheet(
         own = np.flatnonzero(classes.codes == place)
         # By the class's name: the choice does not depend on which other classes are shown.
         random = generator(seed, "preview", classes.labels[place])
-        samples += _read_samples(dataset, random.choice(own, min(each, len(own)), replace=False).tolist())
-        captions.append(f"{classes.names[place]}  {classes.labels[place]}  {len(own):,} samples")
+        chosen = _read_samples(dataset, random.choice(own, min(each, len(own)), replace=False).tolist())
+        samples += chosen
+        notes = [] if photos else [f"({origin_of_views(chosen)})"]
+        captions.append("  ".join([classes.names[place], classes.labels[place], f"{len(own):,} samples", *notes]))
     if photos:
         views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
     else:
@@ -116,6 +120,16 @@ def class_sheet(
     rows = list(by_label.values())
     longest = max(len(row) for row in rows) // 2
     return sheet(rows, ["view: box, mask 0", "reference"] * longest, captions, cell=160)
+
+
+def origin_of_views(samples: Sequence[Sample]) -> str:
+    """What views are that are shown without photos."""
+    decoded = sum(sample.view is None for sample in samples)
+    if not decoded:
+        return "view.jpg"
+    if decoded < len(samples):
+        return f"{decoded} of {len(samples)} views decoded from their latents, others view.jpg"
+    return "view decoded from its latent" if decoded == 1 else "views decoded from their latents"
 
 
 def find_classes(dataset: Path, classes: Classes, labels: Sequence[str]) -> list[int]:
@@ -198,6 +212,8 @@ def main() -> None:
         picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
     save_picture(picture, options.out)
     print(options.out)
+    if options.what == "dataset" and not options.photos:
+        print("no --photos: views are view.jpg, or decoded from their latents, as each caption says")
 
 
 if __name__ == "__main__":

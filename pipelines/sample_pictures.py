@@ -94,7 +94,7 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
     for number, (kind, mask) in enumerate(zip(record.mask_kinds, sample.masks, strict=True)):
         row: list[tuple[str, Picture]] = [("mask.png", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
         if views:
-            row.append(("view: box, region", view_with_mask(views[0][1], sample, number)))
+            row.append((f"{views[0][0]}: box, region", view_with_mask(views[0][1], sample, number)))
         if decoded:
             row.append(("masked.npy, decoded", decoded[1 + number]))
         rows.append(row)

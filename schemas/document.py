@@ -16,14 +16,14 @@ LAYOUT = """\
 | `selection.json` | record of the tables above: what was read and counted, and the fingerprint of inputs and rules |
 | `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too |
 | `estimate.json` | what the plan said that the build would make and cost |
-| `report.html`, `report.json` | classes, sizes, places, rejects and masks to look at, and the numbers behind the pictures |
+| `report.html`, `report.json` | classes, sizes, places, rejects, masks to look at, and the numbers; once built, of what came |
 | `shards/<shard>.tar` | samples, as a WebDataset |
 | `shards/<shard>.index.parquet` | the shard's part of the index |
 | `shards/<shard>.json` | the shard's commit record: the shard is done when this is there and fits the tar |
 | `shards/sizes.json` | samples per tar, as open_clip reads it |
 | `index.parquet`, `shard_records.parquet` | the parts put together |
 | `failures.parquet` | samples that could not be made |
-| `README.md` | the dataset's card: counts, licences, settings, how to load it |
+| `README.md` | the dataset's card: counts, licences, settings, how to load it; Hugging Face `datasets` reads its head |
 | `contact_sheet.png` | photo with box, view with mask, reference |
 """
 

@@ -11,6 +11,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 Colour = tuple[int, int, int]
 PINK = (255, 0, 96)
 WHITE = (255, 255, 255)
+_EDGE = (0, 0, 0)
 
 
 def fit(picture: Picture, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -33,18 +34,46 @@ def tint(picture: Picture, mask: Bool[np.ndarray, "height width"], colour: Colou
 
 
 def outline(picture: Picture, mask: Bool[np.ndarray, "height width"], colour: Colour = PINK) -> Picture:
-    """A picture with the outline of the masked region."""
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    drawn: Picture = cv2.drawContours(picture.copy(), outlines, -1, colour, max(1, picture.shape[0] // 256))
+    """A picture with the outline of the masked region, black on both sides of the colour."""
+    line, edge = _widths(picture)
+    drawn: Picture = picture.copy()
+    drawn[_rim(mask, line // 2 + edge, (line + 1) // 2 + edge)] = _EDGE
+    drawn[_rim(mask, line // 2, (line + 1) // 2)] = colour
     return drawn
 
 
 def frame(picture: Picture, corners: tuple[int, int, int, int], colour: Colour = PINK) -> Picture:
-    """A picture with a rectangle, given by whole px: x_min, y_min, x_max, y_max. It may reach beyond the picture."""
+    """A picture with a rectangle, black on both sides of the colour.
+
+    Args:
+        picture: is not changed.
+        corners: whole px: x_min, y_min, x_max, y_max. They may lie beyond the picture.
+        colour: of the line.
+    """
     x_min, y_min, x_max, y_max = corners
+    line, edge = _widths(picture)
     drawn: Picture = picture.copy()
-    cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), colour, max(2, max(picture.shape) // 200))
+    for tone, width in ((_EDGE, line + 2 * edge), (colour, line)):
+        cv2.rectangle(drawn, (x_min, y_min), (x_max - 1, y_max - 1), tone, width)
     return drawn
+
+
+def _widths(picture: Picture) -> tuple[int, int]:
+    """Widths in px of a line's colour and of the black on each side: together more than 2 px in a sheet's cell of 160 px.
+
+    A line of one colour is lost on things of its colour: pink on a strawberry, white on snow. Beside black it is not.
+    """
+    line = max(1, max(picture.shape) // 100)
+    return line, (line + 1) // 2
+
+
+def _rim(mask: Bool[np.ndarray, "height width"], outside: int, inside: int) -> Bool[np.ndarray, "height width"]:
+    """Where the edge of the masked region is so many px away or nearer; the picture's own edge ends the region too."""
+    region = mask.astype(np.uint8)
+    grown, shrunk = (np.ones((2 * reach + 1,) * 2, np.uint8) for reach in (outside, inside))
+    inner = cv2.erode(region, shrunk, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    rim: Bool[np.ndarray, "height width"] = cv2.dilate(region, grown) > inner
+    return rim
 
 
 def sheet(

@@ -20,6 +20,8 @@ _LOCAL = ("file", "local")
 _PROBE = ".write-test"
 """Written and removed by `check`, so that a place which is only read is told before hours of work. Always the same name: where
 things can be written and not removed, there is one at most."""
+_PROBED = b"paint-by-example"
+_OLD_STORE = "a store from before 2025 needs request_checksum_calculation: when_required (docs/building.md)"
 
 
 def is_url(place: object) -> bool:
@@ -63,7 +65,7 @@ class RemoteFolder:
         """Make sure that the place can be reached. The folder need not be there, only its bucket.
 
         Args:
-            writing: also write a small file there, and remove it.
+            writing: also write a small file there, look at its size, and remove it.
 
         Raises:
             InputError: it cannot: no such bucket, no credentials, no network; or it cannot be written to.
@@ -79,13 +81,21 @@ class RemoteFolder:
             ) from None
         if writing:
             try:
-                self.files.pipe_file(self.path(_PROBE), b"")
-                self.files.rm_file(self.path(_PROBE))
+                self.files.pipe_file(self.path(_PROBE), _PROBED)
+                try:
+                    arrived = self.files.info(self.path(_PROBE), refresh=True)["size"]
+                finally:
+                    self.files.rm_file(self.path(_PROBE))
             except Exception as error:
                 raise InputError(
                     f"{self.url}: cannot be written to ({_first_line(error)}); "
-                    f"the credentials must allow to write and to remove files there"
+                    f"the credentials must allow to write and to remove files there; {_OLD_STORE}"
                 ) from None
+            # Such a store may keep the lengths and the checksum that come with a body, and say nothing.
+            if arrived != len(_PROBED):
+                raise InputError(
+                    f"{self.url}: {len(_PROBED)} bytes have arrived as {arrived}, so files are not kept as they are; {_OLD_STORE}"
+                )
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Name -> bytes of each file directly in a folder; none where it is not there."""

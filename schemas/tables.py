@@ -137,9 +137,10 @@ SAME_PHOTOS = pa.schema(
         _field(
             "by",
             WORD,
-            "how the two were found to be the same: `original_md5` if equal hashes of the originals say it, `sha256` if it takes "
-            "equal hashes of the files too, `perceptual_hash` if it takes similar ones; each may lead through a third photo. "
-            "`photo_id` if one id is in two splits",
+            "how the two were found to be the same: `file_name` if both are one file, `original_md5` if it takes equal hashes of "
+            "the originals too, `url` if it takes equal URLs, `sha256` if it takes equal hashes of the files, "
+            "`perceptual_hash` if it takes similar ones; each may lead through a third photo. `photo_id` if one id is in two "
+            "splits",
         ),
         _field(
             "distance",

@@ -45,8 +45,9 @@ def open_coco(
     """Open COCO's annotations: a folder with a file for each split, or one file whose photos are divided by a hash of their ids.
 
     A photo's id is its image's, where that is 1 to 64 letters, digits, `_` and `-`; else readable text of it and a hash. Where
-    files number their images anew, as those of Roboflow do, ids come from the photos' paths. Boxes of photos that are not listed
-    count under the first of `settings.splits`. File names lie below the photo folder, as `PhotoNames` reads them: those of
+    files number their images anew, as those of Roboflow do, ids come from the photos' paths. Images of one file are one photo,
+    with the first of their ids, unless `settings.same_photo` is `report`. Boxes of photos that are not listed count under the
+    first of `settings.splits`. File names lie below the photo folder, as `PhotoNames` reads them: those of
     instances_train2017.json in its folder train2017, if there is one. Class ids are category ids, and `object` where there is
     none. A supercategory is a class above its categories, with the id `supercategory:vehicle` and the name `vehicle`; where a
     category bears that name, as `person` does, it stands for both.
@@ -83,6 +84,7 @@ def open_coco(
         read_elsewhere=reader.hash_photos,
         rows=reader.rows,
         read_notes=reader.read_notes,
+        joined=reader.joined_photos,
     )
 
 
@@ -110,6 +112,20 @@ def class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[di
     return names, {class_id: tuple(members) for class_id, members in below.items()}
 
 
+def images_of_one_file(instances: Instances) -> dict[str, str]:
+    """Id of an image -> id of the first image of the same file; without those that are the first."""
+    by_file: dict[str, list[str]] = {}
+    for image_id, photo in instances.photos.items():
+        if photo.file_name is not None:
+            by_file.setdefault(photo.file_name, []).append(image_id)
+    joined: dict[str, str] = {}
+    for image_ids in by_file.values():
+        if len(image_ids) > 1:
+            first, *others = sorted(image_ids, key=lambda image_id: (len(image_id), image_id))  # 2 comes before 10.
+            joined |= dict.fromkeys(others, first)
+    return joined
+
+
 @dataclass
 class _Reader:
     files: Sequence[CocoFile]
@@ -120,6 +136,8 @@ class _Reader:
     rows: int = 0
     anew: bool = False
     """Whether files number their images anew, so that an image's id is no photo's."""
+    joined: dict[Path, dict[str, str]] = field(default_factory=dict)
+    """By file: id of an image -> the first id of its photo, where several images are of one photo's file."""
     unsized: bool = False
     """Whether a photo's size is not given."""
     categories: dict[str, Category] = field(default_factory=dict)
@@ -138,6 +156,8 @@ class _Reader:
         for file in self.files:
             instances = self._read(file)
             self.rows += len(instances.annotations)
+            if self.settings.same_photo == "drop":
+                self.joined[file.path] = images_of_one_file(instances)
             self.unsized |= any(photo.size is None for photo in instances.photos.values())
             self.nameless_class |= any(
                 isinstance(annotation, dict) and label_of(annotation, instances.categories) == ONLY_LABEL
@@ -172,6 +192,16 @@ class _Reader:
         for file in self.files:
             yield from in_batches(self._photos(file), PHOTOS)
 
+    def joined_photos(self) -> list[tuple[str, str, str]]:
+        """Split and id of each image that is read as a photo with another id, and that id."""
+        found = []
+        for file in () if self.anew else self.files:
+            pairs = [(plain_id(image_id), plain_id(first)) for image_id, first in self.joined.get(file.path, {}).items()]
+            kept = [first for _, first in pairs]
+            own = [file.split] * len(kept) if file.split else assign_splits(kept, self.seed, self.settings.validation_share)
+            found += [(str(split), *pair) for split, pair in zip(own, pairs, strict=True) if split in self.settings.splits]
+        return found
+
     def hash_photos(self) -> dict[str, str]:
         """A hash of the photos' paths and sizes, as far as they depend on what lies in the photo folder."""
         if not self.names.moved and not self.unsized and self.settings.photo_frame == "stored":
@@ -185,6 +215,12 @@ class _Reader:
     def read_notes(self) -> list[str]:
         """What a user should know about the boxes that were read."""
         notes = []
+        if joined := self.joined_photos():
+            _, photo_id, first = joined[0]
+            notes.append(
+                f"images of a file that another image is of: {len(joined):,}; the boxes of both are those of one photo, for "
+                f"example of images {first} and {photo_id}"
+            )
         if useless := self.useless.total():
             notes.append(
                 f"outlines that cannot be used: {useless:,}; their boxes are taken without one; for example {self.first_useless}"
@@ -198,9 +234,10 @@ class _Reader:
     def _read(self, file: CocoFile) -> Instances:
         # Where the photos of all files lie in one folder, the split tells them apart.
         above = f"{file.split}/" if file.split and not file.folder else ""
+        joined = self.joined.get(file.path, {})
 
         def id_of(image_id: str, file_name: str | None) -> str:
-            return plain_id(f"{above}{file_name or image_id}" if self.anew else image_id)
+            return plain_id(f"{above}{file_name or image_id}" if self.anew else joined.get(image_id, image_id))
 
         return read_instances(file.path, lambda name: self.names.path_of(name, file.folder), id_of)
 

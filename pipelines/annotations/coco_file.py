@@ -69,7 +69,7 @@ class Instances:
         for photo in self.photos.values():
             if is_text(photo.name):
                 named.setdefault(photo.name, []).append(photo)
-        return {name: photos[0] for name, photos in named.items() if len(photos) == 1}
+        return {name: photos[0] for name, photos in named.items() if len({photo.photo_id for photo in photos}) == 1}
 
 
 def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]) -> Instances:

@@ -35,6 +35,8 @@ class Source:
     """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
     subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class id -> ids directly below it in the class hierarchy."""
+    joined: Callable[[], Sequence[tuple[str, str, str]]] = list
+    """Photos that are read under another id, since both are one file: split, id, and the id that is kept."""
     read_elsewhere: Callable[[], Mapping[str, str]] = dict
     """What the boxes depend on beside the files, as names and hashes: sizes of photos, where px must become fractions."""
     rows: int = 0

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from pipelines.packing.card_head import card_head
 from pipelines.photo_list import photo_keys
 from pipelines.planning.shards import planned_shards
 from pipelines.report.counting import in_order
@@ -32,13 +33,6 @@ _PRIVATE = {
     *(("crawl", "contact"), ("crawl", "allowed_addresses"), ("ray", "address")),
 }
 _FOLDERS = {("out",), ("source", "annotations"), ("source", "photos"), ("source", "survey")}
-# Creative Commons licences that the Hugging Face hub has an identifier for.
-_CC = {
-    *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
-    *("cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
-    *("cc-by-nc-sa-4.0", "cc0-1.0"),
-}
-_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B")
 
 _INTRODUCTION = """\
 # Paint by Example: training samples
@@ -76,6 +70,33 @@ for sample in webdataset.WebDataset(shards, shardshuffle=False):
 ```
 
 `index.parquet` says where each member of each sample lies in its tar, for random access.
+
+What to know of plain readers (webdataset 1.0.2):
+
+- Say `shardshuffle=False`, or a number of shards to shuffle among; otherwise the reader warns.
+- `.decode("pil")`, `"rgb"` and `"rgb8"` make three equal channels of the 1-bit `mask.png`; `.decode("pill")` and `"l8"` make
+  one, of 0 and 255.
+- A `DataLoader` with more workers than the split has shards ends with `ValueError: No samples found in dataset`: take fewer
+  workers, or `WebDataset(..., empty_check=False)`.
+- Two kinds of damage give no error: a tar that was cut off at a member's header ends there, its last sample perhaps without some
+  members; and of `cat a.tar b.tar` only a.tar is read. `shards/sizes.json` says how many samples each tar holds. The toolkit's
+  `python pipelines/verify.py DATASET` finds both: size and SHA-256 of the tar are not those of its record.
+
+With [Hugging Face datasets](https://huggingface.co/docs/datasets), where DATASET is this folder or its name on the hub:
+
+```python
+import numpy as np
+from datasets import load_dataset
+
+for sample in load_dataset("DATASET", split="{split}", streaming=True):
+    latent = np.asarray(sample["latent.npy"], np.float16)  # [{both}, {cells}, {cells}], as above
+    masks = np.asarray(sample["mask.png"]).reshape({masks}, {size}, {size})
+    print(sample["json"]["label_name"], sample["json"]["licence"], latent.shape, masks.shape, sample["ref.jpg"].size)
+    break
+```
+
+Without `streaming=True` it makes a copy of its own, and refuses a split that has fewer samples than the head of this card says.
+`view.jpg` is null where the dataset does not keep it.
 
 To train on it with the toolkit that made it, from its repository:
 
@@ -127,7 +148,7 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "scale": info.vae.scaling_factor,
     }
     parts = [
-        f"---\n{_yaml(_front_matter(info, photos))}---\n",
+        f"---\n{_yaml(card_head(info, {licence for _, licence in photos}))}---\n",
         _INTRODUCTION.format(masks=per_view),
         f"Fingerprint of all that determines the samples: `{info.fingerprint}`\n",
         _splits(info, photos),
@@ -195,27 +216,6 @@ def _public_text(text: str, *, folder: bool = False) -> str:
     if folder or text.startswith(("/", "~", "file:")) or windows.is_absolute():
         return (windows if windows.drive else PurePosixPath(text)).name
     return text
-
-
-def _front_matter(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> dict[str, Any]:
-    return {
-        "pretty_name": "Paint by Example training samples",
-        "license": hub_licence({licence for _, licence in photos}),
-        "task_categories": ["image-to-image"],
-        "tags": ["image-editing", "inpainting", "paint-by-example", "latents", "webdataset"],
-        "size_categories": [next(name for power, name in enumerate(_SIZES, start=3) if info.books.samples < 10**power)],
-    }
-
-
-def hub_licence(licences: set[str | None]) -> str:
-    """The hub's identifier of the one licence that all photos have; `other` where there are several, or one that it has not."""
-    if len(licences) != 1:
-        return "other"
-    address = (next(iter(licences)) or "").lower()
-    licence = re.search(r"creativecommons\.org/licenses/(by(?:-nc)?(?:-nd|-sa)?)/(\d\.\d)(?:/|$)", address)
-    dedication = re.search(r"creativecommons\.org/publicdomain/zero/(\d\.\d)(?:/|$)", address)
-    name = f"cc-{licence[1]}-{licence[2]}" if licence else f"cc0-{dedication[1]}" if dedication else ""
-    return name if name in _CC else "other"
 
 
 def _splits(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> str:

@@ -5,7 +5,7 @@ dicts and finite numbers, ready for JSON.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64, Num
+from jaxtyping import Float, Int64, Num, UInt64
 
 from pipelines.config import SPLITS
 from schemas.errors import InputError
-from schemas.randomness import generator
+from schemas.randomness import generator, hash_column
 from schemas.tables import COORDINATES, FLAGS, REJECT_REASONS
 
 # Shares of a photo or view: twenty bins a decade, from a box of 3 x 3 px in a photo of a megapixel to the whole.
@@ -33,8 +33,12 @@ _WORDS = ("split", "label", "label_name", "reason", "file", "shard")
 _BATCH_ROWS = 65_536
 
 
-def count_objects(path: Path) -> dict[str, dict[str, Any]]:
-    """Figures of objects.parquet: classes, areas, aspects, positions, photos and flags.
+def count_objects(path: Path, packed: UInt64[np.ndarray, " objects"] | None = None) -> dict[str, dict[str, Any]]:
+    """Figures of objects.parquet: classes, areas, aspects, positions, photos and flags; and `accepted`, its photos.
+
+    Args:
+        path: of the table.
+        packed: sorted hashes of ids: all but `accepted` is counted of these objects alone.
 
     Raises:
         InputError: the table cannot be read or lacks a column; so for the other tables.
@@ -47,8 +51,17 @@ def count_objects(path: Path) -> dict[str, dict[str, Any]]:
         "photos": _Photos(),
         "flags": _Flags(),
     }
-    _stream(path, list(counters.values()))
-    return {name: counter.result() for name, counter in counters.items()}
+    if packed is None:
+        _stream(path, list(counters.values()))
+        accepted = counters["photos"]
+    else:
+        accepted = _Photos()
+        for batch in read_batches(path, [*_columns_of(counters.values()), "object_id"]):
+            accepted.add(batch)
+            shown = batch.filter(_among(batch.column("object_id"), packed))
+            for counter in counters.values():
+                counter.add(shown)
+    return {name: counter.result() for name, counter in {**counters, "accepted": accepted}.items()}
 
 
 def count_rejects(path: Path) -> dict[str, Any]:
@@ -94,14 +107,19 @@ def count_coverage(
 
 def sample_rows(path: Path, columns: Sequence[str], count: int, seed: int) -> pa.Table:
     """A seeded choice of `count` rows of a table (all, if it has no more), in the table's order; streamed."""
-    total = pq.read_metadata(path).num_rows
-    chosen = np.sort(generator(seed, "report", path.name).choice(total, min(count, total), replace=False))
+    chosen = chosen_places(path, count, seed)
     taken, start = [], 0
-    for batch in _read_batches(path, columns):
+    for batch in read_batches(path, columns):
         first, last = np.searchsorted(chosen, (start, start + len(batch)))
         taken.append(batch.take(pa.array(chosen[first:last] - start)))
         start += len(batch)
     return pa.Table.from_batches(taken) if taken else pq.read_table(path, columns=list(columns))
+
+
+def chosen_places(path: Path, count: int, seed: int) -> Int64[np.ndarray, " rows"]:
+    """Places of a seeded choice of `count` rows of a table (all, if it has no more), sorted."""
+    total = pq.read_metadata(path).num_rows
+    return np.sort(generator(seed, "report", path.name).choice(total, min(count, total), replace=False))
 
 
 def bin_counts(values: Num[np.ndarray, " values"], edges: Float[np.ndarray, " edges"]) -> Int64[np.ndarray, " edges+1"]:
@@ -352,14 +370,29 @@ class _Plan:
         return {"samples": dict(self.samples), "shards": {split: len(shards) for split, shards in self.shards.items()}}
 
 
+def _among(ids: pa.Array, packed: UInt64[np.ndarray, " objects"]) -> pa.Array:
+    """Whether each id is one of those whose sorted hashes these are."""
+    hashes = hash_column(ids)
+    places = np.minimum(np.searchsorted(packed, hashes), max(0, len(packed) - 1))
+    return pa.array(packed[places] == hashes if len(packed) else np.zeros(len(ids), bool))
+
+
 def _stream(path: Path, counters: Sequence[_Counter]) -> None:
-    columns = list(dict.fromkeys(name for counter in counters for name in counter.columns))
-    for batch in _read_batches(path, columns):
+    for batch in read_batches(path, _columns_of(counters)):
         for counter in counters:
             counter.add(batch)
 
 
-def _read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _columns_of(counters: Iterable[_Counter]) -> list[str]:
+    return list(dict.fromkeys(name for counter in counters for name in counter.columns))
+
+
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Stream some columns of a table, words as dictionaries.
+
+    Raises:
+        InputError: the table is not there, cannot be read or lacks a column.
+    """
     try:
         metadata = pq.read_metadata(path)
         missing = [name for name in columns if name not in metadata.schema.to_arrow_schema().names]

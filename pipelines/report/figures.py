@@ -4,15 +4,20 @@ objects.parquet ──┐                   classes, areas, aspects, positions, 
 rejects.parquet ──┼──counting.py──▶   rejects by rule, malformed rows
 plan.parquet    ──┘                   samples and shards by split
 a seeded sample of objects ──the build's own geometry──▶ shares of the view that masks cover
+
+Of a finished dataset, classes and all that follows are counted of the objects that have samples, and a seeded sample of these is
+read from the shards (packed.py): what came, and not what was planned.
 """
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import ValidationError
 
 from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
@@ -29,7 +34,8 @@ from pipelines.report.counting import (
     in_order,
     sample_rows,
 )
-from schemas.dataset import DatasetInfo, read_dataset
+from pipelines.report.packed import packed_mask_shares, packed_objects
+from schemas.dataset import DatasetInfo, SplitCounts, read_dataset
 from schemas.errors import InputError
 from schemas.randomness import generator
 from schemas.tables import COORDINATES
@@ -68,11 +74,11 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
             raise InputError(f"{folder / name}: no such table; run `python pipelines/plan.py` or the build for this folder first")
     info = read_dataset(folder) if (folder / "dataset.json").is_file() else None
     known = find_settings(folder, settings, info)
-    objects = count_objects(folder / "objects.parquet")
+    objects = count_objects(folder / "objects.parquet", packed_objects(folder) if info else None)
     rejects = count_rejects(folder / "rejects.parquet")
-    splits = _by_split(objects["photos"], count_plan(folder / "plan.parquet"), info)
+    splits = _by_split(objects["accepted"], count_plan(folder / "plan.parquet"), info)
 
-    accepted, rejected = objects["classes"]["objects"], rejects["rejected"]
+    accepted, rejected = sum(objects["accepted"]["objects"].values()), rejects["rejected"]
     planned = sum(split["planned"] for split in splits)
     if info and (info.books.boxes, info.books.planned) != (accepted + rejected, planned):
         raise InputError(
@@ -90,8 +96,8 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
             "rejected": rejected,
             "photos": sum(split["photos"] for split in splits),
             "planned": planned,
-            "samples": info.books.samples if info else None,
             "shards": sum(split["shards"] for split in splits),
+            "packed": _packed(objects, info) if info else None,
         },
         "splits": splits,
         "failures": info.books.failures if info else None,
@@ -102,7 +108,7 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
         "positions": objects["positions"],
         "objects_per_photo": objects["photos"]["per_photo"],
         "flags": objects["flags"],
-        "masks": mask_shares(folder / "objects.parquet", known),
+        "masks": (info and packed_masks(folder, info, known)) or mask_shares(folder / "objects.parquet", known),
     }
 
 
@@ -145,20 +151,40 @@ def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECT
     seen = [shares for shares, padded in drawn if not padded or settings.views.no_square == "reflect"]
     columns = zip(("object", "box", "bessel"), np.array(seen).reshape(-1, 3).T, strict=True)
     return {
+        "of": "objects",
         "sampled": len(rows),
         "size_unknown": sum(not (row["width"] and row["height"]) for row in rows),
         "assumed_size": list(UNKNOWN_PHOTO_SIZE),
         "padded": sum(padded for _, padded in drawn),
         "padded_are_dropped": settings.views.no_square == "reject",
         "view_size": settings.views.size,
+        **_binned_shares(dict(columns)),
+    }
+
+
+def packed_masks(folder: Path, info: DatasetInfo, settings: KnownSettings, count: int = SAMPLED_OBJECTS) -> dict[str, Any] | None:
+    """The same of a finished dataset, as its shards hold them; nothing where these are not in the folder."""
+    shares = packed_mask_shares(folder, count, settings.seed)
+    if shares is None:
+        return None
+    return {
+        "of": "samples",
+        "sampled": len(shares["object"]),
+        "view_size": info.view_size,
+        **_binned_shares({kind: np.array(own) for kind, own in shares.items()}),
+    }
+
+
+def _binned_shares(shares: Mapping[str, Float[np.ndarray, " shares"]]) -> dict[str, Any]:
+    return {
         "edges": SHARE_EDGES.tolist(),
         "percentiles": list(PERCENTILES),
         **{
             kind: {
-                **binned(bin_counts(shares, SHARE_EDGES)),
-                "at_percentile": np.percentile(shares, PERCENTILES).tolist() if len(shares) else None,
+                **binned(bin_counts(own, SHARE_EDGES)),
+                "at_percentile": np.percentile(own, PERCENTILES).tolist() if len(own) else None,
             }
-            for kind, shares in columns
+            for kind, own in shares.items()
         },
     }
 
@@ -191,8 +217,7 @@ def _rules(known: KnownSettings, *names: str) -> dict[str, Any]:
 
 
 def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | None) -> list[dict[str, Any]]:
-    """One row a split; samples and bytes are null where nothing is packed."""
-    packed = info.splits if info else {}
+    """One row a split; what came is null where nothing is packed."""
     return [
         {
             "split": split,
@@ -200,8 +225,28 @@ def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | 
             "objects": photos["objects"].get(split, 0),
             "planned": plan["samples"].get(split, 0),
             "shards": plan["shards"].get(split, 0),
-            "samples": packed[split].samples if split in packed else None,
-            "bytes": packed[split].bytes if split in packed else None,
+            **_came(info, split),
         }
         for split in in_order({*photos["photos"], *plan["samples"]})
     ]
+
+
+def _came(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
+    """What was packed of a split; of a finished dataset nothing is 0."""
+    if info is None:
+        return dict.fromkeys(("samples", "packed_shards", "bytes"))
+    packed = info.splits.get(split, SplitCounts(shards=[], samples=0, bytes=0))
+    return {"samples": packed.samples, "packed_shards": len(packed.shards), "bytes": packed.bytes}
+
+
+def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """What came, over all splits."""
+    return {
+        "objects": objects["classes"]["objects"],
+        "photos": objects["photos"]["per_photo"]["photos"],
+        "samples": info.books.samples,
+        "shards": sum(len(counts.shards) for counts in info.splits.values()),
+        "bytes": sum(counts.bytes for counts in info.splits.values()),
+        "padded": info.books.padded_views,
+        "masks": info.books.masks,
+    }

@@ -38,6 +38,8 @@ _FLAG_NAMES = {
     "is_inside": "inside",
 }
 _MASK_NAMES = {"object": "object's box", "box": "box masks", "bessel": "Bessel masks"}
+# What the curves of masks count.
+_MASKS_OF = {"objects": "objects of the sample", "samples": "samples, masks"}
 
 
 def write_report(folder: Path, settings: BuildSettings | None, out: Path) -> None:
@@ -81,6 +83,8 @@ def render_page(figures: dict[str, Any]) -> str:
         rest_classes=len(classes) - len(shown),
         flag_names=_FLAG_NAMES,
         mask_names=_MASK_NAMES,
+        mask_kinds={"box": "boxes", "bessel": "Bessel curves"},
+        drawn=[kind for kind in _MASK_NAMES if figures["masks"][kind]["at_percentile"]],
         failure_codes=FAILURE_CODES,
     )
 
@@ -116,7 +120,7 @@ def draw_charts(figures: dict[str, Any]) -> dict[str, Markup]:
             masks["edges"],
             {title: masks[kind]["counts"] for kind, title in _MASK_NAMES.items()},
             "view's area",
-            "objects of the sample",
+            _MASKS_OF[masks["of"]],
             {},
         ),
         "aspects": charts.aspect_histogram(

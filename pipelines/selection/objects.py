@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,7 +35,7 @@ from pipelines.selection.classes import choose_classes, class_notes
 from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather, photo_hashes
 from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
 from pipelines.selection.rules import REASONS
-from pipelines.selection.same_photo import read_survey, same_photos
+from pipelines.selection.same_photo import by_place, read_survey, same_photos
 from pipelines.threads import in_order
 from schemas.errors import InputError
 from schemas.files import atomic_file
@@ -43,6 +43,7 @@ from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
 
 _ROW_GROUP = 100_000
+_ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -105,6 +106,7 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         # Own boxes have no class hierarchy, and that of COCO is in its file.
         notes = list(class_notes(labels, source, settings.selection)) if settings.source.kind == "open_images" else []
         same = _find_same_photos(gathered, settings)
+        same = pa.concat_tables([_joined_photos(source), same]).unify_dictionaries()
         selection.same_photos = _count_same(same)
         dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
 
@@ -135,16 +137,25 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
     return selection
 
 
+def _joined_photos(source: Source) -> pa.Table:
+    """Rows of `SAME_PHOTOS` for what the reader has put together already."""
+    rows = [
+        {"split": split, "photo_id": photo_id, "kept_split": split, "kept_photo_id": kept, "by": "file_name"}
+        for split, photo_id, kept in sorted(source.joined())
+    ]
+    return pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
+
+
 def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
-    """Photos that are there under another id too: by the hash of the original in the tables, and by the survey's hashes."""
+    """Photos that are there under another id too: by what the tables say of their files, and by the survey's hashes."""
     parts = gathered.parts()
-    hashes = [hash_column(gathered.photos.read_columns(part, ["original_md5"])[0].drop_null()) for part in parts]
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    repeated = values[counts > 1]
+    found = {name: _photos_that_share(gathered, parts, name) for name in ("file_name", "original_md5", "url")}
+    # Where the annotations are one file, so are all that bear one name: it knows nothing of splits and their folders.
+    if not settings.source.annotations.is_file():
+        found["file_name"] = by_place(found["file_name"], settings.source.photos)
     same = SAME_PHOTOS.empty_table()
-    if len(repeated):
-        found = [_photos_with_hash(gathered, part, repeated) for part in parts]
-        same = same_photos(pa.concat_tables(found).unify_dictionaries().combine_chunks())
+    if any(map(len, found.values())):
+        same = same_photos(pa.concat_tables(found.values(), promote_options="default").unify_dictionaries().combine_chunks())
     if not settings.source.survey:
         return same
     surveyed = read_survey(settings.source.survey).same
@@ -157,15 +168,28 @@ def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
     return pa.concat_tables([same.filter(pc.invert(told)), surveyed]).unify_dictionaries()
 
 
-def _photos_with_hash(gathered: Gathered, part: range, repeated: UInt64[np.ndarray, " hashes"]) -> pa.Table:
-    """Photos of some buckets that have boxes and an `original_md5` that hashes to one of these."""
-    photo, photo_id, md5 = gathered.photos.read_columns(part, ["photo", "photo_id", "original_md5"])
-    with_boxes = np.asarray(gathered.boxes.read_columns(part, ["photo"])[0])
-    # A photo without boxes must not be the one that is kept.
-    wanted = np.isin(hash_column(md5), repeated) & np.isin(photo, with_boxes) & pc.is_valid(md5).to_numpy(zero_copy_only=False)
-    split = pa.array([gathered.split_of(part)] * int(wanted.sum()), WORD)
-    columns = {"split": split, "photo_id": photo_id.filter(pa.array(wanted)), "original_md5": md5.filter(pa.array(wanted))}
-    return pa.table(columns)
+def _photos_that_share(gathered: Gathered, parts: Sequence[range], name: str) -> pa.Table:
+    """Photos that have boxes and of which a column says what it says of another row too: split, photo_id and this column.
+
+    Holds a hash of each photo's value, and the photos that are found.
+    """
+    hashes = [hash_column(gathered.photos.read_columns(part, [name])[0].drop_null()) for part in parts]
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    repeated = values[counts > 1]
+    schema = pa.schema([("split", WORD), ("photo_id", pa.string()), (name, pa.string())])
+    tables = [schema.empty_table()]
+    for part in parts if len(repeated) else ():
+        photo, photo_id, value = gathered.photos.read_columns(part, ["photo", "photo_id", name])
+        # A photo without boxes must not be the one that is kept.
+        with_boxes = np.asarray(gathered.boxes.read_columns(part, ["photo"])[0])
+        wanted = np.isin(hash_column(value), repeated) & np.isin(photo, with_boxes)
+        wanted &= pc.is_valid(value).to_numpy(zero_copy_only=False)
+        if name == "url":  # `http://` or `unknown` is no photo's address.
+            wanted &= pc.fill_null(pc.match_substring_regex(value, _ADDRESS), False).to_numpy(zero_copy_only=False)
+        chosen = pa.array(wanted)
+        split = pa.array([gathered.split_of(part)] * int(wanted.sum()), WORD)
+        tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))
+    return pa.concat_tables(tables)
 
 
 def _count_same(same: pa.Table) -> dict[str, int]:
@@ -265,6 +289,11 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
         yield (
             f"the tables do not say how large the photos of {selection.objects_of_unknown_size:,} objects are: min_side and "
             f"max_aspect are asked when the photos are read, and boxes that break them count as failed samples"
+        )
+    if settings.source.same_photo == "drop" and (shared := selection.same_photos.get("url")):
+        yield (
+            f"{shared:,} photos have the URL of another photo and are taken for it: their boxes are rejected as same_photo; "
+            f"where URLs are those of pages and not of photos, source.same_photo: report keeps all"
         )
     for split in settings.source.splits:
         if split not in selection.objects_by_class:

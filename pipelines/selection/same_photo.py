@@ -1,7 +1,9 @@
 """The same photo under two ids: how it is found, and which of the two is kept. Otherwise held-out photos would be trained on.
 
-    original_md5 ──equal──┐
-    sha256 ────────equal──┼─▶ pairs ──connected components──▶ groups ──one kept each──▶ SAME_PHOTOS
+    file_name ─────equal──┐
+    original_md5 ──equal──┤
+    url ───────────equal──┼─▶ pairs ──connected components──▶ groups ──one kept each──▶ SAME_PHOTOS
+    sha256 ────────equal──┤
     perceptual_hash ─near─┘
 
 All of it is vectorised, and holds names and hashes of all photos in memory: at most 1.6 GB, and 40 s, for 1.9 million photos.
@@ -30,8 +32,8 @@ from schemas.errors import InputError
 from schemas.randomness import hash_column
 from schemas.tables import SAME_PHOTOS
 
-# Strongest evidence first: what the tables say about the original, the file's bytes, what the photo shows.
-HASHES = ("original_md5", "sha256", "perceptual_hash")
+# Strongest evidence first: one file, what the tables say about the original, the file's bytes, what the photo shows.
+EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
 # Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. Measured on 74 photos of Open Images and COCO:
 #                                                             coarse   detail   found at coarse <= 3, 6
 #   saved at JPEG quality 30 to 90, 0.25 to 1 times the size    <= 2     <= 4           100 %, 100 %
@@ -146,11 +148,11 @@ def keepers(
 
 
 def same_photos(photos: pa.Table) -> pa.Table:
-    """Which photos are the same as another one that is kept, by all hashes together.
+    """Which photos are the same as another one that is kept, by all evidence together.
 
     Args:
-        photos: columns split and photo_id, and any of `HASHES`, the perceptual one with detail_hash beside it. A null says
-            nothing. Rows of the same split and id are one photo: tables with different hashes can be put below one another.
+        photos: columns split and photo_id, and any of `EVIDENCE`, the perceptual hash with detail_hash beside it. A null says
+            nothing. Rows of the same split and id are one photo: tables with different evidence can be put below one another.
 
     Returns:
         Rows of `schemas.tables.SAME_PHOTOS`, sorted by split and id; the order of `photos` does not matter.
@@ -165,8 +167,8 @@ def same_photos(photos: pa.Table) -> pa.Table:
 
     pairs = np.zeros((0, 2), np.int64)
     kept = np.arange(len(order))
-    kept_by = {}  # Hash -> the photo kept for each photo, as far as this hash and those before it tell.
-    for name in HASHES:
+    kept_by = {}  # Evidence -> the photo kept for each photo, as far as it and what is stronger tell.
+    for name in EVIDENCE:
         if name in photos.column_names:
             rows = _alike(photos) if name == "perceptual_hash" else _equal(photos[name])
             pairs = np.concatenate([pairs, photo[rows]])
@@ -223,6 +225,21 @@ def read_survey(folder: Path) -> Survey:
             f"{folder}, or do without it: take source.survey out of the config"
         )
     return Survey(folder, pq.read_table(folder / "same_photos.parquet"))
+
+
+def by_place(photos: pa.Table, root: Path) -> pa.Table:
+    """Photos with a `file_name` that is equal where their files are one file, and not where two folders have one of this name.
+
+    Args:
+        photos: split, photo_id and file_name, the path below the photo folder, or below its folder of the split.
+        root: the photo folder.
+    """
+    names, splits = photos["file_name"].to_pylist(), photos["split"].to_pylist()
+    first: dict[str, str] = {}
+    in_two = {name for name, split in zip(names, splits, strict=True) if first.setdefault(name, split) != split}
+    one_file = {name for name in in_two if (root / name).is_file()}
+    places = [name if name in one_file else f"{split}/{name}" for name, split in zip(names, splits, strict=True)]
+    return photos.set_column(photos.schema.get_field_index("file_name"), "file_name", pa.array(places, pa.string()))
 
 
 def _present(column: pa.ChunkedArray) -> tuple[Int64[np.ndarray, " rows"], UInt64[np.ndarray, " rows"]]:

@@ -1,23 +1,36 @@
 """The dataset card: its numbers against the tables, its snippets run, nothing of the builder's machine in it."""
 
+import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset
 import yaml
 
 from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
-from pipelines.packing.card import card_text, count_photos, hub_licence, public_settings, write_card
-from schemas.dataset import DatasetInfo, read_dataset
+from pipelines.packing.card import card_text, count_photos, public_settings, write_card
+from pipelines.packing.card_head import card_head, hub_licence
+from pipelines.verify import verify_dataset
+from schemas.dataset import DatasetInfo, SplitCounts, read_dataset
+from schemas.photos import decode_photo
+from schemas.reading import read_sample
+from schemas.sample import MEMBER_NAMES, SampleRecord, encode_sample
 from schemas.settings import REPOSITORY, load_settings
 from schemas.tables import INDEX, PLAN
 from tests.conftest import settings_of
@@ -47,13 +60,27 @@ def rows_of(card: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
-def test_the_head_says_licence_task_and_size(card):
-    assert head_of(card) == {
+def test_the_head_says_licence_task_size_and_where_samples_are(card, info):
+    head = head_of(card)
+    assert [feature["name"] for feature in head["dataset_info"].pop("features")][2:] == sorted(MEMBER_NAMES)
+    assert head == {
         "pretty_name": "Paint by Example training samples",
         "license": "cc0-1.0",
         "task_categories": ["image-to-image"],
         "tags": ["image-editing", "inpainting", "paint-by-example", "latents", "webdataset"],
         "size_categories": ["n<1K"],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": split, "path": f"shards/{split}-*.tar"} for split in ("train", "validation")],
+            }
+        ],
+        "dataset_info": {
+            "splits": [
+                {"name": split, "num_bytes": info.splits[split].bytes, "num_examples": info.splits[split].samples}
+                for split in ("train", "validation")
+            ]
+        },
     }
 
 
@@ -155,13 +182,143 @@ def test_no_password_is_kept_in_the_dataset(photos, tmp_path):
     assert BuildSettings(**told).crawl.contact is None
 
 
-def test_the_snippet_loads_the_dataset(dataset, info, card):
-    snippet = card.split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=dataset, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_the_snippets_load_the_dataset(dataset, info, card):
+    plain, hugging_face = [block.split("```")[0] for block in card.split("```python\n")[1:]]
     first = pq.read_table(dataset / "index.parquet").slice(0, 1).to_pylist()[0]
-    cells = info.view_size // info.vae.downsampling
-    assert done.stdout.startswith(f"{first['key']} {first['label_name']} ({info.vae.latent_channels}, {cells}, {cells}) ")
+    channels, cells = info.vae.latent_channels, info.view_size // info.vae.downsampling
+    said = run_snippet(plain, dataset)
+    assert said.startswith(f"{first['key']} {first['label_name']} ({channels}, {cells}, {cells}) ")
+    masks = f"({info.masks_per_view}, {info.view_size}, {info.view_size})"
+    licence = "https://creativecommons.org/publicdomain/zero/1.0/"
+    said = run_snippet(hugging_face.replace("DATASET", str(dataset)), dataset)
+    assert said.startswith(f"{first['label_name']} {licence} ({2 * channels}, {cells}, {cells}) {masks} ")
+
+
+def run_snippet(snippet: str, folder: Path) -> str:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error::UserWarning:webdataset", "-c", snippet]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def hugging_face(tmp_path, monkeypatch) -> Callable[[Path], Any]:
+    """`datasets.load_dataset` of a folder, without a progress bar and with a cache that goes away."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    return lambda folder: datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+
+
+def test_hugging_face_reads_samples_with_all_their_members(dataset, info, hugging_face):
+    """Not the tables beside them; and view.jpg of validation, which train does not keep."""
+    loaded = hugging_face(dataset)
+    index = {row["key"]: row for row in pq.read_table(dataset / "index.parquet").to_pylist()}
+    assert {split: len(samples) for split, samples in loaded.items()} == {
+        split: counts.samples for split, counts in info.splits.items()
+    }
+    for split, samples in loaded.items():
+        given = samples.with_format("numpy")[0]
+        own = read_sample(dataset, index[str(given["__key__"])])
+        record = samples[0]["json"]
+        assert SampleRecord(**record) == own.record
+        assert np.array_equal(given["latent.npy"], own.latent)
+        assert np.array_equal(given["masked.npy"], own.masked)
+        assert np.array_equal(given["mask.png"].reshape(own.masks.shape), own.masks)
+        assert np.array_equal(given["ref.jpg"], decode_photo(own.reference, frame="stored"))
+        assert (samples[0]["view.jpg"] is None) == (split == "train")
+
+
+def write_foreign_dataset(folder: Path, dataset: Path, info: DatasetInfo, records: list[dict]) -> None:
+    """A train split of one shard: one real sample again and again, its record changed, and a card's head."""
+    row = pq.read_table(dataset / "index.parquet").slice(0, 1).to_pylist()[0]
+    sample = read_sample(dataset, row)
+    (folder / "shards").mkdir(parents=True)
+    with tarfile.open(folder / "shards" / "train-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, changed in enumerate(records):
+            key = f"{sample.record.object_id}_{number}"
+            record = sample.record.model_copy(update={"key": key, **changed})
+            for name, data in encode_sample(replace(sample, record=record)).items():
+                member = tarfile.TarInfo(f"{key}.{name}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    own = info.model_copy(update={"splits": {"train": SplitCounts(shards=["train-000000"], samples=len(records), bytes=1)}})
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card_head(own, {None}))}---\n")
+
+
+def test_hugging_face_reads_what_is_null_at_first_and_set_later(dataset, info, hugging_face, tmp_path):
+    """It makes tables of 100 samples: types that are guessed from the first of them fit no later one."""
+    names = ("file_name", "url", "author", "licence", "reference_mask")
+    records = [dict.fromkeys(names)] * 101 + [{name: f"known {name}" for name in names}]
+    write_foreign_dataset(tmp_path / "foreign", dataset, info, records)
+    loaded = hugging_face(tmp_path / "foreign")["train"]
+    assert [loaded[0]["json"][name] for name in names] == [None] * len(names)
+    assert [loaded[101]["json"][name] for name in names] == [f"known {name}" for name in names]
+
+
+@pytest.fixture
+def shortened(dataset, tmp_path) -> Callable[[str], Path]:
+    """A copy of the dataset whose first shard is damaged in one of the two ways that a reader of tars cannot see."""
+
+    def damage(how: str) -> Path:
+        copy = tmp_path / how.replace(" ", "_")
+        shutil.copytree(dataset, copy)
+        first, second = (copy / "shards" / f"train-{number:06d}.tar" for number in range(2))
+        if how == "put together":
+            first.write_bytes(first.read_bytes() + second.read_bytes())
+        else:
+            with tarfile.open(first) as tar:
+                third_sample = tar.getmembers()[2 * 5].offset
+            first.write_bytes(first.read_bytes()[:third_sample])
+        return copy
+
+    return damage
+
+
+@pytest.mark.parametrize(("how", "read"), [("put together", 20), ("cut at a header", 2)])
+def test_tars_that_plain_readers_read_short_are_found(shortened, card, how, read):
+    """What the card says of such tars: no error of webdataset's, and `sizes.json` and `verify` tell."""
+    copy = shortened(how)
+    tar = copy / "shards" / "train-000000.tar"
+    assert sum(1 for _ in webdataset.WebDataset(str(tar), shardshuffle=False)) == read
+    assert json.loads((copy / "shards" / "sizes.json").read_text())[tar.name] == 20
+    found = [str(finding) for finding in verify_dataset(copy, quiet=True).findings]
+    assert any(tar.name in line and "is not what was written (SHA-256)" in line for line in found)
+    assert "cut off at a member's header" in card
+    assert "cat a.tar b.tar" in card
+
+
+def test_hugging_face_refuses_a_split_that_it_read_short(shortened, hugging_face):
+    from datasets.exceptions import NonMatchingSplitsSizesError
+
+    with pytest.raises(NonMatchingSplitsSizesError):
+        hugging_face(shortened("cut at a header"))
+
+
+def test_what_the_card_says_of_plain_readers_is_so(dataset, card, monkeypatch):
+    tar = str(dataset / "shards" / "validation-000000.tar")
+    with pytest.warns(UserWarning, match="shardshuffle"):
+        webdataset.WebDataset(tar)
+    assert "`shardshuffle=False`" in card
+
+    def decoded(how: str) -> np.ndarray:
+        return np.asarray(next(iter(webdataset.WebDataset(tar, shardshuffle=False).decode(how)))["mask.png"])
+
+    for how in ("pil", "rgb", "rgb8"):
+        assert decoded(how).shape[2:] == (3,)
+        assert f'"{how}"' in card
+    for how in ("pill", "l8"):
+        assert decoded(how).ndim == 2
+        assert set(np.unique(decoded(how))) == {0, 255}
+        assert f'"{how}"' in card
+    # The second of two workers, as webdataset is told where it is not PyTorch that starts them.
+    monkeypatch.setenv("WORKER", "1")
+    monkeypatch.setenv("NUM_WORKERS", "2")
+    with pytest.raises(ValueError, match="No samples found in dataset"):
+        list(webdataset.WebDataset(tar, shardshuffle=False))
+    assert not list(webdataset.WebDataset(tar, shardshuffle=False, empty_check=False))
+    assert "more workers than the split has shards" in card
 
 
 def test_the_commands_are_those_of_the_project(card):

@@ -136,8 +136,11 @@ def test_an_images_id_may_be_a_files_name(file, image_id):
 def test_an_annotation_may_name_its_photo_by_the_files_name(file):
     annotations = [annotation(1, image_id="a.jpg"), annotation(2, image_id="b.jpg")]
     images = [image(1, file_name="a.jpg"), image(2, file_name="b.jpg"), image(3, file_name="b.jpg")]
-    rows = boxes_of(opened(write(file, annotations, images)))
-    assert [(row["photo_id"], row["problem"]) for row in rows] == [("1", None), ("b", "unknown_photo")]  # b.jpg is of two images.
+    write(file, annotations, images)
+    # b.jpg is of two images: one photo, or, where they are kept apart, nobody knows which.
+    for choice, second in (("drop", ("2", None)), ("report", ("b", "unknown_photo"))):
+        rows = boxes_of(opened(file, same_photo=choice))
+        assert [(row["photo_id"], row["problem"]) for row in rows] == [("1", None), second]
 
 
 # Boxes and outlines.

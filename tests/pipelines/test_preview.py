@@ -1,5 +1,6 @@
 """Contact sheets: with photos and without, at random and by class."""
 
+import re
 import sys
 from collections import Counter
 
@@ -22,12 +23,12 @@ def cell(picture: np.ndarray, row: int, column: int, size: int) -> np.ndarray:
     return picture[top : top + size, left : left + size].astype(int)
 
 
-def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str]:
-    """The command in this process: exit status and stderr."""
+def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    """The command in this process: exit status, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["preview.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
         run_program(preview.main)
-    return int(caught.value.code or 0), capsys.readouterr().err
+    return int(caught.value.code or 0), *capsys.readouterr()
 
 
 def test_without_photos_a_sheet_shows_the_same_samples(dataset, photos):
@@ -75,6 +76,28 @@ def test_a_class_shows_the_same_samples_whatever_else_is_shown(dataset):
         assert np.array_equal(cell(both, 1, column, 160), cell(one, 0, column, 160))
 
 
+def test_views_that_are_decoded_latents_are_called_so(dataset, photos, monkeypatch):
+    """In every caption, since a decoded view is softer than its photo; a view that is cut from the photo needs no word."""
+    drawn, captions = preview.sheet, []
+    monkeypatch.setattr(preview, "sheet", lambda *given, **named: captions.append(given[2]) or drawn(*given, **named))
+    each = 6
+    preview.class_sheet(dataset, None, count=20, each=each)
+    preview.class_sheet(dataset, photos, count=2)
+    preview.contact_sheet(dataset, None, 4)
+    by_class, with_photos, at_random = captions
+    classes, rows = read_classes(dataset), pq.read_table(dataset / "index.parquet").to_pylist()
+    assert len(by_class) == len(classes.labels)
+    for caption, place in zip(by_class, classes.by_frequency(), strict=True):
+        assert caption.startswith(classes.names[place])
+        own = [row["view_jpg"] is None for row in rows if row["label"] == classes.labels[place]]
+        if len(own) <= each:  # All are shown.
+            decoded, told = sum(own), re.search(r"\((?:(\d+) of \d+ views|views?) decoded from (?:their|its) latents?", caption)
+            assert (int(told[1] or len(own)) if told else 0) == decoded
+            assert ("view.jpg" in caption) == (decoded < len(own))
+    assert not any("latent" in caption or "view.jpg" in caption for caption in with_photos)
+    assert all("decoded from its latent" in caption or "view.jpg" in caption for caption in at_random)
+
+
 def test_classes_are_found_by_name_and_id(dataset):
     classes = read_classes(dataset)
     for place, (label, name) in enumerate(zip(classes.labels, classes.names, strict=True)):
@@ -93,12 +116,16 @@ def test_the_command_writes_what_the_functions_draw(dataset, photos, tmp_path, c
         (["--by", "class", "--count", 2, "--each", 1], preview.class_sheet(dataset, count=2, each=1)),
         (["--labels", name], preview.class_sheet(dataset, labels=[name])),
     ):
-        assert call(capsys, monkeypatch, "dataset", dataset, "--out", out, *options)[0] == 0
+        status, printed, _ = call(capsys, monkeypatch, "dataset", dataset, "--out", out, *options)
+        assert status == 0
+        assert printed.startswith(f"{out}\n")
+        assert ("decoded from their latents" in printed) == ("--photos" not in options)
         assert np.array_equal(np.array(Image.open(out)), expected)
     assert call(capsys, monkeypatch, "dataset", dataset, "--out", out, "--count", 0) == (
         2,
+        "",
         "error: --count 0, --each 4: must be 1 or more\n",
     )
-    status, said = call(capsys, monkeypatch, "dataset", dataset, "--out", out, "--photos", tmp_path)
+    status, _, said = call(capsys, monkeypatch, "dataset", dataset, "--out", out, "--photos", tmp_path)
     assert status == 2
     assert f"{tmp_path}: photo " in said

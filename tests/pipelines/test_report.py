@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,11 +22,13 @@ from pipelines.packing.samples import prepare_sample
 from pipelines.report import charts, counting
 from pipelines.report.counting import ASPECT_EDGES, CELLS, SHARE_EDGES, bin_counts, count_coverage, in_order, sample_rows
 from pipelines.report.figures import PERCENTILES, collect_figures, draw_mask_shares, find_settings
+from pipelines.report.packed import packed_mask_shares
 from pipelines.report.page import render_page, show_count, show_percent, show_size, write_report
-from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
+from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity, read_dataset
 from schemas.errors import InputError
+from schemas.reading import read_sample
 from schemas.settings import REPOSITORY
-from schemas.tables import COORDINATES, FLAGS, OBJECTS, PLAN, REJECT_REASONS, REJECTS
+from schemas.tables import COORDINATES, FLAGS, INDEX, OBJECTS, PLAN, REJECT_REASONS, REJECTS
 from tests.conftest import settings_of
 
 HOSTILE = "</text><script>alert('$x_{1}$')</script> --> \"onload=\" & ünï 車"
@@ -88,28 +91,36 @@ def write_folder(folder: Path, objects: list[dict], rejects: list[dict] = (), se
     return folder
 
 
-def seal_folder(folder: Path, objects: int, rejected: int, failed: int = 1) -> None:
-    """A dataset.json that fits such a folder."""
+def seal_folder(folder: Path, objects: list[dict], rejected: int, failed: int = 1) -> None:
+    """A dataset.json and an index that fit such a folder; samples of the last objects failed. The shards are elsewhere."""
+    made = objects[: len(objects) - failed]
     books = Books(
-        boxes=objects + rejected,
-        objects=objects,
+        boxes=len(objects) + rejected,
+        objects=len(objects),
         rejects={"too_small": rejected},
-        planned=objects,
-        samples=objects - failed,
+        planned=len(objects),
+        samples=len(made),
         failures={"shape_mismatch": failed},
-        masks={"box": 3},
-        padded_views=0,
+        masks={"box": 3, "bessel": 1},
+        padded_views=17,
     )
     info = DatasetInfo(
         fingerprint="0123456789abcdef" * 4,
         view_size=64,
         masks_per_view=2,
         vae=VaeIdentity(source="", sha256="", scaling_factor=1, latent_channels=4, downsampling=8, config={}),
-        splits={"train": SplitCounts(shards=["train-000000"], samples=objects - failed, bytes=12_345_678)},
+        splits={"train": SplitCounts(shards=["train-000000"], samples=len(made), bytes=12_345_678)},
         books=books,
         settings=SETTINGS,
     )
     (folder / "dataset.json").write_text(info.model_dump_json())
+    place = {"offset": 0, "length": 1, "crc32": 0}
+    members = {field.name: place for field in INDEX if pa.types.is_struct(field.type)}
+    rows = [
+        {**row, **members, "key": f"{row['object_id']}_0", "shard": "train-000000", "position": number}
+        for number, row in enumerate(made)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index.parquet")
 
 
 @pytest.fixture(params=[7, 65_536], ids=["in batches of 7", "in one batch"])
@@ -222,7 +233,7 @@ def test_shards_and_summary_balance(tmp_path, batch_rows):
     assert told["summary"]["shards"] == 12
     assert told["summary"]["boxes"] == 97 == told["summary"]["objects"] + told["summary"]["rejected"]
     assert told["summary"]["planned"] == 95
-    assert told["summary"]["samples"] is None
+    assert told["summary"]["packed"] is None
 
 
 def test_rejects_stand_in_the_documented_order_with_their_first_rows(tmp_path, batch_rows):
@@ -340,23 +351,98 @@ def test_settings_come_from_whatever_tells_them(tmp_path, photos):
     assert collect_figures(folder, given)["areas"]["min_area"] == 0.125
 
 
-def test_a_finished_dataset_is_shown_with_what_was_packed(tmp_path):
-    rows = [row | {"split": "train"} for row in object_rows(30)]
+def words_of(page: str) -> str:
+    """The page's text on one line."""
+    return " ".join("".join(Page(page).text).split())
+
+
+def test_a_finished_dataset_is_shown_with_what_was_packed(tmp_path, batch_rows):
+    """And not with what was planned: charts are of objects that have samples."""
+    rows = [row | {"split": "train"} for row in object_rows(50)]
+    rows[-1] |= {"label": "/m/lost", "label_name": "lost class"}
     folder = write_folder(tmp_path, rows, reject_rows("too_small"))
-    seal_folder(folder, 30, 1)
+    planned = collect_figures(folder)
+    seal_folder(folder, rows, 1, failed=9)
     told = collect_figures(folder)
     assert told["settings_from"]["masks"] == "dataset.json"
-    assert told["summary"]["samples"] == 29
-    assert told["splits"][0]["bytes"] == 12_345_678
+    photos = {row["photo_id"] for row in rows[:-9]}
+    assert told["summary"]["packed"] == {
+        "objects": 41,
+        "photos": len(photos),
+        "samples": 41,
+        "shards": 1,
+        "bytes": 12_345_678,
+        "padded": 17,
+        "masks": {"box": 3, "bessel": 1},
+    }
+    (split,) = told["splits"]
+    assert (split["objects"], split["planned"], split["samples"]) == (50, 50, 41)
+    assert (split["shards"], split["packed_shards"], split["bytes"]) == (5, 1, 12_345_678)
+
+    write_folder(tmp_path / "alone", rows[:-9])
+    alone = collect_figures(tmp_path / "alone")
+    for name in ("classes", "positions", "objects_per_photo", "flags"):
+        assert told[name] == alone[name] != planned[name]
+    for name in ("areas", "aspects"):
+        assert {key: told[name][key] for key in alone[name] if not key.startswith("m")} == {
+            key: value for key, value in alone[name].items() if not key.startswith("m")
+        }
+
     page = render_page(told)
-    assert "12.3\N{NO-BREAK SPACE}MB" in page
-    assert "shape_mismatch" in page
-    assert "0123456789ab" in page
+    text = words_of(page)
+    assert "12.3 MB" in text
+    assert "shape_mismatch" in text
+    assert "0123456789ab" in text
+    assert f"Samples came of 41 of the 50 objects, in {len(photos)} of the {told['summary']['photos']} photos" in text
+    assert "lost class" not in text
+    assert "padded by reflection: 17 of 41. Masks in all shards: 3 boxes, 1 Bessel curves." in text
+    assert "The shards are not in this folder" in text
+    assert "lost class" in words_of(render_page(planned))
+    assert "What the selection made of the source's boxes, and what is planned." in words_of(render_page(planned))
+
+
+def test_masks_of_a_finished_dataset_are_those_in_its_shards(dataset):
+    """Not drawn anew: what was turned, padded or failed in packing is not known from the tables."""
+    info = read_dataset(dataset)
+    rows = pq.read_table(dataset / "index.parquet").to_pylist()
+    samples = [read_sample(dataset, row) for row in rows]
+    shares = {"object": [], "box": [], "bessel": []}
+    for sample in samples:
+        left, top, right, bottom = sample.record.box_in_view
+        shares["object"].append((right - left) * (bottom - top) / info.view_size**2)
+        for kind, mask in zip(sample.record.mask_kinds, sample.masks, strict=True):
+            shares[kind].append(mask.mean())
+    figures = collect_figures(dataset)
+    told = figures["masks"]
+    assert (told["of"], told["sampled"], told["view_size"]) == ("samples", len(rows), info.view_size)
+    for kind, own in shares.items():
+        assert told[kind]["counts"] == np.histogram(own, SHARE_EDGES)[0].tolist()
+        assert told[kind]["at_percentile"] == pytest.approx(np.percentile(own, PERCENTILES))
+    padded = sum(sample.record.padded for sample in samples)
+    assert figures["summary"]["packed"]["padded"] == padded
+    text = words_of(render_page(figures))
+    assert f"as it is in the shards: all masks of all {len(rows)} samples." in text
+    assert f"padded by reflection: {padded} of {len(rows)}." in text
+    some = packed_mask_shares(dataset, 7, 3)
+    assert len(some["object"]) == 7
+    assert some == packed_mask_shares(dataset, 7, 3) != packed_mask_shares(dataset, 7, 4)
+
+
+def test_a_damaged_sample_is_named(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "copy")
+    row = pq.read_table(tmp_path / "copy" / "index.parquet").slice(3, 1).to_pylist()[0]
+    tar = tmp_path / "copy" / "shards" / f"{row['shard']}.tar"
+    data = bytearray(tar.read_bytes())
+    data[row["json"]["offset"]] = 0
+    tar.write_bytes(data)
+    with pytest.raises(InputError, match=rf"{row['shard']}.tar, key {row['key']}: damaged \(.*pipelines/verify.py"):
+        collect_figures(tmp_path / "copy")
 
 
 def test_a_dataset_beside_other_tables_is_refused(tmp_path):
-    folder = write_folder(tmp_path, object_rows(30), reject_rows("too_small"))
-    seal_folder(folder, 31, 1)
+    rows = object_rows(30)
+    folder = write_folder(tmp_path, rows, reject_rows("too_small"))
+    seal_folder(folder, [*rows, rows[0]], 1)
     with pytest.raises(InputError, match=r"dataset.json: tells of 32 boxes and 31 planned samples, but .* 31 and 30"):
         collect_figures(folder)
 
@@ -575,8 +661,8 @@ def test_little_or_nothing_to_show_is_shown(tmp_path, count):
         "rejected": 0,
         "photos": count,
         "planned": count,
-        "samples": None,
         "shards": count,
+        "packed": None,
     }
     assert f"0 of {count} boxes" in " ".join("".join(page.text).split())
     # Without objects there is nothing to draw but what was rejected; with one, all but that.

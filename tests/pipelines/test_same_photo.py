@@ -17,6 +17,7 @@ from pipelines.selection.pairs import pairs_within
 from pipelines.selection.same_photo import (
     MAX_DETAIL_DISTANCE,
     MAX_DISTANCE,
+    by_place,
     keepers,
     near_pairs,
     perceptual_hash,
@@ -165,7 +166,7 @@ def test_the_photo_kept_is_the_best_that_pairs_lead_to(pairs, is_train, order, d
 def table(*rows: dict) -> pa.Table:
     schema = pa.schema(
         [
-            *[(name, pa.string()) for name in ("split", "photo_id", "original_md5", "sha256")],
+            *[(name, pa.string()) for name in ("split", "photo_id", "file_name", "original_md5", "url", "sha256")],
             *[(name, pa.uint64()) for name in ("perceptual_hash", "detail_hash")],
         ]
     )
@@ -206,6 +207,42 @@ def test_each_hash_finds_its_pairs_and_the_held_out_photo_is_kept():
         "train/d": ("test/c", "sha256", None),
         "train/f": ("validation/e", "perceptual_hash", 2),
     }
+
+
+def test_one_file_and_one_url_are_one_photo():
+    photos = table(
+        photo("train/a", file_name="1.jpg", url="https://x.org/1.jpg"),
+        photo("validation/b", file_name="1.jpg", url="https://x.org/other.jpg"),
+        photo("train/c", file_name="2.jpg", url="https://x.org/1.jpg"),
+        photo("train/d", file_name="3.jpg"),
+    )
+    assert verdicts(photos) == {
+        "train/a": ("validation/b", "file_name", None),
+        "train/c": ("validation/b", "url", None),  # Through a.
+    }
+
+
+def test_a_file_name_in_two_splits_is_one_file_only_where_it_is_one(tmp_path):
+    """`x.jpg` may lie in the photo folder, or be another file in each split's folder."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.jpg").write_bytes(b"")
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "x.jpg").write_bytes(b"")
+    names = ["one/x.jpg", "one/x.jpg", "x.jpg", "x.jpg", "x.jpg", "gone.jpg", "gone.jpg", "a\0b", "a\0b"]
+    splits = ["train", "validation", "train", "validation", "train", "train", "train", "train", "validation"]
+    rows = [photo(f"{split}/{place}", file_name=name) for place, (split, name) in enumerate(zip(splits, names, strict=True))]
+    assert by_place(table(*rows), tmp_path)["file_name"].to_pylist() == [
+        "one/x.jpg",
+        "one/x.jpg",
+        "train/x.jpg",
+        "validation/x.jpg",
+        "train/x.jpg",
+        "train/gone.jpg",
+        "train/gone.jpg",
+        "train/a\0b",
+        "validation/a\0b",
+    ]
 
 
 def test_what_is_not_known_is_not_the_same():

@@ -406,6 +406,50 @@ def test_a_photo_under_two_ids_is_kept_once_and_not_in_train(choice, tmp_path):
     assert {row["photo_id"] for row in objects} == set("abcde") - ({"a"} if choice == "drop" else set())
 
 
+ADDRESS = "https://x.org/photos/1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "same"),
+    [
+        ("file_name", "1.jpg", "1.jpg", True),  # In one split, so in one folder.
+        ("file_name", "1.jpg", "1.JPG", False),
+        ("url", ADDRESS, ADDRESS, True),
+        ("url", ADDRESS, ADDRESS + "?size=2", False),
+        ("url", "http://", "http://", False),
+        ("url", "https://x.org/", "https://x.org/", False),
+        ("url", "unknown", "unknown", False),
+        ("url", None, None, False),
+    ],
+)
+@pytest.mark.parametrize("choice", ["drop", "report"])
+def test_photos_of_one_file_or_one_url_are_one(name, first, second, same, choice, tmp_path):
+    photos = [{"split": "train", "photo_id": photo_id, name: value} for photo_id, value in (("a", first), ("b", second))]
+    photos.append({"split": "train", "photo_id": "without-boxes", name: first})
+    rows = boxes({"photo_id": "a"}, {"photo_id": "b"}, {"photo_id": "c"})
+    selection, objects, rejects = run(source_of(rows, photos), tmp_path, same_photo=choice)
+    found = pq.read_table(tmp_path / "same_photos.parquet").to_pylist()
+    assert [row["by"] for row in found] == [name] * same
+    assert selection.same_photos == ({name: 1, "across_splits": 0} if same else {})
+    dropped = [row["photo_id"] for row in found] if choice == "drop" else []
+    assert [(row["photo_id"], row["reason"]) for row in rejects] == [(photo_id, "same_photo") for photo_id in dropped]
+    assert {row["photo_id"] for row in objects} == set("abc") - set(dropped)
+    assert any("URL of another photo" in note for note in selection.notes) == (name == "url" and bool(dropped))
+
+
+@pytest.mark.parametrize("choice", ["drop", "report"])
+def test_one_file_in_two_splits_leaves_train(choice, tmp_path):
+    (tmp_path / "1.jpg").write_bytes(b"")
+    splits = {"a": "train", "b": "validation", "c": "train", "d": "validation"}
+    names = {"a": "1.jpg", "b": "1.jpg", "c": "2.jpg", "d": "2.jpg"}  # 2.jpg: one in each split's folder.
+    photos = [{"split": splits[photo_id], "photo_id": photo_id, "file_name": names[photo_id]} for photo_id in "abcd"]
+    rows = boxes(*({"photo_id": photo_id, "split": splits[photo_id]} for photo_id in "abcd"))
+    selection, objects, rejects = run(source_of(rows, photos), tmp_path, same_photo=choice)
+    assert selection.same_photos == {"file_name": 1, "across_splits": 1}
+    assert [(row["split"], row["photo_id"]) for row in rejects] == ([("train", "a")] if choice == "drop" else [])
+    assert len(objects) == 4 - len(rejects)
+
+
 def many(photos: int, per_photo: int, labels: int = 3, seed: int = 0) -> list[dict]:
     draw = np.random.default_rng(seed)
     rows = []

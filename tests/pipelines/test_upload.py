@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from schemas.dataset import DatasetInfo
 from schemas.errors import InputError, NetworkError, run_program
 from schemas.photos import PhotoError
 from schemas.remote import RemoteFolder
-from schemas.settings import load_settings, preset
+from schemas.settings import REPOSITORY, load_settings, preset
 from tests.conftest import build_options, run_build
 from tests.crawl_world import crawl_options, run_crawl, write_tables
 from tests.hostile_server import HostileServer, good_photo
+from tests.old_store import old_store
 from tests.s3_server import S3Server, s3_server
 
 BUCKET = "datasets"
@@ -216,6 +218,23 @@ def test_a_check_asks_for_the_folder_and_leaves_nothing(server, monkeypatch):
     folder_of(server, "asked/not-there").check()
     with pytest.raises(InputError, match="no-such-bucket cannot be listed"):
         RemoteFolder("s3://no-such-bucket", server.storage["s3"]).check()
+
+
+@pytest.mark.parametrize(("refuses", "said"), [(True, "cannot be written to"), (False, "bytes have arrived as")])
+def test_stores_that_do_not_know_newer_checksums_are_told_and_served(tmp_path, refuses, said):
+    """Over https, where such a checksum stands behind the body; the option that the message names goes through to the client."""
+    way_out = "request_checksum_calculation: when_required (docs/building.md)"
+    (documented,) = re.findall(r"--storage '(\{.*config_kwargs.*\})'", (REPOSITORY / "docs/building.md").read_text())
+    with old_store(refuses=refuses, folder=tmp_path) as storage:
+        with pytest.raises(InputError, match=re.escape(said)) as caught:
+            RemoteFolder("s3://bucket/dataset", storage).check(writing=True)
+        assert str(caught.value).endswith(way_out)
+        remote = RemoteFolder("s3://bucket/dataset", {**json.loads(documented), **storage})
+        remote.check(writing=True)
+        remote.write("small", b"record")
+        (tmp_path / "file").write_bytes(b"tar" * 1000)
+        remote.upload(tmp_path / "file", "large")
+        assert (remote.read("small"), remote.read("large")) == (b"record", b"tar" * 1000)
 
 
 @pytest.fixture(scope="module")

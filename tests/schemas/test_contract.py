@@ -3,6 +3,7 @@
 import multiprocessing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,7 @@ from schemas.dataset import Books, read_dataset
 from schemas.document import document
 from schemas.errors import InputError, run_program
 from schemas.files import atomic_file, write_atomically
-from schemas.pictures import fit, sheet, tint
+from schemas.pictures import PINK, WHITE, fit, frame, outline, sheet, tint
 from schemas.randomness import generator, name_hash, uniform
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.settings import REPOSITORY
@@ -141,4 +142,24 @@ def test_pictures_keep_their_aspect_and_place():
     mask = np.zeros((10, 20), bool)
     mask[2:5, 2:5] = True
     changed = (tint(red, mask) != red).any(axis=2)
-    assert np.array_equal(changed, mask)
+    around = cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)  # The outline has a dark side.
+    assert changed[mask].all()
+    assert not changed[~around].any()
+
+
+@pytest.mark.parametrize("side", [128, 512, 1024, 4000])
+@pytest.mark.parametrize("background", [PINK, WHITE, (0, 0, 0), (230, 20, 40), (128, 128, 128)], ids=str)
+def test_lines_are_seen_on_things_of_their_own_colour(side, background):
+    """A pink box around something red, a white one on snow: in a cell of a sheet, as people look at it."""
+    picture = np.full((side, side, 3), background, np.uint8)
+    low, high = side // 4, 3 * side // 4
+    mask = np.zeros((side, side), bool)
+    mask[low:high, low:high] = True
+    cells = [frame(picture, (low, low, high, high), colour) for colour in (PINK, WHITE)]
+    if side <= 1024:  # As views and references are.
+        cells += [outline(picture, mask), tint(picture, mask)]
+    for drawn in cells:
+        across = np.abs(fit(drawn, 160)[80].astype(int) - background).max(axis=1)
+        # Where the row crosses the left and the right side.
+        for crossing in (40, 120):
+            assert across[crossing - 4 : crossing + 4].max() > 60
