@@ -74,16 +74,22 @@ TOOLS = (
     Tool(
         "supervision",
         "exif",
-        {"coco": Format("coco"), "coco, masks": Format("coco"), "voc": Format("voc"), "yolo": Format("yolo"), "labelme": Format("labelme")},
+        {
+            "coco": Format("coco"),
+            "coco, masks": Format("coco"),
+            "voc": Format("voc"),
+            "yolo": Format("yolo"),
+            "labelme": Format("labelme"),
+        },
         ("voc", "yolo", "labelme"),
     ),
     Tool(
         "datumaro",
-        "stored",
+        "exif",
         {
             "coco": Format("coco"),
             "coco, polygons": Format("coco"),
-            "open_images": Format("open_images"),
+            "open_images": Format("open_images", settings={"splits": ("train",)}),
             "voc": Format("voc"),
             "voc, one-based": Format("voc"),
             "yolo": Format("yolo"),
@@ -91,17 +97,47 @@ TOOLS = (
         ("voc", "voc, one-based"),
     ),
     Tool(
+        "label-studio-sdk",
+        "exif",
+        {
+            "coco": Format("coco"),
+            "coco, polygons": Format("coco"),
+            "coco, local paths": Format("coco"),
+            "voc": Format("voc"),
+            "yolo": Format("yolo"),
+        },
+    ),
+    Tool(
+        "labelme2coco",
+        "exif",
+        {"coco": Format("coco"), "coco, polygons": Format("coco")},
+        ("labelme",),
+    ),
+    Tool(
         "globox",
         "stored",
         {
             "coco": Format("coco"),
-            "open_images": Format("open_images"),
+            "open_images": Format("open_images", settings={"splits": ("train",)}),
             "voc": Format("voc"),
             "yolo": Format("yolo"),
             "labelme": Format("labelme"),
         },
         ("voc", "yolo", "labelme"),
     ),
+    Tool(
+        "labelformat",
+        "stored",
+        {"coco": Format("coco"), "coco, polygons": Format("coco"), "voc": Format("voc"), "yolo": Format("yolo")},
+        ("voc", "yolo"),
+    ),
+    Tool(
+        "pylabel",
+        "stored",
+        {"coco": Format("coco"), "csv": Format("boxes", settings={"unit": "pixel"}), "voc": Format("voc"), "yolo": Format("yolo")},
+        ("voc", "yolo"),
+    ),
+    Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco"), "yolo": Format("yolo")}),
 )
 
 
@@ -149,7 +185,7 @@ def try_tools(tools: Sequence[Tool], folder: Path) -> Iterator[Found]:
     for tool in tools:
         for name, format_ in tool.writes.items():
             out = folder / "written" / tool.name / name
-            made = run_tool(pythons[tool.name], folder, "write", tool.name, name, folder / "world", out)
+            made = run_tool(pythons[tool.name], folder, "writers", tool.name, name, folder / "world", out)
             if isinstance(made, str):
                 yield Found(tool.name, name, count(shown), problem=made, known=format_)
             elif format_.kind in ("coco", "boxes", "open_images"):
@@ -162,7 +198,7 @@ def try_tools(tools: Sequence[Tool], folder: Path) -> Iterator[Found]:
         for reader in tools:
             for way in (way for way in reader.reads if way.split(",")[0] == writer.writes[name].kind):
                 converted = folder / "converted" / f"{writer.name} {name} by {reader.name} {way}"
-                done = run_tool(pythons[reader.name], folder, "convert", reader.name, way, files, converted)
+                done = run_tool(pythons[reader.name], folder, "converters", reader.name, way, files, converted)
                 how = f"{name} -> {reader.name}{way.removeprefix(writer.writes[name].kind)} -> coco"
                 if isinstance(done, str):
                     yield Found(writer.name, how, count(shown), problem=done)
@@ -193,15 +229,15 @@ def make_environment(folder: Path, tool: str) -> Path:
     return python
 
 
-def run_tool(python: Path, folder: Path, task: str, tool: str, format_: str, source: Path, out: Path) -> dict[str, Any] | str:
+def run_tool(python: Path, folder: Path, script: str, tool: str, format_: str, source: Path, out: Path) -> dict[str, Any] | str:
     """What the tool says it wrote; or, where it fails, the last line of its error."""
-    print(f"{task} {tool}, {format_}", flush=True)
+    print(f"{tool}, {script.removesuffix('s')} of {format_}", flush=True)
     # Tools keep settings and data bases at home, and ask the network for news.
     home = folder / "home"
     home.mkdir(exist_ok=True)
     quiet = {"FIFTYONE_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **quiet}
-    words = [str(python), "-I", str(HERE / "foreign_writers.py"), task, tool, format_, str(source), str(out)]
+    words = [str(python), "-I", str(HERE / f"foreign_{script}.py"), tool, format_, str(source), str(out)]
     try:
         done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -222,6 +258,7 @@ def lay_out(kind: str, annotations: Path, photos: Path, folder: Path, labels: Se
             if path.is_file() and path.name.endswith(wanted):
                 shutil.copy(path, folder / name / path.name)
     (folder / "classes.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    (folder / "labelmap.txt").write_text("".join(f"{label}:::\n" for label in labels), encoding="utf-8")
     names = json.dumps(list(labels), ensure_ascii=False)  # JSON is YAML.
     (folder / "data.yaml").write_text(f"train: photos\nnc: {len(labels)}\nnames: {names}\n", encoding="utf-8")
 

@@ -1,7 +1,7 @@
 """A small dataset for other people's tools: photos as users have them, and boxes as annotators draw them.
 
-Boxes are drawn on photos as viewers show them. `world.json` has them in that frame, `world_stored.json` on the pixels as stored:
-they differ in the one photo that EXIF turns.
+Boxes are drawn on photos as viewers show them. `world_exif.json` has them in that frame, `world_stored.json` on the pixels as
+stored: they differ in the one photo that EXIF turns.
 """
 
 import json
@@ -51,7 +51,7 @@ def make_world(folder: Path) -> list[TruePhoto]:
         if photo.orientation != 1:
             exif[ORIENTATION_TAG] = photo.orientation
         picture.save(path, exif=exif)
-    write(folder / "world.json", photos)
+    write(folder / "world_exif.json", photos)
     write(folder / "world_stored.json", [as_stored(photo) for photo in photos])
     return photos
 
