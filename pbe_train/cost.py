@@ -8,7 +8,6 @@ CLIP ViT-L/14. The side of a view is that of the dataset, or what the config's `
 
 import json
 import sys
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from pbe_train.networks.sizes import unloaded_model
 from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
 from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
 from schemas.errors import InputError, run_program
-from schemas.settings import load_settings, preset, read_section
+from schemas.settings import find_config, load_settings, preset, read_section
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # The view's default side in a build.
@@ -83,7 +82,7 @@ def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
     )
 
 
-def view_size(dataset: Path, config: Path) -> tuple[int, str]:
+def view_size(dataset: Path, config: Path | None) -> tuple[int, str]:
     """Side of a view in px, and where that is from: the dataset if it is there, else the config's build.
 
     Raises:
@@ -98,12 +97,14 @@ def view_size(dataset: Path, config: Path) -> tuple[int, str]:
     return configured_view(config)
 
 
-def configured_view(config: Path) -> tuple[int, str]:
-    """Side of a view in px that a config's build asks for, and where that is from.
+def configured_view(config: Path | None) -> tuple[int, str]:
+    """Side of a view in px that a config's build asks for, the default without one, and where that is from.
 
     Raises:
         InputError: it is not a number of px.
     """
+    if config is None:
+        return VIEW, "the default"
     views: Any = read_section(config, "build").get("views")
     size = views.get("size", VIEW) if isinstance(views, dict) else VIEW
     if not isinstance(size, int) or size < 1:
@@ -222,9 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the settings, count, print."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     settings = load_settings(TrainSettings, "train", arguments, preset("tiny"))
-    first = ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=preset("tiny"))
-    view, origin = view_size(settings.dataset, first.parse_known_args(arguments)[0].config)
+    view, origin = view_size(settings.dataset, find_config(arguments, preset("tiny"))[0])
     # `auto` is bf16 or, which takes as much memory, fp16 on a GPU.
     bf16 = settings.precision != "fp32"
     cost = estimate_cost(settings, view, bf16)

@@ -24,9 +24,11 @@ class SourceSettings(Group):
     """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json) or `boxes` (your own CSV or JSONL,
     docs/own-data.md)."""
     annotations: Path
-    """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy
-    and the photos' metadata, under their published names, gzipped or not. coco: folder with instances_train*.json and
-    instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md). boxes: one CSV or JSONL file."""
+    """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
+    bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
+    <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
+    coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
+    boxes: one CSV or JSONL file."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
     <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
@@ -96,7 +98,8 @@ class SelectionSettings(Group):
     unknown_flags: Literal["accept", "reject"] = "accept"
     """What to do with a box one of whose `reject_flags` is -1, unknown."""
     include_labels: tuple[str, ...] = ()
-    """Only these classes, by name or id, each with the subtree below it in the class hierarchy; empty means all."""
+    """Only these classes, by name or id, each with the subtree below it in the class hierarchy; empty means all. Open Images' is
+    in a file, bbox_labels_600_hierarchy.json, beside the annotations."""
     exclude_labels: tuple[str, ...] = ()
     """Not these classes nor those below them; this counts more than `include_labels`."""
     near_duplicate_iou: float | None = Field(0.9, gt=0, le=1)

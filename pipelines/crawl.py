@@ -84,7 +84,9 @@ def main() -> int:
             "build.crawl.sources is empty: say where the photos are, as --crawl.sources "
             "'[\"s3://open-images-dataset/{split}/{image_id}.jpg\"]' (docs/crawling.md)"
         )
-    freeze_tables(settings)
+    selection, _ = freeze_tables(settings)
+    for note in selection.notes:
+        print(f"note: {note}", file=sys.stderr)
     return crawl_photos(settings, acts.again)
 
 

@@ -91,7 +91,9 @@ def main() -> int:
         raise InputError("build.source.survey is not set: give --source.survey FOLDER, the folder to write the survey to")
     folder = settings.source.survey.resolve()
     check_photos(settings)
-    chunks = freeze_list(list_photos(open_source(settings)), settings.source, folder)
+    source = open_source(settings)
+    source.print_notes()
+    chunks = freeze_list(list_photos(source), settings.source, folder)
     errors = survey_missing(chunks, settings)
     if errors:
         for number, message in errors.items():

@@ -12,11 +12,13 @@ A file may name another one that it changes; its own values go over those of the
       guidance_dropout: 0
 
 Keys are typed by pydantic models; `--help` prints each with its default and meaning; `--views.size 256` overrides one.
-A key that does not exist is an error, never ignored.
+A key that does not exist is an error, never ignored. The first line that a program prints says which file was read;
+`--config none` reads none.
 """
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,7 @@ from schemas.errors import InputError
 
 SECTIONS = ("build", "train")
 BASE = "base"
+NO_CONFIG = "none"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 ProgramType = TypeVar("ProgramType", bound="Program")
@@ -78,26 +81,27 @@ def preset(name: str) -> Path:
 def load_settings(
     program: type[ProgramType], section: str, arguments: Sequence[str] | None = None, default_config: Path | None = None
 ) -> ProgramType:
-    """Read `--config FILE` (its `section`), put the other command line options over it, and validate.
+    """Read `--config FILE` (its `section`), say so, put the other command line options over it, and validate.
 
     Args:
         program: the pydantic model of the section.
         section: `build` or `train`.
         arguments: command line without the program's name; `sys.argv[1:]` by default.
-        default_config: the file used when `--config` is not given.
+        default_config: the file used when `--config` is not given; `--config none` reads none.
 
     Raises:
         InputError: no such file, not YAML, no such key (with the nearest one that exists), or a value out of range.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, default=default_config)
-    chosen, rest = first.parse_known_args(arguments)
-    values = read_section(chosen.config, section) if chosen.config else {}
+    config, rest = find_config(arguments, default_config)
+    values = read_section(config, section) if config else {}
     if "--help" in rest or "-h" in rest:
         print(f"usage: --config FILE reads the `{section}:` section of a YAML file (default: {_shown(default_config)});")
+        print(f"       --config {NO_CONFIG} reads no file: plain defaults, and all that has none is to be given here;")
         print("       every option below overrides one of its keys.\n")
         values = {}
+    elif os.environ.get("RANK", "0") == "0":  # torchrun starts a program many times.
+        print(f"settings: {_told(config, section, by_default=len(rest) == len(arguments))}", flush=True)
     try:
         given_values = _without_empty(values, program)
         return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **given_values)
@@ -105,7 +109,23 @@ def load_settings(
         raise InputError(_option_error(program, str(error))) from None
     except ValidationError as error:
         given = {word.partition("=")[0].removeprefix("--") for word in rest}
-        raise InputError(_explain(program, error, chosen.config, section, given)) from None
+        raise InputError(_explain(program, error, config, section, given)) from None
+
+
+def find_config(arguments: Sequence[str], default: Path | None) -> tuple[Path | None, list[str]]:
+    """The config file that a command line asks for, null where it asks for none; and its other arguments."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path, default=default)
+    chosen, rest = first.parse_known_args(list(arguments))
+    return None if chosen.config == Path(NO_CONFIG) else chosen.config, rest
+
+
+def _told(config: Path | None, section: str, by_default: bool) -> str:
+    """Where settings come from, in words."""
+    if config is None:
+        return "no config file, plain defaults"
+    files = " over ".join(_shown(path) for path, _ in _read_layers(config, section))
+    return f"{files}, as no --config is given (--config {NO_CONFIG} reads no file)" if by_default else files
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
@@ -257,4 +277,4 @@ def _shown(path: Path | None) -> str:
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return str(path)
+        return os.path.normpath(path)

@@ -88,7 +88,7 @@ BOXES = pa.schema(
         _field(
             "row",
             pa.int64(),
-            "1-based data row in it (CSV: the line is one more, below the header; COCO: the place in `annotations`)",
+            "from 1: the line less one, for the header (CSV), the line (JSON Lines), or the place in `annotations` (COCO)",
         ),
         _field("problem", WORD, "what is wrong with the row by itself: a reason below; null if nothing is", nullable=True),
         _field("detail", pa.string(), "what is wrong, in words, with the cell or key", nullable=True),

@@ -23,6 +23,7 @@ from jaxtyping import install_import_hook
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(["schemas", "pipelines", "pbe_train"], CHECKER)
 
+import hypothesis
 import pytest
 import torch
 from filelock import FileLock
@@ -32,6 +33,9 @@ from schemas.dataset import read_dataset
 from schemas.settings import load_settings, preset
 
 torch.set_num_threads(2)
+# How long an example takes tells what else the machine does, and nothing of the code.
+hypothesis.settings.register_profile("any pace", deadline=None)
+hypothesis.settings.load_profile("any pace")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PBE_REAL_DATA", REPOSITORY.parent / "shared" / "data"))

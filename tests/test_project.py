@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from schemas.settings import REPOSITORY
+from pbe_train.config import TrainSettings
+from pipelines.config import BuildSettings
+from schemas.settings import REPOSITORY, field_names
 
 GUARD = """
 import os, socket, sys
@@ -50,6 +52,35 @@ def test_readme_names_only_targets_that_exist():
     named = set(re.findall(r"make ([a-z-]+)", (REPOSITORY / "README.md").read_text()))
     targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     assert {"shards", "test", "demo"} <= named <= targets
+
+
+PRODUCT = [path for package in ("schemas", "pipelines", "pbe_train") for path in sorted((REPOSITORY / package).rglob("*.py"))]
+
+
+def test_the_pages_that_the_code_points_to_are_there():
+    """Page and section: who follows an error's pointer finds what it promises."""
+    named = {match for path in PRODUCT for match in re.findall(r"docs/([\w-]+\.md)(?:#([\w-]+))?", path.read_text())}
+    assert ("data-format.md", "reasons-of-rejects") in named
+    for page, section in sorted(named):
+        text = (REPOSITORY / "docs" / page).read_text()
+        titles = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+        sections = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+        assert not section or section in sections, f"{page}#{section}"
+
+
+def test_the_settings_that_messages_name_are_there():
+    settings = {*field_names(BuildSettings), *field_names(TrainSettings)}
+    groups = "|".join(sorted({name.partition(".")[0] for name in settings if "." in name}))
+    named = set()
+    for path in PRODUCT:
+        if path.parent.name == "weights":  # Names of tensors look the same.
+            continue
+        texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        for text in filter(lambda value: isinstance(value, str), texts):
+            named |= set(re.findall(rf"(?<![\w./-])(?:--)?(?:build\.|train\.)?((?:{groups})\.[a-z_]+(?:\.[a-z_]+)?)\b", text))
+    files = {name for name in named if name.endswith((".json", ".png", ".py", ".safetensors"))}
+    assert {"source.unit", "crawl.sources", "model.pretrained"} <= named
+    assert sorted(named - files - settings) == []
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ def open_source(settings: BuildSettings) -> Source:
             place and the fix.
     """
     refuse_unread(settings)
+    here = not (settings.crawl.sources or settings.source.photos_url or is_store(settings.source.photos))
     if settings.source.kind == "coco":
         folders = [Path(text) for text in settings.crawl.sources if Path(text).is_dir()]
         elsewhere = len(folders) < len(settings.crawl.sources)
-        here = not (settings.crawl.sources or settings.source.photos_url or is_store(settings.source.photos))
         return open_coco(settings.source, settings.seed, [settings.source.photos, *folders], elsewhere and not folders, here)
     if settings.source.kind == "boxes":
         if settings.crawl.sources or is_store(settings.source.photos):
             check_sizes(settings.source)
-        return open_boxes(settings.source, settings.seed)
+        return open_boxes(settings.source, settings.seed, here)
     return open_open_images(settings.source)

@@ -11,7 +11,6 @@ a batch of rows and an entry of about 0.7 kB for each photo.
 import contextlib
 import hashlib
 import itertools
-import posixpath
 import re
 import reprlib
 import unicodedata
@@ -22,13 +21,26 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.annotations.column_names import CORNERS
 from pipelines.annotations.csv_files import count_rows
-from pipelines.annotations.lines import CORNERS, Line, check_unit, coordinate_of, is_json, read_head, read_lines, side_of, text_of
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, file_name_problem, in_batches
+from pipelines.annotations.lines import (
+    Line,
+    check_unit,
+    coordinate_of,
+    is_json,
+    label_of,
+    read_head,
+    read_lines,
+    side_of,
+    split_of,
+    text_of,
+)
+from pipelines.annotations.photo_names import PhotoNames
+from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, in_batches
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.annotations.unread import given, splits_are_their_own
-from pipelines.config import SPLITS, SourceSettings
+from pipelines.config import SourceSettings
 from schemas.errors import InputError
 from schemas.photos import PhotoError, photo_size
 from schemas.randomness import name_hash
@@ -56,10 +68,12 @@ class _Photo:
 class _Photos:
     """What the lines read so far say about each photo."""
 
-    by_name: dict[str, _Photo] = field(default_factory=dict)
+    names: PhotoNames
+    by_name: dict[str, _Photo] = field(default_factory=dict)  # By its path below the photo folder.
+    path_of: dict[str | None, str] = field(default_factory=dict)  # Of names that are written otherwise.
     name_of: dict[str, str] = field(default_factory=dict)  # By photo id.
 
-    def of(self, line: Line, columns: Sequence[str]) -> tuple[str, _Photo]:
+    def of(self, line: Line, columns: Sequence[str | None]) -> tuple[str, _Photo]:
         """The photo of a line: its file name, and what is known about it.
 
         Raises:
@@ -68,14 +82,11 @@ class _Photos:
         if line.problem:
             raise RowProblem("bad_row", f": {line.problem}")
         name = text_of(line, "photo")
-        if name not in self.by_name:
-            wrong = file_name_problem(name)
-            if name is None or wrong:
-                raise RowProblem("bad_row", f", column photo: {reprlib.repr(name)} {wrong}")
-            name = posixpath.normpath(name)  # ./a.jpg is a.jpg.
-        split = text_of(line, "split")
-        if "split" in columns and split not in SPLITS:
-            raise RowProblem("bad_row", f", column split: {reprlib.repr(split)} is none of {', '.join(SPLITS)}")
+        if name is None or name not in self.by_name:
+            name = self.path_of.get(name) or self._find(name)
+        split = split_of(line)
+        if "split" in columns and split is None:
+            raise RowProblem("bad_row", ", column split: is empty")
         said = {"split": split, "width": side_of(line, "width"), "height": side_of(line, "height")}
         if (said["width"] is None) != (said["height"] is None):
             raise RowProblem("bad_row", ", column width: of width and height only one is there")
@@ -99,33 +110,50 @@ class _Photos:
                 setattr(photo, column, value)
         return name, photo
 
+    def _find(self, name: str | None) -> str:
+        try:
+            path = self.names.path_of(name)
+        except ValueError as error:
+            raise RowProblem("bad_row", f", column photo: {reprlib.repr(name)} {error}") from None
+        if path != name:
+            self.path_of[name] = path
+        return path
 
-def open_boxes(settings: SourceSettings, seed: int) -> Source:
+
+def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:
     """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
 
     Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
-    `settings.frame`. Labels are taken as they stand; without them every box is an `object`. Without a column `split`, a hash of
-    the photo's id decides; rows whose photo is not known count under the first of `settings.splits`.
+    `settings.photo_frame`. Photos' names lead to files below the photo folder as `PhotoNames` reads them. Without labels every
+    box is an `object`. Without a column `split`, a hash of the photo's id decides; rows whose photo is not known count under the
+    first of `settings.splits`.
+
+    Args:
+        settings: of the source.
+        seed: of the build.
+        here: whether photos must lie in the photo folder; else they are in a photo store, or still to be fetched.
 
     Raises:
         InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no
             rows, or its first rows do not look like `settings.unit`; a setting that its columns leave without effect.
     """
     path = settings.annotations
-    columns, head = read_head(path)
-    check_unit(path, settings.unit or "pixel", head)
-    if "split" in columns and "validation_share" in given(settings):
+    head = read_head(path)
+    check_unit(path, settings.unit or "pixel", head.lines)
+    if "split" in head.columns and "validation_share" in given(settings):
         raise splits_are_their_own(str(path))
-    reader = _Reader(path, settings, seed, columns)
+    reader = _Reader(path, settings, seed, head.columns, PhotoNames([settings.photos], here))
     return Source(
         name=str(path),
         files=(path,),
         frame=settings.photo_frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
-        class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
-        read_elsewhere=reader.hash_sizes,
+        class_names={} if "label" in head.columns else {ONLY_LABEL: ONLY_LABEL},
+        read_elsewhere=reader.hash_photos,
+        read_notes=reader.names.notes,
         rows=count_rows(path),
+        notes=(f"{path}: {head.note}",) if head.note else (),
     )
 
 
@@ -135,7 +163,7 @@ def check_sizes(settings: SourceSettings) -> None:
     Raises:
         InputError: boxes are in px, and the file has no columns for it.
     """
-    columns, _ = read_head(settings.annotations)
+    columns = read_head(settings.annotations).columns
     if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
         raise InputError(
             f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
@@ -173,7 +201,8 @@ class _Reader:
     path: Path
     settings: SourceSettings
     seed: int
-    columns: Sequence[str]
+    columns: Sequence[str | None]
+    names: PhotoNames
     # By each photo's header, or why it cannot be read; kept, as the boxes of a photo and the photos all ask.
     sizes: dict[str, tuple[int, int] | PhotoError] = field(default_factory=dict)
 
@@ -183,24 +212,27 @@ class _Reader:
     def read_photos(self) -> Iterator[pa.RecordBatch]:
         yield from in_batches(self._of_wanted_splits(self._photo_rows()), PHOTOS)
 
-    def hash_sizes(self) -> dict[str, str]:
-        """A hash of the photos' sizes, as far as boxes depend on what their files say: a photo that comes or goes changes it."""
-        if self.settings.unit != "pixel":
-            return {}
-        photos = _Photos()
+    def hash_photos(self) -> dict[str, str]:
+        """Hashes of the photos' sizes and paths, as far as they depend on what lies in the photo folder: what comes or goes there
+        changes them.
+        """
+        photos = _Photos(self.names)
         for line in read_lines(self.path, self.columns):
             with contextlib.suppress(RowProblem):
                 photos.of(line, self.columns)
-        sizes: list[tuple[str, str]] = []
-        for name, photo in sorted(photos.by_name.items()):
-            try:
-                sizes.append((name, str(self._size(name, photo))))
-            except PhotoError as error:
-                sizes.append((name, error.code))
-        return {"sizes of photos": hashlib.sha256(repr(sizes).encode()).hexdigest()}
+        hashes = {"paths of photos": repr(sorted(photos.by_name))} if self.names.moved else {}
+        if self.settings.unit == "pixel":
+            sizes: list[tuple[str, str]] = []
+            for name, photo in sorted(photos.by_name.items()):
+                try:
+                    sizes.append((name, str(self._size(name, photo))))
+                except PhotoError as error:
+                    sizes.append((name, error.code))
+            hashes["sizes of photos"] = repr(sizes)
+        return {what: hashlib.sha256(text.encode()).hexdigest() for what, text in hashes.items()}
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
-        photos = _Photos()
+        photos = _Photos(self.names)
         above = 0 if is_json(self.path) else 1
         for line in read_lines(self.path, self.columns):
             row = {**UNKNOWN_FLAGS, "file": self.path.name, "row": line.number - above}
@@ -211,7 +243,7 @@ class _Reader:
             yield row
 
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
-        photos = _Photos()
+        photos = _Photos(self.names)
         for line in read_lines(self.path, self.columns):
             # A line that cannot be read is there among the boxes, with its problem; so are the boxes of a photo without a size.
             with contextlib.suppress(RowProblem):
@@ -226,7 +258,7 @@ class _Reader:
         """Put into the row what the line says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
-        row["label"] = text_of(line, "label") if "label" in self.columns else ONLY_LABEL
+        row["label"] = label_of(line) if "label" in self.columns else ONLY_LABEL
         x_min, y_min, x_max, y_max = [coordinate_of(line, column) for column in CORNERS]
         if self.settings.unit == "pixel":
             try:

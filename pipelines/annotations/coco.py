@@ -189,11 +189,7 @@ class _Reader:
             notes.append(
                 f"outlines that cannot be used: {useless:,}; their boxes are taken without one; for example {self.first_useless}"
             )
-        if self.names.found:
-            file, names = next(iter(self.names.found.items()))
-            notes.append(
-                f"photos that were found by their base names: {len(self.names.found):,}; for example {min(names)} as {file}"
-            )
+        notes += self.names.notes()
         if self.nameless_class:
             which = "boxes without a category" if self.categories else "there are no `categories`: all boxes"
             notes.append(f"{which} are of the class `{ONLY_LABEL}`")

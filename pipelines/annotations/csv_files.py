@@ -4,13 +4,17 @@ error.
     file ──Arrow, typed──▶ batches           as long as every cell can be read as its column's type
       └────Arrow, as text──▶ batches, problems     from the first cell on that cannot: about three times slower
 
-Memory does not grow with the file.
+Rows are known by their lines in the file, empty lines included. Memory does not grow with the file.
 """
 
 import contextlib
+import csv
+import functools
 import gzip
+import io
+import itertools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +36,10 @@ _NUMBER = r"^\s*([+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:nan|
 class CsvRows:
     """A stretch of a file: rows that have the right number of cells, and what is wrong with single ones.
 
-    `numbers` are 1-based data rows (line - 1 where no cell holds a line break; empty lines are not counted). `problems` maps a
-    row to (column, what is wrong with it); the cell is null in `batch`. `broken` are rows that are not in `batch` at all.
+    `numbers` are the rows' lines less one, as the header is line 1; of a file that was read as `quoted`, where a row may take
+    several lines, they count the rows below the header, and `place_of_row` finds the line. Lines with nothing in them are no
+    rows. `problems` maps a row to (column, what is wrong with it); the cell is null in `batch`. `broken` are rows that are not in
+    `batch` at all.
     """
 
     batch: pa.RecordBatch
@@ -64,29 +70,48 @@ def read_header(path: Path) -> list[str]:
     return [name.strip().strip('"') for name in text.split(",")]
 
 
-def check_header(path: Path, required: Sequence[str], what: str) -> list[str]:
+def check_header(path: Path, required: Sequence[str], what: str, optional: Sequence[str] = ()) -> list[str]:
     """The header, if it has the required columns.
 
+    Args:
+        path: the CSV.
+        required: names that must be there.
+        what: what a message calls such a file.
+        optional: names that may be missing, but not written otherwise.
+
     Raises:
-        InputError: a column is missing; names the file, what was found and the likely cause.
+        InputError: a column is missing, is there twice, or bears an optional name in another spelling; names the file, what was
+            found and the likely cause.
     """
     present = read_header(path)
     missing = [name for name in required if name not in present]
-    twice = [name for name in required if present.count(name) > 1]
+    twice = [name for name in (*required, *optional) if present.count(name) > 1]
     if twice:
         raise InputError(f"{path}, line 1: column {twice[0]} is there twice; take one of them away")
+    spelled = {name: found for name in missing for found in present if _letters(name) == _letters(found)}
     if missing:
         found = ", ".join(present)[:120]
-        cause = (
-            "the line of column names seems to be missing"
-            if not set(present) & set(required)
-            else "is it another file, or an older version of it?"
-        )
+        if spelled:
+            cause = f"call {', '.join(f'{found} {name}' for name, found in spelled.items())}"
+        elif len(present) == 1 and any(mark in present[0] for mark in ";\t"):
+            cause = "columns are not divided by commas; save the file as CSV with commas"
+        elif not set(present) & set(required):
+            cause = "the line of column names seems to be missing"
+        else:
+            cause = "is it another file, or an older version of it?"
         raise InputError(
             f"{path}, line 1: column {', '.join(missing)} is missing (found: {found}): {cause}; "
             f"expected {what} with at least {', '.join(required)}"
         )
+    for name in present:
+        meant = [right for right in optional if right != name and _letters(right) == _letters(name)]
+        if meant:
+            raise InputError(f"{path}, line 1: column {name} is not read under this name; call it {meant[0]}, or take it away")
     return present
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, quoted: bool = False) -> Iterator[CsvRows]:
@@ -94,7 +119,8 @@ def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, quoted: bool =
 
     Args:
         path: the file; gzip if its name ends in .gz.
-        columns: those wanted, with their types: string, `WORD` or float64. Empty cells become null.
+        columns: those wanted, with their types: string, `WORD` or float64. Spaces around cells are taken off; empty cells become
+            null.
         quoted: whether a cell in quotes may hold commas and line breaks, as titles do. If not, a line is a row and nothing
             else: a stray quote then cannot swallow the rows behind it, and quotes around text are taken off.
 
@@ -102,15 +128,64 @@ def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, quoted: bool =
         InputError: the file is cut off in the middle, or cannot be read at all.
     """
     done = 0
+    # A quoted file's empty lines are left out by Arrow; looking for them takes a pass over the file, and most have none.
+    empty_lines = functools.cache(lambda: [] if quoted else _empty_lines(path))
     try:
         for batch in _typed(path, columns, quoted):
-            yield CsvRows(batch, np.arange(done + 1, done + 1 + len(batch)))
+            yield _without_empty_lines(CsvRows(batch, np.arange(done + 1, done + 1 + len(batch))), empty_lines)
             done += len(batch)
     except pa.ArrowInvalid:
-        # Some cell cannot be read. All rows until here were whole, so their numbers are their places.
-        yield from _as_text(path, columns, quoted, skip=done)
+        # Some cell cannot be read. All lines until here were rows or empty, so their numbers are their places.
+        for rows in _as_text(path, columns, quoted, skip=done):
+            yield _without_empty_lines(rows, empty_lines)
     except OSError as error:
         raise _cut_off(path, error, done) from None
+
+
+def place_of_row(path: Path, number: int) -> str:
+    """Where a row of a `quoted` CSV begins, as `line 7`; `number` counts rows below the header, as `CsvRows` does."""
+    try:
+        with open_text(path, errors="replace") as file:
+            reader = csv.reader(file)
+            for place in itertools.count():
+                before = reader.line_num
+                while not next(reader):  # Empty lines are no rows.
+                    before = reader.line_num
+                if place == number:
+                    return f"line {before + 1}"
+    except (StopIteration, csv.Error, EOFError, OSError, zlib.error):
+        pass  # Quotes that Python and Arrow take differently.
+    return f"row {number} below the header, empty lines not counted"
+
+
+def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
+    """A file's text, gzipped or not, for Python's `csv`; a byte order mark is left out."""
+    if path.suffix == ".gz":
+        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors=errors, newline="")
+    return path.open(encoding="utf-8-sig", errors=errors, newline="")
+
+
+def _without_empty_lines(rows: CsvRows, empty_lines: Callable[[], list[int]]) -> CsvRows:
+    """The rows without those that are lines with nothing in them; `,,,` is a row, and its cells are empty."""
+    columns = rows.batch.columns
+    if any(column.null_count == 0 for column in columns):
+        return rows
+    empty = np.logical_and.reduce([column.is_null().to_numpy(zero_copy_only=False) for column in columns])
+    if not empty.any():
+        return rows
+    no_row = empty & np.isin(rows.numbers + 1, empty_lines())
+    rows.batch = rows.batch.filter(pa.array(~no_row))
+    rows.numbers = rows.numbers[~no_row]
+    return rows
+
+
+def _empty_lines(path: Path) -> list[int]:
+    """The numbers, from 1, of a file's lines that have nothing in them but spaces."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return [number for number, line in enumerate(file, 1) if not line.strip()]
+    except (EOFError, OSError, zlib.error) as error:
+        raise InputError(f"{path}: the file is cut off or damaged ({error}); get the file again") from None
 
 
 def count_rows(path: Path) -> int:
@@ -134,24 +209,39 @@ def count_rows(path: Path) -> int:
 def _typed(path: Path, columns: Mapping[str, pa.DataType], quoted: bool) -> Iterator[pa.RecordBatch]:
     with _open(path, columns, _parsing(quoted), threads=True) as reader:
         for batch in reader:
-            yield batch if quoted else _without_quotes(batch)
+            yield _trimmed(batch, quoted)
 
 
 def _parsing(quoted: bool, **options: Any) -> pa_csv.ParseOptions:
-    return pa_csv.ParseOptions(newlines_in_values=quoted, quote_char='"' if quoted else False, **options)
+    # A line with nothing in it must count where lines are counted: Arrow then makes a row of empty cells of it.
+    return pa_csv.ParseOptions(
+        newlines_in_values=quoted, ignore_empty_lines=quoted, quote_char='"' if quoted else False, **options
+    )
 
 
-def _without_quotes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Text without the quotes around it."""
+def _trimmed(batch: pa.RecordBatch, quoted: bool) -> pa.RecordBatch:
+    """Text without the spaces around it and, where Arrow has not taken them off, the quotes."""
     arrays = []
     for column in batch.columns:
         words = column.dictionary if pa.types.is_dictionary(column.type) else column
-        if pa.types.is_string(words.type) and pc.any(pc.match_substring(words, '"')).as_py():
-            words = pc.utf8_trim(words, '"')
-            words = pc.if_else(pc.equal(words, ""), pa.scalar(None, pa.string()), words)
+        if pa.types.is_string(words.type) and _may_need_trimming(words):
+            words = _trimmed_text(words, quoted)
             column = words.take(column.indices).dictionary_encode() if pa.types.is_dictionary(column.type) else words
         arrays.append(column)
     return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _trimmed_text(text: pa.Array, quoted: bool) -> pa.Array:
+    text = pc.utf8_trim_whitespace(text)
+    if not quoted:
+        text = pc.utf8_trim_whitespace(pc.utf8_trim(text, '"'))
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _may_need_trimming(text: pa.Array) -> bool:
+    """Whether there is a space or a quote anywhere: a look at the bytes, which is many times faster than trimming."""
+    letters = np.frombuffer(text.buffers()[2] or b"", np.uint8)
+    return bool((letters <= ord('"')).any())
 
 
 def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip: int) -> Iterator[CsvRows]:
@@ -162,8 +252,12 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
     def remember(row: pa_csv.InvalidRow) -> str:
         nonlocal latest
         # Without threads Arrow knows the number of the line; the header is line 1.
-        latest = row.number - 1, f"{row.actual_columns} cells, the header has {row.expected_columns}"
-        broken[latest[0]] = latest[1]
+        number = row.number - 1
+        if row.actual_columns == 1 and not row.text.strip():
+            broken[number] = ""  # A line of spaces is no row, but counts as a line.
+            return "skip"
+        latest = number, f"{row.actual_columns} cells, the header has {row.expected_columns}"
+        broken[number] = latest[1]
         return "skip"
 
     as_bytes = dict.fromkeys(columns, pa.binary())
@@ -179,7 +273,7 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
                 late = numbers > skip
                 if late.any() or here:
                     rows = _converted(batch.filter(pa.array(late)), numbers[late], columns, quoted)
-                    rows.broken = {number: text for number, text in here.items() if number > skip}
+                    rows.broken = {number: text for number, text in here.items() if number > skip and text}
                     yield rows
     except OSError as error:
         raise _cut_off(path, error, last) from None
@@ -194,7 +288,7 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
             f"{path}, line {number + 1}: {text}, and the file ends there without a line break: it seems to be cut off; "
             f"get the file again"
         )
-    rest = {number: text for number, text in broken.items() if number > max(last, skip)}
+    rest = {number: text for number, text in broken.items() if number > max(last, skip) and text}
     if rest:
         empty = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in columns.values()], names=list(columns))
         yield CsvRows(empty, np.zeros(0, np.int64), broken=rest)
@@ -212,7 +306,7 @@ def _converted(batch: pa.RecordBatch, numbers: np.ndarray, columns: Mapping[str,
     arrays = []
     for name, kind in columns.items():
         text, not_text = _decoded(batch.column(name))
-        text = pc.utf8_trim(text, '"') if pc.any(pc.match_substring(text, '"')).as_py() and not quoted else text
+        text = _trimmed_text(text, quoted) if _may_need_trimming(text) else text
         for place in not_text:
             problems.setdefault(int(numbers[place]), (name, f"{name} is no UTF-8 text"))
         if kind == WORD or pa.types.is_string(kind):

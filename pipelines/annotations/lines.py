@@ -2,7 +2,7 @@
 
 import codecs
 import csv
-import difflib
+import functools
 import gzip
 import itertools
 import json
@@ -10,98 +10,130 @@ import math
 import re
 import reprlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.annotations.column_names import COLUMNS, CORNERS, REQUIRED, columns_of, header_for, problem_of
 from pipelines.annotations.rows import RowProblem, is_text
+from pipelines.config import SPLITS
 from schemas.errors import InputError
 
-CORNERS = ("x_min", "y_min", "x_max", "y_max")
-REQUIRED = ("photo", *CORNERS)
-OPTIONAL = ("label", "split", "width", "height", "url", "author", "licence")
-COLUMNS = (*REQUIRED, *OPTIONAL)
 # Rows that are looked at before anything else, for columns and unit.
 HEAD_ROWS = 1000
 _NAMES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 # Rounding makes fractions of a little more than 1; boxes that end before 1.5 px are none.
 _LARGEST_FRACTION = 1.5
+# pandas makes floats of whole numbers where a cell of their column is empty.
+_FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of the file, as values by column."""
 
-    number: int  # Of the line in the file, from 1.
-    values: dict[str, Any]  # By column; null where nothing is given.
+    number: int  # Of the line in the file, from 1; lines with nothing in them count.
+    values: Mapping[str | None, Any]  # By column, under None what is not read; null where nothing is given.
     problem: str | None = None  # Why it cannot be read.
 
 
-def read_head(path: Path) -> tuple[Sequence[str], list[Line]]:
-    """The columns, and the first rows."""
+@dataclass(frozen=True)
+class Head:
+    """What a look at the beginning of a file tells."""
+
+    columns: Sequence[str | None]
+    """Of a CSV, one for each cell, null where it is not read; of JSON Lines, those that are in use."""
+    lines: list[Line]
+    """The first rows."""
+    note: str | None
+    """Which names of columns mean what, where they are not ours."""
+
+
+def read_head(path: Path) -> Head:
+    """The columns, and the first rows.
+
+    Raises:
+        InputError: there is no such file, it is none of ours, or there is nothing in it.
+    """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
     if not path.name.endswith(_NAMES):
-        hint = " (JSON Lines: an object on each line, no list around them)" if ".json" in path.name else ""
-        raise InputError(f"{path}: its name must end in one of {', '.join(_NAMES)}{hint}; see docs/own-data.md")
-    _, first = next(_raw_lines(path), (0, b""))
+        raise InputError(f"{path}: its name must end in one of {', '.join(_NAMES)}{_kind_hint(path)}; see docs/own-data.md")
+    number, first = next(_raw_lines(path), (0, b""))
     if not first:
         raise InputError(f"{path}: this file is empty; see docs/own-data.md for what belongs in it")
+    if not first.strip(b"\0\r\n"):
+        raise InputError(f"{path}: this file holds nothing but zero bytes; get it again")
     if b"\0" in first:
-        raise InputError(f"{path}, line 1: this is no UTF-8 text (UTF-16?); save the file as UTF-8")
-    if not is_json(path):
-        columns: Sequence[str] = _header(path, first)
-        head = list(itertools.islice(read_lines(path, columns), HEAD_ROWS))
-        if not head:
-            raise InputError(f"{path}: no row below the header; add a line for each box")
-        return columns, head
-    if first.lstrip().startswith(b"["):
-        raise InputError(f"{path}, line 1: a JSON list; write one object on each line, with no list around them (jq -c '.[]')")
-    head = list(itertools.islice(read_lines(path, COLUMNS), HEAD_ROWS))
-    if all(line.problem for line in head):
-        raise InputError(
-            f"{path}, line {head[0].number}: {head[0].problem}; write one object with {', '.join(REQUIRED)} on each line"
-        )
-    columns = [name for name in COLUMNS if any(line.values.get(name) is not None for line in head)]
-    missing = [name for name in REQUIRED if name not in columns]
-    if missing:
-        raise InputError(f"{path}: no line has the key {', '.join(missing)}; each needs {', '.join(REQUIRED)} (docs/own-data.md)")
-    return columns, head
+        raise InputError(f"{path}, line {number}: this is no UTF-8 text (UTF-16?); save the file as UTF-8")
+    return _json_head(path, number, first) if is_json(path) else _csv_head(path, number, first)
 
 
-def _header(path: Path, data: bytes) -> list[str]:
-    where = f"{path}, line 1"
+def _check_not_empty(path: Path, lines: Sequence[Line]) -> None:
+    """An empty cell among others is a problem of its row; a table without any other is no table.
+
+    Raises:
+        InputError: no line has anything in any cell.
+    """
+    if not any(line.problem or any(value not in (None, "") for value in line.values.values()) for line in lines):
+        which = "the first " if len(lines) == HEAD_ROWS else ""
+        raise InputError(f"{path}: all cells of {which}{len(lines):,} rows are empty; get the file again")
+
+
+def _kind_hint(path: Path) -> str:
+    if ".json" not in path.name:
+        return ""
+    return (
+        " (JSON Lines: an object on each line, no list around them; annotations in COCO's format are read with source.kind: coco)"
+    )
+
+
+def _csv_head(path: Path, number: int, data: bytes) -> Head:
+    where = f"{path}, line {number}"
     example = ",".join(REQUIRED)
     try:
         text = data.decode()
-        names = [name.strip() for name in next(csv.reader([text], strict=True))]
+        cells = [cell.strip() for cell in next(csv.reader([text], strict=True, skipinitialspace=True))]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where}: the header cannot be read ({error}); save the file as CSV in UTF-8") from None
-    if not set(names) & set(COLUMNS):
-        if any(number_of(name) is not None for name in names):
-            raise InputError(f"{where}: a header is missing; put the names of the columns there: {example}")
-        if len(names) == 1 and (";" in text or "\t" in text):
+    found = columns_of(tuple(cells))
+    if not any(found.columns):
+        if len(cells) == 1 and (";" in text or "\t" in text):
             raise InputError(f"{where}: columns are not divided by commas; save the file as CSV with commas: {example}")
-    for name in names:
-        if name not in COLUMNS:
-            raise InputError(f"{where}: {_no_such(name)}")
-        if names.count(name) > 1:
-            raise InputError(f"{where}: column `{name}` is there twice; take one of them out")
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
+        header = header_for(cells, [number_of(cell) is not None for cell in cells])
+        if header:
+            raise InputError(f"{where}: a header is missing; {header}")
+    if problem := problem_of(found):
+        raise InputError(f"{where}: {problem}")
+    lines = list(itertools.islice(read_lines(path, found.columns), HEAD_ROWS))
+    if not lines:
+        raise InputError(f"{path}: no row below the header; add a line for each box")
+    _check_not_empty(path, lines)
+    return Head(found.columns, lines, found.note)
+
+
+def _json_head(path: Path, number: int, data: bytes) -> Head:
+    if data.lstrip().startswith(b"["):
         raise InputError(
-            f"{where}: column {', '.join(missing)} is missing (found: {', '.join(names)}); at least {example} are needed"
+            f"{path}, line {number}: a JSON list; write one object on each line, with no list around them (jq -c '.[]')"
         )
-    if ("width" in names) != ("height" in names):
-        raise InputError(f"{where}: of width and height only one is there; give both or none")
-    return names
-
-
-def _no_such(name: str) -> str:
-    close = difflib.get_close_matches(name.casefold(), COLUMNS, n=1, cutoff=0.6)
-    hint = f" (did you mean `{close[0]}`?)" if close else ""
-    return f"no column is called {name[:40]!r}{hint}; rename it or take it out: columns are {', '.join(COLUMNS)}"
+    objects = list(itertools.islice(_objects(path), HEAD_ROWS))
+    if all(line.problem for line in objects):
+        raise InputError(
+            f"{path}, line {objects[0].number}: {objects[0].problem}; write one object with {', '.join(REQUIRED)} on each line"
+        )
+    _check_not_empty(path, objects)
+    found = columns_of(tuple(dict.fromkeys(str(key) for line in objects for key in line.values)))
+    # Not the first wrong key alone: all of them, in one message.
+    if problem := problem_of(found):
+        wrong = {*found.unknown, *found.twice}
+        first = next((line.number for line in objects if wrong & line.values.keys()), objects[0].number)
+        raise InputError(f"{path}, line {first}: {problem}")
+    lines = list(itertools.islice(read_lines(path, COLUMNS), HEAD_ROWS))
+    columns = [name for name in COLUMNS if any(line.values.get(name) is not None for line in lines)]
+    return Head(columns, lines, found.note)
 
 
 def check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
@@ -145,11 +177,33 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def read_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
+def read_lines(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
     """The lines below the header; one that cannot be read has a `problem`.
+
+    Args:
+        path: of the file.
+        columns: of its head.
 
     Raises:
         InputError: the file is damaged, or ends in the middle of a line, or a JSON object has a key that is no column.
+    """
+    if not is_json(path):
+        yield from _whole(path, lambda number, text: _csv_line(number, text, columns))
+        return
+    for line in _objects(path):
+        yield _by_column(path, line, columns)
+
+
+def _objects(path: Path) -> Iterator[Line]:
+    """The lines of a JSON Lines file, their values by the keys as they stand."""
+    return _whole(path, _json_line)
+
+
+def _whole(path: Path, parse: Callable[[int, str], Line]) -> Iterator[Line]:
+    """The lines below the header, parsed.
+
+    Raises:
+        InputError: the file is damaged, or ends in the middle of a line.
     """
     lines = _raw_lines(path)
     if not is_json(path):
@@ -161,7 +215,7 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
         except UnicodeDecodeError as error:
             yield Line(number, {}, f"no UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8")
             continue
-        line = _json_line(path, number, text, columns) if is_json(path) else _csv_line(number, text, columns)
+        line = parse(number, text)
         if line.problem and whole and not data.endswith(b"\n"):
             raise InputError(
                 f"{path}, line {number}: {line.problem}, and the file ends there without a line break: it seems to be cut off; "
@@ -171,18 +225,18 @@ def read_lines(path: Path, columns: Sequence[str]) -> Iterator[Line]:
         yield line
 
 
-def _csv_line(number: int, text: str, columns: Sequence[str]) -> Line:
+def _csv_line(number: int, text: str, columns: Sequence[str | None]) -> Line:
     # Each line by itself: a stray quote costs its line, and does not swallow those below it.
     try:
-        cells = next(csv.reader([text], strict=True))
+        cells = next(csv.reader([text], strict=True, skipinitialspace=True))
     except csv.Error as error:
         return Line(number, {}, f"not CSV ({error}): quotes in a cell are doubled, and no cell holds a line break")
     if len(cells) != len(columns):
         return Line(number, {}, f"{len(cells)} cells, the header has {len(columns)}")
-    return Line(number, dict(zip(columns, cells, strict=True)))
+    return Line(number, {column: cell.strip() for column, cell in zip(columns, cells, strict=True)})
 
 
-def _json_line(path: Path, number: int, text: str, columns: Sequence[str]) -> Line:
+def _json_line(number: int, text: str) -> Line:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -191,24 +245,68 @@ def _json_line(path: Path, number: int, text: str, columns: Sequence[str]) -> Li
         return Line(number, {}, f"not JSON that can be read ({error})")
     if not isinstance(values, dict):
         return Line(number, {}, "no JSON object; write {...} on each line")
-    for name, value in values.items():
-        if name not in COLUMNS:
-            raise InputError(f"{path}, line {number}: {_no_such(name)}")
-        if name in ("label", "split") and name not in columns and value is not None:
-            raise InputError(f"{path}, line {number}: the first `{name}`; give it on all lines from the first on")
-    return Line(number, values)
+    return Line(number, {key: value.strip() if isinstance(value, str) else value for key, value in values.items()})
+
+
+@functools.lru_cache(maxsize=1024)
+def _meaning_of(keys: tuple[str, ...]) -> tuple[Sequence[str | None], str | None]:
+    """What the keys of an object mean, and what is wrong with them: most lines have the same ones."""
+    found = columns_of(keys)
+    return found.columns, problem_of(found, complete=False)
+
+
+def _by_column(path: Path, line: Line, columns: Sequence[str | None]) -> Line:
+    """A line of JSON Lines, its values by column.
+
+    Raises:
+        InputError: a key that is no column; or the first that decides about all lines.
+    """
+    meant, problem = _meaning_of(tuple(line.values))
+    if problem:
+        raise InputError(f"{path}, line {line.number}: {problem}")
+    values = dict(zip(meant, line.values.values(), strict=True))
+    for name in ("label", "split"):
+        if name not in columns and values.get(name) is not None:
+            raise InputError(f"{path}, line {line.number}: the first `{name}`; give it on all lines from the first on")
+    return Line(line.number, values, line.problem)
 
 
 def text_of(line: Line, column: str) -> str | None:
-    """A cell as text; null where it is empty. Raises `RowProblem` for what is no text."""
+    """A cell as text, without spaces around it; null where it is empty. Raises `RowProblem` for what is no text."""
     value = line.values.get(column)
-    if value is None:
+    if value is None or value == "" or value != value:  # NaN is how pandas says that there is nothing.
         return None
     if type(value) is int:
         return str(value)
     if not is_text(value):
         raise RowProblem("bad_row", f", column {column}: {reprlib.repr(value)} is no text")
-    return value if value.strip() else None
+    return str(value)
+
+
+def label_of(line: Line) -> str | None:
+    """The label as text; null where it is empty. The number 2 is the label `2`, also where it was written as 2.0.
+
+    Raises:
+        RowProblem: it is neither text nor a number.
+    """
+    value = line.values.get("label")
+    if type(value) is float and math.isfinite(value):
+        value = str(value)
+    if isinstance(value, str) and _FLOAT_OF_WHOLE.fullmatch(value):
+        return value[:-2]
+    return value if isinstance(value, str) and is_text(value) and value else text_of(line, "label")
+
+
+def split_of(line: Line) -> str | None:
+    """The split that a line names, in any case; null where it is empty. Raises `RowProblem` for what is no split."""
+    split = text_of(line, "split")
+    if split is None:
+        return None
+    word = split.casefold()
+    word = {"val": "validation", "valid": "validation"}.get(word, word)
+    if word not in SPLITS:
+        raise RowProblem("bad_row", f", column split: {reprlib.repr(split)} is none of {', '.join(SPLITS)}")
+    return word
 
 
 def side_of(line: Line, column: str) -> int | None:

@@ -7,13 +7,9 @@ which photo and boxes are to be turned, empty where nobody knows
 of photos as viewers show them (`source.frame: exif`), but then have no `Rotation`, which counts from the stored photo.
 """
 
-import csv
+import base64
 import functools
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, read_header, stream_csv
+from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, place_of_row, read_header, stream_csv
+from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names
+from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, own_boxes, unread_tables
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.errors import InputError
@@ -40,6 +38,9 @@ BOX_COLUMNS = {
     "IsDepiction": "is_depiction",
     "IsInside": "is_inside",
 }
+# The training boxes of V2 and V3 have no flags, those of the challenges one.
+_FLAG_COLUMNS = tuple(name for name, target in BOX_COLUMNS.items() if target in FLAGS)
+_BOX_COLUMNS_NEEDED = tuple(name for name in BOX_COLUMNS if name not in _FLAG_COLUMNS)
 METADATA_COLUMNS = {
     "ImageID": ("photo_id", pa.string()),
     "OriginalURL": ("url", pa.string()),
@@ -52,14 +53,8 @@ METADATA_COLUMNS = {
 }
 # The oldest mirrors have the first four columns alone.
 _METADATA_NEEDED = ("ImageID", "OriginalURL", "License", "Author")
-_BOX_FILES = ("{}-annotations-bbox", "oidv6-{}-annotations-bbox")
-_METADATA_FILES = (
-    "{}-images-boxable-with-rotation",
-    "{}-images-with-rotation",
-    "oidv6-{}-images-with-labels-with-rotation",
-)
-_CLASS_FILES = ("class-descriptions-boxable", "oidv7-class-descriptions-boxable")
-_HIERARCHY_FILES = ("bbox_labels_600_hierarchy.json", "oidv7-bbox-labels-600-hierarchy.json")
+_METADATA = "Open Images' photo metadata"
+_NO_MD5 = base64.b64encode(bytes(16)).decode()
 _LOOKED_AT = 1000
 
 
@@ -69,170 +64,143 @@ def open_open_images(settings: SourceSettings) -> Source:
     Raises:
         InputError: a file is missing, is there twice, or is not what its name says; photos would be turned twice.
     """
-    folder = settings.annotations
-    boxes = box_files(folder, settings.splits)
-    metadata = metadata_files(folder, settings.splits)
-    class_file = _only(folder, "class names", [f"{name}.csv*" for name in _CLASS_FILES])
-    hierarchy_file = _only(folder, "class hierarchy", list(_HIERARCHY_FILES))
-    names = read_class_names(class_file) if class_file else {}
-    hierarchy = read_hierarchy(hierarchy_file) if hierarchy_file else {}
-    for path in metadata.values():
-        check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
-        if settings.photo_frame == "exif" and "Rotation" in read_header(path):
+    files = find_files(settings.annotations, settings.splits)
+    names = read_class_names(files.classes) if files.classes else {}
+    hierarchy = find_hierarchy(files.hierarchies, HIERARCHY_NAMES, names)
+    _check_metadata(files, settings)
+    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path, hierarchy.passed_over)]
+    return Source(
+        name=str(settings.annotations),
+        files=tuple(path for path in (*files.paths, hierarchy.path) if path is not None),
+        frame=settings.photo_frame,
+        read_boxes=functools.partial(_read_all_boxes, files),
+        read_photos=functools.partial(_read_all_photos, files),
+        listed_splits=frozenset(files.boxes if files.all_metadata else files.metadata),
+        class_names=names,
+        subclasses=hierarchy.below,
+        rows=sum(count_rows(path) for paths in files.boxes.values() for path in paths),
+        notes=tuple(note for note in notes if note),
+    )
+
+
+def _check_metadata(files: Files, settings: SourceSettings) -> None:
+    tables = [(path, check_header(path, _METADATA_NEEDED, _METADATA)) for path in files.metadata.values()]
+    if files.all_metadata:
+        needed = (*_METADATA_NEEDED, "Subset")
+        tables.append((files.all_metadata, check_header(files.all_metadata, needed, f"{_METADATA} of all splits")))
+    for path, header in tables:
+        if settings.photo_frame == "exif" and "Rotation" in header:
             raise InputError(
                 f"{path}: its column Rotation turns photos and boxes from the pixels as stored, and source.frame: exif would "
                 f"turn the photos too; leave source.frame out, or take the column out of the file"
             )
-    for path in (path for paths in boxes.values() for path in paths):
-        check_header(path, list(BOX_COLUMNS), "Open Images' box CSV")
-        _check_first_rows(path, names, class_file)
-    inputs = [*(path for paths in boxes.values() for path in paths), *metadata.values(), class_file, hierarchy_file]
-    return Source(
-        name=str(folder),
-        files=tuple(path for path in inputs if path is not None),
-        frame=settings.photo_frame,
-        read_boxes=functools.partial(_read_all_boxes, boxes),
-        read_photos=functools.partial(_read_all_photos, metadata),
-        listed_splits=frozenset(metadata),
-        class_names=names,
-        subclasses=hierarchy,
-        rows=sum(count_rows(path) for paths in boxes.values() for path in paths),
-    )
 
 
-def box_files(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The box CSVs of each split: one, or several whose names go on after `annotations-bbox`; gzipped or not.
+def _check_boxes(files: Files, names: Mapping[str, str]) -> list[str]:
+    """Look at the headers and first rows of the box CSVs; returns what a user should know about them."""
+    without: dict[tuple[str, ...], list[str]] = {}
+    for path in (path for paths in files.boxes.values() for path in paths):
+        present = _check_boxes_header(path)
+        without.setdefault(tuple(name for name in _FLAG_COLUMNS if name not in present), []).append(files.name_of(path))
+        _check_first_rows(path, names, files.classes)
+    return [
+        f"{', '.join(tables)}: no column {', '.join(flags)}, which are unknown (-1) then"
+        for flags, tables in without.items()
+        if flags
+    ]
+
+
+def _check_boxes_header(path: Path) -> list[str]:
+    """The header of a box CSV.
 
     Raises:
-        InputError: the folder or a split's CSV is missing, or a split is there under two published names.
+        InputError: a column is missing; where the table is boxes of one's own, the message says how to read it.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; set build.source.annotations to the one that holds the box CSVs")
-    files = {}
-    for split in splits:
-        found = {name: _matching(folder, f"{name.format(split)}*.csv*") for name in _BOX_FILES}
-        present = [paths for paths in found.values() if paths]
-        if not present:
-            raise InputError(
-                f"{folder / _BOX_FILES[0].format(split)}.csv: no such file; "
-                f"put the split's box CSV there or take `{split}` out of build.source.splits"
-            )
-        if len(present) > 1:
-            raise InputError(
-                f"{folder}: both {present[0][0].name} and {present[1][0].name} are there; move away the one that is not meant"
-            )
-        files[split] = _each_once(present[0])
-    return files
+    present = read_header(path)
+    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes(path)):
+        raise InputError(f"{path}, line 1: {own}")
+    return check_header(path, _BOX_COLUMNS_NEEDED, "Open Images' box CSV", _FLAG_COLUMNS)
 
 
-def metadata_files(folder: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """The photo metadata CSV of each split that has one; some mirrors come without."""
-    found = {
-        split: _only(folder, "photo metadata", [f"{name.format(split)}.csv*" for name in _METADATA_FILES]) for split in splits
-    }
-    return {split: path for split, path in found.items() if path is not None}
-
-
-def read_boxes(path: Path, split: str) -> Iterator[pa.RecordBatch]:
+def read_boxes(path: Path, split: str, name: str | None = None) -> Iterator[pa.RecordBatch]:
     """Stream the boxes of one CSV as record batches of `schemas.tables.BOXES`.
 
-    Rows that cannot be read have a `problem`; empty cells are null, and the selection's to reject.
+    Rows that cannot be read have a `problem`; empty cells are null, and the selection's to reject. Flags without a column are
+    -1, unknown.
+
+    Args:
+        path: the CSV.
+        split: of its photos.
+        name: what to call the file; its own name by default.
 
     Raises:
         InputError: a column is missing, or the file is cut off.
     """
-    check_header(path, list(BOX_COLUMNS), "Open Images' box CSV")
-    for rows in stream_csv(path, _box_types()):
-        yield _as_boxes(rows, split, path.name)
+    present = _check_boxes_header(path)
+    columns = {column: kind for column, kind in _box_types().items() if column in present}
+    for rows in stream_csv(path, columns):
+        yield _as_boxes(rows, split, name or path.name)
 
 
 def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """Stream the photo metadata of one CSV as record batches of `schemas.tables.PHOTOS`.
+    """Stream the photo metadata of one split's CSV as record batches of `schemas.tables.PHOTOS`.
 
     Raises:
         InputError: a column is missing, a row cannot be read, or a Rotation is none of 0, 90, 180, 270 and empty.
     """
-    present = read_header(path)
-    columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present}
-    check_header(path, _METADATA_NEEDED, "Open Images' photo metadata")
-    for rows in stream_csv(path, columns, quoted=True):
+    for found, count in _metadata(path, ()):
+        yield _filled({**found, "split": one_word(split, count)}, PHOTOS, count)
+
+
+def read_photos_of_all(path: Path, splits: Collection[str]) -> Iterator[pa.RecordBatch]:
+    """The same of the CSV that holds all splits; rows of other splits than those wanted are left out.
+
+    Raises:
+        InputError: as `read_photos`.
+    """
+    wanted = pa.array(sorted(splits), pa.string())
+    for found, _ in _metadata(path, ("Subset",)):
+        batch = pa.RecordBatch.from_pydict(found)
+        batch = batch.filter(pc.is_in(batch.column("Subset").cast(pa.string()), value_set=wanted))
+        if len(batch):
+            columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
+            # The words of a filtered dictionary stay: those of other splits are to go.
+            columns["split"] = columns.pop("Subset").cast(pa.string()).dictionary_encode().cast(WORD)
+            yield _filled(columns, PHOTOS, len(batch))
+
+
+def _metadata(path: Path, more: Collection[str]) -> Iterator[tuple[dict[str, Any], int]]:
+    """The columns of `PHOTOS` that a metadata CSV has, and some more under their own names, batch by batch; and its rows."""
+    present = check_header(path, (*_METADATA_NEEDED, *more), _METADATA)
+    columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present} | dict.fromkeys(more, WORD)
+    for place, rows in enumerate(stream_csv(path, columns, quoted=True)):
         for number, text in [*rows.broken.items(), *((number, text) for number, (_, text) in rows.problems.items())]:
-            raise InputError(f"{path}, row {number}: {text}; mend the row, or get the file again")
-        found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns}
+            raise _bad_row(path, number, text)
+        if not place:
+            _check_not_empty(path, rows)
+        found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns if name not in more}
         if "rotation" in found:
             found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
+        if "original_md5" in found:
+            # A hash of zeros stands where nobody knows it; it must not make one photo of all.
+            md5 = found["original_md5"]
+            found["original_md5"] = pc.if_else(pc.equal(md5, _NO_MD5), pa.scalar(None, pa.string()), md5)
         if "original_bytes" in found:
             found["original_bytes"] = _sizes(found["original_bytes"], path, rows.numbers)
-        found["split"] = one_word(split, len(rows.batch))
-        yield _filled(found, PHOTOS, len(rows.batch))
+        yield {**found, **{name: rows.batch.column(name) for name in more}}, len(rows.batch)
 
 
-def read_class_names(path: Path) -> dict[str, str]:
-    """Class id -> name.
-
-    Raises:
-        InputError: a line has not two cells, or an id comes twice.
-    """
-    header = ["LabelName", "DisplayName"]  # V7 has one, older versions have not.
-    names: dict[str, str] = {}
-    try:
-        with _open_text(path) as file:
-            for number, row in enumerate(csv.reader(file), 1):
-                if row == header or not row:
-                    continue
-                if len(row) != 2:
-                    raise InputError(
-                        f"{path}, line {number}: {len(row)} cells, expected 2, a class id and a name; is it another file?"
-                    )
-                if names.setdefault(row[0], row[1]) != row[1]:
-                    raise InputError(
-                        f"{path}, line {number}: class {row[0]} has two names, {names[row[0]]} and {row[1]}; keep one"
-                    )
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or get the file again") from None
-    except (EOFError, OSError, zlib.error, csv.Error) as error:
-        raise InputError(f"{path}: the file is cut off or damaged ({error}); get the file again") from None
-    return names
-
-
-def _open_text(path: Path) -> io.TextIOWrapper:
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", newline="")
-    return path.open(encoding="utf-8-sig", newline="")
-
-
-def read_hierarchy(path: Path) -> dict[str, tuple[str, ...]]:
-    """Class id -> ids of the classes directly below it (`Subcategory`). Parts (`Part`: a hand of a person) are not below.
-
-    Raises:
-        InputError: not the published JSON.
-    """
-    try:
-        root = json.loads(path.read_text(encoding="utf-8-sig"))
-        children: dict[str, tuple[str, ...]] = {}
-        stack = [root]
-        while stack:
-            node = stack.pop()
-            below = node.get("Subcategory", [])
-            known = children.get(node["LabelName"], ())
-            children[node["LabelName"]] = (*known, *(child["LabelName"] for child in below if child["LabelName"] not in known))
-            stack += [*below, *node.get("Part", [])]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not Open Images' class hierarchy ({type(error).__name__}: {error}); get the file again, or take it away"
-        ) from None
-    return children
-
-
-def _read_all_boxes(files: Mapping[str, Sequence[Path]]) -> Iterator[pa.RecordBatch]:
-    for split, paths in files.items():
+def _read_all_boxes(files: Files) -> Iterator[pa.RecordBatch]:
+    for split, paths in files.boxes.items():
         for path in paths:
-            yield from read_boxes(path, split)
+            yield from read_boxes(path, split, files.name_of(path))
 
 
-def _read_all_photos(files: Mapping[str, Path]) -> Iterator[pa.RecordBatch]:
-    for split, path in files.items():
+def _read_all_photos(files: Files) -> Iterator[pa.RecordBatch]:
+    for split, path in files.metadata.items():
         yield from read_photos(path, split)
+    if files.all_metadata:
+        yield from read_photos_of_all(files.all_metadata, files.boxes.keys() - files.metadata.keys())
 
 
 def _box_types() -> dict[str, pa.DataType]:
@@ -247,16 +215,21 @@ def _box_types() -> dict[str, pa.DataType]:
 
 def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
     count = len(rows.batch)
-    columns: dict[str, pa.Array] = {target: rows.batch.column(name) for name, target in BOX_COLUMNS.items()}
+    present = rows.batch.schema.names
+    columns: dict[str, pa.Array] = {target: rows.batch.column(name) for name, target in BOX_COLUMNS.items() if name in present}
     columns |= {"split": one_word(split, count), "file": one_word(file, count), "row": pa.array(rows.numbers, pa.int64())}
     problems = dict(rows.problems)
-    for name, target in BOX_COLUMNS.items():
-        if target in FLAGS:
+    for name in _FLAG_COLUMNS:
+        target = BOX_COLUMNS[name]
+        if name in present:
             columns[target] = _flags(name, columns[target], rows.numbers, problems)
+        else:
+            columns[target] = pa.array(np.full(count, -1, np.int8))
     if problems:
-        found = [problems.get(number) for number in rows.numbers.tolist()]
-        columns["problem"] = pa.array([problem and _reason(problem[0]) for problem in found], WORD)
-        columns["detail"] = pa.array([problem and problem[1] for problem in found], pa.string())
+        found = [(number, problems.get(number)) for number in rows.numbers.tolist()]
+        columns["problem"] = pa.array([problem and _reason(problem[0]) for _, problem in found], WORD)
+        details = [problem and f"{file}, line {number + 1}: {problem[1]}" for number, problem in found]
+        columns["detail"] = pa.array(details, pa.string())
     batch = _filled(columns, BOXES, count)
     if not rows.broken:
         return batch
@@ -265,7 +238,7 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
         "file": one_word(file, len(rows.broken)),
         "row": pa.array(list(rows.broken), pa.int64()),
         "problem": one_word("bad_row", len(rows.broken)),
-        "detail": pa.array(list(rows.broken.values()), pa.string()),
+        "detail": pa.array([f"{file}, line {number + 1}: {text}" for number, text in rows.broken.items()], pa.string()),
     }
     both = pa.Table.from_batches([batch, _filled(broken, BOXES, len(rows.broken))]).unify_dictionaries().combine_chunks()
     return both.to_batches()[0]
@@ -293,19 +266,21 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
     """Look at a file's first rows for what is wrong with all of it.
 
     Raises:
-        InputError: there is no row; most rows are in pixels; or no label is in the class file.
+        InputError: there is no row; all cells are empty; most rows are in pixels; or no label is in the class file.
     """
-    rows = next(stream_csv(path, _box_types()), None)
+    columns = {name: kind for name, kind in _box_types().items() if name in read_header(path)}
+    rows = next(stream_csv(path, columns), None)
     if rows is None or not len(rows.batch):
         broken = rows.broken if rows else {}
         why = f" (line {min(broken) + 1}: {broken[min(broken)]})" if broken else ""
         raise InputError(f"{path}: no row can be read below the header{why}; get the file again, or change source.splits")
+    _check_not_empty(path, rows)
     first = rows.batch.slice(0, _LOOKED_AT)
-    columns = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
-    above = np.stack([pc.fill_null(pc.greater(first.column(name), 1), False).to_numpy(zero_copy_only=False) for name in columns])
+    edges = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
+    above = np.stack([pc.fill_null(pc.greater(first.column(name), 1), False).to_numpy(zero_copy_only=False) for name in edges])
     if above.any(axis=0).mean() > 0.5:
         place = int(above.any(axis=0).argmax())
-        name = columns[int(above[:, place].argmax())]
+        name = edges[int(above[:, place].argmax())]
         cell = first.column(name)[place].as_py()
         raise InputError(
             f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo; in "
@@ -320,15 +295,26 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
         )
 
 
+def _check_not_empty(path: Path, rows: CsvRows) -> None:
+    """Look at a file's first rows for a table whose rows are there, and whose cells are not.
+
+    Raises:
+        InputError: no cell of a column that is read has anything in it.
+    """
+    if len(rows.batch) and not rows.problems and all(column.null_count == len(column) for column in rows.batch.columns):
+        raise InputError(f"{path}: all cells of {len(rows.batch):,} rows are empty; get the file again")
+
+
+def _bad_row(path: Path, number: int, text: str) -> InputError:
+    return InputError(f"{path}, {place_of_row(path, number)}: {text}; mend the row, or get the file again")
+
+
 def _rotation(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:
     values = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False)
     wrong = ~(np.isnan(values) | np.isin(values, (0, 90, 180, 270)))
     if wrong.any():
         place = int(wrong.argmax())
-        raise InputError(
-            f"{path}, row {numbers[place]}: Rotation is {values[place]:g}, none of 0, 90, 180, 270 and empty; "
-            f"mend the row, or get the file again"
-        )
+        raise _bad_row(path, int(numbers[place]), f"Rotation is {values[place]:g}, none of 0, 90, 180, 270 and empty")
     return pa.array(np.nan_to_num(values).astype(np.int16), pa.int16(), mask=np.isnan(values))
 
 
@@ -338,10 +324,7 @@ def _sizes(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:
     wrong = ~missing & ~((values >= 0) & (values < 2**53) & (values == np.floor(values)))
     if wrong.any():
         place = int(wrong.argmax())
-        raise InputError(
-            f"{path}, row {numbers[place]}: OriginalSize is {values[place]:g}, not a number of bytes; "
-            f"mend the row, or get the file again"
-        )
+        raise _bad_row(path, int(numbers[place]), f"OriginalSize is {values[place]:g}, not a number of bytes")
     return pa.array(np.where(missing, 0, values).astype(np.int64), mask=missing)
 
 
@@ -349,33 +332,3 @@ def _filled(columns: Mapping[str, Any], schema: pa.Schema, count: int) -> pa.Rec
     """Columns in the order of a schema; those that are not there are null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _matching(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if path.name.endswith((".csv", ".csv.gz")) and path.is_file())
-
-
-def _each_once(paths: list[Path]) -> list[Path]:
-    """The paths, none of them as .csv and as .csv.gz.
-
-    Raises:
-        InputError: one is there both ways.
-    """
-    for path in paths:
-        if path.with_name(f"{path.name}.gz") in paths:
-            raise InputError(f"{path}: it is there gzipped too ({path.name}.gz); move one of the two away, or boxes count twice")
-    return paths
-
-
-def _only(folder: Path, what: str, patterns: list[str]) -> Path | None:
-    """The one file of several published names that is there.
-
-    Raises:
-        InputError: more than one is.
-    """
-    found = [
-        path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.name.endswith((".csv", ".csv.gz", ".json"))
-    ]
-    if len(found) > 1:
-        raise InputError(f"{folder}: {found[0].name} and {found[1].name} are both {what}; move away the one that is not meant")
-    return found[0] if found else None

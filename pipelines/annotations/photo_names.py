@@ -58,6 +58,13 @@ class PhotoNames:
             self._places[folder, head] = self._place(folder, head, base)
         return f"{self._places[folder, head]}{base}"
 
+    def notes(self) -> list[str]:
+        """What a user should know about the names that were read."""
+        if not self.found:
+            return []
+        file, names = next(iter(self.found.items()))
+        return [f"photos that were found by their base names: {len(self.found):,}; for example {min(names)} as {file}"]
+
     def _place(self, folder: str, head: str, base: str) -> str:
         """What stands before the base names of photos in folder `head`, by one of them: where it lies, or where a folder is."""
         plain = posixpath.join(folder, head)

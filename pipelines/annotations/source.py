@@ -1,5 +1,6 @@
 """What every annotation reader makes of its files: one `Source`, which streams boxes and what is known about photos."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,3 +41,10 @@ class Source:
     """About how many boxes there are: for the progress bar, and to size what memory holds at once."""
     read_notes: Callable[[], Sequence[str]] = list
     """What a user should know and may not expect about the boxes that were last read, a sentence each."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about what is read, and how: a file that is passed over, a column under another name."""
+
+    def print_notes(self) -> None:
+        """Print the notes, a line each, to where errors go."""
+        for note in self.notes:
+            print(f"note: {note}", file=sys.stderr)

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,11 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     if survey:
         read_survey(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
-    return {path.name: file_sha256(path) for path in (*source.files, *tables)} | dict(source.read_elsewhere())
+    paths = (*source.files, *tables)
+    names = Counter(path.name for path in paths)
+    # The folders of splits may hold files of one name.
+    called = {path: path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths}
+    return {name: file_sha256(path) for path, name in called.items()} | dict(source.read_elsewhere())
 
 
 def fingerprint(
@@ -102,6 +107,7 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     if not settings.upload:
         _check_ours(settings.out)
     source = open_source(settings)
+    source.print_notes()
     inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
     out = settings.out

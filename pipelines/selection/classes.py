@@ -1,7 +1,7 @@
 """Which classes a build takes: `selection.include_labels` and `exclude_labels`, by name or id, each with what lies below it."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,29 @@ def choose_classes(labels: Sequence[str], source: Source, settings: SelectionSet
     known = [not source.class_names or label in source.class_names for label in labels]
     chosen = [(not settings.include_labels or label in included) and label not in excluded for label in labels]
     return ClassChoice(np.array(known, bool), np.array(chosen, bool))
+
+
+def class_notes(labels: Sequence[str], source: Source, settings: SelectionSettings) -> Iterator[str]:
+    """What a user of Open Images may not expect of `include_labels` and `exclude_labels`: classes without those below them.
+
+    Args:
+        labels: class ids as they stand in the boxes.
+        source: for names and hierarchy.
+        settings: the two lists; `choose_classes` knows all their words.
+    """
+    for key, words in (("include_labels", settings.include_labels), ("exclude_labels", settings.exclude_labels)):
+        if not words:
+            continue
+        if not source.subclasses:
+            yield (
+                f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read "
+                f"(bbox_labels_600_hierarchy.json belongs beside the annotations; docs/selection.md#files-of-open-images)"
+            )
+            continue
+        nodes = {*source.subclasses, *(child for children in source.subclasses.values() for child in children)}
+        outside = [word for word in words if _class_id(word, source.class_names, {*nodes, *labels}, key) not in nodes]
+        if outside:
+            yield f"selection.{key}: {', '.join(outside)}: not in the class hierarchy, so nothing is below"
 
 
 def below(wanted: Iterable[str], source: Source, key: str, present: Sequence[str] = ()) -> set[str]:

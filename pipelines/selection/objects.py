@@ -31,7 +31,7 @@ from pipelines.annotations.source import Source
 from pipelines.annotations.unread import flags_that_nobody_sets
 from pipelines.config import BuildSettings
 from pipelines.selection.balance import Balance, keeps
-from pipelines.selection.classes import choose_classes
+from pipelines.selection.classes import choose_classes, class_notes
 from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather, photo_hashes
 from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
 from pipelines.selection.rules import REASONS
@@ -100,7 +100,10 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
         gathered = gather(source, settings, folder)
         selection = Selection(boxes=gathered.boxes.rows)
-        choice = choose_classes(gathered.labels.words, source, settings.selection)
+        labels = gathered.labels.words
+        choice = choose_classes(labels, source, settings.selection)
+        # Own boxes have no class hierarchy, and that of COCO is in its file.
+        notes = list(class_notes(labels, source, settings.selection)) if settings.source.kind == "open_images" else []
         same = _find_same_photos(gathered, settings)
         selection.same_photos = _count_same(same)
         dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
@@ -123,9 +126,10 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         if not selection.objects:
             raise InputError(
                 f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "
-                f"docs/selection.md tells what each means{_first_example(selection)}"
+                f"docs/data-format.md#reasons-of-rejects tells what each means{_first_example(selection)}"
+                f"{''.join(f'; {note}' for note in notes)}"
             )
-        selection.notes = [*source.read_notes(), *_notes(selection, source, settings)]
+        selection.notes = [*notes, *source.read_notes(), *_notes(selection, settings)]
     selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
     selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
     return selection
@@ -255,10 +259,8 @@ def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return numbers(table, "group"), numbers(table, "priority")
 
 
-def _notes(selection: Selection, source: Source, settings: BuildSettings) -> Iterator[str]:
+def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
     rules = settings.selection
-    if (rules.include_labels or rules.exclude_labels) and settings.source.kind == "open_images" and not source.subclasses:
-        yield "there is no class hierarchy beside the annotations: include_labels and exclude_labels mean the named classes alone"
     if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
         yield (
             f"the tables do not say how large the photos of {selection.objects_of_unknown_size:,} objects are: min_side and "

@@ -65,6 +65,7 @@ def test_the_side_of_a_view_is_that_of_the_dataset_first(world: World, tmp_path)
     with pytest.raises(InputError, match=r"dataset\.json: damaged, it has no view_size"):
         view_size(tmp_path, config)
     (tmp_path / "dataset.json").unlink()
+    assert view_size(tmp_path, None) == (512, "the default")
     config.write_text("build:\n  views:\n    size: much\n")
     with pytest.raises(InputError, match=r"build\.views\.size is 'much'; give a number of px"):
         view_size(tmp_path, config)

@@ -248,6 +248,6 @@ def test_a_compiled_model_computes_the_same(world: World, tmp_path: Path):
     command = [sys.executable, "-c", COMPILED, "--config", str(world.config)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    eager_loss, eager_norm, compiled_loss, compiled_norm = map(float, done.stdout.split())
+    eager_loss, eager_norm, compiled_loss, compiled_norm = map(float, done.stdout.splitlines()[-1].split())
     assert compiled_loss == pytest.approx(eager_loss, rel=1e-4)
     assert compiled_norm == pytest.approx(eager_norm, rel=1e-4)

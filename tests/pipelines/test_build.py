@@ -510,7 +510,7 @@ def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
         ("no folder", [], ["train: no such folder", "build.source.photos"]),
         ("no column", [], ["train-annotations-bbox.csv, line 1", "column XMax is missing"]),
         ("no csv", [], ["train-annotations-bbox.csv: no such file"]),
-        ("none accepted", [], ["none of the", "too_small", "docs/selection.md"]),
+        ("none accepted", [], ["none of the", "too_small", "docs/data-format.md#reasons-of-rejects"]),
     ],
 )
 def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, tmp_path, capsys, monkeypatch):

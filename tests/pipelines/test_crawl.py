@@ -387,7 +387,7 @@ def test_a_mistake_is_one_line_and_a_status(others, acts, message, tmp_path):
     done = call_crawl([*crawl_options(tables, tmp_path / "store", tmp_path / "out", None, others=others), *acts], status=2)
     assert re.search(message, done.stderr), done.stderr
     assert re.fullmatch(r"error: [^\n]+\n", done.stderr)
-    assert not done.stdout
+    assert re.fullmatch(r"(settings: [^\n]+\n)?", done.stdout)
     assert not (tmp_path / "store" / "index.parquet").exists()
 
 

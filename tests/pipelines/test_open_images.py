@@ -4,16 +4,30 @@ import csv
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.annotations import csv_files, open_images
+from pipelines.annotations import csv_files, open_images, open_source
+from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names, read_hierarchy
+from pipelines.annotations.open_images_files import (
+    ALL_METADATA_NAME,
+    BOX_NAMES,
+    CLASS_NAMES,
+    HIERARCHY_NAMES,
+    METADATA_NAMES,
+    OTHER_BOX_NAMES,
+    find_files,
+)
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
+from pipelines.planning.freeze import freeze_tables, hash_inputs
+from pipelines.selection.classes import below
 from pipelines.selection.objects import select_objects
 from schemas.errors import InputError
+from schemas.settings import REPOSITORY
 from schemas.tables import BOXES, PHOTOS
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"
@@ -114,11 +128,11 @@ def test_what_is_wrong_with_a_row_is_told_of_that_row_alone(boxes_file, block, m
     assert sorted(rows) == list(range(1, 29))
     found = {number - 20: (row["problem"], row["detail"]) for number, row in rows.items() if row["problem"]}
     assert found == {
-        2: ("bad_number", "XMax is 'wide', not a number"),
-        3: ("bad_row", "5 cells, the header has 13"),
-        5: ("bad_flag", "IsOccluded is 300, expected 1, 0 or -1"),
-        6: ("bad_flag", "IsOccluded is 'no', not a number"),
-        8: ("bad_row", "LabelName is no UTF-8 text"),
+        2: ("bad_number", "train-annotations-bbox.csv, line 23: XMax is 'wide', not a number"),
+        3: ("bad_row", "train-annotations-bbox.csv, line 24: 5 cells, the header has 13"),
+        5: ("bad_flag", "train-annotations-bbox.csv, line 26: IsOccluded is 300, expected 1, 0 or -1"),
+        6: ("bad_flag", "train-annotations-bbox.csv, line 27: IsOccluded is 'no', not a number"),
+        8: ("bad_row", "train-annotations-bbox.csv, line 29: LabelName is no UTF-8 text"),
     }
     assert rows[24]["x_min"] is None
     assert rows[22]["x_min"] == rows[21]["x_min"] == 0.022673031
@@ -192,9 +206,9 @@ def test_a_gzip_that_is_cut_off_stops(boxes_file):
 
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere: no such folder"):
-        open_images.box_files(tmp_path / "nowhere", ["train"])
+        find_files(tmp_path / "nowhere", ["train"])
     with pytest.raises(InputError, match=r"test-annotations-bbox.csv: no such file"):
-        open_images.box_files(tmp_path, ["test"])
+        find_files(tmp_path, ["test"])
 
 
 def test_published_names_are_found_gzipped_and_in_parts(tmp_path):
@@ -205,7 +219,7 @@ def test_published_names_are_found_gzipped_and_in_parts(tmp_path):
     ):
         (tmp_path / name).touch()
     (tmp_path / "validation-annotations-bbox.txt").touch()
-    found = open_images.box_files(tmp_path, ["train", "validation"])
+    found = find_files(tmp_path, ["train", "validation"]).boxes
     assert [path.name for path in found["train"]] == ["oidv6-train-annotations-bbox.csv"]
     assert [path.name for path in found["validation"]] == [f"validation-annotations-bbox-0000{part}.csv.gz" for part in (0, 1)]
 
@@ -214,7 +228,7 @@ def test_published_names_are_found_gzipped_and_in_parts(tmp_path):
 def test_boxes_that_are_there_twice_are_not_counted_twice(boxes_file, second):
     (boxes_file.parent / second).write_text("x")
     with pytest.raises(InputError, match="move"):
-        open_images.box_files(boxes_file.parent, ["train"])
+        find_files(boxes_file.parent, ["train"])
 
 
 def test_metadata_is_read_with_what_it_says_of_each_photo(tmp_path):
@@ -238,11 +252,11 @@ def test_metadata_is_read_with_what_it_says_of_each_photo(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a,train,u,,cc,,A,t,12,md,,45", "row 1: Rotation is 45, none of 0, 90, 180, 270"),
-        ("a,train,u,,cc,,A,t,12,md,,upright", "row 1: Rotation is 'upright', not a number"),
-        ("a,train,u", "row 1: 3 cells"),
-        ("a,train,u,,cc,,A,t,12.5,md,,0", "row 1: OriginalSize is 12.5, not a number of bytes"),
-        ("a,train,u,,cc,,A,t,1e30,md,,0", "row 1: OriginalSize is 1e[+]30"),
+        ("a,train,u,,cc,,A,t,12,md,,45", "line 2: Rotation is 45, none of 0, 90, 180, 270"),
+        ("a,train,u,,cc,,A,t,12,md,,upright", "line 2: Rotation is 'upright', not a number"),
+        ("a,train,u", "line 2: 3 cells"),
+        ("a,train,u,,cc,,A,t,12.5,md,,0", "line 2: OriginalSize is 12.5, not a number of bytes"),
+        ("a,train,u,,cc,,A,t,1e30,md,,0", "line 2: OriginalSize is 1e[+]30"),
     ],
 )
 def test_metadata_that_cannot_be_trusted_stops(row, message, tmp_path):
@@ -264,20 +278,20 @@ def test_metadata_of_old_mirrors_has_four_columns(tmp_path):
 def test_class_names_are_read_with_and_without_a_header(tmp_path):
     path = tmp_path / "class-descriptions-boxable.csv"
     path.write_text('LabelName,DisplayName\n/m/1,Disc\n/m/2,"Ring, blue"\n')
-    assert open_images.read_class_names(path) == {"/m/1": "Disc", "/m/2": "Ring, blue"}
+    assert read_class_names(path) == {"/m/1": "Disc", "/m/2": "Ring, blue"}
     path.write_text("/m/1,Disc\n/m/2,Ring, blue\n")
     with pytest.raises(InputError, match=r"class-descriptions-boxable\.csv, line 2: 3 cells, expected 2"):
-        open_images.read_class_names(path)
+        read_class_names(path)
     path.write_bytes("/m/1,Disc\n/m/2,Ré\n".encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8 text"):
-        open_images.read_class_names(path)
+        read_class_names(path)
     packed = path.with_suffix(".csv.gz")
     packed.write_bytes(gzip.compress(b"/m/1,Disc\n" * 1000)[:40])
     with pytest.raises(InputError, match="cut off or damaged"):
-        open_images.read_class_names(packed)
+        read_class_names(packed)
     path.write_text("/m/1,Disc\n/m/1,Ring\n")
     with pytest.raises(InputError, match="line 2: class /m/1 has two names, Disc and Ring"):
-        open_images.read_class_names(path)
+        read_class_names(path)
 
 
 def test_the_hierarchy_is_what_is_below_and_not_what_is_a_part(tmp_path):
@@ -285,14 +299,14 @@ def test_the_hierarchy_is_what_is_below_and_not_what_is_a_part(tmp_path):
     hand = {"LabelName": "/m/hand", "Subcategory": [{"LabelName": "/m/fist"}]}
     person = {"LabelName": "/m/person", "Subcategory": [{"LabelName": "/m/man"}, {"LabelName": "/m/woman"}], "Part": [hand]}
     path.write_text(json.dumps({"LabelName": "/m/entity", "Subcategory": [person]}))
-    below = open_images.read_hierarchy(path)
+    below, _ = read_hierarchy(path, {})
     assert below["/m/person"] == ("/m/man", "/m/woman")
     assert below["/m/entity"] == ("/m/person",)
     assert below["/m/hand"] == ("/m/fist",)
     for text in ("{", "[]", '{"Subcategory": []}'):
         path.write_text(text)
         with pytest.raises(InputError, match="not Open Images' class hierarchy"):
-            open_images.read_hierarchy(path)
+            find_hierarchy([path], HIERARCHY_NAMES, {})
 
 
 def test_the_real_files(real_data, tmp_path):
@@ -343,3 +357,324 @@ def test_order_files_and_gzip_change_no_byte_of_the_objects(tmp_path):
     assert objects("five", [shuffled[number::5] for number in range(5)], False) == plain
     assert objects("packed", [shuffled[number::5] for number in range(5)], True) == plain
     assert objects("one packed", [rows], True) == plain
+
+
+# Lines.
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("bad", ["", "0002,xclick,/m/y,1,0.1\n", ROW.replace("0.9642005", "wide")])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_rows_are_known_by_their_lines(tmp_path, end, bad, suffix):
+    """Empty lines are no rows, and count as lines; whether the file is read typed or, from a bad cell on, as text."""
+    text = (HEADER + ROW + "\n\n" + ROW + "   \n" + bad + ROW + "\n\n").replace("\n", end)
+    path = tmp_path / f"train-annotations-bbox.csv{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+    lines = [number for number, line in enumerate(text.split(end), 1) if line.strip() and number > 1]
+    rows = sorted(read(path), key=lambda row: row["row"])
+    assert [row["row"] + 1 for row in rows] == lines
+    assert [row["detail"] for row in rows if row["problem"]] == [row["detail"] for row in rows if row["detail"]]
+    if bad:
+        assert f"{path.name}, line 7: " in rows[2]["detail"]
+
+
+def test_a_row_of_empty_cells_is_no_empty_line(boxes_file):
+    boxes_file.write_text(HEADER + ROW + "," * 12 + "\n\n" + ROW)
+    assert [(row["row"], row["photo_id"] is None) for row in read(boxes_file)] == [(1, False), (2, True), (4, False)]
+
+
+def test_a_line_of_metadata_is_found_behind_titles_of_several_lines(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text(METADATA + '\na,train,u,,cc,,A,"of\ntwo lines",12,md,,0\n\nb,train,u,,cc,,A,t,12,md,,45\n')
+    with pytest.raises(InputError, match="line 6: Rotation is 45"):
+        read_metadata(path)
+    path.write_text(METADATA + '\na,train,u,,cc,,A,"of\ntwo lines",12,md,,0\n\nb,train\n')
+    with pytest.raises(InputError, match="line 6: 2 cells, the header has 12"):
+        read_metadata(path)
+    names = tmp_path / "class-descriptions-boxable.csv"
+    names.write_text('/m/1,"Disc\nor plate"\n\n/m/2\n')
+    with pytest.raises(InputError, match="line 4: 1 cells, expected 2"):
+        read_class_names(names)
+
+
+def test_spaces_around_cells_are_no_part_of_them(tmp_path, boxes_file):
+    boxes_file.write_text(HEADER + ROW.replace("/m/0cmf2", " /m/0cmf2\t").replace("0001eeaf4aed83f9", ' "0001eeaf4aed83f9" ') * 2)
+    (row, _) = read(boxes_file)
+    assert (row["photo_id"], row["label"]) == ("0001eeaf4aed83f9", "/m/0cmf2")
+    path = tmp_path / "m.csv"
+    path.write_text(METADATA + 'a,train," https://x/a ",, cc ,,"  Ada Lovelace",t,12, md== ,,0\n')
+    (photo,) = read_metadata(path)
+    assert [photo[name] for name in ("url", "licence", "author", "original_md5")] == ["https://x/a", "cc", "Ada Lovelace", "md=="]
+    names = tmp_path / "class-descriptions-boxable.csv"
+    names.write_text("/m/1 , Disc\n")
+    assert read_class_names(names) == {"/m/1": "Disc"}
+
+
+# Columns and files of other versions and of challenges.
+
+
+def cells(header: str, row: str, names: list[str]) -> str:
+    values = dict(zip(header.strip().split(","), row.strip().split(","), strict=True))
+    return ",".join(names) + "\n" + ",".join(values[name] for name in names) + "\n"
+
+
+FLAGS = ["IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"]
+PLACE = ["ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax"]
+
+
+@pytest.mark.parametrize("present", [[], ["IsGroupOf"], ["IsInside", "IsOccluded"]])
+def test_a_flag_without_a_column_is_unknown_and_not_0(boxes_file, present):
+    """The training boxes of V2 and V3 have no flags, those of the challenges one."""
+    boxes_file.write_text(cells(HEADER, ROW.replace(",0,-1,1,0,0", ",0,0,0,0,0"), [*PLACE, *present]))
+    source = open_folder(boxes_file.parent)
+    (row,) = [row for batch in source.read_boxes() for row in batch.to_pylist()]
+    values = {name: row[open_images.BOX_COLUMNS[name]] for name in FLAGS}
+    assert values == {name: 0 if name in present else -1 for name in FLAGS}
+    absent = ", ".join(name for name in FLAGS if name not in present)
+    assert source.notes == (f"train-annotations-bbox.csv: no column {absent}, which are unknown (-1) then",)
+
+
+def test_a_column_in_another_spelling_is_no_absent_one(boxes_file):
+    boxes_file.write_text(HEADER.replace("IsGroupOf", "is_group_of") + ROW)
+    with pytest.raises(InputError, match="column is_group_of is not read under this name; call it IsGroupOf"):
+        open_folder(boxes_file.parent)
+    boxes_file.write_text(HEADER.replace("XMax", "xmax") + ROW)
+    with pytest.raises(InputError, match=r"column XMax is missing .*: call xmax XMax"):
+        open_folder(boxes_file.parent)
+
+
+def write_boxes(folder: Path, *splits: str) -> None:
+    for split in splits:
+        folder.mkdir(exist_ok=True)
+        (folder / f"{split}-annotations-bbox.csv").write_text(HEADER + ROW.replace("0001eeaf4aed83f9", f"{split}0"))
+
+
+def metadata_row(photo: str, split: str) -> str:
+    return f"{photo},{split},https://x/{photo},,cc,,Ada,t,12,md==,,0\n"
+
+
+def photos_of(source: open_images.Source) -> dict[str, str]:
+    """Photo id -> split, of those with a URL."""
+    rows = [row for batch in source.read_photos() for row in batch.to_pylist()]
+    return {row["photo_id"]: row["split"] for row in rows if row["url"] == f"https://x/{row['photo_id']}"}
+
+
+@pytest.mark.parametrize("place", ["", "{}/"])
+@pytest.mark.parametrize("name", METADATA_NAMES)
+def test_metadata_is_read_under_the_names_of_every_version(tmp_path, place, name):
+    if name == "images" and not place:
+        pytest.skip("a name that says no split means something in a split's folder alone")
+    write_boxes(tmp_path, "train", "validation")
+    for split in ("train", "validation"):
+        path = tmp_path / f"{place}{name}.csv".format(*[split] * 2)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(METADATA + metadata_row(f"{split}0", split))
+    source = open_folder(tmp_path, "train", "validation")
+    assert photos_of(source) == {"train0": "train", "validation0": "validation"}
+    assert source.listed_splits == {"train", "validation"}
+    assert source.notes == ()
+    assert len(set(source.files)) == 4
+
+
+def test_one_file_of_metadata_serves_all_splits_that_have_none_of_their_own(tmp_path):
+    write_boxes(tmp_path, "train", "validation", "test")
+    rows = "".join(metadata_row(f"{split}{number}", split) for number in range(3) for split in ("test", "validation", "train"))
+    (tmp_path / "image_ids_and_rotation.csv").write_text(METADATA + rows)
+    assert photos_of(open_folder(tmp_path, "train", "validation")) == {
+        f"{split}{number}": split for split in ("train", "validation") for number in range(3)
+    }
+    (tmp_path / "train-images-boxable.csv").write_text(METADATA + metadata_row("train9", "train"))
+    both = open_folder(tmp_path, "train", "test")
+    assert photos_of(both) == {"train9": "train", **{f"test{number}": "test" for number in range(3)}}
+    assert both.listed_splits == {"train", "test"}
+    (tmp_path / "image_ids_and_rotation.csv").write_text(METADATA.replace("Subset", "Part") + rows)
+    with pytest.raises(InputError, match=r"image_ids_and_rotation.csv, line 1: column Subset is missing"):
+        open_folder(tmp_path, "test")
+
+
+def test_a_hash_of_zeros_is_no_hash(tmp_path):
+    """Nobody knows the original's then; taken for one, all such photos were copies of each other."""
+    path = tmp_path / "m.csv"
+    path.write_text(METADATA + metadata_row("a", "train").replace("md==", "A" * 22 + "=="))
+    assert read_metadata(path)[0]["original_md5"] is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{}/annotations-human-bbox.csv",
+        "{}/{}-annotations-bbox.csv.gz",
+        "challenge-2019-{}-detection-bbox.csv",
+        "challenge-2018-{}-annotations-bbox.csv",
+    ],
+)
+def test_boxes_are_read_under_other_published_names(tmp_path, name):
+    for split in ("train", "validation"):
+        path = tmp_path / name.format(split, split)
+        path.parent.mkdir(exist_ok=True)
+        data = (HEADER + ROW.replace("0001eeaf4aed83f9", split)).encode()
+        path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    source = open_folder(tmp_path, "train", "validation")
+    rows = [row for batch in source.read_boxes() for row in batch.to_pylist()]
+    assert [(row["photo_id"], row["split"], row["file"]) for row in rows] == [
+        (split, split, name.format(split, split)) for split in ("train", "validation")
+    ]
+
+
+def test_files_of_one_name_in_the_folders_of_splits_are_two_inputs(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "annotations-human-bbox.csv").write_text(HEADER + ROW)
+    source = SourceSettings(annotations=tmp_path, photos=tmp_path)
+    settings = BuildSettings(out=tmp_path / "out", source=source)
+    before = hash_inputs(settings, open_source(settings))
+    assert set(before) == {"train/annotations-human-bbox.csv", "validation/annotations-human-bbox.csv"}
+    (tmp_path / "train" / "annotations-human-bbox.csv").write_text(HEADER + ROW * 2)
+    assert hash_inputs(settings, open_source(settings)) != before
+
+
+def test_every_table_that_is_not_read_is_named_once(tmp_path, capsys):
+    write_boxes(tmp_path, "train", "validation", "test")
+    others = {
+        "challenge-2018-train-annotations-bbox.csv": "train-annotations-bbox.csv is read for it",
+        "train-images-boxable.csv": "train-images-boxable-with-rotation.csv is read for it",
+        "test-annotations-bbox.csv": "of test, which is not in source.splits",
+        "class-descriptions.csv": "class-descriptions-boxable.csv is read for it",
+        "bbox_labels_500_hierarchy.json": "bbox_labels_600_hierarchy.json is read for it",
+        "my_hierarchy.json": "bbox_labels_600_hierarchy.json is read for it",
+        "validation-images.csv.zip": "neither .csv nor .csv.gz",
+        **dict.fromkeys(["boxes.TSV", "objects.parquet", "notes.json.gz"], ""),
+    }
+    for name in ("train-images-boxable-with-rotation.csv", "class-descriptions-boxable.csv", *others):
+        if not (tmp_path / name).exists():
+            (tmp_path / name).write_text(METADATA if "rotation" in name else "/m/0cmf2,Disc\n")
+    (tmp_path / "bbox_labels_600_hierarchy.json").write_text(json.dumps({"LabelName": "/m/0cmf2"}))
+    for name in ("README.md", ".hidden.csv", "photo.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.csv").mkdir()
+    source = SourceSettings(annotations=tmp_path, photos=tmp_path)
+    freeze_tables(BuildSettings(out=tmp_path / "out", source=source, selection=SelectionSettings(reject_flags=())))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert line.startswith(f"note: {tmp_path}: not read: ")
+    told = line.partition("not read: ")[2].partition("; names that are read: docs/selection.md#files-of-open-images")[0]
+    expected = [f"{name} ({why})" if why else name for name, why in others.items()]
+    assert sorted(re.split(r", (?![^(]*\))", told)) == sorted(expected)
+
+
+def test_the_page_names_the_files_as_they_are_read():
+    page = (REPOSITORY / "docs" / "selection.md").read_text().partition("## Files of Open Images")[2].partition("\n## ")[0]
+    names = (*BOX_NAMES, *OTHER_BOX_NAMES, *METADATA_NAMES, ALL_METADATA_NAME, *CLASS_NAMES, *HIERARCHY_NAMES)
+    assert set(re.findall(r"`([\w<>-]+)`", page)) >= {name.replace("{}", "<split>") for name in names}
+
+
+# Classes.
+
+
+def below_of(tmp_path: Path, name: str, tree: dict | list, names: dict[str, str]) -> open_images.Source:
+    write_boxes(tmp_path, "train")
+    (tmp_path / name).write_text(json.dumps(tree))
+    (tmp_path / "class-descriptions-boxable.csv").write_text("".join(f"{label},{word}\n" for label, word in names.items()))
+    return open_folder(tmp_path)
+
+
+NAMES = {"/m/0cmf2": "Disc", "/m/fruit": "Fruit", "/m/apple": "Apple", "/m/fig": "Common fig"}
+IDS = {"LabelName": "/m/all", "Subcategory": [{"LabelName": "/m/fruit", "Subcategory": [{"LabelName": "/m/apple"}]}]}
+WORDS = {
+    "name": "Entity",
+    "children": [
+        {"name": "fruit", "children": [{"name": "Apple", "size": 1}, {"name": "Common fig"}, {"name": "Plum"}]},
+        {"name": "Indoor", "children": [{"name": "Disc"}]},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["bbox_labels_500_hierarchy.json", "challenge-2019-label500-hierarchy.json", "my-hierarchy.json"]
+)
+def test_a_hierarchy_is_read_under_other_names_and_said(tmp_path, name):
+    source = below_of(tmp_path, name, IDS, NAMES)
+    assert source.subclasses["/m/fruit"] == ("/m/apple",)
+    assert source.notes == (f"class hierarchy: {tmp_path / name}",)
+    assert source.files[-1] == tmp_path / name
+
+
+def test_the_hierarchy_of_the_oldest_versions_goes_by_names(tmp_path):
+    """Groups that are no class, and names of classes that are not there, stay as they are."""
+    source = below_of(tmp_path, "bbox_hierarchy.json", WORDS, NAMES)
+    assert source.subclasses["/m/fruit"] == ("/m/apple", "/m/fig", "Plum")
+    assert source.subclasses["Indoor"] == ("/m/0cmf2",)
+    (note,) = source.notes
+    assert note == f"class hierarchy: {tmp_path}/bbox_hierarchy.json, in which a part (a person's hand) lies below its whole"
+    assert below(["Fruit"], source, "include_labels") == {"/m/fruit", "/m/apple", "/m/fig", "Plum"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "why"),
+    [
+        ({"id": "/m/all", "subs": []}, "its keys are id, subs, expected LabelName and Subcategory, or name and children"),
+        ([1], ".*"),
+        ({"name": "Entity", "children": [{"name": "Cat"}]}, "none of its names is the name of a class in the class list"),
+    ],
+)
+def test_a_hierarchy_of_no_known_layout_is_named_with_the_reason(tmp_path, tree, why):
+    source = below_of(tmp_path, "bbox_hierarchy.json", tree, NAMES)
+    assert not source.subclasses
+    (note,) = source.notes
+    assert re.search(rf"not read: bbox_hierarchy.json \(no class hierarchy: {why}\); names", note)
+
+
+# Tables that are something else.
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,cat\n",
+            r"no table of Open Images but one of boxes of your own \(image is photo, xmin is x_min, .*\); read it with "
+            r"--source.kind boxes --source.unit pixel \(or fraction\) --source.annotations .*train-annotations-bbox.csv",
+        ),
+        ("filename,width,height,class,xmin,ymin,xmax,ymax\n", "filename is photo, width is width, .* class is label"),
+        ("photo,x,y,width,height\n", "boxes of your own .boxes are given as a point and width, height"),
+        (HEADER.replace(",", ";"), "columns are not divided by commas"),
+        (HEADER + ("," * 12 + "\n") * 4, "train-annotations-bbox.csv: all cells of 4 rows are empty; get the file again"),
+    ],
+)
+def test_a_box_table_that_is_something_else_is_said_to_be_that(boxes_file, text, message):
+    boxes_file.write_text(text)
+    with pytest.raises(InputError, match=message):
+        open_folder(boxes_file.parent)
+
+
+def test_tables_of_empty_cells_are_files_to_get_again(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text(METADATA + ("," * 11 + "\n") * 3)
+    with pytest.raises(InputError, match="all cells of 3 rows are empty; get the file again"):
+        read_metadata(path)
+    path.write_text(",\n" * 5)
+    with pytest.raises(InputError, match="all cells of 5 rows are empty; get the file again"):
+        read_class_names(path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(tmp_path):
+    own = "image,xmin,ymin,xmax,ymax\n"
+    for name, text, message in (
+        ("boxes.csv", own, "--source.kind boxes .*boxes.csv"),
+        ("export.json", "{}", "source.kind: coco"),
+        ("train-annotations-bbox.csv", HEADER, "the folder that holds"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=f"{name}: a file; .*{message}"):
+            open_folder(tmp_path / name)
+
+
+def test_without_box_tables_those_that_are_there_are_named(tmp_path):
+    (tmp_path / "my.csv").write_text("image,xmin,ymin,xmax,ymax\n")
+    with pytest.raises(InputError, match=r"my.csv\).*my.csv is no table .* of your own \(image is photo.*--source.kind boxes"):
+        open_folder(tmp_path)
+    (tmp_path / "my.csv").unlink()
+    (tmp_path / "instances_val2017.json").touch()
+    with pytest.raises(
+        InputError, match=r"train-annotations-bbox.csv: no such file \(tables that are there: instances_val2017.json\)"
+    ):
+        open_folder(tmp_path)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.annotations.boxes import CORNERS, open_boxes, photo_id_of
+from pipelines.annotations.column_names import columns_of
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import BuildSettings, SourceSettings
@@ -25,6 +26,7 @@ from schemas.tables import BOXES, PHOTOS
 HEADER = "photo,x_min,y_min,x_max,y_max"
 SIZED = f"{HEADER},width,height\n"
 COORDINATES = ("x_min", "x_max", "y_min", "y_max")
+GOOD = {"photo": "a.jpg", "x_min": 10, "y_min": 5, "x_max": 30, "y_max": 15}
 
 
 def opened(path: Path, content: str | bytes | None = None, unit: str = "pixel", seed: int = 0, **settings: Any) -> Source:
@@ -144,10 +146,11 @@ def test_fractions_may_overshoot_by_a_px_or_by_rounding(csv_file):
         ),
         (",1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: .* is empty"),
         ("/a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: '/a.jpg' is absolute"),
-        ("b/../../a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: 'b/../../a.jpg' leads out of the photo folder"),
-        ("b\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* has a backslash; write / between folders"),
-        ("a.jpg,1,2,3,4,cat,val,40,20", "bad_row", "column split: 'val' is none of train, validation, test"),
-        ("a.jpg,1,2,3,4,cat,,40,20", "bad_row", "column split: None is none of"),
+        ("b/../../a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* leads out of the photo folder"),
+        ("b\\..\\..\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* leads out of the photo folder"),
+        ("C:\\photos\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* is absolute, and no file a.jpg is below"),
+        ("a.jpg,1,2,3,4,cat,dev,40,20", "bad_row", "column split: 'dev' is none of train, validation, test"),
+        ("a.jpg,1,2,3,4,cat,,40,20", "bad_row", "column split: is empty"),
         ("c.jpg,1,2,3,4,cat,validation,40,20", "bad_row", "column split: 'validation', but 'train' in line 2 for the same photo"),
         ("c.jpg,1,2,3,4,cat,train,41,20", "bad_row", "column width: 41, but 40 in line 2 for the same photo"),
         ("a.jpg,1,2,3,4,cat,train,0,20", "bad_row", "column width: '0' is no whole number of px above 0"),
@@ -222,10 +225,62 @@ def test_empty_lines_are_no_rows_and_keep_the_count_of_lines(csv_file):
     assert "line 6" in rows[1]["detail"]
 
 
-def test_labels_are_taken_as_they_stand(csv_file):
-    lines = [f"a.jpg,1,2,3,4,{label},40,20" for label in ("Big Cat", "", " ")]
-    rows = boxes_of(opened(csv_file, "\n".join([f"{HEADER},label,width,height", *lines])))
-    assert [(row["label"], row["problem"]) for row in rows] == [("Big Cat", None), (None, None), (None, None)]
+@pytest.mark.parametrize(
+    ("cell", "label"),
+    [
+        ("Big Cat", "Big Cat"),
+        ("  cat\t", "cat"),
+        ("\u00a0cat", "cat"),
+        ("", None),
+        (" ", None),
+        ("2", "2"),
+        ("2.0", "2"),  # pandas makes floats of whole numbers where a cell of their column is empty.
+        ("-1.0", "-1"),
+        ("2.5", "2.5"),
+        ("v2.0", "v2.0"),
+        ("1.0.0", "1.0.0"),
+    ],
+)
+def test_a_label_is_its_text_without_spaces_and_a_number_without_its_zero(csv_file, jsonl_file, cell, label):
+    (row,) = boxes_of(opened(csv_file, f"{HEADER},label,width,height\na.jpg,1,2,3,4,{cell},40,20\n"))
+    assert (row["label"], row["problem"]) == (label, None)
+    if cell.strip():
+        (row,) = boxes_of(opened(jsonl_file, json.dumps({**GOOD, "label": cell, "width": 40, "height": 20})))
+        assert (row["label"], row["problem"]) == (label, None)
+
+
+@pytest.mark.parametrize(("value", "label"), [(2, "2"), (2.0, "2"), (2.5, "2.5"), (float("nan"), None)])
+def test_a_label_of_json_may_be_a_number(jsonl_file, value, label):
+    lines = [{**GOOD, "label": word, "width": 40, "height": 20} for word in ("cat", value)]
+    rows = boxes_of(opened(jsonl_file, "\n".join(map(json.dumps, lines))))
+    assert [(row["label"], row["problem"]) for row in rows] == [("cat", None), (label, None)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_no_text_cell_keeps_the_spaces_around_it(tmp_path, suffix):
+    """The one after a URL would be asked for as %20."""
+    texts = {
+        "photo": "a.jpg",
+        "label": "cat",
+        "split": "train",
+        "url": "http://u/a.jpg",
+        "author": "Ann B.",
+        "licence": "http://l",
+    }
+    row = {"width": 40, "height": 20, **GOOD, **{name: f"  {value}\t" for name, value in texts.items()}}
+    lines = [",".join(row), ",".join(map(str, row.values()))] if suffix == "csv" else [json.dumps(row)]
+    source = opened(tmp_path / f"boxes.{suffix}", "\n".join(lines))
+    (box,), (photo,) = boxes_of(source), photos_of(source)
+    assert [box["label"], *[photo[name] for name in ("file_name", "split", "url", "author", "licence")]] == [
+        texts[name] for name in ("label", "photo", "split", "url", "author", "licence")
+    ]
+
+
+def test_a_quote_may_stand_behind_a_space(csv_file):
+    """As people write CSV by hand: `a.jpg, 1, "Cat, big"`."""
+    header = ", ".join(f'"{name}"' for name in f"{HEADER},label,width,height".split(","))
+    (row,) = boxes_of(opened(csv_file, f'{header}\n"a.jpg", 1, 2, 3, 4, "Cat, big", 40, 20\n'))
+    assert (row["label"], row["problem"]) == ("Cat, big", None)
 
 
 def test_without_labels_every_box_is_an_object(csv_file):
@@ -295,7 +350,47 @@ def test_sizes_of_photos_are_not_asked_for_fractions(csv_file):
     assert (photo["width"], photo["height"]) == (None, None)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_a_backslash_divides_folders(tmp_path, suffix):
+    """A tool on Windows and one elsewhere mean the same photo."""
+    rows = [{**GOOD, "photo": name, "width": 40, "height": 20} for name in ("cats\\big\\1.jpg", "cats/big/1.jpg")]
+    csv_lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    lines = csv_lines if suffix == "csv" else [json.dumps(row) for row in rows]
+    source = opened(tmp_path / f"boxes.{suffix}", "\n".join(lines))
+    (photo,) = photos_of(source)
+    assert photo["file_name"] == "cats/big/1.jpg"
+    assert [(row["photo_id"], row["problem"]) for row in boxes_of(source)] == [(photo["photo_id"], None)] * 2
+
+
+@pytest.mark.parametrize("unit", ["pixel", "fraction"])
+def test_a_name_that_a_tool_wrote_elsewhere_leads_to_the_photo(tmp_path, unit):
+    """Absolute here or on another machine, or from the folder above; what lies in the folder is then a part of the inputs."""
+    folder = tmp_path / "images"
+    for name in ("cats/1.png", "2.jpg"):
+        save_photo(folder / name)
+    written = [f"{folder}/cats/1.png", "D:\\set\\cats\\1.png", "cats/1.png", "images/2.jpg", "images\\2.jpg"]
+    box = "0.1,0.2,0.8,0.9" if unit == "fraction" else "1,2,30,15"
+    path = tmp_path / "boxes.csv"
+    source = opened(path, f"{HEADER}\n" + "".join(f"{name},{box}\n" for name in written), unit, photos=folder)
+    before = source.read_elsewhere()
+    rows = boxes_of(source)
+    assert [row["problem"] for row in rows] == [None] * 5
+    assert sorted(photo["file_name"] for photo in photos_of(source)) == ["2.jpg", "cats/1.png"]
+    assert len({row["photo_id"] for row in rows}) == 2
+    assert any("found by their base names: 1; for example" in note for note in source.read_notes())
+    (folder / "cats" / "1.png").rename(folder / "1.png")
+    assert opened(path, unit=unit, photos=folder).read_elsewhere()["paths of photos"] != before["paths of photos"]
+
+
 # Splits.
+
+
+@pytest.mark.parametrize(
+    ("word", "split"), [("TRAIN", "train"), ("Validation", "validation"), ("val", "validation"), ("valid", "validation")]
+)
+def test_a_split_may_be_written_in_other_ways(csv_file, word, split):
+    source = opened(csv_file, f"{HEADER},split,width,height\na.jpg,1,2,3,4,{word},40,20\n")
+    assert [(row["split"], row["problem"]) for row in boxes_of(source)] == [(split, None)]
 
 
 def test_splits_of_the_file_are_kept(csv_file):
@@ -363,11 +458,10 @@ ROWS = "a.jpg,10,20,30,40\n" * 3
             f"{HEADER},lable\n",
             "no column is called 'lable' .did you mean `label`.*; rename it or take it out: columns are photo, x_min",
         ),
-        (f"{HEADER},license\n", "did you mean `licence`"),
-        (f"{HEADER},Label\n", "did you mean `label`"),
+        (f"{HEADER},labels\n", "did you mean `label`"),
         (f"{HEADER},zzz\n", "no column is called 'zzz'; rename it or take it out"),
         (f"{HEADER},photo\n", "column `photo` is there twice"),
-        ("photo,x_min,y_min\n", r"column x_max, y_max is missing \(found: photo, x_min, y_min\)"),
+        ("photo,x_min,y_min\n", r"line 1: column x_max, y_max is missing \(found: photo, x_min, y_min\)"),
         (f"{HEADER},width\n", "of width and height only one is there"),
         (f"{HEADER}\n{ROWS}".encode("utf-16"), "line 1: this is no UTF-8 text .UTF-16.*save the file as UTF-8"),
         (f"{HEADER}\n{ROWS}".encode("utf-16-le"), "UTF-16"),
@@ -383,9 +477,6 @@ def test_a_csv_that_is_none_of_ours_is_refused_with_the_fix(csv_file, content, m
         opened(csv_file, content)
 
 
-GOOD = {"photo": "a.jpg", "x_min": 10, "y_min": 20, "x_max": 30, "y_max": 40}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -393,7 +484,7 @@ GOOD = {"photo": "a.jpg", "x_min": 10, "y_min": 20, "x_max": 30, "y_max": 40}
         (HEADER, r"line 1: not JSON .*write one object with photo, x_min, y_min, x_max, y_max on each line"),
         (json.dumps(GOOD, indent=1), "line 1: not JSON"),
         (json.dumps({**GOOD, "lable": "cat"}), "line 1: no column is called 'lable' .did you mean `label`"),
-        (json.dumps({"photo": "a.jpg", "x_min": 3}), "no line has the key y_min, x_max, y_max"),
+        (json.dumps({"photo": "a.jpg", "x_min": 3}), r"line 1: column y_min, x_max, y_max is missing \(found: photo, x_min\)"),
         (json.dumps(GOOD).encode("utf-16"), "this is no UTF-8 text"),
     ],
 )
@@ -426,6 +517,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path, name):
 def test_no_file_is_no_source(tmp_path):
     with pytest.raises(InputError, match=r"no such file; set build.source.annotations"):
         opened(tmp_path / "boxes.csv")
+    with pytest.raises(InputError, match=r"a folder; set build.source.annotations to your CSV or JSON Lines file"):
+        opened(tmp_path)
 
 
 def test_a_gzip_that_is_cut_off_is_refused(tmp_path):
@@ -441,6 +534,131 @@ def test_a_gzip_that_is_cut_off_is_refused(tmp_path):
             list(read())
     with pytest.raises(InputError, match="cannot be read"):
         opened(path, b"no gzip")
+
+
+@pytest.mark.parametrize(("name", "empty"), [("boxes.csv", ",,,,"), ("boxes.jsonl", '{"photo": null, "x_min": ""}')])
+def test_a_table_of_empty_cells_is_a_file_to_get_again(tmp_path, name, empty):
+    header = [HEADER] if name.endswith("csv") else []
+    with pytest.raises(InputError, match=rf"{name}: all cells of 7 rows are empty; get the file again"):
+        opened(tmp_path / name, "\n".join([*header, *[empty] * 7]))
+    with pytest.raises(InputError, match="nothing but zero bytes; get it again"):
+        opened(tmp_path / name, bytes(100))
+
+
+# Names of columns.
+
+PLAIN = [{"photo": "a.jpg", "x_min": 10, "y_min": 5, "x_max": 30, "y_max": 15, "label": "cat", "width": 40, "height": 20}]
+
+
+def renamed(path: Path, names: dict[str, str], unread: dict[str, Any] | None = None) -> Source:
+    """The same row under other names."""
+    row = {**(unread or {}), **{names.get(name, name): value for name, value in PLAIN[0].items() if names.get(name) != "-"}}
+    lines = [",".join(row), ",".join(map(str, row.values()))] if path.suffix == ".csv" else [json.dumps(row)]
+    return opened(path, "\n".join(lines), photos=path.parent)
+
+
+VOTT = {"photo": "image", "x_min": "xmin", "y_min": "ymin", "x_max": "xmax", "y_max": "ymax"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (VOTT, "read image as photo, xmin as x_min, ymin as y_min, xmax as x_max, ymax as y_max"),
+        ({**VOTT, "photo": "filename", "label": "class"}, "read filename as photo, .*, class as label"),
+        (
+            {"photo": "path", "x_min": "x1", "y_min": "y1", "x_max": "x2", "y_max": "y2", "label": "class_name"},
+            "read path as photo, x1 as x_min, y1 as",
+        ),
+        ({"x_min": "x0", "y_min": "y0", "x_max": "x1", "y_max": "y1"}, "read x0 as x_min, y0 as y_min, x1 as x_max, y1 as y_max"),
+        ({"photo": "Image Path", "x_min": "XMin", "x_max": "X-Max", "label": "Category"}, "read Image Path as photo"),
+        (
+            {"photo": "img", "x_min": "left", "y_min": "top", "x_max": "right", "y_max": "bottom", "label": "-"},
+            "read img as photo, left as x_min",
+        ),
+    ],
+)
+def test_common_names_of_columns_are_read_and_said(tmp_path, suffix, names, said):
+    plain = renamed(tmp_path / f"boxes.{suffix}", {})
+    expected = boxes_of(plain), photos_of(plain)
+    assert plain.notes == ()
+    source = renamed(tmp_path / f"boxes.{suffix}", names)
+    if "label" in names.values() or names.get("label") == "-":
+        expected = [{**row, "label": "object"} for row in expected[0]], expected[1]
+    assert (boxes_of(source), photos_of(source)) == expected
+    (note,) = source.notes
+    assert re.match(rf"{source.name}: {said}", note)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_columns_that_say_nothing_of_a_box_are_left_out_and_said(tmp_path, suffix):
+    """Pandas' row numbers, numbers of images and classes beside their names."""
+    unread = {"": 0, "Unnamed: 0.1": 0, "id": 7, "image_id": 3, "class_id": 2, "area": 200, "iscrowd": 0, "confidence": 0.9}
+    source = renamed(tmp_path / f"boxes.{suffix}", {}, unread)
+    assert [row["label"] for row in boxes_of(source)] == ["cat"]
+    left = "a column without a name, Unnamed: 0.1, id, image_id, class_id, area, iscrowd, confidence"
+    assert source.notes == (f"{source.name}: not read: {left}",)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (
+            {"photo": "image_id", "x_min": "xmn", "label": "cls", "width": "zzz", "height": "-"},
+            ["'image_id' (is it `photo`?)", "'xmn' (did you mean `x_min`?)", "'cls' (is it `label`?)", "'zzz';", "them"],
+        ),
+        ({"label": "name"}, ["'name' (is it `photo` or `label`?); rename it or take it out: columns are photo"]),
+        ({"photo": "pic", "x_max": "zzz"}, ["'pic', 'zzz'; column photo, x_max is missing"]),
+        ({"label": "filename"}, ["columns photo, filename all mean `photo`; keep one of them"]),
+        ({"x_min": "x", "y_min": "y", "x_max": "w", "y_max": "h"}, ["a point and w, h", "x_max = x + w", "own-data.md#boxes-of"]),
+        ({"x_min": "x", "y_min": "y", "x_max": "-", "y_max": "-"}, ["a point and width, height; write edges"]),
+        ({"x_min": "bbox_x", "y_min": "bbox_y", "x_max": "bbox_width", "y_max": "bbox_height"}, ["a point and width, height"]),
+        (
+            {"x_min": "x_center", "y_min": "y_center", "x_max": "-", "y_max": "-"},
+            ["centre and size", "x_min = x_center - width / 2"],
+        ),
+        ({"x_min": "bbox", "y_min": "-", "x_max": "-", "y_max": "-"}, ["a box stands in one cell; give each edge a column"]),
+        ({"x_min": "region_shape_attributes", "y_min": "-", "x_max": "-", "y_max": "-"}, ["VIA's CSV", "source.kind: coco"]),
+        (
+            {"x_min": "annotation_id", "y_min": "lead_time", "x_max": "-", "y_max": "-"},
+            ["Label Studio's CSV", "source.kind: coco"],
+        ),
+        ({**VOTT, "photo": "ImageID", "label": "LabelName"}, ["a table of Open Images: set source.kind: open_images"]),
+    ],
+)
+def test_all_wrong_names_are_told_at_once_with_what_they_may_mean(tmp_path, suffix, names, parts):
+    with pytest.raises(InputError) as caught:
+        renamed(tmp_path / f"boxes.{suffix}", names)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/boxes.{suffix}, line 1: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("row", "header"),
+    [
+        ("images/a.jpg,10,20,30,40,cat", f": {HEADER},label"),  # keras-retinanet's
+        ("images/a.jpg,,,,,", f": {HEADER},label"),  # and of a photo without a box
+        ("a.jpg,10,20,30,40", f": {HEADER}"),
+        ("cat,10,20,30,40,a.jpg,640,480", ", in their order: columns are photo, .*"),  # makesense's
+        ("TRAIN,gs://b/a.jpg,cat,0.1,0.2,,,0.3,0.4,,", ", in their order: columns are photo, .*"),  # AutoML's
+    ],
+)
+def test_the_header_that_is_missing_is_given(csv_file, row, header):
+    with pytest.raises(InputError, match=rf"line 3: a header is missing; put the names of the columns there{header}$"):
+        opened(csv_file, f"\n\n{row}\n")
+    csv_file.write_text("")
+    if row.endswith("cat"):
+        assert boxes_of(opened(csv_file, f"{header[2:]},width,height\n{row},40,50\n"))[0]["label"] == "cat"
+
+
+def test_other_names_may_come_late_in_json(jsonl_file):
+    lines = [json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "cls": "cat", "zzz": 1})]
+    with pytest.raises(InputError, match=r"line 1001: no column is called 'cls' \(is it `label`\?\), 'zzz'; rename them"):
+        boxes_of(opened(jsonl_file, "\n".join(lines)))
 
 
 # The unit.
@@ -481,7 +699,7 @@ def test_px_and_fractions_of_the_same_boxes_agree(boxes, width, height):
 # The page for strangers.
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
-EXAMPLES = dict(re.findall(r"```(csv|json|yaml)\n(.*?)```", PAGE, re.DOTALL))
+EXAMPLES = dict(re.findall(r"```(csv|json|yaml|python)\n(.*?)```", PAGE, re.DOTALL))
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
@@ -501,6 +719,23 @@ def test_the_settings_of_the_page_are_settings(tmp_path):
     assert load_settings(BuildSettings, "build", words, preset("open_images")).source == written
 
 
+def test_the_names_of_the_page_are_read():
+    table = re.findall(r"^\| (`[^|]*) \|[^|]*\| ([^|]*) \|$", PAGE, re.MULTILINE)
+    others = [(name, ours) for ours, names in table for name in re.findall(r"\w+", names.replace("and so for y", ""))]
+    assert {"image_path", "x0", "bottom", "class_name", "license"} <= {name for name, _ in others}
+    for name, ours in others:
+        (column, *_) = columns_of((name, "x0", "y0") if name in ("x0", "y0") else (name,)).columns
+        assert f"`{column}`" in ours, name
+
+
+def test_the_script_of_the_page_turns_corners_and_sizes_into_edges(tmp_path, monkeypatch, csv_file):
+    old = tmp_path / "old.csv"
+    old.write_text('photo,x,y,width,height,label\na.jpg,10,20,5,2.5,"cat, big"\n')
+    monkeypatch.setattr("sys.argv", ["edges.py", str(old), str(csv_file)])
+    exec(EXAMPLES["python"], {})
+    assert csv_file.read_text().splitlines() == [f"{HEADER},label", 'a.jpg,10.0,20.0,15.0,22.5,"cat, big"']
+
+
 @pytest.mark.parametrize(
     ("content", "unit"),
     [
@@ -509,6 +744,9 @@ def test_the_settings_of_the_page_are_settings(tmp_path):
         (ROWS, "pixel"),
         (HEADER.replace(",", ";"), "pixel"),
         (f"{HEADER},lable\n", "pixel"),
+        ("image_id,xmin,ymin,xmax,ymax,cls\n", "pixel"),
+        ("photo,x,y,width,height,label\n", "pixel"),
+        (f"{HEADER}\n" + ",,,,\n" * 3, "pixel"),
         (HEADER.encode("utf-16"), "pixel"),
         ("[{}]", "pixel"),
     ],
@@ -526,7 +764,7 @@ def test_the_page_has_the_errors_as_they_are(tmp_path, monkeypatch, content, uni
         ("a,b.jpg,1,2,3,4", HEADER),
         ("/data/1.jpg,1,2,3,4", HEADER),
         ("caf\xe9.jpg,1,2,3,4", HEADER),
-        ("a.jpg,1,2,3,4,val", f"{HEADER},split"),
+        ("a.jpg,1,2,3,4,dev", f"{HEADER},split"),
         ('cat.jpg,"1,5",2,3,4', HEADER),
         ("cat.jpg,1,2,3,4", HEADER),
     ],

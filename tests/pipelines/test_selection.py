@@ -6,6 +6,7 @@
 import itertools
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,30 @@ def test_labels_are_chosen_by_name_or_id_with_all_below_them(rules, left, tmp_pa
     assert {row["label"] for row in objects} == left
     assert {row["reason"] for row in rejects} <= {"label_excluded"}
     assert {row["label_name"] for row in objects} == {CLASSES[label] for label in left}
+
+
+@pytest.mark.parametrize("key", ["include_labels", "exclude_labels"])
+def test_a_class_that_is_taken_without_those_below_it_is_noted(key, tmp_path):
+    """Where there is no class hierarchy, or where it has not the class: fewer boxes than one would think, and status 0."""
+    rows = boxes({"label": "/m/cat"}, {"label": "/m/lion", "photo_id": "b"}, {"label": "/m/bus", "photo_id": "c"})
+    names = {**CLASSES, "/m/bus": "Bus"}
+    without, _, _ = run(source_of(rows, class_names=names), tmp_path, {key: ("Cat",)})
+    assert re.match(
+        f"selection.{key} means Cat alone, and nothing below: no class hierarchy is read .bbox_labels_600_hierarchy.json belongs "
+        "beside the annotations; docs/selection.md#files-of-open-images",
+        without.notes[0],
+    )
+    outside, _, _ = run(source_of(rows, class_names=names, subclasses=BELOW), tmp_path, {key: ("Bus",)})
+    assert outside.notes[0] == f"selection.{key}: Bus: not in the class hierarchy, so nothing is below"
+    known, _, _ = run(source_of(rows, class_names=names, subclasses=BELOW), tmp_path, {key: ("/m/lion",)})
+    of_own, _, _ = run(source_of(rows), tmp_path, {key: ("/m/cat",)}, kind="boxes", unit="fraction")
+    assert [note for selection in (known, of_own) for note in selection.notes if "hierarchy" in note] == []
+
+
+def test_no_box_for_want_of_a_hierarchy_is_said_to_be_that(tmp_path):
+    source = source_of(boxes({"label": "/m/cat"}), class_names=CLASSES)
+    with pytest.raises(InputError, match=r"none of the 1 boxes .*data-format.md#reasons-of-rejects tells.*no class hierarchy"):
+        run(source, tmp_path, {"include_labels": ("Animal",)})
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,40 @@ def test_what_is_wrong_with_a_base_is_said_of_the_file_that_says_it(layers, base
         assert part in message.replace("own/../", "")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config", "{path}"], "{path}"),
+        (["--config={path}"], "{path}"),
+        ([], "{path}, as no --config is given (--config none reads no file)"),
+        (["--config", "none"], "no config file, plain defaults"),
+    ],
+)
+def test_the_first_line_says_which_file_was_read(config, capsys, options, said):
+    """Also where something in it is wrong."""
+    path = config("build: {views: {kind: round}}")
+    options = [option.format(path=path) for option in options]
+    with pytest.raises(InputError, match=r"`build\.out` is not set"):
+        load_settings(Settings, "build", options, Path(path))
+    assert capsys.readouterr().out == f"settings: {said.format(path=path)}\n"
+    settings = load_settings(Settings, "build", [*options, "--out", "a"], Path(path))
+    assert settings == Settings(out=Path("a"), views=Views(kind="square" if "none" in options else "round"))
+
+
+def test_the_first_line_names_what_a_file_changes(layers, capsys):
+    path = layers("build: {out: a}", "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
+    load_settings(Settings, "build", ["--config", path])
+    assert capsys.readouterr().out == f"settings: {path} over {Path(path).parent.parent / 'base.yaml'}\n"
+
+
+def test_of_many_ranks_one_says_it(config, capsys, monkeypatch):
+    path = config("build: {out: a}")
+    for rank in ("0", "1", "7"):
+        monkeypatch.setenv("RANK", rank)
+        load_settings(Settings, "build", ["--config", path])
+    assert capsys.readouterr().out == f"settings: {path}\n"
+
+
 def test_a_missing_config_file_is_named():
     with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file"):
         load_settings(Settings, "build", ["--config", "nowhere.yaml"])
@@ -139,7 +173,7 @@ def test_help_explains_every_option(capsys):
         load_settings(BuildSettings, "build", ["--help"], preset("tiny"))
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for explained in ("--views.size", "Side of a view in px", "--masks.jitter", "--config FILE"):
+    for explained in ("--views.size", "Side of a view in px", "--masks.jitter", "--config FILE", "--config none reads no file"):
         assert explained in text
 
 
