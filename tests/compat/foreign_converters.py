@@ -101,24 +101,27 @@ def convert_pylabel(format_, files, out):
 
 
 def convert_fiftyone(format_, files, out):
-    import fiftyone
+    """Its importers and exporters alone: its data sets need MongoDB."""
+    from fiftyone import ImageMetadata
+    from fiftyone.utils.coco import COCODetectionDatasetExporter
+    from fiftyone.utils.voc import VOCDetectionDatasetImporter
+    from fiftyone.utils.yolo import YOLOv5DatasetImporter
 
+    labels = (files / "classes.txt").read_text(encoding="utf-8").splitlines()
     if format_ == "voc":
-        dataset = fiftyone.Dataset.from_dir(
-            data_path=str(files / "photos"), labels_path=str(files / "annotations"), dataset_type=fiftyone.types.VOCDetectionDataset
-        )
+        importer = VOCDetectionDatasetImporter(data_path=str(files / "photos"), labels_path=str(files / "annotations"))
     else:
         shutil.copytree(files / "photos", out / "yolo" / "images" / "val")
         shutil.copytree(files / "annotations", out / "yolo" / "labels" / "val")
-        labels = (files / "classes.txt").read_text(encoding="utf-8").splitlines()
         content = {"path": ".", "val": "./images/val/", "names": labels}
         (out / "yolo" / "dataset.yaml").write_text(json.dumps(content), encoding="utf-8")
-        dataset = fiftyone.Dataset.from_dir(
-            dataset_dir=str(out / "yolo"), dataset_type=fiftyone.types.YOLOv5Dataset, split="val", label_field="ground_truth"
-        )
-    dataset.export(
-        labels_path=str(out / "coco.json"), dataset_type=fiftyone.types.COCODetectionDataset, label_field="ground_truth"
+        importer = YOLOv5DatasetImporter(dataset_dir=str(out / "yolo"))
+    exporter = COCODetectionDatasetExporter(
+        export_dir=str(out), data_path="none", labels_path="coco.json", classes=labels, export_media=False
     )
+    with importer, exporter:
+        for path, metadata, found in importer:
+            exporter.export_sample(path, found, metadata=metadata or ImageMetadata.build_for(path))
 
 
 def main():

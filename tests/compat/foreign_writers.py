@@ -7,6 +7,7 @@ the photos are, below OUT, and in which order it numbers classes. A tool that fa
 """
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +30,11 @@ def place(box):
 def flat(polygon):
     """x, y, x, y, ... of an outline."""
     return [value for point in polygon for value in point]
+
+
+def open_images_id(number):
+    """An id as photos of Open Images have it: no name, no folder."""
+    return f"{number:016x}"
 
 
 def write_supervision(format_, world, out):
@@ -87,7 +93,8 @@ def write_datumaro(format_, world, out):
         # VOC files get their `size` from here alone.
         size = (photo["height"], photo["width"]) if format_.startswith("voc") else None
         media = Image.from_file(path=photo["path"], size=size)
-        items.append(DatasetItem(id=str(Path(photo["name"]).with_suffix("")), subset="train", media=media, annotations=shapes))
+        name = open_images_id(len(items)) if format_ == "open_images" else str(Path(photo["name"]).with_suffix(""))
+        items.append(DatasetItem(id=name, subset="train", media=media, annotations=shapes))
     dataset = Dataset.from_iterable(items, categories=labels)
     if format_.startswith("coco"):
         dataset.export(str(out), "coco_instances", save_media=True)
@@ -114,6 +121,8 @@ def write_globox(format_, world, out):
         boxes = [BoundingBox.create(label=label, coords=edges, box_format=BoxFormat.LTRB) for label, edges in made]
         # A file for each photo lies in one folder: the names of photos must have none.
         name = photo["name"] if format_ == "coco" else Path(photo["name"]).name
+        if format_ == "open_images":
+            name = open_images_id(len(dataset))
         dataset.add(Annotation(name, (photo["width"], photo["height"]), boxes))
     if format_ == "coco":
         dataset.save_coco(out / "coco.json", auto_ids=True)
@@ -266,17 +275,20 @@ def write_label_studio_sdk(format_, world, out):
     for number, photo in enumerate(photos, start=1):
         name = Path(photo["name"]).name
         shutil.copy(photo["path"], uploads / name)
-        address = photo["path"] if format_ == "coco, local paths" else f"/data/upload/1/{name}"
+        address = f"/data/upload/1/{name}"
+        if format_ == "coco, local storage":
+            address = f"/data/local-files/?d=photos/{photo['name']}"
         result = [drawn(box, photo, format_ == "coco, polygons", place) for place, box in enumerate(photo["boxes"])]
         annotations = [{"id": number, "completed_by": 1, "result": result}] if result else []
         tasks.append({"id": number, "data": {"image": address}, "annotations": annotations})
     (out / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
     config = LABEL_CONFIG.format(labels="".join(f'<Label value="{label}"/>' for label in labels))
+    os.environ["LOCAL_FILES_DOCUMENT_ROOT"] = str(world)
     converter = Converter(config, project_dir=str(out), upload_dir=str(out / "upload"))
     source, target = str(out / "tasks.json"), str(out / "export")
     if format_.startswith("coco"):
         converter.convert_to_coco(source, target, is_dir=False)
-        return {"annotations": "export/result.json", "photos": None if format_ == "coco, local paths" else "export/images"}
+        return {"annotations": "export/result.json", "photos": "export/images"}
     if format_ == "voc":
         converter.convert_to_voc(source, target, is_dir=False)
         return {"annotations": "export/Annotations"}
@@ -329,30 +341,29 @@ def write_pylabel(format_, world, out):
 
 
 def write_fiftyone(format_, world, out):
-    """Frame stored: it reads how large photos are from their headers, and keeps boxes as fractions of it."""
-    import fiftyone
+    """Frame exif: its metadata of photos are of photos as shown. Its exporters alone: its data sets need MongoDB."""
+    from fiftyone import Detection, Detections, ImageMetadata
+    from fiftyone.utils.coco import COCODetectionDatasetExporter
+    from fiftyone.utils.voc import VOCDetectionDatasetExporter
+    from fiftyone.utils.yolo import YOLOv5DatasetExporter
 
-    labels, photos = read_world(world, "stored")
-    dataset = fiftyone.Dataset()
-    for photo in photos:
-        width, height = photo["width"], photo["height"]
-        found = []
-        for box in photo["boxes"]:
-            x, y, w, h = place(box)
-            found.append(fiftyone.Detection(label=box["label"], bounding_box=[x / width, y / height, w / width, h / height]))
-        sample = fiftyone.Sample(filepath=photo["path"], tags=["train"])
-        sample["boxes"] = fiftyone.Detections(detections=found)
-        dataset.add_sample(sample)
-    dataset.compute_metadata()
-    types = fiftyone.types
-    kinds = {
-        "coco": types.COCODetectionDataset,
-        "voc": types.VOCDetectionDataset,
-        "yolo": types.YOLOv5Dataset,
+    labels, photos = read_world(world, "exif")
+    target = str(out / "out")
+    exporters = {
+        # Without rel_dir, folders are left out.
+        "coco": lambda: COCODetectionDatasetExporter(export_dir=target, classes=labels, rel_dir=str(world / "photos")),
+        "voc": lambda: VOCDetectionDatasetExporter(export_dir=target),
+        "yolo": lambda: YOLOv5DatasetExporter(export_dir=target, classes=labels),
     }
-    # Otherwise photos of one name in two folders are numbered, and the folders left out.
-    more = {"rel_dir": str(world / "photos")} if format_ == "coco" else {}
-    dataset.export(export_dir=str(out / "out"), dataset_type=kinds[format_], label_field="boxes", classes=labels, **more)
+    with exporters[format_]() as exporter:
+        for photo in photos:
+            width, height = photo["width"], photo["height"]
+            found = []
+            for box in photo["boxes"]:
+                x, y, w, h = place(box)
+                found.append(Detection(label=box["label"], bounding_box=[x / width, y / height, w / width, h / height]))
+            metadata = ImageMetadata.build_for(photo["path"])
+            exporter.export_sample(photo["path"], Detections(detections=found), metadata=metadata)
     where = {"coco": "out/labels.json", "voc": "out/labels", "yolo": "out/labels/val"}
     return {"annotations": where[format_], "photos": "out/data" if format_ == "coco" else None}
 

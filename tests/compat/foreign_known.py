@@ -1,0 +1,139 @@
+"""The foreign tools that `foreign_tools` tries: what each writes that we or another tool can read, and what is known of how it does.
+
+docs/own-data.md has the same in words. Versions: foreign_tools.txt.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSIONS = Path(__file__).resolve().parent / "foreign_tools.txt"
+# Beyond this, in px, a box is not the one that went in: single precision gives 3e-5 on these photos.
+EXACT = 0.001
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that a tool writes, and what is known of how it does."""
+
+    kind: str
+    """`coco`, `boxes` or `open_images`, as our settings say; or what other tools read: `voc`, `yolo`, `labelme`."""
+    off: float = EXACT
+    """Largest difference in px: the tool rounds."""
+    from_one: bool = False
+    """VOC: whether the first px of a photo is 1, and xmax and ymax are the last px of a box; else corners are as COCO's."""
+    narrow: bool = False
+    """Whether boxes of 1 px can become empty."""
+    repeated: int = 0
+    """Boxes that the tool writes twice."""
+    refused: str | None = None
+    """Where the file cannot be read: what the message has in it."""
+    breaks: tuple[str, ...] = ()
+    """Tools that cannot read this one's files."""
+    remark: str = ""
+    """What a user should know."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of our source."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One tool; its version is in foreign_tools.txt."""
+
+    name: str
+    frame: str
+    """In which its sizes of photos are: `exif`, as viewers show them, or `stored`."""
+    writes: Mapping[str, Format]
+    reads: Sequence[str] = ()
+    """Formats that it turns into COCO; `voc, one-based` counts from 1."""
+    off: float = 0
+    """How much it rounds then, in px."""
+
+
+YOLO = Format("yolo", off=0.01)
+IDS_ALONE = "ids of photos without folder or ending"
+ROUNDED = "rounds to 0.01 px"
+TOOLS = (
+    Tool(
+        "supervision",
+        "exif",
+        {
+            "coco": Format("coco"),
+            "coco, masks": Format("coco"),
+            "voc": Format("voc", off=0.5, from_one=True, narrow=True, remark="whole px"),
+            "yolo": YOLO,
+            "labelme": Format("labelme"),
+        },
+        ("voc, one-based", "yolo", "labelme"),
+    ),
+    Tool(
+        "datumaro",
+        "exif",
+        {
+            "coco": Format("coco", off=0.0051, remark=ROUNDED),
+            "coco, polygons": Format("coco", off=0.0051, remark=ROUNDED),
+            "open_images": Format("open_images", remark=IDS_ALONE, settings={"splits": ("train",)}),
+            "voc": Format("voc"),
+            "voc, one-based": Format("voc", off=1, from_one=True, narrow=True, remark="whole px, outwards"),
+            "yolo": YOLO,
+        },
+        ("voc", "voc, one-based"),
+        off=0.0051,
+    ),
+    Tool(
+        "fiftyone",
+        "exif",
+        {"coco": Format("coco"), "voc": Format("voc", off=1, narrow=True, remark="whole px"), "yolo": YOLO},
+        ("voc", "yolo"),
+        off=1,
+    ),
+    Tool(
+        "label-studio-sdk",
+        "exif",
+        {
+            "coco": Format("coco", refused="leads out of the photo folder", remark="uploads: names lead to the server's folder"),
+            "coco, local storage": Format("coco"),
+            "coco, polygons": Format("coco"),
+            "voc": Format("voc", off=2, narrow=True, remark="whole px, corner and size cut off"),
+            "yolo": YOLO,
+        },
+    ),
+    Tool("labelme2coco", "exif", {"coco": Format("coco"), "coco, polygons": Format("coco")}, ("labelme",)),
+    Tool(
+        "globox",
+        "stored",
+        {
+            "coco": Format("coco"),
+            "open_images": Format("open_images", remark=IDS_ALONE, settings={"splits": ("train",)}),
+            "voc": Format("voc"),
+            "yolo": YOLO,
+            "labelme": Format("labelme"),
+        },
+        ("voc", "yolo", "labelme"),
+    ),
+    Tool(
+        "labelformat",
+        "stored",
+        {"coco": Format("coco"), "coco, polygons": Format("coco"), "voc": Format("voc"), "yolo": YOLO},
+        ("voc", "yolo"),
+    ),
+    Tool(
+        "pylabel",
+        "stored",
+        {
+            "coco": Format("coco", repeated=1, remark="a photo without boxes repeats the box before it"),
+            "csv": Format("boxes", settings={"unit": "pixel"}, refused="no column is called"),
+            "voc": Format("voc", off=1, breaks=("datumaro",), remark="whole px, cut off; an empty `difficult`"),
+            "yolo": Format("yolo", off=0.05, breaks=("globox", "labelformat", "pylabel"), remark="numbers of classes as 1.0000"),
+        },
+        ("voc", "yolo"),
+    ),
+    Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco"), "yolo": YOLO}),
+)
+
+
+def versions() -> dict[str, str]:
+    """The version of each package that is installed, by its name."""
+    lines = [line.partition("==") for line in VERSIONS.read_text().splitlines() if "==" in line]
+    return {name: version for name, _, version in lines}
