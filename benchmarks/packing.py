@@ -256,7 +256,7 @@ def measure_masks(settings: BuildSettings) -> tuple[list[Measurement], list[Comp
                 published_recipe.resized(mask[:, top : top + side, left : left + side])
 
     windows = [
-        square_window(box, WIDTH, HEIGHT, settings.views.max_zoom, generator(number, "window"))
+        square_window(box, WIDTH, HEIGHT, settings.views.zoom, settings.views.max_zoom, generator(number, "window"))
         for number, box in enumerate(boxes)
     ]
     ways = {"ours": ours} | ({PUBLISHED: published} if published_recipe.is_installed() else {})

@@ -57,9 +57,7 @@ def prepare_sample(
     again = cv2.cvtColor(cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION), cv2.COLOR_BGR2RGB)
     width, height = photo.size
 
-    left, top = max(0, int(box.x_min) - PADDING), max(0, int(box.y_min) - PADDING)
-    right, bottom = min(width, int(box.x_max) + PADDING), min(height, int(box.y_max) + PADDING)
-    reference: UInt8[np.ndarray, "height width 3"] = cv2.resize(again[top:bottom, left:right], (REFERENCE, REFERENCE))
+    reference = cut_reference(again, box)
     if augmentation:
         reference = augmentation(image=reference)["image"]
 
@@ -96,13 +94,19 @@ def published_augmentation() -> albumentations.Compose:
 
 
 def extend_box(box: Rectangle, width: int, height: int, random: Random) -> Rectangle:
-    """Each side pushed outward by a uniform random share, up to 0.4, of the free space on that side."""
+    """Each side pushed outward by a uniform random share, up to 0.4, of the free space on that side; all in whole px."""
+    left, top, right, bottom = whole_pixels(box)
     return Rectangle(
-        box.x_min - random.uniform(0, MAX_EXTENSION) * box.x_min,
-        box.y_min - random.uniform(0, MAX_EXTENSION) * box.y_min,
-        box.x_max + random.uniform(0, MAX_EXTENSION) * (width - box.x_max),
-        box.y_max + random.uniform(0, MAX_EXTENSION) * (height - box.y_max),
+        left - random.randint(0, int(MAX_EXTENSION * left)),
+        top - random.randint(0, int(MAX_EXTENSION * top)),
+        right + random.randint(0, int(MAX_EXTENSION * (width - right))),
+        bottom + random.randint(0, int(MAX_EXTENSION * (height - bottom))),
     )
+
+
+def whole_pixels(box: Rectangle) -> tuple[int, int, int, int]:
+    """A box cut to whole px towards the origin: one that ends within the photo's last pixel does not touch its edge."""
+    return int(box.x_min), int(box.y_min), int(box.x_max), int(box.y_max)
 
 
 def draw_mask(
@@ -143,17 +147,34 @@ def bessel_points(box: Rectangle, extended: Rectangle, random: Random) -> list[t
 
 
 def square_crop(extended: Rectangle, width: int, height: int, random: Random) -> tuple[int, int, int] | None:
-    """Left, top and side of a random square that holds the extended box, zoomed in; None where no square does."""
-    x_min, y_min, x_max, y_max = extended.pixels()
-    side, needed = min(width, height), max(x_max - x_min, y_max - y_min)
-    if needed > side:
+    """Left, top and side of the square that becomes the view; None where the whole photo is squashed into it.
+
+    A square photo is its own view. Of another photo, a square of its short side that holds the extended box is drawn, and all of
+    its sides are trimmed by as much: up to 0.6 of the smallest margin between box and square. The published test compares the
+    first and the last place of the square with `<=`: where both are one, the photo is squashed too.
+    """
+    if width == height:
+        return 0, 0, width
+    x_min, y_min, x_max, y_max = whole_pixels(extended)
+    side = min(width, height)
+    low, high, length = (x_min, x_max, width) if width > height else (y_min, y_max, height)
+    first, last = max(0, high - side), min(low, length - side)
+    if last <= first:
         return None
-    left = random.randint(max(0, x_max - side), min(x_min, width - side))
-    top = random.randint(max(0, y_max - side), min(y_min, height - side))
-    zoomed = side - int(random.uniform(0, MAX_ZOOM) * (side - needed))
-    left = random.randint(max(left, x_max - zoomed), min(x_min, left + side - zoomed))
-    top = random.randint(max(top, y_max - zoomed), min(y_min, top + side - zoomed))
-    return left, top, zoomed
+    start = random.randint(first, last)
+    left, top = (start, 0) if width > height else (0, start)
+    margin = min(x_min - left, y_min - top, left + side - x_max, top + side - y_max)
+    trim = random.randint(0, int(MAX_ZOOM * margin))
+    return left + trim, top + trim, side - 2 * trim
+
+
+def cut_reference(photo: UInt8[np.ndarray, "height width 3"], box: Rectangle) -> UInt8[np.ndarray, "224 224 3"]:
+    """The box padded by 10 px, and squashed to a square in one step: bilinear, without antialias."""
+    height, width = photo.shape[:2]
+    left, top, right, bottom = whole_pixels(box)
+    crop = photo[max(0, top - PADDING) : min(height, bottom + PADDING), max(0, left - PADDING) : min(width, right + PADDING)]
+    reference: np.ndarray = cv2.resize(crop, (REFERENCE, REFERENCE))
+    return reference
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:

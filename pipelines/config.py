@@ -93,6 +93,9 @@ class SelectionSettings(Group):
     """Shortest side of a box in px of the photo (paper: none). Asked of the photo where the tables do not say how large it is."""
     max_aspect: float | None = Field(None, ge=1)
     """Largest ratio of a box's longer side to its shorter one, in px (paper: none). Asked of the photo likewise."""
+    min_object_share: float | None = Field(0.2, gt=0, le=1)
+    """Smallest share of a reference's px that its object's outline covers, where `references.background: grey` makes all other px
+    grey (paper: none; it cuts nothing out). Not asked where backgrounds are kept, nor of boxes without an outline."""
     reject_flags: tuple[FlagName, ...] = ("group_of", "depiction", "inside")
     """Boxes with one of these flags set are rejected: such a reference does not show one whole object (paper: none)."""
     unknown_flags: Literal["accept", "reject"] = "accept"
@@ -132,8 +135,16 @@ class ViewSettings(Group):
     """Side of a view in px; a multiple of the VAE's downsampling (8)."""
     per_object: int = Field(1, ge=1)
     """Views of each object. More buy diversity with disk."""
+    zoom: Literal["published", "free"] = "free"
+    """How a square as high (or wide) as the photo is zoomed in. `published`, as in the paper's code: all four sides are trimmed
+    alike, by up to `max_zoom` of the smallest margin between the extended box and the square; square photos are never zoomed.
+    `free`, ours: the side loses up to `max_zoom` of its excess over the extended box's longer side, and the smaller square lies
+    anywhere in the larger one; views are closer, objects less central, and square photos no exception."""
     max_zoom: float = Field(0.6, ge=0, le=1)
-    """Largest share of the free margin around the extended box that zooming in takes (paper's code: 0.6)."""
+    """Largest share of that margin, or excess, that zooming in takes (paper's code: 0.6 of the margin)."""
+    resize: Literal["antialiased", "published"] = "antialiased"
+    """How a view comes to its size. `antialiased`: area averaging where it shrinks, cubic where it grows. `published`, as in the
+    paper's code: bilinear without antialias."""
     no_square: Literal["reflect", "reject"] = "reflect"
     """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
     keep: tuple[str, ...] = ("validation",)
@@ -170,8 +181,13 @@ class ReferenceSettings(Group):
     """References are shrunk until their shorter side is this many px: what CLIP sees of each side, whatever the aspect was."""
     max_side: int = Field(448, ge=16)
     """And until their longer side is this many px."""
+    resize: Literal["antialiased", "published"] = "antialiased"
+    """`antialiased`: shrunk as said above, their aspect kept; the trainer makes a square of it. `published`, as in the
+    paper's code: that square at once, `side` x `side` px, bilinear without antialias, whatever `max_side` is. The aspect is gone
+    then, so that such a dataset cannot be trained on with model.reference_geometry: pad."""
     background: Literal["keep", "grey"] = "keep"
-    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is."""
+    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
+    Objects that are too little of their reference are rejected then: selection.min_object_share."""
     jpeg_quality: int = Field(95, ge=50, le=100)
     """JPEG quality of ref.jpg and view.jpg."""
 

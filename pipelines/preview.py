@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.decoded_latents import views_of
-from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
+from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
 from pipelines.geometry.rectangles import Rectangle, whole_photo
 from pipelines.geometry.views import square_window
 from pipelines.sample_pictures import (
@@ -147,10 +147,11 @@ def mask_sheet(count: int = 64, size: int = 128, columns: int = 8, seed: int = 0
         left, top = random.uniform(0, width - box_width), random.uniform(0, height - box_height)
         box = Rectangle(left, top, left + box_width, top + box_height)
         extended = extend_box(box, whole_photo(width, height), 0.4, random)
-        window = square_window(extended, width, height, 0.6, random)
-        polygon = bessel_polygon(box, extended, 20, (1, 5), random) if number % 2 else extended.corners()
+        window = square_window(extended, width, height, "published", 0.6, random)
+        bessel = number % 2 == 1
+        polygon = bessel_polygon(box, extended, 20, (1, 5), random) if bessel else extended.corners()
         cell = np.full((size, size, 3), 60, np.uint8)
-        cell[rasterise(window.to_view(polygon, size), size)] = (255, 120, 160)
+        cell[fill_outline("bessel" if bessel else "box", window.to_view(polygon, size), size)] = (255, 120, 160)
         corners = np.round(window.to_view(box.corners(), size)).astype(np.int32)
         cells.append(cv2.polylines(cell, [corners], True, (255, 255, 255), 1))
     rows = [cells[start : start + columns] for start in range(0, count, columns)]

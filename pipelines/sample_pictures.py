@@ -42,7 +42,7 @@ def photos_of(samples: Sequence[Sample], info: DatasetInfo, photos: Path) -> Ite
 
 
 def cut_recorded_view(photo: Picture, sample: Sample) -> UInt8[np.ndarray, "size size 3"]:
-    """The view of a sample, cut from its photo once more."""
+    """The view of a sample, cut from its photo once more, to be looked at: antialiased, whatever `views.resize` was."""
     return cut_view(photo, Window(*sample.record.window), sample.masks.shape[-1])
 
 

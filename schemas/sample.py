@@ -78,7 +78,7 @@ class SampleRecord(BaseModel):
     mask_kinds: tuple[MaskKind, ...]
     """Kind of each of the K masks."""
     mask_polygons: tuple[tuple[tuple[float, float], ...], ...]
-    """Outline of each mask in view px, (x, y) points in order."""
+    """Outlines in view px, (x, y). A box mask has the pixels with centres inside, a Bessel mask also those on its outline."""
     reference_window: tuple[int, int, int, int]
     """The reference's rectangle in photo px: x_min, y_min, x_max, y_max."""
     reference_mask: str | None

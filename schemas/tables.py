@@ -344,6 +344,7 @@ REJECT_REASONS = {
     "too_large": "area above selection.max_area",
     "reference_too_small": "the box's shorter side is below selection.min_side px",
     "too_elongated": "the box's longer side is more than selection.max_aspect times the shorter one",
+    "reference_too_empty": "the outline covers less than selection.min_object_share of a reference that is cut out by it",
     "duplicate": "the same box, to the last digit and label, is in the source already",
     "near_duplicate": "a larger box of the photo overlaps this one by selection.near_duplicate_iou or more",
     "nested": "a larger box of the photo holds selection.nested_share or more of this one",

@@ -2,7 +2,12 @@
 
 squash   the whole square is the reference, its aspect is lost                        (as published)
 pad      the aspect is kept: longer side = side of the square, centred on PADDING
+
+Always antialiased. The published code trains on references that it resizes without antialias, and edits with references that
+Pillow resizes with it. A dataset built with `references.resize: published` holds the former as squares, which pass unchanged.
 """
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +17,8 @@ from torch.nn.functional import interpolate
 
 from pbe_train.config import ReferenceGeometry
 from pbe_train.data.latents import CLIP_MEAN
+from schemas.dataset import DatasetInfo
+from schemas.errors import InputError
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 Reference = UInt8[np.ndarray, "size size 3"]
@@ -30,6 +37,24 @@ def fit_reference(picture: Picture, size: int, geometry: ReferenceGeometry) -> R
         geometry: the model's.
     """
     return pad(resize(picture, *fitted_size(picture, size, geometry)), size)
+
+
+def check_geometry(geometry: ReferenceGeometry, folder: Path, info: DatasetInfo) -> None:
+    """Refuse to pad references whose dataset has them as squares already (`references.resize: published` of the build).
+
+    Args:
+        geometry: the model's.
+        folder: of the dataset.
+        info: its dataset.json.
+
+    Raises:
+        InputError: their aspect is gone, so that padding would keep what is squashed.
+    """
+    if geometry == "pad" and info.settings.get("references", {}).get("resize") == "published":
+        raise InputError(
+            f"{folder / 'dataset.json'}: its references are stored squashed to squares (references.resize: published), so "
+            "model.reference_geometry: pad has no aspect to keep; train with squash, or build with references.resize: antialiased"
+        )
 
 
 def fitted_size(picture: Picture, size: int, geometry: ReferenceGeometry) -> tuple[int, int]:

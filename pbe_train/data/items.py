@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_train.config import TIMESTEPS, TrainSettings
 from pbe_train.data.augment import prepare_reference
 from pbe_train.data.damage import DamagedSample, Replaced
+from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import draw_posterior, keep_map
 from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
 from pbe_train.data.shards import ShardReader, TrainingSample
@@ -77,6 +78,7 @@ class Items(Dataset[Loaded | InputError]):
     """
 
     def __init__(self, settings: TrainSettings, reader: ShardReader, reference_size: int) -> None:
+        check_geometry(settings.model.reference_geometry, reader.folder, reader.info)
         self.settings = settings
         self.reader = reader
         self.reference_size = reference_size

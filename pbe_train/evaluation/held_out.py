@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from pbe_train.data.damage import DamagedSample
+from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import posterior_mean
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader, StoredSample
@@ -32,11 +33,12 @@ class HeldOut:
 
 
 def check_fits(run: Run, reader: ShardReader) -> None:
-    """Refuse a dataset whose latents or views are not of the kind that the run was trained on.
+    """Refuse a dataset whose latents, views or references are not of the kind that the run was trained on.
 
     Raises:
-        InputError: another VAE or another view size.
+        InputError: another VAE or another view size, or references without the aspect that the run keeps.
     """
+    check_geometry(run.settings.model.reference_geometry, reader.folder, reader.info)
     info, identity = reader.info, run.identity
     if info.vae.sha256 != identity.vae_sha256:
         raise InputError(

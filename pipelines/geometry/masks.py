@@ -13,12 +13,14 @@ Pure geometry: no I/O, an explicit random generator.
 """
 
 import functools
+import math
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float
 
 from pipelines.geometry.rectangles import Rectangle
+from schemas.sample import MaskKind
 
 _SUBPIXEL_BITS = 6
 
@@ -83,8 +85,34 @@ def bessel_polygon(
     return polygon
 
 
-def rasterise(polygon: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
-    """Fill a polygon given in view px (even-odd rule), its outline included; never empty.
+def fill_outline(kind: MaskKind, outline: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """The mask that an outline given in view px encloses: of kind `box`, with the corners of a rectangle, or `bessel`."""
+    return fill_box(outline, size) if kind == "box" else fill_polygon(outline, size)
+
+
+def fill_box(corners: Float[np.ndarray, "4 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """The pixels whose centres lie in an upright rectangle given in view px (top left and bottom right included); never empty.
+
+    A box of whole pixels is just these pixels, as in the published code. The pixel nearest to its middle is always set.
+    """
+    (left, top), (right, bottom) = corners[0], corners[2]
+    mask = np.zeros((size, size), bool)
+    mask[_between(top, bottom, size), _between(left, right, size)] = True
+    return mask
+
+
+def _between(low: float, high: float, size: int) -> slice:
+    """The pixels of a row of `size` with their centres in [low, high); at least one."""
+    first, last = math.ceil(low - 0.5), math.ceil(high - 0.5)
+    if first >= last:
+        first = math.floor((low + high) / 2)
+        last = first + 1
+    first = min(max(first, 0), size - 1)
+    return slice(first, max(first + 1, min(last, size)))
+
+
+def fill_polygon(polygon: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """Fill a polygon given in view px (even-odd rule), its outline included, as the published code does; never empty.
 
     Points beyond the view are moved to its edge. A pixel is set if its centre lies inside or the outline passes through it.
     """

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipelines.config import MaskSettings, ReferenceSettings, ViewSettings
-from pipelines.geometry.masks import rasterise
+from pipelines.geometry.masks import fill_box, fill_polygon
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned
 from pipelines.geometry.references import reference_size
-from pipelines.geometry.views import Window, is_padded
+from pipelines.geometry.views import Resizing, Window, is_padded
 from pipelines.packing.samples import Row
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError
@@ -27,6 +27,8 @@ from schemas.sample import Sample, SampleRecord, decode_sample
 # Coordinates are computed in 64 bits, and may differ in the last of them between machines; outlines are rounded to 1/100 px.
 _TOLERANCE = 1e-6
 _ROUNDED = 0.011
+# How masks of each kind are filled. Before 2026-11-30 box masks had the pixels on their outline too, as Bessel masks have.
+_FILLS = {"box": (fill_box, fill_polygon), "bessel": (fill_polygon,)}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Expected:
     """A quarter of the points of a Bessel mask's outline."""
     reference_sides: tuple[int, int]
     """Of a reference in px: the shorter and the longer side from which on it is shrunk."""
+    reference_resizing: Resizing
+    """How its size follows from its window's."""
     kept: tuple[str, ...]
     """Splits whose samples have view.jpg."""
 
@@ -79,6 +83,7 @@ def expected_of(info: DatasetInfo, fingerprints: frozenset[str]) -> Expected:
         latent=(2 * info.vae.latent_channels, cells, cells),
         points_per_edge=masks.points_per_edge,
         reference_sides=(references.side, references.max_side),
+        reference_resizing=references.resize,
         kept=views.keep,
     )
 
@@ -152,7 +157,7 @@ def check_masks(sample: Sample, planned: Row, expected: Expected) -> Iterator[st
         if not np.isfinite(polygon).all():
             yield f"the outline of mask {number} has a point that is not finite"
             continue
-        if not np.array_equal(rasterise(polygon, expected.size), mask):
+        if not any(np.array_equal(fill(polygon, expected.size), mask) for fill in _FILLS[kind]):
             yield f"mask {number} is not what its outline encloses"
         if kind == "box" and not _is_box_around(polygon, record):
             yield f"mask {number} is of kind box, and its outline is no rectangle around the object's box"
@@ -170,7 +175,7 @@ def check_reference(sample: Sample, planned: Row, expected: Expected) -> Iterato
         return
     if not window.holds(Rectangle(*record.box).intersection(photo)):
         yield f"reference_window {list(record.reference_window)} does not hold the box"
-    width, height = reference_size(x_max - x_min, y_max - y_min, *expected.reference_sides)
+    width, height = reference_size(x_max - x_min, y_max - y_min, *expected.reference_sides, expected.reference_resizing)
     yield from _check_picture("ref.jpg", sample.reference, width, height)
     if (record.reference_mask is None) != (planned["segmentation"] is None):
         yield f"it has {'no' if record.reference_mask is None else 'a'} reference_mask, unlike the plan"

@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 
 from pipelines.annotations.photo_sizes import same_shape
 from pipelines.config import BuildSettings
-from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
+from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
 from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
 from pipelines.geometry.views import Window, cut_view, is_padded, square_window
@@ -84,13 +84,14 @@ def prepare_sample(
         return failure_of(row, *failure)
 
     extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
-    window = square_window(extended, width, height, settings.views.max_zoom, generator(*names, "window"))
+    views = settings.views
+    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
     padded = is_padded(window, width, height)
-    if padded and settings.views.no_square == "reject":
+    if padded and views.no_square == "reject":
         detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"
         return failure_of(row, "no_square", detail)
 
-    size = settings.views.size
+    size = views.size
     visible = window.rectangle().intersection(frame)
     kinds, polygons, masks = [], [], []
     for number in range(options.per_view):
@@ -102,15 +103,16 @@ def prepare_sample(
         polygons.append(polygon)
         masks.append(mask)
 
-    crop = reference_window(box, width, height, settings.references.padding)
-    reference = cut_reference(photo, crop, settings.references.side, settings.references.max_side)
+    references = settings.references
+    crop = reference_window(box, width, height, references.padding)
+    reference = cut_reference(photo, crop, references.side, references.max_side, references.resize)
     reference_mask = None
     if row["segmentation"] is not None:
         pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])
         upright = np.rot90(pixels, rotation // 90)
-        mask = cut_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]))
+        mask = cut_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]), references.resize)
         reference_mask = encode_segmentation(mask)
-        if settings.references.background == "grey":
+        if references.background == "grey":
             reference = grey_background(reference, mask)
     box_in_view = window.to_view(box.corners(), size)
     record = SampleRecord(
@@ -137,9 +139,9 @@ def prepare_sample(
         licence=row["licence"],
         seed=settings.seed,
     )
-    view = cut_view(photo, window, size)
+    view = cut_view(photo, window, size, views.resize)
     stacked = np.stack(masks)
-    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, settings.references.jpeg_quality))
+    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, references.jpeg_quality))
 
 
 def draw_mask(
@@ -165,7 +167,7 @@ def draw_mask(
         kind = "box"
         outline = extended.corners()
     polygon = np.round(window.to_view(outline, size), 2)
-    return kind, tuple(map(tuple, polygon.tolist())), rasterise(polygon, size)
+    return kind, tuple(map(tuple, polygon.tolist())), fill_outline(kind, polygon, size)
 
 
 def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:

@@ -170,6 +170,8 @@ def as_json(said: Estimate) -> bytes:
 
 def _reference_pixels(settings: BuildSettings) -> float:
     """Mean px of the references, from boxes and photo sizes; `UNKNOWN_PHOTO_SIZE` where the tables do not say."""
+    if settings.references.resize == "published":
+        return settings.references.side**2
     total, count = 0.0, 0
     columns = ["x_min", "x_max", "y_min", "y_max", "width", "height"]
     for batch in pq.ParquetFile(settings.out / "objects.parquet").iter_batches(columns=columns):

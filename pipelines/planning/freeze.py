@@ -72,6 +72,8 @@ def fingerprint(
             "source": chosen["source"],
             "selection": chosen["selection"],
             "views": {"per_object": settings.views.per_object},
+            # What min_object_share looks at.
+            "references": {name: chosen["references"][name] for name in ("background", "padding")},
             "shards": {"samples": settings.shards.samples},
         }
     return {
@@ -285,7 +287,9 @@ def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]
         "versions": {name: packed["versions"].get(name) for name in tables["versions"]},
         "inputs": packed["inputs"],
         "settings": {
-            name: {key: settings[name].get(key) for key in value} if name in ("views", "shards") else settings.get(name)
+            name: {key: settings[name].get(key) for key in value}
+            if name in ("views", "references", "shards")
+            else settings.get(name)
             for name, value in tables["settings"].items()
         },
     }

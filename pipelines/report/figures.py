@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
-from pipelines.geometry.masks import bessel_polygon, extend_box, rasterise
+from pipelines.geometry.masks import bessel_polygon, extend_box, fill_box, fill_polygon
 from pipelines.geometry.rectangles import box_in_photo, whole_photo
 from pipelines.geometry.views import is_padded, square_window
 from pipelines.report.counting import (
@@ -166,21 +166,21 @@ def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECT
 def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tuple[float, float, float], bool]:
     """Shares of the view's area that an object's box, its box mask and its Bessel mask cover; whether the view is padded.
 
-    The same draws by name as in packing (view 0, mask 0), outlines rounded and rasterised at the view's size as there.
+    The same draws by name as in packing (view 0, mask 0), outlines rounded and filled at the view's size as there.
     """
     width, height = (row["width"], row["height"]) if row["width"] and row["height"] else UNKNOWN_PHOTO_SIZE
     names = (settings.seed, row["object_id"], "view", 0)
-    frame, box, size, options = whole_photo(width, height), box_in_photo(row, width, height), settings.views.size, settings.masks
+    frame, box, views, options = whole_photo(width, height), box_in_photo(row, width, height), settings.views, settings.masks
     extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
-    window = square_window(extended, width, height, settings.views.max_zoom, generator(*names, "window"))
+    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
     visible = window.rectangle().intersection(frame)
 
     random = generator(*names, "mask", 0, "shape")
     random.random()  # Packing draws the mask's kind first.
     polygon = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
     polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
-    outlines = (np.round(window.to_view(points, size), 2) for points in (extended.corners(), polygon))
-    box_mask, bessel_mask = (rasterise(outline, size) for outline in outlines)
+    corners, polygon = (np.round(window.to_view(points, views.size), 2) for points in (extended.corners(), polygon))
+    box_mask, bessel_mask = fill_box(corners, views.size), fill_polygon(polygon, views.size)
     object_share = float(box.width * box.height / window.side**2)
     return (object_share, float(box_mask.mean()), float(bessel_mask.mean())), is_padded(window, width, height)
 

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64, UInt64
 
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.classes import ClassChoice
 from pipelines.selection.gathering import KEPT_FIRST, REASON_WORDS, SORTED_SPLITS, Gathered
+from pipelines.selection.object_shares import object_shares
 from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
 from pipelines.selection.runs import Words
 from schemas.randomness import hash_column, mix
@@ -127,20 +128,32 @@ class Judging:
             surveyed = _places(sizes, photo)
             width = np.where(np.isnan(width), _joined(sizes, surveyed, "width"), width)
             height = np.where(np.isnan(height), _joined(sizes, surveyed, "height"), height)
+        edges = {name: column(name) for name in COORDINATES}
+        outlines = rows.column("segmentation").combine_chunks()
         boxes = Boxes(
             photo=photo,
             photo_id=rows.column("photo_id").combine_chunks(),
             label=column("label"),
-            **{name: column(name) for name in COORDINATES},
+            **edges,
             flags={name: column(name) for name in FLAGS},
             problem=column("problem"),
             width=width,
             height=height,
             listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
             repeated=np.isin(photo, np.concatenate([self.dropped[split], *elsewhere.values()])),
-            outline=_outlines(rows.column("segmentation").combine_chunks()),
+            outline=_outlines(outlines),
+            object_share=self._object_shares(outlines, (width, height), edges),
         )
         return boxes, place
+
+    def _object_shares(
+        self, outlines: pa.Array, sides: tuple[np.ndarray, np.ndarray], edges: dict[str, np.ndarray]
+    ) -> Float64[np.ndarray, " boxes"]:
+        """Asked only where it counts: where outlines cut references out, and there is a limit."""
+        references = self.settings.references
+        if references.background == "keep" or self.settings.selection.min_object_share is None:
+            return np.full(len(outlines), np.nan)
+        return object_shares(outlines, sides, edges, references.padding)
 
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str

@@ -56,6 +56,7 @@ def _object_ids(rows: list[dict[str, Any]]) -> list[str]:
         listed=np.ones(count, bool),
         repeated=np.zeros(count, bool),
         outline=np.zeros(count, np.uint64),
+        object_share=np.full(count, np.nan),
     )
     ids: list[str] = object_ids(boxes.photo_id, box_identity(boxes, label_hashes(labels))).to_pylist()
     return ids

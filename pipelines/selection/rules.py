@@ -41,7 +41,8 @@ class Boxes:
     source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
     place in `REASONS`, or -1. Width and height of the photo are px, NaN where the tables do not say. `listed` says whether the
     source's tables know the photo (or list no photos), `repeated` whether it is there under an id that is kept instead.
-    `outline` is a hash of the object's outline, 0 where there is none.
+    `outline` is a hash of the object's outline, 0 where there is none. `object_share` is the share of the reference that this
+    outline covers, NaN where there is none or nothing is cut out by it.
     """
 
     photo: UInt64[np.ndarray, " boxes"]
@@ -58,6 +59,7 @@ class Boxes:
     listed: Bool[np.ndarray, " boxes"]
     repeated: Bool[np.ndarray, " boxes"]
     outline: UInt64[np.ndarray, " boxes"]
+    object_share: Float64[np.ndarray, " boxes"]
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -200,6 +202,8 @@ def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings,
     shorter, longer = sides.min(axis=0), sides.max(axis=0)
     verdicts.add("reference_too_small", below_min_side(shorter, settings))
     verdicts.add("too_elongated", above_max_aspect(shorter, longer, settings))
+    if settings.min_object_share is not None:
+        verdicts.add("reference_too_empty", boxes.object_share < settings.min_object_share)  # Comparisons with NaN are false.
     if not readable.all():
         verdicts.keep_only(_UNREADABLE, ~readable)
 

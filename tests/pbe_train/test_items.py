@@ -143,6 +143,19 @@ def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, t
         assert all(np.array_equal(one, fit_reference(wide, 32, geometry)) for batch in fixed.batches for one in batch.reference)
 
 
+def test_references_without_an_aspect_are_not_padded(world: World, tmp_path):
+    """Those of a build with references.resize: published."""
+    reader = ShardReader(world.settings(tmp_path).dataset, "train")
+    settings = {**reader.info.settings, "references": {"resize": "published"}}
+    reader.info = reader.info.model_copy(update={"settings": settings})
+    Items(world.settings(tmp_path), reader, 32)
+    padding = world.settings(tmp_path, "--model.reference_geometry=pad")
+    with pytest.raises(
+        InputError, match=r"dataset\.json: its references are stored squashed .*; train with squash, or build with"
+    ):
+        Items(padding, reader, 32)
+
+
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):
     items = items_of(world, tmp_path, "--global_batch=20", "--guidance_dropout=0.2")
     dropped = np.array([[items.make(step, slot).dropped for slot in range(20)] for step in range(30)])

@@ -22,6 +22,7 @@ from pbe_train.editing import paint_by_example, sampling
 from pbe_train.editing.reading import read_mask
 from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
 from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
+from pbe_train.evaluation.held_out import check_fits
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
@@ -379,6 +380,13 @@ def test_a_run_sees_references_as_it_was_trained_to(world: World, tmp_path: Path
     assert np.array_equal(seen[0][0], fit_reference(wide, 32, "pad"))
     assert np.array_equal(seen[1][1], fit_reference(photo(30, 10), 32, "pad"))
     assert not np.array_equal(seen[0][0], fit_reference(wide, 32, "squash"))
+
+    reader = ShardReader(world.settings(tmp_path).dataset, "validation")
+    check_fits(run, reader)
+    squares = {**reader.info.settings, "references": {"resize": "published"}}
+    reader.info = reader.info.model_copy(update={"settings": squares})
+    with pytest.raises(InputError, match="references are stored squashed to squares"):
+        check_fits(run, reader)
 
 
 def test_evaluation_and_demo_run(world: World, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

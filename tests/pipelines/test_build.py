@@ -23,7 +23,7 @@ import webdataset
 from PIL import Image
 
 from pipelines import build, preview
-from pipelines.geometry.masks import rasterise
+from pipelines.geometry.masks import fill_outline
 from pipelines.geometry.views import resize
 from pipelines.packing.pack import ShardPacker
 from pipelines.packing.records import ShardFolder, can_be_mended
@@ -130,8 +130,8 @@ def test_masks_are_the_outlines_in_the_record_and_lie_over_the_object(dataset):
         assert decoded.masks[:, centre[0], centre[1]].all()
         outlines = decoded.record.mask_polygons
         assert [len(outline) for outline in outlines] == [4 if kind == "box" else 80 for kind in decoded.record.mask_kinds]
-        for outline, mask in zip(outlines, decoded.masks, strict=True):
-            assert np.array_equal(rasterise(np.array(outline), 128), mask)
+        for kind, outline, mask in zip(decoded.record.mask_kinds, outlines, decoded.masks, strict=True):
+            assert np.array_equal(fill_outline(kind, np.array(outline), 128), mask)
 
 
 def test_references_show_the_box_padded(dataset, photos):

@@ -5,15 +5,19 @@ import tracemalloc
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate
 
-from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, rasterise
+from pbe_train.data.fitting import fit_reference
+from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, fill_box, fill_outline, fill_polygon
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
 from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_size, reference_window
-from pipelines.geometry.views import LONGEST_PADDED_SIDE, Window, cut_view, is_padded, resize, square_window
+from pipelines.geometry.views import LONGEST_PADDED_SIDE, Window, Zoom, cut_view, is_padded, resize, square_window
 
 JITTER = (1, 5)
+ZOOMS: tuple[Zoom, ...] = ("published", "free")
 
 
 @st.composite
@@ -48,11 +52,11 @@ def test_extension_is_uniform_on_each_side():
     assert shares.std(axis=0) == pytest.approx([0.4 / 12**0.5] * 4, abs=0.005)
 
 
-@given(scenes(), st.floats(0, 1))
-def test_views_hold_the_extended_box_and_leave_the_photo_only_where_they_must(scene, max_zoom):
+@given(scenes(), st.sampled_from(ZOOMS), st.floats(0, 1))
+def test_views_hold_the_extended_box_and_leave_the_photo_only_where_they_must(scene, zoom, max_zoom):
     width, height, box, random = scene
     extended = extend_box(box, whole_photo(width, height), 0.4, random)
-    window = square_window(extended, width, height, max_zoom, random)
+    window = square_window(extended, width, height, zoom, max_zoom, random)
     x_min, y_min, x_max, y_max = extended.pixels()
     needed = max(x_max - x_min, y_max - y_min)
     assert window.rectangle().holds(extended)
@@ -65,11 +69,44 @@ def test_views_hold_the_extended_box_and_leave_the_photo_only_where_they_must(sc
         assert min(covered.width, covered.height) == min(width, height), "padded more than needed"
 
 
-def test_windows_take_every_place_that_holds_the_box():
+@pytest.mark.parametrize("zoom", ZOOMS)
+def test_windows_take_every_place_that_holds_the_box(zoom):
     """A photo of 100 x 40 with a box in the middle: the square may start anywhere from 20 to 40."""
     random = np.random.default_rng(0)
-    lefts = [square_window(Rectangle(40, 10, 60, 30), 100, 40, 0.0, random).left for _ in range(2000)]
+    lefts = [square_window(Rectangle(40, 10, 60, 30), 100, 40, zoom, 0.0, random).left for _ in range(2000)]
     assert set(lefts) == set(range(20, 41))
+
+
+def test_the_published_zoom_trims_all_sides_by_up_to_its_share_of_the_smallest_margin():
+    """A photo of 100 x 300 with the box's margins 30 on the left, 20 on the right: 12 px at most, and every number of them."""
+    random = np.random.default_rng(0)
+    trims = []
+    for _ in range(4000):
+        window = square_window(Rectangle(30, 140, 80, 160), 100, 300, "published", 0.6, random)
+        trim = window.left
+        assert window.side == 100 - 2 * trim, "concentric: the square as wide as the photo began at 0"
+        top = window.top - trim
+        assert 60 <= top <= 140
+        assert trim <= 0.6 * min(20, 140 - top, top + 100 - 160)
+        trims.append(trim)
+    assert set(trims) == set(range(13))
+
+
+@given(st.integers(24, 1400), st.integers(0, 2**32))
+def test_the_published_zoom_leaves_square_photos_and_the_only_square_alone(side, seed):
+    random = np.random.default_rng(seed)
+    middle = Rectangle(0.45 * side, 0.45 * side, 0.55 * side, 0.55 * side)
+    assert square_window(middle, side, side, "published", 1.0, random) == Window(0, 0, side)
+    at_the_edge = Rectangle(0, 0.4 * side, 0.5 * side, 0.5 * side)
+    assert square_window(at_the_edge, 2 * side, side, "published", 1.0, random) == Window(0, 0, side)
+
+
+def test_the_free_zoom_places_a_smaller_square_anywhere_also_in_square_photos():
+    random = np.random.default_rng(0)
+    windows = [square_window(Rectangle(40, 40, 60, 60), 100, 100, "free", 0.5, random) for _ in range(2000)]
+    assert {window.side for window in windows} == set(range(61, 101))
+    centres = np.array([(window.left + window.side / 2, window.top + window.side / 2) for window in windows])
+    assert centres.std(axis=0).min() > 4
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(-40, 60), st.integers(-40, 60), st.integers(8, 120))
@@ -194,11 +231,11 @@ def test_masks_cover_the_box_except_for_the_jitter_and_are_never_empty(scene, si
     width, height, box, random = scene
     frame = whole_photo(width, height)
     extended = extend_box(box, frame, 0.4, random)
-    window = square_window(extended, width, height, 0.6, random)
+    window = square_window(extended, width, height, "free", 0.6, random)
     scale = size / window.side
     polygon = np.clip(bessel_polygon(box, extended, 20, JITTER, random), 0, (width, height))
-    bessel = rasterise(window.to_view(polygon, size), size)
-    plain = rasterise(window.to_view(extended.corners(), size), size)
+    bessel = fill_polygon(window.to_view(polygon, size), size)
+    plain = fill_box(window.to_view(extended.corners(), size), size)
     assert bessel.any()
     assert plain.any()
 
@@ -216,18 +253,42 @@ def test_masks_cover_the_box_except_for_the_jitter_and_are_never_empty(scene, si
 
 
 @given(scenes())
-def test_box_masks_cover_the_extended_box_to_the_pixel(scene):
+def test_box_masks_are_the_pixels_with_their_centres_in_the_extended_box(scene):
+    """Or, where there is none, one pixel: masks are never empty."""
     width, height, box, random = scene
     extended = extend_box(box, whole_photo(width, height), 0.4, random)
-    window = square_window(extended, width, height, 0.6, random)
-    mask = rasterise(window.to_view(extended.corners(), 128), 128)
-    (left, top), _, (right, bottom), _ = window.to_view(extended.corners(), 128)
+    window = square_window(extended, width, height, "free", 0.6, random)
+    corners = window.to_view(extended.corners(), 128)
+    mask = fill_outline("box", corners, 128)
+    (left, top), _, (right, bottom), _ = corners
     centres = np.arange(128) + 0.5
-    inside = (centres >= top) & (centres <= bottom), (centres >= left) & (centres <= right)
-    assert mask[np.ix_(*inside)].all()
-    beyond = (centres < top - 1.02) | (centres > bottom + 1.02), (centres < left - 1.02) | (centres > right + 1.02)
-    assert not mask[beyond[0]].any()
-    assert not mask[:, beyond[1]].any()
+    rows, columns = (centres >= top) & (centres < bottom), (centres >= left) & (centres < right)
+    for inside, found, low, high in ((rows, mask.any(axis=1), top, bottom), (columns, mask.any(axis=0), left, right)):
+        if inside.any():
+            assert np.array_equal(found, inside)
+        else:
+            assert abs(np.flatnonzero(found) + 0.5 - (low + high) / 2).max() <= 0.5 + 1e-9
+    assert mask.sum() == mask.any(axis=0).sum() * mask.any(axis=1).sum()
+
+
+@given(
+    st.lists(st.integers(0, 32), min_size=2, max_size=2, unique=True),
+    st.lists(st.integers(0, 32), min_size=2, max_size=2, unique=True),
+)
+def test_a_box_of_whole_pixels_is_just_these(columns, rows):
+    """8 x 8 px are 8 x 8 px, and not 9 x 9; a polygon has its outline too."""
+    (left, right), (top, bottom) = sorted(columns), sorted(rows)
+    expected = np.zeros((32, 32), bool)
+    expected[top:bottom, left:right] = True
+    corners = Rectangle(left, top, right, bottom).corners()
+    assert np.array_equal(fill_outline("box", corners, 32), expected)
+    assert fill_outline("bessel", corners, 32)[expected].all()
+
+
+@pytest.mark.parametrize("edges", [(-40, -30), (-0.2, 0.1), (31.9, 32.4), (50, 60), (5.5, 5.5), (-10, 90)])
+def test_a_box_at_or_beyond_the_edge_has_a_pixel_and_none_beyond(edges):
+    mask = fill_box(Rectangle(edges[0], 3, edges[1], 5).corners(), 32)
+    assert mask.sum() == (64 if edges == (-10, 90) else 2)
 
 
 @given(scenes(), st.integers(0, 30))
@@ -239,6 +300,43 @@ def test_references_are_the_padded_box_in_the_photo(scene, padding):
     assert np.abs(np.subtract((x_min, y_min, x_max, y_max), clipped)).max() < 1
     assert 0 <= x_min < x_max <= width
     assert 0 <= y_min < y_max <= height
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+
+
+def without_antialias(picture: np.ndarray, size: int) -> np.ndarray:
+    """As the published code resizes: PyTorch's bilinear interpolation of pixels."""
+    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float()
+    return interpolate(planes, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("size", [32, 256])
+def test_views_are_resized_as_published_if_wished(size):
+    window = Window(40, 10, 150)
+    view = cut_view(NOISE, window, size, "published").astype(float)
+    assert np.abs(view - without_antialias(NOISE[10:160, 40:190], size)).max() <= 1
+    assert np.abs(view - cut_view(NOISE, window, size)).mean() > 5
+
+
+@pytest.mark.parametrize("window", [(10, 20, 60, 50), (0, 0, 300, 100), (0, 0, 300, 200)])
+def test_published_references_are_squares_at_once_and_the_trainer_leaves_them_so(window):
+    """Smaller and larger than the square, and as long; `max_side` has no say."""
+    reference = cut_reference(NOISE, window, 64, 20, "published")
+    x_min, y_min, x_max, y_max = window
+    assert np.abs(reference - without_antialias(NOISE[y_min:y_max, x_min:x_max], 64)).max() <= 1
+    assert reference.shape[1::-1] == reference_size(x_max - x_min, y_max - y_min, 64, 20, "published")
+    assert np.array_equal(fit_reference(reference, 64, "squash"), reference)
+
+
+def test_an_objects_mask_is_squashed_as_its_published_reference_is():
+    y, x = np.mgrid[:300, :400]
+    disc = (x - 200) ** 2 + (y - 150) ** 2 < 100**2
+    photo = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
+    for side in (64, 512):
+        reference = cut_reference(photo, (60, 40, 320, 290), side, 448, "published")
+        mask = cut_mask(disc, (400, 300), (60, 40, 320, 290), (side, side), "published")
+        assert np.array_equal(mask, reference[..., 0] > 127)
 
 
 def test_references_are_shrunk_but_never_enlarged():

@@ -123,6 +123,10 @@ def test_references_are_estimated_as_they_are_cut(dataset, photos, side, max_sid
     assert said == pytest.approx(np.mean(pixels), rel=0.1)
 
 
+def test_published_references_are_estimated_as_the_squares_that_they_are(dataset, photos):
+    assert _reference_pixels(settings_of(photos, dataset, "--references.resize", "published")) == 224**2
+
+
 def test_arrays_are_estimated_to_the_byte(dataset, photos):
     """latent.npy and masked.npy with header and padding, as they lie in the tars."""
     said = estimate(settings_of(photos, dataset), read_selection(dataset)).bytes_per_sample
@@ -204,6 +208,19 @@ def test_tables_of_a_packed_folder_are_not_made_anew_for_other_rules(dataset, ph
     assert selection.objects == read_dataset(out).books.objects
     assert (out / "objects.parquet").read_bytes() == before
     assert pq.read_table(out / "rejects.parquet")["reasons"].null_count == 0
+
+
+def test_what_outlines_are_asked_of_is_a_part_of_the_tables(photos, tmp_path):
+    """selection.min_object_share looks at two settings of references; the others change no table."""
+    out = tmp_path / "out"
+    freeze_tables(settings_of(photos, out))
+    stamp = (out / "objects.parquet").stat().st_mtime_ns
+    freeze_tables(settings_of(photos, out, "--references.side", "100"))
+    assert (out / "objects.parquet").stat().st_mtime_ns == stamp
+    for option in (("background", "grey"), ("padding", "4")):
+        freeze_tables(settings_of(photos, out, f"--references.{option[0]}", option[1]))
+        assert (out / "objects.parquet").stat().st_mtime_ns != stamp
+        stamp = (out / "objects.parquet").stat().st_mtime_ns
 
 
 def test_an_input_that_is_gone_is_a_difference_too(photos, dataset, tmp_path):

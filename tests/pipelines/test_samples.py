@@ -5,6 +5,7 @@ import io
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from pipelines.packing.samples import OF_PHOTOS, Failure, prepare_photo, prepare
 from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
 from pipelines.photo_folder import photo_path
 from schemas.photos import PhotoError, decode_photo
+from schemas.settings import load_settings, preset
 from schemas.tables import FAILURE_CODES, OBJECTS
 
 ROW = dict.fromkeys(OBJECTS.names) | {
@@ -22,12 +24,14 @@ ROW = dict.fromkeys(OBJECTS.names) | {
 }  # fmt: skip
 
 
-def settings_for(folder: Path, selection: dict | None = None, references: dict | None = None, **source) -> BuildSettings:
+def settings_for(
+    folder: Path, selection: dict | None = None, references: dict | None = None, views: dict | None = None, **source
+) -> BuildSettings:
     return BuildSettings(
         out=folder,
         source=SourceSettings(annotations=folder, photos=folder, **source),
         selection=SelectionSettings(**(selection or {})),
-        views={"size": 64},
+        views={"size": 64, **(views or {})},
         references=references or {},
     )
 
@@ -128,6 +132,38 @@ def test_a_jpeg_without_an_end_mark_is_packed_or_refused_as_is_set(tmp_path):
     [failure] = prepare_photo(rows, settings_for(tmp_path, kind="coco", missing_end_mark="refuse"))
     assert failure.code == "no_end_mark"
     assert {"no_end_mark", "unsupported_format"} <= OF_PHOTOS & FAILURE_CODES.keys()
+
+
+def test_views_are_zoomed_as_the_settings_say(tmp_path):
+    """Of a photo of 200 x 120 px: published, all sides are trimmed alike from a square as high as the photo."""
+    windows = {}
+    for zoom in ("published", "free"):
+        settings = settings_for(tmp_path, views={"zoom": zoom})
+        rows = [{**ROW, "view": view} for view in range(40)]
+        windows[zoom] = [prepare_sample(row, photo_with_a_box(), "00", settings).record.window for row in rows]
+    assert all(side == 120 - 2 * top for _, top, side in windows["published"])
+    assert not all(side == 120 - 2 * top for _, top, side in windows["free"])
+    default = [prepare_sample(row, photo_with_a_box(), "00", settings_for(tmp_path)).record.window for row in rows]
+    assert default == windows["free"]
+
+
+def test_pictures_are_resized_as_the_settings_say(tmp_path):
+    photo = photo_with_a_box(800, 480)
+    both = {"resize": "published"}
+    published = prepare_sample(ROW, photo, "00", settings_for(tmp_path, references={"side": 48, **both}, views=both))
+    left, top, side = published.record.window
+    shown = cv2.resize(photo[top : top + side, left : left + side], (64, 64), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(published.view, shown)
+    assert decode_photo(published.reference, frame="stored").shape == (48, 48, 3)
+    smooth = prepare_sample(ROW, photo, "00", settings_for(tmp_path, references={"side": 48}))
+    assert smooth.record.window == published.record.window
+    assert smooth.view[..., 2].std() < 0.8 * published.view[..., 2].std(), "noise is averaged"
+    assert decode_photo(smooth.reference, frame="stored").shape != (48, 48, 3)
+
+
+def test_the_papers_presets_zoom_as_published_and_the_tiny_one_does_not():
+    presets = {name: load_settings(BuildSettings, "build", [], preset(name)).views for name in ("open_images", "coco", "tiny")}
+    assert [(views.zoom, views.max_zoom) for views in presets.values()] == [("published", 0.6), ("published", 0.6), ("free", 0.9)]
 
 
 LOOP, TOO_LONG = "loop.jpg", f"{'x' * 300}.jpg"

@@ -17,13 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
+from pipelines.geometry.rectangles import Rectangle
+from pipelines.geometry.references import reference_window
 from pipelines.selection import judging, runs
 from pipelines.selection import objects as objects_stage
 from pipelines.selection.balance import Balance, keeps, quotas
 from pipelines.selection.gathering import gather
+from pipelines.selection.object_shares import object_shares
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.rules import suppress
 from schemas.errors import InputError
@@ -180,6 +184,72 @@ def test_sides_and_aspect_are_px_and_asked_only_where_the_size_is_known(tmp_path
         assert [(row["photo_id"], row["reason"]) for row in rejects] == [("narrow", reason)]
     for rules in ({"min_side": 40}, {"max_aspect": 5}):
         assert len(run(source_of(rows, photos), tmp_path, rules)[1]) == 3
+
+
+OUTLINED = {"width": 200, "height": 100}
+
+
+def outlined(photo: str, share: float, **change) -> dict:
+    """A box of 100 x 40 px in a photo of 200 x 100 px, whose outline covers this share of the box padded by 10 px: 7,200 px."""
+    pixels = np.zeros((100, 200), bool)
+    pixels[30:70, 50:150].flat[: round(share * 7200)] = True
+    counts = coco_mask.encode(np.asfortranarray(pixels, np.uint8))["counts"].decode()
+    place = {"x_min": 0.25, "x_max": 0.75, "y_min": 0.3, "y_max": 0.7}
+    return {"photo_id": photo, **place, "segmentation": counts, **change}
+
+
+@pytest.mark.parametrize(
+    ("rules", "references", "empty"),
+    [
+        ({}, {"background": "grey"}, ["under"]),
+        ({}, {"background": "keep"}, []),
+        ({}, {}, []),
+        ({"min_object_share": None}, {"background": "grey"}, []),
+        ({"min_object_share": 0.3}, {"background": "grey"}, ["over", "under"]),
+        # Without padding the reference is the box, 4,000 px.
+        ({}, {"background": "grey", "padding": 0}, []),
+    ],
+)
+def test_references_that_would_be_cut_out_to_almost_nothing_are_rejected(rules, references, empty, tmp_path):
+    """By the tables alone: 1,440 px are a fifth of a reference. Not asked where the photo has no size or the box no outline."""
+    rows = boxes(
+        outlined("over", 0.2), outlined("under", 0.1999), outlined("unknown", 0.01), outlined("none", 1, segmentation=None)
+    )
+    photos = [{"split": "train", "photo_id": row["photo_id"], **OUTLINED} for row in rows if row["photo_id"] != "unknown"]
+    chosen = BuildSettings(
+        out=tmp_path,
+        source=SourceSettings(annotations=tmp_path, photos=tmp_path),
+        selection=SelectionSettings(**rules),
+        references=references,
+    )
+    selection = select_objects(chosen, tmp_path, source_of(rows, photos))
+    rejects = pq.read_table(tmp_path / "rejects.parquet").to_pylist()
+    assert sorted(reject["photo_id"] for reject in rejects) == empty
+    assert selection.rejects == ({"reference_too_empty": len(empty)} if empty else {})
+    assert selection.boxes == selection.objects + len(empty)
+
+
+def test_the_share_of_an_object_is_that_of_its_reference_as_cut():
+    """At the photo's edges, with fractions of pixels; more outlines than pycocotools measures at once. Counted pixel by pixel."""
+    draw = np.random.default_rng(0)
+    edges = {name: [] for name in ("x_min", "x_max", "y_min", "y_max")}
+    counts, expected = [], []
+    for _ in range(300):
+        (left, right), (top, bottom) = (np.sort(draw.uniform(0, side, 2)) for side in (200, 100))
+        pixels = np.zeros((100, 200), bool)
+        pixels[int(top) : int(bottom) + 1, int(left) : int(right) + 1] = draw.random((int(bottom) - int(top) + 1, 1)) < 0.5
+        pixels[int(top), int(left)] = True
+        x_min, y_min, x_max, y_max = reference_window(Rectangle(left, top, right, bottom), 200, 100, 7)
+        expected.append(pixels[y_min:y_max, x_min:x_max].mean())
+        counts.append(coco_mask.encode(np.asfortranarray(pixels, np.uint8))["counts"].decode())
+        for name, value in zip(edges, (left / 200, right / 200, top / 100, bottom / 100), strict=True):
+            edges[name].append(value)
+    sides = np.full(301, 200.0), np.full(301, 100.0)
+    columns = {name: np.array([*values, np.nan]) for name, values in edges.items()}
+    shares = object_shares(pa.array([*counts, counts[0]]), sides, columns, 7)
+    assert shares[:300] == pytest.approx(expected)
+    assert np.isnan(shares[300]), "a box without a place"
+    assert np.isnan(object_shares(pa.nulls(301, pa.string()), sides, columns, 7)).all()
 
 
 def test_of_near_duplicates_the_largest_stays_under_whatever_label(tmp_path):

@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.geometry.masks import rasterise
+from pipelines.geometry.masks import fill_box, fill_polygon
 from pipelines.geometry.references import reference_size
 from pipelines.packing.checking import Finding, check_shard, find_duplicates, key_hashes
-from pipelines.packing.checking_samples import Expected, check_reference, expected_of
+from pipelines.packing.checking_samples import Expected, check_masks, check_reference, expected_of
 from pipelines.packing.checking_tables import ROOT_FILES
 from pipelines.packing.segmentation import encode_segmentation
 from pipelines.planning.freeze import accepted_fingerprints
@@ -252,7 +252,7 @@ def _outline_elsewhere(sample: Stored) -> None:
     masks = decode_masks(sample.members["mask.png"]).copy()
     for number in range(len(masks)):
         content["mask_polygons"][number] = [[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]]
-        masks[number] = rasterise(np.array(content["mask_polygons"][number]), 128)
+        masks[number] = fill_box(np.array(content["mask_polygons"][number]), 128)
     sample.change_json(mask_kinds=["box"] * len(masks), mask_polygons=content["mask_polygons"][: len(masks)])
     sample.members["mask.png"] = encode_masks(masks)
 
@@ -367,6 +367,35 @@ def test_reference_masks_are_those_of_the_reference(dataset):
     ]
     assert told(None) == ["it has no reference_mask, unlike the plan"]
     assert "characters that RLE does not use" in told("~~")[0]
+
+
+def test_references_that_are_squares_are_right_where_the_settings_say_so(dataset):
+    """`references.resize: published`."""
+    stored = read_shard(dataset, SHARD)[0]
+    sample = decode_sample(stored.members, "here")
+    planned = {row["key"]: row for row in pq.read_table(dataset / "plan.parquet").to_pylist()}[stored.row["key"]]
+    info = read_dataset(dataset)
+    references = {**info.settings["references"], "resize": "published"}
+    settings = {**info.settings, "references": references}
+    expected = expected_of(info.model_copy(update={"settings": settings}), frozenset())
+    side = references["side"]
+    assert f"its record says {side}x{side}" in next(check_reference(sample, planned, expected))
+    square = replace(sample, reference=jpeg_bytes(np.zeros((side, side, 3), np.uint8), 95))
+    assert list(check_reference(square, planned, expected)) == []
+
+
+def test_box_masks_with_their_outline_are_those_of_older_datasets(dataset):
+    """A pixel wider and higher than today's, mostly; not at another place."""
+    samples = [decode_sample(stored.members, "here") for stored in read_shard(dataset, SHARD)]
+    sample = next(sample for sample in samples if "box" in sample.record.mask_kinds)
+    number = sample.record.mask_kinds.index("box")
+    expected = expected_of(read_dataset(dataset), frozenset())
+    older = fill_polygon(np.array(sample.record.mask_polygons[number]), 128)
+    assert older.sum() > sample.masks[number].sum()
+    for mask, wrong in ((sample.masks[number], 0), (older, 0), (np.roll(older, 1, axis=0), 1)):
+        masks = sample.masks.copy()
+        masks[number] = mask
+        assert len(list(check_masks(replace(sample, masks=masks), {}, expected))) == wrong
 
 
 # --- The tar, its index and its record are wrong, and all hashes are right -----------------------------------------------------
@@ -901,6 +930,6 @@ def test_nothing_is_repaired_while_a_build_is_at_work(copy):
 
 def test_expectations_come_from_dataset_json(dataset):
     info = read_dataset(dataset)
-    right = Expected("", frozenset(), 128, 2, (8, 16, 16), 20, (224, 128), ("validation",))
+    right = Expected("", frozenset(), 128, 2, (8, 16, 16), 20, (224, 128), "antialiased", ("validation",))
     assert replace(expected_of(info, frozenset()), fingerprint="") == right
     assert pc.count_distinct(pq.read_table(dataset / "index.parquet")["key"]).as_py() == info.books.samples
