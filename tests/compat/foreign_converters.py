@@ -16,7 +16,7 @@ def convert_supervision(format_, files, out):
     from supervision import DetectionDataset
 
     photos, annotations = str(files / "photos"), str(files / "annotations")
-    if format_ == "voc":
+    if format_ == "voc, one-based":
         dataset = DetectionDataset.from_pascal_voc(photos, annotations)
     elif format_ == "yolo":
         dataset = DetectionDataset.from_yolo(photos, annotations, str(files / "data.yaml"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 VERSIONS = Path(__file__).resolve().parent / "foreign_tools.txt"
-# Beyond this, in px, a box is not the one that went in: single precision gives 3e-5 on these photos.
-EXACT = 0.001
+# Single precision gives differences of 3e-5 px on these photos.
+SLACK = 0.001
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Format:
 
     kind: str
     """`coco`, `boxes` or `open_images`, as our settings say; or what other tools read: `voc`, `yolo`, `labelme`."""
-    off: float = EXACT
+    off: float = 0
     """Largest difference in px: the tool rounds."""
     from_one: bool = False
     """VOC: whether the first px of a photo is 1, and xmax and ymax are the last px of a box; else corners are as COCO's."""
     narrow: bool = False
     """Whether boxes of 1 px can become empty."""
-    repeated: int = 0
-    """Boxes that the tool writes twice."""
     refused: str | None = None
     """Where the file cannot be read: what the message has in it."""
     breaks: tuple[str, ...] = ()
     """Tools that cannot read this one's files."""
+    turned: bool = True
+    """Whether photos that EXIF turns come out right; else they are left out."""
     remark: str = ""
     """What a user should know."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -49,11 +49,13 @@ class Tool:
     """Formats that it turns into COCO; `voc, one-based` counts from 1."""
     off: float = 0
     """How much it rounds then, in px."""
+    repeats: int = 0
+    """Boxes that its COCO has twice."""
 
 
 YOLO = Format("yolo", off=0.01)
 IDS_ALONE = "ids of photos without folder or ending"
-ROUNDED = "rounds to 0.01 px"
+ROUNDED = {"off": 0.005, "remark": "rounds to 0.01 px"}
 TOOLS = (
     Tool(
         "supervision",
@@ -71,15 +73,15 @@ TOOLS = (
         "datumaro",
         "exif",
         {
-            "coco": Format("coco", off=0.0051, remark=ROUNDED),
-            "coco, polygons": Format("coco", off=0.0051, remark=ROUNDED),
-            "open_images": Format("open_images", remark=IDS_ALONE, settings={"splits": ("train",)}),
-            "voc": Format("voc"),
+            "coco": Format("coco", **ROUNDED),
+            "coco, polygons": Format("coco", **ROUNDED),
+            "open_images": Format("open_images", off=0.005, remark=IDS_ALONE, settings={"splits": ("train",)}),
+            "voc": Format("voc", **ROUNDED),
             "voc, one-based": Format("voc", off=1, from_one=True, narrow=True, remark="whole px, outwards"),
             "yolo": YOLO,
         },
         ("voc", "voc, one-based"),
-        off=0.0051,
+        off=0.005,
     ),
     Tool(
         "fiftyone",
@@ -92,9 +94,10 @@ TOOLS = (
         "label-studio-sdk",
         "exif",
         {
-            "coco": Format("coco", refused="leads out of the photo folder", remark="uploads: names lead to the server's folder"),
+            "coco, uploads": Format("coco", refused="leads out of the photo folder", remark="names lead to the server's folder"),
             "coco, local storage": Format("coco"),
-            "coco, polygons": Format("coco"),
+            "coco, local paths": Format("coco"),
+            "coco, polygons": Format("coco", turned=False, remark="not where EXIF turns a photo: outlines by the size as stored"),
             "voc": Format("voc", off=2, narrow=True, remark="whole px, corner and size cut off"),
             "yolo": YOLO,
         },
@@ -122,12 +125,13 @@ TOOLS = (
         "pylabel",
         "stored",
         {
-            "coco": Format("coco", repeated=1, remark="a photo without boxes repeats the box before it"),
-            "csv": Format("boxes", settings={"unit": "pixel"}, refused="no column is called"),
+            "coco": Format("coco", remark="a photo without boxes repeats the box before it"),
+            "csv": Format("boxes", settings={"unit": "pixel"}, refused="line 1: columns img_filename, img_path"),
             "voc": Format("voc", off=1, breaks=("datumaro",), remark="whole px, cut off; an empty `difficult`"),
-            "yolo": Format("yolo", off=0.05, breaks=("globox", "labelformat", "pylabel"), remark="numbers of classes as 1.0000"),
+            "yolo": Format("yolo", off=0.05, breaks=("fiftyone", "globox", "labelformat", "pylabel"), remark="numbers of classes as 1.0000"),
         },
         ("voc", "yolo"),
+        repeats=1,
     ),
     Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco"), "yolo": YOLO}),
 )

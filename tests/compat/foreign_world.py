@@ -37,9 +37,17 @@ class TruePhoto:
     orientation: int = 1
 
 
-def make_world(folder: Path) -> list[TruePhoto]:
-    """Write the photos into `folder/photos`, and what is on them beside it. Returns them in the frame of viewers."""
-    photos = _photos()
+def make_world(folder: Path, turned: bool = True) -> list[TruePhoto]:
+    """Write the photos into `folder/photos`, and what is on them beside it.
+
+    Args:
+        folder: to make.
+        turned: whether one of them is turned by EXIF; else it is left out.
+
+    Returns:
+        The photos, in the frame of viewers.
+    """
+    photos = [photo for photo in _photos() if turned or photo.orientation == 1]
     random = np.random.default_rng(5)
     for photo in photos:
         path = folder / "photos" / photo.name

@@ -266,6 +266,9 @@ LABEL_CONFIG = """<View><Image name="image" value="$image"/><RectangleLabels nam
 
 def write_label_studio_sdk(format_, world, out):
     """Frame exif: boxes are drawn in a browser, in percent of the photo as shown."""
+    # Where a server of Label Studio may read; without it, files are asked of the server.
+    if format_ != "coco, local paths":
+        os.environ["LOCAL_FILES_DOCUMENT_ROOT"] = str(world)
     from label_studio_sdk.converter import Converter
 
     labels, photos = read_world(world, "exif")
@@ -276,19 +279,20 @@ def write_label_studio_sdk(format_, world, out):
         name = Path(photo["name"]).name
         shutil.copy(photo["path"], uploads / name)
         address = f"/data/upload/1/{name}"
-        if format_ == "coco, local storage":
+        if format_ != "coco, uploads":
             address = f"/data/local-files/?d=photos/{photo['name']}"
         result = [drawn(box, photo, format_ == "coco, polygons", place) for place, box in enumerate(photo["boxes"])]
         annotations = [{"id": number, "completed_by": 1, "result": result}] if result else []
         tasks.append({"id": number, "data": {"image": address}, "annotations": annotations})
     (out / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
     config = LABEL_CONFIG.format(labels="".join(f'<Label value="{label}"/>' for label in labels))
-    os.environ["LOCAL_FILES_DOCUMENT_ROOT"] = str(world)
-    converter = Converter(config, project_dir=str(out), upload_dir=str(out / "upload"))
+    converter = Converter(
+        config, str(out), upload_dir=str(out / "upload"), download_resources=format_ in ("coco, local storage", "coco, polygons")
+    )
     source, target = str(out / "tasks.json"), str(out / "export")
     if format_.startswith("coco"):
         converter.convert_to_coco(source, target, is_dir=False)
-        return {"annotations": "export/result.json", "photos": "export/images"}
+        return {"annotations": "export/result.json", "photos": None if format_ == "coco, local paths" else "export/images"}
     if format_ == "voc":
         converter.convert_to_voc(source, target, is_dir=False)
         return {"annotations": "export/Annotations"}
