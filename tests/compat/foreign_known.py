@@ -51,6 +51,8 @@ class Tool:
     """How much it rounds then, in px."""
     repeats: int = 0
     """Boxes that its COCO has twice."""
+    needs: tuple[str, ...] = ()
+    """Packages that it imports and does not ask pip for."""
 
 
 YOLO = Format("yolo", off=0.01)
@@ -133,6 +135,16 @@ TOOLS = (
         ("voc", "yolo"),
         repeats=1,
     ),
+    Tool(
+        "imgann",
+        "stored",
+        {
+            "coco": Format("coco", off=1, remark="whole px, cut off; with center=False"),
+            "csv": Format("boxes", off=1, settings={"unit": "pixel"}, remark="right and bottom edge whole px; with center=False"),
+            "voc": Format("voc", off=1, remark="right and bottom edge whole px; with center=False"),
+        },
+        needs=("scikit-learn",),
+    ),
     Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco"), "yolo": YOLO}),
 )
 
@@ -140,4 +152,4 @@ TOOLS = (
 def versions() -> dict[str, str]:
     """The version of each package that is installed, by its name."""
     lines = [line.partition("==") for line in VERSIONS.read_text().splitlines() if "==" in line]
-    return {name: version for name, _, version in lines}
+    return {name.lower(): version for name, _, version in lines}

@@ -108,7 +108,7 @@ class Bench:
                 out = self.folder / "written" / tool.name / name
                 world = self.folder / ("world" if known.turned else "world without turned")
                 photos = [photo for photo in self.worlds[tool.frame] if known.turned or photo.orientation == 1]
-                made = self.run_tool("writers", tool.name, name, world, out)
+                made = self.run_tool("writers", tool, name, world, out)
                 start = Found(tool, name, count(photos), known)
                 if isinstance(made, str):
                     yield replace(start, problem=made)
@@ -128,22 +128,22 @@ class Bench:
                 if not files.exists():
                     lay_out(known.kind, annotations, self.folder / "world" / "photos", files, labels, photos)
                 out = self.folder / "converted" / f"{writer.name}, {name} by {reader.name}, {way}"
-                made = self.run_tool("converters", reader.name, way, files, out)
+                made = self.run_tool("converters", reader, way, files, out)
                 by = f" by {reader.name}{way.removeprefix(known.kind)}"
                 start = Found(writer, name, count(photos), crossed(known, reader, way), by)
                 yield replace(start, problem=made) if isinstance(made, str) else self.read(start, reader, made, out, photos)
 
-    def run_tool(self, script: str, tool: str, format_: str, source: Path, out: Path) -> dict[str, Any] | str:
+    def run_tool(self, script: str, tool: Tool, format_: str, source: Path, out: Path) -> dict[str, Any] | str:
         """What the tool says it wrote; or, where it fails, the last line of its error."""
-        python = make_environment(self.folder / "venv" / tool, tool)
-        print(f"{tool}, {script} of {format_}", flush=True)
+        python = make_environment(self.folder / "venv" / tool.name, tool)
+        print(f"{tool.name}, {script} of {format_}", flush=True)
         # Tools keep settings and data bases at home, and ask the network for news.
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         quiet = {"FIFTYONE_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "SUPERVISION_DEPRECATION_WARNING": "0"}
         environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **quiet}
         # -I: nothing of this environment, and not this project's folder, is on the path.
-        words = [str(python), "-I", str(HERE / f"foreign_{script}.py"), tool, format_, str(source), str(out)]
+        words = [str(python), "-I", str(HERE / f"foreign_{script}.py"), tool.name, format_, str(source), str(out)]
         try:
             done = subprocess.run(words, env=environment, cwd=home, capture_output=True, text=True, timeout=SECONDS, check=False)
         except subprocess.TimeoutExpired:
@@ -151,7 +151,7 @@ class Bench:
         out.with_name(f"{out.name}.log").write_text(done.stdout + done.stderr)
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "Error" in line or "Fail" in line]
-            return f"{tool}: {(errors or [f'status {done.returncode}'])[-1]}"
+            return f"{tool.name}: {(errors or [f'status {done.returncode}'])[-1]}"
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
 
@@ -189,7 +189,7 @@ class Bench:
         return flat
 
 
-def make_environment(folder: Path, tool: str) -> Path:
+def make_environment(folder: Path, tool: Tool) -> Path:
     """The Python of an environment that has one tool and nothing of this one's.
 
     Raises:
@@ -197,11 +197,11 @@ def make_environment(folder: Path, tool: str) -> Path:
     """
     python = folder / "bin" / "python"
     if not (folder / "installed").is_file():
-        print(f"installing {tool} {versions()[tool]}", flush=True)
+        print(f"installing {tool.name} {versions()[tool.name]}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", str(VERSIONS), tool], check=False)
-        if done.returncode:
-            raise InputError(f"{folder}: pip cannot install {tool}; see above")
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(VERSIONS)]
+        if subprocess.run([*pip, tool.name, *tool.needs], check=False).returncode:
+            raise InputError(f"{folder}: pip cannot install {tool.name}; see above")
         (folder / "installed").touch()
     return python
 

@@ -313,24 +313,28 @@ def drawn(box, photo, outlines, number):
     return {**known, "from_name": "label", "type": "rectanglelabels", "value": {**value, "rectanglelabels": [box["label"]]}}
 
 
-def write_pylabel(format_, world, out):
-    """Frame stored: what it is given is COCO's format as COCO itself writes it."""
-    from pylabel import importer
-
-    labels, photos = read_world(world, "stored")
+def write_coco(path, labels, photos, folders):
+    """COCO's format as COCO itself writes it, for tools that begin from it; names of photos with their folders or without."""
     images, annotations = [], []
     for number, photo in enumerate(photos, start=1):
-        # A file for each photo lies in one folder: the names of photos must have none.
-        name = photo["name"] if format_ in ("coco", "csv") else Path(photo["name"]).name
+        name = photo["name"] if folders else Path(photo["name"]).name
         images.append({"id": number, "file_name": name, "width": photo["width"], "height": photo["height"]})
         for box in photo["boxes"]:
             known = {"id": len(annotations) + 1, "image_id": number, "category_id": labels.index(box["label"]) + 1, "iscrowd": 0}
             _, _, width, height = place(box)
             annotations.append({**known, "bbox": place(box), "area": width * height, "segmentation": []})
     categories = [{"id": number, "name": label, "supercategory": ""} for number, label in enumerate(labels, start=1)]
-    given = out / "given.json"
-    given.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8")
-    dataset = importer.ImportCoco(str(given))
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}), encoding="utf-8")
+
+
+def write_pylabel(format_, world, out):
+    """Frame stored: sizes of photos are what COCO says."""
+    from pylabel import importer
+
+    labels, photos = read_world(world, "stored")
+    # A file for each photo lies in one folder: the names of photos must have none.
+    write_coco(out / "given.json", labels, photos, folders=format_ in ("coco", "csv"))
+    dataset = importer.ImportCoco(str(out / "given.json"))
     if format_ == "coco":
         dataset.export.ExportToCoco(str(out / "coco.json"))
         return {"annotations": "coco.json"}
@@ -342,6 +346,25 @@ def write_pylabel(format_, world, out):
         return {"annotations": "xml"}
     dataset.export.ExportToYoloV5(str(out / "yolo" / "labels"), cat_id_index=0)
     return {"annotations": "yolo/labels"}
+
+
+def write_imgann(format_, world, out):
+    """Frame stored: sizes of photos are what COCO says. By default (`center`) it takes x and y for the centre of a box."""
+    from imgann import Convertor
+
+    labels, photos = read_world(world, "stored")
+    write_coco(out / "given.json", labels, photos, folders=False)
+    (out / "photos").mkdir()
+    for photo in photos:
+        shutil.copy(photo["path"], out / "photos")
+    given = str(out / "photos"), str(out / "given.json")
+    if format_ == "voc":
+        Convertor.coco2voc(*given, str(out / "xml"), center=False)
+        return {"annotations": "xml"}
+    Convertor.coco2csv(*given, str(out / "boxes.csv"), center=False)
+    if format_ == "coco":
+        Convertor.csv2coco(given[0], str(out / "boxes.csv"), str(out / "coco.json"), center=False)
+    return {"annotations": "coco.json" if format_ == "coco" else "boxes.csv", "photos": "photos"}
 
 
 def write_fiftyone(format_, world, out):
