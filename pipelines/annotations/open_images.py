@@ -245,7 +245,7 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
 
 
 def _flags(name: str, column: pa.Array, numbers: np.ndarray, problems: dict[int, tuple[str, str]]) -> pa.Array:
-    """A column of flags as small integers; an empty cell is unknown, and what is no flag becomes null and a problem of its row."""
+    """A column of flags as small integers; an empty cell is unknown, what is no flag becomes null and a problem of its row."""
     missing = np.array([number in problems and problems[number][0] == name for number in numbers.tolist()]) if problems else False
     values = pc.fill_null(column, -1).to_numpy(zero_copy_only=False)
     wrong = ~np.isin(values, (1, 0, -1))

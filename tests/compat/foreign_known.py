@@ -1,4 +1,4 @@
-"""The foreign tools that `foreign_tools` tries: what each writes that we or another tool can read, and what is known of how it does.
+"""The foreign tools that `foreign_tools` tries: what each writes that we or another tool read, and what is known of how it does.
 
 docs/own-data.md has the same in words. Versions: foreign_tools.txt.
 """
@@ -130,7 +130,9 @@ TOOLS = (
             "coco": Format("coco", remark="a photo without boxes repeats the box before it"),
             "csv": Format("boxes", settings={"unit": "pixel"}, refused="line 1: columns img_filename, img_path"),
             "voc": Format("voc", off=1, breaks=("datumaro",), remark="whole px, cut off; an empty `difficult`"),
-            "yolo": Format("yolo", off=0.05, breaks=("fiftyone", "globox", "labelformat", "pylabel"), remark="numbers of classes as 1.0000"),
+            "yolo": Format(
+                "yolo", off=0.05, breaks=("fiftyone", "globox", "labelformat", "pylabel"), remark="numbers of classes as 1.0000"
+            ),
         },
         ("voc", "yolo"),
         repeats=1,

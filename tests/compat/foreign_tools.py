@@ -2,8 +2,8 @@
 
     python -m tests.compat.foreign_tools [--tools supervision datumaro ...] [--keep FOLDER]
 
-Each tool writes one small dataset in all its formats that we read, our readers read it, and every box is compared with what went
-in. Formats that we do not read (Pascal VOC, YOLO, LabelMe) are turned into COCO by every tool that reads them, whoever wrote them:
+Each tool writes one small dataset in all its formats that we read, our readers read it, and every box is compared with what
+went in. Formats that we do not read (Pascal VOC, YOLO, LabelMe) are turned into COCO by every tool that reads them, whoever wrote them:
 there the tools differ by a pixel. Prints tables; ends with status 1 where a box is lost or farther off than is known of the tool.
 
     foreign_world ──▶ photos, boxes ──foreign_writers, in the tool's environment──▶ COCO, CSV ──our readers──▶ compared
@@ -86,7 +86,9 @@ def main() -> int:
         print_crossed(kind, [one for one in found if one.reader and one.tool.writes[one.format].kind == kind])
     wrong = [one for one in found if not one.as_known]
     for one in wrong:
-        print(f"not as known: {one.tool.name}, {one.format}{one.reader}: {one.read} of {one.boxes}, {one.off:.4f} px {one.problem}")
+        print(
+            f"not as known: {one.tool.name}, {one.format}{one.reader}: {one.read} of {one.boxes}, {one.off:.4f} px {one.problem}"
+        )
     print(f"{len(found)} files, {len(found) - len(wrong)} as known, {len(wrong)} not")
     return int(bool(wrong))
 
@@ -121,7 +123,8 @@ class Bench:
         """Let each tool turn into COCO what all of them wrote, and read that."""
         for writer, name, annotations, labels in self.foreign:
             known = writer.writes[name]
-            for reader, way in ((reader, way) for reader in tools for way in reader.reads if way.split(",")[0] == known.kind):
+            ways = [(tool, way) for tool in tools for way in tool.reads if way.split(",")[0] == known.kind]
+            for reader, way in ways:
                 # A photo that EXIF turns has another size for each of the two: left out.
                 photos = [photo for photo in self.worlds[writer.frame] if writer.frame == reader.frame or photo.orientation == 1]
                 files = self.folder / "laid out" / f"{writer.name}, {name}, {len(photos)} photos"
@@ -206,9 +209,7 @@ def make_environment(folder: Path, tool: Tool) -> Path:
     return python
 
 
-def lay_out(
-    kind: str, annotations: Path, source: Path, folder: Path, labels: Sequence[str], photos: Sequence[TruePhoto]
-) -> None:
+def lay_out(kind: str, annotations: Path, source: Path, folder: Path, labels: Sequence[str], photos: Sequence[TruePhoto]) -> None:
     """What a tool wrote for each photo, in one layout for all readers: photos and annotations flat, each in its folder."""
     ending = {"voc": ".xml", "yolo": ".txt", "labelme": ".json"}[kind]
     stems = {Path(photo.name).stem for photo in photos}
@@ -284,7 +285,16 @@ def print_own(found: Sequence[Found]) -> None:
     for one in found:
         written = "" if one.written is None else one.written
         remarks = "; ".join(filter(None, [one.known.remark, one.problem]))
-        row = [one.tool.name, versions()[one.tool.name], one.format, one.tool.frame, one.boxes, written, one.read, f"{one.off:.4f}"]
+        row = [
+            one.tool.name,
+            versions()[one.tool.name],
+            one.format,
+            one.tool.frame,
+            one.boxes,
+            written,
+            one.read,
+            f"{one.off:.4f}",
+        ]
         table.add_row(*map(str, row), "yes" if one.as_known else "NO", remarks)
     Console(width=200).print(table)
 

@@ -121,5 +121,12 @@ def _photos() -> list[TruePhoto]:
 def _outlined(label: str, left: float, top: float, right: float, bottom: float) -> TrueBox:
     """A box with an outline that touches all its edges: a hexagon."""
     middle, third = (top + bottom) / 2, (right - left) / 4
-    corners = ((left, middle), (left + third, top), (right - third, top), (right, middle), (right - third, bottom), (left + third, bottom))
+    corners = (
+        (left, middle),
+        (left + third, top),
+        (right - third, top),
+        (right, middle),
+        (right - third, bottom),
+        (left + third, bottom),
+    )
     return TrueBox(label, (left, top, right, bottom), corners)

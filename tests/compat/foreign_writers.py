@@ -2,8 +2,8 @@
 
     python -I foreign_writers.py TOOL FORMAT WORLD OUT
 
-WORLD is a folder of `foreign_world.make_world`. The last line printed is JSON: where the annotations and, if the tool copied them,
-the photos are, below OUT, and in which order it numbers classes. A tool that fails ends this program with its own error.
+WORLD is a folder of `foreign_world.make_world`. The last line printed is JSON: where the annotations and, if the tool copied
+them, the photos are, below OUT, and in which order it numbers classes. A tool that fails ends this program with its own error.
 """
 
 import json
@@ -182,7 +182,8 @@ def write_labelformat(format_, world, out):
     categories = [Category(id=number, name=label) for number, label in enumerate(labels)]
     # A file for each photo lies in one folder: the names of photos must have none.
     names = [photo["name"] if format_.startswith("coco") else Path(photo["name"]).name for photo in photos]
-    images = [Image(number, name, photo["width"], photo["height"]) for number, (name, photo) in enumerate(zip(names, photos))]
+    sizes = [(photo["width"], photo["height"]) for photo in photos]
+    images = [Image(number, name, *size) for number, (name, size) in enumerate(zip(names, sizes, strict=True))]
 
     class Boxes(ObjectDetectionInput):
         def add_cli_arguments(parser):
@@ -195,7 +196,7 @@ def write_labelformat(format_, world, out):
             return images
 
         def get_labels(self):
-            for image, photo in zip(images, photos):
+            for image, photo in zip(images, photos, strict=True):
                 found = [(categories[labels.index(box["label"])], BoundingBox(*box["edges"])) for box in photo["boxes"]]
                 yield ImageObjectDetection(image, [SingleObjectDetection(category, box) for category, box in found])
 
@@ -203,7 +204,7 @@ def write_labelformat(format_, world, out):
         add_cli_arguments, get_categories, get_images = Boxes.add_cli_arguments, Boxes.get_categories, Boxes.get_images
 
         def get_labels(self):
-            for image, photo in zip(images, photos):
+            for image, photo in zip(images, photos, strict=True):
                 shapes = []
                 for box in photo["boxes"]:
                     left, top, right, bottom = box["edges"]
@@ -224,7 +225,7 @@ def write_labelformat(format_, world, out):
 
 
 def write_labelme2coco(format_, world, out):
-    """Frame exif. What LabelMe itself writes: a file beside each photo; boxes by two corners, in whatever order they were drawn."""
+    """Frame exif. What LabelMe itself writes: a file beside each photo; boxes by two corners, in the order of drawing."""
     import labelme2coco
 
     _, photos = read_world(world, "exif")
@@ -260,7 +261,8 @@ def write_labelme2coco(format_, world, out):
     return {"annotations": "coco/dataset.json", "photos": "photos"}
 
 
-LABEL_CONFIG = """<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">{labels}</RectangleLabels>
+LABEL_CONFIG = """<View><Image name="image" value="$image"/>
+<RectangleLabels name="label" toName="image">{labels}</RectangleLabels>
 <PolygonLabels name="outline" toName="image">{labels}</PolygonLabels></View>"""
 
 

@@ -435,7 +435,7 @@ def test_a_flag_without_a_column_is_unknown_and_not_0(boxes_file, present):
 
 
 def test_an_empty_flag_is_unknown_beside_a_flag_that_is_wrong_too(boxes_file):
-    """globox writes all columns of flags, and nothing in them. The cell that is no number has the file read as text."""
+    """As globox writes it: all columns of flags, and nothing in them. The cell that is no number has the file read as text."""
     rows = [ROW.replace(",0,-1,1,0,0", flags) for flags in (",,,,,", ",,1,,,0", ",no,,,,")]
     for count in (2, 3):
         boxes_file.write_text(HEADER + "".join(rows[:count]))
