@@ -125,8 +125,8 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
             )
         if not selection.boxes:
             raise InputError(
-                f"{source.name}: there is no box in it for the splits {', '.join(settings.source.splits)}; get a file with boxes, "
-                f"or change source.splits"
+                f"{source.name}: there is no box in it for the splits {', '.join(settings.source.splits)}; get a file with "
+                f"boxes, or change source.splits"
             )
         if not selection.objects:
             raise InputError(

@@ -29,6 +29,8 @@ class Format:
     """Where the file cannot be read: what the message has in it."""
     breaks: tuple[str, ...] = ()
     """Tools that cannot read this one's files."""
+    outlines: bool = False
+    """Whether outlines go with the boxes, as far as they went in."""
     turned: bool = True
     """Whether photos that EXIF turns come out right; else they are left out."""
     remark: str = ""
@@ -64,7 +66,7 @@ TOOLS = (
         "exif",
         {
             "coco": Format("coco"),
-            "coco, masks": Format("coco"),
+            "coco, masks": Format("coco", outlines=True),
             "voc": Format("voc", off=0.5, from_one=True, narrow=True, remark="whole px"),
             "yolo": YOLO,
             "labelme": Format("labelme"),
@@ -76,7 +78,7 @@ TOOLS = (
         "exif",
         {
             "coco": Format("coco", **ROUNDED),
-            "coco, polygons": Format("coco", **ROUNDED),
+            "coco, polygons": Format("coco", outlines=True, **ROUNDED),
             "open_images": Format("open_images", off=0.005, remark=IDS_ALONE, settings={"splits": ("train",)}),
             "voc": Format("voc", **ROUNDED),
             "voc, one-based": Format("voc", off=1, from_one=True, narrow=True, remark="whole px, outwards"),
@@ -99,12 +101,14 @@ TOOLS = (
             "coco, uploads": Format("coco", refused="leads out of the photo folder", remark="names lead to the server's folder"),
             "coco, local storage": Format("coco"),
             "coco, local paths": Format("coco"),
-            "coco, polygons": Format("coco", turned=False, remark="not where EXIF turns a photo: outlines by the size as stored"),
+            "coco, polygons": Format(
+                "coco", outlines=True, turned=False, remark="not where EXIF turns a photo: outlines by the size as stored"
+            ),
             "voc": Format("voc", off=2, narrow=True, remark="whole px, corner and size cut off"),
             "yolo": YOLO,
         },
     ),
-    Tool("labelme2coco", "exif", {"coco": Format("coco"), "coco, polygons": Format("coco")}, ("labelme",)),
+    Tool("labelme2coco", "exif", {"coco": Format("coco"), "coco, polygons": Format("coco", outlines=True)}, ("labelme",)),
     Tool(
         "globox",
         "stored",
@@ -120,7 +124,7 @@ TOOLS = (
     Tool(
         "labelformat",
         "stored",
-        {"coco": Format("coco"), "coco, polygons": Format("coco"), "voc": Format("voc"), "yolo": YOLO},
+        {"coco": Format("coco"), "coco, polygons": Format("coco", outlines=True), "voc": Format("voc"), "yolo": YOLO},
         ("voc", "yolo"),
     ),
     Tool(
@@ -147,7 +151,7 @@ TOOLS = (
         },
         needs=("scikit-learn",),
     ),
-    Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco"), "yolo": YOLO}),
+    Tool("sahi", "stored", {"coco": Format("coco"), "coco, polygons": Format("coco", outlines=True), "yolo": YOLO}),
 )
 
 

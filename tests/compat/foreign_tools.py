@@ -3,8 +3,9 @@
     python -m tests.compat.foreign_tools [--tools supervision datumaro ...] [--keep FOLDER]
 
 Each tool writes one small dataset in all its formats that we read, our readers read it, and every box is compared with what
-went in. Formats that we do not read (Pascal VOC, YOLO, LabelMe) are turned into COCO by every tool that reads them, whoever wrote them:
-there the tools differ by a pixel. Prints tables; ends with status 1 where a box is lost or farther off than is known of the tool.
+went in. Formats that we do not read (Pascal VOC, YOLO, LabelMe) are turned into COCO by every tool that reads them, whoever
+wrote them: there the tools differ by a pixel. Prints tables; ends with status 1 where a box is lost or farther off than is known
+of the tool.
 
     foreign_world ──▶ photos, boxes ──foreign_writers, in the tool's environment──▶ COCO, CSV ──our readers──▶ compared
                                             └──▶ VOC, YOLO, LabelMe ──foreign_converters, of another tool──▶ COCO ──┘
@@ -49,12 +50,16 @@ class Found:
     format: str
     boxes: int
     """That went in."""
+    outlined: int
+    """Those of them that have an outline."""
     known: Format
     """What is known of the tool."""
     reader: str = ""
     """The tool that turned it into COCO, and how; empty where we read the file itself."""
     written: int | None = None
     read: int = 0
+    outlines: int = 0
+    """Boxes that have one, as read."""
     off: float = 0.0
     problem: str = ""
 
@@ -63,6 +68,8 @@ class Found:
         """Whether no box is lost, new or farther off than is known of the tool."""
         if self.known.refused is not None:
             return bool(self.problem) and self.known.refused in self.problem
+        if self.known.outlines and not self.reader and self.outlines < self.outlined:
+            return False
         return not self.problem and self.boxes - self.read <= int(self.known.narrow) and self.off <= self.known.off + SLACK
 
 
@@ -111,7 +118,7 @@ class Bench:
                 world = self.folder / ("world" if known.turned else "world without turned")
                 photos = [photo for photo in self.worlds[tool.frame] if known.turned or photo.orientation == 1]
                 made = self.run_tool("writers", tool, name, world, out)
-                start = Found(tool, name, count(photos), known)
+                start = Found(tool, name, *count(photos), known)
                 if isinstance(made, str):
                     yield replace(start, problem=made)
                 elif known.kind in ("coco", "boxes", "open_images"):
@@ -133,7 +140,7 @@ class Bench:
                 out = self.folder / "converted" / f"{writer.name}, {name} by {reader.name}, {way}"
                 made = self.run_tool("converters", reader, way, files, out)
                 by = f" by {reader.name}{way.removeprefix(known.kind)}"
-                start = Found(writer, name, count(photos), crossed(known, reader, way), by)
+                start = Found(writer, name, *count(photos), crossed(known, reader, way), by)
                 yield replace(start, problem=made) if isinstance(made, str) else self.read(start, reader, made, out, photos)
 
     def run_tool(self, script: str, tool: Tool, format_: str, source: Path, out: Path) -> dict[str, Any] | str:
@@ -180,7 +187,9 @@ class Bench:
         objects = pq.read_table(target / "objects.parquet").to_pylist()
         rejects = pq.read_table(target / "rejects.parquet", columns=["reason", "detail"]).to_pylist()
         matched, off = compare(truth, objects)
-        return replace(start, written=written, read=matched, off=off, problem=problem_of(start, maker, matched, objects, rejects))
+        outlines = sum(row["segmentation"] is not None for row in objects)
+        problem = problem_of(start, maker, matched, objects, rejects)
+        return replace(start, written=written, read=matched, outlines=outlines, off=off, problem=problem)
 
     def _flat_photos(self) -> Path:
         """The photos in one folder, as users of tools have them that know no others."""
@@ -202,7 +211,7 @@ def make_environment(folder: Path, tool: Tool) -> Path:
     if not (folder / "installed").is_file():
         print(f"installing {tool.name} {versions()[tool.name]}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--constraint", str(VERSIONS)]
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--quiet", "--constraint", str(VERSIONS)]
         if subprocess.run([*pip, tool.name, *tool.needs], check=False).returncode:
             raise InputError(f"{folder}: pip cannot install {tool.name}; see above")
         (folder / "installed").touch()
@@ -274,28 +283,23 @@ def _edges(row: Mapping[str, Any], photo: TruePhoto) -> tuple[float, float, floa
     return row["x_min"] * width, row["y_min"] * height, row["x_max"] * width, row["y_max"] * height
 
 
-def count(photos: Sequence[TruePhoto]) -> int:
-    """Boxes of all photos."""
-    return sum(len(photo.boxes) for photo in photos)
+def count(photos: Sequence[TruePhoto]) -> tuple[int, int]:
+    """Boxes of all photos, and those of them that have an outline."""
+    boxes = [box for photo in photos for box in photo.boxes]
+    return len(boxes), sum(bool(box.polygon) for box in boxes)
 
 
 def print_own(found: Sequence[Found]) -> None:
     """What we read ourselves, a row for each file."""
-    table = Table("tool", "version", "format", "frame", "boxes in", "written", "read", "off, px", "as known", "remarks")
+    table = Table(
+        "tool", "version", "format", "frame", "boxes in", "written", "read", "outlines", "off, px", "as known", "remarks"
+    )
     for one in found:
-        written = "" if one.written is None else one.written
+        outlines = f"{one.outlines} of {one.outlined}" if one.known.outlines else ""
+        counts = [one.boxes, "" if one.written is None else one.written, one.read, outlines, f"{one.off:.4f}"]
         remarks = "; ".join(filter(None, [one.known.remark, one.problem]))
-        row = [
-            one.tool.name,
-            versions()[one.tool.name],
-            one.format,
-            one.tool.frame,
-            one.boxes,
-            written,
-            one.read,
-            f"{one.off:.4f}",
-        ]
-        table.add_row(*map(str, row), "yes" if one.as_known else "NO", remarks)
+        names = [one.tool.name, versions()[one.tool.name], one.format, one.tool.frame]
+        table.add_row(*names, *map(str, counts), "yes" if one.as_known else "NO", remarks)
     Console(width=200).print(table)
 
 
