@@ -43,9 +43,10 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch, Items
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import noise_losses, training_schedule
+from pbe_train.diffusion import noise_losses
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.preparing import prepare
+from pbe_train.schedulers import training_schedule
 from pbe_train.train import train
 from pbe_train.training.optimizer import make_optimizer, set_learning_rate
 from pbe_train.training.progress import Progress

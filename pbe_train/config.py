@@ -179,7 +179,7 @@ class PictureSettings(Group):
     sampling_steps: int = Field(25, ge=1)
     """Denoising steps."""
     scheduler: str = "DPMSolverMultistepScheduler"
-    """Name of a diffusers scheduler."""
+    """Name of a diffusers scheduler, also with options: DDIMScheduler(timestep_spacing="leading")."""
 
 
 class ValidationSettings(Group):

@@ -1,48 +1,28 @@
-"""Diffusion: the noise schedule, the training loss, and guided sampling.
+"""Diffusion: the training loss, and guided sampling.
 
 Schedule, loss and guidance are those of Stable Diffusion 1.x: 1000 steps, betas linear in their square root from 0.00085 to
 0.012, plain mean squared error of the predicted noise (or, by a setting, of the velocity).
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDPMScheduler
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from pbe_train.config import TIMESTEPS, Prediction
+from pbe_train.config import Prediction
 from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
 from pbe_train.networks.model import PaintByExampleModel
+from pbe_train.schedulers import Scheduler, begin, make_scheduler, step
 from schemas.errors import InputError
 from schemas.randomness import name_hash
 
-SCHEDULE = {
-    "num_train_timesteps": TIMESTEPS,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-}
-
-
-# What `diffusers` samples with: the name of one of its schedulers, or one with options of its own.
-Scheduler: TypeAlias = str | SchedulerMixin
 # The model, or its wrapper for many ranks: the arguments and the result of `PaintByExampleModel.forward`.
 Denoiser = Callable[..., Tensor]
-
-
-def training_schedule(prediction: Prediction) -> DDPMScheduler:
-    """The schedule by which latents are noised in training."""
-    return DDPMScheduler.from_config(SCHEDULE, prediction_type=prediction)
 
 
 def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Float[Tensor, " batch"]:
@@ -58,44 +38,6 @@ def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Floa
     predicts_noise = schedule.config.prediction_type == "epsilon"
     target = noise if predicts_noise else schedule.get_velocity(latent, noise, batch.timestep)
     return mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
-
-
-def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
-    """A new sampler of diffusers, on the schedule of the training.
-
-    Args:
-        scheduler: the name of its class; or one whose options are kept (`use_karras_sigmas`, say), but for the schedule.
-        prediction: what the model predicts.
-
-    Raises:
-        InputError: diffusers has no such scheduler, or it cannot be put on this schedule (flow matching, EDM, inversion).
-    """
-    name = scheduler if isinstance(scheduler, str) else getattr(scheduler, "__name__", type(scheduler).__name__)
-    # Without diffusers' notes: of options that are noted as left at their default it would take no other value.
-    given = getattr(scheduler, "config", {})
-    options = {key: value for key, value in given.items() if key[0] != "_"} if isinstance(scheduler, SchedulerMixin) else {}
-    kind: Any = getattr(diffusers, name, None)
-    if SchedulerMixin not in getattr(kind, "__mro__", ()):
-        raise InputError(f"{name}: diffusers has no such scheduler; for example DDIMScheduler or DPMSolverMultistepScheduler")
-    # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
-    taken = inspect.signature(kind.__init__).parameters
-    step = inspect.signature(kind.step).parameters.values() if hasattr(kind, "step") else ()
-    plain = step and {each.name for each in step if each.default is each.empty} <= {"self", "model_output", "timestep", "sample"}
-    elsewhere = InputError(
-        f"{name}: does not sample on the schedule of the training (scaled linear betas); "
-        "for example DDIMScheduler or DPMSolverMultistepScheduler does"
-    )
-    if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name or not plain:
-        raise elsewhere
-    own = {**options, **SCHEDULE, "trained_betas": None, "use_flow_sigmas": False, "rescale_betas_zero_snr": False}
-    try:
-        made = kind.from_config(own, prediction_type=prediction)
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"{name}: {' '.join(str(error).split())}; give other options, or another scheduler") from None
-    # Some shift the schedule by options of their own.
-    if not torch.allclose(made.alphas_cumprod.float(), training_schedule(prediction).alphas_cumprod, atol=1e-6):
-        raise elsewhere
-    return made
 
 
 @torch.no_grad()
@@ -131,32 +73,27 @@ def paint_latents(
         InputError: the scheduler cannot make so many steps, or leads to no picture.
     """
     sampler = make_scheduler(scheduler, prediction)
-    name = type(sampler).__name__
-    try:
-        sampler.set_timesteps(steps, device=masked.device)
-    except ValueError as error:
-        raise InputError(f"{name} with {steps} steps: {' '.join(str(error).split())}; give another number") from None
-    if sampler.timesteps.max() >= TIMESTEPS:
-        raise InputError(f"{name} with {steps} steps: the schedule of the training has {TIMESTEPS}; give fewer steps")
+    begin(sampler, steps, masked.device)
     # Drawn on the CPU, so that a seed means the same picture on every device.
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
-    extra = {"generator": generators} if "generator" in inspect.signature(sampler.step).parameters else {}
     nothing = model.conditioner.uncond_vector.to(condition).expand_as(condition)
-    for number, time in enumerate(sampler.timesteps, start=1):
+    for number, time in enumerate(sampler.timesteps):
         noisy = sampler.scale_model_input(latents, time)
         times = time.to(masked.device).expand(len(noisy))
         predicted = model.predict(noisy, masked, keep, times, condition).float()
         if guidance != 1:
             without = model.predict(noisy, masked, keep, times, nothing).float()
             predicted = without + guidance * (predicted - without)
-        stepped = sampler.step(predicted, time, latents, **extra)
+        stepped = step(sampler, number, predicted, latents, generators)
         if watch:
-            watch(number, len(sampler.timesteps), _foreseen(sampler, stepped, predicted, time, latents))
+            watch(number + 1, len(sampler.timesteps), _foreseen(sampler, stepped, predicted, time, latents))
         latents = stepped.prev_sample
     if not latents.isfinite().all():
-        raise InputError(f"{name} with {steps} steps: came to infinite numbers; give fewer steps, or another scheduler")
+        raise InputError(
+            f"{type(sampler).__name__} with {steps} steps: came to infinite numbers; give fewer steps, or another scheduler"
+        )
     painted: Tensor = latents
     return painted
 

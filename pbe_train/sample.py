@@ -80,7 +80,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
     parser.add_argument(
-        "--scheduler", default="DDIMScheduler", help="a scheduler of diffusers; DPMSolverMultistepScheduler is fast"
+        "--scheduler",
+        default="DDIMScheduler",
+        help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'; "
+        "DPMSolverMultistepScheduler is fast",
     )
     parser.add_argument("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
     parser.add_argument(

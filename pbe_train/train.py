@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +22,12 @@ from pbe_train.data.items import Items, load_batches
 from pbe_train.data.prefetch import OnDevice
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import make_scheduler, noise_losses, training_schedule
+from pbe_train.diffusion import noise_losses
 from pbe_train.editing.sampling import Run
 from pbe_train.networks.loading import load_dataset_vae
 from pbe_train.networks.model import PaintByExampleModel, build_model
 from pbe_train.networks.preparing import prepare, uncompiled
+from pbe_train.schedulers import make_scheduler, training_schedule
 from pbe_train.training.checkpoint import (
     CheckpointState,
     RunIdentity,
@@ -42,7 +43,7 @@ from pbe_train.training.flops import step_flops
 from pbe_train.training.measures import Measures, Reading
 from pbe_train.training.optimizer import make_optimizer, optimizer_step, parts_of, resume, set_learning_rate, step_unless
 from pbe_train.training.pictures import Pictures
-from pbe_train.training.progress import Progress, Timed
+from pbe_train.training.progress import HELD_OUT, PICTURES, Progress, Timed, during
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.skipped import SkippedSteps
 from pbe_train.training.stopping import Stop
@@ -52,6 +53,7 @@ from pbe_train.weights.account import write_account
 from pbe_train.weights.start import start_model
 from schemas.errors import InputError, run_program
 from schemas.files import lock_folder
+from schemas.progress import Progress as Work
 from schemas.randomness import name_hash
 from schemas.settings import dump_settings, load_settings, preset
 from schemas.weights import weights_sha256
@@ -84,6 +86,14 @@ def main() -> int:
 
 def train(settings: TrainSettings, ranks: Ranks) -> int:
     """The whole run, from data to final checkpoint. Returns the signal that stopped it, or 0."""
+    with ExitStack() as shown:
+        if ranks.rank == 0:
+            shown.enter_context(Work("getting ready"))
+        return train_shown(settings, ranks, shown)
+
+
+def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
+    """As `train`, whose progress is shown in `shown`."""
     # Data, and a check that it and the networks belong together.
     reader = open_reader(settings)
     vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
@@ -127,6 +137,7 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
     validation = make_validation(settings, ranks, reference_size)
 
     progress = pictures = None
+    shown.close()
     if ranks.rank == 0:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
@@ -134,8 +145,11 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
         if account:
             write_account(account, settings.out)
             print(account.lines(), flush=True)
-        progress = Progress(settings, step, flops_of(settings, reader, ranks))
-        pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step)) if settings.pictures.every else None
+        every = {PICTURES: settings.pictures.every, HELD_OUT: settings.validation.every if validation else 0}
+        progress = shown.enter_context(Progress(settings, step, flops_of(settings, reader, ranks), every))
+        if settings.pictures.every:
+            with progress.during("held-out samples"):
+                pictures = Pictures(Run(model, vae.to(ranks.device), settings, identity, step))
 
     # The loop.
     schedule = training_schedule(settings.prediction)
@@ -167,6 +181,8 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             optimizer.zero_grad(set_to_none=True)
             measures.add_step(step, gradient_norm, broken)
             step += 1
+            if progress:
+                progress.advance()
             if average:
                 average.update(step)
 
@@ -194,8 +210,12 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
             if saves and counts(scaler):
                 skipped.check(settings, loaded, ranks)
             if validation and (step % settings.validation.every == 0 or step == settings.steps):
-                with watchdog.during("validation", step), average.in_place() if average else nullcontext():
-                    loss = validation.loss(model, ranks, settings.precision)
+                with (
+                    watchdog.during("validation", step),
+                    average.in_place() if average else nullcontext(),
+                    during(progress, HELD_OUT, len(validation.batches), "batches") as work,
+                ):
+                    loss = validation.loss(model, ranks, settings.precision, work)
                 if progress:
                     progress.add(step, {"validation_loss": loss})
             if saves:
@@ -203,17 +223,21 @@ def train(settings: TrainSettings, ranks: Ranks) -> int:
                 with watchdog.during("ranks", step):
                     states = ranks.gather(measures.state())
             if progress:
-                progress.advance()
                 writer.check()
                 if saves:
-                    with watchdog.during("checkpoint", step):
+                    with watchdog.during("checkpoint", step), progress.during("checkpoint") as work:
                         progress.flush()
                         parts, counted_steps = parts_of(kept, trained, optimizer, average), optimizer_step(optimizer)
+                        work.say(f"{sum(tensor.nbytes for part in parts.values() for tensor in part.values()) / 1e9:.1f} GB")
                         writer.save(step, parts, counted_steps, states, scaler.state_dict(), last)
                 # After the checkpoint: were there no memory for pictures, the run would never come past this step.
                 if pictures and (step % settings.pictures.every == 0 or step == settings.steps):
-                    with watchdog.during("pictures", step), uncompiled() if settings.model.compile else nullcontext():
-                        progress.show(step, pictures.draw(step, average))
+                    with (
+                        watchdog.during("pictures", step),
+                        uncompiled() if settings.model.compile else nullcontext(),
+                        progress.during(PICTURES, pictures.count(), "views") as work,
+                    ):
+                        progress.show(step, pictures.draw(step, average, work))
             if stopping:
                 break
         writer.wait()
@@ -313,7 +337,8 @@ def finish(
     replaced: int,
 ) -> None:
     """Check that all ranks hold the same weights, and say what was done and where things are."""
-    hashes = ranks.gather(weights_sha256(kept))
+    with during(progress, "comparing weights"):
+        hashes = ranks.gather(weights_sha256(kept))
     if len(set(hashes)) > 1:
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:

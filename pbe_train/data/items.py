@@ -13,7 +13,10 @@ So a run has no loader state and no random state: resumed at step k, or cut into
 
 import atexit
 import multiprocessing
+import os
 import signal
+import sys
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -39,6 +42,8 @@ from schemas.randomness import generator, name_hash, uniform
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
 ATTEMPTS = 10
+# Forked workers start in milliseconds and share the dataset's tables with the run. Only Linux forks a process with threads well.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 class Batch(NamedTuple):
@@ -227,7 +232,7 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
 class Batches(Iterator[Batch]):
     """One rank's micro-batches. Workers are started when the first one is asked for."""
 
-    def __init__(self, items: Items, sampler: SlotSampler, start_method: str | None = None) -> None:
+    def __init__(self, items: Items, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
         self.items = items
         self.sampler = sampler
         self.start_method = start_method
@@ -306,7 +311,7 @@ class Batches(Iterator[Batch]):
         return loaded
 
 
-def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str | None = None) -> Batches:
+def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Args:
@@ -314,7 +319,7 @@ def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_met
         first_step: steps done before.
         ranks: how many there are.
         rank: which one this is.
-        start_method: of worker processes, `fork` or `spawn`; None is the system's own.
+        start_method: of worker processes: `fork`, `spawn` or `forkserver`.
 
     Raises:
         InputError: the global batch cannot be cut evenly (at once), or a shard is missing or damaged (while iterating).
@@ -342,10 +347,24 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
 
 
 def _set_up_worker(worker: int) -> None:
-    """Leave stopping to the parent; keep OpenCV to one thread in a worker that was not forked."""
+    """Leave stopping to the parent, and end with it; keep OpenCV to one thread in a worker that was not forked."""
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     # Batch systems, torchrun and a terminal's Ctrl-C signal the whole process group. A worker that ended would end the run within
     # its step, unsaved; it goes when its parent has done with it, or is gone.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that asked for it is gone, however that ended.
+
+    PyTorch looks every few seconds whether a worker still has the same parent, which for the workers of a fork server is the
+    server, and that stays as long as there are any. What is waited for here is the end of a pipe that the asking process holds. A
+    forked worker holds those of the workers before it as well, so that they end one after the other.
+    """
+    asked_by = multiprocessing.parent_process()
+    if asked_by:
+        asked_by.join()
+        os._exit(1)

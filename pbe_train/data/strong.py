@@ -12,13 +12,14 @@
     flip, affine  another pose and place within the crop, so that the model cannot paste the reference back (paper, section 3.2)
     elastic       another shape: an affine map alone leaves straight lines straight, so that it could be undone
 
-Each part but two is a transform of albumentations. What a photo may have suffered comes first and spares the padding, which looks
-the same in training as in use. What moves pixels fills with the padding's colour what comes from beyond the edge: a reflection
-would show the object twice.
+All parts but three are transforms of albumentations. What a photo may have suffered comes first and spares the padding, which
+looks the same in training as in use. What moves pixels fills with the padding's colour what comes from beyond the edge: a
+reflection would show the object twice.
 
 Compose.set_random_seed of albumentations gives one seed to all of its transforms, so that they fire together. Here each part is
 drawn by its own name, and has generators of its own. Its ElasticTransform is not used: with numbers that move anything it takes
-3 ms, and tears the edges, towards which it smooths noise that it repeats there: corners move by half the side.
+3 ms, and tears the edges, towards which it smooths noise that it repeats there: corners move by half the side. Nor is its
+ImageCompression: it hands RGB to an encoder that takes BGR, so that red and blue are weighed as one another.
 """
 
 import copy
@@ -48,6 +49,8 @@ SHRUNK = 0.15, 0.6
 """To which share of their sides references of low resolution are shrunk."""
 BLURS = 0.5 / 224, 2.5 / 224
 """Standard deviations, of the side, of the blur."""
+QUALITIES = 25, 80
+"""The least and the best quality of a JPEG."""
 
 
 def augment_strongly(
@@ -109,6 +112,8 @@ def change(part: str, picture: Picture, size: int, *names: int | str) -> Picture
     """
     if part == "elastic":
         return bend(picture, generator(*names, part))
+    if part == "compression":
+        return compress(picture, int(generator(*names, part).integers(*QUALITIES, endpoint=True)))
     if part == "resolution" and min(picture.shape[:2]) * SHRUNK[0] < 1:
         return picture  # OpenCV refuses to make pictures without a pixel.
     # A copy, as a transform keeps generators and what it drew last.
@@ -130,7 +135,6 @@ def transforms(size: int) -> dict[str, Any]:
             scale_range=SHRUNK, interpolation_pair={"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}, p=1
         ),
         "blur": albumentations.GaussianBlur(sigma_limit=(BLURS[0] * size, BLURS[1] * size), blur_limit=0, p=1),
-        "compression": albumentations.ImageCompression(quality_range=(25, 80), p=1),
         "flip": albumentations.HorizontalFlip(p=1),
         "affine": albumentations.Affine(
             scale=(0.7, 1.25),
@@ -143,6 +147,13 @@ def transforms(size: int) -> dict[str, Any]:
             p=1,
         ),
     }
+
+
+def compress(picture: Picture, quality: int) -> Picture:
+    """The picture as it comes out of a JPEG of this quality, with colours at half the resolution, as most programs write it."""
+    written: np.ndarray = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    read: np.ndarray = cv2.cvtColor(cv2.imdecode(written, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return read
 
 
 def bend(square: Reference, random: np.random.Generator) -> Reference:

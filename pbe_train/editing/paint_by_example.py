@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pbe_train.diffusion import Scheduler
 from pbe_train.editing.placing import Precision, find_device, place
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.editing.region import AnyPhoto
 from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit
+from pbe_train.schedulers import Scheduler
 from pbe_train.weights.paintable import load_model
 from schemas.errors import InputError
 
@@ -105,7 +105,7 @@ class PaintByExample:
             seed: an edit depends on its own alone. One for all, or one each.
             guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
             steps: of denoising.
-            scheduler: of diffusers: the name of its class, or one whose options are to be kept.
+            scheduler: of diffusers: the name of its class, a name with options, or an object whose options are to be kept.
             size: side in px at which the model works; by default the one it was trained at.
             blend: False also gives the square around the region as the model painted it.
             batch_size: edits painted at once. More than one is faster on a GPU, and may change a result's last bit by rounding.

@@ -16,9 +16,10 @@ from torch import Tensor
 from pbe_train.config import TrainSettings
 from pbe_train.data.fitting import fit_reference
 from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
-from pbe_train.diffusion import Scheduler, decode_latents, paint_latents
+from pbe_train.diffusion import decode_latents, paint_latents
 from pbe_train.editing.region import AnyMask, AnyPhoto, choose_window, cut, cut_mask, paste, resize, resize_mask
 from pbe_train.networks.model import PaintByExampleModel, build_model
+from pbe_train.schedulers import Scheduler
 from pbe_train.training.checkpoint import CheckpointState, RunIdentity, locate_checkpoint, read_part, read_state
 from pbe_train.training.ema import copy_values
 from schemas.errors import InputError
@@ -33,7 +34,7 @@ Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to denoise. `guidance` 1 means none; `scheduler` is the name of a diffusers class, or one with its own options."""
+    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.schedulers.make_scheduler` takes it."""
 
     guidance: float = 5.0
     steps: int = 50

@@ -93,7 +93,8 @@ class PaintByExampleModel(nn.Module):
         self.unet = unet
         self.conditioner = conditioner
         if conditioner.tokens == "class":
-            # Weight decay alone would move them; and DDP would wait for gradients that the shortcut does not compute.
+            # Weight decay would move them, and so would AdamW, which makes steps of full length of what rounding leaves of their
+            # gradient; and DDP would wait for gradients that the shortcut does not compute.
             for parameter in parameters_without_effect(unet, conditioner.mapper):
                 parameter.requires_grad_(False)
 

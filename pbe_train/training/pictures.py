@@ -9,6 +9,7 @@ from pbe_train.editing.sampling import Run, SamplingSettings
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
 from pbe_train.training.ema import MovingAverage
 from schemas.pictures import Picture, sheet
+from schemas.progress import Progress
 
 
 class Pictures:
@@ -29,14 +30,18 @@ class Pictures:
             for given, made in zip(self.samples, reconstruct(run, self.samples), strict=True)
         ]
 
-    def draw(self, step: int, average: MovingAverage | None) -> Picture:
-        """Paint with the averaged weights, where there are any, and write `pictures/step-XXXXXXXX.png`."""
+    def count(self) -> int:
+        """How many views `draw` paints."""
+        return len(self.samples) * len(self.guidance)
+
+    def draw(self, step: int, average: MovingAverage | None, work: Progress | None = None) -> Picture:
+        """Paint with the averaged weights, where there are any, and write `pictures/step-XXXXXXXX.png`; `work` counts views."""
         if average:
             with average.in_place():
-                return self.draw(step, None)
-        references = [given.sample.reference for given in self.samples]
+                return self.draw(step, None, work)
+        references, seeds = [given.sample.reference for given in self.samples], range(len(self.samples))
         columns = [
-            paint_held_out(self.run, self.samples, references, range(len(self.samples)), self._how(guidance))
+            paint_held_out(self.run, self.samples, references, seeds, self._how(guidance), progress=work)
             for guidance in self.guidance
         ]
         rows = []

@@ -1,11 +1,18 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases where it is asked for, and a status line."""
+"""What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases where it is asked for, and a status line.
+
+The status line tells what is being done, and how much of it: steps, or what lies between two of them (pictures, the loss of
+held-out samples, a checkpoint). On a terminal it is a bar, drawn each second. In a file or a pipe there is a line with each line
+of metrics, and another one wherever there was none for half a minute.
+"""
 
 import json
 import math
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,18 +27,68 @@ from pbe_train.data.items import Batch
 from schemas.errors import InputError
 from schemas.files import sync, write_atomically
 from schemas.pictures import Picture
+from schemas.progress import DRAW_SECONDS, LINE_SECONDS, Beat, print_line
+from schemas.progress import Progress as Work
+from schemas.words import duration
+
+PICTURES, HELD_OUT = "pictures", "held-out loss"
+"""What is done between two steps again and again, and takes long."""
+
+
+@dataclass
+class Spent:
+    """What one kind of work between two steps took so far."""
+
+    times: int = 0
+    seconds: float = 0.0
+    step: int = 0
+    """The step after which it was done last."""
+
+
+def time_left(
+    step: int, steps: int, seconds_per_step: float, every: Mapping[str, int], spent: Mapping[str, Spent]
+) -> tuple[float, list[str]]:
+    """Seconds until a run ends, and the kinds of work that are still to come and not in them, as none was done so far.
+
+    Args:
+        step: steps done.
+        steps: of the run.
+        seconds_per_step: without what lies between steps.
+        every: kind -> steps between two times; each kind is done after the last step as well.
+        spent: kind -> what it took so far.
+    """
+    seconds, unknown = (steps - step) * seconds_per_step, []
+    for kind, gap in every.items():
+        took = spent.get(kind, Spent())
+        # What follows on the step that is done now may still be to come.
+        since = max(step - 1, took.step)
+        times = steps // gap - since // gap + (steps % gap > 0) if since < steps else 0
+        if times and not took.times:
+            unknown.append(kind)
+        elif times:
+            seconds += times * took.seconds / took.times
+    return seconds, unknown
 
 
 class Progress:
     """Writes a run's metrics; on rank 0 only. A resumed run first drops the lines beyond its checkpoint.
 
+    A context manager: the status line is drawn inside it.
+
     Args:
         settings: of the run.
         first_step: steps done before.
         flops: FLOPs that all ranks together could do in a second, and those of a sample; null where the device is not known.
+        every: what is done between steps, and how many steps lie between two times; it counts for the time that is left.
     """
 
-    def __init__(self, settings: TrainSettings, first_step: int, flops: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        first_step: int,
+        flops: tuple[float, float] | None = None,
+        every: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         out = settings.out
         self.path = out / "metrics.jsonl"
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -46,9 +103,70 @@ class Progress:
         self.flops = flops
         self.bar = tqdm(total=settings.steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
         self.started = self.logged = time.monotonic()
-        self.first_step = self.logged_step = first_step
+        self.first_step = self.logged_step = self.step = first_step
         self.waited = 0.0
         self.losses: list[float] = []
+        self.every = {kind: gap for kind, gap in every.items() if gap}
+        self.spent: dict[str, Spent] = {}
+        self.work: Work | None = None
+        self.said_at, self.last_line = self.started, ""
+        self._beat = Beat(DRAW_SECONDS, self._show)
+
+    def __enter__(self) -> "Progress":
+        self._beat.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._beat.__exit__()
+        self.bar.close()
+
+    @contextmanager
+    def during(self, kind: str, total: int | None = None, unit: str = "") -> Iterator[Work]:
+        """What is done inside the block, between two steps, is what the status line says.
+
+        Args:
+            kind: what is done, as `PICTURES`.
+            total: how many there are to do; null where nothing is counted.
+            unit: what is counted, in the plural.
+        """
+        began, work = time.monotonic(), Work(kind, total, unit)
+        self.work = work
+        try:
+            yield work
+        finally:
+            self.work = None
+            self._draw()
+        seconds, spent = time.monotonic() - began, self.spent.setdefault(kind, Spent())
+        spent.times, spent.seconds, spent.step = spent.times + 1, spent.seconds + seconds, self.step
+        if seconds > LINE_SECONDS and self.bar.disable:
+            self._say(f"step {self.step}/{self.settings.steps}  {work.summary()}")
+
+    def status(self) -> str:
+        """What is being done, in one line."""
+        work = self.work
+        return f"step {self.step}/{self.settings.steps}  {work.line() if work else self._left(self.step)}"
+
+    def _left(self, step: int) -> str:
+        seconds, done = time.monotonic() - self.started, step - self.first_step
+        if not done:
+            return f"no step is done yet, {duration(seconds)}"
+        steps_alone = seconds - sum(spent.seconds for spent in self.spent.values())
+        left, unknown = time_left(step, self.settings.steps, steps_alone / done, self.every, self.spent)
+        return " + ".join([f"{left / 60:.1f} min left", *unknown])
+
+    def _say(self, line: str) -> None:
+        self.said_at = time.monotonic()
+        print_line(line)
+
+    def _draw(self) -> None:
+        work = self.work
+        self.bar.set_postfix_str(work.line() if work else self.last_line)
+
+    def _show(self) -> None:
+        if not self.bar.disable:
+            self._draw()
+        elif time.monotonic() - self.said_at >= LINE_SECONDS:
+            self._say(self.status())
 
     def log(self, step: int, figures: Mapping[str, float], now: float, wait_seconds: float) -> None:
         """One line of metrics, everywhere.
@@ -74,11 +192,10 @@ class Progress:
         line = f"loss {metrics['loss']:.4f}  {rate:.1f} samples/s  data wait {metrics['data_wait']:.0%}"
         if "mfu" in metrics:
             line += f"  MFU {metrics['mfu']:.0%}"
+        self.last_line = line
+        self._draw()
         if self.bar.disable:  # Not a terminal: a plain line that a log file can hold.
-            left = (time.monotonic() - self.started) / (step - self.first_step) * (self.settings.steps - step)
-            print(f"step {step}/{self.settings.steps}  {line}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
-        else:
-            self.bar.set_postfix_str(line)
+            self._say(f"step {step}/{self.settings.steps}  {line}  {self._left(step)}")
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of a step, into metrics.jsonl and TensorBoard."""
@@ -111,6 +228,7 @@ class Progress:
 
     def advance(self) -> None:
         """One more step is done."""
+        self.step += 1
         self.bar.update()
 
     def show(self, step: int, picture: Picture) -> None:
@@ -166,6 +284,11 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
+
+
+def during(progress: Progress | None, kind: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Work]:
+    """As `Progress.during`; on a rank that shows nothing, what is counted is counted for nobody."""
+    return progress.during(kind, total, unit) if progress else nullcontext(Work(kind, total, unit))
 
 
 class Timed:

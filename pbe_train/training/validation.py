@@ -9,8 +9,10 @@ from torch import Tensor
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch, Items
 from pbe_train.data.remote_shards import open_reader
-from pbe_train.diffusion import Denoiser, noise_losses, training_schedule
+from pbe_train.diffusion import Denoiser, noise_losses
+from pbe_train.schedulers import training_schedule
 from pbe_train.training.ranks import Ranks
+from schemas.progress import Progress
 
 
 class Validation:
@@ -40,11 +42,20 @@ class Validation:
         self.schedule = training_schedule(settings.prediction)
 
     @torch.no_grad()
-    def loss(self, model: Denoiser, ranks: Ranks, precision: str) -> float:
-        """Mean over all samples. All ranks must call."""
+    def loss(self, model: Denoiser, ranks: Ranks, precision: str, work: Progress | None = None) -> float:
+        """Mean over all samples. All ranks must call.
+
+        Args:
+            model: in whichever mode it is.
+            ranks: who share the samples.
+            precision: of the arithmetic.
+            work: counts batches.
+        """
         total = torch.zeros(1, device=ranks.device, dtype=torch.float64)
         for losses in self._losses(model, ranks, precision):
             total += losses.double().sum()
+            if work:
+                work.update()
         return float(ranks.sum(total)) / self.samples
 
     def _losses(self, model: Denoiser, ranks: Ranks, precision: str) -> Iterator[Float[Tensor, " batch"]]:

@@ -12,8 +12,8 @@ import diffusers
 from safetensors.torch import save_file
 
 from pbe_train.data.latents import CLIP_MEAN, CLIP_STD
-from pbe_train.diffusion import SCHEDULE
 from pbe_train.editing.sampling import Run
+from pbe_train.schedulers import SCHEDULE, SPACING
 from pbe_train.weights.diffusers_folder import IMAGE_ENCODER
 from pbe_train.weights.names import VISION_MODEL, Tensors, count_blocks, prefixed
 from pbe_train.weights.trained import tensors_of
@@ -61,7 +61,7 @@ def write_diffusers(run: Run, folder: Path) -> None:
     _write_network(folder / "vae", _noted("AutoencoderKL", vae), parts.vae, DIFFUSERS_FILES[0])
     inside = parts.conditioner | prefixed(f"model.{VISION_MODEL}", parts.encoder)
     _write_network(folder / "image_encoder", vision, inside, TRANSFORMERS_FILES[0])
-    schedule = {**SCHEDULE, "prediction_type": run.settings.prediction, "trained_betas": None}
+    schedule = {**SCHEDULE, "timestep_spacing": SPACING, "prediction_type": run.settings.prediction, "trained_betas": None}
     _write_json(folder / "scheduler" / "scheduler_config.json", _noted("PNDMScheduler", schedule))
     _write_json(folder / "feature_extractor" / "preprocessor_config.json", _preprocessor(encoder.image_size))
     _write_json(folder / "model_index.json", _index())

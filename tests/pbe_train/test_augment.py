@@ -3,7 +3,9 @@
 The figures are those of 400 draws with albumentations 0.4.3, at 224 px.
 """
 
+import copy
 import hashlib
+import io
 import subprocess
 import sys
 
@@ -21,7 +23,7 @@ from pbe_train.data.augment import Drawn, apply, augment, draw_published, prepar
 from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
-from schemas.randomness import generator
+from schemas.randomness import generator, name_hash
 from schemas.settings import REPOSITORY
 
 DRAWS = 2000
@@ -238,6 +240,60 @@ def test_what_a_photo_suffers_is_felt(part, least, most):
     assert len({one.tobytes() for one in changed}) > 25  # Qualities of a JPEG are whole numbers.
 
 
+def coloured_picture() -> np.ndarray:
+    """Red, green and blue differ everywhere, so that no two of them may be taken for one another."""
+    return np.clip(drawn_picture() * np.array([1.1, 0.8, 0.4]) + (20, 0, 60), 0, 255).astype(np.uint8)
+
+
+def test_a_compressed_picture_is_a_jpeg_of_the_picture():
+    """As Pillow writes and reads it, at a quality of the range; not of the picture with red and blue exchanged."""
+    picture, files = coloured_picture(), []
+    for quality in range(25, 81):
+        buffer = io.BytesIO()
+        Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
+        files.append(np.asarray(Image.open(buffer)).astype(int))
+    for number in range(20):
+        compressed = change("compression", picture, 224, number)
+        assert min(np.abs(file - compressed).max() for file in files) <= 1
+
+
+def applied(part: str, number: int) -> dict:
+    """The numbers that `change` draws for one of albumentations' transforms."""
+    transform = copy.copy(strong.transforms(224)[part])
+    transform.set_random_state(generator(number, part), strong.Random(name_hash(number, part)))
+    assert np.array_equal(transform(image=coloured_picture())["image"], change(part, coloured_picture(), 224, number))
+    return transform.get_applied_params()
+
+
+def by_definition(part: str, drawn: dict) -> np.ndarray:
+    """What a part is to make of `coloured_picture`, in RGB, without albumentations."""
+    picture = coloured_picture()
+    if part == "light":
+        return (picture * drawn["alpha"] + drawn["beta"]).clip(0, 255)
+    if part == "gamma":
+        return 255 * (picture / 255) ** drawn["gamma"]
+    if part == "colour":
+        hue, saturation, value = np.moveaxis(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV).astype(float), -1, 0)
+        turned = np.stack([(hue + drawn["hue_shift"]) % 180, (saturation + drawn["sat_shift"]).clip(0, 255), value], -1)
+        return cv2.cvtColor(turned.astype(np.uint8), cv2.COLOR_HSV2RGB)
+    if part == "resolution":
+        small = cv2.resize(picture, None, fx=drawn["scale"], fy=drawn["scale"], interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (224, 224))
+    if part == "blur":
+        return cv2.sepFilter2D(picture, -1, drawn["kernel"], drawn["kernel"])
+    if part == "affine":
+        return cv2.warpAffine(picture, drawn["matrix"][:2], (224, 224), borderValue=PADDING)
+    assert part == "flip"
+    return picture[:, ::-1]
+
+
+@pytest.mark.parametrize("part", [*strong.transforms(224)])
+def test_what_albumentations_does_is_done_in_rgb(part: str):
+    for number in range(5):
+        expected = by_definition(part, applied(part, number))
+        assert np.abs(change(part, coloured_picture(), 224, number) - expected.astype(float)).mean() < 1
+
+
 def test_colours_turn_a_little_and_grey_stays_grey():
     def hue_of(picture: np.ndarray) -> int:
         return int(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[0, 0, 0])
@@ -340,7 +396,7 @@ def test_strong_takes_whatever_a_shard_holds(height, width, geometry, number):
 
 def test_parts_are_all_named():
     assert {*PHOTO, *POSE, "erase"} == set(PARTS)
-    assert {*strong.transforms(32), "elastic", "erase"} == set(PARTS)
+    assert {*strong.transforms(32), "compression", "elastic", "erase"} == set(PARTS)
 
 
 def test_the_published_preset_neither_imports_albumentations_nor_changed():

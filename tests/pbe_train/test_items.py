@@ -1,9 +1,14 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
 import errno
+import json
+import multiprocessing
 import os
 import shutil
-from contextlib import closing
+import signal
+import subprocess
+import sys
+from contextlib import closing, suppress
 from statistics import median
 from types import SimpleNamespace
 
@@ -28,7 +33,9 @@ from pbe_train.data.shards import ShardReader
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.validation import Validation
 from schemas.errors import InputError
+from schemas.settings import REPOSITORY
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
+from tests.pbe_train.start_loaders import WORKERS
 
 
 def items_of(world: World, tmp_path, *options: str) -> Items:
@@ -204,8 +211,7 @@ def test_a_batch_is_its_items(world: World, tmp_path):
             assert torch.equal(getattr(batch, field)[place], torch.as_tensor(getattr(items.make(step, slot), field))), field
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (3, "fork"), (3, "spawn"), (1, "forkserver")])
 def test_batches_do_not_depend_on_how_many_processes_make_them(world: World, tmp_path, workers, method):
     """Two epochs and more: keys (through planes that hold their latents), timesteps, noise, references, all of it."""
     alone = list(load_batches(items_of(world, tmp_path, "--steps=13"), 0, 1, 0))
@@ -259,6 +265,44 @@ def test_workers_end_with_their_batches_and_one_that_hangs_is_killed(world: Worl
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
     assert list(batches) == []
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_leave_stopping_to_their_parent_and_end_with_it(world: World, tmp_path, method: str):
+    """Whatever kills it, and by whichever method they were started."""
+    command = [sys.executable, "-m", "tests.pbe_train.start_loaders", str(world.config), str(tmp_path), method]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        told = json.loads(next(line for line in parent.stdout if line.startswith("{")))
+        processes = psutil.Process(parent.pid).children(recursive=True)  # With a fork server, and Python's own helpers.
+        try:
+            workers = [process for process in processes if process.pid in told["workers"]]
+            assert len(workers) == WORKERS
+            assert told["threads"] == [1] * WORKERS
+            for worker in workers:
+                worker.terminate()
+                worker.send_signal(signal.SIGINT)
+            # A signal that ends a worker has done so before the worker makes another batch.
+            parent.stdin.write("go on\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == "another batch of each\n"
+            assert all(worker.is_running() for worker in workers)
+            parent.kill()
+            _, alive = psutil.wait_procs(processes, timeout=100)
+            assert not alive
+        finally:
+            parent.kill()
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have another way")
+def test_workers_are_forked_whatever_the_system_would_do(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    """Python 3.14 would have them from a fork server, each with tables of its own."""
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", multiprocessing.get_context("spawn"))
+    with closing(load_batches(items_of(world, tmp_path, "--loader.workers=1"), 0, 1, 0)) as batches:
+        next(batches)
+        assert [type(process).__name__ for process in batches._processes] == ["ForkProcess"]
 
 
 @pytest.mark.parametrize("fault", ["another fork fails", "a second Ctrl-C"])

@@ -5,15 +5,16 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_train.config import UNetSettings
 from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
-from pbe_train.diffusion import make_scheduler, noise_losses, paint_latents, training_schedule
+from pbe_train.diffusion import noise_losses, paint_latents
 from pbe_train.networks.model import Conditioner, PaintByExampleModel, new_unet
+from pbe_train.schedulers import training_schedule
 from pbe_train.training.ema import MovingAverage
 from pbe_train.weights.start import widened
 from schemas.errors import InputError
@@ -247,38 +248,6 @@ def test_previews_show_where_the_model_is_going(scheduler, prediction):
     assert max(apart for *_, apart in seen) < 0.05
 
 
-def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not():
-    other = {"beta_start": 0.5, "trained_betas": [0.5] * 1000, "prediction_type": "v_prediction"}
-    given = DPMSolverMultistepScheduler(use_karras_sigmas=True, **other)
-    made = make_scheduler(given, "epsilon")
-    assert made is not given
-    assert made.config.use_karras_sigmas
-    assert (made.config.beta_start, made.config.prediction_type) == (0.00085, "epsilon")
-    assert made.betas[0].item() == pytest.approx(0.00085)
-
-
-@pytest.mark.parametrize("given", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-@pytest.mark.parametrize("options", [{}, {"rescale_betas_zero_snr": True}, {"use_karras_sigmas": True}])
-def test_a_scheduler_with_options_of_its_own_follows_the_schedule_of_the_training(given, options):
-    """Also in what it leaves at its default, which diffusers notes, and would not have changed."""
-    own = {name: value for name, value in options.items() if name in inspect.signature(given).parameters}
-    made, expected = make_scheduler(given(**own), "epsilon"), training_schedule("epsilon")
-    assert torch.equal(made.alphas_cumprod, expected.alphas_cumprod)
-    assert not made.config.get("clip_sample", False)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "steps", "message"),
-    [
-        ("LCMScheduler", 60, "LCMScheduler with 60 steps: .*; give another number"),
-        ("DDIMScheduler", 1000, "DDIMScheduler with 1000 steps: the schedule of the training has 1000; give fewer steps"),
-    ],
-)
-def test_too_many_steps_are_one_line(model: PaintByExampleModel, scheduler, steps, message):
-    with pytest.raises(InputError, match=message):
-        paint(model, slice(0, 1), [1], steps=steps, scheduler=scheduler)
-
-
 def test_what_comes_to_nothing_is_no_picture(model: PaintByExampleModel, monkeypatch):
     monkeypatch.setattr(PaintByExampleModel, "predict", lambda _, noisy, *rest: noisy * float("inf"))
     with pytest.raises(InputError, match="DDIMScheduler with 3 steps: came to infinite numbers"):
@@ -290,24 +259,6 @@ def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
     at = {scale: paint(model, slice(0, 1), [1], guidance=scale, steps=1) for scale in (0.0, 1.0, 4.0)}
     assert not torch.allclose(at[0.0], at[1.0])
     torch.testing.assert_close(at[4.0], at[0.0] + 4 * (at[1.0] - at[0.0]), rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("UNet2DModel", "diffusers has no such scheduler"),
-        ("EDMEulerScheduler", "does not sample on the schedule of the training"),
-        ("FlowMatchEulerDiscreteScheduler", "does not sample on the schedule of the training"),
-        ("DDIMInverseScheduler", "does not sample on the schedule of the training"),
-        ("CogVideoXDPMScheduler", "does not sample on the schedule of the training"),
-        ("UnCLIPScheduler", ""),
-        ("CogVideoXDDIMScheduler", "does not sample on the schedule of the training"),
-        ("ScoreSdeVeScheduler", "does not sample on the schedule of the training"),
-    ],
-)
-def test_other_schedulers_are_refused(name, message):
-    with pytest.raises(InputError, match=f"{name}: {message}"):
-        make_scheduler(name, "epsilon")
 
 
 def test_the_average_follows_the_weights():

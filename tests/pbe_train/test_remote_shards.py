@@ -81,7 +81,7 @@ def shards_of(
     return kind(URL, server.storage["s3"], contents(world), tmp_path / "cache", limit)
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (2, "fork"), (2, "spawn")])
 def test_batches_are_those_of_the_local_copy(world: World, server: S3Server, tmp_path: Path, workers, method):
     local = world.settings(tmp_path, "--steps=9")
     expected = list(load_batches(Items(local, ShardReader(local.dataset, "train"), 32), 0, 1, 0))

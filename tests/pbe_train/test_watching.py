@@ -1,11 +1,14 @@
 """What a run says about itself: losses by diffusion time, held-out losses, hangs, lack of memory."""
 
 import errno
+import io
 import json
 import math
 import shutil
 import sys
+import threading
 import time
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -19,10 +22,12 @@ from pbe_train.data.items import choose_timestep
 from pbe_train.networks.model import build_model
 from pbe_train.train import make_validation, train
 from pbe_train.training import checkpoint, checkpoint_writer
+from pbe_train.training import progress as progress_module
 from pbe_train.training.checkpoint import RunIdentity
 from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import out_of_memory
 from pbe_train.training.measures import Measures
+from pbe_train.training.progress import HELD_OUT, PICTURES, Progress, Spent, time_left
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.watchdog import Watchdog
 from schemas.errors import InputError, machine_error
@@ -101,6 +106,79 @@ def test_the_held_out_loss_is_in_the_metrics_and_a_split_that_is_not_there_is_to
     assert [line["step"] for line in lines if "validation_loss" in line] == [4, 6]
     train(world.settings(tmp_path / "other", "--validation.split=nowhere", "--steps=1"), ONE)
     assert "no samples in a split `nowhere`" in capsys.readouterr().out
+
+
+def test_what_lies_between_steps_counts_for_the_time_that_is_left():
+    """What was not done so far is named and not guessed; what follows on the last step is still to come after it."""
+    every = {PICTURES: 100, HELD_OUT: 40}
+    assert time_left(10, 250, 2.0, every, {}) == (480.0, [PICTURES, HELD_OUT])
+    spent = {HELD_OUT: Spent(times=2, seconds=20.0, step=80)}
+    # Held-out losses after 120, 160, 200, 240 and 250.
+    assert time_left(90, 250, 2.0, every, spent) == (320.0 + 5 * 10, [PICTURES])
+    spent[PICTURES] = Spent(1, 300.0, 100)
+    assert time_left(100, 250, 2.0, every, spent) == (300.0 + 5 * 10 + 2 * 300, [])
+    # Those of this step itself are painted when its line has been written.
+    assert time_left(200, 250, 2.0, every, spent) == (100.0 + 3 * 10 + 2 * 300, [])
+    assert time_left(250, 250, 2.0, every, spent) == (10.0 + 300, [])
+    spent = {HELD_OUT: Spent(7, 70.0, 250), PICTURES: Spent(3, 900.0, 250)}
+    assert time_left(250, 250, 2.0, every, spent) == (0.0, [])
+
+
+class Lines(io.StringIO):
+    """A file that tells when a line of it holds some words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words, self.said = words, threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self.words in self.getvalue():
+            self.said.set()
+        return written
+
+
+def test_a_file_has_signs_of_life_whatever_is_being_done(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress_module, "DRAW_SECONDS", 0.01)
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.0)
+    settings = world.settings(tmp_path, "--steps=4")
+    for words in (
+        "step 1/4  no step is done yet",
+        "min left + pictures",
+        "step 2/4  pictures: 3 of 12 views (25%)",
+    ):
+        with redirect_stderr(Lines(words)) as file, Progress(settings, 1, every={PICTURES: 2, HELD_OUT: 0}) as progress:
+            if "min left" in words:
+                progress.advance()
+            elif "pictures" in words:
+                progress.advance()
+                with progress.during(PICTURES, 12, "views") as work:
+                    work.update(3)
+                    assert file.said.wait(100)
+            assert file.said.wait(100)
+        progress.close()
+
+
+def test_all_that_takes_long_between_steps_is_shown_and_counted(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Pictures at the end took minutes, after a line that said that none were left."""
+    shown = []
+
+    class Kept(Progress):
+        @contextmanager
+        def during(self, kind, total=None, unit=""):
+            with super().during(kind, total, unit) as work:
+                yield work
+            shown.append((self.step, kind, work.done, total, unit))
+
+    monkeypatch.setattr(train_module, "Progress", Kept)
+    every = ["--steps=3", "--pictures.every=2", "--validation.every=2", "--pictures.sampling_steps=2", "--checkpoint_every=2"]
+    train(world.settings(tmp_path, *every), ONE)
+    each = [(HELD_OUT, 3, 3, "batches"), ("checkpoint", 0, None, ""), (PICTURES, 12, 12, "views")]
+    assert shown == [
+        (0, "held-out samples", 0, None, ""),
+        *((step, *what) for step in (2, 3) for what in each),
+        (3, "comparing weights", 0, None, ""),
+    ]
 
 
 def test_stratified_times_are_one_of_each_part():

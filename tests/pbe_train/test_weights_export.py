@@ -17,8 +17,8 @@ from torch import Tensor
 import pbe_train.export
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.fitting import fit_reference
-from pbe_train.diffusion import training_schedule
 from pbe_train.editing.sampling import SamplingSettings, load_run
+from pbe_train.schedulers import training_schedule
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
 from pbe_train.weights.account import Account, account_for, write_account
 from pbe_train.weights.card import write_card

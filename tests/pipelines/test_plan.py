@@ -28,6 +28,7 @@ from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.settings import load_settings, preset
 from schemas.tables import OBJECTS, PLAN
+from tests.coco_files import annotation, write
 from tests.conftest import build_options, settings_of
 
 
@@ -213,12 +214,14 @@ def test_tables_of_a_packed_folder_are_not_made_anew_for_other_rules(dataset, ph
 def test_what_outlines_are_asked_of_is_a_part_of_the_tables(photos, tmp_path):
     """selection.min_object_share looks at two settings of references; the others change no table."""
     out = tmp_path / "out"
-    freeze_tables(settings_of(photos, out))
+    instances = write(tmp_path / "instances.json", [annotation(1)])
+    source = ["--source.kind", "coco", "--source.annotations", str(instances)]
+    freeze_tables(settings_of(photos, out, *source))
     stamp = (out / "objects.parquet").stat().st_mtime_ns
-    freeze_tables(settings_of(photos, out, "--references.side", "100"))
+    freeze_tables(settings_of(photos, out, *source, "--references.side", "100"))
     assert (out / "objects.parquet").stat().st_mtime_ns == stamp
     for option in (("background", "grey"), ("padding", "4")):
-        freeze_tables(settings_of(photos, out, f"--references.{option[0]}", option[1]))
+        freeze_tables(settings_of(photos, out, *source, f"--references.{option[0]}", option[1]))
         assert (out / "objects.parquet").stat().st_mtime_ns != stamp
         stamp = (out / "objects.parquet").stat().st_mtime_ns
 

@@ -1,0 +1,13 @@
+"""Numbers as people read them: `1 shard`, `1,200 shards`, `3 min 20 s`."""
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun, in the singular for 1: `counted(1, "shard")` is `1 shard`; `many` where an `s` is not enough."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `12 s`, `3 min 20 s` or `2 h 05 min`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
