@@ -10,7 +10,7 @@ of the tool.
     foreign_world ──▶ photos, boxes ──foreign_writers, in the tool's environment──▶ COCO, CSV ──our readers──▶ compared
                                             └──▶ VOC, YOLO, LabelMe ──foreign_converters, of another tool──▶ COCO ──┘
 
-Takes 3 GB of disk, 20 minutes on two cores the first time and 10 with `--keep`.
+Takes 5 GB of disk, and 20 minutes on two cores; 5 where `--keep` has the environments.
 """
 
 import argparse
