@@ -326,7 +326,7 @@ REJECT_REASONS = {
     "bad_number": "a coordinate is missing or not a number",
     "outside_photo": "a coordinate lies outside the photo",
     "empty_box": "the box has no area: min >= max",
-    "bad_flag": "a flag is missing or none of 1, 0, -1",
+    "bad_flag": "a flag is none of 1, 0, -1; an empty one is unknown",
     # Older datasets have these two: a box is good without its outline, and nothing goes by the ids of annotations.
     "bad_segmentation": "older datasets only: the polygons or the RLE cannot be read",
     "duplicate_id": "older datasets only: another row of the file has the same id",

@@ -245,13 +245,13 @@ def _as_boxes(rows: CsvRows, split: str, file: str) -> pa.RecordBatch:
 
 
 def _flags(name: str, column: pa.Array, numbers: np.ndarray, problems: dict[int, tuple[str, str]]) -> pa.Array:
-    """A column of flags as small integers; what is no flag becomes null, and a problem of its row."""
-    values = pc.fill_null(column, 0).to_numpy(zero_copy_only=False)
+    """A column of flags as small integers; an empty cell is unknown, what is no flag becomes null and a problem of its row."""
+    missing = np.array([number in problems and problems[number][0] == name for number in numbers.tolist()]) if problems else False
+    values = pc.fill_null(column, -1).to_numpy(zero_copy_only=False)
     wrong = ~np.isin(values, (1, 0, -1))
     for place in np.flatnonzero(wrong).tolist():
         problems.setdefault(int(numbers[place]), (name, f"{name} is {values[place]:g}, expected 1, 0 or -1"))
-    missing = wrong | column.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(np.where(wrong, 0, values).astype(np.int8), mask=missing)
+    return pa.array(np.where(wrong, 0, values).astype(np.int8), mask=wrong | missing)
 
 
 def _reason(column: str) -> str:

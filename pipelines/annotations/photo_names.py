@@ -53,6 +53,8 @@ class PhotoNames:
             return self._of_url(text)
         if text.startswith("/") or re.match(r"[A-Za-z]:", text):
             return self._of_absolute(text)
+        if ".." in text.split("/"):
+            raise ValueError(self._leads_out(text))
         head, base = posixpath.split(_checked(text))
         if (folder, head) not in self._places:
             self._places[folder, head] = self._place(folder, head, base)
@@ -93,6 +95,13 @@ class PhotoNames:
             raise ValueError(f"is absolute, and no file {base} is below {where}; write it relative to that folder")
         some = " and ".join(sorted(files)[:2])
         raise ValueError(f"is absolute, and {len(files)} files {base} are below {where}: {some}; write which one it is")
+
+    def _leads_out(self, text: str) -> str:
+        """What to say of a name with `..` in it, as Label Studio writes of photos that were uploaded to its server."""
+        base = posixpath.basename(text)
+        files = self._by_end(base) if self.here else []
+        where = f" (there is one file {base}: {files[0]})" if len(files) == 1 else ""
+        return f"leads out of the photo folder; write it relative to that folder{where}"
 
     def _of_url(self, text: str) -> str:
         parts = urlsplit(text)

@@ -125,6 +125,11 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
             raise RuntimeError(
                 f"the books do not balance: {selection.boxes} boxes were read, {selection.objects} accepted, {rejected} rejected"
             )
+        if not selection.boxes:
+            raise InputError(
+                f"{source.name}: there is no box in it for the splits {', '.join(settings.source.splits)}; get a file with "
+                f"boxes, or change source.splits"
+            )
         if not selection.objects:
             raise InputError(
                 f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "

@@ -434,6 +434,16 @@ def test_a_flag_without_a_column_is_unknown_and_not_0(boxes_file, present):
     assert source.notes == (f"train-annotations-bbox.csv: no column {absent}, which are unknown (-1) then",)
 
 
+def test_an_empty_flag_is_unknown_beside_a_flag_that_is_wrong_too(boxes_file):
+    """As globox writes it: all columns of flags, and nothing in them. The cell that is no number has the file read as text."""
+    rows = [ROW.replace(",0,-1,1,0,0", flags) for flags in (",,,,,", ",,1,,,0", ",no,,,,")]
+    for count in (2, 3):
+        boxes_file.write_text(HEADER + "".join(rows[:count]))
+        found = [row for batch in open_folder(boxes_file.parent).read_boxes() for row in batch.to_pylist()]
+        assert [[row[open_images.BOX_COLUMNS[name]] for name in FLAGS] for row in found[:2]] == [[-1] * 5, [-1, 1, -1, -1, 0]]
+        assert [row["problem"] for row in found] == [None, None, "bad_flag"][:count]
+
+
 def test_a_column_in_another_spelling_is_no_absent_one(boxes_file):
     boxes_file.write_text(HEADER.replace("IsGroupOf", "is_group_of") + ROW)
     with pytest.raises(InputError, match="column is_group_of is not read under this name; call it IsGroupOf"):

@@ -73,6 +73,15 @@ def test_a_name_that_leads_nowhere_says_why(photos, name, problem):
         PhotoNames([photos]).path_of(text)
 
 
+def test_a_name_that_leads_out_says_which_file_there_is(photos):
+    """As Label Studio writes of photos that were uploaded to its server: refused, but one need not search."""
+    with pytest.raises(ValueError, match=r"write it relative to that folder \(there is one file p2.jpg: a/p2.jpg\)$"):
+        PhotoNames([photos]).path_of("..\\..\\media\\upload\\4\\p2.jpg")
+    for name in ("../p3.jpg", "../p9.jpg"):  # There are two files of this name, and none.
+        with pytest.raises(ValueError, match=r"write it relative to that folder$"):
+            PhotoNames([photos]).path_of(name)
+
+
 def test_two_absolute_names_of_one_base_name_are_two_photos(photos):
     """One file cannot be both, whichever was looked for first: a second reading tells."""
     names = PhotoNames([photos])

@@ -717,6 +717,12 @@ def test_outlines_decide_between_equal_boxes_and_not_their_order(tmp_path):
     assert str(run(source_of(rows), tmp_path, PLAIN)[1]) in found
 
 
+def test_annotations_without_a_box_say_so(tmp_path):
+    """Not that none of 0 boxes is accepted."""
+    with pytest.raises(InputError, match=r"there is no box in it for the splits train, validation; get a file with boxes, or"):
+        run(source_of([]), tmp_path)
+
+
 def test_absurd_ids_cost_their_rows_and_no_memory(tmp_path):
     rows = boxes(
         *({"photo_id": f"p{n}"} for n in range(2000)), {"photo_id": "x" * 1_000_000}, *({"photo_id": None} for _ in range(50))
