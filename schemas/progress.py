@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +28,38 @@ LINE_SECONDS = 30.0
 """Between two lines in a file or a pipe."""
 # tqdm's own, but for a rate that stays one where it is below 1, and does not turn into seconds for each.
 _COUNTED = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
+class Beat:
+    """Calls a function again and again, from a thread, until the end of a `with` block.
+
+    Args:
+        seconds: between two calls, and before the first one.
+        act: the function.
+    """
+
+    def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+        self.seconds, self.act = seconds, act
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+
+    def __enter__(self) -> "Beat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self.seconds):
+            self.act()
+
+
+def print_line(text: str) -> None:
+    """Print a line to stderr, where anybody still reads it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -44,10 +77,10 @@ class Progress:
         self.total = total
         self.done = done
         self.before = done
+        self.at_hand: float = 0
         self.status = ""
         self.began = time.monotonic()
         self._lock = threading.RLock()
-        self._over = threading.Event()
         self._bar: Any = None  # Of tqdm, on a terminal.
         self._lines = 0
 
@@ -71,28 +104,28 @@ class Progress:
                 dynamic_ncols=True,
                 file=sys.stderr,
             )
-        seconds = DRAW_SECONDS if on_terminal else LINE_SECONDS
-        self._thread = threading.Thread(target=self._show_often, args=(seconds,), name="progress", daemon=True)
-        self._thread.start()
+        self._beat = Beat(DRAW_SECONDS if on_terminal else LINE_SECONDS, self._show)
+        self._beat.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
+        self._beat.__exit__()
         with self._lock:
-            self.status = ""
+            self.status, self.at_hand = "", 0
             if self._bar is not None:
                 self._draw(self._bar)
                 self._bar.close()
             elif self._lines and kind is None:
-                print(self.summary(), file=sys.stderr, flush=True)
+                print_line(self.summary())
 
     def begin(self) -> None:
         """Start the clock anew: what came before, such as waiting for a cluster, counts neither for the rate nor for the time."""
         with self._lock:
             self.began = time.monotonic()
+            self.before = self.done
             if self._bar is not None:
                 self._bar.start_t = self._bar.last_print_t = time.time()
+                self._bar.initial = self.done
 
     def update(self, more: float = 1) -> None:
         """So many more are done."""
@@ -105,6 +138,11 @@ class Progress:
             self.done = done
             self.total = self.total if total is None else total
 
+    def partly(self, at_hand: float) -> None:
+        """So many are done of pieces of work that are not finished: shown, and counted anew each time."""
+        with self._lock:
+            self.at_hand = at_hand
+
     def say(self, status: str) -> None:
         """What holds the work up, or which step of it is at hand: shown beside the numbers until something else is said."""
         with self._lock:
@@ -116,22 +154,23 @@ class Progress:
             if self._bar is not None:
                 self._bar.write(text, file=sys.stderr)
             else:
-                print(text, file=sys.stderr, flush=True)
+                print_line(text)
 
     def line(self) -> str:
         """The state in one line, as `packing: 120 of 4,000 samples (3%), 0.8 samples/s, 1 h 20 min left`."""
         with self._lock:
             seconds = time.monotonic() - self.began
-            rate = (self.done - self.before) / max(seconds, 1e-9)
-            parts = [f"{self._amount(self.done)} of {self._amount(self.total)} {self.unit}"] if self.total else []
+            done = self.done + self.at_hand
+            rate = (done - self.before) / max(seconds, 1e-9)
+            parts = [f"{self._amount(done)} of {self._amount(self.total)} {self.unit}"] if self.total else []
             if self.total:
-                parts[0] = f"{parts[0].removesuffix(' B')} ({self.done / self.total:.0%})"
+                parts[0] = f"{parts[0].removesuffix(' B')} ({done / self.total:.0%})"
             elif self.unit:
-                parts.append(f"{self._amount(self.done)} {self.unit}".removesuffix(" B"))
+                parts.append(f"{self._amount(done)} {self.unit}".removesuffix(" B"))
             if rate > 0 and self.unit:
                 parts.append(f"{self._rate(rate)}/s")
             if rate > 0 and self.total:
-                parts.append(f"{duration(max(0.0, self.total - self.done) / rate)} left")
+                parts.append(f"{duration(max(0.0, self.total - done) / rate)} left")
             else:
                 parts.append(duration(seconds))
             return f"{self.doing}: {', '.join([*parts, *filter(None, [self.status])])}"
@@ -141,18 +180,16 @@ class Progress:
         amount = f"{self._amount(self.done)} {self.unit}".removesuffix(" B")
         return f"{self.doing}: {f'{amount} in ' if self.unit else ''}{duration(time.monotonic() - self.began)}"
 
-    def _show_often(self, seconds: float) -> None:
-        while not self._over.wait(seconds):
-            with self._lock:
-                if self._bar is not None:
-                    self._draw(self._bar)
-                else:
-                    self._lines += 1
-                    with contextlib.suppress(OSError):  # Nobody reads the pipe any more.
-                        print(self.line(), file=sys.stderr, flush=True)
+    def _show(self) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._draw(self._bar)
+            else:
+                self._lines += 1
+                print_line(self.line())
 
     def _draw(self, bar: Any) -> None:
-        bar.n, bar.total = self.done, self.total
+        bar.n, bar.total = self.done + self.at_hand, self.total
         bar.last_print_n = min(bar.last_print_n, bar.n)  # tqdm draws no bar that goes back, as where a worker was lost.
         bar.set_postfix_str(self.status, refresh=False)
         bar.update(0)
