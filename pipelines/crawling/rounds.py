@@ -22,6 +22,7 @@ from pipelines.crawling.parts import Part, latest_round, part_name, read_part
 from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_store
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
+from schemas.files import sweep as sweep_files
 from schemas.outcomes import OK
 from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 
@@ -111,9 +112,8 @@ def sweep(store: Path, parts: Iterable[Part]) -> None:
             path.replace(store / "damaged" / path.name)
         else:
             path.unlink()
-    for folder in (store, store / "rounds"):
-        for path in folder.glob(".*.tmp"):
-            path.unlink()
+    for folder in (store, store / "rounds", store / "damaged"):
+        sweep_files(folder)
 
 
 def lost_keys(store: Path) -> dict[str, tuple[int, pa.Array]]:
