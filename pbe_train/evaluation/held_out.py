@@ -14,6 +14,7 @@ from pbe_train.data.shards import ShardReader, StoredSample
 from pbe_train.editing.region import AnyPhoto, Window, paste
 from pbe_train.editing.sampling import Run, SamplingSettings
 from schemas.errors import InputError
+from schemas.progress import Progress
 from schemas.randomness import generator
 
 
@@ -75,6 +76,12 @@ def spread_places(counts: Sequence[int], number: int) -> list[Place]:
     return [Place(int(shard), int(index - ends[shard] + counts[shard])) for shard, index in zip(shards, chosen, strict=True)]
 
 
+def find_other(samples: Sequence[HeldOut], number: int) -> HeldOut:
+    """The next sample of another label; the next one at all where there is no other label."""
+    following = [samples[(number + offset) % len(samples)] for offset in range(1, len(samples) + 1)]
+    return next((one for one in following if one.sample.label != samples[number].sample.label), following[0])
+
+
 def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
     """The views as the VAE gives them back: the best that any painter in its latents can do."""
     latents = posterior_mean(np.stack([one.sample.latent for one in samples]), run.identity.scaling_factor)
@@ -90,6 +97,7 @@ def paint_held_out(
     *,
     batch: int = 16,
     blend: bool = True,
+    progress: Progress | None = None,
 ) -> list[UInt8[np.ndarray, "size size 3"]]:
     """Paint a reference into each sample's region.
 
@@ -101,14 +109,24 @@ def paint_held_out(
         how: guidance, steps, scheduler.
         batch: samples painted at once.
         blend: where the view itself was kept, all around the region is its own; otherwise every px is the model's.
+        progress: counts views, from the first step of the first ones on.
     """
+    progress = progress or Progress("painting")
     painted: list[AnyPhoto] = []
     for start in range(0, len(samples), batch):
         part = slice(start, start + batch)
         masked = np.stack([one.sample.masked[one.kind] for one in samples[part]])
         masks = np.stack([one.mask for one in samples[part]])
         latents = posterior_mean(masked, run.identity.scaling_factor)
-        for one, view in zip(samples[part], run.paint(latents, masks, references[part], seeds[part], how), strict=True):
+        count = len(masks)
+
+        def show(step: int, of: int, _: object, count: int = count) -> None:
+            progress.partly(count * step / of)
+
+        views = run.paint(latents, masks, references[part], seeds[part], how, show)
+        progress.partly(0)
+        progress.update(count)
+        for one, view in zip(samples[part], views, strict=True):
             window = Window(0, 0, len(view))
             kept = one.sample.view if blend else None
             painted.append(view if kept is None else paste(kept, view, one.mask, window))
