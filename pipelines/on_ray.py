@@ -8,15 +8,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import ray
 
 from schemas.errors import InputError
+from schemas.progress import print_line
 
 # A cluster that is there answers in milliseconds. Ray itself would ask for minutes, and print what only its authors understand.
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 60
+_LONG_SECONDS = 60
 _OWN = "to start a Ray of its own, for this machine alone, give --ray.address local"
 _NOTED = "`ray start` has noted it on this machine; `ray stop` forgets it"
 # Ray's own client, in a process that can be ended: it has no limit of time that holds for all that may answer at a port.
@@ -40,7 +43,7 @@ def start_ray(address: str | None) -> None:
     if ray.is_initialized():
         if any(node["Alive"] for node in ray.nodes()):
             return
-        print("Ray's processes on this machine were ended; starting it again", file=sys.stderr)
+        print_line("Ray's processes on this machine were ended; starting it again")
         ray.shutdown()
     cluster = find_cluster(address)
     # A Ray of our own needs no dashboard, which would cost a gigabyte of memory where it is installed.
@@ -55,7 +58,7 @@ def start_ray(address: str | None) -> None:
         ray.init(address=address, **plain)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(f"the Ray cluster at {where} ({told_by}) cannot be joined: {_cause(error)}; {_OWN}") from None
-    print(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}", file=sys.stderr)
+    print_line(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
 
 
 def find_cluster(address: str | None) -> tuple[str, str] | None:
@@ -148,7 +151,7 @@ def folder_for_sockets() -> str | None:
         except OSError:
             continue
         atexit.register(_remove, own)
-        print(f"{usual} is {problem}: they lie in {own} until this ends", file=sys.stderr)
+        print_line(f"{usual} is {problem}: they lie in {own} until this ends")
         return own
     raise InputError(f"{usual}: {problem}; set RAY_TMPDIR to a folder of a short name that can be written to")
 
@@ -160,6 +163,12 @@ def _fits(folder: Path) -> bool:
 def _remove(folder: str) -> None:
     ray.shutdown()  # Ray's own end comes later: this was registered after it.
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def waiting_since(start: float) -> str:
+    """What to show while no process of ours stands, which `time.monotonic` told to be waited for since `start`."""
+    long = time.monotonic() - start > _LONG_SECONDS
+    return "waiting for Ray to start its processes" + (": is the cluster busy?" if long else "")
 
 
 def is_lost(failure: ray.exceptions.RayError) -> bool:

@@ -7,6 +7,7 @@ A unit may be worked on twice, which commit records make harmless. Nothing but a
 scheduler of its own (crawling/driver.py): its workers have many units at once, since they wait for hosts most of the time.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
@@ -14,13 +15,12 @@ from typing import Any, Protocol
 
 import ray
 
-from pipelines.on_ray import is_lost, what_was_lost
+from pipelines.on_ray import is_lost, waiting_since, what_was_lost
 from schemas.progress import Progress
 
 MOST_RESTARTS = 10
 """Of one actor: enough for nodes that come and go, few enough that one which cannot live anywhere is given up."""
 _LOOK_SECONDS = 1.0
-_WAITING = "waiting for Ray to start its processes: is the cluster busy?"
 
 
 class Worker(Protocol):
@@ -53,7 +53,6 @@ def work_on_ray(
     pool = _Pool(deque(units), progress, fewer)
     for _ in range(min(count, len(units))):
         pool.await_standing(make())
-    progress.say(_WAITING)
     yield from pool.run()
     progress.say("")
     progress.partly(0)
@@ -78,6 +77,7 @@ class _Pool:
     asked: dict[Any, int] = field(default_factory=dict)
     """Ray's promise of how much of a unit is done -> the unit."""
     began: bool = False
+    started: float = field(default_factory=time.monotonic)
 
     def await_standing(self, actor: Any) -> None:
         """An actor gets work once it stands: one that finds no place on its cluster, for whatever reason, holds no unit.
@@ -89,6 +89,7 @@ class _Pool:
     def run(self) -> Iterator[tuple[int, str]]:
         """Until all is done, or no actor is left; those that never found a place need not be waited for."""
         error = ""
+        self.progress.say(waiting_since(self.started))
         while True:
             while self.waiting and self.idle:
                 actor, given = self.idle.pop(), self.waiting.popleft()
@@ -138,6 +139,8 @@ class _Pool:
                 self.at_hand[unit] = ray.get(promise)
             except ray.exceptions.RayError:  # That it is lost shows elsewhere.
                 self.at_hand.pop(unit, None)
+        if not self.began:
+            self.progress.say(waiting_since(self.started))
         due = set(self.asked.values())
         working = {unit: actor for actor, unit in self.running.values() if unit is not None}
         for unit in working.keys() - due:

@@ -206,6 +206,7 @@ def survey_on_ray(
     Raises:
         InputError: the Ray cluster has no CPU.
     """
+    progress.say("starting Ray")
     start_ray(settings.address)
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if not cpus:

@@ -25,7 +25,7 @@ from pipelines.crawling.rounds import Round
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.workers import CrawlWorker, Trouble
-from pipelines.on_ray import is_lost, start_ray, what_was_lost
+from pipelines.on_ray import is_lost, start_ray, waiting_since, what_was_lost
 from schemas.errors import InputError
 
 MOST_WORKERS = 8
@@ -35,7 +35,6 @@ UNITS_AT_ONCE = 4
 MOST_UNITS = 64
 STOP_SECONDS = 8
 _FEWER = "fewer crawling processes need less: lower build.crawl.workers or build.crawl.connections"
-_WAITING = "waiting for Ray to start the crawling processes: is the cluster busy?"
 _CPUS_PER_WORKER = 0.1
 _LOOK_SECONDS = 0.5
 
@@ -99,7 +98,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
     }
     stalled: dict[str, int] = {}
     shown: ray.ObjectRef | None = None
-    deadline = math.inf
+    deadline, began = math.inf, time.monotonic()
     while (running or standing) and (waiting or any(at_hand.values())):
         if stop.signal and deadline == math.inf:
             waiting.clear()
@@ -114,7 +113,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
                 unit = waiting.popleft()
                 hand.add(unit)
                 running[workers[name].crawl.remote(unit)] = name, unit
-        display.say("" if standing else _WAITING)
+        display.say("" if standing else waiting_since(began))
         shown = shown or ledger.snapshot.remote()
         ready, _ = ray.wait([shown, *running], num_returns=1, timeout=_LOOK_SECONDS)
         if shown in ready:

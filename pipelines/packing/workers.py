@@ -60,13 +60,13 @@ def pack_on_ray(
     Raises:
         InputError: the cluster has not what one actor is to have.
     """
+    progress = progress or Progress("packing")
+    progress.say("starting Ray")
     start_ray(settings.ray.address)
     actors, gpus = share_out(settings.ray, ray.cluster_resources())
     make = ray.remote(PackingActor).options(**actor_options(settings.ray.cpus_per_actor, gpus))
     device = "cuda" if gpus else "cpu"
-    yield from work_on_ray(
-        lambda: make.remote(settings, fingerprint, device), actors, groups, progress or Progress("packing"), _FEWER
-    )
+    yield from work_on_ray(lambda: make.remote(settings, fingerprint, device), actors, groups, progress, _FEWER)
 
 
 def share_out(settings: RaySettings, resources: Mapping[str, float]) -> tuple[int, float]:

@@ -42,10 +42,10 @@ class Kill:
     """One kill."""
 
     target: str
-    recorded: int
-    """Shards that were done then."""
-    seconds: float
-    """From the start of the run."""
+    recorded: int | None
+    """Shards that were done then; null where that is not looked at."""
+    seconds: float | None
+    """From the start of the run; likewise."""
     status: int | None
     """Of the run that was hit; null where it went on."""
 
@@ -156,7 +156,7 @@ def kill_at_writes(kills: int, command: list[str], folder: Path, report: Report,
     out = folder / "dataset"
     program = Program(command, out, lambda: hashes_of(out))
     written = kill_at_each(program, folder / "notes", places, report.sha256, kills)
-    report.kills += [Kill(f"{ATOMIC_WRITE}: {death.place}", 0, 0, None if death.worker else -9) for death in written.deaths]
+    report.kills += [Kill(f"{ATOMIC_WRITE}: {death.place}", None, None, None if death.worker else -9) for death in written.deaths]
     report.problems += [f"{ATOMIC_WRITE}: {problem}" for problem in (*written.problems, *problems_at_the_end(out, report.sha256))]
 
 
@@ -207,11 +207,12 @@ def print_report(report: Report) -> None:
         table.add_column(name, justify="left" if name == "target" else "right")
     for target in dict.fromkeys(kill.target for kill in report.kills):
         own = [kill for kill in report.kills if kill.target == target]
-        done, seconds = [kill.recorded for kill in own], [kill.seconds for kill in own]
+        done = [kill.recorded for kill in own if kill.recorded is not None]
+        seconds = [kill.seconds for kill in own if kill.seconds is not None]
         statuses = {"went on" if kill.status is None else str(kill.status) for kill in own}
-        span = f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}"
+        span = (f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}") if done and seconds else ("", "")
         table.add_row(target, str(len(own)), *span, ", ".join(sorted(statuses)))
-    console = Console()
+    console = Console(width=130)
     console.print(table)
     for problem in report.problems:
         console.print(problem, soft_wrap=True, highlight=False, markup=False)

@@ -36,6 +36,7 @@ HOOK = Path(__file__).parent / "at_rename"
 LEFT_OVER = re.compile(r"\..*\.(tmp|partial|old|part)")
 # A place to which so many runs in a fresh folder do not come is given up.
 FRESH_STARTS = 2
+_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,8 @@ def make_programs(folder: Path) -> dict[str, Program]:
     local = {"crawl.photos_per_part": 4, "crawl.workers": 2, "source.splits": '["train", "validation"]'}
     options = crawl_options(photos, crawled, folder / "crawl-out", None, [str(photos)], local)
     of_survey = [*build[2:], "--source.survey", str(surveyed), "--out", str(folder / "survey-out")]
+    # More steps than checkpoints are kept; and no block of its own before the U-Net, which makes diffusers' layout fit.
+    train = [*train_command(world.config, trained, _STEPS), "--model.conditioner_blocks", "0"]
     exported = folder / "export"
     export = ["-m", "pbe_train.export", "--model", str(trained), "--out", str(exported / "model"), "--format", "diffusers"]
     return {
@@ -169,7 +172,7 @@ def make_programs(folder: Path) -> dict[str, Program]:
             surveyed,
             lambda: contents_of(surveyed, ("photos.parquet", "same_photos.parquet")),
         ),
-        "train": Program(train_command(world.config, trained, 3), trained, lambda: train_results(trained, 3)),
+        "train": Program(train, trained, lambda: train_results(trained, _STEPS)),
         "export": Program([sys.executable, *export], exported, lambda: weights_of(exported / "model")),
     }
 

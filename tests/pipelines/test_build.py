@@ -403,6 +403,30 @@ def test_a_shard_of_a_worker_that_was_lost_on_its_way_back_is_done(dataset, phot
     assert records.keys() == planned.keys()
 
 
+def test_the_time_that_a_plan_is_compared_with_is_packing_alone(dataset, photos, tmp_path, monkeypatch):
+    """How long Ray takes to start, and how long one waits for a place on a cluster, says nothing about an encoder."""
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
+    settings, now = settings_of(photos, copy), [0.0]
+    packer = ShardPacker(settings, identity, "cpu")
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def wait_and_pack(settings, identity, groups, progress):
+        now[0] += 600
+        progress.begin()
+        for group in groups:
+            now[0] += 30
+            packer.pack(group)
+            yield group, ""
+
+    monkeypatch.setattr(workers, "pack_on_ray", wait_and_pack)
+    for shard in ("train-000000", "train-000002"):
+        (copy / "shards" / f"{shard}.json").unlink()
+    assert build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)[1:] == ({}, 60)
+    assert packer.samples_done == planned["train-000002"], "what an actor tells of a shard while it packs"
+
+
 def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, monkeypatch):
     """An encoder that overflows must not leave a dataset of NaN."""
     out = tmp_path / "out"
