@@ -59,6 +59,7 @@ from pbe_train.weights.start import start_model
 from schemas.errors import InputError, run_program
 from schemas.files import lock_folder, sweep
 from schemas.randomness import name_hash
+from schemas.sockets import make_room_for_multiprocessing
 from schemas.weights import weights_sha256
 
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
@@ -68,6 +69,7 @@ LEAST_SCALE = 1.0
 
 def main() -> int:
     """Read the settings and train; returns the exit status."""
+    make_room_for_multiprocessing()
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
     ranks = Ranks.start(settings.threads, settings.precision)
     try:

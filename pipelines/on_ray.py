@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import ray
 
 from schemas.errors import InputError
 from schemas.progress import print_line
+from schemas.sockets import fits, short_folder
 
 # A cluster that is there answers in milliseconds. Ray itself would ask for minutes, and print what only its authors understand.
 _CONNECT_SECONDS = 10
@@ -24,10 +24,8 @@ _OWN = "to start a Ray of its own, for this machine alone, give --ray.address lo
 _NOTED = "`ray start` has noted it on this machine; `ray stop` forgets it"
 # Ray's own client, in a process that can be ended: it has no limit of time that holds for all that may answer at a port.
 _ASK = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
-# The path of a Unix socket has 107 bytes at most. This is what Ray puts behind its folder, with a pid of seven digits.
-_SOCKET_PATH_BYTES = 107
+# What Ray puts behind its folder, with a pid of seven digits.
 _SOCKET = "ray/session_2026-11-30_00-00-00_000000_1234567/sockets/plasma_store.10"
-_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def start_ray(address: str | None) -> None:
@@ -139,28 +137,21 @@ def folder_for_sockets() -> str | None:
         InputError: there is no place for one.
     """
     usual = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp").absolute()
-    problem = None if _fits(usual) else "too long a name for Ray's sockets"
+    problem = None if fits(usual, _SOCKET) else "too long a name for Ray's sockets"
     there = next(folder for folder in (usual / "ray", usual, *usual.parents) if folder.exists())
     if not problem and not os.access(there, os.W_OK | os.X_OK):
         problem = "no folder that can be written to"
     if not problem:
         return None
-    for folder in _SHORT_FOLDERS:
-        try:
-            own = tempfile.mkdtemp(prefix="pbe-ray-", dir=folder)
-        except OSError:
-            continue
-        atexit.register(_remove, own)
-        print_line(f"{usual} is {problem}: they lie in {own} until this ends")
-        return own
-    raise InputError(f"{usual}: {problem}; set RAY_TMPDIR to a folder of a short name that can be written to")
+    own = short_folder()
+    if not own:
+        raise InputError(f"{usual}: {problem}; set RAY_TMPDIR to a folder of a short name that can be written to")
+    atexit.register(_remove, own)
+    print_line(f"{usual} is {problem}: they lie in {own} until this ends")
+    return str(own)
 
 
-def _fits(folder: Path) -> bool:
-    return len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES
-
-
-def _remove(folder: str) -> None:
+def _remove(folder: Path) -> None:
     ray.shutdown()  # Ray's own end comes later: this was registered after it.
     shutil.rmtree(folder, ignore_errors=True)
 

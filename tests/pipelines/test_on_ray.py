@@ -13,6 +13,7 @@ import pytest
 
 from pipelines import build, crawl, on_ray, survey
 from pipelines.on_ray import check_answers, find_cluster, folder_for_sockets, start_ray
+from schemas import sockets
 from schemas.errors import InputError
 from schemas.settings import REPOSITORY
 from tests.conftest import build_options
@@ -130,6 +131,6 @@ def test_the_usual_folder_is_taken_where_it_fits(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert folder_for_sockets() is None
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 80)))
-    monkeypatch.setattr(on_ray, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
+    monkeypatch.setattr(sockets, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
     with pytest.raises(InputError, match=r"too long a name for Ray's sockets; set RAY_TMPDIR to a folder of a short name"):
         folder_for_sockets()
