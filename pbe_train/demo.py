@@ -8,11 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from pbe_train.data.shards import ShardReader
-from pbe_train.editing.sampling import SamplingSettings, check_guidance, load_run
-from pbe_train.evaluation.held_out import HeldOut, check_fits, paint_held_out, read_held_out, reconstruct, spread_places
 from schemas.errors import InputError, run_program
 from schemas.pictures import sheet, tint
+from schemas.progress import Progress
+from schemas.words import number_of
 
 
 def main() -> None:
@@ -34,7 +33,13 @@ def main() -> None:
     if min(options.count, options.steps, options.batch) < 1:
         raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
 
-    run = load_run(options.model)
+    # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
+    from pbe_train.data.shards import ShardReader
+    from pbe_train.editing.sampling import SamplingSettings, check_guidance, load_run
+    from pbe_train.evaluation.held_out import check_fits, find_other, paint_held_out, read_held_out, reconstruct, spread_places
+
+    with Progress("loading the model"):
+        run = load_run(options.model)
     check_guidance(run, options.guidance)
     reader = ShardReader(options.dataset, options.split)
     check_fits(run, reader)
@@ -43,7 +48,8 @@ def main() -> None:
     references = [lender.sample.reference for lender in lenders]
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
     seeds = [options.seed + number for number in range(len(samples))]
-    painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch)
+    with Progress("painting", len(samples), "views") as progress:
+        painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch, progress=progress)
     rows, captions = [], []
     for one, lender, made, result in zip(samples, lenders, reconstruct(run, samples), painted, strict=True):
         source = made if one.sample.view is None else one.sample.view
@@ -51,13 +57,7 @@ def main() -> None:
         captions.append(f"own: {one.sample.label_name}" if lender is one else f"other: {lender.sample.label_name}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet(rows, ["source", "region", "reference", "result"], captions)).save(options.out)
-    print(f"{options.out}: {len(rows)} edits by step {run.step} of {options.model}")
-
-
-def find_other(samples: list[HeldOut], number: int) -> HeldOut:
-    """The next sample of another label; the next one at all where there is no other label."""
-    following = [samples[(number + offset) % len(samples)] for offset in range(1, len(samples) + 1)]
-    return next((one for one in following if one.sample.label != samples[number].sample.label), following[0])
+    print(f"{options.out}: {number_of(len(rows), 'edit')} by step {run.step} of {options.model}")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,9 @@ import argparse
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
-from pbe_train.editing.paint_by_example import PaintByExample, Preview
-from pbe_train.editing.reading import check_mask, read_mask, read_photo
 from schemas.errors import InputError, run_program
+from schemas.progress import Progress
 
 
 def main() -> None:
@@ -28,18 +26,23 @@ def main() -> None:
             options.out.unlink()
     except OSError as error:
         raise InputError(f"--out {options.out}: cannot be written to ({error.strerror}); give another place") from None
+    # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
+    from pbe_train.editing.reading import check_mask, read_mask, read_photo
+
     photo, mask = read_photo(options.image), read_mask(options.mask)
     check_mask(mask, photo, options.mask, options.image)
     for reference in options.reference:
         read_photo(reference)
-    paint = PaintByExample.from_pretrained(
-        options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
-    )
-    with tqdm(total=options.steps, unit="step", disable=None) as bar:
+    with Progress("loading the model"):
+        from pbe_train.editing.paint_by_example import PaintByExample, Preview
+
+        paint = PaintByExample.from_pretrained(
+            options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
+        )
+    with Progress("painting", options.steps, "steps") as progress:
 
         def show(preview: Preview) -> None:
-            bar.total = preview.steps
-            bar.update()
+            progress.set(preview.step, total=preview.steps)
 
         edited = paint(
             options.image,

@@ -13,10 +13,15 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from pbe_train.config import TrainSettings
+from schemas.settings import dump_settings, help_first, load_settings, preset
+
+if __name__ == "__main__":  # PyTorch and its libraries take seconds to load: not for --help.
+    help_first(TrainSettings, "train", __doc__, preset("tiny"))
+
 import torch
 from torch import nn
 
-from pbe_train.config import TrainSettings
 from pbe_train.data.damage import DamageBook
 from pbe_train.data.items import Items, load_batches
 from pbe_train.data.prefetch import OnDevice
@@ -34,6 +39,7 @@ from pbe_train.training.checkpoint import (
     check_resumable,
     find_checkpoint,
     read_state,
+    sweep_partial,
 )
 from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
@@ -52,10 +58,10 @@ from pbe_train.training.watchdog import Watchdog
 from pbe_train.weights.account import write_account
 from pbe_train.weights.start import start_model
 from schemas.errors import InputError, run_program
-from schemas.files import lock_folder
+from schemas.files import lock_folder, sweep
 from schemas.progress import Progress as Work
 from schemas.randomness import name_hash
-from schemas.settings import dump_settings, load_settings, preset
+from schemas.sockets import make_room_for_multiprocessing
 from schemas.weights import weights_sha256
 
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
@@ -65,11 +71,15 @@ LEAST_SCALE = 1.0
 
 def main() -> int:
     """Read the settings and train; returns the exit status."""
+    make_room_for_multiprocessing()
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
     ranks = Ranks.start(settings.threads, settings.precision)
     try:
         # One at a time in a folder; the other ranks leave as soon as rank 0 does.
         with lock_folder(settings.out, IN_USE) if ranks.rank == 0 else nullcontext():
+            if ranks.rank == 0:  # Also where all steps are done, and no further checkpoint is written.
+                sweep(settings.out)
+                sweep_partial(settings.out)
             stopped_by = train(settings, ranks)
     except torch.OutOfMemoryError as error:
         raise InputError(out_of_memory(error, settings, ranks)) from None

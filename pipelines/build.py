@@ -19,27 +19,26 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawl import crawl_photos
+from pipelines.on_ray import find_cluster
 from pipelines.packing.records import Record, ShardFolder, can_be_mended
 from pipelines.packing.seal import seal
 from pipelines.packing.sharing import fetch_tables, share_tables
-from pipelines.packing.workers import pack_on_ray
 from pipelines.photo_folder import check_photos
 from pipelines.planning.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
 from pipelines.planning.freeze import accepted_fingerprints, freeze_plan, freeze_tables
 from pipelines.planning.shards import planned_shards
 from pipelines.planning.summary import print_comparison, print_estimate, print_selection
 from pipelines.preview import contact_sheet, save_picture
-from pipelines.report.page import write_report
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.errors import InputError, run_program
-from schemas.files import lock_folder, write_atomically
-from schemas.settings import load_settings, preset
-from schemas.weights import identify_vae, load_vae
+from schemas.files import lock_folder, sweep, write_atomically
+from schemas.progress import Progress
+from schemas.settings import help_first, load_settings, preset
+from schemas.words import number_of
 
 KEPT = (
     "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; so that these are not "
@@ -57,6 +56,7 @@ class Acts:
 
 def main() -> int:
     """Read the command line, and build while nobody else builds in the same folder."""
+    help_first(BuildSettings, "build", __doc__, preset("tiny"))
     acts, rest = read_acts(sys.argv[1:])
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     with lock_folder(settings.out, "another build is at work in this folder; wait for it, or stop it"):
@@ -66,13 +66,19 @@ def main() -> int:
 def build(settings: BuildSettings, acts: Acts) -> int:
     """The story of a build; returns the exit status."""
     started = time.monotonic()
+    find_cluster(settings.ray.address)  # Before any work.
+    from schemas.weights import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
+
+    sweep(settings.out)
     if not settings.crawl.sources:
         check_photos(settings)
     shards = ShardFolder(settings)
     if shards.remote:
-        fetch_tables(shards.remote, settings.out)
+        with Progress(f"fetching the tables from {shards.remote.url}"):
+            fetch_tables(shards.remote, settings.out)
     selection, inputs = freeze_tables(settings, acts.extend)
-    vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
+    with Progress("loading the VAE"):
+        vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     if settings.views.size % vae.downsampling:
         raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
     identity = freeze_plan(settings, inputs, vae, acts.extend)
@@ -89,21 +95,19 @@ def build(settings: BuildSettings, acts: Acts) -> int:
     if acts.verify_existing:
         verify_existing(settings, shards, shards.read_records(planned, accepted))
     packed_before = bool(shards.read_records(planned, accepted))
-    packing_started = time.monotonic()
-    records, errors = pack_missing(settings, shards, identity, accepted, planned)
-    # Of a build that went on, the time would be that of a part.
-    packing_seconds = None if packed_before else time.monotonic() - packing_started
+    records, errors, packing_seconds = pack_missing(settings, shards, identity, accepted, planned)
     if errors:
         print_errors(errors, settings.ray.attempts)
-        print(
-            f"error: {len(errors)} of {len(planned)} shards could not be packed; the others are kept, run again", file=sys.stderr
-        )
+        of_all = f"{len(errors):,} of {number_of(len(planned), 'shard')}"
+        print(f"error: {of_all} could not be packed; the others are kept, run again", file=sys.stderr)
         return 1
 
-    info = seal(settings, shards, identity, vae, [records[shard] for shard in planned], planned)
+    with Progress("sealing"):
+        info = seal(settings, shards, identity, vae, [records[shard] for shard in planned], planned)
     print_summary(info, settings, time.monotonic() - started)
     if said:
-        print_comparison(said, info, packing_seconds)
+        # Of a build that went on, the time would be that of a part.
+        print_comparison(said, info, None if packed_before else packing_seconds)
     draw_pictures(settings, shards)
     return 0
 
@@ -131,14 +135,17 @@ def print_errors(errors: dict[str, str], attempts: int) -> None:
     for shard, message in errors.items():
         by_message.setdefault(message, []).append(shard)
     for message, shards in by_message.items():
-        others = f" and {len(shards) - 1:,} others" if len(shards) > 1 else ""
-        print(f"shard {shards[0]}{others} failed {attempts} times, last with:\n{message.strip()}", file=sys.stderr)
+        others = f" and {number_of(len(shards) - 1, 'other')}" if len(shards) > 1 else ""
+        print(f"shard {shards[0]}{others} failed {number_of(attempts, 'time')}, last with:\n{message.strip()}", file=sys.stderr)
 
 
 def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
     """What a person looks at. The dataset is sealed and whole, with or without them."""
+    from pipelines.report.page import write_report  # It loads matplotlib.
+
     try:
-        write_report(settings.out, settings, settings.out / "report.html")
+        with Progress("drawing the report"):
+            write_report(settings.out, settings, settings.out / "report.html")
     except InputError as error:
         print(f"warning: no report: {error}", file=sys.stderr)
         return
@@ -147,7 +154,8 @@ def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
         shards.remote.upload(settings.out / "report.html", "report.html")
         return
     try:
-        save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
+        with Progress("drawing the contact sheet"):
+            save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
     except InputError as error:
         print(f"warning: no contact sheet: {error}", file=sys.stderr)
     else:
@@ -168,7 +176,7 @@ def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | N
 
 def pack_missing(
     settings: BuildSettings, folder: ShardFolder, identity: str, accepted: Collection[str], planned: dict[str, int]
-) -> tuple[dict[str, Record], dict[str, str]]:
+) -> tuple[dict[str, Record], dict[str, str], float]:
     """Pack the shards that have no valid commit record, a bounded number of times each.
 
     Args:
@@ -179,8 +187,11 @@ def pack_missing(
         planned: shard -> number of planned samples, in the order of the plan's row groups.
 
     Returns:
-        Commit records by shard, and the last error by shard of those that failed.
+        Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
+        first actor stood: how long Ray takes to start says nothing about an encoder.
     """
+    from pipelines.packing.workers import pack_on_ray  # As above.
+
     folder.local.mkdir(exist_ok=True)
     folder.sweep()
     shards = list(planned)
@@ -198,14 +209,15 @@ def pack_missing(
     for shard in unplanned:
         folder.remove(shard)
     errors: dict[str, str] = {}
+    seconds = 0.0
     done = sum(planned[shard] for shard in records)
-    with tqdm(total=sum(planned.values()), initial=done, unit=" samples", desc="packing", smoothing=0.1) as progress:
+    with Progress("packing", sum(planned.values()), "samples", done) as progress:
         for _ in range(settings.ray.attempts):
             missing = [group for group, shard in enumerate(shards) if shard not in records]
             if not missing:
                 break
             errors = {}
-            for group, error in pack_on_ray(settings, identity, missing):
+            for group, error in pack_on_ray(settings, identity, missing, progress):
                 shard = shards[group]
                 record = folder.read_records([shard], accepted if shard in mending else [identity])
                 # Of a worker that was lost on its way back the record tells; of an attempt to mend, the old one tells nothing.
@@ -213,11 +225,12 @@ def pack_missing(
                     records |= record
                     progress.update(planned[shard])
                     if record[shard] == mending.get(shard):
-                        progress.write(KEPT.format(shard=shard), file=sys.stderr)
+                        progress.note(KEPT.format(shard=shard))
                 else:
                     errors[shard] = error or "it was packed, but its commit record does not fit its tar"
+            seconds += time.monotonic() - progress.began
     folder.sweep()
-    return records, errors
+    return records, errors, seconds
 
 
 def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
@@ -226,8 +239,6 @@ def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
     parser.add_argument("--extend", action="store_true")
     parser.add_argument("--verify-existing", action="store_true")
     given, rest = parser.parse_known_args(list(arguments))
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
     return Acts(given.extend, given.verify_existing), rest
 
 
@@ -250,7 +261,7 @@ def print_summary(info: DatasetInfo, settings: BuildSettings, seconds: float) ->
     table.add_section()
     for split, counts in info.splits.items():
         size = f"{counts.bytes / 1e6:,.1f} MB"
-        table.add_row(split, f"{len(counts.shards)} shards, {size}", f"{counts.samples:,}")
+        table.add_row(split, f"{number_of(len(counts.shards), 'shard')}, {size}", f"{counts.samples:,}")
     console = Console()
     console.print(table)
     place = settings.upload or settings.out

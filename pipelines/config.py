@@ -205,7 +205,8 @@ class LatentSettings(Group):
     threads: int = Field(1, ge=1)
     """CPU threads of each encoder. Fixed for the same reason."""
     compile: bool = False
-    """Whether torch.compile makes the encoder faster: worth its first minutes on GPUs. It changes the latents' last bits."""
+    """Whether torch.compile makes the encoder faster: worth its first minutes on GPUs. It changes the latents' last bits. All
+    batches have one size then: the last one of a shard is filled up."""
 
 
 class ShardSettings(Group):
@@ -219,7 +220,8 @@ class RaySettings(Group):
     """Where the work runs. Not a part of the fingerprint; a GPU's latents differ from a CPU's in the last bits."""
 
     address: str | None = None
-    """Ray cluster to join; null joins the one this machine belongs to, or starts a local one."""
+    """Ray cluster to join, HOST:PORT; null joins that of RAY_ADDRESS or of this machine, or starts one of its own; `local`
+    always starts its own."""
     actors: int | None = Field(None, ge=1)
     """Packing actors, each with its own VAE; null means as many as the cluster's CPUs and GPUs hold."""
     cpus_per_actor: float = Field(1, gt=0)
@@ -227,7 +229,7 @@ class RaySettings(Group):
     gpus_per_actor: float | None = Field(None, ge=0)
     """GPUs reserved for each actor; 0.5 puts two on one GPU, 0 encodes on CPUs; null is 1 where the cluster has GPUs, else 0."""
     attempts: int = Field(3, ge=1)
-    """How often a shard is tried before the build gives it up."""
+    """How often a shard, or a chunk of a survey, is tried before it is given up."""
 
 
 class HostSettings(Group):
@@ -292,7 +294,7 @@ class CrawlSettings(Group):
 
 
 class BuildSettings(Program):
-    """Boxes and photos -> shards of training samples."""
+    """All settings from boxes and photos to shards. build.py, plan.py, crawl.py and survey.py share them."""
 
     out: Path
     """Folder of the dataset. On a cluster, one that all nodes see. Or a URL (s3://bucket/dataset): short for `upload`."""

@@ -47,12 +47,15 @@ from pipelines.crawling.rounds import (
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.verify import verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
+from pipelines.on_ray import find_cluster
 from pipelines.photo_store import is_store
 from pipelines.planning.freeze import freeze_tables
 from schemas.errors import InputError, run_program
 from schemas.files import lock_folder
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
-from schemas.settings import load_settings, preset
+from schemas.progress import Progress
+from schemas.settings import help_first, load_settings, preset
+from schemas.words import number_of
 
 # A stop must not take long: more photos than these are merged by the next run.
 _MERGED_AT_A_STOP = 300_000
@@ -70,6 +73,7 @@ class Acts:
 
 def main() -> int:
     """The story of a crawl."""
+    help_first(BuildSettings, "build", __doc__, preset("tiny"))
     acts, rest = read_acts(sys.argv[1:])
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     store = settings.source.photos
@@ -84,6 +88,7 @@ def main() -> int:
             "build.crawl.sources is empty: say where the photos are, as --crawl.sources "
             "'[\"s3://open-images-dataset/{split}/{image_id}.jpg\"]' (docs/crawling.md)"
         )
+    find_cluster(settings.ray.address)  # Before any work.
     selection, _ = freeze_tables(settings)
     for note in selection.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -111,16 +116,18 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     errors: dict[int, str] = {}
     try:
         with stop, lock_folder(store, "another crawl is using this photo store; wait for it, or stop it"):
-            parts = read_parts(store)
-            sweep(store, parts)
-            merge(store, parts, settings.crawl.placeholder_ids)
+            with Progress("reading what the store has"):
+                parts = read_parts(store)
+                sweep(store, parts)
+                merge(store, parts, settings.crawl.placeholder_ids)
 
             def list_photos() -> pa.Table:
                 return list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
 
-            wanted = list_photos()
-            keys = wanted["key"].combine_chunks()
-            asked = photos_to_ask(store, wanted, again)
+            with Progress("listing the wanted photos"):
+                wanted = list_photos()
+                keys = wanted["key"].combine_chunks()
+                asked = photos_to_ask(store, wanted, again)
             del wanted  # Millions of rows: while photos come, nobody needs them.
             known = quarantined_keys(store)
             if not len(asked):
@@ -133,9 +140,10 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
                 parts = read_parts(store)
                 if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
                     raise KeyboardInterrupt
-                merge(store, parts, settings.crawl.placeholder_ids)
-                # Placeholders show only now, when many have come. Another source may have the photos themselves.
-                asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
+                with Progress("making the store's tables"):
+                    merge(store, parts, settings.crawl.placeholder_ids)
+                    # Placeholders show only now, when many have come. Another source may have the photos themselves.
+                    asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
                 known = quarantined_keys(store)
             counts = count_codes(store, keys)
     except KeyboardInterrupt:
@@ -143,12 +151,12 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
         return 128 + (stop.signal or signal.SIGINT)
     print_outcomes(settings, counts)
     for message, units in Counter(errors.values()).items():  # A full disk is told once.
-        print(f"{units:,} parts could not be made: {message}", file=sys.stderr)
+        print(f"{number_of(units, 'part')} could not be made: {message}", file=sys.stderr)
     if stop.signal:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + stop.signal
     if errors or counts[""]:
-        print(f"error: of {counts['']:,} photos nothing was recorded; the others are kept, run again", file=sys.stderr)
+        print(f"error: of {number_of(counts[''], 'photo')} nothing was recorded; the others are kept, run again", file=sys.stderr)
         return 1
     return 0
 
@@ -174,7 +182,9 @@ def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
     console.print(summary_table(counts))
     later = sum(count for code, count in counts.items() if code in TRANSIENT)
     if later:
-        hint = f"{later:,} photos may come another time: pipelines/crawl.py with the same settings and --retry transient"
+        hint = (
+            f"{number_of(later, 'photo')} may come another time: pipelines/crawl.py with the same settings and --retry transient"
+        )
         console.print(hint, soft_wrap=True, highlight=False)
     console.print(f"photo store: {store}", soft_wrap=True, highlight=False)
     for code, detail in examples(store, [code for code in counts if code not in (OK, "")]).items():
@@ -201,9 +211,9 @@ def print_problems(settings: BuildSettings) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(f"error: {store}: {len(problems)} problems, see above", file=sys.stderr)
+        print(f"error: {store}: {number_of(len(problems), 'problem')}, see above", file=sys.stderr)
         return 1
-    print(f"{store}: {photos:,} photos, all of them whole and where the index says")
+    print(f"{store}: {number_of(photos, 'photo')}, all of them whole and where the index says")
     return 0
 
 
@@ -218,8 +228,6 @@ def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
     parser.add_argument("--refresh", action="store_true")
     parser.add_argument("--verify", action="store_true")
     given, rest = parser.parse_known_args(list(arguments))
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
     failures = [code for code in OUTCOMES if code != OK]
     groups = {"transient": TRANSIENT, "all": failures}
     again: set[str] = {OK} if given.refresh else set()

@@ -10,26 +10,31 @@ from pipelines.config import BuildSettings
 from pipelines.planning.estimate import ESTIMATE_RECORD, as_json, estimate
 from pipelines.planning.freeze import check_packing, freeze_tables
 from pipelines.planning.summary import print_comparison, print_estimate, print_selection
-from pipelines.report.page import write_report
 from schemas.dataset import read_dataset
 from schemas.errors import run_program
 from schemas.files import write_atomically
-from schemas.settings import load_settings, preset
+from schemas.progress import Progress
+from schemas.settings import help_first, load_settings, preset
 
 
 def main() -> None:
     """Command line."""
+    help_first(BuildSettings, "build", __doc__, preset("tiny"))
+    from pipelines.report.page import write_report  # It loads matplotlib, which takes seconds: not for --help.
+
     settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
     selection, inputs = freeze_tables(settings)
     check_packing(settings, inputs)
-    said = estimate(settings, selection)
+    with Progress("estimating"):
+        said = estimate(settings, selection)
     write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
     print_selection(selection)
     print_estimate(said)
     if (settings.out / "dataset.json").is_file():
         print_comparison(said, read_dataset(settings.out))
     report = settings.out / "report.html"
-    write_report(settings.out, settings, report)
+    with Progress("drawing the report"):
+        write_report(settings.out, settings, report)
     print(f"report: {report}")
 
 

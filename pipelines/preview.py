@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.decoded_latents import views_of
 from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
 from pipelines.geometry.rectangles import Rectangle, whole_photo
 from pipelines.geometry.views import square_window
@@ -31,9 +30,11 @@ from schemas.errors import InputError, run_program
 from schemas.files import atomic_file
 from schemas.photos import decode_photo
 from schemas.pictures import Picture, sheet, tint
+from schemas.progress import Progress
 from schemas.randomness import generator
 from schemas.reading import Classes, read_classes, read_sample, take_rows
 from schemas.sample import Sample
+from schemas.words import number_of
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -57,6 +58,8 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
         both = zip(photos_of(samples, info, photos), samples, strict=True)
         shown = [(photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)) for photo, sample in both]
     else:
+        from pipelines.decoded_latents import views_of  # It loads PyTorch and diffusers, which takes seconds.
+
         own = zip(views_of(samples, info, vae), samples, strict=True)
         shown = [(view_with_box(view, sample.record), view) for view, sample in own]
     rows, captions = [], []
@@ -109,10 +112,12 @@ def class_sheet(
         chosen = _read_samples(dataset, random.choice(own, min(each, len(own)), replace=False).tolist())
         samples += chosen
         notes = [] if photos else [f"({origin_of_views(chosen)})"]
-        captions.append("  ".join([classes.names[place], classes.labels[place], f"{len(own):,} samples", *notes]))
+        captions.append("  ".join([classes.names[place], classes.labels[place], number_of(len(own), "sample"), *notes]))
     if photos:
         views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
     else:
+        from pipelines.decoded_latents import views_of
+
         views = views_of(samples, info, vae)
     by_label: dict[str, list[Picture]] = {classes.labels[place]: [] for place in places}
     for sample, view in zip(samples, views, strict=True):
@@ -207,9 +212,11 @@ def main() -> None:
         raise InputError(f"--count {options.count}, --each {options.each}: must be 1 or more")
     elif options.by == "class" or options.labels:
         labels = options.labels.split(",") if options.labels else ()
-        picture = class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
+        with Progress("drawing"):
+            picture = class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
     else:
-        picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
+        with Progress("drawing"):
+            picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
     save_picture(picture, options.out)
     print(options.out)
     if options.what == "dataset" and not options.photos:

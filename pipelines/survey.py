@@ -14,8 +14,9 @@ import hashlib
 import importlib.metadata
 import json
 import sys
-from collections import Counter, deque
-from collections.abc import Mapping
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,28 +28,31 @@ import pyarrow.parquet as pq
 import ray
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
-from pipelines.config import BuildSettings, SourceSettings
-from pipelines.on_ray import start_ray
+from pipelines.config import BuildSettings, RaySettings, SourceSettings
+from pipelines.on_ray import find_cluster, start_ray
 from pipelines.photo_folder import check_photos, read_photo_file
 from pipelines.photo_list import as_listed, each_once, known_about
 from pipelines.preview import save_picture
+from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.selection.rules import PHOTO_ID
 from pipelines.selection.same_photo import PHOTO_LIST, SURVEY_RECORD, perceptual_hash, read_survey, same_photos
-from schemas.errors import InputError, run_program
-from schemas.files import atomic_file, write_atomically
+from schemas.errors import InputError, machine_error, run_program
+from schemas.files import atomic_file, sweep, write_atomically
 from schemas.photos import PhotoError, decode_photo
 from schemas.pictures import Picture, fit, sheet
-from schemas.settings import load_settings, preset
+from schemas.progress import Progress
+from schemas.settings import help_first, load_settings, preset
 from schemas.tables import SURVEY
+from schemas.words import number_of
 
 # One core surveys 70 photos of 1,024 px a second, so that a crash costs a few seconds.
 PHOTOS_PER_CHUNK = 500
 PAIRS_PRINTED = 5
 PAIRS_DRAWN = 12
+_FEWER = "a Ray cluster of fewer CPUs runs fewer surveying processes at once"
 _CELL = 300
 _PARTS_AT_ONCE = 200
 _LISTED = pa.schema([(name, pa.string()) for name in ("split", "photo_id", "file_name", "original_md5")])
@@ -86,23 +90,29 @@ class Chunks:
 
 def main() -> int:
     """The story of a survey."""
+    help_first(BuildSettings, "build", __doc__, preset("tiny"))
     settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
     if settings.source.survey is None:
         raise InputError("build.source.survey is not set: give --source.survey FOLDER, the folder to write the survey to")
+    find_cluster(settings.ray.address)  # Before any work.
     folder = settings.source.survey.resolve()
     check_photos(settings)
     source = open_source(settings)
     source.print_notes()
-    chunks = freeze_list(list_photos(source), settings.source, folder)
+    with Progress("listing the photos"):
+        chunks = freeze_list(list_photos(source), settings.source, folder)
     errors = survey_missing(chunks, settings)
     if errors:
         for number, message in errors.items():
-            print(f"chunk {number} failed {settings.ray.attempts} times, last with:\n{message}", file=sys.stderr)
-        print(f"error: {len(errors)} of {len(chunks.sizes)} chunks failed; the others are kept, run again", file=sys.stderr)
+            print(f"chunk {number} failed {number_of(settings.ray.attempts, 'time')}, last with:\n{message}", file=sys.stderr)
+        of_all = f"{len(errors):,} of {number_of(len(chunks.sizes), 'chunk')}"
+        print(f"error: {of_all} failed; the others are kept, run again", file=sys.stderr)
         return 1
-    finish(chunks)
+    with Progress("comparing the photos"):
+        finish(chunks)
     print_summary(folder)
-    picture = draw_pairs(folder, settings.source)
+    with Progress("drawing pairs"):
+        picture = draw_pairs(folder, settings.source)
     if picture:
         print(f"the pairs that are least alike: {picture}")
     return 0
@@ -162,53 +172,94 @@ def freeze_list(photos: pa.Table, source: SourceSettings, folder: Path) -> Chunk
 def survey_missing(chunks: Chunks, settings: BuildSettings) -> dict[int, str]:
     """Survey all chunks that are not done, or in which photos failed, on Ray; returns the last error of each that could not be.
 
-    One chunk is one task on one core. Ray repeats a task that raises or dies, which the parts make harmless.
+    One chunk is one unit of work on one core, tried `ray.attempts` times.
 
     Raises:
         InputError: the Ray cluster has no CPU.
     """
-    for leftover in chunks.part(0).parent.glob(".*.tmp"):  # Of attempts that were killed.
-        leftover.unlink()
-    waiting = deque(number for number in range(len(chunks.sizes)) if chunks.failures(number) != 0)
+    for written in (chunks.folder, chunks.part(0).parent):
+        sweep(written)
+    waiting = {number for number in range(len(chunks.sizes)) if chunks.failures(number) != 0}
     errors: dict[int, str] = {}
     if not waiting:
         return errors
     # From here to the end this survey is not finished: its tables would not be those of its parts.
     (chunks.folder / SURVEY_RECORD).unlink(missing_ok=True)
-    if not ray.is_initialized():
-        start_ray(settings.ray.address)
+    # Paths as this process sees them: Ray's workers start in another folder.
+    source = settings.source.model_copy(update={"photos": settings.source.photos.resolve()})
+    done = sum(size for number, size in enumerate(chunks.sizes) if number not in waiting)
+    with Progress("surveying", sum(chunks.sizes), "photos", done) as progress:
+        for _ in range(settings.ray.attempts):
+            if not waiting:
+                break
+            for number, error in survey_on_ray(chunks, source, settings.ray, sorted(waiting), progress):
+                if error:
+                    errors[number] = error
+                    continue
+                waiting.remove(number)
+                progress.update(chunks.sizes[number])
+    return {number: errors[number] for number in sorted(waiting)}
+
+
+def survey_on_ray(
+    chunks: Chunks, source: SourceSettings, settings: RaySettings, numbers: list[int], progress: Progress
+) -> Iterator[tuple[int, str]]:
+    """Survey chunks on all nodes; yields (number, error or "") as they finish.
+
+    Raises:
+        InputError: the Ray cluster has no CPU.
+    """
+    progress.say("starting Ray")
+    start_ray(settings.address)
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if not cpus:
         raise InputError("the Ray cluster has no CPU to survey photos on; add a node, or set build.ray.address to another one")
-    task = ray.remote(survey_chunk).options(num_cpus=1, max_retries=settings.ray.attempts - 1, retry_exceptions=True)
-    # Paths as this process sees them: Ray's workers start in another folder.
-    source = settings.source.model_copy(update={"photos": settings.source.photos.resolve()})
-    running: dict[ray.ObjectRef, int] = {}
-    total = sum(chunks.sizes)
-    done = total - sum(chunks.sizes[number] for number in waiting)
-    with tqdm(total=total, initial=done, unit=" photos", desc="surveying", smoothing=0.1) as progress:
-        while waiting or running:
-            while waiting and len(running) < 2 * cpus:
-                number = waiting.popleft()
-                running[task.remote(chunks, number, source)] = number
-            finished, _ = ray.wait(list(running), num_returns=1)
-            number = running.pop(finished[0])
-            try:
-                ray.get(finished[0])
-            except ray.exceptions.RayError as error:
-                errors[number] = str(error)
-            else:
-                progress.update(chunks.sizes[number])
-    return errors
+    make = ray.remote(SurveyActor).options(**actor_options(1))
+    yield from work_on_ray(lambda: make.remote(chunks, source), cpus, numbers, progress, _FEWER)
 
 
-def survey_chunk(chunks: Chunks, number: int, source: SourceSettings) -> None:
-    """Survey the photos of one chunk and write its part; those that were found good before are not read again."""
-    cv2.setNumThreads(1)  # The task has one core.
+class SurveyActor:
+    """A Ray actor that surveys chunks. An unexpected exception fails its chunk and is returned as text, not lost."""
+
+    def __init__(self, chunks: Chunks, source: SourceSettings) -> None:
+        self.chunks, self.source = chunks, source
+        self.photos_done = 0
+
+    def ready(self) -> None:
+        """Nothing to say; that this returns means that the actor has found its place."""
+
+    def work(self, number: int) -> str:
+        """Survey a chunk; returns what went wrong, with its traceback where that may help, or nothing."""
+        self.photos_done = 0
+        try:
+            survey_chunk(self.chunks, number, self.source, self._count)
+        except OSError as error:  # A full disk, say: the message has it all.
+            return machine_error(error) or traceback.format_exc()
+        except Exception:
+            return traceback.format_exc()
+        return ""
+
+    def done(self) -> float:
+        """Photos of the chunk at hand that were looked at."""
+        return self.photos_done
+
+    def _count(self) -> None:
+        self.photos_done += 1
+
+
+def survey_chunk(chunks: Chunks, number: int, source: SourceSettings, count: Callable[[], None] = lambda: None) -> None:
+    """Survey the photos of one chunk and write its part; those that were found good before are not read again.
+
+    Calls `count` for each photo that is done with.
+    """
+    cv2.setNumThreads(1)  # The actor has one core.
     photos = pq.ParquetFile(chunks.folder / "photo_list.parquet").read_row_group(number).to_pylist()
     before = [] if chunks.failures(number) is None else pq.read_table(chunks.part(number)).to_pylist()
     good = {(row["split"], row["photo_id"]): row for row in before if row["code"] == "ok"}
-    rows = [good.get((photo["split"], photo["photo_id"])) or survey_photo(photo, source) for photo in photos]
+    rows = []
+    for photo in photos:
+        rows.append(good.get((photo["split"], photo["photo_id"])) or survey_photo(photo, source))
+        count()
     if rows == before:
         return
     failures = sum(row["code"] != "ok" for row in rows)

@@ -27,6 +27,7 @@ from schemas.dataset import DatasetInfo, read_dataset
 from schemas.errors import InputError, run_program
 from schemas.photos import PhotoError
 from schemas.pictures import Picture
+from schemas.progress import Progress
 from schemas.reading import find_places, member_places, read_sample, take_rows
 from schemas.sample import Sample, SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
@@ -265,9 +266,10 @@ def main() -> None:
     parser.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
     options = parser.parse_args()
     info = read_dataset(options.dataset)
-    row, others = find_sample(options.dataset, options.key)
-    sample = read_sample(options.dataset, row)
-    found = read_object(options.dataset, row["object_id"])
+    with Progress("looking for the sample"):
+        row, others = find_sample(options.dataset, options.key)
+        sample = read_sample(options.dataset, row)
+        found = read_object(options.dataset, row["object_id"])
     photo, about_photo = read_recorded_photo(sample.record, info, options.photos)
     sections = describe(row, others, found, sample, info)
     dict(sections)["photo"]["file"] = about_photo
@@ -278,8 +280,9 @@ def main() -> None:
 
         decoded: list[Picture] = []
         try:
-            vae = load_recorded_vae(info, options.vae)
-            decoded = decode_means(vae, np.concatenate([sample.latent[None], sample.masked]))
+            with Progress("decoding the latents"):
+                vae = load_recorded_vae(info, options.vae)
+                decoded = decode_means(vae, np.concatenate([sample.latent[None], sample.masked]))
             dict(sections)["VAE"]["here"] = "the very weights that made the latents"
         except InputError as error:
             dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipelines.packing.checking import Finding, check_shard, find_duplicates
 from pipelines.packing.checking_samples import Expected, expected_of
@@ -45,7 +44,9 @@ from pipelines.threads import in_order
 from schemas.dataset import DatasetInfo, read_dataset
 from schemas.errors import InputError, run_program
 from schemas.files import lock_folder, sync
+from schemas.progress import Progress
 from schemas.randomness import generator
+from schemas.words import number_of
 
 SHOWN = 20
 """Findings that are kept and printed of one shard, and of all that is no shard; the rest are counted."""
@@ -78,14 +79,13 @@ class Plan:
     """Shard -> planned samples."""
 
 
-def verify_dataset(folder: Path, sample: int | None = None, threads: int = 2, quiet: bool = False) -> Verified:
+def verify_dataset(folder: Path, sample: int | None = None, threads: int = 2) -> Verified:
     """Check everything that a dataset folder says of itself.
 
     Args:
         folder: of the dataset.
         sample: so many samples are read, chosen at random but always the same ones; null reads all, and hashes all files.
         threads: shards that are read at once.
-        quiet: whether no progress is shown.
 
     Raises:
         InputError: no dataset is there, its build is not finished, or it is of another format version.
@@ -94,19 +94,21 @@ def verify_dataset(folder: Path, sample: int | None = None, threads: int = 2, qu
         plan = read_plan(folder)
     except Unreadable as error:
         return Verified([error.finding])
-    verified = Verified(list(_check_plan(folder, plan)))
+    with Progress("checking the plan"):
+        verified = Verified(list(_check_plan(folder, plan)))
     if any(finding.mend in PLAN_MENDS for finding in verified.findings):
         return verified
     shards = list(plan.shards)
-    records = read_records(folder, shards)
-    verified.findings += _check_sealed(folder, plan, records)
+    with Progress("checking the records"):
+        records = read_records(folder, shards)
+        verified.findings += _check_sealed(folder, plan, records)
     samples = [records[shard]["samples"] if shard in records else 0 for shard in shards]
     sizes = [records[shard]["bytes"] if shard in records else 0 for shard in shards]
     chosen: Sequence[frozenset[int] | None] = [None] * len(shards) if sample is None else choose(samples, sample)
     keys = {}
     with (
         ThreadPoolExecutor(threads) as pool,
-        tqdm(total=sum(sizes), unit="B", unit_scale=True, desc="verifying", smoothing=0.1, disable=quiet) as progress,
+        Progress("verifying", sum(sizes), "B") as progress,
     ):
         work = zip(shards, _planned_rows(folder), chosen, strict=True)
         checked = in_order(pool, lambda item: check_shard(folder, plan.expected, *item), work, ahead=2 * threads)
@@ -242,16 +244,16 @@ def told(verified: Verified) -> Iterator[str]:
 
 def summary(verified: Verified, sample: int | None) -> str:
     """What was looked at, and what came of it, in one line."""
-    looked = f"{verified.samples:,} samples in {verified.shards:,} shards"
+    looked = f"{number_of(verified.samples, 'sample')} in {number_of(verified.shards, 'shard')}"
     if sample is not None:
-        looked = f"a quick look at {verified.samples:,} of {verified.of_samples:,} samples in {verified.shards:,} shards, "
-        looked += "no tar was hashed"
+        of_all = f"{number_of(verified.of_samples, 'sample')} in {number_of(verified.shards, 'shard')}"
+        looked = f"a quick look at {verified.samples:,} of {of_all}, no tar was hashed"
     if not verified.findings:
         return f"{looked}, all of them whole" if sample is None else f"{looked}: nothing wrong was seen"
     bad = {finding.shard for finding in verified.findings if finding.shard}
     count = len(verified.findings) + verified.more.total()
     looked = looked if verified.shards else "the shards were not looked at"
-    return f"{count:,} findings, {len(bad):,} bad shards ({looked})"
+    return f"{number_of(count, 'finding')}, {number_of(len(bad), 'bad shard')} ({looked})"
 
 
 def what_next(folder: Path, verified: Verified, repaired: bool) -> Iterator[str]:

@@ -3,11 +3,11 @@
 import platform
 from pathlib import Path
 
-import torch
-
 
 def device_name() -> str:
     """The GPU that PyTorch would use, else the processor."""
+    import torch  # It takes seconds to load, and many who import this never ask.
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 

@@ -57,9 +57,10 @@ class Beat:
 
 
 def print_line(text: str) -> None:
-    """Print a line to stderr, where anybody still reads it."""
+    """Print a line to stderr, above any bar that is there, if anybody still reads it."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class Progress:
@@ -151,10 +152,7 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line of its own, which stays."""
         with self._lock:
-            if self._bar is not None:
-                self._bar.write(text, file=sys.stderr)
-            else:
-                print_line(text)
+            print_line(text)
 
     def line(self) -> str:
         """The state in one line, as `packing: 120 of 4,000 samples (3%), 0.8 samples/s, 1 h 20 min left`."""

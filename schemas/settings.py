@@ -278,3 +278,14 @@ def _shown(path: Path | None) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return os.path.normpath(path)
+
+
+def help_first(program: type[Program], section: str, about: str | None, default_config: Path | None = None) -> None:
+    """Where the command line asks for help, print what a program is for and its settings, and end it.
+
+    Programs call this first, before they import what takes seconds to load. Arguments as of `load_settings`; `about` is the
+    program's own text.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{(about or '').strip()}\n")
+        load_settings(program, section, ["--help"], default_config)

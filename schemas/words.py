@@ -1,8 +1,8 @@
 """Numbers as people read them: `1 shard`, `1,200 shards`, `3 min 20 s`."""
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun, in the singular for 1: `counted(1, "shard")` is `1 shard`; `many` where an `s` is not enough."""
+def number_of(number: int, one: str, many: str | None = None) -> str:
+    """A number with its noun, in the singular for 1: `number_of(1, "shard")` is `1 shard`; `many` where an `s` is not enough."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 

@@ -11,6 +11,8 @@ from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
 from schemas.settings import REPOSITORY, field_names
 
+# Programs that read their settings from a file.
+SETTINGS_OF = ("plan", "build", "crawl", "survey", "train.py", "cost")
 GUARD = """
 import os, socket, sys
 for name in ("RAY_USAGE_STATS_ENABLED", "NO_ALBUMENTATIONS_UPDATE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY"):
@@ -32,7 +34,12 @@ def run_guarded(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "modules", ["pipelines.build", "pbe_train.train, pbe_train.sample, pbe_train.export", "tiny_world.make_photos"]
+    "modules",
+    [
+        "pipelines.build, pipelines.packing.workers",
+        "pbe_train.train, pbe_train.sample, pbe_train.weights.exporting",
+        "tiny_world.make_photos",
+    ],
 )
 def test_importing_an_entry_point_opens_no_connection(modules):
     assert "phones home" not in run_guarded(f"import {modules}")
@@ -46,6 +53,39 @@ def test_the_guard_sees_the_update_check_that_is_switched_off():
 def test_rays_usage_statistics_are_off():
     code = "import pipelines\nfrom ray._common.usage import usage_lib\nprint(usage_lib.usage_stats_enabled())"
     assert run_guarded(code).strip() == "False"
+
+
+HELP = """
+import contextlib, io, runpy
+heavy = ("torch", "diffusers", "transformers", "matplotlib")
+for program in sys.argv[1:]:
+    sys.argv = [program, "--help"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__")
+    print(program, [name for name in heavy if name in sys.modules], said.getvalue().strip().splitlines()[0])
+"""
+
+
+def test_help_is_each_programs_own_and_loads_no_large_library():
+    """PyTorch, diffusers and matplotlib take seconds to load."""
+    programs = [f"pipelines/{name}.py" for name in ("plan", "build", "crawl", "survey", "verify", "trace_sample", "preview")]
+    programs += ["pipelines/make_report.py", "pbe_train/train.py"]
+    programs += [f"pbe_train.{name}" for name in ("sample", "evaluate", "demo", "export", "cost")]
+    command = [sys.executable, "-c", f"import sys\n{HELP}", *programs]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == programs
+    for program, line in zip(programs, lines, strict=True):
+        assert " [] " in line, line
+        source = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
+        own = (ast.get_docstring(ast.parse(source.read_text())) or "").splitlines()[0]
+        # Programs with settings print their own text first, the others argparse's line of usage.
+        assert line.partition(" [] ")[2].startswith((own, "usage: ")), line
+        assert (line.partition(" [] ")[2] == own) == any(name in program for name in SETTINGS_OF), line
 
 
 def test_readme_names_only_targets_that_exist():

@@ -78,6 +78,12 @@ def spread_places(counts: Sequence[int], number: int) -> list[Place]:
     return [Place(int(shard), int(index - ends[shard] + counts[shard])) for shard, index in zip(shards, chosen, strict=True)]
 
 
+def find_other(samples: Sequence[HeldOut], number: int) -> HeldOut:
+    """The next sample of another label; the next one at all where there is no other label."""
+    following = [samples[(number + offset) % len(samples)] for offset in range(1, len(samples) + 1)]
+    return next((one for one in following if one.sample.label != samples[number].sample.label), following[0])
+
+
 def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
     """The views as the VAE gives them back: the best that any painter in its latents can do."""
     latents = posterior_mean(np.stack([one.sample.latent for one in samples]), run.identity.scaling_factor)

@@ -118,8 +118,7 @@ def save_checkpoint(
     """
     parent = out / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(".step-*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    sweep_partial(out)
     folder, partial = parent / f"step-{step:08d}", parent / f".step-{step:08d}.partial"
     try:
         partial.mkdir(exist_ok=True)
@@ -155,6 +154,12 @@ def save_checkpoint(
         # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
     return folder
+
+
+def sweep_partial(out: Path) -> None:
+    """Remove checkpoints that were half written, or half removed, when a process was killed. Only who has the run locked may."""
+    for leftover in (out / "checkpoints").glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _prune(out: Path, kept: int) -> None:

@@ -1,5 +1,6 @@
 """The folder of an export: whole or not there, and never in the place of something else."""
 
+import glob
 import json
 import shutil
 import uuid
@@ -10,7 +11,7 @@ from typing import Any
 
 from pbe_train.weights.record import RECORD
 from schemas.errors import InputError
-from schemas.files import file_sha256, sync
+from schemas.files import file_sha256, sweep, sync, temporary_folder
 
 
 def check_free(folder: Path) -> None:
@@ -50,16 +51,15 @@ def new_export(folder: Path, told: dict[str, Any]) -> Iterator[Path]:
     Raises:
         InputError: the place holds something else.
     """
+    folder = folder.absolute()  # `.` has no name.
+    _take_up(folder)
     check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be written to ({error.strerror}); give another place") from None
-    mark = uuid.uuid4().hex[:12]
-    folder = folder.absolute()  # `.` has no name.
-    partial, aside = (folder.with_name(f".{folder.name}.{mark}.{what}") for what in ("partial", "old"))
-    partial.mkdir()
-    try:
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:12]}.old")
+    with temporary_folder(folder.parent, folder.name) as partial:
         yield partial
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         record = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
@@ -78,5 +78,13 @@ def new_export(folder: Path, told: dict[str, Any]) -> Iterator[Path]:
             if folder.exists():
                 shutil.rmtree(aside, ignore_errors=True)
         sync(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_up(folder: Path) -> None:
+    """Tidy up after exports to this place that were killed; one that had moved the earlier export aside gives it back."""
+    sweep(folder.parent, folder.name)
+    for aside in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if not folder.exists():
+            aside.rename(folder)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)

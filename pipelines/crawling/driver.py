@@ -10,7 +10,6 @@ again.
 
 import math
 import signal
-import sys
 import time
 import uuid
 from collections import Counter, deque
@@ -26,7 +25,7 @@ from pipelines.crawling.rounds import Round
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.workers import CrawlWorker, Trouble
-from pipelines.on_ray import start_ray
+from pipelines.on_ray import is_lost, start_ray, waiting_since, what_was_lost
 from schemas.errors import InputError
 
 MOST_WORKERS = 8
@@ -35,9 +34,9 @@ UNITS_AT_ONCE = 4
 # It gets two others for each whose photos wait for hosts that rest, up to so many.
 MOST_UNITS = 64
 STOP_SECONDS = 8
+_FEWER = "fewer crawling processes need less: lower build.crawl.workers or build.crawl.connections"
 _CPUS_PER_WORKER = 0.1
 _LOOK_SECONDS = 0.5
-_PATIENCE_SECONDS = 60
 
 
 def crawl_on_ray(
@@ -52,6 +51,7 @@ def crawl_on_ray(
         InputError: the cluster has no CPU.
     """
     if not ray.is_initialized():
+        display.say("starting Ray")
         try:
             start_ray(settings.ray.address)
         except SystemExit:  # What Ray makes of a SIGTERM while it starts.
@@ -98,7 +98,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
     }
     stalled: dict[str, int] = {}
     shown: ray.ObjectRef | None = None
-    deadline, patience = math.inf, time.monotonic() + _PATIENCE_SECONDS
+    deadline, began = math.inf, time.monotonic()
     while (running or standing) and (waiting or any(at_hand.values())):
         if stop.signal and deadline == math.inf:
             waiting.clear()
@@ -113,9 +113,7 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
                 unit = waiting.popleft()
                 hand.add(unit)
                 running[workers[name].crawl.remote(unit)] = name, unit
-        if not standing and time.monotonic() > patience:
-            print("still waiting for Ray to start the crawling processes: is the cluster busy?", file=sys.stderr)
-            patience += _PATIENCE_SECONDS
+        display.say("" if standing else waiting_since(began))
         shown = shown or ledger.snapshot.remote()
         ready, _ = ray.wait([shown, *running], num_returns=1, timeout=_LOOK_SECONDS)
         if shown in ready:
@@ -127,14 +125,14 @@ def _hand_out(units: int, workers: Mapping[str, Any], ledger: Any, attempts: int
             name, done = running.pop(reference)
             trouble = _trouble_of(reference)
             lost = trouble is not None and trouble.lost
-            if done is None and not lost:
+            if done is None and not trouble:
                 standing.add(name)
                 calls[name] = 0
             elif done is not None:
                 at_hand[name].discard(done)
             elif trouble:
                 reason = trouble.text
-            if lost:  # Ray starts it again; until it stands, it gets nothing.
+            if lost or (done is None and trouble):  # Ray starts it again; until it stands, it gets nothing.
                 standing.discard(name)
                 if not at_hand[name] and calls[name] < attempts:
                     calls[name] += 1
@@ -185,5 +183,5 @@ def _trouble_of(reference: Any) -> Trouble | None:
     try:
         trouble: Trouble | None = ray.get(reference)
     except ray.exceptions.RayError as error:
-        return Trouble(str(error), lost=True)
+        return Trouble(what_was_lost(error, _FEWER), lost=is_lost(error))
     return trouble

@@ -1,4 +1,4 @@
-"""What a crawl shows while it runs: a table that is drawn anew where people look on, else a line now and then."""
+"""What a crawl shows while it runs: a table that is drawn anew where people look on, else a line each half minute."""
 
 import sys
 import time
@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.outcomes import OK, OUTCOMES
+from schemas.progress import LINE_SECONDS, Beat
+from schemas.words import duration, number_of
 
-_LINE_SECONDS = 10.0
 _WINDOW_SECONDS = 15.0
 _HOSTS_SHOWN = 8
 
@@ -26,19 +27,32 @@ class Display:
     def __init__(self, total: int, console: Console | None = None) -> None:
         self.total = total
         self.console = console or Console(file=sys.stderr)
-        self.started = time.monotonic()
-        self.points: deque[tuple[float, int, int]] = deque([(self.started, 0, 0)])
-        self.last_line = self.started
+        self.points: deque[tuple[float, int, int]] = deque([(time.monotonic(), 0, 0)])
+        self.codes: Mapping[str, int] = {}
+        self.in_flight = 0
+        self.hosts: Mapping[str, Any] = {}
+        self.status = ""
         self.live = Live(console=self.console, refresh_per_second=4, transient=True) if self.console.is_terminal else None
+        self.lines = Beat(LINE_SECONDS, self._print_line)
 
     def __enter__(self) -> "Display":
         if self.live:
             self.live.start()
+        else:
+            self.lines.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.live:
             self.live.stop()
+        else:
+            self.lines.__exit__()
+
+    def say(self, status: str) -> None:
+        """What holds the crawl up, shown until something else is said."""
+        if status != self.status:
+            self.status = status
+            self._draw()
 
     def show(self, codes: Mapping[str, int], received: int, in_flight: int, hosts: Mapping[str, Any]) -> None:
         """Show the state of the crawl.
@@ -51,35 +65,40 @@ class Display:
         """
         now = time.monotonic()
         done = sum(codes.values())
-        if done < self.points[-1][1]:  # The ledger was started again, and has heard of less.
-            self.points.clear()
-        self.points.append((now, done, received))
+        if done < self.points[-1][1]:  # The ledger was started again, and knows of less.
+            self.points = deque([(now, done, received)])
+        else:
+            self.points.append((now, done, received))
         while len(self.points) > 2 and self.points[1][0] < now - _WINDOW_SECONDS:
             self.points.popleft()
-        line = self.line(codes, in_flight)
-        if self.live:
-            self.live.update(Group(line, ProgressBar(total=max(1, self.total), completed=done), _host_table(hosts)))
-        elif now - self.last_line >= _LINE_SECONDS:
-            self.last_line = now
-            self.console.print(line, soft_wrap=True, highlight=False)
+        self.codes, self.in_flight, self.hosts = codes, in_flight, hosts
+        self._draw()
 
-    def line(self, codes: Mapping[str, int], in_flight: int) -> Text:
+    def line(self) -> Text:
         """Everything but the hosts, in one line."""
         (start, done_then, bytes_then), (now, done, received) = self.points[0], self.points[-1]
         seconds = max(now - start, 1e-9)
         rate, speed = (done - done_then) / seconds, (received - bytes_then) / seconds
-        left = f"{_duration((self.total - done) / rate)} left" if rate and done < self.total else ""
-        outcomes = Counter({code: count for code, count in codes.items() if code != OK})
+        left = f"{duration((self.total - done) / rate)} left" if rate and done < self.total else ""
+        outcomes = Counter({code: count for code, count in self.codes.items() if code != OK})
         parts = [
-            f"crawling {done:,} of {self.total:,} photos",
+            f"crawling {done:,} of {number_of(self.total, 'photo')}",
             f"{rate:,.0f}/s",
             f"{speed / 1e6:,.1f} MB/s",
-            f"{in_flight} in flight",
-            f"ok {codes.get(OK, 0):,}",
+            f"{self.in_flight} in flight",
+            f"ok {self.codes.get(OK, 0):,}",
             *(f"{code} {count:,}" for code, count in outcomes.most_common()),
-            *([left] if left else []),
+            *filter(None, [left, self.status]),
         ]
         return Text(" · ".join(parts))
+
+    def _draw(self) -> None:
+        if self.live:
+            bar = ProgressBar(total=max(1, self.total), completed=self.points[-1][1])
+            self.live.update(Group(self.line(), bar, _host_table(self.hosts)))
+
+    def _print_line(self) -> None:
+        self.console.print(self.line(), soft_wrap=True, highlight=False)
 
 
 def summary_table(counts: Mapping[str, int]) -> Table:
@@ -112,9 +131,3 @@ def _host_table(hosts: Mapping[str, Any]) -> Table:
     if len(ranked) > _HOSTS_SHOWN:
         table.add_row(f"and {len(ranked) - _HOSTS_SHOWN:,} more hosts", "", "", "", "", "")
     return table
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -22,6 +22,7 @@ from pipelines.crawling.parts import Part, latest_round, part_name, read_part
 from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_store
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
+from schemas.files import sweep as sweep_files
 from schemas.outcomes import OK
 from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 
@@ -65,7 +66,8 @@ def open_store(folder: Path, photos_of: str) -> None:
         check_store(folder, photos_of)
         return
     try:
-        if folder.is_dir() and any(folder.iterdir()):
+        sweep_files(folder)
+        if folder.is_dir() and not all(_is_begun(path) for path in folder.iterdir()):
             raise InputError(
                 f"{folder}: this folder holds something else than a photo store; photos are crawled into a folder of their own: "
                 f"give another --source.photos (and this one as a source, --crawl.sources, if it holds photos)"
@@ -75,6 +77,11 @@ def open_store(folder: Path, photos_of: str) -> None:
     except OSError as error:
         raise InputError(f"{folder}: cannot be a folder ({error.strerror}); set build.source.photos to another place") from None
     write_atomically(folder / STORE_RECORD, json.dumps({"version": STORE_VERSION, "photos_of": photos_of}, indent=1).encode())
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a file or folder is of a store that was only about to be made when its process was killed."""
+    return path.name == ".lock" or (path.name in ("parts", "rounds") and path.is_dir() and next(path.iterdir(), None) is None)
 
 
 def read_parts(store: Path) -> list[Part]:
@@ -111,9 +118,8 @@ def sweep(store: Path, parts: Iterable[Part]) -> None:
             path.replace(store / "damaged" / path.name)
         else:
             path.unlink()
-    for folder in (store, store / "rounds"):
-        for path in folder.glob(".*.tmp"):
-            path.unlink()
+    for folder in (store, store / "rounds", store / "damaged"):
+        sweep_files(folder)
 
 
 def lost_keys(store: Path) -> dict[str, tuple[int, pa.Array]]:

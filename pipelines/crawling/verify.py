@@ -11,14 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipelines.crawling.merging import STORE_TABLES, is_merged
 from pipelines.crawling.parts import Part, latest_round, read_part
 from pipelines.crawling.rounds import read_parts, read_round_record
 from pipelines.threads import in_order
 from schemas.outcomes import OK
+from schemas.progress import Progress
 from schemas.tables import PHOTO_INDEX, with_plain_words
+from schemas.words import number_of
 
 _THREADS = 2
 _PLACE = with_plain_words(
@@ -32,9 +33,10 @@ def verify_store(store: Path) -> tuple[list[str], int]:
     Returns:
         What is wrong, a sentence for each, and the number of photos that the index holds.
     """
-    problems = list(_check_records(store))
-    parts = read_parts(store)
-    problems += _check_tables(store, parts)
+    with Progress("checking the records"):
+        problems = list(_check_records(store))
+        parts = read_parts(store)
+        problems += _check_tables(store, parts)
     if not all((store / name).is_file() for name in STORE_TABLES):
         return problems, 0
     index, quarantine = (
@@ -46,7 +48,7 @@ def verify_store(store: Path) -> tuple[list[str], int]:
     total = pc.count_distinct(rows["file"]).as_py() + len(unread)
     with (
         ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=total, unit=" files", desc="verifying", smoothing=0.1) as progress,
+        Progress("verifying", total, "files") as progress,
     ):
         files = itertools.chain(_by_file(rows), ((file, _PLACE.empty_table()) for file in unread))
         work = ((store / file, photos, recorded.get(file)) for file, photos in files)
@@ -90,7 +92,8 @@ def _check_tables(store: Path, parts: list[Part]) -> Iterator[str]:
     for name, code in (("index.parquet", OK), ("quarantine.parquet", "placeholder")):
         rows = pq.read_table(store / name, columns=["key"])
         if pc.count_distinct(rows["key"]).as_py() != len(rows) or (code == OK and len(rows) != codes[code]):
-            yield f"{store / name}: {len(rows)} photos, status.parquet says {codes[code]}; remove both files and crawl again"
+            told = f"{number_of(len(rows), 'photo')}, status.parquet says {codes[code]}"
+            yield f"{store / name}: {told}; remove both files and crawl again"
 
 
 def _by_file(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
@@ -118,4 +121,4 @@ def _check_file(path: Path, rows: pa.Table, recorded: tuple[Part, str] | None) -
                         problems.append(f"{path}: {split}/{photo_id} at {offset}: not the photo that was stored (SHA-256)")
             return problems
     except (OSError, ValueError) as error:  # An empty file cannot be mapped.
-        return [f"{path}: cannot be read ({error}); {len(rows)} photos of the index are in it"]
+        return [f"{path}: cannot be read ({error}); {number_of(len(rows), 'photo')} of the index should be in it"]

@@ -27,6 +27,7 @@ from schemas.files import file_sha256
 from schemas.randomness import hash_column
 from schemas.sample import SampleRecord
 from schemas.tables import FAILURE_CODES, FAILURES, INDEX, SHARD_RECORDS
+from schemas.words import number_of
 
 Told = tuple[str | None, str]
 """Key of the sample that is hurt, null where none is known to be; and a sentence."""
@@ -238,13 +239,13 @@ def check_rows(rows: Sequence[Row], shard: str, planned: Sequence[Row], record: 
     due = [row["key"] for row in planned if row["key"] not in failed]
     there = [row["key"] for row in rows]
     if len(rows) != record["samples"]:
-        yield None, f"its index has {len(rows)} samples, its commit record says {record['samples']}"
+        yield None, f"its index has {number_of(len(rows), 'sample')}, its commit record says {record['samples']}"
     for key in sorted({*due} - {*there}):
         yield key, "was planned and has not failed, but is not in the index"
     by_key = {row["key"]: row for row in planned}
     for key, times in Counter(there).items():
         if times > 1:
-            yield key, f"is {times} times in the index"
+            yield key, f"is {number_of(times, 'time')} in the index"
         if key in failed:
             yield key, "is in the index, but its commit record says that it failed"
         if key not in by_key:

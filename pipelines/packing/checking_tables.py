@@ -347,5 +347,5 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def _stray(path: Path) -> str:
     if re.fullmatch(r"\..*\.tmp", path.name):
-        return "a killed run left it; remove it" + (", or let the next build do so" if path.parent.name == "shards" else "")
+        return "a killed run left it; remove it, or let the next build do so"
     return "remove it, or move it elsewhere"

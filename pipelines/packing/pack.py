@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
-from pipelines.packing.latents import load_encoder
+from pipelines.packing.latents import load_encoder, samples_per_batch
 from pipelines.packing.records import ShardFolder
 from pipelines.packing.samples import Failure, Prepared, Row, prepare_photo
 from pipelines.packing.sharing import fetch_plan
@@ -32,6 +32,7 @@ from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
 from schemas.sample import MEMBER_NAMES, Sample, SampleRecord, encode_sample, find_problem, jpeg_bytes
 from schemas.tables import INDEX
+from schemas.words import number_of
 
 # Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
 PHOTOS_AHEAD = 8
@@ -58,6 +59,8 @@ class ShardPacker:
         if self.shards.remote:  # This may be another node than that of the driver, which has put them there.
             fetch_plan(self.shards.remote, settings.out)
         self.plan = pq.ParquetFile(settings.out / "plan.parquet")
+        self.samples_done = 0
+        """Of the shard at hand, those that failed included."""
 
     def pack(self, group: int) -> dict[str, Any]:
         """Pack row group `group` of the plan and return its commit record.
@@ -76,12 +79,14 @@ class ShardPacker:
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []
+        self.samples_done = 0
         try:
             with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
                 tar = TarWriter(file)
                 for sample, mask_png in self._samples(rows, failures):
                     records.append(sample.record)
                     locations.append(add_sample(tar, sample, mask_png))
+                    self.samples_done = len(records) + len(failures)
                 tar.close()
                 file.flush()
                 record_now = self.shards.read_records([shard], [self.fingerprint])
@@ -128,16 +133,15 @@ class ShardPacker:
             return kept[shard]
         photos = sorted({failure.photo_id for failure in lost})
         raise InputError(
-            f"{shard} held {len(lost)} samples that cannot be made again, since their photos cannot be used any more "
-            f"({', '.join(photos[:3])}{', ...' if len(photos) > 3 else ''}: {lost[0].code}): put these photos back, or remove "
-            f"{self.shards.place}/{shard}.index.parquet to do without the samples"
+            f"{shard} held {number_of(len(lost), 'sample')} that cannot be made again, since their photos cannot be used any "
+            f"more ({', '.join(photos[:3])}{', ...' if len(photos) > 3 else ''}: {lost[0].code}): put these photos back, or "
+            f"remove {self.shards.place}/{shard}.index.parquet to do without the samples"
         )
 
     def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[tuple[Sample, bytes]]:
         """Finished samples in plan order, each with its mask.png; failures go to the list."""
-        pictures_per_sample = 1 + self.settings.masks.per_view
-        samples_per_batch = max(1, self.settings.latents.batch_size // pictures_per_sample)
-        for batch in _batched(self._prepared(rows, failures), samples_per_batch):
+        size = samples_per_batch(self.settings.latents.batch_size, self.settings.masks.per_view)
+        for batch in _batched(self._prepared(rows, failures), size):
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
             for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
                 kept = sample.record.split in self.settings.views.keep

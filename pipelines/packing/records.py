@@ -16,14 +16,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipelines.config import BuildSettings
 from pipelines.packing.samples import OF_PHOTOS
 from pipelines.photo_folder import read_photo
 from schemas.errors import InputError
-from schemas.files import file_sha256
+from schemas.files import file_sha256, sweep
 from schemas.photos import PhotoError
+from schemas.progress import Progress
 from schemas.remote import RemoteFolder
 from schemas.tables import INDEX
 
@@ -88,9 +88,8 @@ class ShardFolder:
             return frozenset()
 
     def sweep(self) -> None:
-        """Remove what attempts left that were killed. One that is still at it would fail, and be tried again."""
-        for leftover in self.local.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        """Remove what attempts left that were killed."""
+        sweep(self.local)
 
     def unplanned(self, planned: Collection[str], fingerprints: Collection[str]) -> list[str]:
         """Shards of this dataset that the plan has no more: nothing could be packed into them, and an extension planned it
@@ -115,7 +114,7 @@ class ShardFolder:
         """
         wrong = {}
         total = sum(record["bytes"] for record in records.values())
-        with tqdm(total=total, unit="B", unit_scale=True, desc="verifying shards", smoothing=0.1) as progress:
+        with Progress("verifying shards", total, "B") as progress:
             for shard, record in records.items():
                 for name, sha256 in ((f"{shard}.tar", record["sha256"]), (f"{shard}.index.parquet", record["index_sha256"])):
                     try:

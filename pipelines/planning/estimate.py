@@ -15,6 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipelines.config import BuildSettings
+from pipelines.photo_folder import check_photos
+from pipelines.photo_list import photo_keys
+from pipelines.photo_store import is_store
 from pipelines.planning.shards import planned_shards
 from pipelines.selection.objects import Selection
 from schemas.errors import InputError
@@ -56,10 +59,12 @@ class Estimate:
     bytes_on_disk: int
     bytes_per_sample: dict[str, float]
     """By member, with headers and padding."""
+    photos_to_fetch: int
+    """Of these, those that are not in the photo folder or store yet, nor in folders or tars that they would come from."""
     download: int | None
-    """Published copies of the photos, where their size is known; null for photos that are here already."""
+    """Published copies of the photos to fetch, where their size is known; null where nothing is downloaded."""
     download_originals: int | None
-    """The originals, as far as the metadata give their sizes (`photos_of_known_size` of the photos)."""
+    """The originals, as far as the metadata give their sizes (`photos_of_known_size` of the photos), where all are to fetch."""
     photos_of_known_size: int
     pictures: int
     """To encode: a view and K masked views for each sample."""
@@ -81,6 +86,7 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK
     members["view.jpg"] = view
     pictures = samples * (1 + settings.masks.per_view)
+    to_fetch = photos_to_fetch(settings, selection.photos_with_objects)
     return Estimate(
         photos=selection.photos_with_objects,
         objects=selection.objects,
@@ -88,15 +94,41 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
         shards=len(shards),
         bytes_on_disk=round(total),
         bytes_per_sample=members,
-        download=round(selection.photos_with_objects * OPEN_IMAGES_BYTES_PER_PHOTO)
-        if settings.source.kind == "open_images"
-        else None,
-        download_originals=selection.original_bytes or None,
+        photos_to_fetch=to_fetch,
+        download=round(to_fetch * OPEN_IMAGES_BYTES_PER_PHOTO) or None if settings.source.kind == "open_images" else None,
+        download_originals=selection.original_bytes or None if to_fetch == selection.photos_with_objects else None,
         photos_of_known_size=selection.photos_of_known_size,
         pictures=pictures,
         latent=(channels, downsampling),
         encoder=encoder_times(pictures, vae, settings.latents.precision, settings.views.size),
     )
+
+
+def photos_to_fetch(settings: BuildSettings, photos: int) -> int:
+    """How many of a plan's photos a network has still to bring.
+
+    Args:
+        settings: of the build; its objects.parquet is read where a photo store has a part of the photos.
+        photos: with objects.
+    """
+    source, sources = settings.source, settings.crawl.sources
+    if source.photos_url or (sources and not any("://" in text or text in ("{url}", "{thumbnail_url}") for text in sources)):
+        return 0
+    status = source.photos / "status.parquet"
+    if is_store(source.photos) and status.is_file():
+        known = np.sort(pq.read_table(status, columns=["key"])["key"].to_numpy())
+        objects = pq.ParquetFile(settings.out / "objects.parquet")
+        parts = (objects.read_row_group(group, ["split", "photo_id"]) for group in range(objects.num_row_groups))
+        # Rows of a photo stand together, in one row group or in two.
+        keys = np.unique(np.concatenate([np.unique(photo_keys(part)) for part in parts]))
+        return int((~np.isin(keys, known)).sum())
+    if sources:
+        return photos
+    try:
+        check_photos(settings)
+    except InputError:  # They are not here yet: whoever fetches them is told how much that is.
+        return photos
+    return 0
 
 
 def member_sizes(settings: BuildSettings, channels: int, downsampling: int, reference_pixels: float) -> dict[str, float]:

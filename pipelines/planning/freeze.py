@@ -26,6 +26,7 @@ from pipelines.selection.same_photo import read_survey
 from schemas.dataset import FORMAT_VERSION, VaeIdentity, read_dataset
 from schemas.errors import InputError
 from schemas.files import file_sha256, write_atomically
+from schemas.progress import Progress
 
 PLAN_RECORD = "plan.json"
 SELECTION_RECORD = "selection.json"
@@ -110,7 +111,8 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
         _check_ours(settings.out)
     source = open_source(settings)
     source.print_notes()
-    inputs = hash_inputs(settings, source)
+    with Progress("hashing the annotations"):
+        inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
     out = settings.out
     record = out / SELECTION_RECORD
@@ -140,10 +142,11 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     record.unlink(missing_ok=True)
     selection = select_objects(settings, out, source)
     sizes = settings.views.per_object, settings.shards.samples
-    if packed and extend:
-        extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
-    else:
-        write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
+    with Progress("cutting objects into shards"):
+        if packed and extend:
+            extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
+        else:
+            write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
     new = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,

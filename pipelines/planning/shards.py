@@ -20,6 +20,7 @@ from schemas.errors import InputError
 from schemas.files import atomic_file
 from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, PLAN
+from schemas.words import number_of
 
 
 def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
@@ -79,8 +80,8 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
             met += int(known.hold(keys).sum())
         if met < len(packed):
             raise InputError(
-                f"{plan.parent}: {len(packed) - met:,} samples of the dataset are of boxes that these settings or annotations do "
-                f"not accept; --extend only adds: give settings that accept all that is there, or another --out"
+                f"{plan.parent}: {number_of(len(packed) - met, 'sample')} of the dataset belong to boxes that these settings or "
+                f"annotations do not accept; --extend only adds: give settings that accept all that is there, or another --out"
             )
 
 

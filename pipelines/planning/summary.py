@@ -9,6 +9,7 @@ from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.devices import device_name
 from schemas.tables import REJECT_REASONS
+from schemas.words import number_of
 
 _CLASSES = 15
 # Below this a packing time is that of starting, and tells nothing about the next one.
@@ -58,15 +59,20 @@ def print_estimate(said: Estimate) -> None:
     table.add_column("what")
     table.add_column("how much", justify="right")
     table.add_column("how that is known")
-    origin = f"at most: {said.objects:,} objects in {said.photos:,} photos, as far as these can be used"
+    origin = f"at most: {number_of(said.objects, 'object')} in {number_of(said.photos, 'photo')}, as far as these can be used"
     table.add_row("samples", f"{said.samples:,}", origin)
     table.add_row("shards", f"{said.shards:,}", "")
     each = said.bytes_on_disk / max(1, said.samples) / 1e3
     table.add_row("on disk", _size(said.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos")
     if said.download is not None:
-        table.add_row("download", _size(said.download), "the published copies of 1024 px, by their mean size")
+        which = f"{number_of(said.photos_to_fetch, 'photo')} that are not here yet" if said.photos_to_fetch < said.photos else ""
+        table.add_row(
+            "download", _size(said.download), f"the published copies of 1024 px, by their mean size{which and f': {which}'}"
+        )
     if said.download_originals is not None:
-        table.add_row("or, originals", _size(said.download_originals), f"OriginalSize of {said.photos_of_known_size:,} photos")
+        table.add_row(
+            "or, originals", _size(said.download_originals), f"OriginalSize of {number_of(said.photos_of_known_size, 'photo')}"
+        )
     table.add_row(
         "pictures to encode",
         f"{said.pictures:,}",
@@ -122,7 +128,7 @@ def _print_classes(selection: Selection) -> None:
         table.add_row(escape(name), *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
     if len(largest) > _CLASSES:
         rest = [sum(selection.objects_by_class[split].get(name, 0) for name in largest[_CLASSES:]) for split in splits]
-        table.add_row(f"{len(largest) - _CLASSES:,} others", *(f"{count:,}" for count in rest))
+        table.add_row(number_of(len(largest) - _CLASSES, "other"), *(f"{count:,}" for count in rest))
     _CONSOLE.print(table)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64, UInt64
-from tqdm import tqdm
 
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS, BuildSettings
 from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
 from pipelines.selection.runs import Runs, Words
 from pipelines.selection.same_photo import read_survey
+from schemas.progress import Progress
 from schemas.randomness import hash_column, mix
 from schemas.tables import COORDINATES, FLAGS, PHOTOS
 
@@ -83,7 +83,7 @@ def gather(source: Source, settings: BuildSettings, folder: Path) -> Gathered:
         files=Words(),
         licences=Words(),
     )
-    with tqdm(total=source.rows, unit=" boxes", unit_scale=True, desc="reading", disable=None) as progress:
+    with Progress("reading", source.rows, "boxes") as progress:
         for batch in source.read_boxes():
             for split, part in _by_split(batch):
                 photo = photo_hashes(part.column("photo_id"), settings.seed)
@@ -96,15 +96,17 @@ def gather(source: Source, settings: BuildSettings, folder: Path) -> Gathered:
                     row = row.set_column(0, "photo", pa.array(photo))
                 gathered.boxes.add(row, _buckets(split, photo))
             progress.update(len(batch))
-        progress.total = progress.n
+        progress.set(progress.done, total=progress.done)
     gathered.boxes.finish()
-    for batch in source.read_photos():
-        for split, part in _by_split(batch):
-            photo = photo_hashes(part.column("photo_id"), settings.seed)
-            columns = {name: part.column(name) for name in _PHOTO_RUN.names if name in part.schema.names}
-            columns |= {"photo": pa.array(photo), "licence": pa.array(gathered.licences.encode(part.column("licence")))}
-            row = pa.RecordBatch.from_arrays([columns[name] for name in _PHOTO_RUN.names], schema=_PHOTO_RUN)
-            gathered.photos.add(row, _buckets(split, photo))
+    with Progress("reading", unit="photos") as progress:
+        for batch in source.read_photos():
+            for split, part in _by_split(batch):
+                photo = photo_hashes(part.column("photo_id"), settings.seed)
+                columns = {name: part.column(name) for name in _PHOTO_RUN.names if name in part.schema.names}
+                columns |= {"photo": pa.array(photo), "licence": pa.array(gathered.licences.encode(part.column("licence")))}
+                row = pa.RecordBatch.from_arrays([columns[name] for name in _PHOTO_RUN.names], schema=_PHOTO_RUN)
+                gathered.photos.add(row, _buckets(split, photo))
+            progress.update(len(batch))
     gathered.photos.finish()
     if settings.source.survey:
         for batch in read_survey(settings.source.survey).read_photos():

@@ -9,8 +9,6 @@ stage is over. Objects come out sorted by split, hash of the photo and hash of t
 """
 
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt64
-from tqdm import tqdm
 
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
@@ -38,9 +35,11 @@ from pipelines.selection.rules import REASONS
 from pipelines.selection.same_photo import by_place, read_survey, same_photos
 from pipelines.threads import in_order
 from schemas.errors import InputError
-from schemas.files import atomic_file
+from schemas.files import atomic_file, sweep, temporary_folder
+from schemas.progress import Progress
 from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
+from schemas.words import number_of
 
 _ROW_GROUP = 100_000
 _ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
@@ -92,12 +91,9 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
     """
     source = source or open_source(settings)
     out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(".selection-*"):  # Of attempts that were killed.
-        shutil.rmtree(leftover)
-    for leftover in out.glob(".*.parquet.*.tmp"):
-        leftover.unlink()
+    sweep(out)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".selection-", dir=out)))
+        folder = stack.enter_context(temporary_folder(out, "selection"))
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
         gathered = gather(source, settings, folder)
         selection = Selection(boxes=gathered.boxes.rows)
@@ -221,7 +217,7 @@ def _with_progress(
     """Write the rejects of each part, keep the books, and pass its candidates on."""
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    with tqdm(total=gathered.boxes.rows, unit=" boxes", unit_scale=True, desc="selecting", disable=None) as progress:
+    with Progress("selecting", gathered.boxes.rows, "boxes") as progress:
         for part in judged:
             totals += part.counts
             reasons += part.reasons
@@ -292,8 +288,8 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
     rules = settings.selection
     if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
         yield (
-            f"the tables do not say how large the photos of {selection.objects_of_unknown_size:,} objects are: min_side and "
-            f"max_aspect are asked when the photos are read, and boxes that break them count as failed samples"
+            f"the tables do not say how large the photos of {number_of(selection.objects_of_unknown_size, 'object')} are: "
+            f"min_side and max_aspect are asked when the photos are read, and boxes that break them count as failed samples"
         )
     if settings.source.same_photo == "drop" and (shared := selection.same_photos.get("url")):
         yield (

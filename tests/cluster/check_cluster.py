@@ -175,7 +175,7 @@ def records(out: Path) -> list[Path]:
 
 def is_packing(out: Path, machine: Machine) -> bool:
     """Whether shards are done already, and the machine is at work on another one."""
-    return bool(records(out)) and machine.runs("ray::PackingActor.pack")
+    return bool(records(out)) and machine.runs("ray::PackingActor.work")
 
 
 def check_submit(world: World, expected: dict[str, str]) -> Rows:

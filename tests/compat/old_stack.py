@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from pbe_train.editing.sampling import SamplingSettings, load_run
-from pbe_train.export import export
+from pbe_train.weights.exporting import export
 from schemas.errors import InputError, run_program
 from schemas.randomness import name_hash
 from tests.pbe_train.published import make_comparable, make_published, write_hub

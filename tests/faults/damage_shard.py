@@ -121,7 +121,7 @@ def damage_one_by_one(dataset: Path, shard: str, todo: list[Damage], by_command:
         whole = path.read_bytes()
         path.write_bytes(damage.apply(whole))
         try:
-            findings = verify_dataset(dataset, threads=1, quiet=True).findings
+            findings = verify_dataset(dataset, threads=1).findings
             found = any(finding.shard == shard for finding in findings)
             if by_command and number % max(1, len(todo) // by_command) == 0:
                 command = [sys.executable, "pipelines/verify.py", str(dataset)]
@@ -174,7 +174,7 @@ def main() -> int:
         shard = max(folder.glob("*.tar"), key=lambda path: path.stat().st_size).stem
         todo = list(damages(folder, shard, given.cuts, given.flips, given.others, 1, given.seed))
         report = damage_one_by_one(dataset, shard, todo, given.commands)
-        left = verify_dataset(dataset, quiet=True).findings
+        left = verify_dataset(dataset).findings
     print_report(report)
     if left:
         print(f"the dataset was not whole afterwards: {left[0]}")

@@ -1,10 +1,11 @@
-"""kill -9 of a build at random moments: the shards must come out as if nothing had been.
+"""kill -9 of a build, at random moments and at each of its atomic writes: the shards must come out as if nothing had been.
 
     python -m tests.faults.kill_build --kills 20
 
-Three targets, each hit so often: the program that builds (every other time the next run begins while the processes of the
-one before may still be at it), a packing process, and the raylet, Ray's own process on each node. A program that is killed is
-started again; it survives the others. In the end every shard must have the SHA-256 of an undisturbed build by one worker, nothing
+Four targets, each hit so often: the program that builds (every other time the next run begins while the processes of the
+one before may still be at it), a packing process, the raylet, Ray's own process on each node, and whichever process is about to
+give a file its name (kill_writes.py: each such place once, also where these are more). A program that is killed is started again;
+it survives the others. In the end every shard must have the SHA-256 of an undisturbed build by one worker, nothing
 that was recorded may have been made again, and nothing may lie about. Prints a table; status 1 if anything is wrong.
 """
 
@@ -28,9 +29,11 @@ from schemas.settings import REPOSITORY
 from tests.faults.marked import MarkedProcesses
 from tiny_world.make_photos import make_world
 
-PATIENCE_SECONDS = 300
+# Only what will never come is given up: how fast a machine is says nothing about a build.
+PATIENCE_SECONDS = 1800
 SAMPLES_PER_SHARD = 4
-TARGETS = {"program": "pipelines/build.py", "packing process": "ray::PackingActor", "raylet": "raylet/raylet"}
+ATOMIC_WRITE = "atomic write"
+TARGETS = {"program": "pipelines/build.py", "packing process": "ray::PackingActor", "raylet": "raylet/raylet", ATOMIC_WRITE: ""}
 VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
 
 
@@ -39,10 +42,10 @@ class Kill:
     """One kill."""
 
     target: str
-    recorded: int
-    """Shards that were done then."""
-    seconds: float
-    """From the start of the run."""
+    recorded: int | None
+    """Shards that were done then; null where that is not looked at."""
+    seconds: float | None
+    """From the start of the run; likewise."""
     status: int | None
     """Of the run that was hit; null where it went on."""
 
@@ -137,8 +140,24 @@ def kill_often(targets: Sequence[str], kills: int, command: list[str], folder: P
             elif hit >= kills and report.kills[-1].target != "program":
                 report.problems.append(f"{names}: the build ended with status {process.returncode}; see {builds.log}")
                 return
-            if hit % 2:  # Else the next run begins while the processes of this one may still be at it.
+            # Else the next run begins while the processes of this one may still be at it; not the last run, which nobody follows
+            # that could take away what they leave.
+            if hit % 2 or hit >= kills:
                 wait_until(lambda: not builds.alive())
+
+
+def kill_at_writes(kills: int, command: list[str], folder: Path, report: Report, places: Sequence[str] = ()) -> None:
+    """Build with two workers, killing whoever is about to give a file its name; arguments as of `kill_often`.
+
+    `places` are all that a build comes to, unless they are given.
+    """
+    from tests.faults.kill_writes import Program, kill_at_each
+
+    out = folder / "dataset"
+    program = Program(command, out, lambda: hashes_of(out))
+    written = kill_at_each(program, folder / "notes", places, report.sha256, kills)
+    report.kills += [Kill(f"{ATOMIC_WRITE}: {death.place}", None, None, None if death.worker else -9) for death in written.deaths]
+    report.problems += [f"{ATOMIC_WRITE}: {problem}" for problem in (*written.problems, *problems_at_the_end(out, report.sha256))]
 
 
 def wait_for_moment(process: subprocess.Popen[bytes], out: Path, rng: random.Random) -> bool:
@@ -172,7 +191,11 @@ def run(photos: int, kills: int, seed: int, folder: Path, targets: Sequence[str]
         raise RuntimeError(done.stdout + done.stderr)
     report, rng = report_of(calm), random.Random(seed)
     for target in targets:
-        kill_often([target], kills, build_command(world, folder / target / "dataset", 2), folder / target, report, rng)
+        command = build_command(world, folder / target / "dataset", 2)
+        if target == ATOMIC_WRITE:
+            kill_at_writes(kills, command, folder / target, report)
+        else:
+            kill_often([target], kills, command, folder / target, report, rng)
     report.seconds = time.monotonic() - began
     return report
 
@@ -184,11 +207,12 @@ def print_report(report: Report) -> None:
         table.add_column(name, justify="left" if name == "target" else "right")
     for target in dict.fromkeys(kill.target for kill in report.kills):
         own = [kill for kill in report.kills if kill.target == target]
-        done, seconds = [kill.recorded for kill in own], [kill.seconds for kill in own]
+        done = [kill.recorded for kill in own if kill.recorded is not None]
+        seconds = [kill.seconds for kill in own if kill.seconds is not None]
         statuses = {"went on" if kill.status is None else str(kill.status) for kill in own}
-        span = f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}"
+        span = (f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}") if done and seconds else ("", "")
         table.add_row(target, str(len(own)), *span, ", ".join(sorted(statuses)))
-    console = Console()
+    console = Console(width=130)
     console.print(table)
     for problem in report.problems:
         console.print(problem, soft_wrap=True, highlight=False, markup=False)

@@ -32,8 +32,9 @@ from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.faults.marked import MarkedProcesses
 from tests.hostile_server import HostileServer, good_photo
 
-PATIENCE_SECONDS = 180
-_LONGEST_AFTERLIFE_SECONDS = 15
+# Only what will never come is given up: how fast a machine is says nothing about a crawl.
+PATIENCE_SECONDS = 1800
+_LONGEST_AFTERLIFE_SECONDS = 600
 """Of what Ray itself has started: it looks only now and then whether its parent lives."""
 HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
@@ -171,7 +172,7 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
         while killer.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
         process = killer.start()
-        status = process.wait(PATIENCE_SECONDS + photos / 20)
+        status = process.wait(PATIENCE_SECONDS + photos)
         final = killer.recorded()
         report.problems += _lost_or_again(known, final)
         report.problems += _problems_at_the_end(killer, status, pictures)

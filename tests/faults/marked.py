@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -19,8 +20,9 @@ _MARK = "PBE_FAULTS"
 class MarkedProcesses:
     """Runs one command over and over, with a Ray of its own. Touches no process but those that it started. A context manager."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
-        """Nothing is started yet; what the command says is appended to `log`."""
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Nothing is started yet; what the command says is appended to `log`. `environment` is set for all of its processes."""
+        self.environment = environment
         self.command = list(command)
         self.log = log
         self.mark = uuid.uuid4().hex
@@ -36,7 +38,7 @@ class MarkedProcesses:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the command."""
-        environment = {**os.environ, _MARK: self.mark, "RAY_TMPDIR": str(self.ray_folder)}
+        environment = {**os.environ, **self.environment, _MARK: self.mark, "RAY_TMPDIR": str(self.ray_folder)}
         with self.log.open("ab") as log:
             return subprocess.Popen(self.command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True)
 

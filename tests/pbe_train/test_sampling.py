@@ -22,6 +22,7 @@ from pbe_train.editing import paint_by_example, sampling
 from pbe_train.editing.reading import read_mask
 from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
 from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
+from pbe_train.evaluation import recognition
 from pbe_train.evaluation.held_out import check_fits
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
@@ -244,7 +245,7 @@ def test_guidance_without_a_trained_null_vector_is_refused(
     world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
 ):
     undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
-    loads = (paint_by_example, "load_model") if program is sample else (program, "load_run")
+    loads = (paint_by_example, "load_model") if program is sample else (sampling, "load_run")
     monkeypatch.setattr(*loads, lambda *_: undropped)
     given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
     monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])
@@ -275,14 +276,14 @@ def test_the_run_is_checked_against_its_frozen_networks(world: World, folder: Pa
 
 def test_wilson_intervals():
     """Against published values: 8 of 10 and 0 of 20 (Newcombe 1998, formula 3)."""
-    assert evaluate.wilson(8.0, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert evaluate.wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
+    assert recognition.wilson(8.0, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert recognition.wilson(0.0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
 def test_two_paintings_of_a_view_count_once_in_the_interval():
     one, both = (
-        evaluate.make_score([(True, 1.0), (False, 0.0)] * 5, 10),
-        evaluate.make_score([(True, 1.0), (False, 0.0)] * 10, 10),
+        recognition.make_score([(True, 1.0), (False, 0.0)] * 5, 10),
+        recognition.make_score([(True, 1.0), (False, 0.0)] * 10, 10),
     )
     assert (both.count, both.recognised, both.accuracy) == (20, 10, 0.5)
     assert (both.low, both.high) == (one.low, one.high)
@@ -291,22 +292,22 @@ def test_two_paintings_of_a_view_count_once_in_the_interval():
 @pytest.mark.parametrize("feature", [0.0, 1.0, float("nan")])
 def test_a_tie_is_no_recognition(world: World, trained: Run, monkeypatch: pytest.MonkeyPatch, feature: float):
     """The right answer stands first, and argmax would return it."""
-    samples = evaluate.read_held_out(ShardReader(world.dataset, "validation"), [Place(0, 0), Place(0, 1)], 0)
+    samples = recognition.read_held_out(ShardReader(world.dataset, "validation"), [Place(0, 0), Place(0, 1)], 0)
     monkeypatch.setattr(sampling.Run, "embed", lambda run, pictures: torch.full((len(pictures), 4), feature))
     views = [one.sample.view for one in samples]
-    found = evaluate.ask(trained, samples, views, torch.ones(2, 8, 4), [0, 5])
+    found = recognition.ask(trained, samples, views, torch.ones(2, 8, 4), [0, 5])
     assert [right for right, _ in found] == [False, False]
 
 
 def test_no_pixel_of_the_true_object_is_judged(world: World, trained: Run, monkeypatch: pytest.MonkeyPatch):
     """A painter of plain 200: whatever else the judge saw of the painted views would come from the photo."""
     reader, judged = ShardReader(world.dataset, "validation"), []
-    whole = evaluate.ask
+    whole = recognition.ask
     monkeypatch.setattr(sampling.Run, "paint", lambda run, masked, *_: np.full((len(masked), 32, 32, 3), 200, np.uint8))
     monkeypatch.setattr(
-        evaluate, "ask", lambda run, samples, views, *rest: judged.append(views) or whole(run, samples, views, *rest)
+        recognition, "ask", lambda run, samples, views, *rest: judged.append(views) or whole(run, samples, views, *rest)
     )
-    evaluate.evaluate(trained, reader, evaluate.draw_questions(reader, 3, 0), HOW, 0)
+    recognition.evaluate(trained, reader, recognition.draw_questions(reader, 3, 0), HOW, 0)
     own, another, real, _ = judged
     assert all((view == 200).all() for view in [*own, *another])
     assert not any((view == 200).all() for view in real)
@@ -324,14 +325,14 @@ def test_scores_on_the_training_split_are_marked(world: World, folder: Path, mon
 def test_candidates_are_eight_labels_and_functions_of_names(world: World):
     reader = ShardReader(world.dataset, "validation")
     labels = {place: label for place, _, label in reader.labels()}
-    questions = evaluate.draw_questions(reader, 12, 0)
+    questions = recognition.draw_questions(reader, 12, 0)
     assert {question.place for question in questions} == set(labels)
     for question in questions:
         assert question.candidates[0] == question.place
         assert len({labels[place] for place in question.candidates}) == 8
         assert 1 <= question.other < 8
-    assert evaluate.draw_questions(reader, 5, 0) == questions[:5]
-    assert evaluate.draw_questions(reader, 12, 1) != questions
+    assert recognition.draw_questions(reader, 5, 0) == questions[:5]
+    assert recognition.draw_questions(reader, 12, 1) != questions
 
 
 def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_grey_is_not(
@@ -339,7 +340,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
 ):
     """The test itself, with painters whose answer is known: it must tell following the reference from ignoring it."""
     reader = ShardReader(world.dataset, "validation")
-    questions = evaluate.draw_questions(reader, 12, 0)
+    questions = recognition.draw_questions(reader, 12, 0)
 
     def copying(run, samples, references, seeds, how, **_):
         views = []
@@ -352,15 +353,15 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
             views.append(view)
         return views
 
-    monkeypatch.setattr(evaluate, "paint_held_out", copying)
-    scores = evaluate.evaluate(trained, reader, questions, HOW, 0)
+    monkeypatch.setattr(recognition, "paint_held_out", copying)
+    scores = recognition.evaluate(trained, reader, questions, HOW, 0)
     assert scores["own"].accuracy > 0.7
     assert scores["another"].accuracy > 0.7
     assert scores["both"].count == 24
     monkeypatch.setattr(
-        evaluate, "paint_held_out", lambda run, samples, *_, **__: [np.full_like(one.sample.view, 127) for one in samples]
+        recognition, "paint_held_out", lambda run, samples, *_, **__: [np.full_like(one.sample.view, 127) for one in samples]
     )
-    scores = evaluate.evaluate(trained, reader, questions, HOW, 0)
+    scores = recognition.evaluate(trained, reader, questions, HOW, 0)
     assert scores["another"].accuracy < 0.4
 
 

@@ -616,6 +616,21 @@ def test_a_half_written_checkpoint_is_no_checkpoint(world: World, finished: Path
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
 
 
+def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left(
+    world: World, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Half removed after its last checkpoint was there: no further checkpoint is written that would see to it."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "checkpoints" / ".step-00000001.partial").mkdir()
+    (out / f".metrics.jsonl.{'0' * 32}.tmp").touch()
+    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(out), "--checkpoint_every=3"])
+    assert train_module.main() == 0
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+    assert not list(out.glob(".*.tmp"))
+
+
 def test_only_the_newest_checkpoints_are_kept(world: World, tmp_path: Path):
     run(world, tmp_path, "--checkpoint_every=1", "--checkpoints_kept=2", "--steps=4")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]

@@ -1,6 +1,8 @@
 """Weights out: what goes in comes out bit for bit, diffusers paints the same with it, and nothing else is overwritten."""
 
 import json
+import os
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,9 +19,11 @@ from torch import Tensor
 import pbe_train.export
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.fitting import fit_reference
+from pbe_train.editing import sampling
 from pbe_train.editing.sampling import SamplingSettings, load_run
 from pbe_train.schedulers import training_schedule
 from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
+from pbe_train.weights import exporting
 from pbe_train.weights.account import Account, account_for, write_account
 from pbe_train.weights.card import write_card
 from pbe_train.weights.export_folder import new_export
@@ -305,7 +309,7 @@ def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], c
     model = {key: value for key, value in changes.items() if key != "prediction"}
     prediction = {key: value for key, value in changes.items() if key == "prediction"}
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update=model), **prediction})
-    monkeypatch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+    monkeypatch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings))
     with pytest.raises(InputError, match=cause):
         export(monkeypatch, run, tmp_path / "out", form)
     assert list(tmp_path.iterdir()) == []
@@ -342,7 +346,7 @@ def test_what_no_tensor_of_an_original_file_tells(
         loaded.vae.register_to_config(**change)
     else:
         loaded.model.conditioner.model.config.update(change)
-    monkeypatch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, identity=identity))
+    monkeypatch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, identity=identity))
     with pytest.raises(InputError, match=cause) as raised:
         export(monkeypatch, run, tmp_path / "out", "ldm")
     assert "\n" not in str(raised.value)
@@ -376,7 +380,7 @@ def test_an_export_that_fails_changes_nothing(run: Path, tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pbe_train.export, "write_card", full)
+    monkeypatch.setattr(exporting, "write_card", full)
     with pytest.raises(OSError, match="disk full"):
         export(monkeypatch, run, out, "diffusers")
     assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
@@ -392,7 +396,7 @@ def test_an_interrupt_leaves_one_export_under_its_name(moment: str, tmp_path: Pa
             (partial / "weights").write_text(content)
 
             def interrupted(path: Path, target: Path) -> None:
-                last = target.name == "out" and path.name.endswith(".partial")
+                last = target.name == "out" and path.name.endswith(".tmp")
                 if moment == "before" or (last and moment == "between"):
                     patch.undo()
                     raise KeyboardInterrupt
@@ -402,6 +406,36 @@ def test_an_interrupt_leaves_one_export_under_its_name(moment: str, tmp_path: Pa
 
             if content == "new":
                 patch.setattr(Path, "rename", interrupted)
+    assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("moment", ["writing", "before", "between", "after"])
+def test_the_next_export_tidies_up_after_one_that_was_killed(moment: str, tmp_path: Path):
+    """A real process that dies. Killed between the two renames it leaves no export under the name; that is given back first."""
+    out, rename = tmp_path / "out", Path.rename
+    with new_export(out, {}) as partial:
+        (partial / "weights").write_text("old")
+    child = os.fork()
+    if not child:
+        deaths = {"before": 1, "between": 2, "after": 3}
+
+        def dying(path: Path, target: Path) -> None:
+            deaths[moment] -= 1
+            if not deaths[moment]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(path, target)
+
+        with pytest.MonkeyPatch.context() as patch, new_export(out, {}) as partial:
+            (partial / "weights").write_text("new")
+            patch.setattr(Path, "rename", dying)
+            if moment == "writing":
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert out.exists() == (moment != "between")
+    with suppress(ZeroDivisionError), new_export(out, {}) as partial:
+        (partial / "weights").write_text(str(1 // 0))
     assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -479,7 +513,7 @@ def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path,
     loaded = load_run(run, device="cpu")
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
     with monkeypatch.context() as patch:
-        patch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+        patch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings))
         export(patch, run, tmp_path / "own", form)
     account = Account(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
     assert (account.licence, account.licence_guessed) == (None, False)

@@ -127,7 +127,7 @@ def test_the_books_balance_over_both_builds(extended, dataset):
 
 
 def test_the_dataset_is_whole(extended):
-    assert verify_dataset(extended.out, quiet=True).findings == []
+    assert verify_dataset(extended.out).findings == []
 
 
 def test_the_same_command_again_finds_nothing_to_do(extended):
@@ -187,7 +187,7 @@ def test_fewer_objects_are_no_extension(extended, tmp_path):
     out = copy_of(extended, tmp_path)
     plan = (out / "plan.parquet").read_bytes()
     with pytest.raises(
-        InputError, match=r"\d+ samples of the dataset are of boxes that these settings or annotations do not accept"
+        InputError, match=r"\d+ samples of the dataset belong to boxes that these settings or annotations do not accept"
     ):
         freeze_tables(settings_of(extended.photos, out, "--selection.subset", "0.1"), extend=True)
     assert (out / "plan.parquet").read_bytes() == plan

@@ -413,6 +413,15 @@ def test_files_that_are_used_in_place_are_read_there_and_noticed_when_they_chang
     assert len(verify_store(store)[0]) == 2
 
 
+def test_a_store_that_was_only_begun_when_its_process_was_killed_is_one(tmp_path):
+    for name in ("parts", "rounds"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f".store.json.{'0' * 32}.tmp").write_text("{")
+    open_store(tmp_path, HERE)
+    assert is_store(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", "rounds", "store.json"}
+
+
 def test_a_folder_with_something_else_is_no_store(tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(InputError, match=r"holds something else than a photo store.*--source\.photos"):

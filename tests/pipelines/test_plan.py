@@ -19,15 +19,16 @@ from pipelines import plan
 from pipelines.config import BuildSettings
 from pipelines.geometry.rectangles import Rectangle
 from pipelines.geometry.references import reference_size, reference_window
+from pipelines.photo_list import photo_keys
 from pipelines.planning import summary
-from pipelines.planning.estimate import UNKNOWN_PHOTO_SIZE, _reference_pixels, encoder_times, estimate, latent_layout
+from pipelines.planning.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_pixels, encoder_times, estimate, latent_layout
 from pipelines.planning.freeze import freeze_tables, read_selection
 from pipelines.planning.shards import plan_samples, planned_shards
 from pipelines.selection.objects import Selection
 from schemas.dataset import read_dataset
 from schemas.errors import InputError, run_program
 from schemas.settings import load_settings, preset
-from schemas.tables import OBJECTS, PLAN
+from schemas.tables import OBJECTS, PHOTO_STATUS, PLAN
 from tests.coco_files import annotation, write
 from tests.conftest import build_options, settings_of
 
@@ -107,6 +108,39 @@ def test_what_the_plan_said_is_near_what_came(dataset, photos, capsys, monkeypat
     assert status == 0
     assert "What the plan said, and what came" in text
     assert "100.0%" in text
+
+
+def test_only_what_is_downloaded_is_called_a_download(dataset, photos, tmp_path):
+    """Photos that are here, in a folder, in a store or in tars, cost nothing."""
+    selection = read_selection(dataset)
+    everything = selection.photos_with_objects
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "store.json").write_text("{}")
+    objects = pq.read_table(dataset / "objects.parquet", columns=["split", "photo_id"])
+    there = np.unique(photo_keys(objects))[:7]
+    status = {field.name: pa.nulls(len(there), field.type) for field in PHOTO_STATUS} | {"key": pa.array(there)}
+    for options, expected in (
+        ([], 0),
+        (["--source.photos", str(tmp_path / "none")], everything),
+        (["--source.photos", str(tmp_path / "none"), "--crawl.sources", f'["{photos}"]'], 0),
+        (["--source.photos", str(tmp_path / "none"), "--crawl.sources", f'["{photos}", "{{url}}"]'], everything),
+        (["--source.photos", str(store), "--crawl.sources", '["s3://bucket/{split}/{image_id}.jpg"]'], everything - 7),
+    ):
+        if str(store) in options:
+            pq.write_table(
+                pa.table(status, schema=pa.schema(field.with_nullable(True) for field in PHOTO_STATUS)), store / "status.parquet"
+            )
+        said = estimate(settings_of(photos, dataset, *options), selection)
+        assert said.photos_to_fetch == expected, options
+        assert (said.download is None) == (expected == 0), options
+
+
+def test_a_plan_names_one_shard_in_the_singular(capsys, monkeypatch):
+    monkeypatch.setattr(summary, "_CONSOLE", Console(file=None, width=160))
+    said = Estimate(1, 1, 1, 1, 1000, {}, 1, 300_000, None, 0, 3, (4, 8), [])
+    summary.print_estimate(said)
+    assert "1 object in 1 photo," in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("side", "max_side"), [(30, 448), (224, 40), (224, 448)])

@@ -759,9 +759,10 @@ def test_a_bucket_has_its_rows_in_the_order_in_which_they_came(size, tmp_path):
 
 
 def test_what_killed_attempts_left_is_swept(tmp_path):
-    (tmp_path / ".selection-dead").mkdir()
-    (tmp_path / ".selection-dead" / "boxes-00000.arrow").touch()
-    (tmp_path / ".objects.parquet.0123.tmp").touch()
+    dead = tmp_path / f".selection.{'0' * 32}.tmp"
+    dead.mkdir()
+    (dead / "boxes-00000.arrow").touch()
+    (tmp_path / f".objects.parquet.{'0' * 32}.tmp").touch()
     run(source_of(boxes(far())), tmp_path)
 
 

@@ -155,7 +155,7 @@ def settle(dataset: Path) -> None:
 
 
 def look(dataset: Path, sample: int | None = None) -> Verified:
-    return verify_dataset(dataset, sample, quiet=True)
+    return verify_dataset(dataset, sample)
 
 
 def look_at(dataset: Path, shard: str) -> list[Finding]:

@@ -54,6 +54,6 @@ def test_what_a_person_can_mend_is_told_in_one_line(photos, tmp_path):
     words = {field.name: "train" for field in PLAN if pa.types.is_dictionary(field.type)}
     plan = pa.Table.from_pylist([{**row, **words, "shard": "train-000000", "photo_id": "p"}], PLAN)
     pq.write_table(plan, settings.out / "plan.parquet")
-    said = PackingActor(settings, "x", "cpu").pack(0)
+    said = PackingActor(settings, "x", "cpu").work(0)
     assert said.startswith(f"{settings.source.photos}: this photo store has no tables")
     assert "\n" not in said

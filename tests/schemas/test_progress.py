@@ -14,7 +14,7 @@ import pytest
 
 from schemas import progress
 from schemas.progress import Progress
-from schemas.words import counted, duration
+from schemas.words import duration, number_of
 
 
 class Lines(io.StringIO):
@@ -120,13 +120,16 @@ def test_on_a_terminal_the_bar_is_drawn_anew_while_nothing_happens(monkeypatch):
             assert b"waiting" not in seen.rpartition(b"\r")[2]
             work.update(10)
             read_until(b"10/40")
-            work.set(8)  # A worker was lost, with what it had done.
-            read_until(b" 8/40")
+            work.partly(5)
+            read_until(b"15/40")
+            work.partly(0)  # A worker was lost, with what it had done.
+            seen = b""
+            read_until(b"10/40")
         read_until(b"\n")
     os.close(ours)
 
 
 def test_nouns_have_their_number():
-    assert [counted(number, "shard") for number in (0, 1, 2, 1200)] == ["0 shards", "1 shard", "2 shards", "1,200 shards"]
-    assert counted(2, "class", "classes") == "2 classes"
+    assert [number_of(number, "shard") for number in (0, 1, 2, 1200)] == ["0 shards", "1 shard", "2 shards", "1,200 shards"]
+    assert number_of(2, "class", "classes") == "2 classes"
     assert [duration(seconds) for seconds in (0.4, 59.9, 60, 7500)] == ["0 s", "59 s", "1 min 00 s", "2 h 05 min"]

@@ -1,0 +1,196 @@
+"""The pool of actors on a real Ray: lost processes, the memory monitor, progress from within a unit."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from pipelines.on_ray import is_lost, what_was_lost
+from pipelines.ray_pool import actor_options, work_on_ray
+from schemas.progress import Progress
+
+FEWER = "run fewer of them"
+# Ray's processes cannot import this file: what they need of it goes to them by value.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Marking:
+    """A worker that notes each unit that it begins.
+
+    On the doomed node it never ends, and when it is started again it is ended before it stands. The
+    other one waits for that.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.finished = 0.0
+        self.never = threading.Event()
+        self.doomed = "DOOMED" in os.environ
+        if self.doomed and (self.folder / "first").exists():
+            (self.folder / "second").write_text(str(os.getpid()))
+            self.never.wait()
+
+    def ready(self) -> None: ...
+
+    def work(self, unit: int) -> str:
+        with (self.folder / "begun").open("a") as file:
+            file.write(f"{unit}\n")
+        if self.doomed:
+            (self.folder / "first").touch()
+            self.never.wait()
+        if unit == 0:
+            # Where it was ended before it began anything, there is nothing to wait for.
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and not self.other_is_gone():
+                time.sleep(0.05)
+        time.sleep(0.1)
+        return ""
+
+    def other_is_gone(self) -> bool:
+        """Whether the process that was started again is ended."""
+        try:
+            os.kill(int((self.folder / "second").read_text()), 0)
+        except ProcessLookupError:
+            return True
+        except (FileNotFoundError, ValueError):
+            pass
+        return False
+
+    def done(self) -> float:
+        return self.finished
+
+
+class Waiting(Marking):
+    """A worker that has done 30 of its unit, and goes on when it is told to."""
+
+    def work(self, unit: int) -> str:
+        self.finished = 30
+        self.never.wait()
+        return ""
+
+    def go_on(self) -> None:
+        self.never.set()
+
+
+def begun(folder: Path) -> Counter[int]:
+    return Counter(map(int, (folder / "begun").read_text().split()))
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[None]:
+    """A cluster of two nodes with a CPU each; on one of them the memory monitor ends every process, however little it uses."""
+    quiet = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=quiet)
+    doomed = {"DOOMED": "1", "RAY_memory_usage_threshold": "0", "RAY_memory_monitor_refresh_ms": "500"}
+    cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars=doomed)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_an_actor_that_the_memory_monitor_ends_takes_no_unit_with_it(two_nodes, tmp_path):
+    """Once it has been started again as often as it may, its error is no RayActorError. Taken for idle, it would be given all
+    units, and each would fail at once.
+    """
+    make = ray.remote(Marking).options(**{**actor_options(1), "max_restarts": 1})
+    progress = Progress("working", 12, "units")
+    outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 2, range(12), progress, FEWER))
+    assert outcomes.keys() == set(range(12))
+    times = begun(tmp_path)
+    assert times.keys() == set(range(12)), "each was begun"
+    for unit, error in outcomes.items():
+        assert not error or times[unit] >= 2, "what failed was lost twice"
+    assert [error for error in outcomes.values() if not error], "the other node works on"
+
+
+@pytest.mark.long
+def test_where_memory_is_short_everywhere_all_units_fail_with_that_word(tmp_path):
+    """In bounded time, whatever is started again."""
+    short = {"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 500}
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=short)
+    try:
+        make = ray.remote(Waiting).options(**actor_options(1))
+        outcomes = list(work_on_ray(lambda: make.remote(str(tmp_path)), 1, range(3), Progress("working"), FEWER))
+    finally:
+        ray.shutdown()
+    assert sorted(unit for unit, _ in outcomes) == [0, 1, 2]
+    assert "ran out of memory" in outcomes[-1][1]
+    assert FEWER in outcomes[-1][1]
+    assert "\n" not in outcomes[-1][1]
+
+
+@pytest.fixture(scope="module")
+def one_node() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+def test_what_is_done_of_a_unit_shows_while_it_goes_on(one_node, tmp_path):
+    progress = Progress("packing", 100, "samples")
+    made: list[Any] = []
+    make = ray.remote(Waiting).options(**actor_options(1))
+
+    def start() -> Any:
+        made.append(make.remote(str(tmp_path)))
+        return made[-1]
+
+    assert progress.line().startswith("packing: 0 of 100 samples (0%)")
+    seen: list[str] = []
+
+    class Watched(Progress):
+        def partly(self, at_hand: float) -> None:
+            super().partly(at_hand)
+            seen.append(self.line())
+            if at_hand:
+                made[0].go_on.remote()
+
+    list(work_on_ray(start, 1, [7], Watched("packing", 100, "samples"), FEWER))
+    assert any(line.startswith("packing: 30 of 100 samples (30%), ") and line.endswith(" left") for line in seen)
+
+
+def test_waiting_for_ray_is_told_and_taken_back(one_node, tmp_path):
+    said: list[str] = []
+
+    class Watched(Progress):
+        def say(self, status: str) -> None:
+            super().say(status)
+            said.append(status)
+
+    make = ray.remote(Marking).options(**actor_options(1))
+    list(work_on_ray(lambda: make.remote(str(tmp_path)), 2, [1, 2, 3], Watched("packing", 3, "shards"), FEWER))
+    assert "waiting for Ray" in said[0]
+    assert said[-1] == ""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "OutOfMemoryError",
+        "NodeDiedError",
+        "WorkerCrashedError",
+        "LocalRayletDiedError",
+        "ActorDiedError",
+        "ActorUnavailableError",
+    ],
+)
+def test_all_errors_of_ray_itself_mean_that_a_process_is_gone(kind):
+    with contextlib.suppress(TypeError):
+        error = getattr(ray.exceptions, kind)()
+    if kind in ("OutOfMemoryError", "NodeDiedError"):
+        error = getattr(ray.exceptions, kind)("node 7\nand more")
+    if kind == "ActorUnavailableError":
+        error = ray.exceptions.ActorUnavailableError("it is restarting", None)
+    assert is_lost(error)
+    said = what_was_lost(error, FEWER)
+    assert ("memory" in said) == (FEWER in said) == (kind in ("OutOfMemoryError", "ActorUnavailableError"))
