@@ -157,7 +157,7 @@ def test_no_password_is_kept_in_the_dataset(photos, tmp_path):
 
 def test_the_snippet_loads_the_dataset(dataset, info, card):
     snippet = card.split("```python\n")[1].split("```")[0]
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=dataset, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=dataset, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first = pq.read_table(dataset / "index.parquet").slice(0, 1).to_pylist()[0]
     cells = info.view_size // info.vae.downsampling
