@@ -132,6 +132,7 @@ class FromMembers:
 
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
+        self.folder = reader.folder
         self.info = reader.info
         self.counts = reader.counts
         self.members: Mapping[str, bytes] = {}

@@ -85,9 +85,9 @@ def crawl_command(options: Sequence[str]) -> list[str]:
     return [sys.executable, "pipelines/crawl.py", "--config", "configs/tiny.yaml", *options]
 
 
-def run_crawl(options: Sequence[str], *, check: bool = True, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def run_crawl(options: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a crawl to its end."""
-    done = subprocess.run(crawl_command(options), cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(crawl_command(options), cwd=REPOSITORY, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

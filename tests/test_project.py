@@ -28,7 +28,7 @@ socket.getaddrinfo = lambda host, *more, **named: print("phones home:", host)
 
 
 def run_guarded(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", GUARD + code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", GUARD + code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -119,8 +119,9 @@ def test_the_settings_that_messages_name_are_there():
         for text in filter(lambda value: isinstance(value, str), texts):
             named |= set(re.findall(rf"(?<![\w./-])(?:--)?(?:build\.|train\.)?((?:{groups})\.[a-z_]+(?:\.[a-z_]+)?)\b", text))
     files = {name for name in named if name.endswith((".json", ".png", ".py", ".safetensors"))}
+    python = {"masks.shape", "ray._raylet", "ray.exceptions"}  # Of the card's snippet and of Ray's own modules.
     assert {"source.unit", "crawl.sources", "model.pretrained"} <= named
-    assert sorted(named - files - settings) == []
+    assert sorted(named - files - python - settings) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from schemas.settings import REPOSITORY
 def test_a_tiny_run(tmp_path):
     results = tmp_path / "results" / "augment.json"
     command = [sys.executable, "-m", "benchmarks.augment", "--samples", "5"]
-    done = subprocess.run([*command, "--results", str(results)], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, "--results", str(results)], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(results.read_text())
     assert [way["way"] for way in result["ways"]] == [*PRESETS, PUBLISHED]
@@ -40,6 +40,6 @@ def test_the_ways_are_what_the_trainer_does():
 
 def test_no_sample_is_an_error_of_one_line():
     command = [sys.executable, "-m", "benchmarks.augment", "--samples", "0"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: --samples 0: at least 1"

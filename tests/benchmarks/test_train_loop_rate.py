@@ -14,7 +14,7 @@ OPTIONS = ["--turns", "2", "--steps", "4", "--line", "2", "--global_batch=4"]
 
 def start(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks.train_loop", *OPTIONS, *options]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
 
 def test_two_turns(dataset, tmp_path):

@@ -14,8 +14,15 @@ import torch  # noqa: E402
 
 from tests.pbe_train.small_world import World, make_world  # noqa: E402
 
-# The networks here are so small that a second thread costs more than it gives, above all beside other work.
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    """The networks here are so small that a second thread costs more than it gives, above all beside other work.
+
+    Runs in this process are compared bit for bit with programs that have one. Set for each module: whichever other tests are
+    collected, and in which order, must not matter.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pbe_train.export
+import pbe_train.editing.sampling
 from pbe_train import PaintByExample
 from pbe_train.editing.sampling import load_run
 from pbe_train.networks.model import assemble
@@ -94,7 +94,7 @@ def test_a_copy_of_the_one_file_paints_as_its_run(suffix: str, hub: Path, tmp_pa
     torch.manual_seed(0)
     model = assemble(deep, loaded.model.unet, loaded.model.conditioner.model).eval()
     with monkeypatch.context() as patch:
-        patch.setattr(pbe_train.export, "load_run", lambda *_, **__: replace(loaded, settings=settings, model=model))
+        patch.setattr(pbe_train.editing.sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings, model=model))
         out = export(patch, run, tmp_path / "exported" / f"model.{suffix}", "ldm")
     copy = tmp_path / f"copy.{suffix}"
     copy.write_bytes(out.read_bytes())

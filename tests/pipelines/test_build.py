@@ -163,7 +163,7 @@ def test_it_runs_from_any_folder_and_as_a_copy(photos, tmp_path):
     relative = os.path.relpath(photos, tmp_path)
     folders = ["--source.annotations", relative, "--source.photos", relative, "--out", "out"]
     options = ["--config", "configs/tiny.yaml", *build_options(photos, tmp_path / "out"), *folders, *chosen]
-    done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, str(script), *options], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert set(read_dataset(tmp_path / "out").splits) == {"validation"}
 

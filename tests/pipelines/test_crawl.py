@@ -332,7 +332,7 @@ def test_asking_again_is_for_those_that_are_named(mixed, tmp_path, monkeypatch):
     store = tmp_path / "store"
     shutil.copytree(mixed.store, store)
     for folder in (store, store / "parts", store / "rounds"):  # As a run leaves them that was killed.
-        (folder / ".000001-000001.parquet.abc.tmp").write_bytes(b"begun")
+        (folder / f".000001-000001.parquet.{'0' * 32}.tmp").write_bytes(b"begun")
     options = [*mixed.options, "--source.photos", str(store), "--crawl.workers", "1"]
     later = {photo: case for photo, case in mixed.cases.items() if case.code in TRANSIENT}
     here = {photo: case.url.partition("?")[0].removeprefix(mixed.server.url("")) for photo, case in later.items()}

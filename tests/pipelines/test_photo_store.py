@@ -210,7 +210,7 @@ with ThreadPoolExecutor(8) as pool:
         print([photo["photo_id"] for unit in pool.map(chosen.read_unit, range(200)) for photo in unit])
 """
     command = [sys.executable, "-c", code, str(store), str(chosen.number)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = str([photo["photo_id"] for unit in range(200) for photo in chosen.read_unit(unit)])
     assert done.stdout.splitlines() == [expected] * 10

@@ -688,11 +688,11 @@ def test_sizes_are_shown_in_their_units(size, shown):
 def test_the_command_writes_both_files_and_names_what_is_missing(tmp_path):
     folder = write_folder(tmp_path / "dataset", object_rows(20))
     command = [sys.executable, str(REPOSITORY / "pipelines" / "make_report.py"), str(folder)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(folder / "report.html")), done.stderr
     assert (folder / "report.json").is_file()
     (folder / "plan.parquet").unlink()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {folder / 'plan.parquet'}: no such table")
     assert "Traceback" not in done.stderr

@@ -86,7 +86,7 @@ def world(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
 def run_survey(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """`python pipelines/survey.py` with the tiny preset, as a user starts it."""
     command = [sys.executable, "pipelines/survey.py", "--config", "configs/tiny.yaml", *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 

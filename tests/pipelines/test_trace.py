@@ -337,7 +337,7 @@ def test_the_command_runs_as_readers_start_it(dataset, index, tmp_path):
     """By path: the folder of scripts comes first on Python's path then."""
     command = [sys.executable, str(REPOSITORY / "pipelines" / "trace_sample.py"), index[0]["object_id"], str(dataset)]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path / "new" / "picture.png")], cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [*command, "--out", str(tmp_path / "new" / "picture.png")], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "the very weights that made the latents" in done.stdout
