@@ -51,6 +51,8 @@ BLURS = 0.5 / 224, 2.5 / 224
 """Standard deviations, of the side, of the blur."""
 QUALITIES = 25, 80
 """The least and the best quality of a JPEG."""
+LEAST_SHOWN = 0.2
+"""The least share of a reference that an outline must cover for the rest to be erased, as in the build's min_object_share."""
 
 
 def augment_strongly(
@@ -93,8 +95,11 @@ def fires(part: str, settings: StrongSettings, *names: int | str) -> bool:
 def erase(
     picture: UInt8[np.ndarray, "height width 3"], outline: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The padding's colour wherever the object is not; the picture itself where the outline holds no pixel of it."""
-    if not outline.any():
+    """The padding's colour wherever the object is not; the picture itself where the outline covers less than `LEAST_SHOWN` of it.
+
+    The build's rule looks only at references that it cuts out itself, so datasets hold outlines of any share.
+    """
+    if outline.mean() < LEAST_SHOWN:
         return picture
     erased = picture.copy()
     erased[~outline] = PADDING

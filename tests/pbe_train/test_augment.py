@@ -368,6 +368,18 @@ def test_an_erased_background_is_the_outlines_to_the_byte():
     assert np.array_equal(strongly(of_strong(erase=1), picture, 0), fit_reference(picture, 224, "squash"))
 
 
+def test_a_background_stays_where_the_outline_covers_too_little_of_the_reference():
+    """Nothing but the erasing changes: all other parts do to the picture what they do without an outline."""
+    picture = drawn_picture(40, 50)
+    outline = np.zeros((40, 50), bool)
+    outline[:, :9] = True  # 18 %
+    assert np.array_equal(erase(picture, outline), picture)
+    parts = of_strong(**dict.fromkeys(PARTS, 1))
+    assert np.array_equal(strongly(parts, picture, 3, outline=outline), strongly(parts, picture, 3))
+    outline[:, 9] = True  # 20 %
+    assert not np.array_equal(erase(picture, outline), picture)
+
+
 def test_what_a_photo_suffers_spares_the_padding_and_what_moves_pixels_makes_more_of_it():
     wide = drawn_picture(100, 300)
     rows = (224 - round(100 * 224 / 300)) // 2
