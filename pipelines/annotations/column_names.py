@@ -69,18 +69,18 @@ class Columns:
         """What a user should know; null where all names are ours."""
         pairs = list(zip(self.names, self.columns, strict=True))
         other = [f"{name} as {column}" for name, column in pairs if column and name != column]
-        left = [name or "a column without a name" for name, column in pairs if column is None and name not in self.unknown]
+        left = [name for name, column in pairs if name and column is None and name not in self.unknown]
+        if nameless := self.names.count(""):
+            left.insert(0, "a column without a name" if nameless == 1 else f"{nameless} columns without names")
         parts = [f"read {', '.join(other)}" if other else "", f"not read: {', '.join(left)}" if left else ""]
         return "; ".join(part for part in parts if part) or None
 
     @property
-    def twice(self) -> tuple[str, ...]:
-        """Names that stand for one column, if there are two such."""
-        for column in COLUMNS:
-            same = tuple(name for name, meant in zip(self.names, self.columns, strict=True) if meant == column)
-            if len(same) > 1:
-                return same
-        return ()
+    def twice(self) -> dict[str, tuple[str, ...]]:
+        """Columns that several names stand for -> these names."""
+        pairs = list(zip(self.names, self.columns, strict=True))
+        named = {column: tuple(name for name, meant in pairs if meant == column) for column in COLUMNS}
+        return {column: names for column, names in named.items() if len(names) > 1}
 
 
 def columns_of(names: tuple[str, ...]) -> Columns:
@@ -106,25 +106,38 @@ def problem_of(found: Columns, complete: bool = True) -> str | None:
     missing = [column for column in REQUIRED if column not in found.columns] if complete else []
     if missing and (form := _other_form(found)):
         return form
-    if twice := found.twice:
-        same = twice[0] if len(set(twice)) == 1 else ", ".join(twice)
-        meant = found.columns[found.names.index(twice[0])]
-        if len(set(twice)) == 1:
-            return f"column `{same}` is there twice; take one of them out"
-        return f"columns {same} all mean `{meant}`; keep one of them"
+    told = _twice(found)
     columns = f"columns are {', '.join(COLUMNS)}"
     if found.unknown:
         lacking = f"; column {', '.join(missing)} is missing" if missing else ""
         asked = ", ".join(f"{name[:40]!r}{_hint(name)}" for name in found.unknown)
         them = "it" if len(found.unknown) == 1 else "them"
-        return f"no column is called {asked}{lacking}; rename {them} or take {them} out: {columns}"
-    if missing:
-        return (
+        told.append(f"no column is called {asked}{lacking}; rename {them} or take {them} out: {columns}")
+    elif missing:
+        told.append(
             f"column {', '.join(missing)} is missing (found: {', '.join(found.names)}); at least {','.join(REQUIRED)} are needed"
         )
+    if told:
+        return "; ".join(told)
     if ("width" in found.columns) != ("height" in found.columns):
         return "of width and height only one is there; give both or none"
     return None
+
+
+def _twice(found: Columns) -> list[str]:
+    """What to say of columns that are there more than once."""
+    alike = [column for column, names in found.twice.items() if len(set(names)) == 1]
+    told = []
+    if len(alike) == 1:
+        told = [f"column `{found.twice[alike[0]][0]}` is there twice; take one of them out"]
+    elif alike:
+        which = ", ".join(f"`{found.twice[column][0]}`" for column in alike)
+        told = [f"columns {which} are there twice; keep one name of each, and leave the others empty (docs/own-data.md#four-corners)"]
+    return told + [
+        f"columns {', '.join(names)} all mean `{column}`; keep one of them"
+        for column, names in found.twice.items()
+        if column not in alike
+    ]
 
 
 def own_table(names: Sequence[str]) -> str | None:
@@ -150,7 +163,12 @@ def header_for(cells: Sequence[str], is_number: Sequence[bool]) -> str | None:
     # keras-retinanet's rows have a class at the end, and nothing but the photo's path where there is no box.
     if len(cells) in (5, 6) and not is_number[0] and all(edges):
         return f"put the names of the columns there: {','.join((*REQUIRED, 'label')[: len(cells)])}"
-    return f"put the names of the columns there, in their order: columns are {', '.join(COLUMNS)}"
+    here = ""
+    # Google's AutoML and Vertex AI: the corners that are left empty would repeat the two others.
+    if len(cells) == 11 and not any((*cells[5:7], *cells[9:])) and all((*is_number[3:5], *is_number[7:9])):
+        split = "" if cells[0].casefold() == "unassigned" else "split"
+        here = f"; of this table they seem to be {split},photo,label,x_min,y_min,,,x_max,y_max,, (docs/own-data.md#four-corners)"
+    return f"put the names of the columns there, in their order: columns are {', '.join(COLUMNS)}{here}"
 
 
 def _other_form(found: Columns) -> str | None:
@@ -164,7 +182,7 @@ def _other_form(found: Columns) -> str | None:
         return "this is a table of Open Images: set source.kind: open_images and source.annotations to the folder that holds it"
     if {"x_max", "y_max"} & set(found.columns):
         return None
-    plain = {re.sub("^(bbox|box)", "", word) or "bbox" for word in words}
+    plain = {re.sub("^(bbox|box)", "", word) or "bbox" for word in words if word}
     sizes = next((pair for pair in (("w", "h"), ("width", "height")) if set(pair) <= plain), None)
     if sizes and plain & {"xcenter", "xcentre", "centerx", "centrex", "cx"}:
         return (

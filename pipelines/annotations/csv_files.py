@@ -87,7 +87,8 @@ def check_header(path: Path, required: Sequence[str], what: str, optional: Seque
     missing = [name for name in required if name not in present]
     twice = [name for name in (*required, *optional) if present.count(name) > 1]
     if twice:
-        raise InputError(f"{path}, line 1: column {twice[0]} is there twice; take one of them away")
+        lacking = f", and {', '.join(missing)} is missing" if missing else ""
+        raise InputError(f"{path}, line 1: column {', '.join(twice)} is there twice; take one of them away{lacking}")
     spelled = {name: found for name in missing for found in present if _letters(name) == _letters(found)}
     if missing:
         found = ", ".join(present)[:120]

@@ -99,7 +99,7 @@ def _csv_head(path: Path, number: int, data: bytes) -> Head:
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{where}: the header cannot be read ({error}); save the file as CSV in UTF-8") from None
     found = columns_of(tuple(cells))
-    if not any(found.columns):
+    if not set(CORNERS) & set(found.columns):
         if len(cells) == 1 and (";" in text or "\t" in text):
             raise InputError(f"{where}: columns are not divided by commas; save the file as CSV with commas: {example}")
         header = header_for(cells, [number_of(cell) is not None for cell in cells])
@@ -128,7 +128,7 @@ def _json_head(path: Path, number: int, data: bytes) -> Head:
     found = columns_of(tuple(dict.fromkeys(str(key) for line in objects for key in line.values)))
     # Not the first wrong key alone: all of them, in one message.
     if problem := problem_of(found):
-        wrong = {*found.unknown, *found.twice}
+        wrong = {*found.unknown, *itertools.chain.from_iterable(found.twice.values())}
         first = next((line.number for line in objects if wrong & line.values.keys()), objects[0].number)
         raise InputError(f"{path}, line {first}: {problem}")
     lines = list(itertools.islice(read_lines(path, COLUMNS), HEAD_ROWS))

@@ -611,6 +611,10 @@ def test_columns_that_say_nothing_of_a_box_are_left_out_and_said(tmp_path, suffi
         ({"label": "name"}, ["'name' (is it `photo` or `label`?); rename it or take it out: columns are photo"]),
         ({"photo": "pic", "x_max": "zzz"}, ["'pic', 'zzz'; column photo, x_max is missing"]),
         ({"label": "filename"}, ["columns photo, filename all mean `photo`; keep one of them"]),
+        (
+            {"x_max": "xmin", "label": "filename"},
+            ["photo, filename all mean `photo`", "x_min, xmin all mean `x_min`", "column x_max is missing"],
+        ),
         ({"x_min": "x", "y_min": "y", "x_max": "w", "y_max": "h"}, ["a point and w, h", "x_max = x + w", "own-data.md#boxes-of"]),
         ({"x_min": "x", "y_min": "y", "x_max": "-", "y_max": "-"}, ["a point and width, height; write edges"]),
         ({"x_min": "bbox_x", "y_min": "bbox_y", "x_max": "bbox_width", "y_max": "bbox_height"}, ["a point and width, height"]),
@@ -637,6 +641,9 @@ def test_all_wrong_names_are_told_at_once_with_what_they_may_mean(tmp_path, suff
         assert part in message
 
 
+FOUR_CORNERS = "split,photo,label,x_min,y_min,,,x_max,y_max,,"
+
+
 @pytest.mark.parametrize(
     ("row", "header"),
     [
@@ -644,7 +651,10 @@ def test_all_wrong_names_are_told_at_once_with_what_they_may_mean(tmp_path, suff
         ("images/a.jpg,,,,,", f": {HEADER},label"),  # and of a photo without a box
         ("a.jpg,10,20,30,40", f": {HEADER}"),
         ("cat,10,20,30,40,a.jpg,640,480", ", in their order: columns are photo, .*"),  # makesense's
-        ("TRAIN,gs://b/a.jpg,cat,0.1,0.2,,,0.3,0.4,,", ", in their order: columns are photo, .*"),  # AutoML's
+        # AutoML's; the first two with what is also the name of a column.
+        ("TRAIN,gs://b/a.jpg,label,0.1,0.2,,,0.3,0.4,,", f", in their order: columns are photo, .* be {FOUR_CORNERS} .*"),
+        ("UNASSIGNED,gs://b/a.jpg,path,0.1,0.2,,,0.3,0.4,,", f".* they seem to be {FOUR_CORNERS[5:]} .*"),
+        ("TRAIN,gs://b/a.jpg,cat,0.1,0.2,,,0.3,0.4,,", f".* they seem to be {FOUR_CORNERS} .*"),
     ],
 )
 def test_the_header_that_is_missing_is_given(csv_file, row, header):
@@ -653,6 +663,19 @@ def test_the_header_that_is_missing_is_given(csv_file, row, header):
     csv_file.write_text("")
     if row.endswith("cat"):
         assert boxes_of(opened(csv_file, f"{header[2:]},width,height\n{row},40,50\n"))[0]["label"] == "cat"
+
+
+def test_a_table_with_names_for_four_corners_says_all_that_is_wrong_with_them(csv_file):
+    """AutoML's, with a header; with the header that the message gives to a table without one it is read."""
+    row = "TRAIN,a.jpg,cat,0.1,0.2,,,0.3,0.4,,\n"
+    header = "set,path,label,x_min,y_min,x_max,y_min,x_max,y_max,x_min,y_max"
+    with pytest.raises(InputError) as caught:
+        opened(csv_file, f"{header}\n{row}")
+    told = str(caught.value)
+    assert "columns `x_min`, `y_min`, `x_max`, `y_max` are there twice; keep one name of each" in told
+    assert "'set' (is it `split`?)" in told
+    (box,) = boxes_of(opened(csv_file, f"{FOUR_CORNERS}\n{row}", unit="fraction"))
+    assert [round(box[name], 6) for name in ("x_min", "y_min", "x_max", "y_max")] == [0.1, 0.2, 0.3, 0.4]
 
 
 def test_other_names_may_come_late_in_json(jsonl_file):
