@@ -89,8 +89,8 @@ class StrongSettings(Group):
     """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
 
     erase: float = Field(0.3, ge=0, le=1)
-    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this covers
-    at least 20 % of the reference."""
+    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
+    covers at least 20 % of the reference."""
     light: float = Field(0.5, ge=0, le=1)
     """Brightness and contrast change by up to 20 %."""
     gamma: float = Field(0.3, ge=0, le=1)

@@ -132,7 +132,8 @@ def _twice(found: Columns) -> list[str]:
         told = [f"column `{found.twice[alike[0]][0]}` is there twice; take one of them out"]
     elif alike:
         which = ", ".join(f"`{found.twice[column][0]}`" for column in alike)
-        told = [f"columns {which} are there twice; keep one name of each, and leave the others empty (docs/own-data.md#four-corners)"]
+        way = "keep one name of each, and leave the others empty (docs/own-data.md#four-corners)"
+        told = [f"columns {which} are there twice; {way}"]
     return told + [
         f"columns {', '.join(names)} all mean `{column}`; keep one of them"
         for column, names in found.twice.items()

@@ -84,7 +84,7 @@ def test_columns_are_found_by_name(boxes_file):
     ("content", "message"),
     [
         (HEADER.replace(",XMax", "") + ROW, "line 1: column XMax is missing"),
-        (HEADER.replace(",XMax", ",XMin") + ROW, "line 1: column XMin is there twice; take one of them away, and XMax is missing"),
+        (HEADER.replace(",XMax", ",XMin") + ROW, "column XMin is there twice; take one of them away, and XMax is missing"),
         (ROW + ROW, "the line of column names seems to be missing"),
         ("photo,x_min\na,1\n", "expected Open Images' box CSV with at least ImageID"),
         ("", "the first line is empty"),
