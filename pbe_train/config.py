@@ -11,6 +11,7 @@ from pydantic import Field, field_serializer, model_validator
 
 from schemas.remote import is_url, public_url
 from schemas.settings import Group, Program
+from schemas.words import number_of
 
 # Diffusion times of the model: 0 to 999.
 TIMESTEPS = 1000
@@ -40,7 +41,9 @@ class UNetSettings(Group):
     @model_validator(mode="after")
     def _levels_agree(self) -> "UNetSettings":
         if len(self.attention) != len(self.block_out_channels):
-            raise ValueError(f"attention has {len(self.attention)} levels, block_out_channels {len(self.block_out_channels)}")
+            raise ValueError(
+                f"attention has {number_of(len(self.attention), 'level')}, block_out_channels {len(self.block_out_channels)}"
+            )
         for channels in self.block_out_channels:
             if channels % self.norm_groups or channels % self.attention_heads:
                 raise ValueError(

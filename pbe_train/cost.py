@@ -27,6 +27,7 @@ from pbe_train.networks.sizes import unloaded_model
 from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
 from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
 from schemas.errors import InputError, run_program
+from schemas.words import number_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # The view's default side in a build.
@@ -196,7 +197,7 @@ def _memory(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
 
 def _hours(cost: Cost, settings: TrainSettings) -> Table:
     table = _table(
-        f"{cost.samples:,} samples ({settings.steps:,} steps of {settings.global_batch})",
+        f"{number_of(cost.samples, 'sample')} ({number_of(settings.steps, 'step')} of {settings.global_batch})",
         "GPU",
         "arithmetic",
         "peak TFLOP/s",

@@ -20,6 +20,7 @@ from pbe_train.networks.model import PaintByExampleModel
 from pbe_train.schedulers import Scheduler, begin, make_scheduler, step
 from schemas.errors import InputError
 from schemas.randomness import name_hash
+from schemas.words import number_of
 
 # The model, or its wrapper for many ranks: the arguments and the result of `PaintByExampleModel.forward`.
 Denoiser = Callable[..., Tensor]
@@ -92,7 +93,8 @@ def paint_latents(
         latents = stepped.prev_sample
     if not latents.isfinite().all():
         raise InputError(
-            f"{type(sampler).__name__} with {steps} steps: came to infinite numbers; give fewer steps, or another scheduler"
+            f"{type(sampler).__name__} with {number_of(steps, 'step')}: came to infinite numbers; "
+            "give fewer steps, or another scheduler"
         )
     painted: Tensor = latents
     return painted

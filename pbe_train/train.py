@@ -63,6 +63,7 @@ from schemas.progress import Progress as Work
 from schemas.randomness import name_hash
 from schemas.sockets import make_room_for_multiprocessing
 from schemas.weights import weights_sha256
+from schemas.words import noun, number_of
 
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
 # Below this scale a gradient of fp16 that overflows is not the scale's fault: it is tried down to here, and then counts.
@@ -356,7 +357,10 @@ def finish(
         progress.summary(skipped, replaced)
         record = {"step": settings.steps, "weights_sha256": hashes}
         (settings.out / "finished.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"done: {settings.steps} steps, weights {hashes[0][:12]} on {ranks.count} rank(s)")
+        print(
+            f"done: {settings.steps} {noun(settings.steps, 'steps')}, weights {hashes[0][:12]} "
+            f"on {number_of(ranks.count, 'rank')}"
+        )
         print(f"checkpoints: {settings.out / 'checkpoints'}, metrics: tensorboard --logdir {settings.out / 'tensorboard'}")
         print(f"next: python -m pbe_train.demo --model {settings.out} --dataset {dataset} --out demo.png")
 
@@ -369,9 +373,9 @@ def describe(
     epochs = settings.steps * settings.global_batch / samples
     dataset = settings.model_dump(mode="json")["dataset"]  # A URL without its password.
     return (
-        f"dataset {dataset}: {samples:,} samples in {len(reader.shards)} shards; "
-        f"{settings.steps:,} steps are {epochs:.1f} epochs\n"
-        f"model: {parameters / 1e6:.1f} M trained parameters, on {ranks.count} rank(s) of {ranks.device.type}\n"
+        f"dataset {dataset}: {number_of(samples, 'sample')} in {number_of(len(reader.shards), 'shard')}; "
+        f"{number_of(settings.steps, 'step')}: {epochs:.1f} epochs\n"
+        f"model: {parameters / 1e6:.1f} M trained parameters, on {number_of(ranks.count, 'rank')} of {ranks.device.type}\n"
         + (f"going on from {checkpoint}" if checkpoint else f"new run in {settings.out}")
     )
 

@@ -133,7 +133,7 @@ def origin_of_views(samples: Sequence[Sample]) -> str:
     if not decoded:
         return "view.jpg"
     if decoded < len(samples):
-        return f"{decoded} of {len(samples)} views decoded from their latents, others view.jpg"
+        return f"{decoded} of {number_of(len(samples), 'view')} decoded from their latents, others view.jpg"
     return "view decoded from its latent" if decoded == 1 else "views decoded from their latents"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 FORMAT_VERSION = 4
 
@@ -66,9 +67,11 @@ class Books(_Part):
     def find_imbalance(self) -> str | None:
         """The first account that does not balance, as a sentence; None if all do."""
         if self.boxes != self.objects + sum(self.rejects.values()):
-            return f"{self.boxes} boxes were read, but {self.objects} accepted and {sum(self.rejects.values())} rejected"
+            boxes = number_of(self.boxes, "box", "boxes")
+            return f"of {boxes} {self.objects} were accepted and {sum(self.rejects.values())} rejected"
         if self.planned != self.samples + sum(self.failures.values()):
-            return f"{self.planned} samples were planned, but {self.samples} packed and {sum(self.failures.values())} failed"
+            planned = number_of(self.planned, "planned sample")
+            return f"of {planned} {self.samples} were packed and {sum(self.failures.values())} failed"
         return None
 
 

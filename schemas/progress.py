@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from schemas.words import duration
+from schemas.words import duration, noun
 
 DRAW_SECONDS = 1.0
 """Between two drawings of the bar on a terminal."""
@@ -160,11 +160,11 @@ class Progress:
             seconds = time.monotonic() - self.began
             done = self.done + self.at_hand
             rate = (done - self.before) / max(seconds, 1e-9)
-            parts = [f"{self._amount(done)} of {self._amount(self.total)} {self.unit}"] if self.total else []
+            parts = [f"{self._amount(done)} of {self._amount(self.total)} {noun(self.total, self.unit)}"] if self.total else []
             if self.total:
                 parts[0] = f"{parts[0].removesuffix(' B')} ({done / self.total:.0%})"
             elif self.unit:
-                parts.append(f"{self._amount(done)} {self.unit}".removesuffix(" B"))
+                parts.append(f"{self._amount(done)} {noun(done, self.unit)}".removesuffix(" B"))
             if rate > 0 and self.unit:
                 parts.append(f"{self._rate(rate)}/s")
             if rate > 0 and self.total:
@@ -175,7 +175,7 @@ class Progress:
 
     def summary(self) -> str:
         """What was done and how long it took, in one line."""
-        amount = f"{self._amount(self.done)} {self.unit}".removesuffix(" B")
+        amount = f"{self._amount(self.done)} {noun(self.done, self.unit)}".removesuffix(" B")
         return f"{self.doing}: {f'{amount} in ' if self.unit else ''}{duration(time.monotonic() - self.began)}"
 
     def _show(self) -> None:
@@ -199,4 +199,5 @@ class Progress:
     def _rate(self, rate: float) -> str:
         if self.unit == "B":
             return str(tqdm.format_sizeof(rate, "B"))
-        return f"{rate:,.0f} {self.unit}" if rate >= 10 else f"{rate:.2g} {self.unit}"
+        shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        return f"{shown} {self.unit if shown != '1' else noun(1, self.unit)}"

@@ -15,6 +15,7 @@ import fsspec
 
 from schemas.errors import InputError, NetworkError
 from schemas.files import atomic_file
+from schemas.words import number_of
 
 _LOCAL = ("file", "local")
 _PROBE = ".write-test"
@@ -146,7 +147,7 @@ class RemoteFolder:
             self.files.put_file(str(file), self.path(name))
         sent, arrived = file.stat().st_size, self.size(name)
         if sent != arrived:
-            raise NetworkError(f"{self.url}/{name}: {sent:,} bytes were sent and {arrived or 0:,} have arrived")
+            raise NetworkError(f"{self.url}/{name}: {number_of(sent, 'byte')} sent, and {arrived or 0:,} have arrived")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file."""

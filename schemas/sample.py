@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float16, UInt8
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 MaskKind = Literal["box", "bessel"]
 MASK_KINDS: tuple[MaskKind, ...] = ("box", "bessel")
@@ -205,7 +206,8 @@ def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, m
     if masked.dtype != np.float16 or masked.shape != (kinds, *latent.shape):
         return f"masked.npy is {masked.dtype} {list(masked.shape)}, expected float16 {[kinds, *latent.shape]}"
     if len(masks) != kinds or len(record.mask_polygons) != kinds:
-        return f"mask.png holds {len(masks)} masks and json {len(record.mask_polygons)} outlines, expected {kinds} of each"
+        outlines = number_of(len(record.mask_polygons), "outline")
+        return f"mask.png holds {number_of(len(masks), 'mask')} and json {outlines}, expected {kinds} of each"
     if not masks.any(axis=(1, 2)).all():
         return "a mask is empty"
     if not (np.isfinite(latent).all() and np.isfinite(masked).all()):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 # In this order: half precision (`variant="fp16"` of the libraries) where there is no other, pickles where there is nothing else.
 DIFFUSERS_FILES = (
@@ -152,7 +153,9 @@ def _check_zip(path: Path, file: BinaryIO) -> Format:
         raise InputError(f"{path}: a TorchScript archive, which is a program; give a checkpoint of weights, best as .safetensors")
     if "data.pkl" not in inside:
         first = f", first {names[0]}" if names else ""
-        raise InputError(f"{path}: a zip archive of {len(names)} file(s){first}; unpack it, and give the file of weights in it")
+        raise InputError(
+            f"{path}: a zip archive of {number_of(len(names), 'file')}{first}; unpack it, and give the file of weights in it"
+        )
     return "zip"
 
 

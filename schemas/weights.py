@@ -18,6 +18,7 @@ from schemas.errors import InputError
 from schemas.hub import fetch
 from schemas.settings import REPOSITORY
 from schemas.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
+from schemas.words import number_of
 
 # A full CLIP checkpoint also holds the text model; the libraries would print a page on every weight that is not used.
 transformers.logging.set_verbosity_error()
@@ -88,7 +89,8 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
     # The libraries would fill what is missing with random numbers, without a word.
     if missing := sorted(loaded["missing_keys"]):
         raise InputError(
-            f"{source}: {len(missing)} tensor(s) of the {kind.__name__} are missing, first {missing[0]}; get the model again"
+            f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}; "
+            "get the model again"
         )
     return network
 

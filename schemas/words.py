@@ -6,6 +6,11 @@ def number_of(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
+def noun(number: float, many: str) -> str:
+    """The noun that goes with a number, by its plural: `noun(1, "boxes")` is `box`."""
+    return {"boxes": "box", "classes": "class", "entries": "entry"}.get(many, many.removesuffix("s")) if number == 1 else many
+
+
 def duration(seconds: float) -> str:
     """Seconds as `12 s`, `3 min 20 s` or `2 h 05 min`."""
     minutes, rest = divmod(int(seconds), 60)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 # Of so many samples an error tells the keys; the others were printed when they were met.
 NAMED = 10
@@ -71,6 +72,7 @@ class DamageBook:
         named = "; ".join(f"{key} of {shard} ({why})" for (shard, key), why in list(self.seen.items())[:NAMED])
         more = f"; and {len(self.seen) - NAMED} more" if len(self.seen) > NAMED else ""
         return (
-            f"{len(self.seen)} samples are damaged, more than loader.most_replaced {self.most}, in {shards}: {named}{more}. "
+            f"{number_of(len(self.seen), 'sample')} {'is' if len(self.seen) == 1 else 'are'} damaged, "
+            f"more than loader.most_replaced {self.most}, in {shards}: {named}{more}. "
             "Delete these shards and run the build again, or raise the limit"
         )

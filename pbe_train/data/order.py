@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from schemas.randomness import generator
+from schemas.words import number_of
 
 
 class Place(NamedTuple):
@@ -103,7 +104,8 @@ def rank_slots(global_batch: int, accumulation: int, ranks: int, rank: int) -> l
     size, rest = divmod(global_batch, ranks * accumulation)
     if rest or not size:
         raise ValueError(
-            f"global_batch {global_batch} cannot be cut evenly into {ranks} ranks x {accumulation} micro-batches (accumulation)"
+            f"global_batch {global_batch} cannot be cut evenly into "
+            f"{number_of(ranks, 'rank')} x {number_of(accumulation, 'micro-batch', 'micro-batches')} (accumulation)"
         )
     first = rank * size * accumulation
     return [list(range(first + part * size, first + (part + 1) * size)) for part in range(accumulation)]

@@ -30,6 +30,7 @@ from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
 from schemas.sample import SampleRecord, decode_array, decode_masks, find_problem
 from schemas.tables import INDEX
+from schemas.words import noun
 
 # Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
 # is trained on, and only where backgrounds are erased.
@@ -319,7 +320,8 @@ class ShardReader:
         expected = self.info.splits[self.split].samples
         if sum(sizes) != expected:
             raise InputError(
-                f"{path}: {sum(sizes)} samples of split `{self.split}`, dataset.json says {expected}; run the build again"
+                f"{path}: {sum(sizes)} {noun(sum(sizes), 'samples')} of split `{self.split}`, "
+                f"dataset.json says {expected}; run the build again"
             )
         if not expected:
             raise InputError(f"{self.folder}: split `{self.split}` holds no sample; build the dataset from more photos")

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 
 class OneTokenAttention:
@@ -44,7 +45,7 @@ class OneTokenAttention:
         """
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if seen.shape[1] != 1 or attention_mask is not None:
-            given = f"{seen.shape[1]} condition tokens" + ("" if attention_mask is None else " and a mask")
+            given = number_of(seen.shape[1], "condition token") + ("" if attention_mask is None else " and a mask")
             raise InputError(
                 f"model.one_token_shortcut: {given} came to a layer that takes one token; set model.one_token_shortcut to false"
             )

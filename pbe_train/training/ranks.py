@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
+from schemas.words import number_of
 
 # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
 PATIENCE = timedelta(hours=1)
@@ -44,7 +45,8 @@ class Ranks:
             gpus = torch.cuda.device_count()
             if local_rank >= gpus:
                 raise InputError(
-                    f"--nproc-per-node {local_count}: this machine shows {gpus} GPU(s) and each process needs one; start {gpus}, "
+                    f"--nproc-per-node {local_count}: this machine shows {number_of(gpus, 'GPU')} and each process "
+                    f"needs one; start {gpus}, "
                     "or hide them (CUDA_VISIBLE_DEVICES=) to train on the CPU"
                 )
             torch.cuda.set_device(device)

@@ -5,6 +5,7 @@ from pbe_train.data.items import Batches
 from pbe_train.training.measures import Reading
 from pbe_train.training.ranks import Ranks
 from schemas.errors import InputError
+from schemas.words import number_of
 
 MOST_SHOWN = 8
 
@@ -37,7 +38,7 @@ class SkippedSteps:
         named = offending or keys
         shown = ", ".join(named[:MOST_SHOWN]) + (f" and {len(named) - MOST_SHOWN} more" if len(named) > MOST_SHOWN else "")
         raise InputError(
-            f"{settings.out}: the gradients of {len(self.steps)} steps were infinite or not a number, more than most_skipped "
-            f"{settings.most_skipped}: from step {first + 1} to step {last + 1}, {what} {shown}; these steps changed nothing: "
-            "look at the samples, or start a new run with a lower --optimizer.learning_rate"
+            f"{settings.out}: gradients were infinite or not a number in {number_of(len(self.steps), 'step')}, "
+            f"more than most_skipped {settings.most_skipped}: from step {first + 1} to step {last + 1}, {what} {shown}; "
+            "these steps changed nothing: look at the samples, or start a new run with a lower --optimizer.learning_rate"
         )

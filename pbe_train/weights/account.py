@@ -8,6 +8,7 @@ from typing import Any
 from pbe_train.config import ModelSettings
 from pbe_train.weights.source import Source
 from schemas.files import write_atomically
+from schemas.words import noun
 
 START_FILE = "start.json"
 OPEN_RAIL = "creativeml-openrail-m"
@@ -37,7 +38,7 @@ class Account:
 
     def lines(self) -> str:
         """The account as a person reads it."""
-        loaded = ", ".join(f"{count} tensors of the {part}" for part, count in self.loaded.items())
+        loaded = ", ".join(f"{count} {noun(count, 'tensors')} of the {part}" for part, count in self.loaded.items())
         aside = ", ".join(f"{what} ({count or 'not opened'})" for what, count in self.aside.items())
         return (
             f"start: {self.source} ({self.kind})\n"

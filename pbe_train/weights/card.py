@@ -11,6 +11,7 @@ from pbe_train.data.fitting import PADDING
 from pbe_train.editing.sampling import Run
 from pbe_train.weights.account import GUESSED, OPEN_RAIL
 from schemas.remote import is_url
+from schemas.words import number_of
 
 # As the original code writes down.
 PUBLISHED_BLOCKS = 5
@@ -115,12 +116,12 @@ def _training(run: Run, weights: str, start: Mapping[str, Any] | None) -> str:
     card = Path(dataset) / "README.md"
     rows = {
         "start": origin,
-        "steps": f"{run.step:,} of {settings.global_batch} samples",
+        "steps": f"{run.step:,} of {number_of(settings.global_batch, 'sample')}",
         "weights": "moving average" if weights == "ema" else "of the last step",
         "dataset": f"{dataset}, fingerprint `{identity.dataset_fingerprint}`",
         "dataset's card": str(card) if not is_url(dataset) and card.is_file() else "`README.md` of the dataset",
         "size": f"{identity.view_size} px",
-        "condition": f"class token of {settings.model.encoder}, {settings.model.conditioner_blocks} block(s)",
+        "condition": f"class token of {settings.model.encoder}, {number_of(settings.model.conditioner_blocks, 'block')}",
         "predicts": settings.prediction,
         "null condition": f"with probability {settings.guidance_dropout:g}",
         "VAE": f"{settings.model.vae}, weights `{identity.vae_sha256[:12]}`",
@@ -183,5 +184,7 @@ def _differences(run: Run, form: str) -> str:
             f"The preprocessor squashes references to a square{squashed}; the released model's preprocessor cuts the middle out."
         )
     elif (blocks := run.settings.model.conditioner_blocks) != PUBLISHED_BLOCKS:
-        lines.append(f"The mapper has {blocks} block(s); the original code makes {PUBLISHED_BLOCKS}: change that there.")
+        lines.append(
+            f"The mapper has {number_of(blocks, 'block')}; the original code makes {PUBLISHED_BLOCKS}: change that there."
+        )
     return ("".join(f"- {line}\n" for line in lines) or "None.\n") + ("\n" + PADDING_REFERENCES if padded else "")

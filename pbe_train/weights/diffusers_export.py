@@ -19,6 +19,7 @@ from pbe_train.weights.names import VISION_MODEL, Tensors, count_blocks, prefixe
 from pbe_train.weights.trained import tensors_of
 from schemas.errors import InputError
 from schemas.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES
+from schemas.words import number_of
 
 # Pillow's number for it, as preprocessor_config.json writes it.
 BILINEAR = 2
@@ -41,9 +42,9 @@ def check_diffusers(run: Run) -> None:
     blocks, theirs = run.settings.model.conditioner_blocks, (layers + 1) // 5
     if blocks != theirs:
         raise InputError(
-            f"--format diffusers: the run's conditioner has {blocks} block(s), the pipeline always makes {theirs} for an encoder "
-            f"of {layers} layers, (layers + 1) // 5; --format ldm may hold it, or train with "
-            f"model.conditioner_blocks {theirs}"
+            f"--format diffusers: the run's conditioner has {number_of(blocks, 'block')}, the pipeline always "
+            f"makes {theirs} for an encoder of {number_of(layers, 'layer')}, (layers + 1) // 5; "
+            f"--format ldm may hold it, or train with model.conditioner_blocks {theirs}"
         )
 
 

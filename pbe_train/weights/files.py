@@ -18,6 +18,7 @@ from torch import Tensor
 from pbe_train.weights.record import KEY, parse_record
 from schemas.errors import InputError
 from schemas.weight_files import read_index, weights_format, weights_of
+from schemas.words import number_of
 
 
 class Recorded(NamedTuple):
@@ -96,7 +97,9 @@ def read_weights(folder: Path, files: tuple[str, ...]) -> dict[str, Tensor]:
     for shard in sorted(set(shards.values())):
         tensors |= read_tensors(shard)
     if lost := sorted(shards.keys() - tensors.keys()):
-        raise InputError(f"{folder / found[0]}: {len(lost)} tensor(s) are in no shard, first {lost[0]}; get the model again")
+        raise InputError(
+            f"{folder / found[0]}: {number_of(len(lost), 'tensor')} in no shard, first {lost[0]}; get the model again"
+        )
     return tensors
 
 

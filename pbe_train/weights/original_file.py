@@ -29,6 +29,7 @@ from pbe_train.weights.record import check_depth, record_beside
 from pbe_train.weights.sizes import original_levels, original_unet_config, vision_config
 from pbe_train.weights.source import Source
 from schemas.errors import InputError
+from schemas.words import number_of
 
 CONDITION = "cond_stage_model."
 MAPPER = f"{CONDITION}mapper.resblocks."
@@ -71,8 +72,8 @@ def read_original(path: Path) -> Source:
     odd += [LDM_UNET + name for name in odd_unet] + [LDM_VAE + name for name in odd_vae]
     if odd:
         raise InputError(
-            f"{path}: {len(odd)} tensor(s) within its networks that no Stable Diffusion 1.x or Paint by Example model has, "
-            f"first {min(odd)}; give a model of these kinds"
+            f"{path}: {number_of(len(odd), 'tensor')} within its networks that no Stable Diffusion 1.x or Paint by Example "
+            f"model has, first {min(odd)}; give a model of these kinds"
         )
     if encoder_config is not None:
         check_depth(str(path), count_blocks(conditioner, "mapper.blocks."), encoder_config.num_hidden_layers, record)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.errors import InputError
+from schemas.words import number_of
 
 RECORD = "export.json"
 KEY = "paint_by_example"
@@ -54,6 +55,6 @@ def check_depth(where: str, blocks: int, layers: int, record: dict[str, Any]) ->
     expected_blocks = record.get("conditioner_blocks", (layers + 1) // 5)
     if (blocks, layers) != (expected_blocks, expected_layers):
         raise InputError(
-            f"{where}: its conditioner has {blocks} block(s) and its vision encoder {layers} layer(s), where "
-            f"{expected_blocks} and {expected_layers} belong together; it is cut short or of another kind, get it again"
+            f"{where}: its conditioner has {number_of(blocks, 'block')} and its vision encoder {number_of(layers, 'layer')}, "
+            f"where {expected_blocks} and {expected_layers} belong together; it is cut short or of another kind, get it again"
         )

@@ -21,6 +21,7 @@ from pbe_train.weights.source import Source
 from pbe_train.weights.sources import read_source
 from schemas.errors import InputError
 from schemas.weights import weights_sha256
+from schemas.words import number_of
 
 # What may differ between U-Nets of Stable Diffusion 1.x's kind: their sizes. Anything else is another architecture.
 SIZES = {
@@ -164,7 +165,7 @@ def check_settings(source: Source, settings: TrainSettings) -> None:
     blocks = count_blocks(source.conditioner, "mapper.blocks.")
     if blocks != settings.model.conditioner_blocks:
         raise InputError(
-            f"{source.where}: its conditioner has {blocks} block(s), model.conditioner_blocks says "
+            f"{source.where}: its conditioner has {number_of(blocks, 'block')}, model.conditioner_blocks says "
             f"{settings.model.conditioner_blocks}; set model.conditioner_blocks to {blocks}"
         )
     projection = source.conditioner.get("proj_out.weight")

@@ -9,6 +9,7 @@ from pipelines.annotations.lines import number_of
 from pipelines.annotations.outlines import compress_outline
 from pipelines.annotations.rows import RowProblem, clip_overshoot, shown
 from schemas.photos import PhotoError
+from schemas.words import noun
 
 # Of coordinates in px: what is farther out is no place in a photo.
 _LARGEST = 1e300
@@ -58,7 +59,9 @@ def fill_row(
     if label != ONLY_LABEL and label not in instances.categories:
         raise RowProblem("unknown_label", f"`category_id` {label} is not in `categories`")
     if photo is None:
-        more = f" (where {instances.nameless} entries have no id)" if instances.nameless else ""
+        nameless = instances.nameless
+        have = f"{noun(nameless, 'entries')} {'has' if nameless == 1 else 'have'}"
+        more = f" (where {nameless} {have} no id)" if nameless else ""
         raise RowProblem("unknown_photo", f"`image_id` {image_id} is not in `images`{more}")
     if unknown or size is None:
         raise RowProblem("unknown_photo", str(unknown))

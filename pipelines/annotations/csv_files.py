@@ -26,6 +26,7 @@ import pyarrow.csv as pa_csv
 
 from schemas.errors import InputError
 from schemas.tables import WORD
+from schemas.words import number_of
 
 # A batch's memory is a few times this; larger blocks gain no speed.
 _BLOCK_BYTES = 1 << 20
@@ -257,7 +258,7 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
         if row.actual_columns == 1 and not row.text.strip():
             broken[number] = ""  # A line of spaces is no row, but counts as a line.
             return "skip"
-        latest = number, f"{row.actual_columns} cells, the header has {row.expected_columns}"
+        latest = number, f"{number_of(row.actual_columns, 'cell')}, the header has {row.expected_columns}"
         broken[number] = latest[1]
         return "skip"
 

@@ -19,6 +19,7 @@ from pipelines.annotations.column_names import COLUMNS, CORNERS, REQUIRED, colum
 from pipelines.annotations.rows import RowProblem, is_text
 from pipelines.config import SPLITS
 from schemas.errors import InputError
+from schemas.words import noun
 
 # Rows that are looked at before anything else, for columns and unit.
 HEAD_ROWS = 1000
@@ -79,7 +80,7 @@ def _check_not_empty(path: Path, lines: Sequence[Line]) -> None:
     """
     if not any(line.problem or any(value not in (None, "") for value in line.values.values()) for line in lines):
         which = "the first " if len(lines) == HEAD_ROWS else ""
-        raise InputError(f"{path}: all cells of {which}{len(lines):,} rows are empty; get the file again")
+        raise InputError(f"{path}: all cells of {which}{len(lines):,} {noun(len(lines), 'rows')} are empty; get the file again")
 
 
 def _kind_hint(path: Path) -> str:
@@ -145,15 +146,16 @@ def check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
     corners = ([number_of(line.values.get(name)) for name in CORNERS] for line in head)
     numbers = [[value for value in row if value is not None] for row in corners]
     largest = [max(row) for row in numbers if len(row) == len(CORNERS)]
+    first = f"{len(largest):,} {noun(len(largest), 'rows')}"
     beyond = sum(value > _LARGEST_FRACTION for value in largest)
     if unit == "fraction" and 2 * beyond > len(largest):
         raise InputError(
-            f"{path}: of the first {len(largest):,} rows {beyond:,} have a coordinate above {_LARGEST_FRACTION}: "
+            f"{path}: of the first {first} {beyond:,} {'has' if beyond == 1 else 'have'} a coordinate above {_LARGEST_FRACTION}: "
             f"the file seems to be in pixels; set source.unit: pixel"
         )
     if unit == "pixel" and largest and not beyond:
         raise InputError(
-            f"{path}: no coordinate of the first {len(largest):,} rows is above {_LARGEST_FRACTION}: "
+            f"{path}: no coordinate of the first {first} is above {_LARGEST_FRACTION}: "
             f"the file seems to be in fractions of the photo; set source.unit: fraction"
         )
 
@@ -232,7 +234,7 @@ def _csv_line(number: int, text: str, columns: Sequence[str | None]) -> Line:
     except csv.Error as error:
         return Line(number, {}, f"not CSV ({error}): quotes in a cell are doubled, and no cell holds a line break")
     if len(cells) != len(columns):
-        return Line(number, {}, f"{len(cells)} cells, the header has {len(columns)}")
+        return Line(number, {}, f"{len(cells)} {noun(len(cells), 'cells')}, the header has {len(columns)}")
     return Line(number, {column: cell.strip() for column, cell in zip(columns, cells, strict=True)})
 
 

@@ -24,6 +24,7 @@ from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.errors import InputError
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
+from schemas.words import number_of
 
 BOX_COLUMNS = {
     "ImageID": "photo_id",
@@ -284,14 +285,15 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
         cell = first.column(name)[place].as_py()
         raise InputError(
             f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo; in "
-            f"{above.any(axis=0).sum()} of the first {len(first)} rows a coordinate is above 1: the file seems to be in pixels. "
-            f"Boxes in pixels are read with source.kind: boxes and source.unit: pixel (docs/own-data.md)"
+            f"{above.any(axis=0).sum()} of the first {number_of(len(first), 'row')} a coordinate is above 1: "
+            f"the file seems to be in pixels. Boxes in pixels are read with source.kind: boxes "
+            f"and source.unit: pixel (docs/own-data.md)"
         )
     labels = first.column("LabelName").drop_null().unique().to_pylist()
     if names and labels and not any(label in names for label in labels):
         raise InputError(
             f"{path}, line {int(rows.numbers[0]) + 1}: LabelName is {labels[0]}; neither it nor any other label of the first "
-            f"{len(first)} rows is in {class_file}: the two files do not belong together"
+            f"{number_of(len(first), 'row')} is in {class_file}: the two files do not belong together"
         )
 
 
@@ -302,7 +304,7 @@ def _check_not_empty(path: Path, rows: CsvRows) -> None:
         InputError: no cell of a column that is read has anything in it.
     """
     if len(rows.batch) and not rows.problems and all(column.null_count == len(column) for column in rows.batch.columns):
-        raise InputError(f"{path}: all cells of {len(rows.batch):,} rows are empty; get the file again")
+        raise InputError(f"{path}: all cells of {number_of(len(rows.batch), 'row')} are empty; get the file again")
 
 
 def _bad_row(path: Path, number: int, text: str) -> InputError:

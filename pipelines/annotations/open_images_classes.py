@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.annotations.csv_files import open_text
 from schemas.errors import InputError
+from schemas.words import number_of
 
 _HEADERS = (["LabelName", "DisplayName"], ["id", "name"])  # V7 has one, older versions have not.
 
@@ -38,7 +39,9 @@ def read_class_names(path: Path) -> dict[str, str]:
                     continue
                 where = f"{path}, line {reader.line_num}"
                 if len(cells) != 2:
-                    raise InputError(f"{where}: {len(cells)} cells, expected 2, a class id and a name; is it another file?")
+                    raise InputError(
+                        f"{where}: {number_of(len(cells), 'cell')}, expected 2, a class id and a name; is it another file?"
+                    )
                 label, name = cells
                 if names.setdefault(label, name) != name:
                     raise InputError(f"{where}: class {label} has two names, {names[label]} and {name}; keep one")
@@ -47,7 +50,7 @@ def read_class_names(path: Path) -> dict[str, str]:
     except (EOFError, OSError, zlib.error, csv.Error) as error:
         raise InputError(f"{path}: the file is cut off or damaged ({error}); get the file again") from None
     if empty and not names:
-        raise InputError(f"{path}: all cells of {empty:,} rows are empty; get the file again")
+        raise InputError(f"{path}: all cells of {number_of(empty, 'row')} are empty; get the file again")
     return names
 
 

@@ -15,6 +15,7 @@ from pipelines.annotations.column_names import own_table
 from pipelines.annotations.csv_files import read_header
 from pipelines.config import SPLITS
 from schemas.errors import InputError
+from schemas.words import number_of
 
 # A split's boxes: its file, or parts of it, whose names go on after this. Two of the first group are two answers to one question.
 BOX_NAMES = ("{}-annotations-bbox", "oidv6-{}-annotations-bbox")
@@ -223,4 +224,4 @@ def _first(paths: Iterator[Path]) -> Path | None:
 
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} others"
+    return shown if len(names) <= _SHOWN else f"{shown} and {number_of(len(names) - _SHOWN, 'other')}"

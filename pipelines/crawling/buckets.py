@@ -22,6 +22,7 @@ import fsspec
 from pipelines.config import CrawlSettings
 from pipelines.crawling.fetched import Fetched, FetchError
 from schemas.errors import InputError
+from schemas.words import number_of
 
 Close = Callable[[], Awaitable[None]]
 
@@ -96,7 +97,7 @@ class ObjectStores:
         if len(data) > self._settings.max_bytes:
             raise FetchError("too_large", f"more than {self._settings.max_bytes:,} bytes")
         if expected_bytes is not None and len(data) != expected_bytes:
-            raise FetchError("size_mismatch", f"{len(data):,} bytes, not {expected_bytes:,}")
+            raise FetchError("size_mismatch", f"{number_of(len(data), 'byte')}, not {expected_bytes:,}")
         return Fetched(data, url)
 
     async def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.crawling.fetched import FetchError
 from schemas.photos import EndMark, Frame, PhotoError, PhotoFacts, check_photo
+from schemas.words import number_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _matches_original(data: bytes, photo: Mapping[str, Any]) -> bool:
     """Whether the metadata has an MD5 and it is that of these bytes; raises if it, or the size, is another's."""
     expected_bytes, expected_md5 = photo["original_bytes"], photo["original_md5"]
     if expected_bytes is not None and expected_bytes != len(data):
-        raise FetchError("size_mismatch", f"{len(data):,} bytes, the metadata say {expected_bytes:,}")
+        raise FetchError("size_mismatch", f"{number_of(len(data), 'byte')}, the metadata say {expected_bytes:,}")
     if not expected_md5:
         return False
     md5 = hashlib.md5(data, usedforsecurity=False).digest()

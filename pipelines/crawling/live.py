@@ -129,5 +129,5 @@ def _host_table(hosts: Mapping[str, Any]) -> Table:
         numbers = [f"{number:,}" for number in (state.in_flight, state.waiting, state.successes, state.failures)]
         table.add_row(host, *numbers, state.state)
     if len(ranked) > _HOSTS_SHOWN:
-        table.add_row(f"and {len(ranked) - _HOSTS_SHOWN:,} more hosts", "", "", "", "", "")
+        table.add_row(f"and {number_of(len(ranked) - _HOSTS_SHOWN, 'more host')}", "", "", "", "", "")
     return table

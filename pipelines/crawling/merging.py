@@ -23,6 +23,7 @@ from pipelines.crawling.rounds import latest_of_each, lost_keys
 from schemas.files import atomic_file
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, with_plain_words
+from schemas.words import number_of
 
 _ROWS_AT_ONCE = 200_000
 _MADE_FROM = b"made from"
@@ -104,7 +105,7 @@ def count_codes(store: Path, wanted: pa.Array) -> Counter[str]:
         counts.update({item["values"]: item["counts"] for item in pc.value_counts(codes).to_pylist()})
     ordered = Counter({code: counts[code] for code in OUTCOMES if code in counts})
     if ordered.total() != counts.total() or ordered.total() > len(wanted):
-        raise RuntimeError(f"{store}: the books do not balance: {len(wanted):,} photos wanted, and {dict(counts)}")
+        raise RuntimeError(f"{store}: the books do not balance: {number_of(len(wanted), 'photo')} wanted, and {dict(counts)}")
     if len(wanted) > ordered.total():
         ordered[""] = len(wanted) - ordered.total()
     return ordered

@@ -7,6 +7,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError
 
 from pipelines.crawling.fetched import FetchError
+from schemas.words import noun
 
 _MOST_INTERIM = 8
 _HEAD_SLICE = 8192
@@ -64,7 +65,7 @@ class AnswerBody:
     def check(self, size: int) -> None:
         """Raises FetchError: too_large."""
         if size > self._limit:
-            raise FetchError("too_large", f"{size} bytes or more, {self._limit} allowed (crawl.max_bytes)")
+            raise FetchError("too_large", f"{size} {noun(size, 'bytes')} or more, {self._limit} allowed (crawl.max_bytes)")
 
     def add(self, chunk: bytes) -> None:
         """Raises FetchError: too_large, or bad_response where unpacking fails."""
@@ -90,7 +91,7 @@ class AnswerBody:
     def finished(self) -> bytes:
         """All of it. Raises FetchError: incomplete, or not_an_image where there is nothing."""
         if self.received and self._unpacker and not self._unpacker.eof:
-            raise FetchError("incomplete", f"what is packed into {self.received} bytes has no end")
+            raise FetchError("incomplete", f"what is packed into {self.received} {noun(self.received, 'bytes')} has no end")
         if not self._photo:
             raise FetchError("not_an_image", "an empty answer")
         return bytes(self._photo)

@@ -31,6 +31,7 @@ from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedRe
 from pipelines.crawling.fetched import Fetched, FetchError
 from pipelines.crawling.receiving import AnswerBody, AnswerReader
 from schemas.photo_kinds import ACCEPTED
+from schemas.words import noun, number_of
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
@@ -129,7 +130,9 @@ class WebClient:
         clock = asyncio.get_running_loop().time
         while hop not in seen:
             if len(seen) > self._settings.max_redirects:
-                raise FetchError("redirect_loop", f"more than {self._settings.max_redirects} redirects (crawl.max_redirects)")
+                raise FetchError(
+                    "redirect_loop", f"more than {number_of(self._settings.max_redirects, 'redirect')} (crawl.max_redirects)"
+                )
             seen.add(hop)
             # Waiting for the pass is our own politeness, not the server's slowness: it is not counted.
             async with self._gate.request(f"{hop.host_subcomponent}:{hop.port}"):
@@ -202,7 +205,7 @@ class WebClient:
         if announced := response.content_length:
             body.check(announced)
             if expected_bytes is not None and not packed and announced != expected_bytes:
-                raise FetchError("size_mismatch", f"{announced} bytes announced, {expected_bytes} expected")
+                raise FetchError("size_mismatch", f"{announced} {noun(announced, 'bytes')} announced, {expected_bytes} expected")
         window = settings.slow_bytes_per_second * settings.slow_seconds
         try:
             while not response.content.at_eof():
@@ -213,16 +216,18 @@ class WebClient:
                         arrived += len(chunk)
                         body.add(chunk)
         except TimeoutError as error:
-            pace = f"{arrived} bytes within {settings.slow_seconds:g} s (crawl.slow_bytes_per_second)"
-            raise FetchError("too_slow", f"only {pace} after {body.received} bytes") from error
+            pace = f"{arrived} {noun(arrived, 'bytes')} within {settings.slow_seconds:g} s (crawl.slow_bytes_per_second)"
+            raise FetchError("too_slow", f"only {pace} after {body.received} {noun(body.received, 'bytes')}") from error
         except aiohttp.ClientResponseError as error:
             raise FetchError("bad_response", _shown(error.message)) from error
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             # RuntimeError is what aiohttp's stream says when its connection was closed for a chunk that is none.
-            raise FetchError("incomplete", f"cut off after {body.received} bytes: {_shown(str(error))}") from error
+            raise FetchError(
+                "incomplete", f"cut off after {body.received} {noun(body.received, 'bytes')}: {_shown(str(error))}"
+            ) from error
         photo = body.finished()
         if expected_bytes is not None and len(photo) != expected_bytes:
-            raise FetchError("size_mismatch", f"{len(photo)} bytes, {expected_bytes} expected")
+            raise FetchError("size_mismatch", f"{len(photo)} {noun(len(photo), 'bytes')}, {expected_bytes} expected")
         return photo
 
 

@@ -24,6 +24,7 @@ from schemas.reading import read_classes
 from schemas.remote import public_url
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word
+from schemas.words import number_of
 
 CARD = "README.md"
 _CLASSES = 20
@@ -136,7 +137,7 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         InputError: the index cannot be read.
     """
     photos = count_photos(out)
-    per_view = f"{info.masks_per_view} mask{'s' if info.masks_per_view > 1 else ''}"
+    per_view = number_of(info.masks_per_view, "mask")
     cells = info.view_size // info.vae.downsampling
     load = {
         "split": "train" if "train" in info.splits else next(iter(info.splits)),
@@ -245,8 +246,8 @@ def _classes(out: Path) -> str:
     ]
     rest = largest[_CLASSES:]
     if rest:
-        rows.append([f"{_number(len(rest))} others", "", _number(int(counts[rest].sum()))])
-    words = f"{_number(len(largest))} class{'es' if len(largest) != 1 else ''}; those with most samples:\n"
+        rows.append([number_of(len(rest), "other"), "", _number(int(counts[rest].sum()))])
+    words = f"{number_of(len(largest), 'class', 'classes')}; those with most samples:\n"
     return _section("Classes", words, _table(["class", "id", "samples"], rows))
 
 

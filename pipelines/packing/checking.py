@@ -173,18 +173,18 @@ def check_record(record: Row, shard: str, planned: Sequence[Row], expected: Expe
         yield f"its commit record says split {record['split']}, the plan {planned[0]['split']}"
     if record["planned"] != record["samples"] + record["failed"]:
         counts = f"{record['samples']} packed and {record['failed']} failed"
-        yield f"its commit record says {record['planned']} planned samples, but {counts}"
+        yield f"its commit record says {number_of(record['planned'], 'planned sample')}, but {counts}"
     failed = record["failed_samples"]
     codes = dict(Counter(failure["code"] for failure in failed))
     if len(failed) != record["failed"] or codes != record["failures"]:
-        yield f"its commit record counts {record['failed']} failed samples as {record['failures']} and lists {codes}"
+        yield f"its commit record counts {number_of(record['failed'], 'failed sample')} as {record['failures']} and lists {codes}"
     for failure in failed:
         if failure["code"] not in FAILURE_CODES:
             yield f"its commit record has the unknown code {failure['code']} for sample {failure['key']}"
     if was_extended(record, len(planned), expected.fingerprint):
         return
     if record["planned"] != len(planned):
-        yield f"its commit record says {record['planned']} planned samples, the plan {len(planned)}"
+        yield f"its commit record says {number_of(record['planned'], 'planned sample')}, the plan {len(planned)}"
     by_key = {row["key"]: row for row in planned}
     for failure in failed:
         row = by_key.get(failure["key"])
@@ -203,7 +203,7 @@ def check_files(folder: Path, record: Row, shard: str, hashed: bool) -> Iterator
         try:
             found = (folder / name).stat().st_size
             if size is not None and found != size:
-                yield f"shards/{name} has {found:,} bytes, its commit record says {size:,}"
+                yield f"shards/{name} has {number_of(found, 'byte')}, its commit record says {size:,}"
             if read and file_sha256(folder / name) != sha256:
                 yield f"shards/{name} is not what was written (SHA-256)"
         except OSError as error:
@@ -308,7 +308,7 @@ def check_counts(record: Row, samples: Sequence[SampleRecord]) -> Iterator[str]:
         yield f"its commit record counts masks {record['masks']}, its samples have {masks}"
     padded = sum(sample.padded for sample in samples)
     if padded != record["padded_views"]:
-        yield f"its commit record counts {record['padded_views']} padded views, its samples have {padded}"
+        yield f"its commit record counts {number_of(record['padded_views'], 'padded view')}, its samples have {padded}"
 
 
 def find_duplicates(hashes: Mapping[str, UInt64[np.ndarray, " samples"]], folder: Path) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from schemas.errors import InputError
 from schemas.photos import PhotoError, decode_photo
 from schemas.run_lengths import decode_counts
 from schemas.sample import Sample, SampleRecord, decode_sample
+from schemas.words import number_of
 
 # Coordinates are computed in 64 bits, and may differ in the last of them between machines; outlines are rounded to 1/100 px.
 _TOLERANCE = 1e-6
@@ -71,7 +72,7 @@ def expected_of(info: DatasetInfo, fingerprints: frozenset[str]) -> Expected:
     references = ReferenceSettings.model_validate(info.settings.get("references"))
     if (views.size, masks.per_view) != (info.view_size, info.masks_per_view):
         set_to = f"settings for {views.size} px with {masks.per_view}"
-        raise ValueError(f"views of {info.view_size} px with {info.masks_per_view} masks, and {set_to}")
+        raise ValueError(f"views of {info.view_size} px with {number_of(info.masks_per_view, 'mask')}, and {set_to}")
     if info.vae.downsampling < 1 or info.vae.latent_channels < 1 or info.view_size % info.vae.downsampling:
         raise ValueError(f"a VAE that makes one cell of {info.vae.downsampling} px, and views of {info.view_size} px")
     cells = info.view_size // info.vae.downsampling
@@ -151,7 +152,7 @@ def check_masks(sample: Sample, planned: Row, expected: Expected) -> Iterator[st
     for number, (kind, points, mask) in enumerate(zip(record.mask_kinds, record.mask_polygons, sample.masks, strict=True)):
         due = 4 if kind == "box" else 4 * expected.points_per_edge
         if len(points) != due:
-            yield f"mask {number} is of kind {kind}, and its outline has {len(points)} points, not {due}"
+            yield f"mask {number} is of kind {kind}, and its outline has {number_of(len(points), 'point')}, not {due}"
             continue
         polygon = np.array(points, np.float64)
         if not np.isfinite(polygon).all():

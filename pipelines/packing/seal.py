@@ -22,6 +22,7 @@ from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.errors import InputError
 from schemas.files import atomic_file, write_atomically
 from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
+from schemas.words import number_of
 
 SEALED = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
 _FAILURES_AT_ONCE = 50_000
@@ -67,7 +68,7 @@ def seal(
     if not info.books.samples:
         codes = ", ".join(f"{code} {count}" for code, count in info.books.failures.items())
         raise InputError(
-            f"{settings.source.photos}: none of the {info.books.planned} planned samples could be made ({codes}); "
+            f"{settings.source.photos}: none of the {number_of(info.books.planned, 'planned sample')} could be made ({codes}); "
             f"are these the photos of {settings.source.annotations}?"
         )
     with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, INDEX) as writer:

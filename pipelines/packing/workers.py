@@ -16,6 +16,7 @@ from pipelines.packing.pack import ShardPacker
 from pipelines.ray_pool import actor_options, work_on_ray
 from schemas.errors import InputError, machine_error
 from schemas.progress import Progress
+from schemas.words import noun, number_of
 
 _FEWER = "fewer packing actors need less: lower build.ray.actors, or raise build.ray.cpus_per_actor"
 
@@ -83,7 +84,11 @@ def share_out(settings: RaySettings, resources: Mapping[str, float]) -> tuple[in
     wanted = settings.actors or max(1, fitting)
     if wanted > fitting:
         raise InputError(
-            f"{wanted} packing actors of {settings.cpus_per_actor:g} CPUs and {gpus_each:g} GPUs do not fit into a Ray cluster "
-            f"of {cpus:g} CPUs and {gpus:g} GPUs; lower build.ray.actors, cpus_per_actor or gpus_per_actor"
+            f"{_units(settings.cpus_per_actor, gpus_each)} each for {number_of(wanted, 'packing actor')} do not fit into a Ray "
+            f"cluster of {_units(cpus, gpus)}; lower build.ray.actors, cpus_per_actor or gpus_per_actor"
         )
     return wanted, gpus_each
+
+
+def _units(cpus: float, gpus: float) -> str:
+    return f"{cpus:g} {noun(cpus, 'CPUs')} and {gpus:g} {noun(gpus, 'GPUs')}"

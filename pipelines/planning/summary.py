@@ -65,7 +65,7 @@ def print_estimate(said: Estimate) -> None:
     each = said.bytes_on_disk / max(1, said.samples) / 1e3
     table.add_row("on disk", _size(said.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos")
     if said.download is not None:
-        which = f"{number_of(said.photos_to_fetch, 'photo')} that are not here yet" if said.photos_to_fetch < said.photos else ""
+        which = f"{number_of(said.photos_to_fetch, 'photo')} not here yet" if said.photos_to_fetch < said.photos else ""
         table.add_row(
             "download", _size(said.download), f"the published copies of 1024 px, by their mean size{which and f': {which}'}"
         )

@@ -39,6 +39,7 @@ from schemas.dataset import DatasetInfo, SplitCounts, read_dataset
 from schemas.errors import InputError
 from schemas.randomness import generator
 from schemas.tables import COORDINATES
+from schemas.words import number_of
 
 SAMPLED_OBJECTS = 2000
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -82,8 +83,9 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
     planned = sum(split["planned"] for split in splits)
     if info and (info.books.boxes, info.books.planned) != (accepted + rejected, planned):
         raise InputError(
-            f"{folder / 'dataset.json'}: tells of {info.books.boxes} boxes and {info.books.planned} planned samples, but the "
-            f"tables beside it hold {accepted + rejected} and {planned}; run the same build command again"
+            f"{folder / 'dataset.json'}: tells of {number_of(info.books.boxes, 'box', 'boxes')} and "
+            f"{number_of(info.books.planned, 'planned sample')}, "
+            f"but the tables beside it hold {accepted + rejected} and {planned}; run the same build command again"
         )
     return {
         # Two names, since the last one is often `dataset`.

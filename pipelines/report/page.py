@@ -17,6 +17,7 @@ from pipelines.report.figures import collect_figures
 from schemas.errors import InputError
 from schemas.files import write_atomically
 from schemas.tables import FAILURE_CODES
+from schemas.words import number_of
 
 SHOWN_CLASSES = 40
 _SECTIONS = {
@@ -71,7 +72,7 @@ def render_page(figures: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": show_count, "percent": show_percent, "size": show_size}
+    environment.filters |= {"count": show_count, "percent": show_percent, "size": show_size, "number_of": number_of}
     classes = figures["classes"]["classes"]
     shown = classes[:SHOWN_CLASSES]
     return environment.get_template("page.html.jinja").render(
@@ -83,7 +84,7 @@ def render_page(figures: dict[str, Any]) -> str:
         rest_classes=len(classes) - len(shown),
         flag_names=_FLAG_NAMES,
         mask_names=_MASK_NAMES,
-        mask_kinds={"box": "boxes", "bessel": "Bessel curves"},
+        mask_kinds={"box": ("box", "boxes"), "bessel": ("Bessel curve", None)},
         drawn=[kind for kind in _MASK_NAMES if figures["masks"][kind]["at_percentile"]],
         failure_codes=FAILURE_CODES,
     )

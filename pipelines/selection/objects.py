@@ -119,7 +119,8 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         rejected = sum(selection.rejects.values())
         if selection.boxes != selection.objects + rejected:
             raise RuntimeError(
-                f"the books do not balance: {selection.boxes} boxes were read, {selection.objects} accepted, {rejected} rejected"
+                f"the books do not balance: "
+                f"of {number_of(selection.boxes, 'box', 'boxes')} {selection.objects} were accepted, {rejected} rejected"
             )
         if not selection.boxes:
             raise InputError(
@@ -128,7 +129,8 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
             )
         if not selection.objects:
             raise InputError(
-                f"{source.name}: none of the {selection.boxes:,} boxes is accepted ({_shown(selection.rejects)}): "
+                f"{source.name}: none of the {number_of(selection.boxes, 'box', 'boxes')} is accepted "
+                f"({_shown(selection.rejects)}): "
                 f"docs/data-format.md#reasons-of-rejects tells what each means{_first_example(selection)}"
                 f"{''.join(f'; {note}' for note in notes)}"
             )
@@ -293,7 +295,7 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
         )
     if settings.source.same_photo == "drop" and (shared := selection.same_photos.get("url")):
         yield (
-            f"{shared:,} photos have the URL of another photo and are taken for it: their boxes are rejected as same_photo; "
+            f"{number_of(shared, 'photo')} with the URL of another photo, taken for it: such boxes are rejected as same_photo; "
             f"where URLs are those of pages and not of photos, source.same_photo: report keeps all"
         )
     for split in settings.source.splits:
@@ -303,7 +305,8 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
         yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
     if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
         yield (
-            f"{selection.objects - selection.objects_with_outline:,} of {selection.objects:,} objects have no outline: "
+            f"{selection.objects - selection.objects_with_outline:,} of {number_of(selection.objects, 'object')} "
+            f"{'has' if selection.objects == 1 else 'have'} no outline: "
             f"references.background: grey leaves their references as they are"
         )
 

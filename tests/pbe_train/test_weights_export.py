@@ -300,7 +300,7 @@ def test_the_one_liner_loads_the_released_layout(hub: Path, parts: Published, tm
     [
         ("diffusers", {"tokens": "all"}, "conditions on all tokens"),
         ("ldm", {"tokens": "all"}, "conditions on all tokens"),
-        ("diffusers", {"conditioner_blocks": 2}, r"has 2 block\(s\), the pipeline always makes 1 for an encoder of 4 layers"),
+        ("diffusers", {"conditioner_blocks": 2}, r"has 2 blocks, the pipeline always makes 1 for an encoder of 4 layers"),
         ("ldm", {"prediction": "v_prediction"}, "the original code can sample from predicted noise only"),
     ],
 )

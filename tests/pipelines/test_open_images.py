@@ -394,7 +394,7 @@ def test_a_line_of_metadata_is_found_behind_titles_of_several_lines(tmp_path):
         read_metadata(path)
     names = tmp_path / "class-descriptions-boxable.csv"
     names.write_text('/m/1,"Disc\nor plate"\n\n/m/2\n')
-    with pytest.raises(InputError, match="line 4: 1 cells, expected 2"):
+    with pytest.raises(InputError, match="line 4: 1 cell, expected 2"):
         read_class_names(names)
 
 

@@ -395,7 +395,7 @@ def test_a_finished_dataset_is_shown_with_what_was_packed(tmp_path, batch_rows):
     assert "0123456789ab" in text
     assert f"Samples came of 41 of the 50 objects, in {len(photos)} of the {told['summary']['photos']} photos" in text
     assert "lost class" not in text
-    assert "padded by reflection: 17 of 41. Masks in all shards: 3 boxes, 1 Bessel curves." in text
+    assert "padded by reflection: 17 of 41. Masks in all shards: 3 boxes, 1 Bessel curve." in text
     assert "The shards are not in this folder" in text
     assert "lost class" in words_of(render_page(planned))
     assert "What the selection made of the source's boxes, and what is planned." in words_of(render_page(planned))

@@ -14,7 +14,7 @@ import pytest
 
 from schemas import progress
 from schemas.progress import Progress
-from schemas.words import duration, number_of
+from schemas.words import duration, noun, number_of
 
 
 class Lines(io.StringIO):
@@ -78,6 +78,8 @@ def test_an_error_is_not_followed_by_a_line_that_sounds_like_success(monkeypatch
         (None, "boxes", 0, 25_000, 10, "packing: 25,000 boxes, 2,500 boxes/s, 10 s"),
         (3e9, "B", 0, 1e9, 10, "packing: 1.00GB of 3.00GB (33%), 100MB/s, 20 s left"),
         (None, "", 0, 0, 65, "packing: 1 min 05 s"),
+        (1, "samples", 0, 1, 1, "packing: 1 of 1 sample (100%), 1 sample/s, 0 s left"),
+        (None, "boxes", 0, 1, 2, "packing: 1 box, 0.5 boxes/s, 2 s"),
     ],
 )
 def test_a_line_tells_rate_and_time_left_from_the_first_one_on(total, unit, before, done, seconds, expected, monkeypatch):
@@ -132,4 +134,7 @@ def test_on_a_terminal_the_bar_is_drawn_anew_while_nothing_happens(monkeypatch):
 def test_nouns_have_their_number():
     assert [number_of(number, "shard") for number in (0, 1, 2, 1200)] == ["0 shards", "1 shard", "2 shards", "1,200 shards"]
     assert number_of(2, "class", "classes") == "2 classes"
+    plurals = ("samples", "boxes", "classes", "entries", "CPUs", "B", "")
+    assert [noun(1, many) for many in plurals] == ["sample", "box", "class", "entry", "CPU", "B", ""]
+    assert [noun(number, many) for number in (0, 0.5, 2) for many in plurals] == list(plurals) * 3
     assert [duration(seconds) for seconds in (0.4, 59.9, 60, 7500)] == ["0 s", "59 s", "1 min 00 s", "2 h 05 min"]
