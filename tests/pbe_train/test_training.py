@@ -635,6 +635,6 @@ def test_only_the_newest_checkpoints_are_kept(world: World, tmp_path: Path):
 
 
 def test_an_uneven_batch_is_refused(world: World, tmp_path: Path):
-    with pytest.raises(InputError, match="global_batch 4 cannot be cut evenly into 1 ranks x 3 micro-batches"):
+    with pytest.raises(InputError, match="global_batch 4 cannot be cut evenly into 1 rank x 3 micro-batches"):
         run(world, tmp_path, "--accumulation=3")
     assert not list(tmp_path.iterdir())
