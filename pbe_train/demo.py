@@ -43,15 +43,18 @@ def main() -> None:
     check_guidance(run, options.guidance)
     reader = ShardReader(options.dataset, options.split)
     check_fits(run, reader)
-    samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
+    with Progress("reading the samples"):
+        samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
     lenders = [one if number % 2 == 0 else find_other(samples, number) for number, one in enumerate(samples)]
     references = [lender.sample.reference for lender in lenders]
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
     seeds = [options.seed + number for number in range(len(samples))]
     with Progress("painting", len(samples), "views") as progress:
         painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch, progress=progress)
+    with Progress("decoding the views"):
+        decoded = reconstruct(run, samples)
     rows, captions = [], []
-    for one, lender, made, result in zip(samples, lenders, reconstruct(run, samples), painted, strict=True):
+    for one, lender, made, result in zip(samples, lenders, decoded, painted, strict=True):
         source = made if one.sample.view is None else one.sample.view
         rows.append([source, tint(source, one.mask), lender.sample.reference, result])
         captions.append(f"own: {one.sample.label_name}" if lender is one else f"other: {lender.sample.label_name}")

@@ -59,7 +59,8 @@ def main() -> None:
     trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == run.settings.split
     if trained_on:
         print(f"warning: the run was trained on split `{options.split}`; these scores say nothing of new photos", file=sys.stderr)
-    questions = draw_questions(reader, options.count, options.seed)
+    with Progress("reading the labels"):
+        questions = draw_questions(reader, options.count, options.seed)
     how = SamplingSettings(options.guidance, options.steps, options.scheduler)
     scores = evaluate(run, reader, questions, how, options.seed, options.batch)
     Console().print(make_table(scores, run.step, options.guidance))

@@ -251,7 +251,8 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
                         progress.show(step, pictures.draw(step, average, work))
             if stopping:
                 break
-        writer.wait()
+        with during(progress, "checkpoint"):
+            writer.wait()
         if stopping:  # None leaves before all is on disk: torchrun ends the others as soon as one has left.
             ranks.gather(stopping)
     if step < settings.steps:

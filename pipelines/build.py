@@ -83,7 +83,8 @@ def build(settings: BuildSettings, acts: Acts) -> int:
         raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
     identity = freeze_plan(settings, inputs, vae, acts.extend)
     if shards.remote:
-        share_tables(shards.remote, settings.out)
+        with Progress(f"uploading the tables to {shards.remote.url}"):
+            share_tables(shards.remote, settings.out)
     print_selection(selection)
     said = estimate_plan(settings, selection)
     if settings.crawl.sources:
@@ -94,7 +95,8 @@ def build(settings: BuildSettings, acts: Acts) -> int:
     accepted = accepted_fingerprints(settings.out)
     if acts.verify_existing:
         verify_existing(settings, shards, shards.read_records(planned, accepted))
-    packed_before = bool(shards.read_records(planned, accepted))
+    with Progress("looking for what is packed"):
+        packed_before = bool(shards.read_records(planned, accepted))
     records, errors, packing_seconds = pack_missing(settings, shards, identity, accepted, planned)
     if errors:
         print_errors(errors, settings.ray.attempts)
@@ -165,7 +167,8 @@ def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
 def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | None:
     """What the plan says that the build will make and cost; a table of rates that is missing must not stop a build."""
     try:
-        said = estimate(settings, selection)
+        with Progress("estimating"):
+            said = estimate(settings, selection)
     except InputError as error:
         print(f"warning: no estimate: {error}", file=sys.stderr)
         return None
@@ -195,7 +198,8 @@ def pack_missing(
     folder.local.mkdir(exist_ok=True)
     folder.sweep()
     shards = list(planned)
-    there = folder.read_records(shards, accepted)
+    with Progress("looking for what is packed"):
+        there = folder.read_records(shards, accepted)
     # What failed in a shard that was extended since is planned in another one.
     mending = {
         shard: record

@@ -133,7 +133,8 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
             if not len(asked):
                 print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
             while len(asked) and not errors and not stop.signal:
-                chosen = begin_round(settings, asked)
+                with Progress("dividing the photos into parts"):
+                    chosen = begin_round(settings, asked)
                 del asked
                 pa.default_memory_pool().release_unused()
                 errors = crawl_round(settings, sources, chosen, stop)
@@ -145,7 +146,8 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
                     # Placeholders show only now, when many have come. Another source may have the photos themselves.
                     asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
                 known = quarantined_keys(store)
-            counts = count_codes(store, keys)
+            with Progress("counting what has come"):
+                counts = count_codes(store, keys)
     except KeyboardInterrupt:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGINT)

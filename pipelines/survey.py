@@ -97,7 +97,8 @@ def main() -> int:
     find_cluster(settings.ray.address)  # Before any work.
     folder = settings.source.survey.resolve()
     check_photos(settings)
-    source = open_source(settings)
+    with Progress("opening the annotations"):
+        source = open_source(settings)
     source.print_notes()
     with Progress("listing the photos"):
         chunks = freeze_list(list_photos(source), settings.source, folder)

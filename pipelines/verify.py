@@ -90,11 +90,11 @@ def verify_dataset(folder: Path, sample: int | None = None, threads: int = 2) ->
     Raises:
         InputError: no dataset is there, its build is not finished, or it is of another format version.
     """
-    try:
-        plan = read_plan(folder)
-    except Unreadable as error:
-        return Verified([error.finding])
     with Progress("checking the plan"):
+        try:
+            plan = read_plan(folder)
+        except Unreadable as error:
+            return Verified([error.finding])
         verified = Verified(list(_check_plan(folder, plan)))
     if any(finding.mend in PLAN_MENDS for finding in verified.findings):
         return verified
@@ -120,7 +120,8 @@ def verify_dataset(folder: Path, sample: int | None = None, threads: int = 2) ->
             verified.of_samples += len(one.keys)
             verified.shards += 1
             progress.update(size)
-    verified.findings += attempt(lambda: find_duplicates(keys, folder), "index.parquet", "seal")
+    with Progress("comparing the keys"):
+        verified.findings += attempt(lambda: find_duplicates(keys, folder), "index.parquet", "seal")
     return verified
 
 

@@ -70,8 +70,8 @@ class Books(_Part):
             boxes = number_of(self.boxes, "box", "boxes")
             return f"of {boxes} {self.objects} were accepted and {sum(self.rejects.values())} rejected"
         if self.planned != self.samples + sum(self.failures.values()):
-            planned = number_of(self.planned, "planned sample")
-            return f"of {planned} {self.samples} were packed and {sum(self.failures.values())} failed"
+            planned = number_of(self.planned, "sample")
+            return f"of {planned} planned {self.samples} were packed and {sum(self.failures.values())} failed"
         return None
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pbe_train.networks.model import PaintByExampleModel
 from schemas.errors import InputError
+from schemas.progress import Progress
 from schemas.words import number_of
 
 # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
@@ -55,11 +56,12 @@ class Ranks:
             torch.backends.cudnn.allow_tf32 = precision != "fp32"
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
         if count > 1:
-            # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.
-            store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
-            store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-            backend = "nccl" if cuda else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+            with Progress("waiting for the other processes") if rank == 0 else nullcontext():
+                # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.
+                store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+                store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+                backend = "nccl" if cuda else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
         return cls(rank, count, device)
 
     def stop(self) -> None:

@@ -109,7 +109,8 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     _check_folder(settings.out)
     if not settings.upload:
         _check_ours(settings.out)
-    source = open_source(settings)
+    with Progress("opening the annotations"):
+        source = open_source(settings)
     source.print_notes()
     with Progress("hashing the annotations"):
         inputs = hash_inputs(settings, source)
@@ -122,10 +123,14 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
         planned = _of_tables(packed["fingerprint"], content)
         if planned != content and not (extend and _may_extend(planned, content)):
             raise _refusal(out / PLAN_RECORD, planned, content)
+    hashes = None
+    if stored and stored["fingerprint"] == content:
+        with Progress("hashing the tables"):
+            hashes = _hashes(out)
     if (
         stored
-        and stored["fingerprint"] == content
-        and stored.get("sha256") == _hashes(out)
+        and hashes is not None
+        and stored.get("sha256") == hashes
         and (stored["all_reasons"] or not settings.selection.all_reasons)
     ):
         return Selection(**stored["selection"]), inputs
@@ -147,10 +152,11 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
             extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
         else:
             write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
+        hashes = _hashes(out)
     new = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
-        "sha256": _hashes(out),
+        "sha256": hashes,
         "selection": dataclasses.asdict(selection),
     }
     write_atomically(record, json.dumps(new, indent=1).encode())

@@ -90,7 +90,7 @@ def array(change) -> bytes:
         ("latent_npy", array(lambda latent: latent[:7]), r"\[7, 4, 4\]|fit dataset|expected float16"),
         ("latent_npy", b"not an array", "pickle|not an array|magic"),
         ("mask_png", encode_masks(np.zeros((MASKS, 32, 32), bool)), "a mask is empty"),
-        ("mask_png", encode_masks(np.ones((1, 32, 32), bool)), "fit dataset|holds 1 masks"),
+        ("mask_png", encode_masks(np.ones((1, 32, 32), bool)), "fit dataset|holds 1 mask"),
         ("mask_png", b"not a picture", "not a PNG"),
         ("ref_jpg", b"not a picture", "not_an_image"),
     ],

@@ -84,7 +84,7 @@ BAD_STD = np.concatenate([np.zeros((4, 2, 2)), -np.ones((4, 2, 2))]).astype(np.f
         (with_latent(make_sample(), latent_npy=BAD_STD), "negative"),
         (with_latent(make_sample(), masked_npy=np.zeros((1, 8, 2, 2), np.float16)), "masked.npy is float16 [1, 8, 2, 2]"),
         ({**encode_sample(make_sample()), "mask.png": encode_masks(np.zeros((2, 16, 16), bool))}, "a mask is empty"),
-        ({**encode_sample(make_sample()), "mask.png": encode_masks(np.ones((1, 16, 16), bool))}, "holds 1 masks"),
+        ({**encode_sample(make_sample()), "mask.png": encode_masks(np.ones((1, 16, 16), bool))}, "holds 1 mask"),
     ],
 )
 def test_a_damaged_sample_is_refused_and_named(members, message):
