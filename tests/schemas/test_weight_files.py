@@ -63,7 +63,7 @@ OTHERS = {
     "bzip2": (bz2.compress(b"x"), "a bzip2 archive; unpack it"),
     "xz": (lzma.compress(b"x"), "an xz archive; unpack it"),
     "tar": (tarred(), "a tar archive; unpack it"),
-    "zip": (zipped(model_ckpt=b"x", readme=b"y"), r"a zip archive of 2 file\(s\), first model_ckpt; unpack it"),
+    "zip": (zipped(model_ckpt=b"x", readme=b"y"), r"a zip archive of 2 files, first model_ckpt; unpack it"),
     "TorchScript": (zipped(m__data_pkl=b"", m__constants_pkl=b""), "a TorchScript archive, which is a program"),
     "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), r"a GGUF file, .* get the same model as \.safetensors"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file, as Keras writes"),
