@@ -27,4 +27,5 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    torch.set_num_threads(1)  # A session's fixtures are made before those of its modules.
     return make_world(tmp_path_factory.mktemp("world"))
