@@ -37,7 +37,11 @@ MEMBERS = (
     Member("latent.npy", "float16 [2C, h, w]", "VAE posterior of the view: mean, then standard deviation; not scaled"),
     Member("mask.png", "1 bit [K·S, S]", "the K masks at view size, stacked top to bottom; white = editable region"),
     Member("masked.npy", "float16 [K, 2C, h, w]", "VAE posterior of the view under each mask (region set to 0 in [-1, 1])"),
-    Member("ref.jpg", "JPEG RGB", "the reference: the object's box, padded and clipped to the photo, never resized up"),
+    Member(
+        "ref.jpg",
+        "JPEG RGB",
+        "the reference: the object's box, padded and clipped to the photo, never resized up unless references.resize is published",
+    ),
     Member("view.jpg", "JPEG RGB [S, S]", "the view itself; kept for the splits named in `views.keep` only", optional=True),
 )
 MEMBER_NAMES = tuple(member.name for member in MEMBERS)
