@@ -40,7 +40,7 @@ MEMBERS = (
     Member(
         "ref.jpg",
         "JPEG RGB",
-        "the reference: the object's box, padded and clipped to the photo, never resized up unless references.resize is published",
+        "the reference: the object's box, padded and clipped to the photo; resized up by references.resize: published alone",
     ),
     Member("view.jpg", "JPEG RGB [S, S]", "the view itself; kept for the splits named in `views.keep` only", optional=True),
 )
