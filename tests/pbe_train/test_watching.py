@@ -177,6 +177,7 @@ def test_all_that_takes_long_between_steps_is_shown_and_counted(world: World, tm
     assert shown == [
         (0, "held-out samples", 0, None, ""),
         *((step, *what) for step in (2, 3) for what in each),
+        (3, "checkpoint", 0, None, ""),  # Until the last one is on disk.
         (3, "comparing weights", 0, None, ""),
     ]
 
