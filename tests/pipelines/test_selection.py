@@ -337,7 +337,7 @@ def test_a_class_that_is_taken_without_those_below_it_is_noted(key, tmp_path):
 
 def test_no_box_for_want_of_a_hierarchy_is_said_to_be_that(tmp_path):
     source = source_of(boxes({"label": "/m/cat"}), class_names=CLASSES)
-    with pytest.raises(InputError, match=r"none of the 1 boxes .*data-format.md#reasons-of-rejects tells.*no class hierarchy"):
+    with pytest.raises(InputError, match=r"none of the 1 box .*data-format.md#reasons-of-rejects tells.*no class hierarchy"):
         run(source, tmp_path, {"include_labels": ("Animal",)})
 
 
