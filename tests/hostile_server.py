@@ -6,13 +6,13 @@
         server.hits["/photos/a.jpg"]          # how often this path was asked for
         server.most_at_once("/photos/")       # requests in flight at once, at most
         server.times("/photos/")              # when each began, in s of time.monotonic
-        server.answers = 60                   # the 61st request and all after it wait until this is more, or their client hangs up
+        server.answers = 60                   # further requests wait until this is more, or their client hangs up
 
 What each route does stands in the docstring of the method of its name, `-` being `_`; all wait for `?pause=<seconds>` first.
 Everything is made here, the same each time.
 
-Nothing here harms a program without limits: each answer has an end, in bytes and in time, and is little more than what tests allow.
-Tests lower the limits of the crawl to `MAX_BYTES`, `MAX_PIXELS` and the like, and expect that what is beyond them is refused.
+Nothing here harms a program without limits: each answer has an end, in bytes and in time, and is little more than tests allow.
+They lower the limits of the crawl to `MAX_BYTES`, `MAX_PIXELS` and the like, and expect that what is beyond them is refused.
 """
 
 import asyncio
@@ -42,9 +42,9 @@ HTML = b"<!DOCTYPE html><html><body>This photo is no longer available.</body></h
 MODIFIED = "Wed, 21 Oct 2015 07:28:00 GMT"
 ETAG = '"v1"'
 MAX_BYTES = 100_000
-"""What tests allow a photo (crawl.max_bytes), so that memory has a bound whatever a server sends. Routes named large- send more."""
+"""What tests allow a photo (crawl.max_bytes), so that memory has a bound. Routes whose names begin with `large` send more."""
 MAX_PIXELS = 1_000_000
-"""What tests allow a photo (source.max_pixels), so that decoding has one, too."""
+"""What tests allow a photo (source.max_photo_pixels), so that decoding has one, too."""
 PATIENCE_SECONDS = 60
 """After this an answer ends that waits for the client to hang up: long against the limits of tests, which must come first."""
 MOST_REDIRECTS = 50

@@ -490,7 +490,7 @@ def assert_stopped_well(done: Done, status: int) -> None:
 
 
 def test_stopped_in_the_middle_what_came_is_kept_and_not_asked_for_again(slow, cluster):
-    """Ctrl-C, which a terminal sends to all processes, then SIGTERM to the program, each while requests are held; then to its end.
+    """Ctrl-C, which a terminal sends to all processes, then SIGTERM to the program, each while requests are held; then the end.
 
     Meanwhile the host's limits hold, for all workers together.
     """
@@ -557,7 +557,7 @@ def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
     with HostileServer() as server:
         urls = {f"{number:016x}": server.url(f"/good/{number}?pause=0.02") for number in range(240)}
         tables = write_tables(tmp_path / "tables", urls)
-        # A dead worker's share of the host is free as soon as there is a new one: nobody waits until its requests must have ended.
+        # A dead worker's share of the host is free as soon as there is a new one: nobody waits an hour for its requests to end.
         more = {"crawl.workers": 1, "crawl.photos_per_part": 20, "crawl.per_host.concurrency": 3, "crawl.total_seconds": 3600}
         options = crawl_options(tables, tmp_path / "store", tmp_path / "out", server.port, others=more)
         killed: list[str] = []
