@@ -1,6 +1,6 @@
 """Files of formats that hold more than pixels, made ready for Pillow: what is not needed is left out, what is too much is found.
 
-    PNG ──lean_png──▶ the same pixels without texts and colour profile, which a few bytes may blow up to any length
+    PNG ──lean_png──▶ the same pixels without texts and colour profile, which are packed and may be long
     ICO ──icon_picture──▶ its largest picture alone
     JPEG 2000 ──codestream_parts──▶ how much memory its decoder will take for tables, which Pillow does not bound
 
@@ -127,7 +127,7 @@ def icon_picture(data: bytes) -> tuple[bytes, int] | None:
 def codestream_parts(data: bytes) -> int:
     """How many packets and code blocks a JPEG 2000's headers ask its decoder to keep tables for; 0 if they cannot be read.
 
-    Each costs OpenJPEG some hundred bytes before the first pixel is read, and a file of 100 bytes may ask for any number.
+    Each costs OpenJPEG some hundred bytes before the first pixel is read, so that their number is checked first.
 
     Source: ISO/IEC 15444-1, annexes A.4 to A.6, B.6, B.7 and I.4.
     """

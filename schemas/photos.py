@@ -33,10 +33,11 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 MAX_PIXELS = 100_000_000
-# A progressive JPEG may repeat a tiny scan as often as it likes, and each one costs a pass over all pixels: a megabyte of them
-# takes a core ten minutes. Encoders write about ten; photos within the photo (previews) have some of their own.
+# Each scan of a JPEG costs a pass over all pixels: this bounds the time that a photo takes. Encoders write about ten; previews
+# within the photo have some of their own.
 MAX_JPEG_SCANS = 100
-# A JPEG 2000 of 100 megapixels has some 100,000 of them, or a million in tiles of 64 px; each costs OpenJPEG about 300 bytes.
+# Each packet or code block of a JPEG 2000 costs OpenJPEG about 300 bytes: this bounds the memory that a photo takes. One of 100
+# megapixels has some 100,000 of them, or a million in tiles of 64 px.
 MAX_CODESTREAM_PARTS = 2_000_000
 _START_OF_SCAN = b"\xff\xda"  # Within a scan's own data, 0xFF is always followed by 0.
 # Not every build of Pillow has them.

@@ -47,7 +47,7 @@ def crawl_options(
     sources: Sequence[str] = ("{url}",),
     others: Mapping[str, object] = MappingProxyType({}),
 ) -> list[str]:
-    """Options of a crawl that waits for nothing longer than a test does.
+    """Options of a crawl that waits for nothing but what a server does; no limit of time is near, however busy the machine.
 
     Args:
         tables: folder of `write_tables`.
@@ -65,9 +65,9 @@ def crawl_options(
         "crawl.sources": json.dumps(sources),
         "crawl.contact": "tests@example.org",
         "crawl.backoff_seconds": 0.05,
-        "crawl.connect_seconds": 2,
-        "crawl.total_seconds": 4,
-        "crawl.slow_seconds": 1,
+        "crawl.connect_seconds": 600,
+        "crawl.total_seconds": 600,
+        "crawl.slow_seconds": 600,
         "crawl.max_bytes": 3_000_000,
         "crawl.attempts": 2,
         "crawl.photos_per_part": 50,

@@ -6,12 +6,17 @@
         server.hits["/photos/a.jpg"]          # how often this path was asked for
         server.most_at_once("/photos/")       # requests in flight at once, at most
         server.times("/photos/")              # when each began, in s of time.monotonic
+        server.answers = 60                   # further requests wait until this is more, or their client hangs up
 
 What each route does stands in the docstring of the method of its name, `-` being `_`; all wait for `?pause=<seconds>` first.
 Everything is made here, the same each time.
+
+Nothing here harms a program without limits: each answer has an end, in bytes and in time, and is little more than tests allow.
+They lower the limits of the crawl to `MAX_BYTES`, `MAX_PIXELS` and the like, and expect that what is beyond them is refused.
 """
 
 import asyncio
+import contextlib
 import functools
 import gzip
 import io
@@ -23,7 +28,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -36,6 +41,14 @@ from PIL import Image
 HTML = b"<!DOCTYPE html><html><body>This photo is no longer available.</body></html>"
 MODIFIED = "Wed, 21 Oct 2015 07:28:00 GMT"
 ETAG = '"v1"'
+MAX_BYTES = 100_000
+"""What tests allow a photo (crawl.max_bytes), so that memory has a bound. Routes whose names begin with `large` send more."""
+MAX_PIXELS = 1_000_000
+"""What tests allow a photo (source.max_photo_pixels), so that decoding has one, too."""
+PATIENCE_SECONDS = 60
+"""After this an answer ends that waits for the client to hang up: long against the limits of tests, which must come first."""
+MOST_REDIRECTS = 50
+"""So often one path leads in a circle; then a photo comes."""
 
 
 @functools.cache
@@ -62,9 +75,9 @@ def packed_zeros() -> bytes:
 
 
 @functools.cache
-def gzip_bomb() -> bytes:
-    """1 GiB of zeros as 16 gzip members of 64 MiB: 1 MB."""
-    return gzip.compress(bytes(2**26), 9, mtime=0) * 16
+def too_large() -> bytes:
+    """A little more than a photo may have."""
+    return good_photo().ljust(MAX_BYTES + 1000, b"\0")
 
 
 @dataclass
@@ -130,10 +143,21 @@ class Answer:
         raise Closed
 
     async def wait_for_the_end(self) -> None:
-        """Until the client hangs up."""
-        while await self.reader.read(2**16):
-            pass
+        """Until the client hangs up, or for `PATIENCE_SECONDS`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.reader.read(), PATIENCE_SECONDS)
         raise Closed
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until a condition holds; raises `Closed` where the client hangs up before."""
+        end = asyncio.ensure_future(self.reader.read(1))
+        try:
+            while not condition():
+                if (await asyncio.wait([end], timeout=0.01))[0]:
+                    raise Closed
+        finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
 
 
 class HostileServer:
@@ -154,6 +178,7 @@ class HostileServer:
         self._tls = tls
         self.hits: Counter[str] = Counter()
         self.requests: list[Request] = []
+        self.answers = float("inf")
         self.connections = 0
         self.port = 0
 
@@ -213,8 +238,11 @@ class HostileServer:
                 self.hits[path] += 1
                 request = Request(target, path, query, headers, self.hits[path])
                 self.requests.append(request)
+                number, answer = len(self.requests), Answer(request, reader, writer)
                 try:
-                    await self._answer(request, Answer(request, reader, writer))
+                    if number > self.answers:
+                        await answer.wait_until(lambda number=number: number <= self.answers)
+                    await self._answer(request, answer)
                 finally:
                     request.ended = time.monotonic()
         except (Closed, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -280,35 +308,38 @@ class HostileServer:
         await answer.wait_for_the_end()
 
     async def slow_headers(self, request: Request, answer: Answer) -> None:
-        """?interval=0.05: one header after the other, without end."""
+        """?interval=0.05: a hundred headers, one after the other, and then nothing."""
         await answer.write(b"HTTP/1.1 200 OK\r\n")
-        while True:
+        for _ in range(100):
             await answer.write(b"X-Patience: more\r\n")
             await asyncio.sleep(float(request.option("interval", "0.05")))
+        await answer.wait_for_the_end()
 
     async def never(self, request: Request, answer: Answer) -> None:
-        """No answer at all."""
+        """No answer."""
         await answer.wait_for_the_end()
 
     # Size.
 
-    async def endless_chunked(self, request: Request, answer: Answer) -> None:
-        """Chunk after chunk, for ever."""
+    async def large_chunked(self, request: Request, answer: Answer) -> None:
+        """More than `MAX_BYTES`, in chunks."""
         await answer.head(headers=[("Transfer-Encoding", "chunked")])
-        while True:
-            await answer.write(b"10000\r\n%s\r\n" % bytes(2**16))
+        for part in (too_large(), b""):
+            await answer.write(b"%x\r\n%s\r\n" % (len(part), part))
 
-    async def endless_length(self, request: Request, answer: Answer) -> None:
-        """Announces 1 TB, and begins."""
-        await answer.head(headers=[("Content-Length", str(10**12))])
-        while True:
-            await answer.write(bytes(2**16))
+    async def large_length(self, request: Request, answer: Answer) -> None:
+        """More than `MAX_BYTES`, of the length that it announces."""
+        await answer.whole(too_large())
 
-    async def endless_stream(self, request: Request, answer: Answer) -> None:
-        """Announces nothing, and never ends."""
-        await answer.head()
-        while True:
-            await answer.write(bytes(2**16))
+    async def large_stream(self, request: Request, answer: Answer) -> None:
+        """More than `MAX_BYTES` without a length; its end is that of the connection."""
+        await answer.head(headers=[("Connection", "close")])
+        await answer.write(too_large())
+        raise Closed
+
+    async def large_gzip(self, request: Request, answer: Answer) -> None:
+        """Less than `MAX_BYTES` that unpack to a little more."""
+        await answer.whole(gzip.compress(too_large(), mtime=0), ("Content-Encoding", "gzip"))
 
     async def length_too_long(self, request: Request, answer: Answer) -> None:
         """Announces 100 bytes more than come."""
@@ -404,13 +435,19 @@ class HostileServer:
         await answer.whole(b"", status="302 Found")
 
     async def loop(self, request: Request, answer: Answer) -> None:
-        """/loop/a/<any name> and /loop/b/<any name> lead to each other."""
+        """/loop/a/<any name> and /loop/b/<any name> lead to each other, `MOST_REDIRECTS` times."""
         there = {"a": "b", "b": "a"}[request.words[1]]
-        await answer.redirect("/".join(["/loop", there, *request.words[2:]]))
+        await self._lead(request, answer, "/".join(["/loop", there, *request.words[2:]]))
 
     async def itself(self, request: Request, answer: Answer) -> None:
-        """Leads to itself."""
-        await answer.redirect(request.path)
+        """Leads to itself, `MOST_REDIRECTS` times."""
+        await self._lead(request, answer, request.path)
+
+    async def _lead(self, request: Request, answer: Answer, there: str) -> None:
+        if request.times <= MOST_REDIRECTS:
+            await answer.redirect(there)
+        else:
+            await answer.whole(good_photo())
 
     async def chain(self, request: Request, answer: Answer) -> None:
         """/chain/<n>/<any name>: a photo after n redirects, relative ones."""
@@ -437,18 +474,10 @@ class HostileServer:
         await answer.whole(packed, ("Content-Encoding", encoding))
 
     async def gzip_in_members(self, request: Request, answer: Answer) -> None:
-        """A good photo, packed by halves."""
+        """?empty=0: a good photo, packed by halves, and so many members without content behind them."""
         data = good_photo()
-        members = gzip.compress(data[:1000], mtime=0) + gzip.compress(data[1000:], mtime=0)
-        await answer.whole(members, ("Content-Encoding", "gzip"))
-
-    async def gzip_bomb(self, request: Request, answer: Answer) -> None:
-        """1 MB that unpack to 1 GiB."""
-        await answer.whole(gzip_bomb(), ("Content-Encoding", "gzip"))
-
-    async def gzip_empty_members(self, request: Request, answer: Answer) -> None:
-        """Four thousand times nothing, packed: 80 kB."""
-        await answer.whole(gzip.compress(b"", mtime=0) * 4000, ("Content-Encoding", "gzip"))
+        members = [data[:1000], data[1000:], *[b""] * int(request.option("empty", "0"))]
+        await answer.whole(b"".join(gzip.compress(part, mtime=0) for part in members), ("Content-Encoding", "gzip"))
 
     async def gzip_cut(self, request: Request, answer: Answer) -> None:
         """Half of a packed photo, of the length that it announces."""
@@ -459,9 +488,9 @@ class HostileServer:
         """A photo that says that it is packed, and is not."""
         await answer.whole(good_photo(), ("Content-Encoding", "gzip"))
 
-    async def png_bomb(self, request: Request, answer: Answer) -> None:
-        """100 bytes that announce 30000 x 30000 px."""
-        await answer.whole(png(30000, 30000, bytes(1000)), kind="image/png")
+    async def large_png(self, request: Request, answer: Answer) -> None:
+        """A whole picture of a few more px than `MAX_PIXELS`."""
+        await answer.whole(png(1001, 1000, bytes(1002 * 1000)), kind="image/png")
 
     async def png_text(self, request: Request, answer: Answer) -> None:
         """A small picture with 2 MiB of packed text."""
@@ -507,20 +536,18 @@ class HostileServer:
         await answer.write(np.random.default_rng(0).bytes(4096))
         raise Closed
 
-    async def big_header(self, request: Request, answer: Answer) -> None:
-        """A header of 1 MB."""
-        await answer.whole(good_photo(), ("X-Big", "x" * 10**6))
+    async def long_header(self, request: Request, answer: Answer) -> None:
+        """A photo with a header of 10 kB; aiohttp takes 8 kB, so that memory has a bound."""
+        await answer.whole(good_photo(), ("X-Long", "x" * 10_000))
 
-    async def endless_headers(self, request: Request, answer: Answer) -> None:
-        """Headers as fast as they can be sent, for ever."""
-        await answer.write(b"HTTP/1.1 200 OK\r\n")
-        while True:
-            await answer.write(b"X-More: more\r\n" * 1000)
+    async def many_headers(self, request: Request, answer: Answer) -> None:
+        """A photo with 140 headers; aiohttp takes 128, for the same reason."""
+        await answer.whole(good_photo(), *[("X-More", "more")] * 140)
 
-    async def endless_continue(self, request: Request, answer: Answer) -> None:
-        """100 Continue as fast as it can be sent, for ever."""
-        while True:
-            await answer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+    async def interim(self, request: Request, answer: Answer) -> None:
+        """/interim/<n>/<any name>: a photo after n interim answers (100 Continue)."""
+        await answer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * int(request.words[1]))
+        await answer.whole(good_photo())
 
 
 TROUBLES = {
@@ -537,10 +564,6 @@ TROUBLES = {
     "/status/451": "http_410",
     "/status/500": "http_5xx",
     "/status/503": "http_5xx",
-    "/never": "timeout",
-    "/slow-headers": "timeout",
-    "/slow-body": "too_slow",
-    "/stalls": "too_slow",
     "/length-too-long": "incomplete",
     "/chunked-without-end": "incomplete",
     "/reset-body": "incomplete",
@@ -549,7 +572,9 @@ TROUBLES = {
     "/gzip-garbage": "bad_response",
     "/gzip-photo?encoding=br": "bad_response",
     "/garbage": "bad_response",
-    "/big-header": "bad_response",
+    "/long-header": "bad_response",
+    "/many-headers": "bad_response",
+    "/interim/9": "bad_response",
     "/no-location": "bad_response",
     "/redirect?to=http://[": "bad_response",
     "/reset": "connect",
@@ -565,16 +590,20 @@ TROUBLES = {
     "/redirect?to=ftp://127.0.0.1/a.jpg": "blocked_scheme",
 }
 """Path -> outcome of a photo there. What follows the first word of a path is free, but for the numbers."""
-ENDLESS = {
-    "/endless-continue": "bad_response",
-    "/endless-chunked": "too_large",
-    "/endless-length": "too_large",
-    "/endless-stream": "too_large",
-    "/gzip-bomb": "too_large",
-    "/gzip-empty-members": "bad_response",
-    "/endless-headers": "bad_response",
+LARGE = {
+    "/large-chunked": "too_large",
+    "/large-length": "too_large",
+    "/large-stream": "too_large",
+    "/large-gzip": "too_large",
 }
-"""The same of what keeps both sides busy for as long as it may."""
+"""The same where `MAX_BYTES` is the limit."""
+LATE = {
+    "/never": "timeout",
+    "/slow-headers": "timeout",
+    "/slow-body": "too_slow",
+    "/stalls": "too_slow",
+}
+"""The same where crawl.total_seconds (timeout) or crawl.slow_seconds (too_slow) is short; else each lasts a minute or two."""
 
 # The first words that are routes: the public coroutines of the server, all of which take a request.
 ROUTES = frozenset(

@@ -13,8 +13,8 @@ from schemas.run_lengths import decode_counts
 # does not check; COCO's longest outlines have some 10,000 px.
 MAX_OUTLINE = 1_000_000
 MAX_COORDINATE = 100_000_000
-# pycocotools 2.0.11 writes n runs into 6 n bytes, and then a zero. A run takes 6 bytes from 2**24 px on, and up to here the first
-# three cannot all be longer, so the zero has its place where n > 3; the 6, 12 or 18 bytes below that are rounded up by malloc.
+# The most px of a photo with outlines. The limit keeps what pycocotools 2.0.11 writes within the memory that it reserves. That is
+# enough where at most two of an outline's runs have 2**24 px or more.
 MAX_OUTLINED_PHOTO = 3 * 2**24
 
 

@@ -9,19 +9,19 @@ from aiohttp.http import HttpProcessingError
 from pipelines.crawling.fetched import FetchError
 from schemas.words import noun
 
+# Of one answer. They bound the time for which a server keeps a process busy; real servers send one or two.
 _MOST_INTERIM = 8
 _HEAD_SLICE = 8192
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _UNPACKED_AT_ONCE = 2**20
-# Of a photo in gzip; bgzip, which makes many, has one for each 64 kB of a photo. Empty ones cost time, and no bytes.
+# Of a photo in gzip, which bounds the time that unpacking takes; bgzip, which makes many, has one for each 64 kB of a photo.
 _MOST_MEMBERS = 1000
 
 
 class AnswerReader(ResponseHandler):
-    """aiohttp's reader of answers, which listens to interim ones (1xx: the answer will come) for ever.
+    """aiohttp's reader of answers, with a limit of interim ones (1xx: the answer will come), which it has none of.
 
-    They come as fast as a server can send them, tens of thousands at once, and while these are parsed no other request of the
-    process goes on. Here a few are enough.
+    While they are parsed no other request of the process goes on. A few are enough, and few are parsed at once.
     """
 
     _interim = 0
@@ -42,11 +42,13 @@ class AnswerReader(ResponseHandler):
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """An answer's headers are there, or those of an interim one."""
+        if self.exception() is not None:  # Too many came before, even where the answer is behind them in the same slice.
+            return
         self._interim += 1
         self._answered = not 100 <= data[0].code < 200
         if self._answered or self._interim <= _MOST_INTERIM:
             super().feed_data(data, size)
-        elif self.exception() is None:
+        else:
             if self.transport:
                 self.transport.close()
             self.set_exception(HttpProcessingError(message=f"more than {_MOST_INTERIM} interim answers (1xx)"))

@@ -30,7 +30,7 @@ MEMBERS = pa.schema(
 )
 # Longer than any path a system takes (PATH_MAX of Linux): such a member is left out, as no photo can be named so.
 LONGEST_NAME = 4096
-# What one member's headers may take in bytes, extensions included: real ones take a few blocks, and a hostile one says gigabytes.
+# What one member's headers may take in bytes, extensions included, which bounds the memory for them: real ones take a few blocks.
 LARGEST_HEADERS = 2 << 20
 # Of headers that hold for the rest of an archive; `git archive` writes one.
 MOST_GLOBAL_HEADERS = 100

@@ -1,6 +1,7 @@
 """Disks that are full or cannot be written to, and two builds in one folder. The disks are real: small tmpfs mounts."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -74,8 +75,11 @@ def test_of_two_builds_in_a_folder_the_second_is_refused(photos, dataset, tmp_pa
     command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *build_options(photos, out)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
         wait_until(lambda: (out / "selection.json").exists() or first.poll() is not None)
-        second = run_build(*build_options(photos, out), check=False)
-        assert first.poll() is None
+        first.send_signal(signal.SIGSTOP)  # So that it is still at work, however long the second one takes.
+        try:
+            second = run_build(*build_options(photos, out), check=False)
+        finally:
+            first.send_signal(signal.SIGCONT)
     assert second.returncode == 2
     assert second.stderr == f"error: {out}: another build is at work in this folder; wait for it, or stop it\n"
     assert first.returncode == 0

@@ -262,7 +262,7 @@ def test_workers_end_with_their_batches_and_one_that_hangs_is_killed(world: Worl
     workers[1].suspend()
     [(end, *given)] = at_exit
     end(*given)
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=100)
     assert not alive
     assert list(batches) == []
 
@@ -337,7 +337,7 @@ def test_whatever_fails_on_the_way_no_worker_is_left(world: World, tmp_path, mon
             batches.close()
         monkeypatch.undo()
     for worker in kept[0]._workers:
-        worker.join(10)
+        worker.join(100)
         assert not worker.is_alive()
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tenacity
@@ -190,16 +191,30 @@ def test_stratified_times_are_one_of_each_part():
     assert all(0 <= choose_timestep(0, step, 0, 1000) < TIMESTEPS for step in range(50))
 
 
-def test_a_rank_that_hangs_says_in_what(capfd):
+def test_a_rank_that_hangs_says_in_what(capfd, monkeypatch):
+    now, looks = [0.0], []
+
+    def clock() -> float:
+        looks.append(threading.current_thread().name)
+        return now[0]
+
+    def wait_for_looks(count: int) -> None:
+        until = looks.count("watchdog") + count
+        while looks.count("watchdog") < until:
+            time.sleep(0.01)
+
+    monkeypatch.setattr("pbe_train.training.watchdog.time", SimpleNamespace(monotonic=clock))
     with Watchdog(3, 0.2, lambda: "worker 1, which makes a and b") as watchdog:
         for _ in range(4):
             with watchdog.during("gradients", 6):
-                time.sleep(0.1)
+                now[0] += 0.15
+                wait_for_looks(1)
         assert "rank" not in capfd.readouterr().err, "it goes on"
         with watchdog.during("data", 7):
-            time.sleep(0.8)
+            now[0] += 9
+            wait_for_looks(3)
     told = capfd.readouterr().err
-    assert told.count("rank 3 has been in `data` of step 8 for 0 s: it waits for worker 1, which makes a and b") == 1
+    assert told.count("rank 3 has been in `data` of step 8 for 9 s: it waits for worker 1, which makes a and b") == 1
     assert "test_a_rank_that_hangs_says_in_what" in told, "its stack"
 
 
@@ -308,19 +323,19 @@ def test_an_old_checkpoint_that_cannot_be_removed_harms_no_new_one(world: World,
 
 def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(world: World, tmp_path: Path, monkeypatch):
     seen = []
+    go_on = threading.Event()
 
     def write_slowly(*given):
-        time.sleep(0.3)
+        assert go_on.wait(100), "it is written in the background"
         seen.append(given)
         return tmp_path
 
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", write_slowly)
     weight, measures = torch.zeros(1), [{"sums": [1.0]}]
     writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
-    started = time.monotonic()
     writer.save(1, {"model": {"weight": weight}}, 1, measures)
-    assert time.monotonic() - started < 0.25, "it is written in the background"
     weight += 1
+    go_on.set()
     writer.wait()
     writer.save(2, {"model": {"weight": weight}}, 2, last=True)
     assert seen[1][4]["model"]["weight"] is weight, "nothing changes it any more"

@@ -6,7 +6,6 @@ import gzip
 import os
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -225,32 +224,29 @@ def test_a_store_that_does_not_finish_is_given_up_in_time(protocol, begin):
 
     async def answer(writer: asyncio.StreamWriter) -> None:
         writer.write(begin)
-        while begin:
-            writer.write(b"x")
+        for _ in range(600):  # Half a minute: long against the limit, which must come first.
+            writer.write(b"x" * bool(begin))
             await asyncio.sleep(0.05)
+        writer.close()
 
-    start = time.monotonic()
     error, _ = ask_raw(answer, protocol, total_seconds=0.7)
     assert (error.code, error.transient) == ("timeout", True)
-    assert 0.7 <= time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("protocol", ["s3", "gs"])
 def test_a_store_that_does_not_take_the_connection_is_given_up_in_time(protocol, monkeypatch):
     """Its queue is full, so that the system drops what would open another one."""
     _needs(protocol)
-    monkeypatch.setattr("s3fs.S3FileSystem.connect_timeout", 15)  # The library's own, which must not count.
+    monkeypatch.setattr("s3fs.S3FileSystem.connect_timeout", 3600)  # The library's own, which must not count.
     with contextlib.ExitStack() as sockets:
         deaf = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(3):
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(deaf.getsockname())
-        start = time.monotonic()
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        error = failure(storage_of(protocol, endpoint), f"{protocol}://photos/one.jpg", connect_seconds=0.3, total_seconds=20)
+        error = failure(storage_of(protocol, endpoint), f"{protocol}://photos/one.jpg", connect_seconds=0.3, total_seconds=3600)
     assert error.code == "timeout"
-    assert 0.3 <= time.monotonic() - start < 10
 
 
 def test_a_slow_store_has_all_the_time_that_the_settings_give_it(monkeypatch):
@@ -293,7 +289,7 @@ def test_so_many_photos_are_in_flight_as_the_settings_say(protocol):
 
         async with (
             raw_server(answer) as (endpoint, _),
-            stores(storage_of(protocol, endpoint), connections=count, total_seconds=15) as opened,
+            stores(storage_of(protocol, endpoint), connections=count, total_seconds=600) as opened,
         ):
             return await asyncio.gather(*(opened.fetch(f"{protocol}://photos/{number}.jpg") for number in range(count)))
 
@@ -316,7 +312,7 @@ def test_connections_are_used_again_and_closed_in_the_end(protocol):
                 async with stores(storage_of(protocol, endpoint)) as opened:
                     for _ in range(3):
                         await opened.fetch(f"{protocol}://photos/one.jpg")
-                await asyncio.wait_for(asyncio.gather(*(writer.wait_closed() for writer in writers)), 5)
+                await asyncio.wait_for(asyncio.gather(*(writer.wait_closed() for writer in writers)), 600)
             return len(writers), len(heads)
 
     assert asyncio.run(run()) == (2, 6)

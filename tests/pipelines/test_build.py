@@ -352,7 +352,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while not list((out / "shards").glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -566,8 +566,7 @@ def test_photos_that_all_fail_are_an_error_that_names_the_folder(photos, tmp_pat
     for split in ("train", "validation"):
         (other / split).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(other / split / "unrelated.jpg")
-    options = ["--source.annotations", str(photos), "--source.photos", str(other), "--out", str(tmp_path / "out")]
-    done = run_build(*options, "--latents.vae", VAE, check=False)
+    done = run_build(*build_options(photos, tmp_path / "out"), "--source.photos", str(other), check=False)
     assert done.returncode == 2
     assert f"{other}: none of the" in done.stderr
     assert "missing" in done.stderr

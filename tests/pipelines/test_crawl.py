@@ -40,10 +40,12 @@ from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 from schemas.settings import REPOSITORY, preset
 from tests.conftest import build_options
 from tests.crawl_world import crawl_command, crawl_options, run_crawl, write_tables
-from tests.hostile_server import ENDLESS, ROUTES, TROUBLES, HostileServer, good_photo
+from tests.hostile_server import LARGE, LATE, MAX_BYTES, MAX_PIXELS, ROUTES, TROUBLES, HostileServer, good_photo
 from tests.s3_server import s3_server
 
 ATTEMPTS = 2
+PATIENCE_SECONDS = 900
+"""For what hangs. Nothing is measured by it."""
 GONE = good_photo("this photo is no longer available", 64, 64)
 
 
@@ -139,7 +141,7 @@ FAILURES = {
     "/redirect?to=/html": "not_an_image",
     "/heic": "unsupported_format",
     "/no-end-mark": "no_end_mark",
-    "/png-bomb": "too_many_pixels",
+    "/large-png": "too_many_pixels",
     "/truncated": "decode_error",
     "/good?width=96&height=56": "too_small",
     "/robots": "opted_out",
@@ -148,8 +150,8 @@ FAILURES = {
     "/redirect?to=http://169.254.169.254/latest/meta-data/": "blocked_address",
     "/redirect?to=http://0x7f.1:{decoy}/good": "blocked_address",
 }
-# These keep both sides busy for as long as they may: one photo each.
-BUSY = {**ENDLESS, "/png-text": OK, "/png-profile": OK}
+# One photo each, whose bytes take longer than others'.
+BUSY = {**LARGE, "/png-text": OK, "/png-profile": OK}
 OUTSIDE = {
     "": "bad_url",
     "http://": "bad_url",
@@ -221,7 +223,6 @@ class Mixed:
     options: list[str]
     store: Path
     done: subprocess.CompletedProcess[str]
-    seconds: float
     asked: Counter[str]
     """Path and query -> requests of this first crawl."""
 
@@ -242,15 +243,14 @@ def mixed(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mi
         metadata = {photo: case.known for photo, case in cases.items()}
         tables = write_tables(folder / "tables", {photo: case.url for photo, case in cases.items()}, metadata)
         allowed = [f"127.0.0.1:{port}" for port in (server.port, tls.port, closed)]
-        more = {"crawl.allowed_addresses": json.dumps(allowed), "crawl.attempts": ATTEMPTS, "crawl.total_seconds": 3}
+        more = {"crawl.allowed_addresses": json.dumps(allowed), "crawl.attempts": ATTEMPTS}
+        more |= {"crawl.max_bytes": MAX_BYTES, "source.max_photo_pixels": MAX_PIXELS}
         more |= {"source.same_photo": "report", "source.missing_end_mark": "refuse", "ray.address": cluster}
         # Few photos have a thumbnail; that of the others, which is not there, must not hide why the photo itself did not come.
         options = crawl_options(tables, folder / "store", folder / "out", None, ["{url}", "{thumbnail_url}"], more)
-        began = time.monotonic()
         done = run_crawl(options)
-        seconds = time.monotonic() - began
         asked = Counter(request.target for request in server.requests)
-        yield Mixed(server, decoy, cases, options, folder / "store", done, seconds, asked)
+        yield Mixed(server, decoy, cases, options, folder / "store", done, asked)
 
 
 def test_every_photo_ends_as_it_must(mixed):
@@ -263,9 +263,10 @@ def test_every_photo_ends_as_it_must(mixed):
     }
     assert not wrong
     assert set(status) == set(expected)
-    # Nothing is left out of the test: each outcome but those of local files, buckets and our own mistakes, and each route.
-    assert set(expected.values()) == set(OUTCOMES) - {"missing", "credentials", "unexpected"}
-    used = {path.split("/")[1].partition("?")[0] for path in (*FAILURES, *BUSY, *GOOD, *VOUCHED)}
+    # Nothing is left out of the test: each outcome but those of local files, buckets and our own mistakes, and each route. Those
+    # that take too long need short limits, which a busy machine exceeds with the others, too: test_fetching.py has them.
+    assert set(expected.values()) == set(OUTCOMES) - {"missing", "credentials", "unexpected", *LATE.values()}
+    used = {path.split("/")[1].partition("?")[0] for path in (*FAILURES, *BUSY, *GOOD, *VOUCHED, *LATE)}
     assert ROUTES - used == {"bad-chunks"}, "what becomes of it depends on the moment"
 
 
@@ -304,13 +305,6 @@ def test_nothing_is_asked_that_must_not_be(mixed):
             assert mixed.asked[target] == 1
         elif target.startswith("/") and "/thumbnail" not in target:
             assert mixed.asked[target] == attempts[photo] or "[" in target, case.url
-
-
-def test_no_server_holds_it_up(mixed):
-    """The slowest photo may take two attempts of 3 s; Ray and a busy machine take their time, too."""
-    times = mixed.server.times("/")
-    assert times[-1] - times[0] < 30
-    assert mixed.seconds < 90
 
 
 def test_the_store_is_whole(mixed):
@@ -431,7 +425,7 @@ def test_refreshing_asks_conditionally_and_takes_what_is_new(cluster, tmp_path):
 
 @dataclass
 class Slow:
-    """A crawl that takes some seconds."""
+    """A crawl that is stopped: its server answers as many requests as it shall, and holds the others."""
 
     server: HostileServer
     options: list[str]
@@ -444,17 +438,23 @@ class Slow:
         return {path: self.server.hits[path] for path in paths.values()}
 
 
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
-    """240 photos of a host that is asked 40 times a second, three times at once, by two workers."""
-    folder = tmp_path_factory.mktemp("slow")
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Slow]:
+    """180 photos of a host that is asked 40 times a second, three times at once, by two workers."""
     limits = {"crawl.per_host.requests_per_second": 40, "crawl.per_host.concurrency": 3, "crawl.workers": 2}
     with HostileServer() as server:
-        urls = {f"{number:016x}": server.url(f"/good/{number:016x}?pause=0.05") for number in range(240)}
-        tables = write_tables(folder / "tables", urls)
-        more = {**limits, "crawl.photos_per_part": 30}
-        options = crawl_options(tables, folder / "store", folder / "out", server.port, others=more)
-        yield Slow(server, options, folder / "store", len(urls))
+        urls = {f"{number:016x}": server.url(f"/good/{number:016x}?pause=0.05") for number in range(180)}
+        tables = write_tables(tmp_path / "tables", urls)
+        # Nobody waits for a request that is held.
+        more = {**limits, "crawl.photos_per_part": 30, "crawl.connections": 4, "crawl.total_seconds": 3600}
+        options = crawl_options(tables, tmp_path / "store", tmp_path / "out", server.port, others=more)
+        yield Slow(server, options, tmp_path / "store", len(urls))
+
+
+def hold_after(server: HostileServer, more: int) -> Callable[[], bool]:
+    """Answer so many requests more; whether one is held now."""
+    server.answers = len(server.requests) + more
+    return lambda: len(server.requests) > server.answers
 
 
 def start(options: list[str]) -> subprocess.Popen[str]:
@@ -469,19 +469,18 @@ def start(options: list[str]) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "what was waited for does not happen"
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
-def end_of(process: subprocess.Popen[str], seconds: float = 60) -> tuple[Done, float]:
-    """What it left, and how long it took to end."""
-    began = time.monotonic()
-    said, warned = process.communicate(timeout=seconds)
-    return Done(process.returncode, said, warned), time.monotonic() - began
+def end_of(process: subprocess.Popen[str]) -> Done:
+    """What it left."""
+    said, warned = process.communicate(timeout=PATIENCE_SECONDS)
+    return Done(process.returncode, said, warned)
 
 
 def assert_stopped_well(done: Done, status: int) -> None:
@@ -491,76 +490,75 @@ def assert_stopped_well(done: Done, status: int) -> None:
 
 
 def test_stopped_in_the_middle_what_came_is_kept_and_not_asked_for_again(slow, cluster):
-    """Ctrl-C, which a terminal sends to all processes, then SIGTERM to the program, then to its end."""
+    """Ctrl-C, which a terminal sends to all processes, then SIGTERM to the program, each while requests are held; then the end.
+
+    Meanwhile the host's limits hold, for all workers together.
+    """
+    held = hold_after(slow.server, 50)
     process = start(slow.options)
-    wait_until(lambda: sum(slow.server.hits.values()) >= 60, process)
+    wait_until(held, process)
     refused = call_crawl([*slow.options, "--out", str(slow.store.parent / "other")], status=2)
     assert f"error: {slow.store}: another crawl is using this photo store; wait for it, or stop it" in refused.stderr
     os.killpg(process.pid, signal.SIGINT)
-    done, seconds = end_of(process)
+    done = end_of(process)
     assert_stopped_well(done, 130)
-    assert seconds < 15
     assert_books_balance(done, slow.store, slow.photos)
     recorded = slow.recorded()
-    # Lost are at most those that were in flight, or on their way through the decoder.
-    assert sum(slow.server.hits.values()) - 20 <= len(recorded) < slow.photos
+    # Lost are at most those that were in flight, or on their way through a worker's decoder: twice its 4 connections.
+    assert len(slow.server.hits) - 16 <= len(recorded) <= 50
 
+    held = hold_after(slow.server, 60)
     process = start([*slow.options, "--ray.address", cluster])
-    wait_until(lambda: len(slow.server.hits) >= 150, process)
+    wait_until(held, process)
     process.terminate()
-    done, seconds = end_of(process)
+    done = end_of(process)
     assert_stopped_well(done, 143)
-    assert seconds < 15
     assert all(slow.server.hits[path] == hits for path, hits in recorded.items())
     recorded = slow.recorded()
-    assert len(slow.server.hits) - 20 <= len(recorded) < slow.photos
+    assert len(slow.server.hits) - 32 <= len(recorded) <= 110
 
+    slow.server.answers = float("inf")
     done = call_crawl(slow.options)
     assert_books_balance(done, slow.store, slow.photos)
     assert summary_of(done) == {"wanted": slow.photos, "ok": slow.photos}
     assert all(slow.server.hits[path] == hits for path, hits in recorded.items())
     assert not list(slow.store.rglob("*.tmp"))
     call_crawl([*slow.options, "--verify"])
+    assert_limits_held(slow.server)
 
 
-def test_a_hosts_limits_hold_for_all_workers_together(slow):
-    """As the server saw them, over the three runs of the test before."""
-    times = slow.server.times("/good/")
-    assert len(times) >= slow.photos
-    assert slow.server.most_at_once("/good/") == 3
+def assert_limits_held(server: HostileServer) -> None:
+    """40 requests a second and 3 at once, as the server saw them."""
+    times = server.times("/good/")
+    assert server.most_at_once("/good/") <= 3
     for first, last in itertools.combinations(range(len(times)), 2):
-        # Each of two workers may make up for 0.1 s when its loop was late.
+        # Each of two workers may begin with one and make up for 0.1 s when its loop was late; 3 may have been on their way.
         assert last - first <= 40 * (times[last] - times[first]) + 10
-    runs = [index for index, (one, other) in enumerate(itertools.pairwise(times), 1) if other - one > 2]
-    longest = max((times[end - 1] - times[begin], end - begin) for begin, end in itertools.pairwise([0, *runs, len(times)]))
-    assert longest[1] / longest[0] > 20, "far below what is allowed"
 
 
 def test_stopped_before_anything_is_in_flight(tmp_path):
     """While Ray starts: both at the same moment, in two stores."""
     with HostileServer() as server:
+        server.answers = 0  # Where Ray is quicker than the signal, nothing is in flight for long either.
         tables = write_tables(tmp_path / "tables", {"a": server.url("/good/a")})
         stores = {signal.SIGINT: tmp_path / "one", signal.SIGTERM: tmp_path / "two"}
         processes = {}
         for number, store in stores.items():
             processes[number] = start(crawl_options(tables, store, tmp_path / f"out{number:d}", server.port))
         for number, process in processes.items():
-            wait_until((stores[number] / "rounds" / "000001.json").exists, process)
-            time.sleep(0.3)
+            wait_until(psutil.Process(process.pid).children, process)
             os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         for number, process in processes.items():
-            done, seconds = end_of(process)
-            assert_stopped_well(done, 128 + number)
-            assert seconds < 20
-        assert not server.requests
+            assert_stopped_well(end_of(process), 128 + number)
 
 
 def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
     """SIGKILL to the one worker in the middle of its parts, then of the ledger; each photo is in the index once."""
     with HostileServer() as server:
-        urls = {f"{number:016x}": server.url(f"/good/{number}?pause=0.02") for number in range(300)}
+        urls = {f"{number:016x}": server.url(f"/good/{number}?pause=0.02") for number in range(240)}
         tables = write_tables(tmp_path / "tables", urls)
-        more = {"crawl.workers": 1, "crawl.photos_per_part": 20, "crawl.per_host.concurrency": 3, "crawl.total_seconds": 120}
+        # A dead worker's share of the host is free as soon as there is a new one: nobody waits an hour for its requests to end.
+        more = {"crawl.workers": 1, "crawl.photos_per_part": 20, "crawl.per_host.concurrency": 3, "crawl.total_seconds": 3600}
         options = crawl_options(tables, tmp_path / "store", tmp_path / "out", server.port, others=more)
         killed: list[str] = []
 
@@ -572,10 +570,11 @@ def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
                         killed.append(name)
 
         def kill() -> None:
-            wait_until(lambda: len(server.hits) >= 90)
-            end("ray::CrawlWorker")
-            wait_until(lambda: len(server.hits) >= 200)
-            end("ray::CrawlLedger")
+            """Each while requests are held, so that the crawl cannot be over."""
+            for more, name in ((70, "ray::CrawlWorker"), (90, "ray::CrawlLedger")):
+                wait_until(hold_after(server, more))
+                end(name)
+            server.answers = float("inf")
 
         thread = threading.Thread(target=kill)
         thread.start()
@@ -584,10 +583,10 @@ def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
     assert killed == ["ray::CrawlWorker", "ray::CrawlLedger"]
     assert_books_balance(done, tmp_path / "store", len(urls))
     assert summary_of(done) == {"wanted": len(urls), "ok": len(urls)}
-    assert server.most_at_once("/good/") == 3
-    # Asked again is what was in the worker's parts; and its share of the host is free as soon as there is a new one.
-    assert len(urls) <= sum(server.hits.values()) <= len(urls) + 4 * 20
-    assert max(other - one for one, other in itertools.pairwise(server.times("/good/"))) < 30
+    assert server.most_at_once("/good/") <= 3
+    # Asked again is what was in the worker's parts, four of 20 photos.
+    assert max(server.hits.values()) <= 2
+    assert sum(server.hits.values()) <= len(urls) + 4 * 20
     call_crawl([*options, "--verify"])
 
 

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import io
 import tarfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from pipelines.crawling.inspection import Demands
 from pipelines.crawling.wanted import read_sources
 from schemas.errors import InputError
 from schemas.tables import STORED_PHOTOS, WANTED
-from tests.hostile_server import HostileServer, good_photo
+from tests.hostile_server import LATE, MAX_PIXELS, HostileServer, good_photo
 
-DEMANDS = Demands(frame="stored", max_pixels=1_000_000, min_side=64, placeholders=frozenset())
+DEMANDS = Demands(frame="stored", max_pixels=MAX_PIXELS, min_side=64, placeholders=frozenset())
 
 
 class OpenGate:
@@ -43,7 +44,7 @@ def photo_of(**known: Any) -> dict[str, Any]:
 
 def settings_of(server: HostileServer | None, *sources: str, **options: Any) -> CrawlSettings:
     allowed = (f"127.0.0.1:{server.port}",) if server else ()
-    given = {"backoff_seconds": 0.01, "attempts": 3, "total_seconds": 3, "slow_seconds": 1, "contact": "a@b.c", **options}
+    given = {"backoff_seconds": 0.01, "attempts": 3, "total_seconds": 600, "slow_seconds": 600, "contact": "a@b.c", **options}
     return CrawlSettings(sources=sources, allowed_addresses=allowed, **given)
 
 
@@ -118,6 +119,14 @@ def test_only_what_may_pass_is_asked_again(server):
         assert (row["detail"] is None) == (code == "ok")
 
 
+@pytest.mark.parametrize(("code", "limits"), [("timeout", {"total_seconds": 0.3}), ("too_slow", {"slow_seconds": 0.2})])
+def test_what_takes_too_long_is_asked_again(server, code, limits):
+    settings = settings_of(server, "{url}", attempts=2, **limits)
+    photos = [photo_of(url=server.url(f"{path}/again")) for path, late in LATE.items() if late == code]
+    for outcome in fetch(settings, *photos):
+        assert (outcome.row["code"], outcome.row["transient"], outcome.row["attempts"]) == (code, True, 2)
+
+
 def test_a_failure_that_may_pass_tells_more_than_one_that_may_not(server):
     """Else nobody would ask again for a photo whose first source was down for a day."""
     url = server.url("/status/500/x")
@@ -184,7 +193,7 @@ def test_an_error_page_is_no_image_rather_than_one_with_another_hash(server):
 @pytest.mark.parametrize(
     ("path", "code"),
     [
-        ("/png-bomb", "too_many_pixels"),
+        ("/large-png", "too_many_pixels"),
         ("/png-text", "ok"),
         ("/png-profile", "ok"),
         ("/no-end-mark", "ok"),
@@ -196,7 +205,7 @@ def test_an_error_page_is_no_image_rather_than_one_with_another_hash(server):
     ],
 )
 def test_what_the_bytes_are(server, path, code):
-    demands = Demands(frame="stored", max_pixels=1_000_000, min_side=57, placeholders=frozenset())
+    demands = Demands(frame="stored", max_pixels=MAX_PIXELS, min_side=57, placeholders=frozenset())
     [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url(path)), demands=demands)
     assert outcome.row["code"] == code
     assert (outcome.data is None) == (code != "ok")
@@ -315,25 +324,32 @@ def test_an_error_that_nobody_foresaw_costs_one_photo(server, monkeypatch):
     assert outcome.row["detail"] == "ZeroDivisionError: who would have thought"
 
 
-def test_no_more_photos_are_in_flight_than_connections(server):
-    settings = settings_of(server, "{url}", connections=5)
-    photos = [photo_of(url=server.url(f"/good/pause/{number}?pause=0.05"), photo_id=f"p{number}") for number in range(40)]
-    outcomes = fetch(settings, *photos)
-    assert {outcome.row["code"] for outcome in outcomes} == {"ok"}
-    assert server.most_at_once("/good/pause/") == 5
+def test_no_more_photos_are_in_flight_than_connections():
+    """The server answers nobody until five ask."""
+    with HostileServer() as server:
+        server.answers = 0
+        settings = settings_of(server, "{url}", connections=5)
+        photos = [photo_of(url=server.url(f"/good/pause/{number}?pause=0.05"), photo_id=f"p{number}") for number in range(40)]
+
+        async def run() -> list[PhotoResult]:
+            async with Fetcher(read_sources(settings), settings, DEMANDS, OpenGate()) as fetcher:
+                tasks = [asyncio.create_task(fetcher.fetch(photo)) for photo in photos]
+                while len(server.requests) < 5:
+                    await asyncio.sleep(0.01)
+                server.answers = len(photos)
+                return [await task for task in tasks]
+
+        assert {outcome.row["code"] for outcome in asyncio.run(run())} == {"ok"}
+        assert server.most_at_once("/good/pause/") == 5
 
 
 def test_photos_wait_outside_while_too_many_are_not_yet_inspected(server, monkeypatch):
     """Photos come faster than one core decodes them: what is in memory must not grow."""
-    import threading
-
-    from pipelines.crawling import fetching
-
     go_on = threading.Event()
     real = fetching.inspect
 
     def slow(*arguments: Any) -> Any:
-        go_on.wait(20)
+        assert go_on.wait(600)
         return real(*arguments)
 
     monkeypatch.setattr(fetching, "inspect", slow)
@@ -343,12 +359,11 @@ def test_photos_wait_outside_while_too_many_are_not_yet_inspected(server, monkey
     async def run() -> int:
         async with Fetcher(read_sources(settings), settings, DEMANDS, OpenGate()) as fetcher:
             tasks = [asyncio.create_task(fetcher.fetch(photo)) for photo in photos]
-            for _ in range(200):
+            while fetcher.throttle.has_room.is_set() or fetcher.throttle.asking:
                 await asyncio.sleep(0.01)
-                if not fetcher.throttle.has_room.is_set() and not fetcher.throttle.asking:
-                    break
             before = len(server.asked("/good/queue/"))
-            await asyncio.sleep(0.1)
+            for _ in range(10):  # Others have their turn, and ask for nothing.
+                await asyncio.sleep(0.01)
             assert len(server.asked("/good/queue/")) == before
             go_on.set()
             assert {outcome.row["code"] for outcome in await asyncio.gather(*tasks)} == {"ok"}
@@ -453,7 +468,7 @@ def test_what_a_failed_photo_held_is_let_go_at_once(tmp_path, monkeypatch):
     gc.disable()
     try:
         outcomes = fetch(settings_of(None, str(tmp_path)), photo_of(), photo_of(key=8))
-        for _ in range(200):  # The thread that has looked at it lets go a moment later.
+        for _ in range(6000):  # The thread that has looked at it lets go a moment later.
             if len(gone) < 2:
                 time.sleep(0.01)
         assert gone == [len(data)] * 2

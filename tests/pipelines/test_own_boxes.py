@@ -2,6 +2,7 @@ import codecs
 import gzip
 import json
 import re
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -193,7 +194,8 @@ def test_a_malformed_row_costs_itself_alone(csv_file, line, reason, detail):
             "bad_row",
             r"boxes.jsonl, line 2: not JSON \(Expecting ',' delimiter at character 30\)",
         ),
-        ("[" * 100_000, "bad_row", "line 2: not JSON that can be read"),
+        # More levels than Python's parser takes, whose limit bounds its stack.
+        ("[" * (sys.getrecursionlimit() + 10), "bad_row", r"line 2: not JSON (that can be read|\()"),
         ("[1, 2]", "bad_row", "line 2: no JSON object"),
         ('{"photo": 5.5}', "bad_row", "column photo: 5.5 is no text"),
         ('{"photo": "\\ud800.jpg"}', "bad_row", "column photo: .* is no text"),

@@ -7,7 +7,6 @@ import itertools
 import socket
 import ssl
 import threading
-import time
 import zlib
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -27,9 +26,8 @@ from pipelines.crawling.receiving import AnswerBody
 from pipelines.crawling.web import WebClient
 from schemas.errors import InputError
 from schemas.outcomes import OUTCOMES
-from tests.hostile_server import ENDLESS, ETAG, MODIFIED, ROUTES, TROUBLES, HostileServer, good_photo
+from tests.hostile_server import ETAG, LARGE, LATE, MAX_BYTES, MODIFIED, ROUTES, TROUBLES, HostileServer, good_photo
 
-MAX_BYTES = 100_000
 patiently = settings(deadline=None)  # The machine may be busy.
 
 
@@ -65,8 +63,8 @@ def other():
 
 
 def client(server, *, gate=None, getaddrinfo=socket.getaddrinfo, **options):
-    """A client that may ask `server`, with time limits that only those reach that shall."""
-    usual = {"connect_seconds": 10, "total_seconds": 20, "slow_seconds": 10, "max_bytes": MAX_BYTES}
+    """A client that may ask `server`, with time limits that nothing reaches: those that something shall reach are given."""
+    usual = {"connect_seconds": 600, "total_seconds": 600, "slow_seconds": 600, "max_bytes": MAX_BYTES}
     allowed = (f"127.0.0.1:{server.port}",)
     return WebClient(CrawlSettings(**{"allowed_addresses": allowed, **usual, **options}), gate or OpenGate(), getaddrinfo)
 
@@ -114,7 +112,8 @@ def resolving(*answers):
 
 CODES = {
     **TROUBLES,
-    **ENDLESS,
+    **LARGE,
+    **LATE,
     "/photos/missing.jpg": "http_404",
     "/status/206": "http_other",
     "/status/305": "http_other",
@@ -129,11 +128,10 @@ QUICK = {"timeout": {"total_seconds": 0.4}, "too_slow": {"slow_seconds": 0.3}}
 
 @pytest.mark.parametrize(("path", "code"), CODES.items(), ids=CODES)
 def test_each_trouble_has_its_code(server, path, code):
-    gate, began = OpenGate(), time.monotonic()
+    gate = OpenGate()
     error = ask(server, path, gate=gate, **QUICK.get(code, {}))
     assert isinstance(error, FetchError), error
     assert error.code == code
-    assert time.monotonic() - began < 5
     # The gate learns of it, so that it can spare the host; and every pass is given back.
     assert code in gate.diary or code == "redirect_loop"
     assert sum(line.startswith("in ") for line in gate.diary) == sum(line.startswith("out ") for line in gate.diary)
@@ -142,8 +140,8 @@ def test_each_trouble_has_its_code(server, path, code):
 GOOD = ["/photos/a.jpg", "/chunked", "/until-closed", "/gzip-photo", "/gzip-photo?encoding=x-gzip",
         "/gzip-photo?encoding=deflate", "/gzip-in-members", "/etag", "/last-modified", "/strange-etag",
         "/tdm?value=0", "/robots?tag=all"]  # fmt: skip
-ODD = ["/html-as-jpeg", "/png-bomb", "/png-text", "/png-profile", "/heic", "/no-end-mark", "/truncated",
-       "/good", "/cookie"]  # fmt: skip
+ODD = ["/html-as-jpeg", "/large-png", "/png-text", "/png-profile", "/heic", "/no-end-mark", "/truncated",
+       "/good", "/cookie", "/interim/8"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -181,12 +179,12 @@ def test_a_failing_server_is_asked_once(server):
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_handed_on(server, status):
-    then = quote(format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True))
+    then = quote(format_datetime(datetime.now(UTC) + timedelta(seconds=10_000), usegmt=True))
     plain, date, none = ask(
         server, f"/status/{status}?retry-after=7", f"/status/{status}/date?retry-after={then}", f"/status/{status}/none"
     )
     assert plain.retry_after == 7
-    assert 90 < date.retry_after <= 100
+    assert 8000 < date.retry_after <= 10_000  # Less the time that the test takes.
     assert none.retry_after is None
 
 
@@ -205,15 +203,14 @@ def test_any_retry_after_is_a_bounded_wait_or_none(value):
 
 def test_no_connection_in_time(server):
     """A server that never answers a TLS handshake, and a name that never resolves."""
-    event, began = threading.Event(), time.monotonic()
+    event = threading.Event()
     error = ask(server, server.url("/good").replace("http", "https"), connect_seconds=0.3)
     assert (error.code, "connect_seconds" in error.detail) == ("timeout", True)
     try:
-        error = ask(server, "http://hangs.example/", getaddrinfo=lambda *_, **__: event.wait(20), connect_seconds=0.3)
+        error = ask(server, "http://hangs.example/", getaddrinfo=lambda *_, **__: event.wait(60), connect_seconds=0.3)
     finally:
         event.set()
     assert (error.code, "connect_seconds" in error.detail) == ("timeout", True)
-    assert time.monotonic() - began < 10
 
 
 def test_dead_names_do_not_hold_up_others(server):
@@ -221,7 +218,7 @@ def test_dead_names_do_not_hold_up_others(server):
     event = threading.Event()
 
     def getaddrinfo(host, port, **_):
-        return resolving(["127.0.0.1"])(host, port) if host == "alive.example" else event.wait(20)
+        return resolving(["127.0.0.1"])(host, port) if host == "alive.example" else event.wait(600)
 
     async def go():
         async with client(server, getaddrinfo=getaddrinfo, connections=50) as it:
@@ -243,30 +240,44 @@ def test_dead_names_do_not_hold_up_others(server):
 def test_the_time_of_all_redirects_counts(server):
     slow = "/redirect?pause=0.2&to=" + quote("/redirect?pause=0.2&to=" + quote("/good?pause=0.2", safe=""), safe="")
     assert ask(server, slow, total_seconds=0.5).code == "timeout"
-    assert isinstance(ask(server, slow, total_seconds=5), Fetched)
+    assert isinstance(ask(server, slow), Fetched)
 
 
 def test_waiting_for_the_pass_does_not_count(server):
+    """An hour before each of two requests, by the loop's clock."""
+    waited = 0
+
     class SlowGate(OpenGate):
         @asynccontextmanager
         async def request(self, host):
-            await asyncio.sleep(1)
+            nonlocal waited
+            waited += 3600
             yield
 
-    assert isinstance(ask(server, "/good", gate=SlowGate(), total_seconds=0.9), Fetched)
+    async def go():
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        loop.time = lambda: clock() + waited
+        async with client(server, gate=SlowGate()) as it:
+            return await it.fetch(server.url("/chain/1/pass"))
+
+    assert asyncio.run(go()).data == good_photo("/chain/0/pass")
+    assert waited == 7200
 
 
 def test_what_is_slow_enough_comes(server):
-    """Some 4,000 bytes per s against 100, then some 20: more windows than one, and none of them too slow, or the first."""
-    pace = {"slow_bytes_per_second": 100, "slow_seconds": 0.4}
-    assert ask(server, "/slow-body?interval=0.01&step=40", **pace).data == good_photo()
-    assert ask(server, "/slow-body?interval=0.05&step=1", **pace).code == "too_slow"
+    """Many windows of 100 bytes, all of which come in time; then 20 bytes per s against 250."""
+    steady = {"slow_bytes_per_second": 1, "slow_seconds": 100}
+    assert ask(server, "/slow-body?interval=0.01&step=40", **steady).data == good_photo()
+    assert ask(server, "/slow-body?interval=0.05&step=1", slow_bytes_per_second=250, slow_seconds=0.4).code == "too_slow"
 
 
 def test_the_slow_are_given_up_after_two_windows(server):
-    began = time.monotonic()
-    assert ask(server, "/stalls", slow_seconds=0.3, slow_bytes_per_second=3000).code == "too_slow"
-    assert 0.3 < time.monotonic() - began < 2
+    """The first has its bytes early; the second has none."""
+    error = ask(server, "/stalls", slow_seconds=0.3, slow_bytes_per_second=3000)
+    assert error.code == "too_slow"
+    assert error.detail.startswith("only 0 bytes within 0.3 s")
+    assert error.detail.endswith("after 1000 bytes")
 
 
 def test_cancelling_is_not_an_error(server):
@@ -304,22 +315,47 @@ def test_a_size_that_is_not_expected(server):
 
 
 def test_what_is_given_up_is_not_drained(server):
-    """The server is stopped, its connection is not used again, and the next answer is right."""
+    """Its connection is not used again, and the next answer is right."""
     before = server.connections
-    large, photo = ask(server, "/endless-length/drained", "/photos/a.jpg")
+    large, photo = ask(server, f"/stalls/drained?length={MAX_BYTES + 1}", "/photos/a.jpg")
     assert (large.code, photo.data) == ("too_large", good_photo())
     assert server.connections == before + 2
-    # What the kernels' buffers take of 1 TB.
-    assert server.asked("/endless-length/drained")[0].sent < 20e6
 
 
-def test_a_gzip_bomb_costs_no_memory(server):
-    """1 GiB within 1 MB of gzip."""
-    process = psutil.Process()
-    ask(server, "/gzip-photo", "/gzip-bomb")
-    before = process.memory_info().rss
-    assert ask(server, "/gzip-bomb", max_bytes=2_000_000).code == "too_large"
-    assert process.memory_info().rss - before < 30e6
+def test_what_unpacks_to_more_than_is_allowed_is_not_unpacked(monkeypatch):
+    """What is packed may be a thousand times as long. The limit bounds the memory: no more than one step goes beyond it."""
+    monkeypatch.setattr(receiving, "_UNPACKED_AT_ONCE", 100)
+    body = AnswerBody(1000, packed=True)
+    with pytest.raises(FetchError, match="too_large"):
+        body.add(gzip.compress(bytes(1500)))
+    assert len(body._photo) <= 1100
+
+
+def test_a_photo_in_too_many_members_is_none(server, monkeypatch):
+    """Those without content cost time and add nothing to the bytes that are counted: the limit bounds the time."""
+    monkeypatch.setattr(receiving, "_MOST_MEMBERS", 10)
+    assert isinstance(ask(server, "/gzip-in-members?empty=8"), Fetched)
+    assert ask(server, "/gzip-in-members?empty=9").code == "bad_response"
+
+
+def test_few_interim_answers_are_parsed(server, monkeypatch):
+    """They may come many at once; the limit bounds the time for which other requests of the process wait."""
+    parsed = []
+    feed = receiving.AnswerReader.feed_data
+
+    def counted(self, data, size=0):
+        parsed.append(data[0].code)
+        feed(self, data, size)
+
+    monkeypatch.setattr(receiving.AnswerReader, "feed_data", counted)
+    monkeypatch.setattr(receiving, "_MOST_INTERIM", 2)
+    monkeypatch.setattr(receiving, "_HEAD_SLICE", 50)  # Two of them.
+    assert isinstance(ask(server, "/interim/2"), Fetched)
+    assert parsed == [100, 100, 200]
+    parsed.clear()
+    assert ask(server, "/interim/12").code == "bad_response"
+    assert parsed == [100] * len(parsed)
+    assert len(parsed) <= 4
 
 
 @given(binary(max_size=200), integers(1, 5), lists(integers(0, 400)), integers(1, 40), sampled_from(["gzip", "deflate"]))
@@ -772,46 +808,43 @@ def test_sockets_are_only_for_fine_addresses():
 
 
 def test_a_thousand_of_everything(server):
-    """At 64 in flight: each ends in time with one of our codes, and memory stays where it was."""
+    """At 64 in flight: each ends with one of our codes, and memory stays where it was."""
     paths = [*CODES, *GOOD]
     process = psutil.Process()
-    longest, peak = 0.0, 0
+    peak = 0
 
     async def go():
-        nonlocal longest, peak
+        nonlocal peak
         waiting = iter(range(1000))
         async with client(server, total_seconds=0.5, slow_seconds=0.2) as it:
 
             async def work():
-                nonlocal longest, peak
+                nonlocal peak
                 for number in waiting:
-                    began = time.monotonic()
                     path = paths[number % len(paths)]
                     results.append((path, await outcome(it, server.url(path))))
-                    longest = max(longest, time.monotonic() - began)
                     peak = max(peak, process.memory_info().rss)
 
             await asyncio.gather(*(work() for _ in range(64)))
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     results = []
-    ask(server, "/gzip-bomb")
+    ask(server, "/large-gzip")
     before = process.memory_info().rss
     asyncio.run(go())
     assert len(results) == 1000
-    assert longest < 5
     assert peak - before < 150e6
     # A busy machine may be too slow for these limits; but nothing is called what it is not.
     strange = [(path, each) for path, each in results if getattr(each, "code", "ok") not in (CODES.get(path, "ok"), *QUICK)]
     assert not strange
     for thread in threading.enumerate():
         if thread.name.startswith("dns"):
-            thread.join(5)
+            thread.join(600)
             assert not thread.is_alive()
 
 
-def test_the_server_measures_limits(server):
-    """What tests of politeness rely on: it sees how many are in flight, and when each came."""
+def test_the_server_measures_limits():
+    """What tests of politeness rely on: it sees how many are in flight, and when each came; and it can hold them."""
     permits = asyncio.Semaphore(3)
 
     class NarrowGate(OpenGate):
@@ -821,11 +854,17 @@ def test_the_server_measures_limits(server):
                 yield
 
     async def go():
+        server.answers = 0
         async with client(server, gate=NarrowGate()) as it:
-            await asyncio.gather(*(it.fetch(server.url(f"/good/measured/{n}?pause=0.1")) for n in range(6)))
+            asking = asyncio.gather(*(it.fetch(server.url(f"/good/measured/{n}?pause=0.1")) for n in range(6)))
+            while len(server.requests) < 3:
+                await asyncio.sleep(0.01)
+            server.answers = 6
+            await asking
 
-    asyncio.run(go())
+    with HostileServer() as server:
+        asyncio.run(go())
     times = server.times("/good/measured/")
     assert server.most_at_once("/good/measured/") == 3
     assert len(times) == 6
-    assert 0.1 <= times[3] - times[0] < 2
+    assert times[3] - times[0] >= 0.1
