@@ -35,6 +35,7 @@ LARGEST_HEADERS = 2 << 20
 # Of headers that hold for the rest of an archive; `git archive` writes one.
 MOST_GLOBAL_HEADERS = 100
 MEMBERS_PER_BATCH = 1 << 16
+_LINKED = -1
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -52,8 +53,9 @@ def scan_tar(path: Path) -> pa.Table:
         offset: of its first byte in the tar, in bytes.
         length: in bytes.
 
-    Headers alone are read, by `tarfile`: ustar, GNU and pax. Links, folders, devices and sparse files are left out, and names
-    longer than `LONGEST_NAME`. What follows the end mark is not read, as tar does not read it.
+    Headers alone are read, by `tarfile`: ustar, GNU and pax. A hard link lies where the member before it that it names lies: so
+    tar writes a file that has several names. Other links, folders, devices and sparse files are left out, and names longer than
+    `LONGEST_NAME`. What follows the end mark is not read, as tar does not read it.
 
     Raises:
         InputError: the file cannot be read, is no tar, is a compressed one, is damaged or cut off, or has no end mark.
@@ -61,7 +63,8 @@ def scan_tar(path: Path) -> pa.Table:
     """
     try:
         with _HeaderReader(io.FileIO(path)) as file:
-            return pa.Table.from_batches(_batches(_members(file, path)), MEMBERS)
+            links: list[str] = []
+            return _with_links(pa.Table.from_batches(_batches(_members(file, path), links), MEMBERS), links)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
@@ -124,7 +127,7 @@ class _HeaderReader(io.BufferedReader):
 
 
 def _members(file: _HeaderReader, path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a tar.
+    """The regular files and hard links of a tar.
 
     `tarfile` takes a damaged header for the end, follows lengths backwards and beyond the file, and keeps all members: the
     checks are here.
@@ -157,7 +160,7 @@ def _members(file: _HeaderReader, path: Path) -> Iterator[tarfile.TarInfo]:
                 f"and the file ends at byte {size:,}; fetch it again"
             )
         archive.members.clear()  # type: ignore[attr-defined]  # Else 1 KB stays for each member.
-        if in_place and len(member.name) <= LONGEST_NAME:
+        if (in_place or member.islnk()) and len(member.name) <= LONGEST_NAME:
             yield member
 
 
@@ -190,17 +193,43 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:200]
 
 
-def _batches(members: Iterator[tarfile.TarInfo]) -> Iterator[pa.RecordBatch]:
-    """Members as record batches: as Python objects, no more than a batch of them is in memory."""
+def _batches(members: Iterator[tarfile.TarInfo], links: list[str]) -> Iterator[pa.RecordBatch]:
+    """Members as record batches: as Python objects, no more than a batch of them is in memory.
+
+    A hard link has the offset `_LINKED`, and the name that it leads to goes to `links`.
+    """
     names: list[str] = []
     places: list[tuple[int, int]] = []
     for member in members:
         names.append(member.name)
-        places.append((member.offset_data, member.size))
+        places.append((_LINKED, 0) if member.islnk() else (member.offset_data, member.size))
+        if member.islnk():
+            links.append(member.linkname)
         if len(names) == MEMBERS_PER_BATCH:
             yield _batch(names, places)
             names, places = [], []
     yield _batch(names, places)
+
+
+def _with_links(members: pa.Table, links: list[str]) -> pa.Table:
+    """Members with each hard link where the one it names lies; without those that name none before them.
+
+    Args:
+        members: as `_batches` makes them.
+        links: what the hard links name, in their order.
+    """
+    if not links:
+        return members
+    places: dict[str, tuple[int, int]] = {}
+    found = []
+    named = iter(links)
+    for name, *place in zip(*(members[column].to_pylist() for column in MEMBERS.names), strict=True):
+        offset, length = places.get(next(named), (_LINKED, 0)) if place[0] == _LINKED else place
+        found.append((name, offset, length))
+        if offset != _LINKED:
+            places[name] = offset, length
+    kept = [row for row in found if row[1] != _LINKED]
+    return pa.Table.from_batches([_batch([name for name, *_ in kept], [(offset, length) for _, offset, length in kept])], MEMBERS)
 
 
 def _batch(names: list[str], places: list[tuple[int, int]]) -> pa.RecordBatch:

@@ -79,7 +79,7 @@ def test_long_names_are_read_in_both_ways_to_write_them(tmp_path):
 @pytest.mark.skipif(not shutil.which("tar"), reason="no tar command")
 @pytest.mark.parametrize("kind", ["gnu", "pax", "ustar", "v7"])
 def test_what_the_tar_command_writes_is_read(tmp_path, kind):
-    """Of all kinds of files: only the regular ones that lie in one piece are photos."""
+    """Of all kinds of files: only the regular ones that lie in one piece are photos, under each of their names."""
     folder = tmp_path / "folder"
     (folder / "train").mkdir(parents=True)
     (folder / "train" / "one.jpg").write_bytes(b"one" * 1000)
@@ -95,10 +95,32 @@ def test_what_the_tar_command_writes_is_read(tmp_path, kind):
     found = dict(in_place(tmp_path / "photos.tar"))
     assert found["./train/one.jpg"] == b"one" * 1000
     assert found["./train/two.jpg"] == b"two"
-    assert found.keys() - {"./train/one.jpg", "./train/two.jpg"} == (set() if sparse else {"./train/sparse.jpg"})
+    assert found["./train/z.jpg"] == b"two"
+    plain = {"./train/one.jpg", "./train/two.jpg", "./train/z.jpg"}
+    assert found.keys() - plain == (set() if sparse else {"./train/sparse.jpg"})
 
 
-def test_links_devices_and_folders_are_left_out(tmp_path):
+def test_a_hard_link_is_the_member_before_it_of_that_name(tmp_path):
+    path = tmp_path / "photos.tar"
+    with tarfile.open(path, "w") as archive:
+        add(archive, "ahead.jpg", type=tarfile.LNKTYPE, linkname="a.jpg")
+        add(archive, "a.jpg", b"first")
+        add(archive, "b.jpg", type=tarfile.LNKTYPE, linkname="a.jpg")
+        add(archive, "a.jpg", b"second")
+        add(archive, "c.jpg", type=tarfile.LNKTYPE, linkname="b.jpg")
+        add(archive, "d.jpg", type=tarfile.LNKTYPE, linkname="a.jpg")
+        add(archive, "b.jpg", b"third")
+    assert in_place(path) == [
+        ("a.jpg", b"first"),
+        ("b.jpg", b"first"),
+        ("a.jpg", b"second"),
+        ("c.jpg", b"first"),
+        ("d.jpg", b"second"),
+        ("b.jpg", b"third"),
+    ]
+
+
+def test_links_out_of_the_tar_devices_and_folders_are_left_out(tmp_path):
     path = tmp_path / "photos.tar"
     kinds = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
     with tarfile.open(path, "w") as archive:
