@@ -70,7 +70,7 @@ def test_a_disk_that_cannot_be_written_to_is_one_line(disk, photos):
 
 
 def test_of_two_builds_in_a_folder_the_second_is_refused(photos, dataset, tmp_path):
-    """And does the first no harm."""
+    """And does the first no harm: one worker makes the bytes that two made."""
     out = tmp_path / "out"
     command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *build_options(photos, out)]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
