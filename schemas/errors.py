@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,20 +33,38 @@ def machine_error(error: OSError) -> str | None:
 def run_program(main: Callable[[], int | None]) -> None:
     """Run an entry point and exit with its status; an `InputError` is one line and status 2, a full disk or no network status 1.
 
+    Where nobody reads on in the pipe that it prints into (`... | head`), it ends without a word, with status 141, as others do.
     Anything else is a defect of ours and keeps its traceback.
     """
     try:
-        status = main()
+        try:
+            status = main()
+        except SystemExit:  # After --help.
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
     except OSError as error:
-        if not (said := machine_error(error)):
+        if isinstance(error, BrokenPipeError) and _is_unread(1):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # At its end Python prints again what could not be printed.
+            status = 141  # 128 + SIGPIPE.
+        elif said := machine_error(error):
+            print(
+                f"error: {said}; what was finished is kept: mend that, and the same command goes on from there", file=sys.stderr
+            )
+            status = 1
+        else:
             raise
-        print(f"error: {said}; what was finished is kept: mend that, and the same command goes on from there", file=sys.stderr)
-        status = 1
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept, and the same command goes on from there", file=sys.stderr)
         status = 130
-    sys.stdout.flush()
     sys.exit(status or 0)
+
+
+def _is_unread(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,6 +1,9 @@
 """The small parts of the contract: randomness, atomic files, weights' identity, dataset.json, pictures, the generated page."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -128,6 +131,25 @@ def test_programs_end_with_a_line_and_a_status(capsys, raised, status, said):
         run_program(main)
     assert caught.value.code == status
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(("raised", "status"), [("", 141), ("sys.exit(0)", 141), ("raise BrokenPipeError(32, 'of a server')", 1)])
+def test_a_program_whose_reader_has_enough_says_nothing(raised: str, status: int):
+    """As in `plan.py --help | head`. That a server has ended its connection is another matter."""
+    program = (
+        f"import sys; from schemas.errors import run_program\ndef main():\n    print('much')\n    {raised}\nrun_program(main)"
+    )
+    reads, writes = os.pipe()
+    if status == 141:
+        os.close(reads)
+    done = subprocess.run([sys.executable, "-c", program], stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert done.returncode == status
+    assert done.stderr == (
+        ""
+        if status == 141
+        else "error: [Errno 32] of a server; what was finished is kept: mend that, and the same command goes on from there\n"
+    )
 
 
 def test_pictures_keep_their_aspect_and_place():
