@@ -47,6 +47,8 @@ def start_ray(address: str | None) -> None:
     # A Ray of our own needs no dashboard, which would cost a gigabyte of memory where it is installed.
     plain = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if cluster is None:
+        # Ray would start its workers with niceness 15, which gets them next to nothing of cores that other programs use.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(address="local", _temp_dir=folder_for_sockets(), **plain)
         return
     where, told_by = cluster

@@ -13,7 +13,8 @@ from pathlib import Path
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # Several test processes share few cores: threads that spin while they wait would keep the others from what is waited for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Ray starts its workers with niceness 15: beside programs of niceness 0 that use all cores they get next to nothing.
+# Ray starts workers with niceness 15: beside programs of niceness 0 that use all cores they get next to nothing. The programs
+# mend that for themselves; this is for clusters that tests start.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # A Ray without an address joins the cluster that `ray start`, or a test, left word of in this folder: one for each test process.
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")

@@ -104,21 +104,25 @@ STARTED = """
 import os, ray
 from pipelines.on_ray import start_ray
 start_ray(None)
-print(ray.get(ray.remote(lambda: "ran").remote()), ray._private.worker._global_node.get_session_dir_path())
+ran, niceness = ray.get(ray.remote(lambda: ("ran", os.nice(0))).remote())
+print(ran, niceness - os.nice(0), ray._private.worker._global_node.get_session_dir_path())
 """
 
 
 def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path):
-    """As batch systems set TMPDIR: the path of a socket in it would be too long. What takes its place is gone afterwards."""
+    """As batch systems set TMPDIR: the path of a socket in it would be too long. What takes its place is gone afterwards.
+
+    Nor are workers of this Ray nicer than the program.
+    """
     long = tmp_path / ("scratch_of_a_batch_system_" * 3) / "jobs"
     long.mkdir(parents=True)
     environment = {**os.environ, "TMPDIR": str(long), "RAY_USAGE_STATS_ENABLED": "0"}
-    for name in ("RAY_TMPDIR", "RAY_ADDRESS"):
+    for name in ("RAY_TMPDIR", "RAY_ADDRESS", "RAY_worker_niceness"):
         environment.pop(name, None)
     done = subprocess.run([sys.executable, "-c", STARTED], cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ran, session = done.stdout.split()
-    assert ran == "ran"
+    ran, nicer, session = done.stdout.split()
+    assert (ran, nicer) == ("ran", "0")
     assert f"{long} is too long a name for Ray's sockets" in done.stderr
     assert not Path(session).parent.exists()
     assert not list(long.iterdir())
