@@ -664,7 +664,7 @@ def test_little_or_nothing_to_show_is_shown(tmp_path, count):
         "shards": count,
         "packed": None,
     }
-    assert f"0 of {count} boxes" in " ".join("".join(page.text).split())
+    assert f"0 of {count} box" in " ".join("".join(page.text).split())
     # Without objects there is nothing to draw but what was rejected; with one, all but that.
     assert page.tags["svg"] == 7 * count
 
