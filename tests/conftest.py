@@ -1,6 +1,7 @@
 """Fixtures shared by all tests. Shapes and types in signatures are checked while tests run."""
 
 import atexit
+import functools
 import os
 import shutil
 import subprocess
@@ -45,9 +46,32 @@ REAL_DATA = Path(os.environ.get("PBE_REAL_DATA", REPOSITORY.parent / "shared" / 
 VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
 
 
+STAND = """
+import sys, ray
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@functools.cache
+def standing_ray() -> str:
+    """The address of a Ray that stands until this process ends: each build would take three seconds to start one of its own."""
+    # Builds without an address must not find it.
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
+    atexit.register(shutil.rmtree, environment["RAY_TMPDIR"], ignore_errors=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", STAND], env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+    assert process.stdin
+    assert process.stdout
+    atexit.register(process.wait)
+    atexit.register(process.stdin.close)  # What is registered last is done first.
+    return process.stdout.readline().decode().strip()
+
+
 def run_build(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python pipelines/build.py` with the tiny preset, as a user starts it."""
-    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *options]
+    """`python pipelines/build.py` with the tiny preset, as a user starts it on a cluster."""
+    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", "--ray.address", standing_ray(), *options]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     out = Path(command[command.index("--out") + 1]) if "--out" in command else None
