@@ -366,7 +366,7 @@ def test_a_dataset_is_unsealed_while_a_shard_is_made_again(dataset, photos, tmp_
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
     identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
-    monkeypatch.setattr(workers, "pack_on_ray", lambda settings, identity, groups, _: [(group, "stopped") for group in groups])
+    monkeypatch.setattr(workers, "pack_on_ray", lambda settings, identity, groups, *_: [(group, "stopped") for group in groups])
     settings = settings_of(photos, copy)
     build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
     assert read_dataset(copy), "nothing was missing"
@@ -383,17 +383,19 @@ def test_a_shard_of_a_worker_that_was_lost_on_its_way_back_is_done(dataset, phot
     shutil.copytree(dataset, copy)
     identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
     settings = settings_of(photos, copy)
-    packer, packed = ShardPacker(settings, identity, "cpu"), []
+    packer, made = ShardPacker(settings, identity, "cpu"), []
 
-    def pack_and_die(settings, identity, groups, progress):
+    def pack_and_die(settings, identity, groups, progress, packed):
         for group in groups:
-            packed.append(packer.pack(group)["shard"])
+            assert not packed(group)
+            made.append(packer.pack(group)["shard"])
+            assert packed(group)
             yield group, "the actor died"
 
     monkeypatch.setattr(workers, "pack_on_ray", pack_and_die)
     (copy / "shards" / "train-000000.json").unlink()
     records, errors, _ = build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
-    assert packed == ["train-000000"]
+    assert made == ["train-000000"]
     assert not errors
     assert records.keys() == planned.keys()
 
@@ -407,7 +409,7 @@ def test_the_time_that_a_plan_is_compared_with_is_packing_alone(dataset, photos,
     packer = ShardPacker(settings, identity, "cpu")
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
-    def wait_and_pack(settings, identity, groups, progress):
+    def wait_and_pack(settings, identity, groups, progress, packed):
         now[0] += 600
         progress.begin()
         for group in groups:
