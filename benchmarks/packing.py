@@ -265,6 +265,12 @@ def measure_masks(settings: BuildSettings) -> tuple[list[Measurement], list[Comp
     return list(found.values()), [compared("masks", f"ours, to the {PUBLISHED}", ratio) for ratio in ratios]
 
 
+def forget_records(settings: BuildSettings) -> None:
+    """So that shards are packed again: those that have a record are not."""
+    for path in (settings.out / "shards").glob("*-*.json"):
+        path.unlink()
+
+
 def measure_pack(settings: BuildSettings) -> tuple[list[Measurement], list[Comparison]]:
     """What latents' arrays, encoding, tar, index and record add to the preparation."""
     leave_out_the_vae()
@@ -278,6 +284,7 @@ def measure_pack(settings: BuildSettings) -> tuple[list[Measurement], list[Compa
         assert not failures
 
     def pack() -> None:
+        forget_records(settings)
         assert packer.pack(0)["samples"] == len(rows)
 
     found = take_turns("pack", {"preparation alone": prepare, "whole pack": pack}, len(rows))
@@ -318,6 +325,7 @@ def pace_of(settings: BuildSettings, actors: int) -> Pace:
     """Pack all shards, and look at what came after each actor's first one."""
     counts = list(planned_shards(settings.out / "plan.parquet").values())
     chosen = settings.model_copy(update={"ray": settings.ray.model_copy(update={"actors": actors})})
+    forget_records(settings)
     samples, began, cpu_began = 0, 0.0, 0.0
     for done, (group, error) in enumerate(pack_on_ray(chosen, IDENTITY, list(range(len(counts)))), start=1):
         if error:
@@ -368,6 +376,7 @@ def run_packer(folder: Path, samples: int, shards: int) -> None:
     leave_out_the_vae()
     settings = plan(folder / WORLD, folder / "many_shards", samples // SHARDS)
     packer = ShardPacker(settings, IDENTITY, "cpu")
+    forget_records(settings)
     start_mb = high_water_mb()
     packed = sum(packer.pack(group)["samples"] for group in range(shards))
     weight = {"samples": packed, "start_mb": start_mb, "high_water_mb": high_water_mb()}

@@ -212,12 +212,6 @@ def pack_missing(
         unseal(settings, folder)
     for shard in unplanned:
         folder.remove(shard)
-
-    def packed(group: int) -> bool:
-        """Whether a shard's record has come since; an attempt to mend leaves the old one for as long as it is at it."""
-        record = folder.read_records([shards[group]], [identity])
-        return bool(record) and record[shards[group]] != mending.get(shards[group])
-
     errors: dict[str, str] = {}
     seconds = 0.0
     done = sum(planned[shard] for shard in records)
@@ -227,7 +221,7 @@ def pack_missing(
             if not missing:
                 break
             errors = {}
-            for group, error in pack_on_ray(settings, identity, missing, progress, packed):
+            for group, error in pack_on_ray(settings, identity, missing, progress):
                 shard = shards[group]
                 record = folder.read_records([shard], accepted if shard in mending else [identity])
                 # Of a worker that was lost on its way back the record tells; of an attempt to mend, the old one tells nothing.

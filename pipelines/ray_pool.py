@@ -1,7 +1,7 @@
 """One pool of Ray actors for packing and surveying: units of work handed to actors until each unit is done, or failed.
 
     units ──▶ an actor that stands ──▶ the next one       each second, every actor tells how much of its unit is done
-                  └── lost with its unit: another actor gets that, once, unless its record is there
+                  └── lost with its unit: another actor gets that, once
 
 A unit may be worked on twice, which commit records make harmless. Nothing but an error comes back, never pixels. Crawling has a
 scheduler of its own (crawling/driver.py): its workers have many units at once, since they wait for hosts most of the time.
@@ -37,12 +37,7 @@ class Worker(Protocol):
 
 
 def work_on_ray(
-    make: Callable[[], Any],
-    count: int,
-    units: Collection[int],
-    progress: Progress,
-    fewer: str,
-    finished: Callable[[int], bool] = lambda unit: False,
+    make: Callable[[], Any], count: int, units: Collection[int], progress: Progress, fewer: str
 ) -> Iterator[tuple[int, str]]:
     """Do units on `count` actors; yields (unit, error or "") as they finish.
 
@@ -54,9 +49,8 @@ def work_on_ray(
         units: to do; as often as an actor is lost with a unit for the first time, another one gets it.
         progress: shows what the actors have at hand; its clock starts when the first of them stands.
         fewer: the settings by which fewer actors run at once, for the message where memory runs out.
-        finished: whether a unit is done, by its commit record; asked of one whose actor was lost, maybe on the way back.
     """
-    pool = _Pool(deque(units), progress, fewer, finished)
+    pool = _Pool(deque(units), progress, fewer)
     for _ in range(min(count, len(units))):
         pool.await_standing(make())
     yield from pool.run()
@@ -74,7 +68,6 @@ class _Pool:
     waiting: deque[int]
     progress: Progress
     fewer: str
-    finished: Callable[[int], bool]
     running: dict[Any, tuple[Any, int | None]] = field(default_factory=dict)
     """Ray's promise -> its actor, and the unit that it works on; none while it is waited for until it stands."""
     idle: list[Any] = field(default_factory=list)
@@ -120,9 +113,7 @@ class _Pool:
             elif unit is not None:
                 # Its process or node died. It may stand again, now or when there is a place for it. Its unit does not wait.
                 self.await_standing(actor)
-                if self.finished(unit):
-                    error = ""
-                elif unit not in self.lost_before:
+                if unit not in self.lost_before:
                     self.lost_before.add(unit)
                     self.waiting.append(unit)
                     continue

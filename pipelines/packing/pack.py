@@ -65,8 +65,8 @@ class ShardPacker:
     def pack(self, group: int) -> dict[str, Any]:
         """Pack row group `group` of the plan and return its commit record.
 
-        Samples that were packed before are not given up because their photos are gone: a shard that is whole then stays as it is,
-        and its old record is returned.
+        A shard that holds all its samples stays as it is, and its record is returned: it is asked for where its worker died, or
+        was cut off, before it could tell. So does one of which photos failed, where fewer samples would be left now.
 
         Raises:
             InputError: there is no such shard, or it is damaged, and photos of samples that were in it are gone.
@@ -76,6 +76,8 @@ class ShardPacker:
         folder = self.shards.local
         packed_before = self.shards.packed_keys(shard)
         record_before = self.shards.read_records([shard], [self.fingerprint])
+        if record_before and not record_before[shard]["failed"]:
+            return record_before[shard]
         failures: list[Failure] = []
         records: list[SampleRecord] = []
         locations: list[Row] = []

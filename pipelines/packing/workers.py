@@ -6,7 +6,7 @@ dies; their shards are given to others meanwhile. A shard may then be packed twi
 
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import ray
 
@@ -48,11 +48,7 @@ class PackingActor:
 
 
 def pack_on_ray(
-    settings: BuildSettings,
-    fingerprint: str,
-    groups: list[int],
-    progress: Progress | None = None,
-    packed: Callable[[int], bool] = lambda group: False,
+    settings: BuildSettings, fingerprint: str, groups: list[int], progress: Progress | None = None
 ) -> Iterator[tuple[int, str]]:
     """Pack row groups of the plan on all nodes; yields (group, error or "") as they finish.
 
@@ -61,7 +57,6 @@ def pack_on_ray(
         fingerprint: of the plan.
         groups: to pack.
         progress: counts samples; shows those of shards that are not finished.
-        packed: whether a group's shard was made since; asked where its worker was lost.
 
     Raises:
         InputError: the cluster has not what one actor is to have.
@@ -72,7 +67,7 @@ def pack_on_ray(
     actors, gpus = share_out(settings.ray, ray.cluster_resources())
     make = ray.remote(PackingActor).options(**actor_options(settings.ray.cpus_per_actor, gpus))
     device = "cuda" if gpus else "cpu"
-    yield from work_on_ray(lambda: make.remote(settings, fingerprint, device), actors, groups, progress, _FEWER, packed)
+    yield from work_on_ray(lambda: make.remote(settings, fingerprint, device), actors, groups, progress, _FEWER)
 
 
 def share_out(settings: RaySettings, resources: Mapping[str, float]) -> tuple[int, float]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -112,34 +111,6 @@ def test_an_actor_that_the_memory_monitor_ends_takes_no_unit_with_it(two_nodes, 
     for unit, error in outcomes.items():
         assert not error or times[unit] >= 2, "what failed was lost twice"
     assert [error for error in outcomes.values() if not error], "the other node works on"
-
-
-class Recording(Marking):
-    """A worker that records what it has done; with unit 1 it is killed before it can tell."""
-
-    def work(self, unit: int) -> str:
-        with (self.folder / "begun").open("a") as file:
-            file.write(f"{unit}\n")
-        (self.folder / str(unit)).touch()
-        if unit == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return ""
-
-
-def test_a_unit_whose_actor_was_lost_on_its_way_back_is_not_done_again(tmp_path):
-
-    def recorded(unit: int) -> bool:
-        return (tmp_path / str(unit)).exists()
-
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        make = ray.remote(Recording).options(**actor_options(1))
-        units, progress = [0, 1, 2], Progress("working")
-        outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 1, units, progress, FEWER, recorded))
-    finally:
-        ray.shutdown()
-    assert outcomes == {0: "", 1: "", 2: ""}
-    assert begun(tmp_path) == {0: 1, 1: 1, 2: 1}
 
 
 @pytest.mark.long
