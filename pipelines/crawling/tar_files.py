@@ -220,16 +220,18 @@ def _with_links(members: pa.Table, links: list[str]) -> pa.Table:
     """
     if not links:
         return members
+    offsets, lengths = (members[name].to_numpy().copy() for name in ("offset", "length"))
+    # Of all others nobody asks where they lie.
+    asked = np.flatnonzero((offsets == _LINKED) | pc.is_in(members["member"], pa.array(links, pa.string())).to_numpy())
     places: dict[str, tuple[int, int]] = {}
-    found = []
     named = iter(links)
-    for name, *place in zip(*(members[column].to_pylist() for column in MEMBERS.names), strict=True):
-        offset, length = places.get(next(named), (_LINKED, 0)) if place[0] == _LINKED else place
-        found.append((name, offset, length))
-        if offset != _LINKED:
-            places[name] = offset, length
-    kept = [row for row in found if row[1] != _LINKED]
-    return pa.Table.from_batches([_batch([name for name, *_ in kept], [(offset, length) for _, offset, length in kept])], MEMBERS)
+    for row, name in zip(asked, members["member"].take(pa.array(asked)).to_pylist(), strict=True):
+        if offsets[row] == _LINKED:
+            offsets[row], lengths[row] = places.get(next(named), (_LINKED, 0))
+        if offsets[row] != _LINKED:
+            places[name] = offsets[row], lengths[row]
+    found = pa.table([members["member"], offsets, lengths], schema=MEMBERS)
+    return found.filter(pa.array(offsets != _LINKED))
 
 
 def _batch(names: list[str], places: list[tuple[int, int]]) -> pa.RecordBatch:
