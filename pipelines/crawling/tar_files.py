@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -91,10 +91,10 @@ def match_members(members: pa.Table, wanted: pa.Table) -> pa.Table:
 
     A photo lies at <file_name>, else <split>/<file_name>, else at the base name of <file_name>; one without a file name at
     <split>/<photo_id>.jpg, else <split>_<first digit of photo_id>/<photo_id>.jpg, else <photo_id>.jpg. Whatever folders an
-    archive puts before these are ignored, and so are "./", "//" and a leading "/"; but of the first two, a member that is
-    named exactly so goes before others. Where several members fit (of different folders or tars; of the same name in the same
-    tar the last one counts), nobody can know which is meant: the next of the three is tried, and in the end the photo is not
-    found. It is not guessed, because a wrong photo under a right box would go unnoticed.
+    archive puts before these are ignored, and so are "./", "//" and a leading "/"; but a member that is named exactly as one of
+    the first two goes before others, as in a folder. Where several members fit (of different folders or tars; of the same name
+    in the same tar the last one counts), nobody can know which is meant: the next of the three is tried, and in the end the
+    photo is not found. It is not guessed, because a wrong photo under a right box would go unnoticed.
 
     Returns:
         A row for each of `wanted`: tar (dictionary-encoded), offset, length, null where it is not found; and fits: 1 where it
@@ -105,9 +105,11 @@ def match_members(members: pa.Table, wanted: pa.Table) -> pa.Table:
     row = np.full(len(wanted), -1, np.int64)
     fits = np.zeros(len(wanted), np.int64)
     *forms, base_name = _forms(wanted)
-    for form, exact_first in (*((form, True) for form in forms), (base_name, False)):
+    tries: list[tuple[Any, Literal["alone", "first", "like others"]]]
+    tries = [*((form, "alone") for form in forms), *((form, "first") for form in forms), (base_name, "like others")]
+    for form, exact in tries:
         todo = np.flatnonzero(row < 0)
-        found, count = _look_up(paths, tails, form.take(pa.array(todo)), exact_first=exact_first)
+        found, count = _look_up(paths, tails, form.take(pa.array(todo)), exact)
         row[todo] = found
         fits[todo] = np.where(found < 0, count, 1)
     chosen = members.select(["tar", "offset", "length"]).take(pa.array(row, mask=row < 0))
@@ -326,11 +328,12 @@ def _forms(wanted: pa.Table) -> tuple[pa.LargeStringArray, pa.LargeStringArray, 
 
 
 def _look_up(
-    paths: _Paths, tails: dict[int, _Tails], wanted: Any, *, exact_first: bool
+    paths: _Paths, tails: dict[int, _Tails], wanted: Any, exact: Literal["alone", "first", "like others"]
 ) -> tuple[Int[np.ndarray, " wanted"], Int[np.ndarray, " wanted"]]:
     """The row of the only path that ends in each wanted one, -1 where none or several do, and how many do.
 
-    `exact_first`: paths that are just the wanted one go before those that end in it. `tails` is filled for the next call.
+    `exact`: whether paths that are just the wanted one are looked at alone, go before those that end in it, or count like
+    these. `tails` is filled for the next call.
     """
     names = _cut(wanted)
     row = np.full(len(wanted), -1, np.int64)
@@ -344,9 +347,9 @@ def _look_up(
         asked = np.flatnonzero(names.depth == depth)
         code = pc.fill_null(pc.index_in(names.tails(asked, depth), value_set=known.values), -1).to_numpy()
         asked, code = asked[code >= 0], code[code >= 0]
-        exact: Bool[np.ndarray, " asked"] = (known.exact_fits[code] > 0) & exact_first
-        fits[asked] = np.where(exact, known.exact_fits[code], known.fits[code])
-        row[asked] = np.where(exact, known.exact_row[code], known.row[code])
+        alike: Bool[np.ndarray, " asked"] = (known.exact_fits[code] > 0) & (exact != "like others") | (exact == "alone")
+        fits[asked] = np.where(alike, known.exact_fits[code], known.fits[code])
+        row[asked] = np.where(alike, known.exact_row[code], known.row[code])
     return np.where(fits == 1, row, -1), fits
 
 

@@ -471,10 +471,10 @@ def by_hand(
         else:
             forms = [cut(file_name), cut(f"{split}/{file_name}")]
         result: int | None = None
-        for form, exact_first in ((forms[0], True), (forms[1], True), (forms[0][-1:], False)):
+        for form, look in (*((form, "alone") for form in forms), *((form, "first") for form in forms), (forms[0][-1:], "last")):
             fitting = [row for (_, path), row in places.items() if form and path[-len(form) :] == form]
-            exact = [row for (_, path), row in places.items() if form and path == form] if exact_first else []
-            fitting = exact or fitting
+            exact = [row for (_, path), row in places.items() if form and path == form] if look != "last" else []
+            fitting = exact if look == "alone" else exact or fitting
             if len(fitting) == 1:
                 result = fitting[0]
                 break
@@ -549,6 +549,11 @@ def test_the_order_of_places_is_that_of_photo_folders():
         named, unnamed = find({"t.tar": here}, ("train", "id", "a/b.jpg"), ("train", "id", None))
         assert named == (("t.tar", by_name) if by_name else 0)
         assert unnamed == ("t.tar", by_id)
+
+
+def test_an_exact_name_of_the_second_place_goes_before_one_that_ends_like_the_first():
+    """As the folder has it, in which train/0.jpg is not there."""
+    assert find({"t.tar": ["./train/train/0.jpg", "./train_0/0.jpg"]}, ("train", "0", None)) == [("t.tar", "./train_0/0.jpg")]
 
 
 def test_two_photos_of_one_name_are_told_apart_by_their_splits_or_not_at_all():
