@@ -33,7 +33,8 @@ class Measures:
         self.norms: list[Float[Tensor, ""]] = []
         self.skipped: list[Bool[Tensor, ""]] = []
         # Of each step, in the order in which its samples came; none of steps before a run was resumed.
-        self.finite: list[list[Bool[Tensor, " batch"]]] = [[]]
+        # The last batch of an epoch, or of a part, may be smaller than the others: `_`.
+        self.finite: list[list[Bool[Tensor, " _"]]] = [[]]
 
     def add_losses(self, losses: Float[Tensor, " batch"], timestep: Int64[Tensor, " batch"]) -> None:
         """Losses of samples, by their diffusion time."""
@@ -88,7 +89,7 @@ class Reading:
     """Numbers on their way from the device."""
 
     def __init__(
-        self, steps: Sequence[int], numbers: Float[Tensor, " numbers"], finite: Sequence[Sequence[Bool[Tensor, " batch"]]] = ()
+        self, steps: Sequence[int], numbers: Float[Tensor, " numbers"], finite: Sequence[Sequence[Bool[Tensor, " _"]]] = ()
     ) -> None:
         self.steps = list(steps)
         self.finite = finite

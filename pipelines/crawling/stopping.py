@@ -29,7 +29,7 @@ class Stop:
         for end in (self._arrived, self._arrives):
             os.set_blocking(end, False)
         self._woken_before = signal.set_wakeup_fd(self._arrives, warn_on_full_buffer=False)
-        # Of what got lost Python prints a traceback, which tells nobody anything.
+        # Of what got lost Python prints a traceback, which tells nobody anything. While it starts, Ray's own handler is there.
         self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._tell_unraisable
         self.listen()
         return self
@@ -43,7 +43,7 @@ class Stop:
         os.close(self._arrives)
 
     def _tell_unraisable(self, unraisable: Any) -> None:
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        if not issubclass(unraisable.exc_type, (KeyboardInterrupt, SystemExit)):
             self._unraisable_before(unraisable)
 
     def listen(self) -> None:

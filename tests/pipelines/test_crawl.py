@@ -18,6 +18,7 @@ import sys
 import tarfile
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -33,6 +34,7 @@ import pytest
 import ray
 
 from pipelines import build, crawl
+from pipelines.crawling.stopping import Stop
 from pipelines.photo_store import PhotoStore
 from schemas.dataset import read_dataset
 from schemas.errors import run_program
@@ -550,6 +552,23 @@ def test_stopped_before_anything_is_in_flight(tmp_path):
             os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         for number, process in processes.items():
             assert_stopped_well(end_of(process), 128 + number)
+
+
+def test_a_stop_that_gets_lost_in_a_callback_is_heard_and_no_traceback_printed():
+    """Also where it was the handler that Ray has while it starts."""
+    printed: list[Any] = []
+    for handler in (signal.default_int_handler, lambda number, _: sys.exit(number)):
+        with patch.object(sys, "unraisablehook", printed.append), Stop() as stop:
+            signal.signal(signal.SIGTERM, handler)
+            thing = threading.Event()
+            lost = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+            del thing
+            assert lost() is None
+            assert not stop.signal
+            with pytest.raises(KeyboardInterrupt):
+                stop.listen()
+            assert stop.signal == signal.SIGTERM
+    assert not printed
 
 
 def test_processes_that_die_cost_nothing_but_time(cluster, tmp_path):
