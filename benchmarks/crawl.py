@@ -47,8 +47,8 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.make_annotations import BOX_COLUMNS, BOX_FILE, CLASS_FILE, PHOTO_COLUMNS, PHOTO_FILE
 from benchmarks.photo_server import Books, PhotoServer, running_server
-from schemas.errors import InputError, run_program
-from schemas.settings import REPOSITORY
+from pbe_core.errors import InputError, run_program
+from pbe_core.settings import REPOSITORY
 
 LABEL = "/m/01yrx"
 PHOTOS = 100_000

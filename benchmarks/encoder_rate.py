@@ -43,14 +43,14 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import RESULTS, today
+from pbe_core.devices import cpu_name, device_name
+from pbe_core.errors import InputError, run_program
+from pbe_core.settings import REPOSITORY
+from pbe_train.checkpoints.known_sizes import VAE_SIZES
 from pbe_train.config import Precision
-from pbe_train.networks.sizes import VAE_SIZES
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings
-from pipelines.packing.latents import Encoder, load_encoder
-from schemas.devices import cpu_name, device_name
-from schemas.errors import InputError, run_program
-from schemas.settings import REPOSITORY
+from pipelines.dataset.encode import Encoder, load_encoder
 
 TABLE = RESULTS / "encoder_rates.json"
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.

@@ -36,25 +36,25 @@ import webdataset
 from rich.console import Console
 from rich.table import Table
 
-import pipelines.packing.pack
+import pipelines.dataset.pack
 from benchmarks import published_recipe
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.packing import HOW_TO_INSTALL, IDENTITY, NullEncoder, by_photo, plan, planned_rows
 from benchmarks.packing_world import draw_photos, find_photos, make_world
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.decode import photo_size
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Items
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader, TrainingSample
 from pipelines.config import BuildSettings
+from pipelines.dataset.finalize import seal
+from pipelines.dataset.pack import ShardPacker
+from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.records import ShardFolder
 from pipelines.geometry.rectangles import Rectangle, box_in_photo
-from pipelines.packing.pack import ShardPacker
-from pipelines.packing.records import ShardFolder
-from pipelines.packing.seal import seal
 from pipelines.photo_folder import photo_path
-from pipelines.planning.shards import planned_shards
 from schemas.dataset import VaeIdentity
-from schemas.errors import InputError, run_program
-from schemas.photos import photo_size
 
 SAMPLES, SHARD_SAMPLES, AT_ONCE, TURNS = 400, 100, 200, 7
 FEWEST = 8
@@ -102,7 +102,7 @@ def build(folder: Path, files: Sequence[Path], samples: int, shard_samples: int)
     """Photos -> a sealed dataset in `folder / "dataset"`; returns its settings."""
     make_world(folder / "world", files, samples)
     settings = plan(folder / "world", folder / "dataset", shard_samples)
-    with patch.object(pipelines.packing.pack, "load_encoder", lambda *_: NoiseEncoder()):
+    with patch.object(pipelines.dataset.pack, "load_encoder", lambda *_: NoiseEncoder()):
         packer = ShardPacker(settings, IDENTITY, "cpu")
     planned = planned_shards(settings.out / "plan.parquet")
     records = [packer.pack(group) for group in range(len(planned))]

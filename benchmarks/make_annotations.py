@@ -32,7 +32,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int32, Int64, UInt8, UInt64
 from tqdm import tqdm
 
-from schemas.randomness import generator, mix, name_hash
+from pbe_core.randomness import generator, mix, name_hash
 
 BOX_FILE = "train-annotations-bbox"
 PHOTO_FILE = "train-images-boxable-with-rotation"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from schemas.errors import InputError
+from pbe_core.errors import InputError
 
 SAMPLE_SECONDS = 0.05
 

@@ -44,25 +44,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import pipelines.packing.pack
+import pipelines.dataset.pack
 from benchmarks import published_recipe
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.memory import high_water_mb, run_watched
 from benchmarks.packing_world import HEIGHT, OBJECTS_PER_PHOTO, WIDTH, draw_photos, find_photos, make_world
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.decode import photo_size
+from pbe_core.randomness import generator
+from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
+from pipelines.dataset.pack import ShardPacker
+from pipelines.dataset.packing_actors import pack_on_ray
+from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.samples import Failure, Row, draw_mask, prepare_photo
+from pipelines.dataset.write_plan import freeze_tables
 from pipelines.geometry.masks import extend_box
 from pipelines.geometry.rectangles import box_in_photo, whole_photo
 from pipelines.geometry.views import square_window
-from pipelines.packing.pack import ShardPacker
-from pipelines.packing.samples import Failure, Row, draw_mask, prepare_photo
-from pipelines.packing.workers import pack_on_ray
 from pipelines.photo_folder import photo_path
-from pipelines.planning.freeze import freeze_tables
-from pipelines.planning.shards import planned_shards
-from schemas.errors import InputError, run_program
-from schemas.photos import photo_size
-from schemas.randomness import generator
-from schemas.settings import load_settings, preset
 
 PARTS = ("preparation", "masks", "pack", "workers", "memory")
 SAMPLES = 1000
@@ -145,7 +145,7 @@ class NullEncoder:
 
 def leave_out_the_vae() -> None:
     """Packers of this process get an encoder that does nothing. Ray's workers call this before anything else."""
-    pipelines.packing.pack.load_encoder = lambda settings, device: NullEncoder()
+    pipelines.dataset.pack.load_encoder = lambda settings, device: NullEncoder()
 
 
 def plan(world: Path, out: Path, shard_samples: int) -> BuildSettings:

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.crawl import write_csv
 from benchmarks.make_annotations import BOX_COLUMNS, BOX_FILE, CLASS_FILE
-from schemas.errors import InputError
+from pbe_core.errors import InputError
 
 WIDTH, HEIGHT, JPEG_QUALITY = 1024, 768, 88
 DRAWN_PHOTOS = 24

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 BOOKS = b"/-/books"
 PHOTOS = 300

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from schemas.dataset import read_dataset
-from schemas.errors import run_program
-from schemas.files import write_atomically
-from schemas.photos import decode_photo
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import run_program
+from pbe_core.files import write_atomically
+from pbe_core.images.decode import decode_photo
 from schemas.sample import MEMBER_NAMES
 
 OUT = Path(__file__).resolve().parent / "results" / "sample_sizes.json"

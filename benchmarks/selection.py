@@ -36,7 +36,7 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.make_annotations import BOX_FILE, EDGES, TRAIN_PHOTOS, TRAIN_ROWS, make_annotations
 from benchmarks.memory import high_water_mb, run_watched
-from schemas.errors import InputError, run_program
+from pbe_core.errors import InputError, run_program
 
 MIN_AREA, MAX_AREA = 0.02, 0.8  # Share of the photo (paper).
 TENTH = 10
@@ -101,9 +101,9 @@ class Measurement:
 
 def select_ours(folder: Path, scratch: Path) -> tuple[int, int]:
     """Our selection with every rule on; returns how many boxes were accepted and rejected."""
+    from pbe_core.settings import load_settings, preset
     from pipelines.config import BuildSettings
     from pipelines.selection.objects import select_objects
-    from schemas.settings import load_settings, preset
 
     given = {"out": str(scratch), "source.annotations": str(folder), "source.photos": str(folder), **EVERY_RULE}
     options = [word for key, value in given.items() for word in (f"--{key}", option_text(value))]

@@ -40,22 +40,22 @@ from torch import nn
 
 import pbe_train.train
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
+from pbe_core.errors import InputError, run_program
+from pbe_core.randomness import name_hash
+from pbe_core.settings import REPOSITORY, load_settings, preset
+from pbe_core.vae import weights_sha256
+from pbe_train.checkpoints.init_from_pretrained import start_model
+from pbe_train.checkpoints.networks import load_dataset_vae
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch, Items
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import noise_losses
-from pbe_train.networks.loading import load_dataset_vae
-from pbe_train.networks.preparing import prepare
-from pbe_train.schedulers import training_schedule
+from pbe_train.model.diffusion import noise_losses
+from pbe_train.model.preparing import prepare
+from pbe_train.model.schedulers import training_schedule
 from pbe_train.train import train
 from pbe_train.training.optimizer import make_optimizer, set_learning_rate
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
-from pbe_train.weights.start import start_model
-from schemas.errors import InputError, run_program
-from schemas.randomness import name_hash
-from schemas.settings import REPOSITORY, load_settings, preset
-from schemas.weights import weights_sha256
 
 TURNS, STEPS, LINE, PHOTOS = 7, 20, 5, 200
 LOOP, BARE = "loop", "bare"

@@ -40,16 +40,16 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.machine import RESULTS, describe_versions, today
+from pbe_core.devices import cpu_name, device_name
+from pbe_core.errors import InputError, run_program
+from pbe_core.settings import load_settings, preset
+from pbe_train.checkpoints.known_sizes import unloaded_model, unloaded_vae, vae_config
 from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
-from pbe_train.networks.model import PaintByExampleModel
-from pbe_train.networks.preparing import prepare
-from pbe_train.networks.sizes import unloaded_model, unloaded_vae, vae_config
+from pbe_train.model.paint_model import PaintByExampleModel
+from pbe_train.model.preparing import prepare
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.flops import encode_flops, latent_cells, step_flops, utilisation
-from schemas.devices import cpu_name, device_name
-from schemas.errors import InputError, run_program
-from schemas.settings import load_settings, preset
 
 KEY = ("preset", "way", "batch")
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.

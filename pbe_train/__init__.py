@@ -1,6 +1,6 @@
 """Shards to model: the trainer of Paint by Example, and what one does with a trained model.
 
-    data/ ─▶ train.py (networks/, diffusion.py, training/) ─▶ checkpoint ─▶ editing/ ─▶ PaintByExample, sample, demo, evaluate
+    data/ ─▶ train.py (model/, training/) ─▶ checkpoints/ ─▶ editing/ ─▶ PaintByExample, sample, demo, evaluate
 
 Entry points: `train.py` (also under torchrun), `sample.py`, `demo.py`, `evaluate.py`, and `cost.py`, which tells what a run will
 cost. Settings: `config.py`.

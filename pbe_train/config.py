@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from schemas.remote import is_url, public_url
-from schemas.settings import Group, Program
-from schemas.words import number_of
+from pbe_core.settings import Group, Program
+from pbe_core.storage import is_url, public_url
+from pbe_core.words import number_of
 
 # Diffusion times of the model: 0 to 999.
 TIMESTEPS = 1000

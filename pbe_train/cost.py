@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbe_core.settings import find_config, help_first, load_settings, preset, read_section
 from pbe_train.config import Precision, TrainSettings
-from schemas.settings import find_config, help_first, load_settings, preset, read_section
 
 if __name__ == "__main__":  # PyTorch and its libraries take seconds to load: not for --help.
     help_first(TrainSettings, "train", __doc__, preset("tiny"))
@@ -23,11 +23,11 @@ import torch
 from rich.console import Console, Group
 from rich.table import Table
 
-from pbe_train.networks.sizes import unloaded_model
+from pbe_core.errors import InputError, run_program
+from pbe_core.words import number_of
+from pbe_train.checkpoints.known_sizes import unloaded_model
 from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
 from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
-from schemas.errors import InputError, run_program
-from schemas.words import number_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # The view's default side in a build.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from schemas.errors import InputError, run_program
-from schemas.pictures import sheet, tint
-from schemas.progress import Progress
-from schemas.words import number_of
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.sheets import sheet, tint
+from pbe_core.progress import Progress
+from pbe_core.words import number_of
 
 
 def main() -> None:
@@ -34,9 +34,10 @@ def main() -> None:
         raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
 
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
+    from pbe_train.checkpoints.from_pretrained import load_run
     from pbe_train.data.shards import ShardReader
-    from pbe_train.editing.sampling import SamplingSettings, check_guidance, load_run
     from pbe_train.evaluation.held_out import check_fits, find_other, paint_held_out, read_held_out, reconstruct, spread_places
+    from pbe_train.model.pipeline import SamplingSettings, check_guidance
 
     with Progress("loading the model"):
         run = load_run(options.model)

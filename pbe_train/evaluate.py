@@ -22,8 +22,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from schemas.errors import InputError, run_program
-from schemas.progress import Progress
+from pbe_core.errors import InputError, run_program
+from pbe_core.progress import Progress
 
 
 def main() -> None:
@@ -46,10 +46,11 @@ def main() -> None:
         raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
 
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
+    from pbe_train.checkpoints.from_pretrained import load_run
     from pbe_train.data.shards import ShardReader
-    from pbe_train.editing.sampling import SamplingSettings, check_guidance, load_run
     from pbe_train.evaluation.held_out import check_fits
     from pbe_train.evaluation.recognition import CANDIDATES, draw_questions, evaluate, make_table
+    from pbe_train.model.pipeline import SamplingSettings, check_guidance
 
     with Progress("loading the model"):
         run = load_run(options.model)

@@ -7,17 +7,17 @@ python -m pbe_train.export --model runs/first --out exported/model.ckpt --format
 import argparse
 from pathlib import Path
 
-from schemas.errors import InputError, run_program
-from schemas.progress import Progress
+from pbe_core.errors import InputError, run_program
+from pbe_core.progress import Progress
 
 
 def main() -> None:
     """Load the run, check that the layout can hold it, write."""
     options = parse_options()
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
-    from pbe_train.editing.sampling import load_run
-    from pbe_train.weights.export_folder import check_free
-    from pbe_train.weights.exporting import export
+    from pbe_train.checkpoints.export_folder import check_free
+    from pbe_train.checkpoints.exporting import export
+    from pbe_train.checkpoints.from_pretrained import load_run
 
     folder, file = place(options.out, options.format)
     check_free(folder)
@@ -35,7 +35,7 @@ def place(out: Path, form: str) -> tuple[Path, str]:
     Raises:
         InputError: a file where a folder is needed.
     """
-    from pbe_train.weights.original_export import DEFAULT_NAME, SUFFIXES
+    from pbe_train.checkpoints.ldm_export import DEFAULT_NAME, SUFFIXES
 
     if out.suffix not in SUFFIXES:
         if out.suffix in (".pt", ".pth", ".bin"):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from schemas.errors import InputError, run_program
-from schemas.progress import Progress
+from pbe_core.errors import InputError, run_program
+from pbe_core.progress import Progress
 
 
 def main() -> None:

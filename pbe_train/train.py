@@ -13,8 +13,8 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
+from pbe_core.settings import dump_settings, help_first, load_settings, preset
 from pbe_train.config import TrainSettings
-from schemas.settings import dump_settings, help_first, load_settings, preset
 
 if __name__ == "__main__":  # PyTorch and its libraries take seconds to load: not for --help.
     help_first(TrainSettings, "train", __doc__, preset("tiny"))
@@ -22,26 +22,29 @@ if __name__ == "__main__":  # PyTorch and its libraries take seconds to load: no
 import torch
 from torch import nn
 
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import lock_folder, sweep
+from pbe_core.progress import Progress as Work
+from pbe_core.randomness import name_hash
+from pbe_core.sockets import make_room_for_multiprocessing
+from pbe_core.vae import weights_sha256
+from pbe_core.words import noun, number_of
+from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter
+from pbe_train.checkpoints.init_from_pretrained import start_model
+from pbe_train.checkpoints.load_report import write_account
+from pbe_train.checkpoints.networks import build_model, load_dataset_vae
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, check_resumable, find_checkpoint, read_state, sweep_partial
 from pbe_train.data.damage import DamageBook
 from pbe_train.data.items import Items, load_batches
 from pbe_train.data.prefetch import OnDevice
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.diffusion import noise_losses
-from pbe_train.editing.sampling import Run
-from pbe_train.networks.loading import load_dataset_vae
-from pbe_train.networks.model import PaintByExampleModel, build_model
-from pbe_train.networks.preparing import prepare, uncompiled
-from pbe_train.schedulers import make_scheduler, training_schedule
-from pbe_train.training.checkpoint import (
-    CheckpointState,
-    RunIdentity,
-    check_resumable,
-    find_checkpoint,
-    read_state,
-    sweep_partial,
-)
-from pbe_train.training.checkpoint_writer import CheckpointWriter
+from pbe_train.model.diffusion import noise_losses
+from pbe_train.model.identity import RunIdentity
+from pbe_train.model.paint_model import PaintByExampleModel
+from pbe_train.model.pipeline import Run
+from pbe_train.model.preparing import prepare, uncompiled
+from pbe_train.model.schedulers import make_scheduler, training_schedule
 from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.ema import MovingAverage
@@ -55,15 +58,6 @@ from pbe_train.training.skipped import SkippedSteps
 from pbe_train.training.stopping import Stop
 from pbe_train.training.validation import Validation
 from pbe_train.training.watchdog import Watchdog
-from pbe_train.weights.account import write_account
-from pbe_train.weights.start import start_model
-from schemas.errors import InputError, run_program
-from schemas.files import lock_folder, sweep
-from schemas.progress import Progress as Work
-from schemas.randomness import name_hash
-from schemas.sockets import make_room_for_multiprocessing
-from schemas.weights import weights_sha256
-from schemas.words import noun, number_of
 
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
 # Below this scale a gradient of fp16 that overflows is not the scale's fault: it is tried down to here, and then counts.

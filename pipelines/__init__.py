@@ -1,4 +1,4 @@
-"""Boxes -> shards, on Ray. One file a stage, in the order data flows: annotations, selection, plan, pack, seal."""
+"""Boxes -> shards, on Ray. In the order data flows: `annotations/`, `selection/`, `crawling/`, `dataset/`, `inspection/`."""
 
 import os
 

@@ -20,25 +20,25 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import lock_folder, sweep, write_atomically
+from pbe_core.progress import Progress
+from pbe_core.settings import help_first, load_settings, preset
+from pbe_core.words import number_of
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawl import crawl_photos
+from pipelines.dataset.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
+from pipelines.dataset.finalize import seal
+from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.records import Record, ShardFolder, can_be_mended
+from pipelines.dataset.summary import print_comparison, print_estimate, print_selection
+from pipelines.dataset.upload import fetch_tables, share_tables
+from pipelines.dataset.write_plan import accepted_fingerprints, freeze_plan, freeze_tables
 from pipelines.on_ray import find_cluster
-from pipelines.packing.records import Record, ShardFolder, can_be_mended
-from pipelines.packing.seal import seal
-from pipelines.packing.sharing import fetch_tables, share_tables
 from pipelines.photo_folder import check_photos
-from pipelines.planning.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
-from pipelines.planning.freeze import accepted_fingerprints, freeze_plan, freeze_tables
-from pipelines.planning.shards import planned_shards
-from pipelines.planning.summary import print_comparison, print_estimate, print_selection
 from pipelines.preview import contact_sheet, save_picture
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
-from schemas.errors import InputError, run_program
-from schemas.files import lock_folder, sweep, write_atomically
-from schemas.progress import Progress
-from schemas.settings import help_first, load_settings, preset
-from schemas.words import number_of
 
 KEPT = (
     "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; so that these are not "
@@ -67,7 +67,7 @@ def build(settings: BuildSettings, acts: Acts) -> int:
     """The story of a build; returns the exit status."""
     started = time.monotonic()
     find_cluster(settings.ray.address)  # Before any work.
-    from schemas.weights import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
+    from pbe_core.vae import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
 
     sweep(settings.out)
     if not settings.crawl.sources:
@@ -143,7 +143,7 @@ def print_errors(errors: dict[str, str], attempts: int) -> None:
 
 def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
     """What a person looks at. The dataset is sealed and whole, with or without them."""
-    from pipelines.report.page import write_report  # It loads matplotlib.
+    from pipelines.inspection.report import write_report  # It loads matplotlib.
 
     try:
         with Progress("drawing the report"):
@@ -193,7 +193,7 @@ def pack_missing(
         Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
         first actor stood: how long Ray takes to start says nothing about an encoder.
     """
-    from pipelines.packing.workers import pack_on_ray  # As above.
+    from pipelines.dataset.packing_actors import pack_on_ray  # As above.
 
     folder.local.mkdir(exist_ok=True)
     folder.sweep()

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.photos import EndMark, Frame
-from schemas.remote import is_url, public_url
-from schemas.settings import Group, Program
+from pbe_core.images.decode import EndMark, Frame
+from pbe_core.settings import Group, Program
+from pbe_core.storage import is_url, public_url
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 

@@ -27,6 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import lock_folder
+from pbe_core.progress import Progress
+from pbe_core.settings import help_first, load_settings, preset
+from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawling.addresses import AddressRules
@@ -47,15 +52,10 @@ from pipelines.crawling.rounds import (
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.verify import verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
+from pipelines.dataset.write_plan import freeze_tables
 from pipelines.on_ray import find_cluster
 from pipelines.photo_store import is_store
-from pipelines.planning.freeze import freeze_tables
-from schemas.errors import InputError, run_program
-from schemas.files import lock_folder
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
-from schemas.progress import Progress
-from schemas.settings import help_first, load_settings, preset
-from schemas.words import number_of
 
 # A stop must not take long: more photos than these are merged by the next run.
 _MERGED_AT_A_STOP = 300_000

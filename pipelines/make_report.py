@@ -8,8 +8,8 @@ Needs the plan alone: it shows what a build would train on before anything is pa
 import argparse
 from pathlib import Path
 
-from schemas.errors import run_program
-from schemas.progress import Progress
+from pbe_core.errors import run_program
+from pbe_core.progress import Progress
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="HTML file to write (default: report.html in the folder)")
     arguments = parser.parse_args()
     out = arguments.out or arguments.dataset / "report.html"
-    from pipelines.report.page import write_report  # It loads matplotlib, which takes seconds: not for --help.
+    from pipelines.inspection.report import write_report  # It loads matplotlib, which takes seconds: not for --help.
 
     with Progress("drawing the report"):
         write_report(arguments.dataset, None, out)

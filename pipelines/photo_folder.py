@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError, decode_photo, file_error
 from pipelines.config import BuildSettings, SourceSettings
 from pipelines.photo_store import check_store, fetch_store, is_store, open_photo_store
-from schemas.errors import InputError
-from schemas.photos import PhotoError, decode_photo, file_error
 
 
 def photo_path(root: Path, split: str, photo_id: str, file_name: str | None = None) -> Path:

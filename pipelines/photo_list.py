@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import UInt64
 
-from schemas.randomness import hash_column
+from pbe_core.randomness import hash_column
 
 _NAME = ["split", "photo_id"]
 _ROWS_HELD = 1_000_000

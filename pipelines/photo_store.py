@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError
+from pbe_core.storage import RemoteFolder
 from pipelines.photo_list import photo_keys
-from schemas.errors import InputError
 from schemas.outcomes import OK
-from schemas.photos import PhotoError
-from schemas.remote import RemoteFolder
 from schemas.tables import FAILURE_CODES
 
 STORE_RECORD = "store.json"

@@ -6,21 +6,21 @@ Takes the same settings as pipelines/build.py, which goes on from what this leav
 plan.parquet, and report.html to look at. Other settings in the same folder plan anew until a build has begun there.
 """
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import run_program
+from pbe_core.files import write_atomically
+from pbe_core.progress import Progress
+from pbe_core.settings import help_first, load_settings, preset
 from pipelines.config import BuildSettings
-from pipelines.planning.estimate import ESTIMATE_RECORD, as_json, estimate
-from pipelines.planning.freeze import check_packing, freeze_tables
-from pipelines.planning.summary import print_comparison, print_estimate, print_selection
-from schemas.dataset import read_dataset
-from schemas.errors import run_program
-from schemas.files import write_atomically
-from schemas.progress import Progress
-from schemas.settings import help_first, load_settings, preset
+from pipelines.dataset.estimate import ESTIMATE_RECORD, as_json, estimate
+from pipelines.dataset.summary import print_comparison, print_estimate, print_selection
+from pipelines.dataset.write_plan import check_packing, freeze_tables
 
 
 def main() -> None:
     """Command line."""
     help_first(BuildSettings, "build", __doc__, preset("tiny"))
-    from pipelines.report.page import write_report  # It loads matplotlib, which takes seconds: not for --help.
+    from pipelines.inspection.report import write_report  # It loads matplotlib, which takes seconds: not for --help.
 
     settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
     selection, inputs = freeze_tables(settings)

@@ -14,10 +14,19 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 
+from pbe_core.dataset_reader import Classes, read_classes, read_dataset, read_sample, take_rows
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import atomic_file
+from pbe_core.images.decode import decode_photo
+from pbe_core.images.sheets import Picture, sheet, tint
+from pbe_core.progress import Progress
+from pbe_core.randomness import generator
+from pbe_core.sample_codec import Sample
+from pbe_core.words import number_of
 from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
 from pipelines.geometry.rectangles import Rectangle, whole_photo
 from pipelines.geometry.views import square_window
-from pipelines.sample_pictures import (
+from pipelines.inspection.sample_pictures import (
     cut_recorded_view,
     photo_with_box,
     photos_of,
@@ -25,16 +34,6 @@ from pipelines.sample_pictures import (
     view_with_box,
     view_with_mask,
 )
-from schemas.dataset import read_dataset
-from schemas.errors import InputError, run_program
-from schemas.files import atomic_file
-from schemas.photos import decode_photo
-from schemas.pictures import Picture, sheet, tint
-from schemas.progress import Progress
-from schemas.randomness import generator
-from schemas.reading import Classes, read_classes, read_sample, take_rows
-from schemas.sample import Sample
-from schemas.words import number_of
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -58,7 +57,7 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
         both = zip(photos_of(samples, info, photos), samples, strict=True)
         shown = [(photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)) for photo, sample in both]
     else:
-        from pipelines.decoded_latents import views_of  # It loads PyTorch and diffusers, which takes seconds.
+        from pipelines.inspection.decoded_latents import views_of  # It loads PyTorch and diffusers, which takes seconds.
 
         own = zip(views_of(samples, info, vae), samples, strict=True)
         shown = [(view_with_box(view, sample.record), view) for view, sample in own]
@@ -116,7 +115,7 @@ def class_sheet(
     if photos:
         views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
     else:
-        from pipelines.decoded_latents import views_of
+        from pipelines.inspection.decoded_latents import views_of
 
         views = views_of(samples, info, vae)
     by_label: dict[str, list[Picture]] = {classes.labels[place]: [] for place in places}

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import ray
 
+from pbe_core.progress import Progress
 from pipelines.on_ray import is_lost, waiting_since, what_was_lost
-from schemas.progress import Progress
 
 MOST_RESTARTS = 10
 """Of one actor: enough for nodes that come and go, few enough that one which cannot live anywhere is given up."""

@@ -29,6 +29,13 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
+from pbe_core.errors import InputError, machine_error, run_program
+from pbe_core.files import atomic_file, sweep, write_atomically
+from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.images.sheets import Picture, fit, sheet
+from pbe_core.progress import Progress
+from pbe_core.settings import help_first, load_settings, preset
+from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, RaySettings, SourceSettings
@@ -39,14 +46,7 @@ from pipelines.preview import save_picture
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.selection.rules import PHOTO_ID
 from pipelines.selection.same_photo import PHOTO_LIST, SURVEY_RECORD, perceptual_hash, read_survey, same_photos
-from schemas.errors import InputError, machine_error, run_program
-from schemas.files import atomic_file, sweep, write_atomically
-from schemas.photos import PhotoError, decode_photo
-from schemas.pictures import Picture, fit, sheet
-from schemas.progress import Progress
-from schemas.settings import help_first, load_settings, preset
 from schemas.tables import SURVEY
-from schemas.words import number_of
 
 # One core surveys 70 photos of 1,024 px a second, so that a crash costs a few seconds.
 PHOTOS_PER_CHUNK = 500

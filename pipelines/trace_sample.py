@@ -20,16 +20,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pbe_core.dataset_reader import find_places, member_places, read_dataset, read_sample, take_rows
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.decode import PhotoError
+from pbe_core.images.sheets import Picture
+from pbe_core.progress import Progress
+from pbe_core.sample_codec import Sample
+from pipelines.inspection.sample_pictures import photo_source, trace_sheet
 from pipelines.photo_folder import read_photo
-from pipelines.sample_pictures import photo_source, trace_sheet
 from pipelines.selection.rejected import rejected_boxes
-from schemas.dataset import DatasetInfo, read_dataset
-from schemas.errors import InputError, run_program
-from schemas.photos import PhotoError
-from schemas.pictures import Picture
-from schemas.progress import Progress
-from schemas.reading import find_places, member_places, read_sample, take_rows
-from schemas.sample import Sample, SampleRecord
+from schemas.dataset import DatasetInfo
+from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
 Row = dict[str, Any]
@@ -275,7 +276,7 @@ def main() -> None:
     dict(sections)["photo"]["file"] = about_photo
     if options.out:
         # These load PyTorch and diffusers, which takes seconds; the table needs neither.
-        from pipelines.decoded_latents import decode_means, load_recorded_vae
+        from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
         from pipelines.preview import save_picture
 
         decoded: list[Picture] = []

@@ -4,7 +4,7 @@
     python pipelines/verify.py DATASET --sample 200   a quick look: all records and tables, but 200 samples only
     python pipelines/verify.py DATASET --repair       and take the records of bad shards away: the next build makes those again
 
-The checks are in pipelines/packing/: checking_tables.py, checking.py and checking_samples.py, from the folder down to a sample.
+The checks are in pipelines/dataset/: verify_tables.py, verify_dataset.py and verify_samples.py, from the folder down to a sample.
 """
 
 import argparse
@@ -19,9 +19,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipelines.packing.checking import Finding, check_shard, find_duplicates
-from pipelines.packing.checking_samples import Expected, expected_of
-from pipelines.packing.checking_tables import (
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import lock_folder, sync
+from pbe_core.progress import Progress
+from pbe_core.randomness import generator
+from pbe_core.words import number_of
+from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.samples import Row
+from pipelines.dataset.verify_dataset import Finding, check_shard, find_duplicates
+from pipelines.dataset.verify_samples import Expected, expected_of
+from pipelines.dataset.verify_tables import (
     Unreadable,
     attempt,
     check_failures,
@@ -37,16 +45,9 @@ from pipelines.packing.checking_tables import (
     read_records,
     reading,
 )
-from pipelines.packing.samples import Row
-from pipelines.planning.freeze import PLAN_RECORD, accepted_fingerprints
-from pipelines.planning.shards import planned_shards
+from pipelines.dataset.write_plan import PLAN_RECORD, accepted_fingerprints
 from pipelines.threads import in_order
-from schemas.dataset import DatasetInfo, read_dataset
-from schemas.errors import InputError, run_program
-from schemas.files import lock_folder, sync
-from schemas.progress import Progress
-from schemas.randomness import generator
-from schemas.words import number_of
+from schemas.dataset import DatasetInfo
 
 SHOWN = 20
 """Findings that are kept and printed of one shard, and of all that is no shard; the rest are counted."""

@@ -1,5 +1,5 @@
-"""The contract between the two wings: what the pipelines write and the trainer reads, agreed to the bit.
+"""The contract between the two wings: what the pipelines write and the trainer reads.
 
-Imports neither wing. Tables: `tables.py`. A sample in a shard: `sample.py`. `dataset.json`: `dataset.py`. Bytes to pixels:
-`photos.py`. Random choices as functions of names: `randomness.py`. Configuration files: `settings.py`.
+Tables: `tables.py`. A sample in a shard: `sample.py`. `dataset.json`: `dataset.py`. What became of a photo: `outcomes.py`.
+As a page: `document.py`. Imports nothing of ours.
 """

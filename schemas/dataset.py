@@ -1,13 +1,8 @@
 """`dataset.json`: what a build leaves, in one file that a person can read and the trainer checks first."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from schemas.errors import InputError
-from schemas.words import number_of
+from pydantic import BaseModel, ConfigDict
 
 FORMAT_VERSION = 4
 
@@ -22,7 +17,7 @@ class VaeIdentity(_Part):
     source: str
     """Folder or hub id it was loaded from."""
     sha256: str
-    """Hash of its weights (`schemas.weights.weights_sha256`)."""
+    """Hash of its weights (`pbe_core.vae.weights_sha256`)."""
     config: dict[str, Any]
     """Its architecture, as in its config.json."""
     scaling_factor: float
@@ -64,16 +59,6 @@ class Books(_Part):
     padded_views: int
     """Views that no square inside the photo could hold, padded by reflection."""
 
-    def find_imbalance(self) -> str | None:
-        """The first account that does not balance, as a sentence; None if all do."""
-        if self.boxes != self.objects + sum(self.rejects.values()):
-            boxes = number_of(self.boxes, "box", "boxes")
-            return f"of {boxes} {self.objects} were accepted and {sum(self.rejects.values())} rejected"
-        if self.planned != self.samples + sum(self.failures.values()):
-            planned = number_of(self.planned, "sample")
-            return f"of {planned} planned {self.samples} were packed and {sum(self.failures.values())} failed"
-        return None
-
 
 class DatasetInfo(_Part):
     """The content of `dataset.json`."""
@@ -94,28 +79,3 @@ class DatasetInfo(_Part):
     """Where every box and every planned sample went."""
     settings: dict[str, Any]
     """The settings of the build, in full."""
-
-
-def read_dataset(folder: Path) -> DatasetInfo:
-    """The `dataset.json` of a dataset folder.
-
-    Raises:
-        InputError: no dataset there, a build that was not finished, or another format version.
-    """
-    path = folder / "dataset.json"
-    if not path.is_file():
-        if (folder / "plan.parquet").is_file():
-            raise InputError(f"{path}: the build in this folder is not finished; run the same build command again")
-        raise InputError(f"{path}: no dataset here; build one first (`make shards`, or python pipelines/build.py --config ...)")
-    try:
-        content = json.loads(path.read_bytes())
-        version = content["format_version"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: damaged; run the build again, it makes only what is missing") from None
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; build the dataset again")
-    try:
-        return DatasetInfo.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; build the dataset again") from None

@@ -2,6 +2,16 @@
 
 from dataclasses import dataclass
 
+PHOTO_ERRORS = {
+    "missing": "no file at the expected path",
+    "unreadable": "the file's name is too long or leads in a circle, or the file may not be read or its disk fails",
+    "not_an_image": "the bytes are no picture: an error page, an empty file, another kind of data",
+    "unsupported_format": "a picture or video of a format that is not read (docs/own-data.md lists those that are)",
+    "too_many_pixels": "the header announces more pixels than allowed",
+    "no_end_mark": "a JPEG that lacks its end mark and no pixels, and source.missing_end_mark is refuse",
+    "decode_error": "the pixels cannot be decoded: a damaged or truncated file, or a variant of its format that is not read",
+}
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -9,8 +9,7 @@ stored photo (x right, y down, origin at the top left). Flags are three-state as
 
 import pyarrow as pa
 
-from schemas.outcomes import OK, OUTCOMES
-from schemas.photos import PHOTO_ERRORS
+from schemas.outcomes import OK, OUTCOMES, PHOTO_ERRORS
 
 FLAGS = ("is_occluded", "is_truncated", "is_group_of", "is_depiction", "is_inside")
 COORDINATES = ("x_min", "x_max", "y_min", "y_max")

@@ -25,16 +25,16 @@ from jaxtyping import install_import_hook
 
 # is_pep484_tower: an int is a float, as Python's typing says.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-install_import_hook(["schemas", "pipelines", "pbe_train"], CHECKER)
+install_import_hook(["schemas", "pbe_core", "pipelines", "pbe_train"], CHECKER)
 
 import hypothesis
 import pytest
 import torch
 from filelock import FileLock
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
-from schemas.dataset import read_dataset
-from schemas.settings import load_settings, preset
 
 torch.set_num_threads(2)
 # How long an example takes tells what else the machine does, and nothing of the code.

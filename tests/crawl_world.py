@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 LABEL = "/m/01yrx"
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pbe_core.dataset_reader import find_imbalance
+from pbe_core.errors import InputError
+from pbe_train.checkpoints.load_report import Account
 from pbe_train.data.damage import DamageBook
 from pbe_train.data.order import rank_slots
-from pbe_train.weights.account import Account
 from pipelines.annotations.boxes import open_boxes
 from pipelines.config import RaySettings, SourceSettings
-from pipelines.packing.workers import share_out
+from pipelines.dataset.packing_actors import share_out
 from schemas.dataset import Books
-from schemas.errors import InputError
 
 PLURALS = re.compile(r"(?<![\d.,])1 (?:[a-z-]+ )?[a-zA-Z-]+(?<!s)(?:s|es)(?<! is)(?<! was)(?<! has)\b|\(e?s\)")
 
@@ -32,8 +33,8 @@ def own_table(folder: Path, row: str, unit: str, header: str = "photo,x_min,y_mi
 
 
 SAID: dict[str, Callable[[Path], str | None]] = {
-    "books of boxes": lambda _: books(boxes=1).find_imbalance(),
-    "books of samples": lambda _: books(planned=1).find_imbalance(),
+    "books of boxes": lambda _: find_imbalance(books(boxes=1)),
+    "books of samples": lambda _: find_imbalance(books(planned=1)),
     "actors": lambda _: str(share_out(RaySettings(gpus_per_actor=1), {"CPU": 1})),
     "ranks": lambda _: str(rank_slots(0, 1, 1, 0)),
     "damage": lambda _: str(DamageBook(0).add([("a", "b", "torn")])),

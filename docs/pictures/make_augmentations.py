@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
+from pbe_core.errors import run_program
+from pbe_core.images.sheets import sheet
 from pbe_train.config import AugmentationSettings
 from pbe_train.data.augment import prepare_reference
-from schemas.errors import run_program
-from schemas.pictures import sheet
 from tiny_world.kinds import KINDS, generator, instance
 from tiny_world.scenes import Light, Pose, add_object, background
 

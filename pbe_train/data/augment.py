@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from pbe_core.randomness import generator
 from pbe_train.config import AugmentationSettings, ReferenceGeometry
 from pbe_train.data.fitting import Picture, Reference, fit_reference
-from schemas.randomness import generator
 
 Map = Float64[np.ndarray, "3 3"]
 

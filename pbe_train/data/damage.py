@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from schemas.errors import InputError
-from schemas.words import number_of
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 
 # Of so many samples an error tells the keys; the others were printed when they were met.
 NAMED = 10

@@ -20,9 +20,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float16, UInt8
 
-from schemas.photos import MAX_PIXELS, decode_photo
-from schemas.run_lengths import decode_pixels
-from schemas.sample import decode_array, decode_masks, encode_array
+from pbe_core.images.decode import MAX_PIXELS, decode_photo
+from pbe_core.images.rle import decode_pixels
+from pbe_core.sample_codec import decode_array, decode_masks, encode_array
 
 # In float16 the exponent of infinities and NaN is all ones; the sign bit alone is -0.
 _EXPONENT, _SIGN = np.uint16(0x7C00), np.uint16(0x8000)

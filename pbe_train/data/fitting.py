@@ -15,10 +15,10 @@ import torch
 from jaxtyping import UInt8
 from torch.nn.functional import interpolate
 
+from pbe_core.errors import InputError
 from pbe_train.config import ReferenceGeometry
 from pbe_train.data.latents import CLIP_MEAN
 from schemas.dataset import DatasetInfo
-from schemas.errors import InputError
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 Reference = UInt8[np.ndarray, "size size 3"]

@@ -30,6 +30,8 @@ from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pbe_core.errors import InputError
+from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
 from pbe_train.data.augment import prepare_reference
 from pbe_train.data.damage import DamagedSample, Replaced
@@ -37,8 +39,6 @@ from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import draw_posterior, keep_map
 from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
 from pbe_train.data.shards import ShardReader, TrainingSample
-from schemas.errors import InputError
-from schemas.randomness import generator, name_hash, uniform
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
 ATTEMPTS = 10

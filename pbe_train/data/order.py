@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from schemas.randomness import generator
-from schemas.words import number_of
+from pbe_core.randomness import generator
+from pbe_core.words import number_of
 
 
 class Place(NamedTuple):

@@ -30,12 +30,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import tenacity
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError, NetworkError
+from pbe_core.files import file_sha256, sync, write_atomically
+from pbe_core.storage import RemoteFolder, public_url
 from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardFiles, ShardReader, UnreadableShard
-from schemas.dataset import read_dataset
-from schemas.errors import InputError, NetworkError
-from schemas.files import file_sha256, sync, write_atomically
-from schemas.remote import RemoteFolder, public_url
 
 TABLES = ("index.parquet", "shard_records.parquet")
 CHUNK_BYTES = 16_000_000

@@ -22,15 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float16, Int64, UInt8
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.sample_codec import decode_array, decode_masks, find_problem
+from pbe_core.words import noun
 from pbe_train.data.damage import DamagedSample, Replaced
 from pbe_train.data.decoding import decode_latents, decode_mask, decode_outline, decode_reference, latents_problem
 from pbe_train.data.order import Place
-from schemas.dataset import read_dataset
-from schemas.errors import InputError
-from schemas.photos import PhotoError, decode_photo
-from schemas.sample import SampleRecord, decode_array, decode_masks, find_problem
+from schemas.sample import SampleRecord
 from schemas.tables import INDEX
-from schemas.words import noun
 
 # Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
 # is trained on, and only where backgrounds are erased.

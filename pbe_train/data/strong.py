@@ -32,9 +32,9 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
+from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import ReferenceGeometry, StrongSettings
 from pbe_train.data.fitting import PADDING, Picture, Reference, fitted_size, pad, resize
-from schemas.randomness import generator, name_hash, uniform
 
 PHOTO = ("light", "gamma", "colour", "resolution", "blur", "compression")
 """Parts that a photo may have suffered, in the order in which it does."""

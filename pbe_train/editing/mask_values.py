@@ -9,8 +9,8 @@ colours                            ──▶ brighter than mid grey, unless what
 import numpy as np
 from jaxtyping import Int32, Num, Shaped, UInt8, UInt16
 
+from pbe_core.errors import InputError
 from pbe_train.editing.region import Mask
-from schemas.errors import InputError
 
 _WAY_OUT = "paint what is to be repainted white (255) and all else black (0)"
 # Of an 8-bit level: below it, what is there is black to the eye, or what JPEG makes of black.

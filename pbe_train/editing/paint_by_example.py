@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.images import AnyPhoto
+from pbe_train.checkpoints.from_pretrained import load_model
+from pbe_train.editing.edit_photos import edit
 from pbe_train.editing.placing import Precision, find_device, place
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
-from pbe_train.editing.region import AnyPhoto
-from pbe_train.editing.sampling import Run, SamplingSettings, check_guidance, check_size, edit
-from pbe_train.schedulers import Scheduler
-from pbe_train.weights.paintable import load_model
-from schemas.errors import InputError
+from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
+from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
 Seeds = int | np.integer | Sequence[int | np.integer] | np.ndarray

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pbe_train.editing.sampling import Run
-from schemas.errors import InputError
+from pbe_core.errors import InputError
+from pbe_train.model.pipeline import Run
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.images import AnyPhoto
+from pbe_core.images.decode import PhotoError, colour_profile, decode_photo, load_photo, photo_of_image, turned_image
 from pbe_train.editing.mask_values import bright_colours, bright_levels, told
-from pbe_train.editing.region import AnyMask, AnyPhoto, Mask, Photo
-from schemas.errors import InputError
-from schemas.photos import PhotoError, colour_profile, decode_photo, load_photo, photo_of_image, turned_image
+from pbe_train.editing.region import AnyMask, Mask, Photo
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of other types (`read_mask`)."""

@@ -14,7 +14,6 @@ from jaxtyping import Bool, Int64, UInt8
 Photo = UInt8[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
 # The same where several of them, of any sizes, stand side by side.
-AnyPhoto = UInt8[np.ndarray, "_ _ 3"]
 AnyMask = Bool[np.ndarray, "_ _"]
 
 

@@ -10,15 +10,16 @@ from jaxtyping import Bool, Float
 from rich.table import Table
 from torch import Tensor
 
+from pbe_core.errors import InputError
+from pbe_core.images import AnyPhoto
+from pbe_core.progress import Progress
+from pbe_core.randomness import generator
+from pbe_core.words import number_of
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from pbe_train.editing.region import AnyPhoto, Photo
-from pbe_train.editing.sampling import Run, SamplingSettings
+from pbe_train.editing.region import Photo
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct
-from schemas.errors import InputError
-from schemas.progress import Progress
-from schemas.randomness import generator
-from schemas.words import number_of
+from pbe_train.model.pipeline import Run, SamplingSettings
 
 CANDIDATES = 8
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pbe_core.errors import InputError
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, list_checkpoints
 from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardReader
-from pbe_train.training.checkpoint import CheckpointState, list_checkpoints
 from pbe_train.training.ranks import Ranks
-from schemas.errors import InputError
 
 
 def check_agreement(

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pbe_train.model.paint_model import copy_values
+
 
 class MovingAverage:
     """Exponential moving average of named parameters.
@@ -38,9 +40,3 @@ class MovingAverage:
             yield
         finally:
             copy_values(own, self.live)
-
-
-@torch.no_grad()
-def copy_values(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Copy the values of `source` into the tensors of the same names."""
-    torch._foreach_copy_([target[name] for name in source], list(source.values()))

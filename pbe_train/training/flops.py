@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from pbe_train.checkpoints.known_sizes import unloaded_model, unloaded_vae, vae_config
 from pbe_train.config import ModelSettings
-from pbe_train.networks.model import PaintByExampleModel
-from pbe_train.networks.sizes import unloaded_model, unloaded_vae, vae_config
+from pbe_train.model.paint_model import PaintByExampleModel
 
 
 @dataclass(frozen=True)

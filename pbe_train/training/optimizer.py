@@ -7,10 +7,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, read_part
 from pbe_train.config import OptimizerSettings
-from pbe_train.networks.preparing import laid_out_as
-from pbe_train.training.checkpoint import CheckpointState, read_part
-from pbe_train.training.ema import MovingAverage, copy_values
+from pbe_train.model.paint_model import copy_values
+from pbe_train.model.preparing import laid_out_as
+from pbe_train.training.ema import MovingAverage
 
 # AdamW's running means of the gradient and of its square.
 MOMENTS = ("exp_avg", "exp_avg_sq")

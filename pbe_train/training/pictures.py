@@ -2,14 +2,14 @@
 
 from PIL import Image
 
+from pbe_core.images.sheets import Picture, sheet
+from pbe_core.progress import Progress
 from pbe_train.config import TrainSettings
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.editing.sampling import Run, SamplingSettings
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
+from pbe_train.model.pipeline import Run, SamplingSettings
 from pbe_train.training.ema import MovingAverage
-from schemas.pictures import Picture, sheet
-from schemas.progress import Progress
 
 
 class Pictures:

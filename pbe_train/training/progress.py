@@ -22,14 +22,14 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pbe_core.errors import InputError
+from pbe_core.files import sync, write_atomically
+from pbe_core.images.sheets import Picture
+from pbe_core.progress import DRAW_SECONDS, LINE_SECONDS, Beat, print_line
+from pbe_core.progress import Progress as Work
+from pbe_core.words import duration
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch
-from schemas.errors import InputError
-from schemas.files import sync, write_atomically
-from schemas.pictures import Picture
-from schemas.progress import DRAW_SECONDS, LINE_SECONDS, Beat, print_line
-from schemas.progress import Progress as Work
-from schemas.words import duration
 
 PICTURES, HELD_OUT = "pictures", "held-out loss"
 """What is done between two steps again and again, and takes long."""

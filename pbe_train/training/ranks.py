@@ -13,10 +13,10 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from pbe_train.networks.model import PaintByExampleModel
-from schemas.errors import InputError
-from schemas.progress import Progress
-from schemas.words import number_of
+from pbe_core.errors import InputError
+from pbe_core.progress import Progress
+from pbe_core.words import number_of
+from pbe_train.model.paint_model import PaintByExampleModel
 
 # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
 PATIENCE = timedelta(hours=1)

@@ -1,11 +1,11 @@
 """Steps whose gradient was not finite: they change nothing, are counted, and beyond a limit end the run."""
 
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batches
 from pbe_train.training.measures import Reading
 from pbe_train.training.ranks import Ranks
-from schemas.errors import InputError
-from schemas.words import number_of
 
 MOST_SHOWN = 8
 

@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pbe_core.progress import Progress
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Batch, Items
 from pbe_train.data.remote_shards import open_reader
-from pbe_train.diffusion import Denoiser, noise_losses
-from pbe_train.schedulers import training_schedule
+from pbe_train.model.diffusion import Denoiser, noise_losses
+from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.ranks import Ranks
-from schemas.progress import Progress
 
 
 class Validation:

@@ -4,8 +4,8 @@
     cats/IMG 1.jpg,120,80,560,430,cat
 
 Line by line in Python: about 25,000 rows a second on one core, where the file says how large photos are. Where it does not and
-coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 ms (`schemas.photos.photo_size`). Memory holds
-a batch of rows and an entry of about 0.7 kB for each photo.
+coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 ms (`pbe_core.images.decode.photo_size`). Memory
+holds a batch of rows and an entry of about 0.7 kB for each photo.
 """
 
 import contextlib
@@ -21,6 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError, photo_size
+from pbe_core.randomness import name_hash
 from pipelines.annotations.column_names import CORNERS
 from pipelines.annotations.csv_files import count_rows
 from pipelines.annotations.lines import (
@@ -41,9 +44,6 @@ from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.annotations.unread import given, splits_are_their_own
 from pipelines.config import SourceSettings
-from schemas.errors import InputError
-from schemas.photos import PhotoError, photo_size
-from schemas.randomness import name_hash
 from schemas.tables import BOXES, PHOTOS
 
 # Of every box, where there is no column of labels.

@@ -23,6 +23,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError
 from pipelines.annotations.boxes import ONLY_LABEL
 from pipelines.annotations.coco_file import Category, Instances, Photo, identifier, plain_id, read_instances
 from pipelines.annotations.coco_folder import BESIDE_PHOTOS, CocoFile, coco_files
@@ -34,8 +36,6 @@ from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.annotations.unread import given, splits_are_their_own
 from pipelines.config import SourceSettings
-from schemas.errors import InputError
-from schemas.photos import PhotoError
 from schemas.tables import BOXES, PHOTOS
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from pbe_core.errors import InputError
 from pipelines.annotations.boxes import photo_id_of
 from pipelines.annotations.lines import number_of
 from pipelines.annotations.rows import is_text, shown
-from schemas.errors import InputError
 
 _NAMES = ("file_name", "filename", "path", "coco_url")
 _URLS = ("coco_url", "flickr_url", "url")  # The first is the file itself.

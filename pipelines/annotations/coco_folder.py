@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pbe_core.errors import InputError
 from pipelines.config import SourceSettings
-from schemas.errors import InputError
 
 _WORDS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 BESIDE_PHOTOS = "_annotations.coco.json"

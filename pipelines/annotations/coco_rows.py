@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pbe_core.images.decode import PhotoError
+from pbe_core.words import noun
 from pipelines.annotations.boxes import ONLY_LABEL
 from pipelines.annotations.coco_file import Category, Instances, Photo, identifier, is_given, plain_id
 from pipelines.annotations.lines import number_of
 from pipelines.annotations.outlines import compress_outline
 from pipelines.annotations.rows import RowProblem, clip_overshoot, shown
-from schemas.photos import PhotoError
-from schemas.words import noun
 
 # Of coordinates in px: what is farther out is no place in a photo.
 _LARGEST = 1e300

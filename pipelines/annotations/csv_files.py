@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from schemas.errors import InputError
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from schemas.tables import WORD
-from schemas.words import number_of
 
 # A batch's memory is a few times this; larger blocks gain no speed.
 _BLOCK_BYTES = 1 << 20

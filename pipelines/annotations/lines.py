@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbe_core.errors import InputError
+from pbe_core.words import noun
 from pipelines.annotations.column_names import COLUMNS, CORNERS, REQUIRED, columns_of, header_for, problem_of
 from pipelines.annotations.rows import RowProblem, is_text
 from pipelines.config import SPLITS
-from schemas.errors import InputError
-from schemas.words import noun
 
 # Rows that are looked at before anything else, for columns and unit.
 HEAD_ROWS = 1000

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, place_of_row, read_header, stream_csv
 from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names
 from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, own_boxes, unread_tables
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
-from schemas.errors import InputError
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
-from schemas.words import number_of
 
 BOX_COLUMNS = {
     "ImageID": "photo_id",

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pipelines.annotations.csv_files import open_text
-from schemas.errors import InputError
-from schemas.words import number_of
 
 _HEADERS = (["LabelName", "DisplayName"], ["id", "name"])  # V7 has one, older versions have not.
 

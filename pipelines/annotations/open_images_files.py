@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pipelines.annotations.column_names import own_table
 from pipelines.annotations.csv_files import read_header
 from pipelines.config import SPLITS
-from schemas.errors import InputError
-from schemas.words import number_of
 
 # A split's boxes: its file, or parts of it, whose names go on after this. Two of the first group are two answers to one question.
 BOX_NAMES = ("{}-annotations-bbox", "oidv6-{}-annotations-bbox")

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from pycocotools import mask as coco_mask
 
+from pbe_core.images.rle import decode_counts
 from pipelines.annotations.rows import shown
-from schemas.run_lengths import decode_counts
 
 # Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
 # does not check; COCO's longest outlines have some 10,000 px.

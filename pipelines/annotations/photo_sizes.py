@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pbe_core.images.decode import PhotoError, photo_size
 from pipelines.config import SourceSettings
 from pipelines.photo_folder import photo_path
-from schemas.photos import PhotoError, photo_size
 
 Size = tuple[int, int]
 

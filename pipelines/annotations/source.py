@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from schemas.photos import Frame
+from pbe_core.images.decode import Frame
 
 
 @dataclass(frozen=True)

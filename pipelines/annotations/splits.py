@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from schemas.randomness import hash_column
+from pbe_core.randomness import hash_column
 
 
 def assign_splits(photo_ids: Sequence[str], seed: int, share: float) -> list[str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from pydantic import BaseModel
 
+from pbe_core.errors import InputError
 from pipelines.config import BuildSettings
-from schemas.errors import InputError
 
 
 def refuse_unread(settings: BuildSettings) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from schemas.errors import InputError
+from pbe_core.errors import InputError
 
 GetAddrInfo = Callable[..., list[tuple[Any, ...]]]
 """As `socket.getaddrinfo`."""

@@ -19,10 +19,10 @@ from typing import Any
 import aiohttp
 import fsspec
 
+from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pipelines.config import CrawlSettings
 from pipelines.crawling.fetched import Fetched, FetchError
-from schemas.errors import InputError
-from schemas.words import number_of
 
 Close = Callable[[], Awaitable[None]]
 

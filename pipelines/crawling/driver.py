@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 
+from pbe_core.errors import InputError
 from pipelines.config import BuildSettings
 from pipelines.crawling.live import Display
 from pipelines.crawling.progress import CrawlLedger, Snapshot
@@ -26,7 +27,6 @@ from pipelines.crawling.stopping import Stop
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.workers import CrawlWorker, Trouble
 from pipelines.on_ray import is_lost, start_ray, waiting_since, what_was_lost
-from schemas.errors import InputError
 
 MOST_WORKERS = 8
 # Each worker has several units at hand, so that one photo that takes minutes does not leave it idle.

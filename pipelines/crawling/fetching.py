@@ -19,6 +19,7 @@ from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from pbe_core.images.decode import PhotoError
 from pipelines.config import CrawlSettings
 from pipelines.crawling.buckets import ObjectStores
 from pipelines.crawling.fetched import Fetched, FetchError
@@ -27,7 +28,6 @@ from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.web import Gate, WebClient
 from pipelines.photo_folder import photo_path
 from schemas.outcomes import OK, OUTCOMES
-from schemas.photos import PhotoError
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 
 _LONGEST_DETAIL = 1000

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pbe_core.images.decode import EndMark, Frame, PhotoError, PhotoFacts, check_photo
+from pbe_core.words import number_of
 from pipelines.crawling.fetched import FetchError
-from schemas.photos import EndMark, Frame, PhotoError, PhotoFacts, check_photo
-from schemas.words import number_of
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pbe_core.progress import LINE_SECONDS, Beat
+from pbe_core.words import duration, number_of
 from schemas.outcomes import OK, OUTCOMES
-from schemas.progress import LINE_SECONDS, Beat
-from schemas.words import duration, number_of
 
 _WINDOW_SECONDS = 15.0
 _HOSTS_SHOWN = 8

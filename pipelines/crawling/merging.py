@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pbe_core.files import atomic_file
+from pbe_core.words import number_of
 from pipelines.crawling.parts import Part
 from pipelines.crawling.rounds import latest_of_each, lost_keys
-from schemas.files import atomic_file
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, with_plain_words
-from schemas.words import number_of
 
 _ROWS_AT_ONCE = 200_000
 _MADE_FROM = b"made from"

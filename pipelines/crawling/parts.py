@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.tars import TarWriter
-from schemas.files import sync, write_atomically
+from pbe_core.files import sync, write_atomically
+from pipelines.tar_writer import TarWriter
 from schemas.outcomes import OK
 from schemas.tables import STORED_PHOTOS
 

@@ -6,8 +6,8 @@ from typing import Any
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import HttpProcessingError
 
+from pbe_core.words import noun
 from pipelines.crawling.fetched import FetchError
-from schemas.words import noun
 
 # Of one answer. They bound the time for which a server keeps a process busy; real servers send one or two.
 _MOST_INTERIM = 8

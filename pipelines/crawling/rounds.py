@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
+from pbe_core.errors import InputError
+from pbe_core.files import atomic_file, write_atomically
+from pbe_core.files import sweep as sweep_files
 from pipelines.crawling.parts import Part, latest_round, part_name, read_part
 from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_store
-from schemas.errors import InputError
-from schemas.files import atomic_file, write_atomically
-from schemas.files import sweep as sweep_files
 from schemas.outcomes import OK
 from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 

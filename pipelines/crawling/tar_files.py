@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int
 
-from schemas.errors import InputError
+from pbe_core.errors import InputError
 from schemas.tables import WORD, one_word
 
 MEMBERS = pa.schema(

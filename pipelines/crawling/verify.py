@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pbe_core.progress import Progress
+from pbe_core.words import number_of
 from pipelines.crawling.merging import STORE_TABLES, is_merged
 from pipelines.crawling.parts import Part, latest_round, read_part
 from pipelines.crawling.rounds import read_parts, read_round_record
 from pipelines.threads import in_order
 from schemas.outcomes import OK
-from schemas.progress import Progress
 from schemas.tables import PHOTO_INDEX, with_plain_words
-from schemas.words import number_of
 
 _THREADS = 2
 _PLACE = with_plain_words(

@@ -26,12 +26,12 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
+from pbe_core.images.kinds import ACCEPTED
+from pbe_core.words import noun, number_of
 from pipelines.config import CrawlSettings
 from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
 from pipelines.crawling.fetched import Fetched, FetchError
 from pipelines.crawling.receiving import AnswerBody, AnswerReader
-from schemas.photo_kinds import ACCEPTED
-from schemas.words import noun, number_of
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
+from pbe_core.errors import InputError
 from pipelines.annotations.source import Source
 from pipelines.config import SelectionSettings
-from schemas.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int64, UInt64
 
+from pbe_core.progress import Progress
+from pbe_core.randomness import hash_column, mix
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS, BuildSettings
 from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
 from pipelines.selection.runs import Runs, Words
 from pipelines.selection.same_photo import read_survey
-from schemas.progress import Progress
-from schemas.randomness import hash_column, mix
 from schemas.tables import COORDINATES, FLAGS, PHOTOS
 
 _BOX_RUN = pa.schema(

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64, UInt64
 
+from pbe_core.randomness import hash_column, mix
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.classes import ClassChoice
@@ -16,7 +17,6 @@ from pipelines.selection.gathering import KEPT_FIRST, REASON_WORDS, SORTED_SPLIT
 from pipelines.selection.object_shares import object_shares
 from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
 from pipelines.selection.runs import Words
-from schemas.randomness import hash_column, mix
 from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word
 
 EXAMPLES = 3

@@ -23,6 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
+from pbe_core.errors import InputError
+from pbe_core.files import atomic_file, sweep, temporary_folder
+from pbe_core.progress import Progress
+from pbe_core.randomness import hash_column
+from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.annotations.unread import flags_that_nobody_sets
@@ -34,12 +39,7 @@ from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
 from pipelines.selection.rules import REASONS
 from pipelines.selection.same_photo import by_place, read_survey, same_photos
 from pipelines.threads import in_order
-from schemas.errors import InputError
-from schemas.files import atomic_file, sweep, temporary_folder
-from schemas.progress import Progress
-from schemas.randomness import hash_column
 from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
-from schemas.words import number_of
 
 _ROW_GROUP = 100_000
 _ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pbe_core.dataset_reader import find_places, take_rows
 from pipelines.selection.rules import Boxes, box_identity, label_hashes, object_ids
-from schemas.reading import find_places, take_rows
 from schemas.tables import COORDINATES
 
 # More boxes than any photo has.

@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int8, Int32, Int64, UInt64
 
+from pbe_core.randomness import mix, name_hash
 from pipelines.config import SelectionSettings
 from pipelines.selection.classes import ClassChoice
 from pipelines.selection.pairs import pairs_within
-from schemas.randomness import mix, name_hash
 from schemas.tables import FLAGS, REJECT_REASONS
 
 # Ids become file names and sample keys, so no separators and no dots.

@@ -27,9 +27,9 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pbe_core.errors import InputError
+from pbe_core.randomness import hash_column
 from pipelines.selection.pairs import pairs_within
-from schemas.errors import InputError
-from schemas.randomness import hash_column
 from schemas.tables import SAME_PHOTOS
 
 # Strongest evidence first: one file, what the tables say about the original, the file's bytes, what the photo shows.

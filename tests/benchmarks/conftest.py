@@ -2,9 +2,9 @@
 
 import pytest
 
-import pipelines.packing.pack
+import pipelines.dataset.pack
 
 
 @pytest.fixture(autouse=True)
 def _put_back(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipelines.packing.pack, "load_encoder", pipelines.packing.pack.load_encoder)
+    monkeypatch.setattr(pipelines.dataset.pack, "load_encoder", pipelines.dataset.pack.load_encoder)

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 
 from benchmarks.augment import PRESETS, PUBLISHED, SIZES, draw_references, ways
+from pbe_core.settings import REPOSITORY
 from pbe_train.config import AugmentationSettings
 from pbe_train.data.augment import prepare_reference
-from schemas.settings import REPOSITORY
 
 
 def test_a_tiny_run(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.crawl import Look, quarter_means, time_of
 from benchmarks.photo_server import running_server
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 
 def test_the_server_keeps_connections_and_books():

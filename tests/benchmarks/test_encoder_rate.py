@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks.encoder_rate import KEY, computed_rows, gflop_per_picture, merge_rows, vae_name
-from pbe_train.networks.sizes import VAE_SIZES
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
+from pbe_train.checkpoints.known_sizes import VAE_SIZES
 
 
 def test_an_encode_takes_the_published_arithmetic():

@@ -11,9 +11,9 @@ import webdataset
 from benchmarks import published_recipe
 from benchmarks.loader import OURS, PUBLISHED, STREAMED, FromMembers, build
 from benchmarks.packing_world import draw_photo
+from pbe_core.settings import REPOSITORY
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from schemas.settings import REPOSITORY
 
 
 def test_a_tiny_run(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks.train_loop import BARE, GOALS, LOOP, Turn, findings_of, rows_of
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 OPTIONS = ["--turns", "2", "--steps", "4", "--line", "2", "--global_batch=4"]
 

@@ -21,9 +21,9 @@ from benchmarks.train_step import (
     table_of,
     time_steps,
 )
+from pbe_core.settings import REPOSITORY
+from pbe_train.checkpoints.known_sizes import unloaded_vae
 from pbe_train.config import ModelSettings
-from pbe_train.networks.sizes import unloaded_vae
-from schemas.settings import REPOSITORY
 from tests.conftest import VAE
 
 

@@ -28,8 +28,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from schemas.dataset import read_dataset
-from schemas.errors import InputError, run_program
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError, run_program
 from tests.cluster import ssh
 from tests.cluster.machines import PROGRAMS, Machine, check_programs, free_ports
 from tiny_world.make_photos import make_world

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 
 PROGRAMS = {"setpriv": "util-linux", "unshare": "util-linux"}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 from tests.cluster.machines import Machine, free_ports
 
 PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "rsync": "rsync"}

@@ -17,8 +17,8 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
 
+from pbe_core.settings import REPOSITORY, field_names
 from pipelines.config import BuildSettings
-from schemas.settings import REPOSITORY, field_names
 
 CLUSTERS = REPOSITORY / "clusters"
 DOCS = REPOSITORY / "docs" / "clusters.md"

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 
 def test_the_shards_of_a_node_that_leaves_go_to_another_one(photos, dataset, tmp_path):

@@ -32,9 +32,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import linear_sum_assignment
 
+from pbe_core.errors import InputError, run_program
 from pipelines.config import BuildSettings
-from pipelines.planning.freeze import freeze_tables
-from schemas.errors import InputError, run_program
+from pipelines.dataset.write_plan import freeze_tables
 from tests.compat.foreign_known import SLACK, TOOLS, VERSIONS, Format, Tool, versions
 from tests.compat.foreign_world import TruePhoto, as_stored, make_world
 

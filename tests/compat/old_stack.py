@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pbe_train.editing.sampling import SamplingSettings, load_run
-from pbe_train.weights.exporting import export
-from schemas.errors import InputError, run_program
-from schemas.randomness import name_hash
+from pbe_core.errors import InputError, run_program
+from pbe_core.randomness import name_hash
+from pbe_train.checkpoints.exporting import export
+from pbe_train.checkpoints.from_pretrained import load_run
+from pbe_train.model.pipeline import SamplingSettings
 from tests.pbe_train.published import make_comparable, make_published, write_hub
 from tests.pbe_train.test_weights_export import make_run
 

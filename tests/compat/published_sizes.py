@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from benchmarks.packing_world import draw_photos, make_world
-from pbe_train.networks.sizes import CLIP_SIZES, VAE_SIZES, new_unet_config
-from schemas.errors import InputError, run_program
-from schemas.settings import REPOSITORY
+from pbe_core.errors import InputError, run_program
+from pbe_core.settings import REPOSITORY
+from pbe_train.checkpoints.known_sizes import CLIP_SIZES, VAE_SIZES, new_unet_config
 
 SAMPLES = 4
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 from tests.compat import foreign_converters, foreign_writers
 from tests.compat.foreign_known import TOOLS, versions
 from tests.compat.foreign_tools import compare

@@ -20,10 +20,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.packing.checking import parse_record, read_rows
-from pipelines.packing.checking_tars import BLOCK, Place, layout
+from pbe_core.settings import REPOSITORY
+from pipelines.dataset.verify_dataset import parse_record, read_rows
+from pipelines.dataset.verify_tars import BLOCK, Place, layout
 from pipelines.verify import verify_dataset
-from schemas.settings import REPOSITORY
 from tests.conftest import build_options, run_build
 from tiny_world.make_photos import make_world
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from schemas.dataset import read_dataset
-from schemas.settings import REPOSITORY
+from pbe_core.dataset_reader import find_imbalance, read_dataset
+from pbe_core.settings import REPOSITORY
 from tests.faults.marked import MarkedProcesses
 from tiny_world.make_photos import make_world
 
@@ -100,7 +100,7 @@ def problems_at_the_end(out: Path, expected: dict[str, str]) -> Iterator[str]:
     if found != expected:
         wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         yield f"{len(wrong)} files are not those of an undisturbed build, as {wrong[0]}"
-    if imbalance := read_dataset(out).books.find_imbalance():
+    if imbalance := find_imbalance(read_dataset(out).books):
         yield f"the books do not balance: {imbalance}"
     for path in out.rglob("*.tmp"):
         yield f"{path}: left over"

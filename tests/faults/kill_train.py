@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pbe_train.training.checkpoint import list_checkpoints
+from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints
 from tests.faults.kill_build import PATIENCE_SECONDS, wait_until
 from tests.faults.marked import MarkedProcesses
 from tests.pbe_train.small_world import make_world

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import psutil
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 
 _MARK = "PBE_FAULTS"
 

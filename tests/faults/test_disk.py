@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 from tests.conftest import build_options, run_build
 from tests.faults.kill_build import hashes_of, wait_until
 

@@ -20,7 +20,7 @@ from typing import TypedDict
 
 import torch
 
-from schemas.settings import REPOSITORY
+from pbe_core.settings import REPOSITORY
 from tests.conftest import build_options, run_build
 from tiny_world.make_photos import make_world
 

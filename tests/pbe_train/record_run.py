@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pbe_core.errors import run_program
 from pbe_train import train as train_module
 from pbe_train.data.items import Batch, Batches, Items, load_batches
-from schemas.errors import run_program
 
 # (step, slot) -> key of the sample, diffusion time, hash of the noise, hash of all that the model sees.
 Seen = dict[tuple[int, int], tuple[str, int, str, str]]

@@ -15,12 +15,13 @@ from diffusers import AutoencoderKL
 from pycocotools import mask as coco_mask
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.sample_codec import Sample, encode_sample, jpeg_bytes
+from pbe_core.settings import load_settings
+from pbe_core.vae import identify_vae
 from pbe_train.config import TrainSettings
 from schemas.dataset import Books, DatasetInfo, SplitCounts
-from schemas.sample import Sample, SampleRecord, encode_sample, jpeg_bytes
-from schemas.settings import load_settings
+from schemas.sample import SampleRecord
 from schemas.tables import INDEX
-from schemas.weights import identify_vae
 
 SIZE = 32
 MASKS = 2

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import cv2
 
+from pbe_core.errors import InputError
+from pbe_core.settings import load_settings
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Items, Loaded, load_batches
 from pbe_train.data.shards import ShardReader
-from schemas.errors import InputError
-from schemas.settings import load_settings
 
 WORKERS = 2
 

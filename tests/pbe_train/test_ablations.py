@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.settings import REPOSITORY, load_settings, preset, read_section
 from pbe_train.config import TrainSettings
 from pbe_train.cost import BATCHES, VIEW, estimate_cost
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
 from pipelines.config import BuildSettings
-from schemas.dataset import read_dataset
-from schemas.settings import REPOSITORY, load_settings, preset, read_section
 from tests.conftest import build_options, run_build
 
 # What each of them changes, as the paper's table and docs/training.md name it.

@@ -17,14 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pbe_core.randomness import generator, name_hash
+from pbe_core.settings import REPOSITORY
 from pbe_train.config import AugmentationSettings, ModelSettings, StrongSettings
 from pbe_train.data import strong
 from pbe_train.data.augment import Drawn, apply, augment, draw_published, prepare_reference
 from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
-from schemas.randomness import generator, name_hash
-from schemas.settings import REPOSITORY
 
 DRAWS = 2000
 

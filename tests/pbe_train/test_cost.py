@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from pbe_core.errors import InputError
 from pbe_train.cost import ASSUMED_UTILISATION, estimate_cost, main, view_size
 from pbe_train.training.devices import find_gpu
-from schemas.errors import InputError
 from tests.pbe_train.small_world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
+from pbe_core.errors import InputError
+from pbe_core.settings import load_settings, preset
+from pbe_train.checkpoints.known_sizes import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
 from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
-from pbe_train.networks.sizes import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
 from pbe_train.training import flops
 from pbe_train.training.devices import GPUS, arithmetic_of, find_gpu
 from pbe_train.training.flops import encode_flops, latent_cells, step_flops, step_memory, utilisation
-from schemas.errors import InputError
-from schemas.settings import load_settings, preset
 from tests.pbe_train.small_world import World
 
 PUBLISHED = ModelSettings(pretrained=STABLE_DIFFUSION, encoder=CLIP, vae=f"{STABLE_DIFFUSION}/vae", one_token_shortcut=False)

@@ -20,6 +20,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 from pbe_train.config import StrongSettings
 from pbe_train.data import items as items_module
 from pbe_train.data import shards as shards_module
@@ -32,8 +34,6 @@ from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.validation import Validation
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
 from tests.pbe_train.start_loaders import WORKERS
 

@@ -9,15 +9,15 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.errors import InputError
+from pbe_train.checkpoints.init_from_pretrained import widened
 from pbe_train.config import UNetSettings
 from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
-from pbe_train.diffusion import noise_losses, paint_latents
-from pbe_train.networks.model import Conditioner, PaintByExampleModel, new_unet
-from pbe_train.schedulers import training_schedule
+from pbe_train.model.diffusion import noise_losses, paint_latents
+from pbe_train.model.paint_model import Conditioner, PaintByExampleModel, new_unet
+from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.ema import MovingAverage
-from pbe_train.weights.start import widened
-from schemas.errors import InputError
 
 SMALL = UNetSettings(
     block_out_channels=(16, 32),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.errors import InputError
 from pbe_train.config import CHANGEABLE, ModelSettings, UNetSettings
-from pbe_train.networks.model import PaintByExampleModel, assemble, new_unet
-from pbe_train.networks.one_token import SkippedNorm, take_shortcuts
-from pbe_train.networks.preparing import laid_out_as, prepare
-from schemas.errors import InputError
+from pbe_train.model.one_token import SkippedNorm, take_shortcuts
+from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet
+from pbe_train.model.preparing import laid_out_as, prepare
 from tests.pbe_train.small_world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -209,9 +209,9 @@ import sys
 import torch
 from torch._dynamo.utils import counters
 from pbe_train.config import TrainSettings
-from pbe_train.networks.model import build_model
-from pbe_train.networks.preparing import prepare, uncompiled
-from schemas.settings import load_settings
+from pbe_train.checkpoints.networks import build_model
+from pbe_train.model.preparing import prepare, uncompiled
+from pbe_core.settings import load_settings
 
 # Graphs are what differs from eager; kernels for them, which take a minute to make, are tested with the VAE.
 compile_in_place = torch.nn.Module.compile

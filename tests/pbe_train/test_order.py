@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import integers, lists
 
+from pbe_core.randomness import generator
 from pbe_train.data.order import SampleOrder, choose_mask, rank_slots
-from schemas.randomness import generator
 
 COUNTS = lists(integers(0, 9), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 

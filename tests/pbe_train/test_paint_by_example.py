@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageCms
 from torch import nn
 
+from pbe_core.errors import InputError
 from pbe_train import PaintByExample, sample
 from pbe_train.editing.paint_by_example import Preview
 from pbe_train.editing.placing import OneAtATime
-from pbe_train.editing.sampling import Run, SamplingSettings
+from pbe_train.model.pipeline import Run, SamplingSettings
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
-from schemas.errors import InputError
 from tests.pbe_train.small_world import World
 
 SHAPE = (40, 60)
@@ -318,7 +318,7 @@ WRONG_TYPES = """
 import sys, numpy, torch
 from diffusers import DDIMScheduler
 from pbe_train import PaintByExample
-from schemas.errors import InputError
+from pbe_core.errors import InputError
 
 def said(call, **given):
     try:
@@ -368,7 +368,7 @@ def test_what_is_of_a_wrong_kind_is_one_line(folder: Path):
 
 
 def test_a_run_of_the_projects_own_tree_is_found_from_anywhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("schemas.weights.REPOSITORY", folder.parent)
+    monkeypatch.setattr("pbe_core.vae.REPOSITORY", folder.parent)
     monkeypatch.chdir(tmp_path)
     assert PaintByExample.from_pretrained(folder.name).run.step == 2
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pbe_core.errors import InputError
 from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
-from schemas.errors import InputError
 
 REGION = np.zeros((20, 30), bool)
 REGION[5:10, 5:15] = True

@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pbe_core.errors import InputError
+from pbe_core.settings import dump_settings, load_settings
 from pbe_train.config import TrainSettings
 from pbe_train.data import remote_shards
 from pbe_train.data.items import Batch, Items, load_batches
 from pbe_train.data.order import Place
 from pbe_train.data.remote_shards import CachedShards, ShardContent, open_reader
 from pbe_train.data.shards import ShardReader, UnreadableShard
-from schemas.errors import InputError
-from schemas.settings import dump_settings, load_settings
 from schemas.tables import SHARD_RECORDS
 from tests.pbe_train.small_world import World
 from tests.s3_server import S3Server, s3_server

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pbe_core.settings import REPOSITORY
 from pbe_train import train as train_module
+from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints
 from pbe_train.train import train
 from pbe_train.training import stopping
-from pbe_train.training.checkpoint import list_checkpoints
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.stopping import Stop
-from schemas.settings import REPOSITORY
 from tests.pbe_train.record_run import read_records, record_to
 from tests.pbe_train.small_world import World
 

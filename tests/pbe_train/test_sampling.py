@@ -13,20 +13,24 @@ from hypothesis import given, settings
 from hypothesis.strategies import integers
 from PIL import Image
 
+from pbe_core.errors import InputError
 from pbe_train import demo, evaluate, sample
+from pbe_train.checkpoints import from_pretrained
+from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.data.fitting import fit_reference
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from pbe_train.editing import paint_by_example, sampling
+from pbe_train.editing import paint_by_example
+from pbe_train.editing.edit_photos import edit
 from pbe_train.editing.reading import read_mask
 from pbe_train.editing.region import Window, choose_window, cut, cut_mask, paste, resize_mask
-from pbe_train.editing.sampling import Run, SamplingSettings, edit, load_run
 from pbe_train.evaluation import recognition
 from pbe_train.evaluation.held_out import check_fits
+from pbe_train.model import pipeline as sampling
+from pbe_train.model.pipeline import Run, SamplingSettings
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
-from schemas.errors import InputError
 from tests.pbe_train.small_world import World
 
 HOW = SamplingSettings(guidance=3.0, steps=2)
@@ -245,7 +249,7 @@ def test_guidance_without_a_trained_null_vector_is_refused(
     world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
 ):
     undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
-    loads = (paint_by_example, "load_model") if program is sample else (sampling, "load_run")
+    loads = (paint_by_example, "load_model") if program is sample else (from_pretrained, "load_run")
     monkeypatch.setattr(*loads, lambda *_: undropped)
     given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
     monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])

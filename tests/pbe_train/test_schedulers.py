@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
 
+from pbe_core.errors import InputError
 from pbe_train.config import TIMESTEPS
-from pbe_train.diffusion import paint_latents
-from pbe_train.schedulers import Scheduler, begin, make_scheduler, training_schedule
-from schemas.errors import InputError
+from pbe_train.model.diffusion import paint_latents
+from pbe_train.model.schedulers import Scheduler, begin, make_scheduler, training_schedule
 
 # Without the check of argument types that tests put around it: the denoiser is no `PaintByExampleModel`.
 paint_unchecked = inspect.unwrap(paint_latents)

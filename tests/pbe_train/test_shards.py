@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.sample_codec import decode_masks, encode_array, encode_masks, jpeg_bytes
 from pbe_train.data import shards
 from pbe_train.data.damage import DamagedSample
 from pbe_train.data.decoding import decode_latents, decode_mask, decode_reference, latents_problem
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from schemas.errors import InputError
-from schemas.photos import PhotoError, decode_photo
-from schemas.sample import decode_masks, encode_array, encode_masks, jpeg_bytes
 from schemas.tables import INDEX
 from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 

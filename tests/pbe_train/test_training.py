@@ -20,19 +20,19 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from torch.distributed import DistBackendError
 
+from pbe_core.errors import InputError
+from pbe_core.files import lock_folder
+from pbe_core.vae import weights_sha256
 from pbe_train import train as train_module
+from pbe_train.checkpoints.trainer_checkpoint import read_part, read_state
 from pbe_train.config import OptimizerSettings
 from pbe_train.data.items import Items
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.train import train
-from pbe_train.training.checkpoint import read_part, read_state
 from pbe_train.training.optimizer import set_learning_rate
 from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress
 from pbe_train.training.ranks import Ranks
-from schemas.errors import InputError
-from schemas.files import lock_folder
-from schemas.weights import weights_sha256
 from tests.pbe_train.small_world import World, make_dataset, make_vae
 
 REPOSITORY = Path(__file__).resolve().parents[2]

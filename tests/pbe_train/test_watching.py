@@ -17,21 +17,22 @@ import tenacity
 import torch
 from safetensors import SafetensorError
 
+from pbe_core.errors import InputError, machine_error
 from pbe_train import train as train_module
+from pbe_train.checkpoints import checkpoint_writer
+from pbe_train.checkpoints import trainer_checkpoint as checkpoint
+from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter
+from pbe_train.checkpoints.networks import build_model
 from pbe_train.config import TIMESTEPS
 from pbe_train.data.items import choose_timestep
-from pbe_train.networks.model import build_model
+from pbe_train.model.identity import RunIdentity
 from pbe_train.train import make_validation, train
-from pbe_train.training import checkpoint, checkpoint_writer
 from pbe_train.training import progress as progress_module
-from pbe_train.training.checkpoint import RunIdentity
-from pbe_train.training.checkpoint_writer import CheckpointWriter
 from pbe_train.training.checks import out_of_memory
 from pbe_train.training.measures import Measures
 from pbe_train.training.progress import HELD_OUT, PICTURES, Progress, Spent, time_left
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.watchdog import Watchdog
-from schemas.errors import InputError, machine_error
 from tests.pbe_train.small_world import World
 
 IDENTITY = RunIdentity(

@@ -17,24 +17,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import pbe_train.export
+from pbe_core.errors import InputError
+from pbe_core.randomness import name_hash
+from pbe_core.vae import load_vae, weights_sha256
+from pbe_train.checkpoints import exporting, from_pretrained
+from pbe_train.checkpoints.card import write_card
+from pbe_train.checkpoints.export_folder import new_export
+from pbe_train.checkpoints.from_pretrained import load_run
+from pbe_train.checkpoints.init_from_pretrained import start_model
+from pbe_train.checkpoints.key_mapping import Tensors
+from pbe_train.checkpoints.ldm_file import schedule_buffers
+from pbe_train.checkpoints.load_report import Account, account_for, write_account
+from pbe_train.checkpoints.pipeline_folder import load_diffusers_pipeline
+from pbe_train.checkpoints.source import Source
+from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.fitting import fit_reference
-from pbe_train.editing import sampling
-from pbe_train.editing.sampling import SamplingSettings, load_run
-from pbe_train.schedulers import training_schedule
-from pbe_train.training.checkpoint import RunIdentity, save_checkpoint
-from pbe_train.weights import exporting
-from pbe_train.weights.account import Account, account_for, write_account
-from pbe_train.weights.card import write_card
-from pbe_train.weights.export_folder import new_export
-from pbe_train.weights.names import Tensors
-from pbe_train.weights.original_file import schedule_buffers
-from pbe_train.weights.pipeline import load_diffusers_pipeline
-from pbe_train.weights.source import Source
-from pbe_train.weights.start import start_model
-from schemas.errors import InputError
-from schemas.randomness import name_hash
-from schemas.weights import load_vae, weights_sha256
+from pbe_train.model.identity import RunIdentity
+from pbe_train.model.pipeline import SamplingSettings
+from pbe_train.model.schedulers import training_schedule
 from tests.pbe_train.published import Published, make_comparable, make_published, original_state, write_hub, write_tensors
 from tests.pbe_train.test_weights_start import broken_hub
 
@@ -309,7 +310,7 @@ def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], c
     model = {key: value for key, value in changes.items() if key != "prediction"}
     prediction = {key: value for key, value in changes.items() if key == "prediction"}
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update=model), **prediction})
-    monkeypatch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+    monkeypatch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, settings=settings))
     with pytest.raises(InputError, match=cause):
         export(monkeypatch, run, tmp_path / "out", form)
     assert list(tmp_path.iterdir()) == []
@@ -346,7 +347,7 @@ def test_what_no_tensor_of_an_original_file_tells(
         loaded.vae.register_to_config(**change)
     else:
         loaded.model.conditioner.model.config.update(change)
-    monkeypatch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, identity=identity))
+    monkeypatch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, identity=identity))
     with pytest.raises(InputError, match=cause) as raised:
         export(monkeypatch, run, tmp_path / "out", "ldm")
     assert "\n" not in str(raised.value)
@@ -513,7 +514,7 @@ def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path,
     loaded = load_run(run, device="cpu")
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings))
+        patch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, settings=settings))
         export(patch, run, tmp_path / "own", form)
     account = Account(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
     assert (account.licence, account.licence_guessed) == (None, False)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import schemas.hub
+import pbe_core.hub
+from pbe_core.errors import InputError
+from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
-from pbe_train.networks.loading import load_encoder
-from pbe_train.weights.diffusers_folder import choose_files
-from pbe_train.weights.pipeline import load_diffusers_pipeline
-from pbe_train.weights.sources import read_source
-from schemas.errors import InputError
-from schemas.weights import load_vae
+from pbe_train.checkpoints.diffusers_folder import choose_files
+from pbe_train.checkpoints.networks import load_encoder
+from pbe_train.checkpoints.pipeline_folder import load_diffusers_pipeline
+from pbe_train.checkpoints.sources import read_source
 from tests.hub_server import HubServer
 from tests.pbe_train.published import Published, make_published, write_hub, write_in_shards
 
@@ -34,7 +34,7 @@ def paint() -> Published:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    monkeypatch.setattr(schemas.hub, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(pbe_core.hub, "PAUSES_S", (0.0, 0.0))
     with HubServer(tmp_path / "served") as server:
         server.use(monkeypatch, tmp_path / "cache")
         yield server

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 
-from pbe_train.weights.names import conditioner_table, current_vae_names, unet_table, vae_table
+from pbe_train.checkpoints.key_mapping import conditioner_table, current_vae_names, unet_table, vae_table
 from tests.pbe_train.published import Published, make_published, original_state, original_unet, original_vae
 
 ATTENTION = (True, True, True, False)
@@ -74,9 +74,9 @@ def test_the_table_is_read_in_both_directions(parts: Published, part: str):
 
 @pytest.mark.parametrize("attention", [(False, True), (True,), (False, False, True)])
 def test_the_table_fits_other_numbers_of_levels(attention: tuple[bool, ...]):
+    from pbe_train.checkpoints.sizes import original_levels
     from pbe_train.config import UNetSettings
-    from pbe_train.networks.model import new_unet
-    from pbe_train.weights.sizes import original_levels
+    from pbe_train.model.paint_model import new_unet
 
     widths = (16, 32, 32)[: len(attention)]
     sizes = UNetSettings(block_out_channels=widths, attention=attention, layers_per_block=1, attention_heads=2, norm_groups=8)

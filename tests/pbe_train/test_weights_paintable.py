@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import pbe_train.editing.sampling
+from pbe_core.errors import InputError
 from pbe_train import PaintByExample
-from pbe_train.editing.sampling import load_run
-from pbe_train.networks.model import assemble
-from pbe_train.weights.sizes import vae_config
-from schemas.errors import InputError
+from pbe_train.checkpoints import from_pretrained
+from pbe_train.checkpoints.from_pretrained import load_run
+from pbe_train.checkpoints.sizes import vae_config
+from pbe_train.model.paint_model import assemble
 from tests.pbe_train.published import (
     Published,
     make_comparable,
@@ -94,7 +94,7 @@ def test_a_copy_of_the_one_file_paints_as_its_run(suffix: str, hub: Path, tmp_pa
     torch.manual_seed(0)
     model = assemble(deep, loaded.model.unet, loaded.model.conditioner.model).eval()
     with monkeypatch.context() as patch:
-        patch.setattr(pbe_train.editing.sampling, "load_run", lambda *_, **__: replace(loaded, settings=settings, model=model))
+        patch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, settings=settings, model=model))
         out = export(patch, run, tmp_path / "exported" / f"model.{suffix}", "ldm")
     copy = tmp_path / f"copy.{suffix}"
     copy.write_bytes(out.read_bytes())

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pbe_core.errors import InputError
+from pbe_train.checkpoints.known_sizes import PAINT_BY_EXAMPLE, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model
 from pbe_train.config import ModelSettings
-from pbe_train.networks.sizes import PAINT_BY_EXAMPLE, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model
-from schemas.errors import InputError
 from tests.pbe_train.published import make_published, original_state, write_hub, write_tensors
 
 COMPARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels", "attention_head_dim", "out_channels")

@@ -18,18 +18,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pbe_core.errors import InputError
+from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
+from pbe_train.checkpoints.init_from_pretrained import start_model, widened
+from pbe_train.checkpoints.known_sizes import unet_config
+from pbe_train.checkpoints.load_report import Account
+from pbe_train.checkpoints.networks import load_encoder
+from pbe_train.checkpoints.trainer_checkpoint import read_state
 from pbe_train.config import TrainSettings
-from pbe_train.networks.loading import load_encoder
-from pbe_train.networks.model import PaintByExampleModel
-from pbe_train.networks.sizes import unet_config
+from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.train import train
-from pbe_train.training.checkpoint import read_state
 from pbe_train.training.ranks import Ranks
-from pbe_train.weights.account import Account
-from pbe_train.weights.start import start_model, widened
-from schemas.errors import InputError
-from schemas.weights import load_vae
 from tests.pbe_train.published import (
     Published,
     config_of,

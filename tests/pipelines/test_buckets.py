@@ -12,10 +12,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
 from pipelines.crawling.buckets import ObjectStores, check_object_stores, fetch_error
 from pipelines.crawling.fetched import Fetched, FetchError
-from schemas.errors import InputError
 from tests.s3_server import KEY, SECRET, S3Server, s3_server
 
 PHOTO = bytes(range(256)) * 20

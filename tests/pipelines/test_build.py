@@ -22,23 +22,24 @@ import torch
 import webdataset
 from PIL import Image
 
+from pbe_core.dataset_reader import find_imbalance, read_dataset
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import file_sha256
+from pbe_core.images.decode import decode_photo
+from pbe_core.sample_codec import decode_sample
+from pbe_core.settings import REPOSITORY, preset
+from pbe_core.vae import load_vae
 from pipelines import build, preview
+from pipelines.dataset import packing_actors as workers
+from pipelines.dataset.pack import ShardPacker
+from pipelines.dataset.plan_shards import plan_samples, planned_shards
+from pipelines.dataset.records import ShardFolder, can_be_mended
+from pipelines.dataset.samples import Failure, prepare_photo, prepare_sample
+from pipelines.dataset.write_plan import freeze_tables
 from pipelines.geometry.masks import fill_outline
 from pipelines.geometry.views import resize
-from pipelines.packing import workers
-from pipelines.packing.pack import ShardPacker
-from pipelines.packing.records import ShardFolder, can_be_mended
-from pipelines.packing.samples import Failure, prepare_photo, prepare_sample
-from pipelines.planning.freeze import freeze_tables
-from pipelines.planning.shards import plan_samples, planned_shards
-from schemas.dataset import read_dataset
-from schemas.errors import InputError, run_program
-from schemas.files import file_sha256
-from schemas.photos import decode_photo
-from schemas.sample import MEMBER_NAMES, decode_sample
-from schemas.settings import REPOSITORY, preset
+from schemas.sample import MEMBER_NAMES
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
-from schemas.weights import load_vae
 from tests.conftest import VAE, build_options, run_build, settings_of
 
 
@@ -70,7 +71,7 @@ def test_tables_have_their_schemas_and_the_books_balance(dataset):
     info = read_dataset(dataset)
     rows = sum(len(path.read_text().splitlines()) - 1 for path in Path(info.settings["source"]["annotations"]).glob("*-bbox.csv"))
     assert info.books.boxes == rows
-    assert info.books.find_imbalance() is None
+    assert find_imbalance(info.books) is None
     assert info.books.objects == len(pq.read_table(dataset / "objects.parquet"))
     assert info.books.samples == len(pq.read_table(dataset / "index.parquet")) == sum(s.samples for s in info.splits.values())
     assert sum(info.books.masks.values()) == 2 * info.books.samples

@@ -22,16 +22,17 @@ import pytest
 import webdataset
 import yaml
 
+from pbe_core.dataset_reader import read_dataset, read_sample
+from pbe_core.images.decode import decode_photo
+from pbe_core.sample_codec import encode_sample
+from pbe_core.settings import REPOSITORY, load_settings
 from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
-from pipelines.packing.card import card_text, count_photos, public_settings, write_card
-from pipelines.packing.card_head import card_head, hub_licence
+from pipelines.dataset.card import card_text, count_photos, public_settings, write_card
+from pipelines.dataset.card_head import card_head, hub_licence
 from pipelines.verify import verify_dataset
-from schemas.dataset import DatasetInfo, SplitCounts, read_dataset
-from schemas.photos import decode_photo
-from schemas.reading import read_sample
-from schemas.sample import MEMBER_NAMES, SampleRecord, encode_sample
-from schemas.settings import REPOSITORY, load_settings
+from schemas.dataset import DatasetInfo, SplitCounts
+from schemas.sample import MEMBER_NAMES, SampleRecord
 from schemas.tables import INDEX, PLAN
 from tests.conftest import settings_of
 

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from pbe_core.errors import InputError
+from pbe_core.images.rle import decode_counts, decode_pixels
+from pbe_core.settings import load_settings, preset
 from pbe_train.config import TrainSettings
 from pipelines.annotations import coco, outlines
 from pipelines.annotations.outlines import MAX_OUTLINE, compress_outline
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import BuildSettings
 from pipelines.selection.classes import below
-from schemas.errors import InputError
-from schemas.run_lengths import decode_counts, decode_pixels
-from schemas.settings import load_settings, preset
 from tests.coco_files import CATEGORIES, annotation, boxes_of, image, opened, photos_of, without, write
 
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pbe_core.errors import InputError
 from pipelines.annotations import open_source
 from pipelines.annotations.outlines import compress_outline
 from pipelines.config import BuildSettings, ReferenceSettings, SelectionSettings, SourceSettings
 from pipelines.selection.classes import below
 from pipelines.selection.objects import Selection, select_objects
-from schemas.errors import InputError
 from tests.coco_files import CATEGORIES, annotation, boxes_of, image, opened, photos_of, without, write
 
 POLYGON = [4, 5, 24, 5, 24, 15, 4, 15]

@@ -33,13 +33,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pbe_core.dataset_reader import find_imbalance, read_dataset
+from pbe_core.errors import run_program
+from pbe_core.settings import REPOSITORY, preset
 from pipelines import build, crawl
 from pipelines.crawling.stopping import Stop
 from pipelines.photo_store import PhotoStore
-from schemas.dataset import read_dataset
-from schemas.errors import run_program
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
-from schemas.settings import REPOSITORY, preset
 from tests.conftest import build_options
 from tests.crawl_world import crawl_command, crawl_options, run_crawl, write_tables
 from tests.hostile_server import LARGE, LATE, MAX_BYTES, MAX_PIXELS, ROUTES, TROUBLES, HostileServer, good_photo
@@ -679,7 +679,7 @@ def test_a_build_from_a_store_is_a_build_from_a_folder(cluster, photos, dataset,
         assert "http_5xx" in done.stdout
         failures = pq.read_table(out / "failures.parquet").to_pylist()
         assert {(row["photo_id"], row["code"]) for row in failures} == {(victim, "http_5xx")}
-        assert read_dataset(out).books.find_imbalance() is None
+        assert find_imbalance(read_dataset(out).books) is None
         # Those that lie here are asked of nobody, and not copied.
         assert {path.split("/")[2] for path in server.hits} == {"train"}
         files = {photo: row["file"] for photo, row in rows_of(store, "index").items()}

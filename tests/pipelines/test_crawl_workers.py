@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY, load_settings, preset
 from pipelines import crawl
 from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawling import live, workers
 from pipelines.crawling.driver import _may_take
-from pipelines.planning.freeze import freeze_tables
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY, load_settings, preset
+from pipelines.dataset.write_plan import freeze_tables
 from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.hostile_server import HostileServer, good_photo
 

@@ -19,16 +19,17 @@ import pytest
 from hypothesis import given
 from hypothesis.strategies import integers, lists, text
 
+from pbe_core.dataset_reader import find_imbalance, read_dataset
+from pbe_core.errors import InputError, run_program
+from pbe_core.randomness import hash_column
+from pbe_core.settings import preset
 from pipelines import build
-from pipelines.packing.records import ShardFolder
-from pipelines.planning import shards as shards_module
-from pipelines.planning.freeze import accepted_fingerprints, freeze_tables
-from pipelines.planning.shards import PackedKeys, extend_plan, planned_shards
+from pipelines.dataset import plan_shards as shards_module
+from pipelines.dataset.plan_shards import PackedKeys, extend_plan, planned_shards
+from pipelines.dataset.records import ShardFolder
+from pipelines.dataset.write_plan import accepted_fingerprints, freeze_tables
 from pipelines.verify import verify_dataset
-from schemas.dataset import DatasetInfo, read_dataset
-from schemas.errors import InputError, run_program
-from schemas.randomness import hash_column
-from schemas.settings import preset
+from schemas.dataset import DatasetInfo
 from tests.conftest import build_options, run_build, settings_of
 
 HALF = ("--selection.subset", "0.5")
@@ -116,7 +117,7 @@ def test_the_books_balance_over_both_builds(extended, dataset):
     info, old, whole = (read_dataset(folder) for folder in (extended.out, extended.before, dataset))
     assert old.books.failures == {"missing": old.books.planned - old.books.samples}
     assert info.books == whole.books
-    assert info.books.find_imbalance() is None
+    assert find_imbalance(info.books) is None
     assert not pq.read_table(extended.out / "failures.parquet").num_rows
     records = pq.read_table(extended.out / "shard_records.parquet").to_pylist()
     assert (

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
 from pipelines.crawling import fetching
 from pipelines.crawling.fetching import Fetcher, PhotoResult
 from pipelines.crawling.inspection import Demands
 from pipelines.crawling.wanted import read_sources
-from schemas.errors import InputError
 from schemas.tables import STORED_PHOTOS, WANTED
 from tests.hostile_server import LATE, MAX_PIXELS, HostileServer, good_photo
 

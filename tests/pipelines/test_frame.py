@@ -8,15 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageOps
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import decode_photo
 from pipelines.annotations import open_source
 from pipelines.annotations.photo_sizes import size_in_frame
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.packing.samples import prepare_photo
-from pipelines.packing.segmentation import decode_segmentation
-from pipelines.planning.freeze import fingerprint
+from pipelines.dataset.object_mask import decode_segmentation
+from pipelines.dataset.samples import prepare_photo
+from pipelines.dataset.write_plan import fingerprint
 from pipelines.selection.objects import select_objects
-from schemas.errors import InputError
-from schemas.photos import decode_photo
 from tests.coco_files import annotation, image, write
 
 WIDTH, HEIGHT = 96, 64

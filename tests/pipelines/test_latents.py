@@ -9,10 +9,10 @@ import torch._inductor.config
 from diffusers import AutoencoderKL
 from torch._dynamo.utils import counters
 
+from pbe_core.settings import load_settings, preset
+from pbe_core.vae import load_vae
 from pipelines.config import BuildSettings, LatentSettings
-from pipelines.packing.latents import load_encoder
-from schemas.settings import load_settings, preset
-from schemas.weights import load_vae
+from pipelines.dataset.encode import load_encoder
 
 SIZE, MASKS = 64, 2
 

@@ -11,11 +11,11 @@ from threading import Thread
 
 import pytest
 
+from pbe_core import sockets
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 from pipelines import build, crawl, on_ray, survey
 from pipelines.on_ray import check_answers, find_cluster, folder_for_sockets, start_ray
-from schemas import sockets
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY
 from tests.conftest import build_options
 
 

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 from pipelines.annotations import csv_files, open_images, open_source
 from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names, read_hierarchy
 from pipelines.annotations.open_images_files import (
@@ -23,11 +25,9 @@ from pipelines.annotations.open_images_files import (
     find_files,
 )
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.planning.freeze import freeze_tables, hash_inputs
+from pipelines.dataset.write_plan import freeze_tables, hash_inputs
 from pipelines.selection.classes import below
 from pipelines.selection.objects import select_objects
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY
 from schemas.tables import BOXES, PHOTOS
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY, load_settings, preset
 from pipelines.annotations.boxes import CORNERS, open_boxes, photo_id_of
 from pipelines.annotations.column_names import columns_of
 from pipelines.annotations.source import Source
 from pipelines.annotations.splits import assign_splits
 from pipelines.config import BuildSettings, SourceSettings
 from schemas import photos as photos_module
-from schemas.errors import InputError
-from schemas.settings import REPOSITORY, load_settings, preset
 from schemas.tables import BOXES, PHOTOS
 
 HEADER = "photo,x_min,y_min,x_max,y_max"

@@ -15,6 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.files import lock_folder
+from pbe_core.images.decode import PhotoError
+from pbe_core.settings import REPOSITORY
 from pipelines.crawling.merging import count_codes, find_placeholders, merge
 from pipelines.crawling.parts import PartWriter, SupersededError, part_name
 from pipelines.crawling.rounds import (
@@ -29,10 +33,6 @@ from pipelines.crawling.rounds import (
 from pipelines.crawling.verify import verify_store
 from pipelines.photo_list import photo_keys
 from pipelines.photo_store import PhotoStore, check_store, is_store
-from schemas.errors import InputError
-from schemas.files import lock_folder
-from schemas.photos import PhotoError
-from schemas.settings import REPOSITORY
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, WANTED
 
 NEVER = 1_000_000
@@ -457,7 +457,7 @@ def test_a_file_system_without_locks_is_told_and_used(store, monkeypatch, capsys
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("schemas.files.fcntl.flock", flock)
+    monkeypatch.setattr("pbe_core.files.fcntl.flock", flock)
     with lock_folder(store, "in use"):
         (store / "written").touch()
     assert "no locks on this file system (Function not implemented)" in capsys.readouterr().err

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError, run_program
+from pbe_core.settings import load_settings, preset
 from pipelines import plan
 from pipelines.config import BuildSettings
+from pipelines.dataset import summary
+from pipelines.dataset.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_pixels, encoder_times, estimate, latent_layout
+from pipelines.dataset.plan_shards import plan_samples, planned_shards
+from pipelines.dataset.write_plan import freeze_tables, read_selection
 from pipelines.geometry.rectangles import Rectangle
 from pipelines.geometry.references import reference_size, reference_window
 from pipelines.photo_list import photo_keys
-from pipelines.planning import summary
-from pipelines.planning.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_pixels, encoder_times, estimate, latent_layout
-from pipelines.planning.freeze import freeze_tables, read_selection
-from pipelines.planning.shards import plan_samples, planned_shards
 from pipelines.selection.objects import Selection
-from schemas.dataset import read_dataset
-from schemas.errors import InputError, run_program
-from schemas.settings import load_settings, preset
 from schemas.tables import OBJECTS, PHOTO_STATUS, PLAN
 from tests.coco_files import annotation, write
 from tests.conftest import build_options, settings_of
@@ -172,7 +172,7 @@ def test_arrays_are_estimated_to_the_byte(dataset, photos):
 
 
 def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
-    from pipelines.planning import estimate as module
+    from pipelines.dataset import estimate as module
 
     known = (
         ("measured", "A", "stable-diffusion-v1", "fp32", 10),
@@ -192,7 +192,7 @@ def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_rates_are_there_and_a_missing_one_is_named(tmp_path, monkeypatch):
-    from pipelines.planning import estimate as module
+    from pipelines.dataset import estimate as module
 
     devices = [time.device for time in encoder_times(1000, "stable-diffusion-v1", "bf16", 512)]
     assert len(devices) >= 3

@@ -10,10 +10,10 @@ import pytest
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from pbe_core.dataset_reader import read_classes
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.sheets import PINK
 from pipelines import preview
-from schemas.errors import InputError, run_program
-from schemas.pictures import PINK
-from schemas.reading import read_classes
 from tests.conftest import VAE
 
 

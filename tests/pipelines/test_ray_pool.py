@@ -14,9 +14,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pbe_core.progress import Progress
 from pipelines.on_ray import is_lost, what_was_lost
 from pipelines.ray_pool import actor_options, work_on_ray
-from schemas.progress import Progress
 
 FEWER = "run fewer of them"
 # Ray's processes cannot import this file: what they need of it goes to them by value.

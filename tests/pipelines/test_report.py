@@ -18,16 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.packing.samples import prepare_sample
-from pipelines.report import charts, counting
-from pipelines.report.counting import ASPECT_EDGES, CELLS, SHARE_EDGES, bin_counts, count_coverage, in_order, sample_rows
-from pipelines.report.figures import PERCENTILES, collect_figures, draw_mask_shares, find_settings
-from pipelines.report.packed import packed_mask_shares
-from pipelines.report.page import render_page, show_count, show_percent, show_size, write_report
-from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity, read_dataset
-from schemas.errors import InputError
-from schemas.reading import read_sample
-from schemas.settings import REPOSITORY
+from pbe_core.dataset_reader import read_dataset, read_sample
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
+from pipelines.dataset import counts as counting
+from pipelines.dataset.counts import ASPECT_EDGES, CELLS, SHARE_EDGES, bin_counts, count_coverage, in_order, sample_rows
+from pipelines.dataset.samples import prepare_sample
+from pipelines.inspection import charts
+from pipelines.inspection.figures import PERCENTILES, collect_figures, draw_mask_shares, find_settings
+from pipelines.inspection.packed import packed_mask_shares
+from pipelines.inspection.report import render_page, show_count, show_percent, show_size, write_report
+from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.tables import COORDINATES, FLAGS, INDEX, OBJECTS, PLAN, REJECT_REASONS, REJECTS
 from tests.conftest import settings_of
 

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import decode_photo
 from pipelines.selection.pairs import pairs_within
 from pipelines.selection.same_photo import (
     MAX_DETAIL_DISTANCE,
@@ -24,8 +26,6 @@ from pipelines.selection.same_photo import (
     read_survey,
     same_photos,
 )
-from schemas.errors import InputError
-from schemas.photos import decode_photo
 from schemas.tables import SAME_PHOTOS
 
 HASHES = st.integers(0, 2**64 - 1)

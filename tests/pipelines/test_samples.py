@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.packing.samples import OF_PHOTOS, Failure, prepare_photo, prepare_sample
-from pipelines.packing.segmentation import decode_segmentation, encode_segmentation
+from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
+from pipelines.dataset.samples import OF_PHOTOS, Failure, prepare_photo, prepare_sample
 from pipelines.photo_folder import photo_path
-from schemas.photos import PhotoError, decode_photo
-from schemas.settings import load_settings, preset
 from schemas.tables import FAILURE_CODES, OBJECTS
 
 ROW = dict.fromkeys(OBJECTS.names) | {

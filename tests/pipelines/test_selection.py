@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from pbe_core.errors import InputError
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.geometry.rectangles import Rectangle
@@ -30,7 +31,6 @@ from pipelines.selection.gathering import gather
 from pipelines.selection.object_shares import object_shares
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.rules import suppress
-from schemas.errors import InputError
 from schemas.tables import BOXES, OBJECTS, PHOTOS, REJECT_REASONS, REJECTS
 
 GOOD = {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import verify
-from pipelines.planning import freeze
+from pipelines.dataset import write_plan as freeze
 from tests.conftest import settings_of
 
 

@@ -19,6 +19,9 @@ import pytest
 import ray
 from PIL import Image
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import decode_photo
+from pbe_core.settings import REPOSITORY
 from pipelines import photo_list, survey
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
@@ -26,9 +29,6 @@ from pipelines.config import BuildSettings, SourceSettings
 from pipelines.selection.objects import select_objects
 from pipelines.selection.same_photo import perceptual_hash, read_survey
 from pipelines.survey import list_photos, survey_photo
-from schemas.errors import InputError
-from schemas.photos import decode_photo
-from schemas.settings import REPOSITORY
 from schemas.tables import BOXES, PHOTOS, SAME_PHOTOS, SURVEY
 from tests.conftest import settings_of
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pbe_core.errors import InputError
+from pbe_core.images.decode import PhotoError
 from pipelines.crawling import tar_files
 from pipelines.crawling.tar_files import MEMBERS, match_members, scan_tar, scan_tars
 from pipelines.photo_folder import photo_path
-from schemas.errors import InputError
-from schemas.photos import PhotoError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 Members = Iterable[tuple[str, bytes]]

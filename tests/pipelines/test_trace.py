@@ -17,19 +17,20 @@ import pytest
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from pipelines import sample_pictures, trace_sample
-from pipelines.decoded_latents import decode_means, load_recorded_vae
-from pipelines.packing.segmentation import encode_segmentation
-from pipelines.planning.freeze import freeze_tables
-from pipelines.sample_pictures import reference_with_outline, trace_sheet
+from pbe_core.dataset_reader import find_places, read_classes, read_dataset, read_sample, take_rows
+from pbe_core.errors import InputError, run_program
+from pbe_core.images.decode import decode_photo
+from pbe_core.images.sheets import PINK
+from pbe_core.sample_codec import Sample
+from pbe_core.settings import REPOSITORY
+from pipelines import trace_sample
+from pipelines.dataset.object_mask import encode_segmentation
+from pipelines.dataset.write_plan import freeze_tables
+from pipelines.inspection import sample_pictures
+from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
+from pipelines.inspection.sample_pictures import reference_with_outline, trace_sheet
 from pipelines.selection.rejected import rejected_boxes
-from schemas.dataset import DatasetInfo, read_dataset
-from schemas.errors import InputError, run_program
-from schemas.photos import decode_photo
-from schemas.pictures import PINK
-from schemas.reading import find_places, read_classes, read_sample, take_rows
-from schemas.sample import Sample
-from schemas.settings import REPOSITORY
+from schemas.dataset import DatasetInfo
 from schemas.tables import COORDINATES, FAILURES, INDEX
 from tests.conftest import VAE, settings_of
 

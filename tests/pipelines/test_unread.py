@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pbe_core.errors import InputError
+from pbe_core.settings import dump_settings, load_settings, preset
 from pipelines.annotations import open_source
 from pipelines.annotations.unread import flags_that_nobody_sets, refuse_unread
 from pipelines.config import BuildSettings
-from schemas.errors import InputError
-from schemas.settings import dump_settings, load_settings, preset
 from tests.coco_files import annotation, write
 
 OWN = ["--source.kind", "boxes", "--source.unit", "pixel"]

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from pbe_core.errors import InputError, NetworkError, run_program
+from pbe_core.images.decode import PhotoError
+from pbe_core.settings import REPOSITORY, load_settings, preset
+from pbe_core.storage import RemoteFolder
 from pipelines.config import BuildSettings, with_absolute_paths, work_folder
-from pipelines.packing.pack import ShardPacker
-from pipelines.packing.records import Damaged, ShardFolder
-from pipelines.packing.sharing import share_tables
+from pipelines.dataset.pack import ShardPacker
+from pipelines.dataset.records import Damaged, ShardFolder
+from pipelines.dataset.upload import share_tables
 from pipelines.photo_store import fetch_store, open_photo_store
 from schemas.dataset import DatasetInfo
-from schemas.errors import InputError, NetworkError, run_program
-from schemas.photos import PhotoError
-from schemas.remote import RemoteFolder
-from schemas.settings import REPOSITORY, load_settings, preset
 from tests.conftest import build_options, run_build
 from tests.crawl_world import crawl_options, run_crawl, write_tables
 from tests.hostile_server import HostileServer, good_photo

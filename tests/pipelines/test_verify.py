@@ -19,32 +19,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError
+from pbe_core.files import file_sha256, lock_folder
+from pbe_core.sample_codec import Sample, decode_array, decode_masks, decode_sample, encode_array, encode_masks, jpeg_bytes
+from pbe_core.settings import REPOSITORY
+from pipelines.dataset.object_mask import encode_segmentation
+from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.verify_dataset import Finding, check_shard, find_duplicates, key_hashes
+from pipelines.dataset.verify_samples import Expected, check_masks, check_reference, expected_of
+from pipelines.dataset.verify_tables import ROOT_FILES
+from pipelines.dataset.write_plan import accepted_fingerprints
 from pipelines.geometry.masks import fill_box, fill_polygon
 from pipelines.geometry.references import reference_size
-from pipelines.packing.checking import Finding, check_shard, find_duplicates, key_hashes
-from pipelines.packing.checking_samples import Expected, check_masks, check_reference, expected_of
-from pipelines.packing.checking_tables import ROOT_FILES
-from pipelines.packing.segmentation import encode_segmentation
-from pipelines.planning.freeze import accepted_fingerprints
-from pipelines.planning.shards import planned_shards
-from pipelines.tars import TarWriter
+from pipelines.tar_writer import TarWriter
 from pipelines.verify import SHOWN, Verified, choose, repair, summary, told, verify_dataset
-from schemas.dataset import read_dataset
 from schemas.document import LAYOUT
-from schemas.errors import InputError
-from schemas.files import file_sha256, lock_folder
-from schemas.sample import (
-    MEMBER_NAMES,
-    Sample,
-    SampleRecord,
-    decode_array,
-    decode_masks,
-    decode_sample,
-    encode_array,
-    encode_masks,
-    jpeg_bytes,
-)
-from schemas.settings import REPOSITORY
+from schemas.sample import MEMBER_NAMES, SampleRecord
 from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
 from tests.conftest import build_options, run_build
 

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis.strategies import binary, integers, ip_addresses, lists, sampled_from, text
 
+from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
 from pipelines.crawling import receiving, web
 from pipelines.crawling.addresses import AddressRefused, AddressRules
 from pipelines.crawling.fetched import Fetched, FetchError
 from pipelines.crawling.receiving import AnswerBody
 from pipelines.crawling.web import WebClient
-from schemas.errors import InputError
 from schemas.outcomes import OUTCOMES
 from tests.hostile_server import ETAG, LARGE, LATE, MAX_BYTES, MODIFIED, ROUTES, TROUBLES, HostileServer, good_photo
 

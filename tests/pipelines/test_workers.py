@@ -3,9 +3,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from pbe_core.errors import InputError
 from pipelines.config import RaySettings
-from pipelines.packing.workers import PackingActor, pack_on_ray, share_out
-from schemas.errors import InputError
+from pipelines.dataset.packing_actors import PackingActor, pack_on_ray, share_out
 from schemas.tables import PLAN
 from tests.conftest import settings_of
 

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from schemas.dataset import Books, read_dataset
+from pbe_core.dataset_reader import find_imbalance, read_dataset
+from pbe_core.errors import InputError, run_program
+from pbe_core.files import atomic_file, write_atomically
+from pbe_core.images.sheets import PINK, WHITE, fit, frame, outline, sheet, tint
+from pbe_core.randomness import generator, name_hash, uniform
+from pbe_core.settings import REPOSITORY
+from pbe_core.vae import load_vae, weights_sha256
+from schemas.dataset import Books
 from schemas.document import document
-from schemas.errors import InputError, run_program
-from schemas.files import atomic_file, write_atomically
-from schemas.pictures import PINK, WHITE, fit, frame, outline, sheet, tint
-from schemas.randomness import generator, name_hash, uniform
 from schemas.sample import MEMBERS, SampleRecord
-from schemas.settings import REPOSITORY
 from schemas.tables import TABLES
-from schemas.weights import load_vae, weights_sha256
 
 
 def test_the_page_on_the_format_is_what_the_schemas_say():
@@ -91,9 +92,9 @@ def test_books_that_do_not_balance_are_told():
     balanced = Books(
         boxes=5, objects=3, rejects={"too_small": 2}, planned=6, samples=5, failures={"missing": 1}, masks={}, padded_views=0
     )
-    assert balanced.find_imbalance() is None
-    assert "5 boxes" in (balanced.model_copy(update={"rejects": {}}).find_imbalance() or "")
-    assert "6 samples" in (balanced.model_copy(update={"failures": {}}).find_imbalance() or "")
+    assert find_imbalance(balanced) is None
+    assert "5 boxes" in (find_imbalance(balanced.model_copy(update={"rejects": {}})) or "")
+    assert "6 samples" in (find_imbalance(balanced.model_copy(update={"failures": {}})) or "")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_programs_end_with_a_line_and_a_status(capsys, raised, status, said):
 def test_a_program_whose_reader_has_enough_says_nothing(raised: str, status: int):
     """As in `plan.py --help | head`. That a server has ended its connection is another matter."""
     program = (
-        f"import sys; from schemas.errors import run_program\ndef main():\n    print('much')\n    {raised}\nrun_program(main)"
+        f"import sys; from pbe_core.errors import run_program\ndef main():\n    print('much')\n    {raised}\nrun_program(main)"
     )
     reads, writes = os.pipe()
     if status == 141:

@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import InputError
-from schemas.sample import (
+from pbe_core.errors import InputError
+from pbe_core.sample_codec import (
     Sample,
-    SampleRecord,
     decode_array,
     decode_masks,
     decode_sample,
@@ -18,6 +17,7 @@ from schemas.sample import (
     encode_sample,
     jpeg_bytes,
 )
+from schemas.sample import SampleRecord
 
 
 def make_sample(masks: int = 2, size: int = 16) -> Sample:

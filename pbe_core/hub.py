@@ -1,0 +1,257 @@
+"""The one place that fetches from the Hugging Face hub: in bounded time, and with one line that says what was wrong.
+
+    names of the repository's files ─▶ `choose` ─▶ those that the cache lacks: may they be had? ─▶ into the cache ─▶ its folder
+
+The library's own calls are used, each under a limit of ours. Where a server says nothing or is busy, the library tries again for
+up to six minutes; so every file is asked for by a short call of one attempt before the library may fetch it. Where the hub gives
+nothing, the copy in the cache is used if it has all that is wanted.
+"""
+
+import contextlib
+import errno
+import queue
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from functools import partial
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+import huggingface_hub.utils
+from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+from pbe_core.errors import InputError
+from pbe_core.storage import public_url
+
+ANSWER_S = max(20.0, constants.HF_HUB_ETAG_TIMEOUT)
+"""The longest wait for an answer that is no file: an address, a list of names, headers."""
+QUIET_S = 120.0
+"""The longest wait for the next bytes of a file. The library writes 10 MB at a time."""
+PAUSES_S = (2.0, 8.0)
+"""Before the second and third attempt at a hub that is busy: many processes of one run may ask at once."""
+
+Chooser = Callable[[Collection[str]], list[str]]
+T = TypeVar("T")
+
+# Of what the library retries and why, the one line at the end says enough.
+huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+class _Fault(Exception):
+    """Why the hub gives nothing."""
+
+    def __init__(self, what: str, way_out: str, busy: bool = False) -> None:
+        super().__init__(what)
+        self.what, self.way_out, self.busy = what, way_out, busy
+
+
+def fetch(repository: str, choose: Chooser) -> Path | None:
+    """A folder of the cache with files of a repository; null where `choose` wants none of them.
+
+    Args:
+        repository: owner/name.
+        choose: names of all files of the repository (with / between) -> those to fetch. It may raise an InputError.
+
+    Raises:
+        InputError: no network, no such name, not allowed, busy, or offline, and the cache has not got them.
+    """
+    try:
+        return _fetch(repository, choose)
+    except _Fault as error:
+        fault = error
+    try:
+        cached = _in_cache(repository, choose)
+    except (OSError, ValueError, InputError):
+        # Not in the cache, or not all of it: then the hub is what is wrong.
+        raise InputError(
+            f"{repository}: no such folder here, and {fault.what}; {fault.way_out}, or give a local folder"
+        ) from None
+    if cached and not constants.HF_HUB_OFFLINE:
+        print(f"{repository}: {fault.what}; the copy in the cache is used", file=sys.stderr)
+    return cached
+
+
+def _fetch(repository: str, choose: Chooser) -> Path | None:
+    info = _ask(partial(huggingface_hub.HfApi().model_info, repository, timeout=ANSWER_S))
+    wanted = choose([file.rfilename for file in info.siblings or []])
+    if not wanted:
+        return None
+    missing = [name for name in wanted if not _cached_file(repository, name, info.sha)]
+    for name in missing:
+        url = huggingface_hub.hf_hub_url(repository, name)
+        metadata = _ask(partial(huggingface_hub.get_hf_file_metadata, url, timeout=ANSWER_S))
+        if metadata.commit_hash is None:
+            raise _not_the_hub()
+    for name in missing:
+        _ask(partial(huggingface_hub.hf_hub_download, repository, name), repository)
+    places = [_cached_file(repository, name, info.sha) for name in wanted]
+    if None in places:
+        raise _Fault("the model changed on the hub while it was fetched", "run the same command again")
+    # Of the snapshot, from the place of one of its files.
+    return Path(str(places[0])).parents[wanted[0].count("/")]
+
+
+def _ask(call: Callable[[], T], growing: str | None = None) -> T:
+    """The result of a call to the hub.
+
+    Args:
+        call: the call.
+        growing: the repository of which it fetches a file.
+
+    Raises:
+        _Fault: with what was wrong.
+    """
+    for pause in (*PAUSES_S, None):
+        try:
+            return _bounded(call, growing)
+        except Exception as error:
+            fault = _fault_of(error)
+            if fault is None:
+                raise
+            if not fault.busy or pause is None:
+                raise fault from None
+        time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _bounded(call: Callable[[], T], growing: str | None) -> T:
+    """The result of a call that takes no longer than it may, whatever waits inside: names, certificates, headers byte by byte.
+
+    Raises:
+        TimeoutError: it took longer. Its thread is left behind, and does not keep the program from ending.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    limit = QUIET_S if growing else ANSWER_S
+    size = _cache_size(growing)
+    threading.Thread(target=run, daemon=True).start()
+    while True:
+        try:
+            result, error = answers.get(timeout=limit)
+        except queue.Empty:
+            before, size = size, _cache_size(growing)
+            if size == before:
+                hint = "; HF_HUB_DISABLE_XET=1 fetches without Xet, which some networks block" if growing else ""
+                raise TimeoutError(f"nothing came within {limit:g} s{hint}") from None
+            continue
+        if error is not None:
+            raise error
+        return result  # type: ignore[return-value]
+
+
+def _fault_of(error: BaseException) -> _Fault | None:
+    """What an error of the library means; null for a disk that is full or broken.
+
+    The HTTP libraries under the hub's have errors of their own, few of which are OSErrors: everything else is the network's.
+    """
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(each, OfflineModeIsEnabled) for each in chain):
+        return _Fault(
+            f"it is not, or not whole, in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to ask the hub",
+            "fetch it once without HF_HUB_OFFLINE",
+        )
+    if answered := next((each for each in chain if _status(each)), None):
+        return _fault_of_answer(answered)
+    if certificate := next((each for each in chain if isinstance(each, ssl.SSLCertVerificationError)), None):
+        what = f"its certificate is not trusted: {certificate.verify_message}"
+        return _no_network(what, "SSL_CERT_FILE may name the certificates of your network")
+    # An error of the disk has the name of a file.
+    if isinstance(error, OSError) and error.filename:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            return None
+        return _Fault(f"the cache cannot be written to ({error.filename}: {error.strerror})", "set HF_HOME to a folder that can")
+    if isinstance(error, HFValidationError):
+        return _Fault("this is no name of a repository of the hub (owner/name)", "check the name")
+    if isinstance(error, JSONDecodeError | LookupError | TypeError | AttributeError):
+        return _not_the_hub()
+    if isinstance(error, TimeoutError):
+        return _no_network(str(error))
+    if "Timeout" in type(error).__name__:
+        return _no_network("it does not answer in time")
+    return _no_network(f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
+
+
+def _fault_of_answer(error: Any) -> _Fault:
+    """What an HTTP status means."""
+    status, headers = _status(error), error.response.headers
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, GatedRepoError) or headers.get("X-Error-Code") == "GatedRepo":
+        return _Fault(
+            f"not allowed: the hub gives it only to who has agreed to its terms (HTTP {status}, gated)",
+            f"agree to them on its page on {_endpoint()} and {log_in}",
+        )
+    if status == 401 and isinstance(error, RepositoryNotFoundError):
+        return _Fault(
+            "no such name on the hub, or not allowed: it says the same of private models (HTTP 401)",
+            f"check the name, or {log_in}",
+        )
+    if status in (401, 403):
+        return _Fault(f"not allowed: the hub refuses it (HTTP {status})", f"{log_in}, with a token that may read it")
+    if status == 404:
+        return _Fault("no such name: the hub has no such model, or hides it (HTTP 404)", f"check the name, or {log_in}")
+    if status == 429:
+        after = headers.get("Retry-After", "")
+        when = f"in {after} s" if after.isdigit() else "in some minutes"
+        return _Fault("the hub is busy: too many requests from here (HTTP 429)", f"try again {when}", busy=True)
+    if status >= 500 or status == 408:
+        return _Fault(f"the hub is busy or out of order (HTTP {status})", "try again in some minutes", busy=True)
+    return _Fault(f"the hub at {_endpoint()} answers HTTP {status}", "check HF_ENDPOINT and the proxy")
+
+
+def _no_network(cause: str, hint: str = "") -> _Fault:
+    proxies = "HTTPS_PROXY and HTTP_PROXY name a proxy, HF_ENDPOINT another hub"
+    return _Fault(f"no network: the hub, {_endpoint()}, cannot be reached ({cause})", hint or f"mend that ({proxies})")
+
+
+def _endpoint() -> str:
+    return public_url(constants.ENDPOINT)
+
+
+def _not_the_hub() -> _Fault:
+    return _no_network("what answers there is no hub, perhaps a page to log in to the network")
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status of an error of any HTTP library; 0 where it has none."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return status if isinstance(status, int) else 0
+
+
+def _in_cache(repository: str, choose: Chooser) -> Path | None:
+    """The folder of what was fetched before. Raises an OSError or InputError where it is not all there."""
+    folder = Path(huggingface_hub.snapshot_download(repository, local_files_only=True, allow_patterns=[]))
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    if not names:
+        raise FileNotFoundError(f"{folder}: empty, as a download that failed leaves it")
+    return folder if choose(names) else None
+
+
+def _cached_file(repository: str, name: str, commit: str | None) -> str | None:
+    place = huggingface_hub.try_to_load_from_cache(repository, name, revision=commit)
+    return place if isinstance(place, str) else None
+
+
+def _cache_size(repository: str | None) -> int:
+    """Bytes in the cache of a repository, those of files that are on their way included."""
+    size = 0
+    if repository is not None:
+        folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+        for path in folder.rglob("*"):
+            with contextlib.suppress(OSError):  # It was moved to its place meanwhile.
+                size += path.lstat().st_size
+    return size

@@ -1,0 +1,145 @@
+"""Networks from folders or the hub, and the VAE's identity: a hash by which a dataset and a model agree on the one they use."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+
+from pbe_core.errors import InputError
+from pbe_core.hub import fetch
+from pbe_core.settings import REPOSITORY
+from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
+from pbe_core.words import number_of
+from schemas.dataset import VaeIdentity
+
+# A full CLIP checkpoint also holds the text model; the libraries would print a page on every weight that is not used.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+diffusers.logging.set_verbosity_error()
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and values (as little-endian float32) of all tensors, sorted by name.
+
+    Independent of the file format and of storage in float16 or float32: the same values give the same hash.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def load_vae(source: str) -> AutoencoderKL:
+    """An AutoencoderKL in float32, in evaluation mode, without gradients; `source` as in `load_network`."""
+    return load_network(AutoencoderKL, source, "vae").eval().requires_grad_(False)
+
+
+def local_folder(source: str) -> Path | None:
+    """The folder of this machine that a name means, looked for here and then in the project's own tree; null: there is none."""
+    return next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
+
+
+def load_network(kind: Any, source: str, subfolder: str) -> Any:
+    """Load a network of diffusers or transformers in float32. Safetensors only, so that nothing that is loaded can run code.
+
+    Args:
+        kind: its class, with `from_pretrained`.
+        source: a folder that holds the network, or a pipeline that has it in `subfolder`; or such a hub id (owner/name, or
+            owner/name/folder). A relative folder is looked for here, then in the project's own tree.
+        subfolder: where a pipeline keeps it.
+
+    Raises:
+        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
+    """
+    folder = local_folder(source)
+    if folder:
+        inner = folder if (folder / "config.json").is_file() else folder / subfolder
+        if not (inner / "config.json").is_file():
+            raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
+    else:
+        inner = _fetch_network(kind, source, subfolder)
+    weights = weights_of([path.name for path in inner.iterdir()], _files_of(kind))
+    for name in weights:
+        if name.endswith(".safetensors") and weights_format(inner / name) != "safetensors":
+            raise InputError(f"{inner / name}: a pickle under the name of safetensors; get the model as .safetensors")
+    # Half precision where there is nothing else, as a download with `variant="fp16"` leaves it.
+    variant = "fp16" if weights and ".fp16" in weights[0] else None
+    try:
+        # Stored precision varies; computation and hashes start from float32.
+        dtype = {"torch_dtype": torch.float32} if issubclass(kind, diffusers.ModelMixin) else {"dtype": torch.float32}
+        network, loaded = kind.from_pretrained(
+            str(inner), use_safetensors=True, output_loading_info=True, variant=variant, local_files_only=True, **dtype
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
+        ) from None
+    # The libraries would fill what is missing with random numbers, without a word.
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(
+            f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}; "
+            "get the model again"
+        )
+    return network
+
+
+def _files_of(kind: Any) -> tuple[str, ...]:
+    """Names for the weights of a network of this class, but for pickles."""
+    files = DIFFUSERS_FILES if issubclass(kind, diffusers.ModelMixin) else TRANSFORMERS_FILES
+    return tuple(file for file in files if file.endswith(".safetensors"))
+
+
+def _fetch_network(kind: Any, source: str, subfolder: str) -> Path:
+    """The folder of the cache with a network of the hub's.
+
+    Raises:
+        InputError: this is no hub id, or the hub does not give it, or has no such network there.
+    """
+    if Path(source).expanduser().is_file():
+        raise InputError(f"{source}: is a file; give the folder of a {kind.__name__}, with config.json and .safetensors weights")
+    owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
+    if not owner or not name or owner.startswith((".", "~")):
+        raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
+    places = inside or [subfolder, ""]
+
+    def choose(names: Collection[str]) -> list[str]:
+        place = next((place for place in places if f"{place}/config.json".lstrip("/") in names), None)
+        if place is None:
+            raise InputError(f"{source}: the hub has it, but no {kind.__name__} in it (config.json, {places[0]}/config.json)")
+        start = f"{place}/" if place else ""
+        files = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], _files_of(kind))
+        if not files:
+            raise InputError(
+                f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}; "
+                "give a model that has, or a local folder"
+            )
+        return [start + file for file in ("config.json", *files)]
+
+    repository = fetch(f"{owner}/{name}", choose)
+    assert repository is not None, "`choose` always wants something"
+    return next(repository / place for place in places if (repository / place / "config.json").is_file())
+
+
+def identify_vae(vae: AutoencoderKL, source: str) -> VaeIdentity:
+    """What `dataset.json` says of a VAE, so that the trainer can tell whether it has the same one."""
+    return VaeIdentity(
+        source=source,
+        sha256=weights_sha256(vae.state_dict()),
+        # As JSON has it, and without what starts with _: versions, and the folder it came from.
+        config=json.loads(json.dumps({name: value for name, value in sorted(vae.config.items()) if not name.startswith("_")})),
+        scaling_factor=vae.config.scaling_factor,
+        latent_channels=vae.config.latent_channels,
+        downsampling=2 ** (len(vae.config.block_out_channels) - 1),
+    )

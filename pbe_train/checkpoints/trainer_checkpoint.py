@@ -1,0 +1,331 @@
+"""Checkpoints: `<out>/checkpoints/step-00000500/`, complete or absent.
+
+    model.safetensors      the trained parameters (the frozen encoder is named in state.json, by source and hash)
+    ema.safetensors        their moving average, where one is kept
+    optimizer.safetensors  AdamW's two moments of each parameter
+    state.json             step, settings, dataset, hashes of the frozen networks, size and SHA-256 of each file above
+
+A folder is written under a temporary name, flushed to disk and renamed; so one that bears a step's name is whole, unless someone
+changed it later, which its hashes tell. The step number is the only state of the loader and of the random draws.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pbe_core.errors import InputError
+from pbe_core.files import sync
+from pbe_train.config import CHANGEABLE, TrainSettings
+from pbe_train.model.identity import RunIdentity
+
+CHECKPOINT_NAME = re.compile(r"step-\d{8}")
+
+
+class FileRecord(BaseModel):
+    """Size and hash of a file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes: int
+    sha256: str
+
+
+class CheckpointState(BaseModel):
+    """The content of `state.json`."""
+
+    # JSON has no infinity, and the gradient's norm of a skipped step is one.
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, ser_json_inf_nan="strings")
+
+    step: int
+    """Steps done."""
+    optimizer_step: int
+    """Steps that AdamW has counted: the same less those that were skipped."""
+    settings: dict[str, Any]
+    """Settings of the run, in full."""
+    identity: RunIdentity
+    """What the run trains on and with."""
+    files: dict[str, FileRecord]
+    """Size and hash of each file beside this one."""
+    measures: list[dict[str, list[float]]] = []
+    """Of each rank, sums over the steps since the last line of metrics, so that the next line is as if nothing had stopped."""
+    scaler: dict[str, int | float] = {}
+    """Scale of the loss, where it is scaled (fp16)."""
+
+
+def save_checkpoint(
+    out: Path,
+    step: int,
+    settings: TrainSettings,
+    identity: RunIdentity,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    optimizer_step: int,
+    measures: Sequence[dict[str, list[float]]] = (),
+    scaler: Mapping[str, int | float] = MappingProxyType({}),
+    began_at: int | None = None,
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
+
+    A run that went back to an earlier checkpoint meets those of the branch it left. Before its own first one appears, they are
+    set aside as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch; nothing deletes them.
+
+    Args:
+        out: the run folder.
+        step: steps done.
+        settings: of the run.
+        identity: of the run.
+        parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
+        optimizer_step: as `CheckpointState.optimizer_step`.
+        measures: of each rank, as `CheckpointState.measures`.
+        scaler: as `CheckpointState.scaler`.
+        began_at: the step that the run went on from, if this is its first checkpoint since.
+    """
+    parent = out / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    sweep_partial(out)
+    folder, partial = parent / f"step-{step:08d}", parent / f".step-{step:08d}.partial"
+    try:
+        partial.mkdir(exist_ok=True)
+        files = {}
+        for name, tensors in parts.items():
+            path = partial / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
+            sync(path)
+        state = CheckpointState(
+            step=step,
+            optimizer_step=optimizer_step,
+            settings=settings.model_dump(mode="json"),
+            identity=identity,
+            files=files,
+            measures=list(measures),
+            scaler=dict(scaler),
+        )
+        (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sync(partial / "state.json")
+        sync(partial)
+        # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
+        if began_at is not None:
+            _set_aside([path for path in list_checkpoints(out) if _step_of(path) > began_at])
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # A disk that is full has room again for other things.
+        raise
+    try:
+        sync(parent)
+        _prune(out, settings.checkpoints_kept)
+    except OSError as error:
+        # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
+        print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
+    return folder
+
+
+def sweep_partial(out: Path) -> None:
+    """Remove checkpoints that were half written, or half removed, when a process was killed. Only who has the run locked may."""
+    for leftover in (out / "checkpoints").glob(".step-*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _prune(out: Path, kept: int) -> None:
+    for old in list_checkpoints(out)[:-kept]:
+        # By another name first: a crash in between must not leave half of a checkpoint under a step's name.
+        removed = old.with_name(f".{old.name}.partial")
+        old.rename(removed)
+        shutil.rmtree(removed)
+
+
+def _set_aside(left: Sequence[Path]) -> None:
+    for path in left:
+        endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        aside = next(other for ending in endings if not (other := path.with_name(f"left-{path.name}{ending}")).exists())
+        path.rename(aside)
+        print(f"{path}: this run went back to before it; set aside as {aside.name}, delete it if not needed", flush=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """The checkpoint folders of a run, oldest first."""
+    return sorted(path for path in (out / "checkpoints").glob("step-*") if CHECKPOINT_NAME.fullmatch(path.name))
+
+
+def locate_checkpoint(path: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest one of a run folder; None where it is neither."""
+    if path.is_dir() and (CHECKPOINT_NAME.fullmatch(path.name) or (path / "state.json").is_file()):
+        return path
+    saved = list_checkpoints(path)
+    return saved[-1] if saved else None
+
+
+def find_checkpoint(out: Path, resume: str) -> Path | None:
+    """The checkpoint that the `resume` setting means; None to start anew.
+
+    Raises:
+        InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
+    """
+    saved = list_checkpoints(out)
+    elsewhere = resume not in ("auto", "never") and not Path(resume).resolve().is_relative_to(out.resolve())
+    if resume == "auto" or (saved and _was_asked_for(saved[-1], resume)):
+        return saved[-1] if saved else None
+    if resume == "never":
+        if saved:
+            raise InputError(
+                f"{saved[-1]}: this run folder is in use; go on from there with --resume auto, or give another --out"
+            )
+        return None
+    if saved and elsewhere:
+        raise InputError(
+            f"{saved[-1]}: this run folder is in use, and --resume {resume} is another run's; give another --out, or "
+            "--resume auto"
+        )
+    folder = locate_checkpoint(Path(resume))
+    if not folder:
+        known = f"; {out} has {', '.join(path.name for path in saved)}" if saved else ""
+        raise InputError(f"{resume}: no checkpoint here; --resume takes auto, never, a run folder or a checkpoint folder{known}")
+    return folder
+
+
+def _was_asked_for(newest: Path, resume: str) -> bool:
+    """Whether the run that wrote a checkpoint was itself given this path to go on from: then the same command goes on with it."""
+    try:
+        given = json.loads((newest / "state.json").read_bytes())["settings"]["resume"]
+    except (OSError, ValueError, KeyError, TypeError):  # Damaged: whoever goes on from there is told.
+        return False
+    return resume not in ("auto", "never") and given == resume
+
+
+def read_state(folder: Path) -> CheckpointState:
+    """The state of a checkpoint, after the sizes of its files were checked.
+
+    Raises:
+        InputError: `state.json` or another file is missing, cut short or not what it should be.
+    """
+    path = folder / "state.json"
+    if not path.is_file():
+        raise InputError(f"{path}: missing, so this checkpoint was not written to its end; {_way_out(folder)}")
+    try:
+        state = CheckpointState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] in ("missing", "extra_forbidden"):
+            raise InputError(
+                f"{path}: was written by another version of this program ({'.'.join(map(str, first['loc']))}: {first['msg']}); "
+                "use that one, or begin a new run"
+            ) from None
+        raise InputError(f"{path}: damaged ({first['msg']}); {_way_out(folder)}") from None
+    for name, record in state.files.items():
+        file = folder / name
+        size = file.stat().st_size if file.is_file() else None
+        if size is None:
+            raise InputError(f"{file}: missing; {_way_out(folder)}")
+        if size != record.bytes:
+            raise InputError(f"{file}: {size} bytes, state.json says {record.bytes}; {_way_out(folder)}")
+    return state
+
+
+def read_file(folder: Path, state: CheckpointState, name: str) -> dict[str, Tensor]:
+    """All tensors of one file of a checkpoint, after its hash was checked.
+
+    Args:
+        folder: of the checkpoint.
+        state: its state.
+        name: `model`, `ema` or `optimizer`.
+
+    Raises:
+        InputError: the file is not there or not what state.json says.
+    """
+    path = folder / f"{name}.safetensors"
+    if path.name not in state.files:
+        raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
+    if _hash_file(path) != state.files[path.name].sha256:
+        raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    return tensors
+
+
+def read_part(folder: Path, state: CheckpointState, name: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The named tensors of one file of a checkpoint, after its hash was checked.
+
+    Args:
+        folder: of the checkpoint.
+        state: its state.
+        name: `model`, `ema` or `optimizer`.
+        expected: tensors of the names and shapes that the file must hold, no more and no fewer.
+
+    Raises:
+        InputError: the file is not what state.json says, or does not fit the model.
+    """
+    path, tensors = folder / f"{name}.safetensors", read_file(folder, state, name)
+    odd = set(tensors.keys() ^ expected.keys())
+    odd |= {key for key in tensors.keys() & expected.keys() if tensors[key].shape != expected[key].shape}
+    if odd:
+        raise InputError(
+            f"{path}: does not fit the model of its settings ({min(odd)} and {len(odd) - 1} more); "
+            "it was written by another version of this program"
+        )
+    return tensors
+
+
+def check_resumable(folder: Path, state: CheckpointState, settings: TrainSettings, identity: RunIdentity) -> None:
+    """Refuse to go on where the settings, the data or a frozen network would make it another run.
+
+    Raises:
+        InputError: with what differs.
+    """
+    saved, asked = _flatten(state.settings), _flatten(settings.model_dump(mode="json"))
+    differences = [
+        f"{key} {saved.get(key)!r} -> {asked.get(key)!r}"
+        for key in sorted(saved.keys() | asked.keys())
+        if saved.get(key) != asked.get(key) and not _is_changeable(key)
+    ]
+    before, now = state.identity.model_dump(mode="json"), identity.model_dump(mode="json")
+    differences += [f"{key} {before[key]!r} -> {now[key]!r}" for key in now if key != "unet" and before[key] != now[key]]
+    if before["dataset_fingerprint"] == now["dataset_fingerprint"] and before["dataset_samples"] != now["dataset_samples"]:
+        raise InputError(
+            f"{folder}: its dataset had other samples in its shards then (was it built again with more photos?), so that their "
+            "order is another one; give another --out for a new run, or the dataset as it was"
+        )
+    if differences:
+        raise InputError(
+            f"{folder}: was trained otherwise: {'; '.join(differences)}. Use its settings, or give another --out for a new run"
+        )
+    if settings.steps < state.step:
+        raise InputError(f"{folder}: is at step {state.step} already; give --steps {state.step} or more")
+
+
+def _is_changeable(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _way_out(folder: Path) -> str:
+    if CHECKPOINT_NAME.fullmatch(folder.name):
+        return f"delete {folder} to go on from the checkpoint before it"
+    return "give another checkpoint"
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,172 @@
+"""The model: a U-Net that sees the noisy view, the masked view and the mask, and one token that tells it what to paint.
+
+    reference ─▶ CLIP (frozen) ─ class token ─▶ 5 blocks ─▶ LayerNorm ─▶ Linear ─▶ condition [B, 1, D] ──┐ cross-attention
+                                                           null vector, p = 0.2 ──────────────────────────┤
+    [noisy latent C | masked-view latent C | keep map 1] ───────────────────────────────────────────────▶ U-Net ─▶ noise C
+
+Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the published code.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from pbe_train.config import ModelSettings, TokenMode, UNetSettings
+from pbe_train.model.one_token import parameters_without_effect, take_shortcuts
+
+
+class Mapper(nn.Module):
+    """Transformer blocks on the condition's tokens; one head, as published."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            BasicTransformerBlock(width, 1, width, activation_fn="gelu", attention_bias=True) for _ in range(blocks)
+        )
+
+    def forward(self, tokens: Float[Tensor, "batch tokens features"]) -> Float[Tensor, "batch tokens features"]:
+        """Apply the blocks."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+class Conditioner(nn.Module):
+    """Reference -> condition tokens. Parameter names are those of diffusers' `PaintByExampleImageEncoder`.
+
+    Args:
+        encoder: CLIP's vision model; frozen here, and always in eval mode.
+        blocks: transformer blocks after it.
+        width: D, of a condition token.
+        tokens: `class` for the content bottleneck, `all` for every token of the encoder.
+    """
+
+    def __init__(self, encoder: CLIPVisionModel, blocks: int, width: int, tokens: TokenMode) -> None:
+        super().__init__()
+        hidden = encoder.config.hidden_size
+        self.tokens = tokens
+        self.model = encoder.requires_grad_(False).eval()
+        self.mapper = Mapper(hidden, blocks)
+        self.final_layer_norm = nn.LayerNorm(hidden)
+        self.proj_out = nn.Linear(hidden, width)
+        self.uncond_vector = nn.Parameter(torch.randn(1, 1, width))
+
+    def train(self, mode: bool = True) -> "Conditioner":
+        """Set the mode of the trained part; the encoder stays in eval mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens features"]:
+        """CLIP-normalised references -> condition tokens (one each under the bottleneck)."""
+        return self.condense(self.features(reference))
+
+    @torch.no_grad()
+    def features(self, reference: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch tokens hidden"]:
+        """CLIP-normalised references -> the encoder's class token, or all of its tokens."""
+        seen = self.model(pixel_values=reference)
+        if self.tokens == "class":
+            return seen.pooler_output[:, None]  # type: ignore[no-any-return]
+        # CLIP normalises its class token only; the same normalisation makes all tokens alike in scale.
+        return getattr(self.model, "vision_model", self.model).post_layernorm(seen.last_hidden_state)  # type: ignore[no-any-return]
+
+    def condense(self, features: Float[Tensor, "batch tokens hidden"]) -> Float[Tensor, "batch tokens features"]:
+        """The encoder's tokens -> condition tokens: what is trained of the conditioner."""
+        return self.proj_out(self.final_layer_norm(self.mapper(features)))  # type: ignore[no-any-return]
+
+
+class PaintByExampleModel(nn.Module):
+    """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder.
+
+    Under the bottleneck, less what cannot change the output: queries and keys of the attention to the one token.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner) -> None:
+        super().__init__()
+        self.unet = unet
+        self.conditioner = conditioner
+        if conditioner.tokens == "class":
+            # Weight decay would move them, and so would AdamW, which makes steps of full length of what rounding leaves of their
+            # gradient; and DDP would wait for gradients that the shortcut does not compute.
+            for parameter in parameters_without_effect(unet, conditioner.mapper):
+                parameter.requires_grad_(False)
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        masked: Float[Tensor, "batch channels height width"],
+        keep: Float[Tensor, "batch 1 height width"],
+        timestep: Int64[Tensor, " batch"],
+        reference: Float[Tensor, "batch 3 size size"],
+        dropped: Bool[Tensor, " batch"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The noise in `noisy`, under the reference or, where `dropped`, under the null vector."""
+        condition = self.conditioner(reference)
+        # `where` keeps the null vector in the graph when nothing is dropped: DDP expects a gradient for every parameter.
+        condition = torch.where(dropped[:, None, None], self.conditioner.uncond_vector.to(condition.dtype), condition)
+        return self.predict(noisy, masked, keep, timestep, condition)
+
+    def predict(
+        self,
+        noisy: Float[Tensor, "batch channels height width"],
+        masked: Float[Tensor, "batch channels height width"],
+        keep: Float[Tensor, "batch 1 height width"],
+        timestep: Shaped[Tensor, " batch"],
+        condition: Float[Tensor, "batch tokens features"],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """The noise in `noisy` under condition tokens. Some samplers stop between two whole timesteps."""
+        seen = torch.cat([noisy, masked, keep], dim=1)
+        return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is trained, and so averaged."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def kept(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of everything that is saved: all but the encoder, whether it is trained or has no effect.
+
+        The names are the same whatever `tokens` is, so that released weights of either kind fit.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("conditioner.model.")}
+
+
+def assemble(settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPVisionModel) -> PaintByExampleModel:
+    """The model of these networks, computed as the settings ask, with a new conditioner from torch's global generator."""
+    if settings.attention == "plain":
+        unet.set_attn_processor(AttnProcessor())
+    if settings.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
+    if settings.one_token_shortcut and settings.tokens == "class":
+        take_shortcuts(unet, conditioner.mapper)
+    return PaintByExampleModel(unet, conditioner)
+
+
+def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionModel:
+    """A U-Net from scratch: 2C + 1 input channels, C output channels, Stable Diffusion's layout."""
+    down = ["CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in settings.attention]
+    up = ["CrossAttnUpBlock2D" if attention else "UpBlock2D" for attention in reversed(settings.attention)]
+    return UNet2DConditionModel(
+        in_channels=2 * latent_channels + 1,
+        out_channels=latent_channels,
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=settings.layers_per_block,
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        # diffusers' name is historical: for this U-Net it is the number of heads.
+        attention_head_dim=settings.attention_heads,
+        norm_num_groups=settings.norm_groups,
+        cross_attention_dim=settings.cross_attention_dim,
+    )
+
+
+@torch.no_grad()
+def copy_values(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Copy the values of `source` into the tensors of the same names."""
+    torch._foreach_copy_([target[name] for name in source], list(source.values()))

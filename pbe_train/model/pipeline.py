@@ -1,0 +1,173 @@
+"""Painting with a trained model: load a run, paint held-out samples, edit photos."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from pbe_core.errors import InputError
+from pbe_core.images import AnyPhoto
+from pbe_train.config import TrainSettings
+from pbe_train.data.fitting import fit_reference
+from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
+from pbe_train.model.diffusion import decode_latents, paint_latents
+from pbe_train.model.identity import RunIdentity
+from pbe_train.model.paint_model import PaintByExampleModel
+from pbe_train.model.schedulers import Scheduler
+
+DECODED_AT_ONCE = 4
+# What shows an object: one photo of it, or several.
+References = AnyPhoto | Sequence[AnyPhoto]
+# Called after each denoising step with its number, from 1, of how many, and a function that decodes what the model is coming to.
+Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]], None]
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it."""
+
+    guidance: float = 5.0
+    steps: int = 50
+    scheduler: Scheduler = "DDIMScheduler"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model with all that painting needs. The model is in eval mode while it paints."""
+
+    model: PaintByExampleModel
+    vae: AutoencoderKL
+    settings: TrainSettings
+    identity: RunIdentity
+    step: int
+    offloaded_from: torch.device | None = None
+    """The device that the networks are brought to one at a time; null where they stay on theirs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.offloaded_from or self.model.conditioner.uncond_vector.device
+
+    def arithmetic(self) -> AbstractContextManager[object]:
+        """Inside this block networks with weights of 16 bits take inputs of 32; what needs 32 bits is computed in them."""
+        dtype = self.model.conditioner.uncond_vector.dtype
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    @property
+    def reference_size(self) -> int:
+        """Side of the encoder's input in px."""
+        return int(self.model.conditioner.model.config.image_size)
+
+    def paint(
+        self,
+        masked: Float[Tensor, "batch channels height width"],
+        masks: Bool[np.ndarray, "batch size size"],
+        references: Sequence[References],
+        seeds: Sequence[int],
+        how: SamplingSettings,
+        watch: Watch | None = None,
+    ) -> UInt8[np.ndarray, "batch size size 3"]:
+        """Paint references into views; the whole view as decoded, not yet blended with the view itself.
+
+        Args:
+            masked: scaled latents of the masked views.
+            masks: edit regions, True = repaint.
+            references: RGB, 0-255, any sizes; of an item several, if they show the same object.
+            seeds: one per item.
+            how: guidance, steps, scheduler.
+            watch: called after each step.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        keep = keep_map(masks, masked.shape[-1], self.settings.model.mask_to_latent)
+        with self.arithmetic():
+            latents = paint_latents(
+                self.model,
+                masked.to(self.device),
+                keep.to(self.device),
+                self.condition(references),
+                seeds=seeds,
+                guidance=how.guidance,
+                steps=how.steps,
+                scheduler=how.scheduler,
+                prediction=self.settings.prediction,
+                watch=watch and (lambda step, of, foreseen: watch(step, of, lambda: self.decode(foreseen))),
+            )
+        self.model.train(was_training)
+        return self.decode(latents)
+
+    @torch.no_grad()
+    def condition(self, references: Sequence[References]) -> Float[Tensor, "batch tokens features"]:
+        """Condition tokens of objects; of one that several references show, the mean of theirs (ours, not the paper's).
+
+        Raises:
+            InputError: several references, and a model that sees all tokens: those of different photos do not correspond.
+        """
+        shown = [[each] if isinstance(each, np.ndarray) else list(each) for each in references]
+        counts = [len(each) for each in shown]
+        if max(counts) > 1 and self.settings.model.tokens == "all":
+            raise InputError("several references of one object need a model of class tokens; this one sees all tokens: give one")
+        with self.arithmetic():
+            tokens = self.model.conditioner(self._see([photo for each in shown for photo in each]))
+        return torch.stack([part.mean(dim=0) for part in torch.split(tokens, counts)])
+
+    def encode(self, views: UInt8[np.ndarray, "batch size size 3"]) -> Float[Tensor, "batch channels height width"]:
+        """Views -> scaled latents (posterior means)."""
+        return self.encode_pixels(to_tensor(views).float() / 127.5 - 1)
+
+    @torch.no_grad()
+    def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:
+        """Pixels in [-1, 1] -> scaled latents (posterior means)."""
+        with self.arithmetic():
+            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+        return mean.float() * self.identity.scaling_factor
+
+    def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
+        """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
+        parts = torch.split(latents, DECODED_AT_ONCE)
+        scale = self.identity.scaling_factor
+        with self.arithmetic():
+            return np.concatenate([to_pictures(decode_latents(self.vae, part.to(self.device), scale)) for part in parts])
+
+    @torch.no_grad()
+    def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:
+        """Class-token features of the vision encoder, at unit length."""
+        with self.arithmetic():
+            features = self.model.conditioner.model(pixel_values=self._see(pictures)).pooler_output
+        return torch.nn.functional.normalize(features.float(), dim=1).cpu()
+
+    def _see(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "batch 3 reference reference"]:
+        geometry = self.settings.model.reference_geometry
+        squares = np.stack([fit_reference(picture, self.reference_size, geometry) for picture in pictures])
+        return normalise_reference(torch.from_numpy(squares).to(self.device))
+
+
+def check_guidance(run: Run, guidance: float) -> None:
+    """Refuse guidance from a null vector that was never trained.
+
+    Raises:
+        InputError: guidance other than 1 for a run that never dropped the condition, or what is no finite number.
+    """
+    if not isinstance(guidance, int | float | np.floating | np.integer) or not np.isfinite(guidance):
+        raise InputError(f"guidance {guidance!r}: must be a finite number")
+    if guidance != 1 and run.settings.guidance_dropout == 0:
+        raise InputError(
+            f"guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "
+            "give guidance 1"
+        )
+
+
+def check_size(run: Run, size: int | None) -> None:
+    """Refuse a working size that does not halve evenly down to the U-Net's lowest level.
+
+    Raises:
+        InputError: with the sizes that fit.
+    """
+    step = 2 ** (len(run.vae.config.block_out_channels) - 1 + len(run.identity.unet["block_out_channels"]) - 1)
+    if size is not None and (size < step or size % step):
+        raise InputError(f"size {size}: must be a multiple of {step} px; the model was trained at {run.identity.view_size}")

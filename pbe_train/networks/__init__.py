@@ -1,1 +1,0 @@
-"""The networks: published ones as a start, the conditioner, and the model made of them."""

@@ -1,0 +1,198 @@
+"""Samples before their latents: a plan row and its photo -> view, masks, reference and record.
+
+Every draw goes by names (seed, object, view, mask), so a sample is the same whatever was packed before it, and where.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from pbe_core.images.decode import PhotoError
+from pbe_core.randomness import generator
+from pbe_core.sample_codec import encode_masks, jpeg_bytes
+from pipelines.annotations.photo_sizes import same_shape
+from pipelines.config import BuildSettings
+from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
+from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
+from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
+from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
+from pipelines.geometry.views import Window, cut_view, is_padded, square_window
+from pipelines.photo_folder import read_photo
+from pipelines.selection.rules import above_max_aspect, below_min_side
+from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
+from schemas.sample import MaskKind, SampleRecord
+
+Row = dict[str, Any]
+Polygon = tuple[tuple[float, float], ...]
+
+# Codes of failures of the photo, not of what is cut from it.
+OF_PHOTOS = frozenset({*PHOTO_ERRORS, *OUTCOMES, "not_crawled", "changed"})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample that lacks only its latents."""
+
+    record: SampleRecord
+    view: UInt8[np.ndarray, "size size 3"]
+    masks: Bool[np.ndarray, "masks size size"]
+    mask_png: bytes
+    """The masks as they are stored: made here, where threads share the work."""
+    reference: bytes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that cannot be made, and why: a code of `schemas.tables.FAILURE_CODES`."""
+
+    key: str
+    split: str
+    photo_id: str
+    file_name: str | None
+    code: str
+    detail: str
+
+
+def failure_of(row: Row, code: str, detail: str) -> Failure:
+    """The failure of a plan row."""
+    return Failure(row["key"], row["split"], row["photo_id"], row["file_name"], code, detail)
+
+
+def prepare_sample(
+    row: Row, photo: UInt8[np.ndarray, "height width 3"], photo_sha256: str, settings: BuildSettings
+) -> Prepared | Failure:
+    """Cut and draw everything of one plan row. A pure function of its arguments.
+
+    Args:
+        row: of the plan; its box is in the frame of the photo before it was turned.
+        photo: turned by the row's `rotation` already.
+        photo_sha256: of the photo's file.
+        settings: of the build.
+
+    The first mask's extended box is what the view must hold, as published; further masks extend on their own, inside the view.
+    """
+    height, width = photo.shape[:2]
+    names = (settings.seed, row["object_id"], "view", row["view"])
+    frame = whole_photo(width, height)
+    rotation = row["rotation"] or 0
+    stored_width, stored_height = (height, width) if rotation % 180 else (width, height)
+    box = turned(box_in_photo(row, stored_width, stored_height), stored_width, stored_height, rotation)
+    options = settings.masks
+    failure = _unfit(row, stored_width, stored_height, box, settings)
+    if failure:
+        return failure_of(row, *failure)
+
+    extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
+    views = settings.views
+    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
+    padded = is_padded(window, width, height)
+    if padded and views.no_square == "reject":
+        detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"
+        return failure_of(row, "no_square", detail)
+
+    size = views.size
+    visible = window.rectangle().intersection(frame)
+    kinds, polygons, masks = [], [], []
+    for number in range(options.per_view):
+        if number:
+            extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", number, "extension"))
+            extended = extended.intersection(visible)
+        kind, polygon, mask = draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"))
+        kinds.append(kind)
+        polygons.append(polygon)
+        masks.append(mask)
+
+    references = settings.references
+    crop = reference_window(box, width, height, references.padding)
+    reference = cut_reference(photo, crop, references.side, references.max_side, references.resize)
+    reference_mask = None
+    if row["segmentation"] is not None:
+        pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])
+        upright = np.rot90(pixels, rotation // 90)
+        mask = cut_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]), references.resize)
+        reference_mask = encode_segmentation(mask)
+        if references.background == "grey":
+            reference = grey_background(reference, mask)
+    box_in_view = window.to_view(box.corners(), size)
+    record = SampleRecord(
+        key=row["key"],
+        object_id=row["object_id"],
+        split=row["split"],
+        photo_id=row["photo_id"],
+        file_name=row["file_name"],
+        rotation=rotation,
+        photo_size=(width, height),
+        photo_sha256=photo_sha256,
+        label=row["label"],
+        label_name=row["label_name"],
+        box=(box.x_min, box.y_min, box.x_max, box.y_max),
+        window=(window.left, window.top, window.side),
+        box_in_view=(*box_in_view[0].tolist(), *box_in_view[2].tolist()),
+        padded=padded,
+        mask_kinds=tuple(kinds),
+        mask_polygons=tuple(polygons),
+        reference_window=crop,
+        reference_mask=reference_mask,
+        url=row["url"],
+        author=row["author"],
+        licence=row["licence"],
+        seed=settings.seed,
+    )
+    view = cut_view(photo, window, size, views.resize)
+    stacked = np.stack(masks)
+    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, references.jpeg_quality))
+
+
+def draw_mask(
+    box: Rectangle, extended: Rectangle, window: Window, visible: Rectangle, settings: BuildSettings, random: np.random.Generator
+) -> tuple[MaskKind, Polygon, Bool[np.ndarray, "size size"]]:
+    """One edit region of a view: its kind, its outline in view px, to the hundredth, and the pixels in this outline.
+
+    Args:
+        box: the object's box, photo px.
+        extended: the extended box, photo px, inside `visible`.
+        window: what the view shows.
+        visible: the part of it that lies in the photo, photo px; no outline goes beyond.
+        settings: of the build.
+        random: the source of kind and shape.
+    """
+    options, size = settings.masks, settings.views.size
+    kind: MaskKind
+    if random.random() < options.bessel_share:
+        kind = "bessel"
+        outline = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
+        outline = np.clip(outline, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
+    else:
+        kind = "box"
+        outline = extended.corners()
+    polygon = np.round(window.to_view(outline, size), 2)
+    return kind, tuple(map(tuple, polygon.tolist())), fill_outline(kind, polygon, size)
+
+
+def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
+    """What only the photo itself tells: code and detail of why this sample cannot be made; None if it can."""
+    if row["width"] is not None:
+        # A smaller copy of the photo has the same shape; another frame, or another photo, has not.
+        if not same_shape((row["width"], row["height"]), (width, height)):
+            detail = f"the photo has {width}x{height} px, the annotations say {row['width']}x{row['height']}"
+            turned = same_shape((row["height"], row["width"]), (width, height))
+            other = "exif" if settings.source.photo_frame == "stored" else "stored"
+            return "shape_mismatch", f"{detail}: turned by its EXIF? then set source.frame: {other}" if turned else detail
+        return None
+    shorter, longer = np.array([min(box.width, box.height)]), np.array([max(box.width, box.height)])
+    if below_min_side(shorter, settings.selection).any():
+        return "reference_too_small", f"{box.width:.0f}x{box.height:.0f} px"
+    if above_max_aspect(shorter, longer, settings.selection).any():
+        return "too_elongated", f"{box.width:.0f}x{box.height:.0f} px"
+    return None
+
+
+def prepare_photo(rows: list[Row], settings: BuildSettings) -> list[Prepared | Failure]:
+    """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
+    try:
+        photo, sha256 = read_photo(rows[0], settings.source)
+    except PhotoError as error:
+        return [failure_of(row, error.code, error.detail) for row in rows]
+    return [prepare_sample(row, photo, sha256, settings) for row in rows]

@@ -1,0 +1,320 @@
+"""The frozen plan of a dataset folder, and its fingerprint: all that determines the shards' bytes.
+
+    annotations ──select──▶ objects, rejects ──cut──▶ plan.parquet ──▶ selection.json   from the tables alone
+    + VAE, versions ──────────────────────────────────────────────▶ plan.json        before the first shard is packed
+
+Both records are written last and hold a fingerprint. Tables with the same one are taken as they are; a folder that was planned
+with another is refused, with the difference spelled out.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError
+from pbe_core.files import file_sha256, write_atomically
+from pbe_core.progress import Progress
+from pipelines.annotations import open_source
+from pipelines.annotations.source import Source
+from pipelines.config import BuildSettings
+from pipelines.dataset.plan_shards import extend_plan, write_plan
+from pipelines.selection.objects import Selection, select_objects
+from pipelines.selection.same_photo import read_survey
+from schemas.dataset import FORMAT_VERSION, VaeIdentity
+
+PLAN_RECORD = "plan.json"
+SELECTION_RECORD = "selection.json"
+# Those that read, hash and sort the tables; and those that decode, resize, draw and encode.
+_TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
+_PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
+_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
+_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
+
+
+def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
+    """SHA-256 of each annotation file, and of the survey's tables where there is one, by file name."""
+    survey = settings.source.survey
+    if survey:
+        read_survey(survey)
+    tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
+    paths = (*source.files, *tables)
+    names = Counter(path.name for path in paths)
+    # The folders of splits may hold files of one name.
+    called = {path: path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths}
+    return {name: file_sha256(path) for path, name in called.items()} | dict(source.read_elsewhere())
+
+
+def fingerprint(
+    settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity | None, everything: bool = False
+) -> dict[str, Any]:
+    """What determines the tables (without a VAE), or the shards' bytes (with one, or with `everything`, but for the VAE).
+
+    Contents of the annotation files, settings, versions of the code, the VAE's weights. Folders' names are not part of it: moving
+    the inputs changes nothing. Nor are the photos, which would have to be read for it: a photo is known by its id, and each
+    sample records the SHA-256 of the file that it was cut from.
+    """
+    chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
+    chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
+    # What the report alone shows changes neither who is accepted nor a byte of a shard.
+    del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
+    libraries: tuple[str, ...] = _TABLE_LIBRARIES
+    if vae or everything:
+        libraries += _PACKING_LIBRARIES
+    else:
+        chosen = {
+            "seed": chosen["seed"],
+            "source": chosen["source"],
+            "selection": chosen["selection"],
+            "views": {"per_object": settings.views.per_object},
+            # What min_object_share looks at.
+            "references": {name: chosen["references"][name] for name in ("background", "padding")},
+            "shards": {"samples": settings.shards.samples},
+        }
+    return {
+        "format_version": FORMAT_VERSION,
+        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "inputs": inputs,
+        **({"vae": vae.sha256} if vae else {}),
+        "settings": chosen,
+    }
+
+
+def fingerprint_hash(content: dict[str, Any]) -> str:
+    """A fingerprint as 64 hex digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Selection, dict[str, str]]:
+    """Select and plan from the tables alone, or take what is there if its fingerprint is the same.
+
+    Writes objects.parquet, rejects.parquet, same_photos.parquet, plan.parquet and, last, selection.json.
+
+    Args:
+        settings: of the build.
+        extend: whether other annotations, rules of selection and versions of libraries may add samples to a sealed dataset.
+
+    Returns:
+        What the selection found, and the hashes of the input files (`hash_inputs`).
+
+    Raises:
+        InputError: the folder holds shards that were planned otherwise, or what is wrong with the annotations.
+    """
+    _check_folder(settings.out)
+    if not settings.upload:
+        _check_ours(settings.out)
+    with Progress("opening the annotations"):
+        source = open_source(settings)
+    source.print_notes()
+    with Progress("hashing the annotations"):
+        inputs = hash_inputs(settings, source)
+    content = fingerprint(settings, inputs, None)
+    out = settings.out
+    record = out / SELECTION_RECORD
+    stored = _read_record(record)
+    packed = _read_record(out / PLAN_RECORD)
+    if packed:
+        planned = _of_tables(packed["fingerprint"], content)
+        if planned != content and not (extend and _may_extend(planned, content)):
+            raise _refusal(out / PLAN_RECORD, planned, content)
+    hashes = None
+    if stored and stored["fingerprint"] == content:
+        with Progress("hashing the tables"):
+            hashes = _hashes(out)
+    if (
+        stored
+        and hashes is not None
+        and stored.get("sha256") == hashes
+        and (stored["all_reasons"] or not settings.selection.all_reasons)
+    ):
+        return Selection(**stored["selection"]), inputs
+    if packed and packed.get("extends") and not extend:
+        raise InputError(
+            f"{record}: missing or damaged, and the plan of this dataset, which was extended, does not follow from the "
+            f"annotations alone; put the file back from a copy, or add --extend to plan anew what is not packed"
+        )
+    if packed and extend:
+        splits = read_dataset(out).splits  # Finished: only then it is known what is packed.
+        sealed = {shard for counts in splits.values() for shard in counts.shards}
+        packed_keys = pq.read_table(out / "index.parquet", columns=["key"])["key"].combine_chunks()
+    # From here to the new record the tables are not whole.
+    record.unlink(missing_ok=True)
+    selection = select_objects(settings, out, source)
+    sizes = settings.views.per_object, settings.shards.samples
+    with Progress("cutting objects into shards"):
+        if packed and extend:
+            extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
+        else:
+            write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
+        hashes = _hashes(out)
+    new = {
+        "fingerprint": content,
+        "all_reasons": settings.selection.all_reasons,
+        "sha256": hashes,
+        "selection": dataclasses.asdict(selection),
+    }
+    write_atomically(record, json.dumps(new, indent=1).encode())
+    return selection, inputs
+
+
+def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
+    """Refuse settings under which a folder that is packed, in whole or in part, was not planned. The VAE is not looked at.
+
+    Raises:
+        InputError: names the difference.
+    """
+    record = settings.out / PLAN_RECORD
+    stored = _read_record(record)
+    if stored:
+        content = fingerprint(settings, inputs, None, everything=True)
+        old = {name: stored["fingerprint"][name] for name in ("inputs", "settings")}
+        new = {name: content[name] for name in ("inputs", "settings")}
+        if old != new:
+            raise _refusal(record, old, new)
+
+
+def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
+    """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `freeze_tables` comes first.
+
+    Args:
+        settings: of the build.
+        inputs: hashes of the annotation files.
+        vae: which encodes.
+        extend: as in `freeze_tables`.
+
+    Raises:
+        InputError: the folder's shards were planned with other inputs or settings.
+    """
+    content = fingerprint(settings, inputs, vae)
+    record = settings.out / PLAN_RECORD
+    stored = _read_record(record)
+    if stored and stored["fingerprint"] != content:
+        if not (extend and _may_extend(stored["fingerprint"], content)):
+            raise _refusal(record, stored["fingerprint"], content)
+        before = [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]
+        write_atomically(record, json.dumps({"fingerprint": content, "extends": before}, indent=1).encode())
+    if not stored:
+        write_atomically(record, json.dumps({"fingerprint": content}, indent=1).encode())
+    return fingerprint_hash(content)
+
+
+def accepted_fingerprints(folder: Path) -> frozenset[str]:
+    """Hashes of the fingerprints whose shards belong to a dataset folder: that of its plan, and of those that it extends.
+
+    Raises:
+        InputError: nothing was planned here.
+    """
+    stored = _read_record(folder / PLAN_RECORD)
+    if not stored:
+        raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
+    return frozenset({fingerprint_hash(stored["fingerprint"]), *stored.get("extends", [])})
+
+
+def read_selection(folder: Path) -> Selection:
+    """What the selection in a folder found.
+
+    Raises:
+        InputError: there is none.
+    """
+    stored = _read_record(folder / SELECTION_RECORD)
+    if not stored:
+        raise InputError(f"{folder / SELECTION_RECORD}: no selection here; run pipelines/plan.py or pipelines/build.py first")
+    return Selection(**stored["selection"])
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be a folder ({error.strerror}); set build.out (--out) to another place") from None
+
+
+def _check_ours(out: Path) -> None:
+    """Raises InputError where shards lie that no build of ours left: they could be overwritten."""
+    shards = out / "shards"
+    if (
+        shards.is_dir()
+        and next(shards.iterdir(), None)
+        and not any((out / name).exists() for name in (PLAN_RECORD, SELECTION_RECORD))
+    ):
+        raise InputError(foreign_shards(str(shards)))
+
+
+def foreign_shards(place: str) -> str:
+    """What to tell a person whose folder has shards without a plan."""
+    return (
+        f"{place}: holds files, but neither {PLAN_RECORD} nor {SELECTION_RECORD} is beside it, so this may be another's dataset; "
+        f"give another --out, or put these records back from a copy, or remove the files"
+    )
+
+
+def _hashes(out: Path) -> dict[str, str]:
+    """SHA-256 of each table that is there."""
+    return {name: file_sha256(out / name) for name in _TABLES if (out / name).is_file()}
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        content["fingerprint"]["settings"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: damaged; remove the folder and run again, or put the file back") from None
+    return content
+
+
+def _may_extend(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two fingerprints differ in nothing but where boxes come from, which are accepted, and versions of libraries."""
+
+    def kept(content: dict[str, Any]) -> dict[str, Any]:
+        settings = {name: value for name, value in content["settings"].items() if name not in ("source", "selection")}
+        return {**content, "inputs": {}, "versions": {}, "settings": settings}
+
+    return kept(old) == kept(new)
+
+
+def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
+    extend = ", or --extend, which keeps what is packed and adds what is new" if _may_extend(old, new) else ""
+    return InputError(
+        f"{path}: this folder was planned with other inputs or settings ({'; '.join(_difference(old, new))}); "
+        f"give another --out{extend}, or remove the folder"
+    )
+
+
+def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
+    """What a fingerprint of shards says of the tables that they were planned from, in the form of a fingerprint of tables."""
+    settings = packed["settings"]
+    return {
+        "format_version": packed["format_version"],
+        "versions": {name: packed["versions"].get(name) for name in tables["versions"]},
+        "inputs": packed["inputs"],
+        "settings": {
+            name: {key: settings[name].get(key) for key in value}
+            if name in ("views", "references", "shards")
+            else settings.get(name)
+            for name, value in tables["settings"].items()
+        },
+    }
+
+
+def _difference(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two fingerprints differ, as `key: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+    if old == new:
+        return []
+    return [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:20]}..."

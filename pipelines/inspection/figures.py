@@ -1,0 +1,255 @@
+"""The numbers of the report, from the tables of a dataset folder.
+
+objects.parquet ──┐                   classes, areas, aspects, positions, objects per photo, flags
+rejects.parquet ──┼──counting.py──▶   rejects by rule, malformed rows
+plan.parquet    ──┘                   samples and shards by split
+a seeded sample of objects ──the build's own geometry──▶ shares of the view that masks cover
+
+Of a finished dataset, classes and all that follows are counted of the objects that have samples, and a seeded sample of these is
+read from the shards (packed.py): what came, and not what was planned.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import ValidationError
+
+from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import InputError
+from pbe_core.randomness import generator
+from pbe_core.words import number_of
+from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
+from pipelines.dataset.counts import (
+    SHARE_EDGES,
+    bin_counts,
+    binned,
+    count_objects,
+    count_plan,
+    count_rejects,
+    in_order,
+    sample_rows,
+)
+from pipelines.geometry.masks import bessel_polygon, extend_box, fill_box, fill_polygon
+from pipelines.geometry.rectangles import box_in_photo, whole_photo
+from pipelines.geometry.views import is_padded, square_window
+from pipelines.inspection.packed import packed_mask_shares, packed_objects
+from schemas.dataset import DatasetInfo, SplitCounts
+from schemas.tables import COORDINATES
+
+SAMPLED_OBJECTS = 2000
+PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+UNKNOWN_PHOTO_SIZE = (1024, 768)
+
+
+@dataclass(frozen=True)
+class KnownSettings:
+    """The settings that the figures depend on; where a folder does not tell them, the defaults."""
+
+    seed: int
+    selection: SelectionSettings
+    views: ViewSettings
+    masks: MaskSettings
+    selection_from: str | None
+    """What told the seed and the selection's settings; null if these are defaults."""
+    masks_from: str | None
+    """What told those of views and masks; null if these are defaults."""
+
+
+def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict[str, Any]:
+    """All numbers of the report.
+
+    Args:
+        folder: where objects.parquet, rejects.parquet and plan.parquet lie and, if the build was finished, dataset.json.
+        settings: of the build; null takes those that the folder itself tells.
+
+    Raises:
+        InputError: a table is missing, cannot be read or lacks a column, or dataset.json tells of other tables than these.
+    """
+    for name in ("objects.parquet", "rejects.parquet", "plan.parquet"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such table; run `python pipelines/plan.py` or the build for this folder first")
+    info = read_dataset(folder) if (folder / "dataset.json").is_file() else None
+    known = find_settings(folder, settings, info)
+    objects = count_objects(folder / "objects.parquet", packed_objects(folder) if info else None)
+    rejects = count_rejects(folder / "rejects.parquet")
+    splits = _by_split(objects["accepted"], count_plan(folder / "plan.parquet"), info)
+
+    accepted, rejected = sum(objects["accepted"]["objects"].values()), rejects["rejected"]
+    planned = sum(split["planned"] for split in splits)
+    if info and (info.books.boxes, info.books.planned) != (accepted + rejected, planned):
+        raise InputError(
+            f"{folder / 'dataset.json'}: tells of {number_of(info.books.boxes, 'box', 'boxes')} and "
+            f"{number_of(info.books.planned, 'planned sample')}, "
+            f"but the tables beside it hold {accepted + rejected} and {planned}; run the same build command again"
+        )
+    return {
+        # Two names, since the last one is often `dataset`.
+        "dataset": "/".join(folder.resolve().parts[1:][-2:]),
+        "fingerprint": info.fingerprint if info else None,
+        "settings_from": {"selection": known.selection_from, "masks": known.masks_from},
+        "summary": {
+            "boxes": accepted + rejected,
+            "objects": accepted,
+            "rejected": rejected,
+            "photos": sum(split["photos"] for split in splits),
+            "planned": planned,
+            "shards": sum(split["shards"] for split in splits),
+            "packed": _packed(objects, info) if info else None,
+        },
+        "splits": splits,
+        "failures": info.books.failures if info else None,
+        "rejects": rejects,
+        "classes": objects["classes"],
+        "areas": {**objects["areas"], **_rules(known, "min_area", "max_area")},
+        "aspects": {**objects["aspects"], **_rules(known, "max_aspect")},
+        "positions": objects["positions"],
+        "objects_per_photo": objects["photos"]["per_photo"],
+        "flags": objects["flags"],
+        "masks": (info and packed_masks(folder, info, known)) or mask_shares(folder / "objects.parquet", known),
+    }
+
+
+def find_settings(folder: Path, settings: BuildSettings | None, info: DatasetInfo | None) -> KnownSettings:
+    """The settings given, else those that the folder's records tell: dataset.json, plan.json or (no masks yet) selection.json."""
+    if settings:
+        told, origin = settings.model_dump(mode="json"), "as given"
+    elif info:
+        told, origin = info.settings, "dataset.json"
+    else:
+        told, origin = _recorded_settings(folder)
+    try:
+        seed, selection = int(told["seed"]), SelectionSettings.model_validate(told["selection"])
+    except (KeyError, TypeError, ValueError):
+        return KnownSettings(0, SelectionSettings(), ViewSettings(), MaskSettings(), None, None)
+    try:
+        views, masks = ViewSettings.model_validate(told["views"]), MaskSettings.model_validate(told["masks"])
+    except (KeyError, ValidationError):
+        return KnownSettings(seed, selection, ViewSettings(), MaskSettings(), origin, None)
+    return KnownSettings(seed, selection, views, masks, origin, origin)
+
+
+def _recorded_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    for name in ("plan.json", "selection.json"):
+        # Missing, or of another version: the tables can be shown all the same, without the rules that made them.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((folder / name).read_bytes())["fingerprint"]["settings"]), name
+    return {}, ""
+
+
+def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECTS) -> dict[str, Any]:
+    """How much of the view masks cover, of a seeded sample of `count` objects.
+
+    Each object's first mask is drawn twice, as a box and as Bessel curves, in the view that the build gives it. Where the tables
+    do not tell the photo's size, it is taken as `UNKNOWN_PHOTO_SIZE`. Turning a photo does not change these distributions, so
+    photos stay in the frame of their boxes.
+    """
+    rows = sample_rows(path, ("object_id", *COORDINATES, "width", "height"), count, settings.seed).to_pylist()
+    drawn = [draw_mask_shares(row, settings) for row in rows]
+    seen = [shares for shares, padded in drawn if not padded or settings.views.no_square == "reflect"]
+    columns = zip(("object", "box", "bessel"), np.array(seen).reshape(-1, 3).T, strict=True)
+    return {
+        "of": "objects",
+        "sampled": len(rows),
+        "size_unknown": sum(not (row["width"] and row["height"]) for row in rows),
+        "assumed_size": list(UNKNOWN_PHOTO_SIZE),
+        "padded": sum(padded for _, padded in drawn),
+        "padded_are_dropped": settings.views.no_square == "reject",
+        "view_size": settings.views.size,
+        **_binned_shares(dict(columns)),
+    }
+
+
+def packed_masks(folder: Path, info: DatasetInfo, settings: KnownSettings, count: int = SAMPLED_OBJECTS) -> dict[str, Any] | None:
+    """The same of a finished dataset, as its shards hold them; nothing where these are not in the folder."""
+    shares = packed_mask_shares(folder, count, settings.seed)
+    if shares is None:
+        return None
+    return {
+        "of": "samples",
+        "sampled": len(shares["object"]),
+        "view_size": info.view_size,
+        **_binned_shares({kind: np.array(own) for kind, own in shares.items()}),
+    }
+
+
+def _binned_shares(shares: Mapping[str, Float[np.ndarray, " shares"]]) -> dict[str, Any]:
+    return {
+        "edges": SHARE_EDGES.tolist(),
+        "percentiles": list(PERCENTILES),
+        **{
+            kind: {
+                **binned(bin_counts(own, SHARE_EDGES)),
+                "at_percentile": np.percentile(own, PERCENTILES).tolist() if len(own) else None,
+            }
+            for kind, own in shares.items()
+        },
+    }
+
+
+def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tuple[float, float, float], bool]:
+    """Shares of the view's area that an object's box, its box mask and its Bessel mask cover; whether the view is padded.
+
+    The same draws by name as in packing (view 0, mask 0), outlines rounded and filled at the view's size as there.
+    """
+    width, height = (row["width"], row["height"]) if row["width"] and row["height"] else UNKNOWN_PHOTO_SIZE
+    names = (settings.seed, row["object_id"], "view", 0)
+    frame, box, views, options = whole_photo(width, height), box_in_photo(row, width, height), settings.views, settings.masks
+    extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
+    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
+    visible = window.rectangle().intersection(frame)
+
+    random = generator(*names, "mask", 0, "shape")
+    random.random()  # Packing draws the mask's kind first.
+    polygon = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
+    polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
+    corners, polygon = (np.round(window.to_view(points, views.size), 2) for points in (extended.corners(), polygon))
+    box_mask, bessel_mask = fill_box(corners, views.size), fill_polygon(polygon, views.size)
+    object_share = float(box.width * box.height / window.side**2)
+    return (object_share, float(box_mask.mean()), float(bessel_mask.mean())), is_padded(window, width, height)
+
+
+def _rules(known: KnownSettings, *names: str) -> dict[str, Any]:
+    """Settings of the selection, null where they are switched off or not known."""
+    return {name: getattr(known.selection, name) if known.selection_from else None for name in names}
+
+
+def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | None) -> list[dict[str, Any]]:
+    """One row a split; what came is null where nothing is packed."""
+    return [
+        {
+            "split": split,
+            "photos": photos["photos"].get(split, 0),
+            "objects": photos["objects"].get(split, 0),
+            "planned": plan["samples"].get(split, 0),
+            "shards": plan["shards"].get(split, 0),
+            **_came(info, split),
+        }
+        for split in in_order({*photos["photos"], *plan["samples"]})
+    ]
+
+
+def _came(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
+    """What was packed of a split; of a finished dataset nothing is 0."""
+    if info is None:
+        return dict.fromkeys(("samples", "packed_shards", "bytes"))
+    packed = info.splits.get(split, SplitCounts(shards=[], samples=0, bytes=0))
+    return {"samples": packed.samples, "packed_shards": len(packed.shards), "bytes": packed.bytes}
+
+
+def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
+    """What came, over all splits."""
+    return {
+        "objects": objects["classes"]["objects"],
+        "photos": objects["photos"]["per_photo"]["photos"],
+        "samples": info.books.samples,
+        "shards": sum(len(counts.shards) for counts in info.splits.values()),
+        "bytes": sum(counts.bytes for counts in info.splits.values()),
+        "padded": info.books.padded_views,
+        "masks": info.books.masks,
+    }

@@ -1,1 +1,0 @@
-"""A frozen plan -> shards on Ray: samples, latents, tars, commit records, the sealed dataset."""

@@ -1,1 +1,0 @@
-"""Objects -> a frozen plan: which sample goes into which shard, its fingerprint, and what it will cost."""

@@ -1,0 +1,528 @@
+import csv
+import io
+import os
+import re
+import struct
+import subprocess
+import sys
+import zlib
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from pbe_core.images import decode as photos
+from pbe_core.images.containers import codestream_parts
+from pbe_core.images.decode import PhotoError, check_photo, colour_profile, decode_photo, photo_size
+from pbe_core.settings import REPOSITORY
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned_jpeg() -> tuple[bytes, np.ndarray]:
+    """A 40x20 JPEG whose EXIF asks for a quarter turn, and its stored pixels."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, :20] = (200, 30, 30)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.fromarray(pixels), "JPEG", quality=100, subsampling=0, exif=exif.tobytes()), pixels
+
+
+def test_the_frame_decides_about_exif():
+    data, pixels = turned_jpeg()
+    stored, turned = decode_photo(data, frame="stored"), decode_photo(data, frame="exif")
+    assert np.abs(stored.astype(int) - pixels).max() <= 8
+    assert turned.shape == (40, 20, 3)
+    assert np.array_equal(turned, np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (3, 2), 77), (77, 77, 77)),
+        (Image.fromarray(np.full((2, 3), 257 * 99, np.uint16)), (99, 99, 99)),
+        (Image.new("RGBA", (3, 2), (0, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 255)), (10, 20, 30)),
+        (Image.new("P", (3, 2), 0).convert("P"), (0, 0, 0)),
+    ],
+    ids=["grey", "16 bit", "transparent", "opaque", "palette"],
+)
+def test_every_mode_becomes_rgb(image, expected):
+    photo = decode_photo(encoded(image), frame="stored")
+    assert photo.shape == (2, 3, 3)
+    assert (photo == expected).all()
+
+
+def four_colours() -> np.ndarray:
+    """40 x 20 px, another colour in each quarter."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:10, :20], pixels[:10, 20:], pixels[10:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    return pixels
+
+
+# How a photo is shown that is stored upright and says 1 to 8.
+SHOWN = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.transpose(1, 0, 2),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+LOSSLESS = {
+    "TIFF": {},
+    "TIFF, packed": {"compression": "tiff_lzw"},
+    "TIFF, JPEG": {"compression": "jpeg", "quality": 100},
+    "TIFF, pages": {"save_all": True, "append_images": [Image.new("L", (9, 9))]},
+    "TIFF, CMYK": {},
+    "TIFF, 16 bits": {},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("orientation", SHOWN)
+def test_each_frame_is_what_it_says_in_every_format(kind, orientation):
+    """Pillow turns TIFF whatever is asked; boxes on the pixels as stored would lie elsewhere."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, image = four_colours(), Image.fromarray(four_colours())
+    if kind == "TIFF, CMYK":
+        image = image.convert("CMYK")
+    elif kind == "TIFF, 16 bits":
+        pixels = np.repeat(pixels[..., :1], 3, axis=2)
+        image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    data = encoded(image, kind.partition(",")[0], exif=exif, **LOSSLESS[kind])
+    for frame, expected in (("stored", pixels), ("exif", SHOWN[orientation](pixels))):
+        decoded = decode_photo(data, frame=frame)
+        assert decoded.shape == expected.shape
+        assert np.abs(decoded.astype(int) - expected).max() <= 2, frame
+        assert photo_size(data, frame=frame) == expected.shape[1::-1]
+        facts = check_photo(data, frame=frame)
+        assert (facts.width, facts.height) == (40, 20)
+        assert facts.exif_orientation in ({1, None} if orientation == 1 else {orientation})
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 5, 6, 7, 8])
+@pytest.mark.parametrize("frame", ["stored", "exif"])
+def test_the_size_is_that_of_the_decoded_photo(kind, orientation, frame, tmp_path):
+    """Boxes in px are divided by it: where it were not turned with the photo, they would lie elsewhere."""
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (40, 20)), kind, exif=exif)
+    height, width, _ = decode_photo(data, frame=frame).shape
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    assert photo_size(data, frame=frame) == photo_size(path, frame=frame) == (width, height)
+
+
+def test_a_png_may_say_behind_its_pixels_how_it_is_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.new("RGB", (40, 20)), exif=exif)
+    start = data.index(b"eXIf") - 4
+    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
+    end = data.index(b"IEND") - 4
+    late = data[:start] + data[start + len(chunk) : end] + chunk + data[end:]
+    assert decode_photo(late, frame="exif").shape == (40, 20, 3)
+    assert photo_size(late, frame="exif") == (20, 40)
+
+
+def test_the_header_alone_tells_the_size():
+    """A photo that is damaged further on has a size all the same, so asking for it did not decode it."""
+    data = encoded(Image.effect_noise((640, 480), 90).convert("RGB"), "JPEG")[:2000]
+    assert photo_size(data, frame="exif") == (640, 480)
+    with pytest.raises(PhotoError, match="decode_error"):
+        decode_photo(data, frame="exif")
+
+
+def test_a_size_has_the_errors_of_a_photo(tmp_path):
+    data = encoded(Image.new("RGB", (40, 20)), "JPEG")
+    assert photo_size(data, frame="exif", max_pixels=800) == (40, 20)
+    with pytest.raises(PhotoError, match="too_many_pixels: 40x20 px, more than 799"):
+        photo_size(data, frame="exif", max_pixels=799)
+    with pytest.raises(PhotoError, match="unsupported_format: PostScript"):
+        photo_size(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
+    with pytest.raises(PhotoError, match="not_an_image: an HTML page"):
+        photo_size(b"<!DOCTYPE html>\n<html>404</html>", frame="stored")
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(PhotoError, match="missing"):
+            photo_size(path, frame="stored")
+
+
+def test_limits_are_checked_before_decoding():
+    """The header announces more px than follow it: decoding first would fail otherwise. The limit bounds time and memory."""
+    header = encoded(Image.new("1", (1, 1)), "PPM").replace(b"1 1", b"40 30")
+    with pytest.raises(PhotoError, match="too_many_pixels"):
+        decode_photo(header, frame="stored", max_pixels=1000)
+    with pytest.raises(PhotoError, match="decode_error"):
+        decode_photo(header, frame="stored", max_pixels=1200)
+
+
+def test_postscript_is_never_run():
+    """Pillow hands EPS to Ghostscript, which executes it."""
+    with pytest.raises(PhotoError) as caught:
+        decode_photo(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
+    assert caught.value.code == "unsupported_format"
+
+
+def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    data = encoded(Image.new("RGB", (4, 4)))
+    monkeypatch.setattr(Image.Image, "tobytes", exhausted)
+    with pytest.raises(MemoryError):
+        decode_photo(data, frame="stored")
+
+
+def test_a_truncated_jpeg_is_an_error_and_no_grey_pixels():
+    data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    with pytest.raises(PhotoError) as caught:
+        decode_photo(data[: len(data) // 2], frame="stored")
+    assert caught.value.code == "decode_error"
+
+
+def test_hostile_files_give_pixels_or_a_code(real_data):
+    """Against what Pillow does with each file: what cannot be opened or loaded is damaged, the rest decodes."""
+    folder = real_data / "hostile_images"
+    rows = list(csv.DictReader((folder / "expected.csv").open()))
+    for row in rows:
+        data = (folder / row["file"]).read_bytes()
+        if row["kind"] == "bomb" or (row["pillow_open"] == "ok" and row["pillow_load"] == "ok"):
+            continue
+        with pytest.raises(PhotoError) as caught:
+            decode_photo(data, frame="exif")
+        assert caught.value.code == "decode_error", row["file"]
+    bomb = next(row for row in rows if row["kind"] == "bomb")
+    with pytest.raises(PhotoError, match="too_many_pixels"):
+        decode_photo((folder / bomb["file"]).read_bytes(), frame="exif")
+    fine = [row for row in rows if row["kind"] != "bomb" and row["pillow_open"] == "ok" and row["pillow_load"] == "ok"]
+    assert len(fine) >= 10
+    for row in fine:
+        photo = decode_photo((folder / row["file"]).read_bytes(), frame="exif")
+        assert photo.shape[2] == 3, row["file"]
+        assert photo.dtype == np.uint8, row["file"]
+        for frame in ("exif", "stored"):
+            height, width, _ = decode_photo((folder / row["file"]).read_bytes(), frame=frame).shape
+            assert photo_size(folder / row["file"], frame=frame) == (width, height), row["file"]
+
+
+def text_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+LONG = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks.
+
+
+@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        text_chunk(b"zTXt", b"Comment\0\0" + LONG),
+        text_chunk(b"iTXt", b"Comment\0\1\0en\0Kommentar\0" + LONG),
+        text_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
+        text_chunk(b"iCCP", b"profile\0\0" + LONG),
+    ],
+    ids=["zTXt", "iTXt", "XMP", "profile"],
+)
+def test_a_png_may_have_long_texts_and_profiles(chunk, place, tmp_path):
+    """Nothing of them is needed, however many there are."""
+    data = encoded(Image.fromarray(four_colours()))
+    start = data.index(b"IDAT") - 4 if place == "before the pixels" else data.index(b"IEND") - 4
+    full = data[:start] + chunk * 3 + data[start:]
+    path = tmp_path / "photo.png"
+    path.write_bytes(full)
+    for frame in ("stored", "exif"):
+        assert np.array_equal(decode_photo(full, frame=frame), four_colours())
+        assert check_photo(full, frame=frame).format == "png"
+        assert photo_size(full, frame=frame) == photo_size(path, frame=frame) == (40, 20)
+
+
+@pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"tEXt"])
+def test_texts_that_turn_a_png_are_kept(chunk):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    if chunk == b"iTXt":
+        keyword, text = b"XML:com.adobe.xmp", b'<x tiff:Orientation="6"/>'
+        content = keyword + b"\0\1\0\0\0" + zlib.compress(text)
+    else:
+        keyword, text = b"Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n".encode()
+        content = keyword + (b"\0\0" + zlib.compress(text) if chunk == b"zTXt" else b"\0" + text)
+    data = encoded(Image.fromarray(four_colours()))
+    start = data.index(b"IDAT") - 4
+    turned = data[:start] + text_chunk(chunk, content) + text_chunk(b"zTXt", b"Comment\0\0" + LONG) + data[start:]
+    assert np.array_equal(decode_photo(turned, frame="exif"), SHOWN[6](four_colours()))
+    assert photo_size(turned, frame="exif") == (20, 40)
+    assert check_photo(turned, frame="stored").exif_orientation == 6
+
+
+def test_a_long_colour_profile_of_a_png_is_read():
+    profile = bytes(2**21)
+    data = encoded(Image.fromarray(four_colours()))
+    start = data.index(b"IDAT") - 4
+    assert colour_profile(data) == ("RGB", None)
+    assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + LONG) + data[start:]) == ("RGB", profile)
+    assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + LONG[:99]) + data[start:]) == ("RGB", None)
+
+
+JPEGS = {
+    "plain": {},
+    "all colours": {"subsampling": 0, "quality": 95},
+    "own tables": {"optimize": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "progressive": {"progressive": True},
+    "progressive, restarts": {"progressive": True, "restart_marker_rows": 1},
+}
+
+
+def noisy(options: dict[str, object], mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(5).integers(0, 256, (8, 12, 3), np.uint8)
+    # Both plain and detailed areas, and a size that is no multiple of a block's.
+    return encoded(Image.fromarray(pixels).resize((93, 61), Image.Resampling.BICUBIC).convert(mode), "JPEG", **options)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_that_lacks_only_its_end_mark_has_all_its_pixels(options, mode):
+    data = noisy(options, mode)
+    expected = decode_photo(data, frame="stored")
+    # Phones append videos, in which anything may look like a frame or a scan.
+    video = b"ftypmp42" + b"\xff\xc0\0\x11" + bytes(15) + b"\xff\xda" * 3 + bytes(100)
+    assert np.array_equal(decode_photo(data + video, frame="stored", missing_end_mark="refuse"), expected)
+    for cut in (data[:-2], data[:-1], data[:-2] + bytes(5000)):
+        assert np.array_equal(decode_photo(cut, frame="stored"), expected)
+        check_photo(cut, frame="exif")
+        for decode in (decode_photo, check_photo):
+            with pytest.raises(PhotoError, match=r"no_end_mark: .* source\.missing_end_mark: accept takes it"):
+                decode(cut, frame="stored", missing_end_mark="refuse")
+
+
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_that_lacks_pixels_is_damaged(options):
+    """Wherever it is cut: within a block, before a restart mark, between two scans; also where zeros fill it up."""
+    data = noisy(options)
+    begin = data.index(b"\xff\xda")
+    marks = [match.start() + begin for match in re.finditer(rb"\xff[\xc4\xd0-\xd7\xda]", data[begin:]) if match.start()]
+    places = [*np.linspace(begin + 20, len(data) - 6, 25, dtype=int), *marks[:: max(1, len(marks) // 10)]]
+    for place in places:
+        for decode in (decode_photo, check_photo):
+            with pytest.raises(PhotoError, match="decode_error"):
+                decode(data[:place], frame="stored")
+    with pytest.raises(PhotoError, match="decode_error"):
+        decode_photo(data[: len(data) // 2] + bytes(5000), frame="stored")
+
+
+def raw_like(**tags: object) -> bytes:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    for name, value in tags.items():
+        number = int(name[1:])
+        directory.tagtype[number] = {254: 4, 330: 4, 50706: 1, 322: 4, 323: 4}[number]
+        directory[number] = value
+    return encoded(Image.new("RGB", (16, 16)), "TIFF", tiffinfo=directory)
+
+
+@pytest.mark.parametrize("tags", [{"_50706": bytes((1, 4, 0, 0))}, {"_254": 1, "_330": 8}], ids=["DNG", "a small copy first"])
+def test_a_cameras_raw_file_is_not_taken_for_its_thumbnail(tags):
+    for decode in (decode_photo, check_photo, photo_size):
+        with pytest.raises(PhotoError, match=r"unsupported_format: .*raw format"):
+            decode(raw_like(**tags), frame="stored")
+    assert decode_photo(raw_like(_254=1), frame="stored").shape == (16, 16, 3), "nothing says that there is another picture"
+
+
+def test_a_tile_is_not_larger_than_a_photo_may_be():
+    """A header alone, of a photo of 16 x 16 px in one tile."""
+    tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 277: 1, 322: 48, 323: 32, 324: 8, 325: 256}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    assert photo_size(data, frame="stored", max_pixels=1536) == (16, 16)
+    with pytest.raises(PhotoError, match="too_many_pixels: tiles of 1,536 px"):
+        photo_size(data, frame="stored", max_pixels=1535)
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "options", "expected"),
+    [
+        ("AVIF", Image.new("RGB", (64, 64), (10, 200, 30)), {"quality": 100, "subsampling": "4:4:4"}, (10, 200, 30)),
+        ("AVIF", Image.new("RGBA", (64, 64), (0, 0, 0, 0)), {}, (255, 255, 255)),
+        ("AVIF", Image.new("L", (64, 64), 90), {}, (90, 90, 90)),
+        ("AVIF", Image.new("L", (64, 64), 90), {"save_all": True, "append_images": [Image.new("L", (64, 64))]}, (90, 90, 90)),
+        ("JPEG2000", Image.new("RGB", (64, 64), (10, 200, 30)), {}, (10, 200, 30)),
+        ("JPEG2000", Image.new("RGB", (64, 64), (10, 200, 30)), {"no_jp2": True, "tile_size": (32, 32)}, (10, 200, 30)),
+        ("JPEG2000", Image.new("LA", (64, 64), (0, 0)), {}, (255, 255, 255)),
+        ("JPEG2000", Image.new("RGBA", (64, 64), (10, 200, 30, 255)), {}, (10, 200, 30)),
+        ("JPEG2000", Image.fromarray(np.full((64, 64), 257 * 99, np.uint16)), {}, (99, 99, 99)),
+        ("ICO", Image.new("RGB", (64, 64), (10, 200, 30)), {"sizes": [(16, 16), (64, 64)]}, (10, 200, 30)),
+        ("ICO", Image.new("RGBA", (64, 64), (0, 0, 0, 0)), {"sizes": [(64, 64)], "bitmap_format": "bmp"}, (255, 255, 255)),
+        (
+            "ICO",
+            Image.new("RGB", (64, 64), (10, 200, 30)),
+            {"sizes": [(16, 16), (64, 64)], "bitmap_format": "bmp"},
+            (10, 200, 30),
+        ),
+    ],
+)
+def test_avif_jpeg_2000_and_icons_are_photos(kind, image, options, expected, tmp_path):
+    data = encoded(image, kind, **options)
+    photo = decode_photo(data, frame="stored")
+    assert photo.shape == (64, 64, 3)
+    assert np.abs(photo.astype(int) - expected).max() <= 2
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    assert photo_size(path, frame="exif") == (64, 64)
+    assert check_photo(data, frame="exif").format == {"AVIF": "avif", "JPEG2000": "jp2", "ICO": "ico"}[kind]
+    for decode in (decode_photo, check_photo, photo_size):
+        with pytest.raises(PhotoError, match="too_many_pixels"):
+            decode(data, frame="stored", max_pixels=64 * 64 - 1)
+    for cut in (len(data) // 2, 40):
+        with pytest.raises(PhotoError, match="decode_error"):
+            decode_photo(data[:cut], frame="stored")
+
+
+def test_the_largest_picture_of_an_icon_is_taken():
+    """By its own header: the list's numbers end at 256, and of two as large the one with more colours is better."""
+    small, large = encoded(Image.new("RGB", (16, 16), "red")), encoded(Image.new("RGB", (300, 300), "blue"))
+    entries, place = b"", 6 + 2 * 16
+    for picture, side in ((small, 16), (large, 0)):
+        entries += struct.pack("<4B2H2I", side, side, 0, 0, 1, 32, len(picture), place)
+        place += len(picture)
+    icon = b"\0\0\1\0\2\0" + entries + small + large
+    assert decode_photo(icon, frame="stored").shape == (300, 300, 3)
+    assert photo_size(icon, frame="stored") == (300, 300)
+    deep, shallow = Image.new("RGB", (32, 32), "blue"), Image.new("RGB", (32, 32), "red").quantize(2)
+    both = encoded(shallow, "ICO", sizes=[(32, 32)], bitmap_format="bmp", append_images=[deep])
+    assert tuple(decode_photo(both, frame="stored")[0, 0]) == (0, 0, 255)
+
+
+def test_an_icon_is_measured_before_pillow_decodes_it():
+    """It decodes an icon while it opens it, and asks no limit of what is in there."""
+    header = struct.pack(">I4s2I5B", 13, b"IHDR", 300, 300, 8, 2, 0, 0, 0)
+    picture = b"\x89PNG\r\n\x1a\n" + header + bytes(4)
+    icon = b"\0\0\1\0\1\0" + struct.pack("<4B2H2I", 0, 0, 0, 0, 1, 32, len(picture), 22) + picture
+    for decode in (decode_photo, check_photo, photo_size):
+        with pytest.raises(PhotoError, match="too_many_pixels: an icon of 90,000 px"):
+            decode(icon, frame="stored", max_pixels=89_999)
+
+
+def test_a_jpeg_2000_may_not_ask_for_more_tables_than_we_allow(monkeypatch):
+    """The limit bounds the memory that its decoder takes before the first pixel; here it is below what an ordinary file needs."""
+    data = encoded(Image.new("RGB", (256, 256)), "JPEG2000", codeblock_size=(4, 4))
+    parts = codestream_parts(data)
+    # 64 x 64 blocks of 3 components, and a third as many of the smaller resolutions.
+    assert 64 * 64 * 3 < parts < 2 * 64 * 64 * 3
+    check_photo(data, frame="stored")
+    monkeypatch.setattr(photos, "MAX_CODESTREAM_PARTS", parts - 1)
+    for decode in (decode_photo, check_photo):
+        with pytest.raises(PhotoError, match=r"decode_error: a JPEG 2000 of .* it takes too much memory"):
+            decode(data, frame="stored")
+    bare = encoded(Image.new("RGB", (256, 256)), "JPEG2000", codeblock_size=(4, 4), no_jp2=True)
+    assert codestream_parts(bare) == parts
+    # Precincts of 2 x 2 px in a photo of 100 x 100: headers alone.
+    size = struct.pack(">2s2H8IH3s", b"\xff\x51", 41, 0, 100, 100, 0, 0, 100, 100, 0, 0, 1, b"\7\1\1")
+    style = struct.pack(">2sH2BHB5B6B", b"\xff\x52", 18, 1, 0, 1, 0, 5, 4, 4, 0, 1, *[0x11] * 6)
+    assert codestream_parts(b"\xff\x4f" + size + style) > 50 * 50
+    assert codestream_parts(b"\xff\x4f" + size) == codestream_parts(b"\xff\x4f\xff\x51") == codestream_parts(b"") == 0
+
+
+def test_damaged_photos_say_nothing_on_the_terminal(tmp_path):
+    """Pillow warns of damaged metadata with its own path; what matters of it is a photo's code."""
+    short = encoded(Image.new("RGB", (16, 16)), "TIFF")
+    script = tmp_path / "decode.py"
+    script.write_text(
+        f"""
+import io, sys, warnings
+from PIL import Image
+from pbe_core.images.decode import PhotoError, check_photo, decode_photo
+palette = Image.new("P", (4, 4))
+palette.putpalette([0, 0, 0, 9, 9, 9])
+file = io.BytesIO()
+palette.save(file, "PNG", transparency=bytes((0, 128)))
+exif = Image.Exif()
+exif[0x0110] = "a model with a long name"
+exif[0x8769] = {{0x9286: b"comment " * 9}}
+other = io.BytesIO()
+Image.new("RGB", (16, 16)).save(other, "JPEG", exif=exif.tobytes()[:60])
+broken = {short!r}[:-20]
+for data in (file.getvalue(), other.getvalue(), broken, {short!r}[:60]):
+    for frame in ("stored", "exif"):
+        for decode in (decode_photo, check_photo):
+            try:
+                decode(data, frame=frame)
+            except PhotoError:
+                pass
+print("done")
+"""
+    )
+    command = [sys.executable, "-W", "always", str(script)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."}
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_the_same_photo_gives_the_same_words_each_time():
+    """Failures are a part of a shard's record, whose bytes must not depend on an address in memory."""
+    details = set()
+    for _ in range(3):
+        with pytest.raises(PhotoError) as caught:
+            decode_photo(b"no photo at all", frame="stored")
+        details.add(caught.value.detail)
+    assert len(details) == 1
+    assert "0x" not in details.pop()
+
+
+def test_a_jpeg_may_have_so_many_scans(monkeypatch):
+    """Each is a pass over all pixels: the limit bounds the time. Here it is below what an ordinary progressive photo has."""
+    data = encoded(Image.fromarray(four_colours()), "JPEG", progressive=True)
+    scans = data.count(b"\xff\xda")
+    assert 5 < scans < 20
+    monkeypatch.setattr(photos, "MAX_JPEG_SCANS", scans)
+    check_photo(data, frame="stored")
+    monkeypatch.setattr(photos, "MAX_JPEG_SCANS", scans - 1)
+    for decode in (check_photo, decode_photo):
+        with pytest.raises(PhotoError, match=f"decode_error: a JPEG of {scans} scans"):
+            decode(data, frame="stored")
+
+
+def test_what_is_checked_is_what_can_be_decoded(real_data):
+    """`check_photo` says yes to just those photos that `decode_photo` takes, whole and cut off at any place."""
+    random = np.random.default_rng(0)
+    for path in sorted((real_data / "hostile_images").iterdir()):
+        whole = path.read_bytes()
+        for data in (whole, *(whole[: random.integers(1, len(whole))] for _ in range(5))):
+            for frame in ("stored", "exif"):
+                assert _outcome(check_photo, data, frame) == _outcome(decode_photo, data, frame), path.name
+
+
+@pytest.mark.parametrize("options", [{}, {"keep_rgb": True}, {"progressive": True, "subsampling": 2}, {"subsampling": 0}])
+def test_a_damaged_jpeg_is_found_by_a_check_that_makes_no_colours(options):
+    """Bytes changed anywhere, also within the colours' part, give the same words as decoding."""
+    random = np.random.default_rng(7)
+    file = io.BytesIO()
+    Image.fromarray(random.integers(0, 256, (40, 56, 3), np.uint8)).save(file, "JPEG", **options)
+    codes = Counter()
+    for _ in range(300):
+        data = bytearray(file.getvalue())
+        for place in random.integers(0, len(data), random.integers(1, 20)):
+            data[place] = random.integers(0, 256)
+        codes[_outcome(check_photo, bytes(data), "stored")] += 1
+        assert _outcome(check_photo, bytes(data), "stored") == _outcome(decode_photo, bytes(data), "stored")
+    assert codes["ok"] > 20
+    assert codes["decode_error"] > 20
+
+
+def _outcome(function, data, frame):
+    try:
+        function(data, frame=frame)
+    except PhotoError as error:
+        return error.code
+    return "ok"

@@ -1,0 +1,182 @@
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from pydantic import Field
+
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY, Group, Program, dump_settings, load_settings, preset, read_section
+from pipelines.config import BuildSettings
+
+
+class Views(Group):
+    """Views."""
+
+    size: int = Field(512, gt=0)
+    """Side of a view in px."""
+    kind: Literal["square", "round"] = "square"
+    """Its form."""
+
+
+class Settings(Program):
+    """A program."""
+
+    out: Path
+    """Where to."""
+    views: Views = Views()
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_command_line_goes_over_file_goes_over_defaults(config):
+    path = config("build:\n  out: a\n  views: {size: 64}\ntrain: {anything: 1}\n")
+    settings = load_settings(Settings, "build", ["--config", path, "--views.kind", "round"])
+    assert (settings.out, settings.views.size, settings.views.kind) == (Path("a"), 64, "round")
+    assert load_settings(Settings, "build", ["--config", path, "--views.size", "32"]).views.size == 32
+
+
+def test_dumped_settings_read_back_equal(config):
+    settings = Settings(out=Path("b"), views=Views(size=96))
+    assert load_settings(Settings, "build", ["--config", config(dump_settings(settings, "build"))]) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "parts"),
+    [
+        ("build: {out: a, views: {siez: 3}}", [], ["config.yaml", "build.views.siez", "did you mean `views.size`"]),
+        ("build: {out: a, views: {size: big}}", [], ["config.yaml", "build.views.size", "valid integer", "'big'"]),
+        ("build: {out: a, views: {size: 0}}", [], ["build.views.size", "greater than 0"]),
+        ("buld: {out: a}", [], ["no section `buld`", "did you mean `build`"]),
+        ("build: {out: a}", ["--views.kind", "oval"], ["--views.kind", "'square' or 'round'"]),
+        ("build: {out: a}", ["--views.sizes", "1"], ["--views.sizes", "did you mean `--views.size`"]),
+        ("build: {out: a, views: {size: 8}}", ["--views.size", "-8"], ["--views.size: input should be greater than 0"]),
+        ("build: {views: {size: 1}}", [], ["build.out", "--out"]),
+        ("build: [1, 2]", [], ["section `build`", "list"]),
+        ("build: {out: [", [], ["not a YAML file"]),
+    ],
+)
+def test_what_is_wrong_is_said_on_one_line_with_its_place(config, text, options, parts):
+    with pytest.raises(InputError) as caught:
+        load_settings(Settings, "build", ["--config", config(text), *options])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """A base and a file in a folder of its own that changes it."""
+
+    def write(base: str, own: str) -> str:
+        (tmp_path / "base.yaml").write_text(base)
+        (tmp_path / "own").mkdir()
+        (tmp_path / "own" / "config.yaml").write_text(own)
+        return str(tmp_path / "own" / "config.yaml")
+
+    return write
+
+
+def test_a_file_goes_over_its_base_key_by_key(layers):
+    base = "build: {out: a, views: {size: 64, kind: round}}\ntrain: {out: c}\n"
+    path = layers(base, "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
+    settings = load_settings(Settings, "build", ["--config", path])
+    assert (settings.out, settings.views.size, settings.views.kind) == (Path("a"), 32, "round")
+    assert load_settings(Settings, "train", ["--config", path]) == Settings(out=Path("c"))
+    assert load_settings(Settings, "build", ["--config", path, "--views.size", "8"]).views.size == 8
+
+
+def test_a_null_goes_over_a_value_but_an_empty_group_says_nothing(layers):
+    path = layers("build: {out: a, views: {size: 64}, label: x}", "base: ../base.yaml\nbuild: {views: , label: }\n")
+    assert read_section(Path(path), "build") == {"out": "a", "views": {"size": 64}, "label": None}
+
+
+def test_a_base_has_a_base_of_its_own(layers, tmp_path):
+    path = layers("base: first.yaml\nbuild: {views: {kind: round}}", "base: ../base.yaml\nbuild: {out: b}")
+    (tmp_path / "first.yaml").write_text("build: {out: a, views: {size: 64, kind: square}}")
+    assert read_section(Path(path), "build") == {"out": "b", "views": {"size": 64, "kind": "round"}}
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "parts"),
+    [
+        ("", "base: base.yaml", ["own/config.yaml: its base", "own/base.yaml is not there", "counts from the folder"]),
+        ("base: own/config.yaml", "base: ../base.yaml", ["base.yaml: its base leads back", "config.yaml -> ", "take one"]),
+        ("", "base: config.yaml", ["its base leads back", "config.yaml -> "]),
+        ("", "base: [1]", ["own/config.yaml: `base` must be the path", "list"]),
+        ("buld: {}", "base: ../base.yaml", ["base.yaml: no section `buld`", "did you mean `build`"]),
+        ("build: [", "base: ../base.yaml", ["base.yaml: not a YAML file"]),
+        ("build: {out: a, views: {size: 0}}", "base: ../base.yaml\nbuild: {out: b}", ["base.yaml: `build.views.size`"]),
+        ("build: {out: a}", "base: ../base.yaml\nbuild: {views: {size: 0}}", ["own/config.yaml: `build.views.size`"]),
+        ("build: {out: a, views: 3}", "base: ../base.yaml\nbuild:", ["/base.yaml: `build.views`"]),
+        ("", "bases: ../base.yaml", ["no section `bases`", "did you mean `base`"]),
+    ],
+)
+def test_what_is_wrong_with_a_base_is_said_of_the_file_that_says_it(layers, base, own, parts):
+    with pytest.raises(InputError) as caught:
+        load_settings(Settings, "build", ["--config", layers(base, own)])
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message.replace("own/../", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--config", "{path}"], "{path}"),
+        (["--config={path}"], "{path}"),
+        ([], "{path}, as no --config is given (--config none reads no file)"),
+        (["--config", "none"], "no config file, plain defaults"),
+    ],
+)
+def test_the_first_line_says_which_file_was_read(config, capsys, options, said):
+    """Also where something in it is wrong."""
+    path = config("build: {views: {kind: round}}")
+    options = [option.format(path=path) for option in options]
+    with pytest.raises(InputError, match=r"`build\.out` is not set"):
+        load_settings(Settings, "build", options, Path(path))
+    assert capsys.readouterr().out == f"settings: {said.format(path=path)}\n"
+    settings = load_settings(Settings, "build", [*options, "--out", "a"], Path(path))
+    assert settings == Settings(out=Path("a"), views=Views(kind="square" if "none" in options else "round"))
+
+
+def test_the_first_line_names_what_a_file_changes(layers, capsys):
+    path = layers("build: {out: a}", "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
+    load_settings(Settings, "build", ["--config", path])
+    assert capsys.readouterr().out == f"settings: {path} over {Path(path).parent.parent / 'base.yaml'}\n"
+
+
+def test_of_many_ranks_one_says_it(config, capsys, monkeypatch):
+    path = config("build: {out: a}")
+    for rank in ("0", "1", "7"):
+        monkeypatch.setenv("RANK", rank)
+        load_settings(Settings, "build", ["--config", path])
+    assert capsys.readouterr().out == f"settings: {path}\n"
+
+
+def test_a_missing_config_file_is_named():
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file"):
+        load_settings(Settings, "build", ["--config", "nowhere.yaml"])
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_settings(BuildSettings, "build", ["--help"], preset("tiny"))
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for explained in ("--views.size", "Side of a view in px", "--masks.jitter", "--config FILE", "--config none reads no file"):
+        assert explained in text
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_loads(path):
+    assert load_settings(BuildSettings, "build", ["--config", str(path)]).seed == 0

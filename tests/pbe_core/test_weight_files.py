@@ -1,0 +1,168 @@
+"""A file of weights is what its content says, whatever its name is; and what is none is told with its own way out."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from pbe_core.errors import InputError
+from pbe_core.vae import load_vae
+from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, read_index, weights_format, weights_of
+from tests.conftest import VAE
+
+TENSORS = save({"a": torch.ones(40)})
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 4265380512\n"
+
+
+def saved(*, zipped: bool = True) -> bytes:
+    file = io.BytesIO()
+    torch.save({"a": torch.ones(40)}, file, _use_new_zipfile_serialization=zipped)
+    return file.getvalue()
+
+
+def zipped(**contents: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name.replace("__", "/").replace("_pkl", ".pkl"), data)
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("model.ckpt"))
+    return file.getvalue()
+
+
+OTHERS = {
+    "empty": (b"", "is empty; get the file again"),
+    "pointer of Git LFS": (
+        POINTER,
+        r"a pointer of Git LFS to a file of 4,265,380,512 bytes, and not that file; .*`git lfs pull`",
+    ),
+    "page": (
+        b"\n<!DOCTYPE html><html><title>Log in</title>",
+        "an HTML page under the name of weights .* download the file itself",
+    ),
+    "page without doctype": (b"\xef\xbb\xbf<html lang='en'>\n", "an HTML page"),
+    "answer of a bucket": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an HTML page .* or an error"),
+    "JSON": (b'{"metadata": {}, "weight_map": {}}', "a JSON file .* and no weights; give the weights or their folder"),
+    "text": (b"Entry not found\n", r"a text, which begins with 'Entry not found', and no weights"),
+    "accents": ("modèle supprimé".encode(), "a text, which begins with 'modèle supprimé'"),
+    "gzip": (gzip.compress(b"x"), "a gzip archive; unpack it"),
+    "bzip2": (bz2.compress(b"x"), "a bzip2 archive; unpack it"),
+    "xz": (lzma.compress(b"x"), "an xz archive; unpack it"),
+    "tar": (tarred(), "a tar archive; unpack it"),
+    "zip": (zipped(model_ckpt=b"x", readme=b"y"), r"a zip archive of 2 files, first model_ckpt; unpack it"),
+    "TorchScript": (zipped(m__data_pkl=b"", m__constants_pkl=b""), "a TorchScript archive, which is a program"),
+    "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), r"a GGUF file, .* get the same model as \.safetensors"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file, as Keras writes"),
+    "zeros": (bytes(100), "begins with zeros, as a download that was stopped leaves it"),
+    "noise": (b"\x01\x02\xff\xfe\x10\x11\x12\x13rest", r"no file of weights \(it begins with 01 02 ff fe"),
+    "cut zip": (saved()[:-30], "a zip archive .* that is cut short: .* get the file again"),
+    "cut safetensors": (TENSORS[:-30], rf"a safetensors file that is cut short: {len(TENSORS) - 30} of {len(TENSORS)} bytes"),
+    "cut header": (TENSORS[:30], "a safetensors file that is cut short, within its header"),
+    "longer safetensors": (TENSORS + b"more", "a safetensors file that is damaged"),
+    "damaged header": (TENSORS[:8] + b"{" * 50 + TENSORS[58:], "a safetensors file with a damaged header"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
+def test_what_a_file_is_and_what_to_do(what: str, name: str, tmp_path: Path):
+    content, said = OTHERS[what]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        weights_format(tmp_path / name)
+    caught.match(rf"{name}: {said}")
+    assert "\n" not in str(caught.value)
+    assert "code" not in str(caught.value), "no such file could run any"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"), [(TENSORS, "safetensors"), (saved(), "zip"), (saved(zipped=False), "pickle"), (save({}), "safetensors")]
+)
+def test_names_do_not_count(content: bytes, kind: str, tmp_path: Path):
+    for name in ("model.ckpt", "model.safetensors", "model.bin", "model"):
+        (tmp_path / name).write_bytes(content)
+        assert weights_format(tmp_path / name) == kind
+
+
+def test_a_file_that_is_not_there(tmp_path: Path):
+    with pytest.raises(InputError, match=r"nothing\.ckpt: cannot be read \(No such file"):
+        weights_format(tmp_path / "nothing.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (POINTER, "a pointer of Git LFS"),
+        (TENSORS[:-30], "a safetensors file that is cut short"),
+        (saved(), "a pickle under the name of safetensors"),
+    ],
+)
+def test_a_vae_whose_weights_are_none(content: bytes, said: str, tmp_path: Path):
+    """As `git clone` leaves a model where Git LFS is not installed."""
+    (tmp_path / "config.json").write_bytes((Path(VAE) / "config.json").read_bytes())
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=rf"diffusion_pytorch_model\.safetensors: {said}"):
+        load_vae(str(tmp_path))
+
+
+def test_a_vae_that_is_a_file(tmp_path: Path):
+    (tmp_path / "vae.safetensors").write_bytes(TENSORS)
+    with pytest.raises(InputError, match=r"vae\.safetensors: is a file; give the folder of a AutoencoderKL"):
+        load_vae(str(tmp_path / "vae.safetensors"))
+
+
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+HALF = ["model.fp16-00001-of-00002.safetensors", "model-00002-of-00002.fp16.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["model.safetensors", "model.fp16.safetensors", "pytorch_model.bin"], ["model.safetensors"]),
+        (["model.fp16.safetensors", "pytorch_model.bin"], ["model.fp16.safetensors"]),
+        (["pytorch_model.bin", "config.json"], ["pytorch_model.bin"]),
+        ([*SHARDS, *HALF, "model.safetensors.index.json"], ["model.safetensors.index.json", *SHARDS]),
+        ([*HALF, "model.safetensors.index.fp16.json"], ["model.safetensors.index.fp16.json", *sorted(HALF)]),
+        (["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", *SHARDS], None),
+        (SHARDS, []),
+        (["flax_model.msgpack"], []),
+    ],
+)
+def test_which_files_hold_the_weights(names: list[str], chosen: list[str] | None):
+    expected = ["pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"] if chosen is None else chosen
+    assert weights_of(names, TRANSFORMERS_FILES) == expected
+    assert weights_of(names, DIFFUSERS_FILES) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "no index of shards"),
+        ('{"weight_map": ["a"]}', "no index of shards"),
+        ('{"weight_map": {"a": 1}}', "no index of shards"),
+        ("not JSON", "no index of shards"),
+        (json.dumps({"weight_map": {"a": "../other.safetensors"}}), r"names .*\.\./other\.safetensors, which is not in its own"),
+        (json.dumps({"weight_map": {"a": "/etc/passwd"}}), "names /etc/passwd, which is not in its own folder"),
+        (json.dumps({"weight_map": {"a": "gone.safetensors"}}), r"its shard gone\.safetensors is not there"),
+    ],
+)
+def test_an_index_that_leads_nowhere(content: str, said: str, tmp_path: Path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(content)
+    (tmp_path.parent / "other.safetensors").write_bytes(TENSORS)
+    with pytest.raises(InputError, match=said):
+        read_index(path)
