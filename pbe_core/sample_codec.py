@@ -5,6 +5,8 @@ Decoding goes by an allow-list of fields, and nothing that is loaded can run cod
 
 import io
 import json
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,20 @@ from jaxtyping import Bool, Float16, UInt8
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord
+
+
+# NumPy parses headers as Python source. Before 3.11.8, Python's parser counts its depth for all threads together, and a sound
+# array raises a SystemError now and then where two threads parse at once (CPython gh-106905).
+_parsing = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Another thread may have held it when this process was forked, and is not here to give it back."""
+    global _parsing
+    _parsing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def encode_array(array: np.ndarray) -> bytes:
@@ -31,7 +47,8 @@ def decode_array(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the bytes are no `.npy` file, or hold Python objects.
     """
-    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    with _parsing:
+        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return array
 
 
