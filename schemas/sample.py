@@ -6,6 +6,8 @@ loaded can run code: arrays are `.npy` without pickle.
 
 import io
 import json
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +19,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.errors import InputError
 from schemas.words import number_of
+
+# NumPy parses headers as Python source. Before 3.11.8, Python's parser counts its depth for all threads together, and a sound
+# array raises a SystemError now and then where two threads parse at once (CPython gh-106905).
+_parsing = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Another thread may have held it when this process was forked, and is not here to give it back."""
+    global _parsing
+    _parsing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 MaskKind = Literal["box", "bessel"]
 MASK_KINDS: tuple[MaskKind, ...] = ("box", "bessel")
@@ -111,7 +126,8 @@ def decode_array(data: bytes) -> np.ndarray:
     Raises:
         ValueError: the bytes are no `.npy` file, or hold Python objects.
     """
-    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    with _parsing:
+        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
     return array
 
 
