@@ -1,5 +1,9 @@
+import gc
 import io
+import sys
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -103,3 +107,36 @@ def test_keys_with_dots_are_refused():
 def test_names_fit_a_ustar_header():
     longest = "a" * 64 + "-" + "0" * 12 + "_9999" + ".masked.npy"
     tarfile.TarInfo(longest).tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_threads_may_decode_at_once():
+    """Python 3.11.7 and before parse source, and so the headers of arrays, in one thread at a time only."""
+    data, wrong = encode_array(np.zeros((8, 4, 4), np.float16)), []
+
+    class Loop:
+        """Garbage whose end lets another thread go on, wherever it is collected."""
+
+        def __init__(self) -> None:
+            self.own = self
+
+        def __del__(self) -> None:
+            time.sleep(0)
+
+    def decode(_: int) -> None:
+        for _ in range(1_500):
+            Loop()
+            try:
+                decode_array(data)
+            except SystemError as error:
+                wrong.append(error)
+
+    before, often = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(decode, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+        gc.set_threshold(*often)
+    assert not wrong
