@@ -19,7 +19,6 @@ from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord
 
-
 # NumPy parses headers as Python source. Before 3.11.8, Python's parser counts its depth for all threads together, and a sound
 # array raises a SystemError now and then where two threads parse at once (CPython gh-106905).
 _parsing = threading.Lock()
