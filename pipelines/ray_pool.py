@@ -133,8 +133,11 @@ class _Pool:
 
     def look(self) -> None:
         """Ask the actors how far they are, and show what they said: each answers when it can, and one at most is due of each."""
+        working = {unit: actor for actor, unit in self.running.values() if unit is not None}
         for promise in ray.wait(list(self.asked), num_returns=len(self.asked), timeout=0)[0] if self.asked else []:
             unit = self.asked.pop(promise)
+            if unit not in working:  # A late answer: the unit is counted as a whole by now.
+                continue
             try:
                 self.at_hand[unit] = ray.get(promise)
             except ray.exceptions.RayError:  # That it is lost shows elsewhere.
@@ -142,10 +145,9 @@ class _Pool:
         if not self.began:
             self.progress.say(waiting_since(self.started))
         due = set(self.asked.values())
-        working = {unit: actor for actor, unit in self.running.values() if unit is not None}
         for unit in working.keys() - due:
             self.asked[working[unit].done.remote()] = unit
-        self.progress.partly(sum(amount for unit, amount in self.at_hand.items() if unit in working))
+        self.progress.partly(sum(self.at_hand.values()))
 
     def forget(self, unit: int | None) -> None:
         """A unit is not at hand any more."""

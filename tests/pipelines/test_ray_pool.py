@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pbe_core.progress import Progress
+from pipelines import ray_pool
 from pipelines.on_ray import is_lost, what_was_lost
 from pipelines.ray_pool import actor_options, work_on_ray
 
@@ -157,6 +158,17 @@ def test_what_is_done_of_a_unit_shows_while_it_goes_on(one_node, tmp_path):
 
     list(work_on_ray(start, 1, [7], Watched("packing", 100, "samples"), FEWER))
     assert any(line.startswith("packing: 30 of 100 samples (30%), ") and line.endswith(" left") for line in seen)
+
+
+def test_a_late_answer_does_not_count_a_finished_unit_twice(one_node):
+    """An actor answers how far it is when it can: by then its unit may be done, and counted as a whole."""
+    progress = Progress("packing", total=40, unit="samples")
+    pool = ray_pool._Pool(deque(), progress, FEWER)
+    pool.at_hand[1] = 5.0
+    pool.asked[ray.put(20.0)] = 0  # Unit 0 is not running any more.
+    pool.look()
+    pool.forget(1)
+    assert progress.at_hand == 0
 
 
 def test_waiting_for_ray_is_told_and_taken_back(one_node, tmp_path):
