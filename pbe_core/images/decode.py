@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
@@ -109,6 +110,20 @@ def load_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS, missi
     image, _ = _open_whole(data, max_pixels, missing_end_mark)
     with _coded():
         return _turned(image, frame)
+
+
+def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """What `decode_photo` makes of a JPEG that `pbe_core.sample_codec.jpeg_bytes` wrote; OpenCV takes two thirds of its time.
+
+    Raises:
+        PhotoError: as `decode_photo`; no other format is read.
+    """
+    _, kind = _open_whole(data, MAX_PIXELS, "refuse")
+    options = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), options) if kind == JPEG else None
+    if pixels is None:
+        raise PhotoError("decode_error", f"a damaged JPEG, or no JPEG but {kind.name}")
+    return pixels
 
 
 def photo_of_image(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:

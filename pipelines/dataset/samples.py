@@ -11,7 +11,7 @@ from jaxtyping import Bool, UInt8
 
 from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
-from pbe_core.sample_codec import encode_masks, jpeg_bytes
+from pbe_core.sample_codec import jpeg_bytes
 from pipelines.annotations.photo_sizes import same_shape
 from pipelines.config import BuildSettings
 from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
@@ -38,8 +38,6 @@ class Prepared:
     record: SampleRecord
     view: UInt8[np.ndarray, "size size 3"]
     masks: Bool[np.ndarray, "masks size size"]
-    mask_png: bytes
-    """The masks as they are stored: made here, where threads share the work."""
     reference: bytes
 
 
@@ -141,8 +139,7 @@ def prepare_sample(
         seed=settings.seed,
     )
     view = cut_view(photo, window, size, views.resize)
-    stacked = np.stack(masks)
-    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, references.jpeg_quality))
+    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, references.jpeg_quality))
 
 
 def draw_mask(

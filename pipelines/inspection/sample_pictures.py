@@ -93,7 +93,7 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
     parts += [*views, (f"ref.jpg{outlined}", reference_with_outline(sample))]
     rows, captions = [parts], [f"{record.key}  {record.label_name}  {record.split}"]
     for number, (kind, mask) in enumerate(zip(record.mask_kinds, sample.masks, strict=True)):
-        row: list[tuple[str, Picture]] = [("mask.png", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
+        row: list[tuple[str, Picture]] = [("mask.json", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
         if views:
             row.append((f"{views[0][0]}: box, region", view_with_mask(views[0][1], sample, number)))
         if decoded:

@@ -26,12 +26,11 @@ from pbe_train.config import StrongSettings
 from pbe_train.data import items as items_module
 from pbe_train.data import shards as shards_module
 from pbe_train.data.damage import DamageBook, Replaced
-from pbe_train.data.decoding import decode_outline
 from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.items import Batch, Items, SlotSampler, load_batches, noise_seed
 from pbe_train.data.latents import keep_map
 from pbe_train.data.order import Place
-from pbe_train.data.shards import ShardReader
+from pbe_train.data.shards import ShardReader, decode_outline
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.validation import Validation
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
@@ -118,7 +117,7 @@ def test_the_record_is_read_only_where_backgrounds_are_erased(world: World, tmp_
     monkeypatch.setattr(shards_module, "_fetch", lambda *given: seen.append(members := fetch(*given)) or members)
     items_of(world, tmp_path, *options).make(0, 0)
     assert [("json" in members) for members in seen] == [read]
-    assert {"latent_npy", "masked_npy", "mask_png", "ref_jpg"} == set(seen[0]) - {"json"}
+    assert {"latent_npy", "masked_npy", "mask_json", "ref_jpg"} == set(seen[0]) - {"json"}
 
 
 @pytest.mark.parametrize(
