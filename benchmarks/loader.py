@@ -42,6 +42,7 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from benchmarks.packing import HOW_TO_INSTALL, IDENTITY, NullEncoder, by_photo, plan, planned_rows
 from benchmarks.packing_world import draw_photos, find_photos, make_world
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.crop import Rectangle
 from pbe_core.images.decode import photo_size
 from pbe_train.config import TrainSettings
 from pbe_train.data.items import Items
@@ -52,7 +53,7 @@ from pipelines.dataset.finalize import seal
 from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.plan_shards import planned_shards
 from pipelines.dataset.records import ShardFolder
-from pipelines.geometry.rectangles import Rectangle, box_in_photo
+from pipelines.geometry import box_in_photo
 from pipelines.photo_folder import photo_path
 from schemas.dataset import VaeIdentity
 

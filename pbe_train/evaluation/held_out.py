@@ -9,6 +9,7 @@ from jaxtyping import Bool, UInt8
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
+from pbe_core.images.crop import Window, paste
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
 from pbe_train.data.damage import DamagedSample
@@ -16,7 +17,6 @@ from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import posterior_mean
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader, StoredSample
-from pbe_train.editing.region import Window, paste
 from pbe_train.model.pipeline import Run, SamplingSettings
 
 

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle, Resizing, Window, is_padded
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.rle import decode_counts
 from pbe_core.sample_codec import Sample, decode_sample
 from pbe_core.words import number_of
 from pipelines.config import MaskSettings, ReferenceSettings, ViewSettings
 from pipelines.dataset.samples import Row
-from pipelines.geometry.masks import fill_box, fill_polygon
-from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned
-from pipelines.geometry.references import reference_size
-from pipelines.geometry.views import Resizing, Window, is_padded
+from pipelines.geometry import box_in_photo, fill_box, fill_polygon, reference_size, turned
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 

@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle, Window, cut_view
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.sample_codec import Sample
 from pipelines.config import SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation
-from pipelines.geometry.rectangles import Rectangle
-from pipelines.geometry.views import Window, cut_view
 from pipelines.photo_folder import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord

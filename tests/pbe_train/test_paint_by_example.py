@@ -12,8 +12,7 @@ from torch import nn
 
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample, sample
-from pbe_train.editing.paint_by_example import Preview
-from pbe_train.editing.placing import OneAtATime
+from pbe_train.editing.paint_by_example import OneAtATime, Preview
 from pbe_train.model.pipeline import Run, SamplingSettings
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks

@@ -85,7 +85,7 @@ REFUSED = {
     "a dark colour alone": (palette(MARKED, _1=(128, 0, 0)), "colours are #000000 .*, #800000 .*, and none is brighter than mid"),
     "alpha": (
         Image.fromarray(np.dstack([np.zeros((20, 30, 3), np.uint8), MARKED * 255])),
-        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\), and nobody can tell",
+        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\)",
     ),
     "floats that are too dark": (MARKED * 0.25, r"values are 0 \(91\.7%\), 0\.25 \(8\.3%\), and none is brighter"),
     "floats beyond 1": (MARKED * 7.5, r"values are floats, 0 \(91\.7%\), 7\.5 \(8\.3%\); give floats from 0 to 1"),

@@ -30,8 +30,7 @@ from pipelines.dataset.verify_dataset import Finding, check_shard, find_duplicat
 from pipelines.dataset.verify_samples import Expected, check_masks, check_reference, expected_of
 from pipelines.dataset.verify_tables import ROOT_FILES
 from pipelines.dataset.write_plan import accepted_fingerprints
-from pipelines.geometry.masks import fill_box, fill_polygon
-from pipelines.geometry.references import reference_size
+from pipelines.geometry import fill_box, fill_polygon, reference_size
 from pipelines.tar_writer import TarWriter
 from pipelines.verify import SHOWN, Verified, choose, repair, summary, told, verify_dataset
 from schemas.document import LAYOUT
