@@ -39,7 +39,7 @@ from benchmarks.machine import RESULTS, describe_versions, today
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.crop import Rectangle, Resizing, Window, cut_view, whole_photo
 from pbe_core.randomness import generator
-from pbe_train.data.fitting import fit_reference
+from pbe_train.data.references import fit_reference
 from pipelines.config import BuildSettings, MaskSettings, ReferenceSettings, SelectionSettings, SourceSettings, ViewSettings
 from pipelines.dataset.samples import draw_mask
 from pipelines.geometry import Zoom, box_in_photo, cut_reference, extend_box, reference_window, square_window

@@ -29,8 +29,8 @@ from pbe_core.images.decode import PhotoError, decode_jpeg
 from pbe_core.images.rle import decode_pixels
 from pbe_core.sample_codec import decode_array, latents_problem, mask_counts
 from pbe_core.words import noun, number_of
-from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.order import Place
+from pbe_train.data.corrupt_samples import CorruptSample, Replaced
+from pbe_train.data.order import SampleLocation
 from schemas.tables import INDEX
 
 # Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
@@ -180,16 +180,16 @@ class ShardReader:
         # A worker process that is not forked opens its own files.
         return ShardReader, (self.folder, self.split, self.open_shards, self.files)
 
-    def key(self, place: Place) -> str:
+    def key(self, place: SampleLocation) -> str:
         """The key of the sample at a place, from the index alone."""
         key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
         return key
 
-    def read(self, place: Place) -> StoredSample:
+    def read(self, place: SampleLocation) -> StoredSample:
         """Read and decode all of the sample at a place.
 
         Raises:
-            DamagedSample: the shard is missing, or the sample damaged.
+            CorruptSample: the shard is missing, or the sample damaged.
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> StoredSample:
@@ -207,7 +207,9 @@ class ShardReader:
 
         return self._read(place, READ, decode)
 
-    def read_for_training(self, place: Place, choose: Callable[[str, int], int], outlined: bool = False) -> TrainingSample:
+    def read_for_training(
+        self, place: SampleLocation, choose: Callable[[str, int], int], outlined: bool = False
+    ) -> TrainingSample:
         """Read and decode what an item needs of the sample at a place.
 
         Args:
@@ -216,7 +218,7 @@ class ShardReader:
             outlined: whether it needs the object's outline.
 
         Raises:
-            DamagedSample: the shard is missing, or the sample damaged.
+            CorruptSample: the shard is missing, or the sample damaged.
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
@@ -247,17 +249,19 @@ class ShardReader:
         pairs = [f"{name} {count}" for name, count in zip(self.shards, self.counts, strict=True)]
         return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
-    def labels(self) -> list[tuple[Place, str, str]]:
-        """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""
-        found: list[tuple[Place, str, str]] = []
+    def labels(self) -> list[tuple[SampleLocation, str, str]]:
+        """SampleLocation, key and label of every sample of the split; for evaluation, which draws from small splits."""
+        found: list[tuple[SampleLocation, str, str]] = []
         for number, name in enumerate(self.shards):
             rows = self._index_rows(name)
             pairs = zip(rows.keys.to_pylist(), rows.labels.to_pylist(), strict=True)
-            found += [(Place(number, position), key, label) for position, (key, label) in enumerate(pairs)]
+            found += [(SampleLocation(number, position), key, label) for position, (key, label) in enumerate(pairs)]
         return found
 
-    def _read(self, place: Place, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]) -> Decoded:
-        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a DamagedSample."""
+    def _read(
+        self, place: SampleLocation, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]
+    ) -> Decoded:
+        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a CorruptSample."""
         name = self.shards[place.shard]
         rows = None
         try:
@@ -265,7 +269,7 @@ class ShardReader:
             return decode(_fetch(file, rows, place.position, wanted), rows)
         except UnreadableShard as error:
             key = (rows or self._index_rows(name)).keys[place.position].as_py()
-            raise DamagedSample(str(error), Replaced(name, key, error.why)) from None
+            raise CorruptSample(str(error), Replaced(name, key, error.why)) from None
         except (ValueError, EOFError, OSError, PhotoError) as error:
             if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
                 raise
@@ -274,7 +278,7 @@ class ShardReader:
                 self._open.pop(name)[0].close()
                 return self._read(place, wanted, decode)
             key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
-            raise DamagedSample(
+            raise CorruptSample(
                 f"{self.files.where(name)}: sample {key} is damaged ({problem}); delete the shard and run the build again",
                 Replaced(name, key, problem),
             ) from error

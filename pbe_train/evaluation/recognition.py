@@ -15,7 +15,7 @@ from pbe_core.images import AnyPhoto
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
 from pbe_core.words import number_of
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct
 from pbe_train.model.pipeline import Run, SamplingSettings
@@ -42,8 +42,8 @@ class Score:
 class Question:
     """A sample with its candidates: places of eight samples of eight labels; number 0 is its own, `other` is another one's."""
 
-    place: Place
-    candidates: tuple[Place, ...]
+    place: SampleLocation
+    candidates: tuple[SampleLocation, ...]
     other: int
 
 
@@ -54,7 +54,7 @@ def draw_questions(reader: ShardReader, count: int, seed: int) -> list[Question]
         InputError: the split has fewer than eight labels.
     """
     rows = reader.labels()
-    by_label: dict[str, list[Place]] = {}
+    by_label: dict[str, list[SampleLocation]] = {}
     for place, _, label in rows:
         by_label.setdefault(label, []).append(place)
     if len(by_label) < CANDIDATES:

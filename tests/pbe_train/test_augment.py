@@ -21,10 +21,22 @@ from pbe_core.randomness import generator, name_hash
 from pbe_core.settings import REPOSITORY
 from pbe_train.config import AugmentationSettings, ModelSettings, StrongSettings
 from pbe_train.data import strong
-from pbe_train.data.augment import Drawn, apply, augment, draw_published, prepare_reference
-from pbe_train.data.fitting import PADDING, fit_reference
 from pbe_train.data.latents import normalise_reference
-from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
+from pbe_train.data.references import (
+    PADDING,
+    PHOTO,
+    POSE,
+    Drawn,
+    apply,
+    augment,
+    change,
+    draw_published,
+    erase,
+    fires,
+    fit_reference,
+    moves,
+    prepare_reference,
+)
 
 DRAWS = 2000
 
@@ -418,7 +430,7 @@ def test_the_published_preset_neither_imports_albumentations_nor_changed():
         made = prepare_reference(AugmentationSettings(), "squash", picture, None, 64, number)
         squashed = fit_reference(picture, 64, "squash")
         assert np.array_equal(made, apply(draw_published(AugmentationSettings(), 64, number), squashed))
-    code = "import sys, pbe_train.data.items; sys.exit('albumentations' in sys.modules)"
+    code = "import sys, pbe_train.data.training_dataset; sys.exit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

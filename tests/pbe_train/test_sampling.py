@@ -18,9 +18,9 @@ from pbe_core.images.crop import Window, cut, cut_mask, paste
 from pbe_train import demo, evaluate, sample
 from pbe_train.checkpoints import from_pretrained
 from pbe_train.checkpoints.from_pretrained import load_run
-from pbe_train.data.fitting import fit_reference
 from pbe_train.data.latents import normalise_reference
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
+from pbe_train.data.references import fit_reference
 from pbe_train.data.shards import ShardReader
 from pbe_train.editing import paint_by_example
 from pbe_train.editing.edit_photos import choose_window, edit
@@ -288,7 +288,7 @@ def test_two_paintings_of_a_view_count_once_in_the_interval():
 @pytest.mark.parametrize("feature", [0.0, 1.0, float("nan")])
 def test_a_tie_is_no_recognition(world: World, trained: Run, monkeypatch: pytest.MonkeyPatch, feature: float):
     """The right answer stands first, and argmax would return it."""
-    samples = recognition.read_held_out(ShardReader(world.dataset, "validation"), [Place(0, 0), Place(0, 1)], 0)
+    samples = recognition.read_held_out(ShardReader(world.dataset, "validation"), [SampleLocation(0, 0), SampleLocation(0, 1)], 0)
     monkeypatch.setattr(sampling.Run, "embed", lambda run, pictures: torch.full((len(pictures), 4), feature))
     views = [one.sample.view for one in samples]
     found = recognition.ask(trained, samples, views, torch.ones(2, 8, 4), [0, 5])

@@ -12,8 +12,8 @@ import pytest
 
 from pbe_core.errors import InputError
 from pbe_core.sample_codec import encode_array, encode_masks, latents_problem
-from pbe_train.data.damage import DamagedSample
-from pbe_train.data.order import Place
+from pbe_train.data.corrupt_samples import CorruptSample
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import READ, ShardReader
 from schemas.tables import INDEX
 from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
@@ -22,20 +22,25 @@ from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
     reader = ShardReader(world.dataset, "train", open_shards=1)
     vae = make_vae(tmp_path / "vae", 0)
-    for place, number in ((Place(1, 3), 8), (Place(3, 4), 23), (Place(0, 0), 0), (Place(1, 7), 12)):
+    for place, number in (
+        (SampleLocation(1, 3), 8),
+        (SampleLocation(3, 4), 23),
+        (SampleLocation(0, 0), 0),
+        (SampleLocation(1, 7), 12),
+    ):
         read, written = reader.read(place), make_sample(vae, "train", number)
         assert read.key == written.record.key
         assert np.array_equal(read.latent, written.latent)
         assert np.array_equal(read.masked, written.masked)
         assert np.array_equal(read.masks, written.masks)
-    assert ShardReader(world.dataset, "validation").read(Place(0, 2)).view.shape == (32, 32, 3)
+    assert ShardReader(world.dataset, "validation").read(SampleLocation(0, 2)).view.shape == (32, 32, 3)
 
 
 def test_training_reads_what_evaluation_reads(world: World):
     """Of one of the masks; and a worker that is not forked reads the same through its own files."""
     reader = ShardReader(world.dataset, "train", open_shards=1)
     copy = pickle.loads(pickle.dumps(reader))
-    for place in (Place(1, 3), Place(3, 4), Place(0, 0)):
+    for place in (SampleLocation(1, 3), SampleLocation(3, 4), SampleLocation(0, 0)):
         for kind in range(MASKS):
             whole, part = reader.read(place), copy.read_for_training(place, lambda key, masks, kind=kind: kind)
             assert part.key == whole.key
@@ -97,11 +102,11 @@ def test_what_is_read_is_checked_even_where_its_checksum_fits(world: World, tmp_
     put(folder, member, data)
     reader = ShardReader(folder, "train")
     match = rf"train-000001\.tar: sample train0008-abc_0 is damaged \(.*({problem})"
-    with pytest.raises(DamagedSample, match=match) as caught:
-        reader.read_for_training(Place(1, 3), lambda key, masks: 0)
+    with pytest.raises(CorruptSample, match=match) as caught:
+        reader.read_for_training(SampleLocation(1, 3), lambda key, masks: 0)
     assert caught.value.replaced[:2] == ("train-000001", "train0008-abc_0")
     with pytest.raises(InputError, match=match):
-        reader.read(Place(1, 3))
+        reader.read(SampleLocation(1, 3))
 
 
 def test_minus_zero_is_no_negative_deviation():
@@ -122,18 +127,18 @@ def test_one_flipped_bit_is_noticed(world: World, tmp_path, member):
     data[rows[0][member]["offset"] + rows[0][member]["length"] - 3] ^= 1
     tar.write_bytes(data)
     reader = ShardReader(folder, "train")
-    reader.read(Place(1, 2))
+    reader.read(SampleLocation(1, 2))
     with pytest.raises(
         InputError, match=rf"sample train0008-abc_0 is damaged \({member.replace('_', '.')} is not what was written"
     ):
-        reader.read(Place(1, 3))
+        reader.read(SampleLocation(1, 3))
 
 
 def test_a_missing_shard_is_named(world: World, tmp_path):
     folder = damaged_copy(world, tmp_path)
     (folder / "shards" / "train-000002.tar").unlink()
     with pytest.raises(InputError, match=r"train-000002\.tar: the shard is missing"):
-        ShardReader(folder, "train").read(Place(2, 0))
+        ShardReader(folder, "train").read(SampleLocation(2, 0))
 
 
 def test_an_index_that_does_not_fit_is_refused(world: World, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from pbe_core.images.crop import LONGEST_PADDED_SIDE, Rectangle, Window, cut_view, is_padded, resize, whole_photo
-from pbe_train.data.fitting import fit_reference
+from pbe_train.data.references import fit_reference
 from pipelines.geometry import (
     Zoom,
     bessel_curves,

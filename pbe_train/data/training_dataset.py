@@ -1,8 +1,8 @@
 """What the model trains on at (step, slot): a pure function of the settings and these two numbers, whoever computes it.
 
     order ──▶ sample ─┬─ latent ── draw ───────────▶ planes: view latent C
-                      ├─ masked, one of K ── draw ─▶         masked-view latent C
-                      ├─ its mask ── shrink ───────▶         keep map 1
+                      ├─ masked, one of K ── draw ─▶         masked-image latent C
+                      ├─ its mask ── shrink ───────▶         mask channel 1
                       │                noise ──────▶         noise C
                       └─ reference ── augment, fit ─────▶ reference
                                 timestep, drop
@@ -33,11 +33,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
-from pbe_train.data.augment import prepare_reference
 from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import draw_posterior, keep_map
 from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.references import check_geometry, prepare_reference
 from pbe_train.data.shards import ShardReader, TrainingSample
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
@@ -50,7 +49,7 @@ class Batch(NamedTuple):
     """A micro-batch, packed into few tensors."""
 
     planes: Float[Tensor, "batch planes height width"]
-    """Stacked: latent of the view (C, scaled), of the masked view (C, scaled), keep map (1), noise (C)."""
+    """Stacked: latent of the view (C, scaled), of the masked image (C, scaled), mask channel (1), noise (C)."""
     reference: UInt8[Tensor, "batch reference reference 3"]
     """The augmented reference, RGB, 0-255."""
     timestep: Int64[Tensor, " batch"]
@@ -91,7 +90,7 @@ class Items(Dataset[Loaded | InputError]):
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         """The batch of these (step, slot) pairs."""
-        planes, references = self._room(len(pairs))
+        planes, references = self._allocate(len(pairs))
         try:
             made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
         except InputError as error:
@@ -111,7 +110,7 @@ class Items(Dataset[Loaded | InputError]):
         Raises:
             InputError: its sample, and where it may be replaced so many others, cannot be read.
         """
-        planes, references = self._room(1)
+        planes, references = self._allocate(1)
         timestep, dropped, replaced = self._fill(planes[0], references[0], step, slot)
         return Item(torch.from_numpy(planes[0]), torch.from_numpy(references[0]), timestep, dropped, replaced)
 
@@ -120,7 +119,7 @@ class Items(Dataset[Loaded | InputError]):
         places = (self.order.at(step, slot, self.settings.global_batch)[1] for slot in range(self.settings.global_batch))
         return [self.reader.key(place) for place in places]
 
-    def _room(
+    def _allocate(
         self, count: int
     ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count reference reference 3"]]:
         """Arrays for so many items, to be filled."""
@@ -142,13 +141,13 @@ class Items(Dataset[Loaded | InputError]):
 
         vae = self.reader.info.vae
         channels = vae.latent_channels
-        latent, masked, keep, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
+        latent, masked, mask_channel, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
         draws = torch.Generator().manual_seed(noise_seed(seed, step * settings.global_batch + slot))
         for drawn in (latent, masked, noise):
             torch.from_numpy(drawn).normal_(generator=draws)
         draw_posterior(sample.latent, latent, vae.scaling_factor)
         draw_posterior(sample.masked, masked, vae.scaling_factor)
-        keep[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
+        mask_channel[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
@@ -256,7 +255,7 @@ class Batches(Iterator[Batch]):
         self._replaced += loaded.replaced
         return loaded.batch
 
-    def owed(self) -> str:
+    def describe_next(self) -> str:
         """Which process makes the next micro-batch, and of which samples, in words."""
         sampler, taken, workers = self.sampler, self._taken, self.items.settings.loader.workers
         if taken >= len(sampler):
@@ -368,3 +367,33 @@ def _end_with_parent() -> None:
     if asked_by:
         asked_by.join()
         os._exit(1)
+
+
+class OnDevice(Iterator[Batch]):
+    """The batches of an iterator, on the device; on a GPU the next one is copied on a stream of its own while a step computes."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self.batches = batches
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._next: Batch | None = None
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if not self._stream:
+            return Batch(*(tensor.to(self.device) for tensor in next(self.batches)))
+        batch = self._next or self._copied()
+        if batch is None:
+            raise StopIteration
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        for tensor in batch:  # Its memory must not be given away while the step still reads it.
+            tensor.record_stream(torch.cuda.current_stream(self.device))
+        self._next = self._copied()
+        return batch
+
+    def _copied(self) -> Batch | None:
+        host = next(self.batches, None)
+        if host is None:
+            return None
+        with torch.cuda.stream(self._stream):
+            return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host))

@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what is told of them, and how many a run puts up with (`loader.on_damage`)."""
+"""Corrupt samples: the error that names one, and how many a run replaces before it stops (`loader.on_corrupt`)."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 
-# Of so many samples an error tells the keys; the others were printed when they were met.
+# Keys in the error; the others were printed before.
 NAMED = 10
 
 
@@ -34,12 +34,12 @@ class DamagedSample(InputError):
 
 
 class DamageBook:
-    """The damaged samples that a run has met, each counted once however many epochs meet it.
+    """The corrupt samples that a run has read, each counted once however many epochs read it.
 
-    A resumed run begins a new book: what is still damaged is met, and told, again.
+    A resumed run counts anew.
 
     Args:
-        most: samples that may be damaged before the run stops.
+        most: corrupt samples that are allowed.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,13 +47,13 @@ class DamageBook:
         self.seen: dict[tuple[str, str], str] = {}
 
     def add(self, found: Iterable[Sequence[str]]) -> list[str]:
-        """Write down what was replaced; one line for each sample that is new here.
+        """Count what was replaced; one line for each sample that is new.
 
         Args:
             found: (shard, key, why) of each, of all ranks, in any order.
 
         Raises:
-            InputError: there are more now than `most`; it names the first of them and counts each shard's.
+            InputError: there are more than `most`; names the first of them and counts each shard's.
         """
         lines = []
         for shard, key, why in found:
