@@ -21,8 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
-from pbe_core.images.containers import codestream_parts, icon_picture, lean_png, png_profile
-from pbe_core.images.jpeg_end import lacks_end_mark, with_end_mark
+from pbe_core.images.containers import codestream_parts, icon_picture, lacks_end_mark, lean_png, png_profile, with_end_mark
 from pbe_core.images.kinds import AVIF, HEAD_BYTES, ICO, JPEG, JPEG_2000, PNG, TIFF, WEBP, Kind, accepted_names, kind_of
 
 # Limits are ours and checked from the header; Pillow's own would warn first and raise only at twice the number.

@@ -30,7 +30,7 @@ from pbe_train.data.latents import to_mask_channel
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.references import PADDING, fit_reference
 from pbe_train.data.shards import ShardReader, decode_outline
-from pbe_train.data.training_dataset import Batch, SlotSampler, TrainingDataset, load_batches, noise_seed
+from pbe_train.data.training_dataset import Batch, TrainingDataset, load_batches, noise_seed
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.validation import Validation
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
@@ -139,7 +139,7 @@ def test_an_outline_that_is_not_the_references_is_damage(record, problem):
 def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """In training, under each preset, and in the fixed samples of the validation loss."""
     wide = np.full((10, 20, 3), 255, np.uint8)
-    monkeypatch.setattr(shards_module, "decode_reference", lambda data: wide)
+    monkeypatch.setattr(shards_module, "decode_jpeg", lambda data: wide)
     still = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields]
     for options in (["--augmentation.preset=none"], ["--augmentation.preset=strong", *still]):
         padded = items_of(world, tmp_path, "--model.reference_geometry=pad", *options)
@@ -188,11 +188,6 @@ def test_a_mask_shrinks_in_the_way_that_was_named():
     assert to_mask_channel(mask, 2, "nearest").flatten().tolist() == [0, 1, 1, 1]
 
 
-def test_the_sampler_counts_what_it_yields():
-    sampler = SlotSampler(3, 7, [[0, 1], [2, 3]])
-    assert len(list(sampler)) == len(sampler) == 8
-
-
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("cells", [4, 8, 16, 32, 5])
 def test_a_mask_shrinks_as_torch_shrinks_it(cells, mode):
@@ -202,14 +197,6 @@ def test_a_mask_shrinks_as_torch_shrinks_it(cells, mode):
         torch.from_numpy(~masks)[:, None].float(), (cells, cells), mode=mode, align_corners=align
     )
     assert torch.equal(to_mask_channel(masks, cells, mode), expected)
-
-
-def test_a_batch_is_its_items(world: World, tmp_path):
-    items = items_of(world, tmp_path)
-    batch = items[[(3, 1), (0, 2)]].batch
-    for place, (step, slot) in enumerate([(3, 1), (0, 2)]):
-        for field in Batch._fields:
-            assert torch.equal(getattr(batch, field)[place], torch.as_tensor(getattr(items.make(step, slot), field))), field
 
 
 @pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (3, "fork"), (3, "spawn"), (1, "forkserver")])
