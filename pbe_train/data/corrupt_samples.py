@@ -21,7 +21,7 @@ class Replaced(NamedTuple):
     """What is wrong with it."""
 
 
-class DamagedSample(InputError):
+class CorruptSample(InputError):
     """One sample, or the whole shard that it lies in, cannot be read. Anything else that is wrong is another `InputError`."""
 
     def __init__(self, message: str, replaced: Replaced) -> None:
@@ -29,11 +29,11 @@ class DamagedSample(InputError):
         self.message = message
         self.replaced = replaced
 
-    def __reduce__(self) -> tuple[type["DamagedSample"], tuple[str, Replaced]]:
-        return DamagedSample, (self.message, self.replaced)
+    def __reduce__(self) -> tuple[type["CorruptSample"], tuple[str, Replaced]]:
+        return CorruptSample, (self.message, self.replaced)
 
 
-class DamageBook:
+class CorruptSamples:
     """The corrupt samples that a run has read, each counted once however many epochs read it.
 
     A resumed run counts anew.
@@ -73,6 +73,6 @@ class DamageBook:
         more = f"; and {len(self.seen) - NAMED} more" if len(self.seen) > NAMED else ""
         return (
             f"{number_of(len(self.seen), 'sample')} {'is' if len(self.seen) == 1 else 'are'} damaged, "
-            f"more than loader.most_replaced {self.most}, in {shards}: {named}{more}. "
+            f"more than loader.max_corrupt_samples {self.most}, in {shards}: {named}{more}. "
             "Delete these shards and run the build again, or raise the limit"
         )

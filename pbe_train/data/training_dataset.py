@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
-from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.latents import draw_posterior, keep_map
-from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.corrupt_samples import CorruptSample, Replaced
+from pbe_train.data.latents import draw_posterior, to_mask_channel
+from pbe_train.data.order import SampleLocation, SampleOrder, choose_mask, rank_slots
 from pbe_train.data.references import check_geometry, prepare_reference
 from pbe_train.data.shards import ShardReader, TrainingSample
 
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a worker hands over: a batch, and which samples gave their slots to others (`loader.on_damage: replace`)."""
+    """What a worker hands over: a batch, and which samples gave their slots to others (`loader.on_corrupt: replace`)."""
 
     batch: Batch
     replaced: Sequence[Replaced]
@@ -147,7 +147,7 @@ class Items(Dataset[Loaded | InputError]):
             torch.from_numpy(drawn).normal_(generator=draws)
         draw_posterior(sample.latent, latent, vae.scaling_factor)
         draw_posterior(sample.masked, masked, vae.scaling_factor)
-        mask_channel[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
+        mask_channel[:] = to_mask_channel(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
@@ -158,16 +158,16 @@ class Items(Dataset[Loaded | InputError]):
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
         return timestep, dropped, replaced
 
-    def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:
+    def _read(self, step: int, slot: int, epoch: int, place: SampleLocation) -> tuple[TrainingSample, list[Replaced]]:
         """The sample of a slot, or the one that takes its place, and what could not be read before."""
         replaced: list[Replaced] = []
         choose = partial(choose_mask, self.settings.seed, epoch)
         while True:
             try:
                 return self.reader.read_for_training(place, choose, self.settings.augmentation.needs_outlines), replaced
-            except DamagedSample as error:
-                if self.settings.loader.on_damage == "stop":
-                    raise InputError(f"{error}, or train without it: --loader.on_damage replace") from None
+            except CorruptSample as error:
+                if self.settings.loader.on_corrupt == "stop":
+                    raise InputError(f"{error}, or train without it: --loader.on_corrupt replace") from None
                 if len(replaced) == ATTEMPTS:
                     raise InputError(
                         f"{error}; {ATTEMPTS} samples that were to replace one another are all damaged, so most of the dataset "
@@ -369,7 +369,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class OnDevice(Iterator[Batch]):
+class DevicePrefetcher(Iterator[Batch]):
     """The batches of an iterator, on the device; on a GPU the next one is copied on a stream of its own while a step computes."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
