@@ -75,7 +75,7 @@ class Item(NamedTuple):
     replaced: Sequence[Replaced]
 
 
-class Items(Dataset[Loaded | InputError]):
+class TrainingDataset(Dataset[Loaded | InputError]):
     """Maps a list of (step, slot) to the batch of their items.
 
     Bad input is returned, not raised: a DataLoader would wrap what a worker raises into a page of traceback.
@@ -231,7 +231,7 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
 class Batches(Iterator[Batch]):
     """One rank's micro-batches. Workers are started when the first one is asked for."""
 
-    def __init__(self, items: Items, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
+    def __init__(self, items: TrainingDataset, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
         self.items = items
         self.sampler = sampler
         self.start_method = start_method
@@ -310,7 +310,7 @@ class Batches(Iterator[Batch]):
         return loaded
 
 
-def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
+def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Args:
