@@ -64,7 +64,7 @@ for sample in webdataset.WebDataset(shards, shardshuffle=False):
     record = json.loads(sample["json"])  # label, box, window, author, licence, ...
     mean, deviation = np.split(np.load(io.BytesIO(sample["latent.npy"])), 2)  # [{channels}, {cells}, {cells}] each, float16
     masked = np.load(io.BytesIO(sample["masked.npy"]))  # [{masks}, {both}, {cells}, {cells}]: the same under each mask
-    masks = pycocotools.mask.decode(json.loads(sample["mask.json"]))  # [{size}, {size}, {masks}]; 1: repaint
+    masks = pycocotools.mask.decode(json.loads(sample["mask.json"])).transpose(2, 0, 1)  # [{masks}, {size}, {size}]; 1: repaint
     reference = Image.open(io.BytesIO(sample["ref.jpg"]))
     latent = (mean + deviation * np.random.standard_normal(mean.shape)) * {scale}  # what a diffusion model sees
     print(sample["__key__"], record["label_name"], latent.shape, reference.size)
@@ -91,7 +91,7 @@ from datasets import load_dataset
 
 for sample in load_dataset("DATASET", split="{split}", streaming=True):
     latent = np.asarray(sample["latent.npy"], np.float16)  # [{both}, {cells}, {cells}], as above
-    masks = pycocotools.mask.decode(sample["mask.json"])
+    masks = pycocotools.mask.decode(sample["mask.json"]).transpose(2, 0, 1)
     print(sample["json"]["label_name"], sample["json"]["licence"], latent.shape, masks.shape, sample["ref.jpg"].size)
     break
 ```
