@@ -219,7 +219,7 @@ def _reference_pixels(settings: BuildSettings) -> float:
             )
             for axis, length in zip("xy", photo, strict=True)
         ]
-        # As geometry/references.py does it, for columns.
+        # As pipelines/geometry.py does it, for columns.
         scale = np.minimum(1, settings.references.side / np.minimum(*sides))
         scale = np.minimum(scale, settings.references.max_side / np.maximum(*sides))
         total += float((sides[0] * sides[1] * scale**2).sum())
