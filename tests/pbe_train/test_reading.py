@@ -110,31 +110,6 @@ def test_a_photo_that_is_given_as_a_mask():
         read_mask(noise, "mask")
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICO"])
-def test_photos_of_all_formats_are_edited(kind, tmp_path):
-    """Photo, mask and reference go through the one decoder."""
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[20:40, 20:40] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels[:32] //= 2
-    options = {"AVIF": {"quality": 100, "exif": exif}, "JPEG2000": {}, "ICO": {"sizes": [(64, 64)]}}[kind]
-    path = tmp_path / "photo"
-    Image.fromarray(pixels).save(path, kind, **options)
-    seen = np.rot90(pixels, -1) if kind == "AVIF" else pixels
-    assert np.abs(read_photo(path).astype(int) - seen).max() <= 3
-    assert np.array_equal(read_mask(path), seen[..., 0] > 127)
-    assert with_profile(read_photo(path), path).size == (64, 64)
-
-
-def test_a_jpeg_without_an_end_mark_can_be_edited(tmp_path):
-    path = tmp_path / "photo.jpg"
-    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
-    whole = read_photo(path)
-    path.write_bytes(path.read_bytes()[:-2])
-    assert np.array_equal(read_photo(path), whole)
-
-
 def test_a_long_colour_profile_goes_with_the_result(tmp_path: Path):
     """Pillow reads profiles of PNGs up to 1 MB."""
     path, profile = tmp_path / "photo.png", bytes(2**21)
