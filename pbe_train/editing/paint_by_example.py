@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from pbe_core.errors import InputError
-from pbe_core.images import AnyPhoto
+from pbe_core.images import AnyMask, AnyPhoto
 from pbe_train.checkpoints.from_pretrained import load_model
 from pbe_train.editing.edit_photos import edit
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
@@ -127,22 +127,11 @@ class PaintByExample:
                 raise InputError(f"{name} {count}: must be 1 or more")
         check_size(self.run, size)
         check_guidance(self.run, guidance)
-        photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
-        regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
-        for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
-            check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
-        shown = [
-            [read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)
-        ]
+        photos, regions, shown = _read(images, masks, references, one)
         how = SamplingSettings(guidance, steps, scheduler)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
             part = slice(first, first + batch_size)
-
-            def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
-                assert callback
-                callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
-
             painted = edit(
                 self.run,
                 photos[part],
@@ -152,10 +141,31 @@ class PaintByExample:
                 how,
                 size=size,
                 blend=blend,
-                watch=watch if callback else None,
+                watch=_watched(callback, first) if callback else None,
             )
             edited += [with_profile(photo, given) for photo, given in zip(painted, images[part], strict=True)]
         return edited[0] if one else edited
+
+
+def _read(
+    images: list[Picture], masks: list[Picture], references: list[list[Picture]], one: bool
+) -> tuple[list[AnyPhoto], list[AnyMask], list[list[AnyPhoto]]]:
+    """Photos, masks and references as arrays, each decoded once. Raises InputError for what is unreadable or does not fit."""
+    photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
+    regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
+    for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
+        check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
+    shown = [[read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)]
+    return photos, regions, shown
+
+
+def _watched(callback: Callable[[Preview], object], first: int) -> Callable[[int, int, Callable[[], list[AnyPhoto]]], None]:
+    """`edit`'s watch of the edits that begin with number `first`, for a callback of previews."""
+
+    def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]]) -> None:
+        callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
+
+    return watch
 
 
 def _listed(
