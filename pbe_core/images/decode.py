@@ -115,9 +115,9 @@ def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     """What `decode_photo` makes of a JPEG that `pbe_core.sample_codec.jpeg_bytes` wrote; OpenCV takes two thirds of its time.
 
     Raises:
-        PhotoError: as `decode_photo`; no other format is read.
+        PhotoError: by the header, as `decode_photo`; no other format is read.
     """
-    _, kind = _open_whole(data, MAX_PIXELS, "refuse")
+    _, kind = _open(io.BytesIO(data), MAX_PIXELS, header_only=True)
     options = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(data, np.uint8), options) if kind == JPEG else None
     if pixels is None:

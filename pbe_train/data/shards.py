@@ -27,7 +27,7 @@ from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError, decode_jpeg
 from pbe_core.images.rle import decode_pixels
-from pbe_core.sample_codec import decode_array, latents_problem, mask_counts
+from pbe_core.sample_codec import latents_problem, mask_counts, view_array
 from pbe_core.words import noun, number_of
 from pbe_train.data.corrupt_samples import CorruptSample, Replaced
 from pbe_train.data.order import SampleLocation
@@ -198,8 +198,8 @@ class ShardReader:
                 key=rows.keys[place.position].as_py(),
                 label=rows.labels[place.position].as_py(),
                 label_name=rows.label_names[place.position].as_py(),
-                latent=self._latents(members["latent_npy"]),
-                masked=self._latents(members["masked_npy"], count),
+                latent=self._latents(members["latent_npy"]).copy(),
+                masked=self._latents(members["masked_npy"], count).copy(),
                 masks=np.stack(self._masks(members["mask_json"], range(count))),
                 reference=decode_jpeg(members["ref_jpg"]),
                 view=decode_jpeg(members["view_jpg"]) if "view_jpg" in members else None,
@@ -242,7 +242,8 @@ class ShardReader:
         (mask,) = self._masks(members["mask_json"], [kind])
         reference = decode_jpeg(members["ref_jpg"])
         outline = decode_outline(members["json"], *reference.shape[:2]) if outlined else None
-        return TrainingSample(key, latent, masked, mask, reference, outline)
+        # Copies, because PyTorch wants to be able to write what it reads.
+        return TrainingSample(key, latent.copy(), masked.copy(), mask, reference, outline)
 
     def samples_hash(self) -> str:
         """A hash of the split's shards and how many samples each has: what the order of samples depends on."""
@@ -284,11 +285,11 @@ class ShardReader:
             ) from error
 
     def _latents(self, data: bytes, *count: int) -> Float16[np.ndarray, "*count two_channels height width"]:
-        """The posteriors in a member. Raises ValueError where they do not fit `dataset.json`, or are none."""
+        """The posteriors in a member, read-only. Raises ValueError where they do not fit `dataset.json`, or are none."""
         vae = self.info.vae
         side = self.info.view_size // vae.downsampling
         shape = (*count, 2 * vae.latent_channels, side, side)
-        latents = decode_array(data)
+        latents = view_array(data)
         if latents.dtype != np.float16 or latents.shape != shape:
             raise ValueError(f"an array is {latents.dtype} {list(latents.shape)}, dataset.json says float16 {list(shape)}")
         if problem := latents_problem(latents):
