@@ -3,6 +3,7 @@
 Decoding goes by an allow-list of members. Nothing that is loaded can run code: arrays are `.npy` without pickle.
 """
 
+import functools
 import io
 import json
 import math
@@ -21,6 +22,8 @@ from pbe_core.images.rle import decode_pixels
 from pbe_core.words import number_of
 from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord
 
+# What `np.save` writes before the numbers of an array of a few axes.
+_HEADER_BYTES = 128
 # In float16 the exponent of infinities and NaN is all ones; the sign bit alone is -0.
 _EXPONENT, _SIGN = np.uint16(0x7C00), np.uint16(0x8000)
 
@@ -43,12 +46,21 @@ def decode_array(data: bytes) -> np.ndarray:
 
 def view_array(data: bytes) -> np.ndarray:
     """As `decode_array`, without a copy: a read-only array over `data`."""
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(stream)
-    values = np.frombuffer(data, dtype, math.prod(shape), stream.tell())
+    shape, by_columns, dtype = _array_header(data[:_HEADER_BYTES])
+    values = np.frombuffer(data, dtype, math.prod(shape), _HEADER_BYTES)
     return values.reshape(shape, order="F" if by_columns else "C")
+
+
+@functools.lru_cache(maxsize=64)
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first axis runs fastest, and type. Kept, as a dataset has few, and numpy parses one as Python."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of another version of .npy than 1.0")
+    found = np.lib.format.read_array_header_1_0(stream)
+    if stream.tell() != _HEADER_BYTES:
+        raise ValueError(f"a header of {stream.tell()} bytes, not {_HEADER_BYTES}")
+    return found
 
 
 def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:

@@ -1,6 +1,7 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -331,6 +332,7 @@ def test_whatever_fails_on_the_way_no_worker_is_left(world: World, tmp_path, mon
 
 def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):
     """24 epochs over four shards of which it keeps two open; one more descriptor an epoch would be 12 in the second half."""
+    gc.collect()  # A forked worker has what readers of other tests left open.
     items = items_of(world, tmp_path, "--steps=144", "--loader.workers=1", "--loader.window=1")
     items.reader.open_shards = 2
     batches = load_batches(items, 0, 1, 0)
