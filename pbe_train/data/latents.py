@@ -30,8 +30,9 @@ def to_mask_channel(
         if mode == "nearest":
             shrunk = masks[:, ::step, ::step].astype(np.float32)
         else:
-            rows = masks[:, middle - 1 :: step].astype(np.uint8) + masks[:, middle::step]
-            shrunk = (rows[:, :, middle - 1 :: step] + rows[:, :, middle::step]) * np.float32(0.25)
+            # Columns first: they lie adjacent in masks that were decoded from RLE.
+            columns = masks[:, :, middle - 1 :: step].astype(np.uint8) + masks[:, :, middle::step]
+            shrunk = (columns[:, middle - 1 :: step] + columns[:, middle::step]) * np.float32(0.25)
         return torch.from_numpy(1 - shrunk[:, None])
     inverted = torch.from_numpy(~masks)[:, None].float()
     return interpolate(inverted, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
