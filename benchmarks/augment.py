@@ -34,7 +34,7 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from benchmarks.published_recipe import REFERENCE, published_augmentation
 from pbe_core.errors import InputError, run_program
 from pbe_train.config import AugmentationSettings
-from pbe_train.data.augment import prepare_reference
+from pbe_train.data.references import prepare_reference
 
 SAMPLES, TURNS = 400, 7
 # Height and width, px, of stored references: the shorter side at 224 px or less, the longer at 448 at most.

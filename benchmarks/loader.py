@@ -1,6 +1,6 @@
 """How fast samples reach the model on one core: from our shards, the published way from photos, and streamed by webdataset.
 
-    ours        Items.make: random access into the shards, decoding, posterior draws, noise, mask, the whole augmentation
+    ours        TrainingDataset.make: random access, decoding, posterior draws, noise, mask, the whole augmentation
     published   the same boxes from their photos' JPEGs, and the published chain of augmentation (published_recipe.py)
     streamed    the same shards as a stream through `webdataset`, with the same decoding, draws and augmentation as ours
 
@@ -42,17 +42,18 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from benchmarks.packing import HOW_TO_INSTALL, IDENTITY, NullEncoder, by_photo, plan, planned_rows
 from benchmarks.packing_world import draw_photos, find_photos, make_world
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.crop import Rectangle
 from pbe_core.images.decode import photo_size
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Items
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader, TrainingSample
+from pbe_train.data.training_dataset import TrainingDataset
 from pipelines.config import BuildSettings
 from pipelines.dataset.finalize import seal
 from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.plan_shards import planned_shards
 from pipelines.dataset.records import ShardFolder
-from pipelines.geometry.rectangles import Rectangle, box_in_photo
+from pipelines.geometry import box_in_photo
 from pipelines.photo_folder import photo_path
 from schemas.dataset import VaeIdentity
 
@@ -115,7 +116,7 @@ def train_settings(dataset: Path) -> TrainSettings:
     return TrainSettings(dataset=dataset, model={"encoder": "none", "vae": "none"})
 
 
-def make_ours(items: Items, samples: int) -> Callable[[], None]:
+def make_ours(items: TrainingDataset, samples: int) -> Callable[[], None]:
     """Each call makes the next `samples` items, as a worker process does."""
     steps = iter(range(1_000_000))
 
@@ -137,7 +138,9 @@ class FromMembers:
         self.counts = reader.counts
         self.members: Mapping[str, bytes] = {}
 
-    def read_for_training(self, place: Place, choose: Callable[[str, int], int], outlined: bool = False) -> TrainingSample:
+    def read_for_training(
+        self, place: SampleLocation, choose: Callable[[str, int], int], outlined: bool = False
+    ) -> TrainingSample:
         """Decode what was streamed, with the reader's own decoders."""
         members = {name.replace(".", "_"): data for name, data in self.members.items() if isinstance(data, bytes)}
         return self.reader.decode_for_training(members, str(self.members["__key__"]), choose, outlined)
@@ -146,7 +149,7 @@ class FromMembers:
 def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[[], None]:
     """Each call makes the next `samples` items of a stream of all shards, over and over."""
     source = FromMembers(reader)
-    items = Items(train_settings(dataset), source, REFERENCE)  # type: ignore[arg-type]
+    items = TrainingDataset(train_settings(dataset), source, REFERENCE)  # type: ignore[arg-type]
     urls = [str(dataset / "shards" / f"{name}.tar") for name in reader.shards]
 
     def stream() -> Iterator[Mapping[str, bytes]]:
@@ -207,7 +210,7 @@ def measure(folder: Path, files: Sequence[Path], samples: int) -> tuple[list[Mea
     shard_samples, at_once = min(SHARD_SAMPLES, samples // 2), min(AT_ONCE, samples)
     settings = build(folder, files, samples, shard_samples)
     reader = ShardReader(settings.out, "train")
-    items = Items(train_settings(settings.out), reader, REFERENCE)
+    items = TrainingDataset(train_settings(settings.out), reader, REFERENCE)
     counts = {OURS: at_once, STREAMED: at_once}
     ways = {OURS: make_ours(items, at_once), STREAMED: make_streamed(settings.out, reader, at_once)}
     if published_recipe.is_installed():

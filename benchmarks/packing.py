@@ -50,6 +50,7 @@ from benchmarks.machine import RESULTS, describe_machine, describe_versions, tod
 from benchmarks.memory import high_water_mb, run_watched
 from benchmarks.packing_world import HEIGHT, OBJECTS_PER_PHOTO, WIDTH, draw_photos, find_photos, make_world
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.crop import whole_photo
 from pbe_core.images.decode import photo_size
 from pbe_core.randomness import generator
 from pbe_core.settings import load_settings, preset
@@ -59,9 +60,7 @@ from pipelines.dataset.packing_actors import pack_on_ray
 from pipelines.dataset.plan_shards import planned_shards
 from pipelines.dataset.samples import Failure, Row, draw_mask, prepare_photo
 from pipelines.dataset.write_plan import freeze_tables
-from pipelines.geometry.masks import extend_box
-from pipelines.geometry.rectangles import box_in_photo, whole_photo
-from pipelines.geometry.views import square_window
+from pipelines.geometry import box_in_photo, extend_box, square_window
 from pipelines.photo_folder import photo_path
 
 PARTS = ("preparation", "masks", "pack", "workers", "memory")

@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch.nn.functional import interpolate
 
-from pipelines.geometry.rectangles import Rectangle
+from pbe_core.images.crop import Rectangle
 
 VIEW, REFERENCE = 512, 224
 PADDING = 10

@@ -44,7 +44,7 @@ def measure(datasets: list[Path]) -> dict[str, float]:
             total["json"] += len(members["json"]) - polygons
             total["polygons"] += polygons
             total["masks"] += len(record["mask_kinds"])
-            total["mask"] += len(members["mask.png"])
+            total["mask"] += len(members["mask.json"])
             total["sides"] += len(record["mask_kinds"]) * info.view_size
             total["reference"] += len(members["ref.jpg"])
             total["reference_pixels"] += height * width

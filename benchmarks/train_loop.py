@@ -47,8 +47,8 @@ from pbe_core.vae import weights_sha256
 from pbe_train.checkpoints.init_from_pretrained import start_model
 from pbe_train.checkpoints.networks import load_dataset_vae
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Batch, Items
 from pbe_train.data.shards import ShardReader
+from pbe_train.data.training_dataset import Batch, TrainingDataset
 from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.preparing import prepare
 from pbe_train.model.schedulers import training_schedule
@@ -173,7 +173,7 @@ def loop_turn(settings: TrainSettings, ranks: Ranks, first: int) -> Turn:
     return Turn(statistics.fmean(seconds), cpu, waiting)
 
 
-def batches_of(items: Items, first: int, steps: int) -> list[Batch]:
+def batches_of(items: TrainingDataset, first: int, steps: int) -> list[Batch]:
     """The batches of so many steps, in memory. Raises InputError where they cannot be made."""
     found = []
     for step in range(first, first + steps):
@@ -209,7 +209,7 @@ def measure(
     pbe_train.train.Progress = Clocked  # type: ignore[misc]
     reader = ShardReader(dataset, settings.split)
     bare = Bare(settings, ranks, reader)
-    items = Items(settings, reader, bare.model.conditioner.model.config.image_size)
+    items = TrainingDataset(settings, reader, bare.model.conditioner.model.config.image_size)
 
     def run_loop(first: int) -> Turn:
         return loop_turn(settings_of(dataset, folder / "run", first + steps, line, options), ranks, first)

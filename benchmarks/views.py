@@ -37,14 +37,12 @@ from scipy.stats import ks_2samp
 from benchmarks import published_recipe
 from benchmarks.machine import RESULTS, describe_versions, today
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.crop import Rectangle, Resizing, Window, cut_view, whole_photo
 from pbe_core.randomness import generator
-from pbe_train.data.fitting import fit_reference
+from pbe_train.data.references import fit_reference
 from pipelines.config import BuildSettings, MaskSettings, ReferenceSettings, SelectionSettings, SourceSettings, ViewSettings
 from pipelines.dataset.samples import draw_mask
-from pipelines.geometry.masks import extend_box
-from pipelines.geometry.rectangles import Rectangle, box_in_photo, whole_photo
-from pipelines.geometry.references import cut_reference, reference_window
-from pipelines.geometry.views import Resizing, Window, Zoom, cut_view, square_window
+from pipelines.geometry import Zoom, box_in_photo, cut_reference, extend_box, reference_window, square_window
 from pipelines.photo_folder import read_photo
 from pipelines.selection.objects import select_objects
 

@@ -1,10 +1,12 @@
 """A sample as bytes: encoding, decoding, validation.
 
-Decoding goes by an allow-list of fields, and nothing that is loaded can run code: arrays are `.npy` without pickle.
+Decoding goes by an allow-list of members. Nothing that is loaded can run code: arrays are `.npy` without pickle.
 """
 
+import functools
 import io
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -14,11 +16,18 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float16, UInt8
+from pycocotools import mask as coco_mask
 
 from pbe_core.errors import InputError
+from pbe_core.images.decode import MAX_PIXELS
+from pbe_core.images.rle import decode_pixels
 from pbe_core.words import number_of
 from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord
 
+# What `np.save` writes before the numbers of an array of a few axes.
+_HEADER_BYTES = 128
+# In float16 the exponent of infinities and NaN is all ones; the sign bit alone is -0.
+_EXPONENT, _SIGN = np.uint16(0x7C00), np.uint16(0x8000)
 # NumPy parses headers as Python source. Before 3.11.8, Python's parser counts its depth for all threads together, and a sound
 # array raises a SystemError now and then where two threads parse at once (CPython gh-106905).
 _parsing = threading.Lock()
@@ -44,37 +53,66 @@ def decode_array(data: bytes) -> np.ndarray:
     """The array in the bytes of a `.npy` file; object arrays (pickles) are refused.
 
     Raises:
-        ValueError: the bytes are no `.npy` file, or hold Python objects.
+        ValueError: the bytes are no `.npy` file, fewer than its header says, or hold Python objects.
     """
+    return view_array(data).copy()
+
+
+def view_array(data: bytes) -> np.ndarray:
+    """As `decode_array`, without a copy: a read-only array over `data`."""
+    shape, by_columns, dtype = _array_header(data[:_HEADER_BYTES])
+    values = np.frombuffer(data, dtype, math.prod(shape), _HEADER_BYTES)
+    return values.reshape(shape, order="F" if by_columns else "C")
+
+
+@functools.lru_cache(maxsize=64)
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether the first axis runs fastest, and type. Kept, as a dataset has few, and numpy parses one as Python."""
+    stream = io.BytesIO(header)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("an array of another version of .npy than 1.0")
     with _parsing:
-        array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
+        found = np.lib.format.read_array_header_1_0(stream)
+    if stream.tell() != _HEADER_BYTES:
+        raise ValueError(f"a header of {stream.tell()} bytes, not {_HEADER_BYTES}")
+    return found
 
 
 def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:
-    """K masks as one 1-bit PNG, stacked top to bottom."""
-    count, height, width = masks.shape
-    stacked = masks.reshape(count * height, width).astype(np.uint8) * 255
-    done, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_BILEVEL, 1, cv2.IMWRITE_PNG_COMPRESSION, 6])
-    if not done:
-        raise RuntimeError(f"OpenCV could not write a PNG of {width}x{count * height} px")
-    return data.tobytes()
+    """K masks as a JSON list of COCO's compressed RLEs: what `json.loads` and `pycocotools.mask.decode` read."""
+    encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
+    return json.dumps(
+        [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in encoded], separators=(",", ":")
+    ).encode()
 
 
 def decode_masks(data: bytes) -> Bool[np.ndarray, "masks size size"]:
-    """The K masks in the bytes of `mask.png`; True = editable region.
+    """The K masks in the bytes of `mask.json`; True = repaint.
 
     Raises:
-        ValueError: not a PNG, or its height is no multiple of its width.
+        ValueError: no such JSON, no square masks of one size, or runs that do not fill them.
     """
-    stacked = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if stacked is None:
-        raise ValueError("not a PNG")
-    height, width = stacked.shape
-    if height % width:
-        raise ValueError(f"a stack of square masks has a height that is a multiple of its width, this one is {width}x{height}")
-    masks: np.ndarray = stacked.reshape(height // width, width, width) > 127
-    return masks
+    counts, size = mask_counts(data)
+    return np.stack([decode_pixels(each, size, size) for each in counts])
+
+
+def mask_counts(data: bytes) -> tuple[list[str], int]:
+    """The RLE text of each mask in the bytes of `mask.json`, and the side of the masks in px.
+
+    Raises:
+        ValueError: no such JSON, or no square masks of one size.
+    """
+    try:
+        masks = json.loads(data)
+        size = masks[0]["size"][0]
+        counts = [mask["counts"] for mask in masks if mask["size"] == [size, size]]
+    except (IndexError, KeyError, TypeError):
+        raise ValueError("no list of COCO's RLEs") from None
+    if len(counts) != len(masks) or type(size) is not int or not all(isinstance(each, str) for each in counts):
+        raise ValueError("no RLEs of square masks of one size")
+    if size * size > MAX_PIXELS:
+        raise ValueError(f"masks of {size}x{size} px, more than {MAX_PIXELS:,}")
+    return counts, size
 
 
 @dataclass(frozen=True)
@@ -89,12 +127,12 @@ class Sample:
     view: bytes | None
 
 
-def encode_sample(sample: Sample, mask_png: bytes | None = None) -> dict[str, bytes]:
-    """Members of a sample, name -> bytes, in the order in which they stand in the tar; `mask_png` where it is made already."""
+def encode_sample(sample: Sample) -> dict[str, bytes]:
+    """Members of a sample, name -> bytes, in the order in which they stand in the tar."""
     members = {
         "json": json.dumps(sample.record.model_dump(mode="json"), ensure_ascii=True, separators=(",", ":")).encode(),
         "latent.npy": encode_array(sample.latent),
-        "mask.png": encode_masks(sample.masks) if mask_png is None else mask_png,
+        "mask.json": encode_masks(sample.masks),
         "masked.npy": encode_array(sample.masked),
         "ref.jpg": sample.reference,
     }
@@ -122,7 +160,7 @@ def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
         "json": SampleRecord.model_validate_json,
         "latent.npy": decode_array,
         "masked.npy": decode_array,
-        "mask.png": decode_masks,
+        "mask.json": decode_masks,
     }
     for name, decode in decoders.items():
         try:
@@ -131,7 +169,7 @@ def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
             raise InputError(
                 f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again"
             ) from error
-    record, latent, masked, masks = (decoded[name] for name in ("json", "latent.npy", "masked.npy", "mask.png"))
+    record, latent, masked, masks = (decoded[name] for name in ("json", "latent.npy", "masked.npy", "mask.json"))
     problem = find_problem(record, latent, masked, masks)
     if problem:
         raise InputError(f"{where}: {problem}; build the shard again")
@@ -147,13 +185,21 @@ def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, m
         return f"masked.npy is {masked.dtype} {list(masked.shape)}, expected float16 {[kinds, *latent.shape]}"
     if len(masks) != kinds or len(record.mask_polygons) != kinds:
         outlines = number_of(len(record.mask_polygons), "outline")
-        return f"mask.png holds {number_of(len(masks), 'mask')} and json {outlines}, expected {kinds} of each"
+        return f"mask.json holds {number_of(len(masks), 'mask')} and json {outlines}, expected {kinds} of each"
     if not masks.any(axis=(1, 2)).all():
         return "a mask is empty"
-    if not (np.isfinite(latent).all() and np.isfinite(masked).all()):
+    return latents_problem(latent) or latents_problem(masked)
+
+
+def latents_problem(posteriors: Float16[np.ndarray, "*batch two_channels height width"]) -> str | None:
+    """What no VAE posterior (means, then standard deviations) can hold, as a sentence; None if it is valid.
+
+    Works on the bits: numpy compares float16 one number at a time.
+    """
+    bits = posteriors.view(np.uint16)
+    if ((bits & _EXPONENT) == _EXPONENT).any():
         return "a latent is not finite"
-    channels = latent.shape[0] // 2
-    if (latent[channels:] < 0).any() or (masked[:, channels:] < 0).any():
+    if (bits[..., bits.shape[-3] // 2 :, :, :] > _SIGN).any():
         return "a standard deviation is negative"
     return None
 

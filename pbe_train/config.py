@@ -153,15 +153,15 @@ class OptimizerSettings(Group):
 
 
 class LoaderSettings(Group):
-    """How samples reach the model. Of these, window alone changes the order; on_damage only what no run could have read."""
+    """How samples reach the model. Of these, window alone changes the order; on_corrupt only what no run could have read."""
 
     workers: int = Field(4, ge=0)
     """Processes per rank that read and augment; 0 = in the training process itself."""
     window: int = Field(16, ge=1)
     """Shards whose samples are shuffled together; memory and open files grow with it."""
-    on_damage: Literal["stop", "replace"] = "stop"
+    on_corrupt: Literal["stop", "replace"] = "stop"
     """What to do with a sample that cannot be read: stop, or put another one, drawn from the whole split, into its place."""
-    most_replaced: int = Field(100, ge=0)
+    max_corrupt_samples: int = Field(100, ge=0)
     """Samples that may be replaced, each counted once, before the run stops and names them."""
     cache: Path | None = None
     """Folder for shards and tables of a remote dataset, shared by a machine's processes; null = ~/.cache/paint-by-example."""
@@ -290,8 +290,8 @@ CHANGEABLE = {
     "precision",  # What it comes to is part of the run's identity.
     "threads",
     "loader.workers",
-    "loader.on_damage",
-    "loader.most_replaced",
+    "loader.on_corrupt",
+    "loader.max_corrupt_samples",
     "loader.cache",
     "loader.cache_gb",
     "log_every",

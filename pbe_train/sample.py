@@ -6,6 +6,7 @@ python -m pbe_train.sample --model runs/tiny --image photo.jpg --mask mask.png -
 import argparse
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from pbe_core.errors import InputError, run_program
@@ -27,12 +28,11 @@ def main() -> None:
     except OSError as error:
         raise InputError(f"--out {options.out}: cannot be written to ({error.strerror}); give another place") from None
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
-    from pbe_train.editing.reading import check_mask, read_mask, read_photo
+    from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
 
     photo, mask = read_photo(options.image), read_mask(options.mask)
     check_mask(mask, photo, options.mask, options.image)
-    for reference in options.reference:
-        read_photo(reference)
+    references = [read_photo(reference) for reference in options.reference]
     with Progress("loading the model"):
         from pbe_train.editing.paint_by_example import PaintByExample, Preview
 
@@ -45,9 +45,9 @@ def main() -> None:
             progress.set(preview.step, total=preview.steps)
 
         edited = paint(
-            options.image,
-            options.mask,
-            options.reference,
+            photo,
+            mask,
+            references,
             seed=options.seed,
             guidance=options.guidance,
             steps=options.steps,
@@ -57,6 +57,7 @@ def main() -> None:
             callback=show,
         )
     assert isinstance(edited, Image.Image)
+    edited = with_profile(np.asarray(edited), options.image)
     edited.save(options.out, icc_profile=edited.info.get("icc_profile"))
     print(f"{options.out}: {edited.width}x{edited.height} px, {mask.mean():.1%} of it repainted")
 

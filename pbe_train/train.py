@@ -34,11 +34,10 @@ from pbe_train.checkpoints.init_from_pretrained import start_model
 from pbe_train.checkpoints.load_report import write_account
 from pbe_train.checkpoints.networks import build_model, load_dataset_vae
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, check_resumable, find_checkpoint, read_state, sweep_partial
-from pbe_train.data.damage import DamageBook
-from pbe_train.data.items import Items, load_batches
-from pbe_train.data.prefetch import OnDevice
+from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
+from pbe_train.data.training_dataset import DevicePrefetcher, TrainingDataset, load_batches
 from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.identity import RunIdentity
 from pbe_train.model.paint_model import PaintByExampleModel
@@ -136,9 +135,9 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
             scaler.load_state_dict(state.scaler)
         step = state.step
     reference_size = model.conditioner.model.config.image_size
-    items = Items(settings, reader, reference_size)
+    items = TrainingDataset(settings, reader, reference_size)
     loaded = load_batches(items, step, ranks.count, ranks.rank)
-    batches = Timed(OnDevice(loaded, ranks.device))
+    batches = Timed(DevicePrefetcher(loaded, ranks.device))
     validation = make_validation(settings, ranks, reference_size)
 
     progress = pictures = None
@@ -159,14 +158,14 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
     # The loop.
     schedule = training_schedule(settings.prediction)
     parallel = ranks.wrap(model)
-    damage = DamageBook(settings.loader.most_replaced)
+    damage = CorruptSamples(settings.loader.max_corrupt_samples)
     skipped = SkippedSteps()
     asked: Asked | None = None
     stopping = 0
     with (
         CheckpointWriter(settings, identity, step) as writer,
         Stop(ranks) as stop,
-        Watchdog(ranks.rank, 60 * settings.watchdog_minutes, loaded.owed) as watchdog,
+        Watchdog(ranks.rank, 60 * settings.watchdog_minutes, loaded.describe_next) as watchdog,
     ):
         while step < settings.steps:
             for part in range(settings.accumulation):
@@ -203,7 +202,7 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
                     skipped.check(settings, loaded, ranks)
                 rate = optimizer.param_groups[0]["lr"]
                 asked = Asked(measures.read(ranks), rate, time.monotonic(), batches.take_seconds())
-                if settings.loader.on_damage == "replace":
+                if settings.loader.on_corrupt == "replace":
                     # All ranks keep the same book, so that beyond the limit all of them stop here.
                     for line in damage.add(one for some in ranks.gather(loaded.take_replaced()) for one in some):
                         if progress:

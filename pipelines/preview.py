@@ -17,15 +17,14 @@ import pyarrow.parquet as pq
 from pbe_core.dataset_reader import Classes, read_classes, read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import atomic_file
+from pbe_core.images.crop import Rectangle, whole_photo
 from pbe_core.images.decode import decode_photo
 from pbe_core.images.sheets import Picture, sheet, tint
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import Sample
 from pbe_core.words import number_of
-from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
-from pipelines.geometry.rectangles import Rectangle, whole_photo
-from pipelines.geometry.views import square_window
+from pipelines.geometry import bessel_polygon, extend_box, fill_outline, square_window
 from pipelines.inspection.sample_pictures import (
     cut_recorded_view,
     photo_with_box,

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 
 class _Part(BaseModel):

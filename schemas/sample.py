@@ -22,8 +22,8 @@ class Member:
 MEMBERS = (
     Member("json", "UTF-8 JSON object", "where the sample comes from and how it was cut; fields below"),
     Member("latent.npy", "float16 [2C, h, w]", "VAE posterior of the view: mean, then standard deviation; not scaled"),
-    Member("mask.png", "1 bit [K·S, S]", "the K masks at view size, stacked top to bottom; white = editable region"),
-    Member("masked.npy", "float16 [K, 2C, h, w]", "VAE posterior of the view under each mask (region set to 0 in [-1, 1])"),
+    Member("mask.json", "UTF-8 JSON list", "the K masks [S, S]: COCO's RLEs, which `pycocotools.mask.decode` reads; 1 = repaint"),
+    Member("masked.npy", "float16 [K, 2C, h, w]", "VAE posterior of the view under each mask (mid grey, 0, where the mask is 1)"),
     Member(
         "ref.jpg",
         "JPEG RGB",

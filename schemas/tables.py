@@ -272,7 +272,7 @@ INDEX = pa.schema(
         _field("label", pa.string(), "class id"),
         _field("label_name", pa.string(), "class name"),
         _field("latent_npy", MEMBER_LOCATION, "byte range of latent.npy in the tar, and CRC-32 of these bytes"),
-        _field("mask_png", MEMBER_LOCATION, "byte range of mask.png"),
+        _field("mask_json", MEMBER_LOCATION, "byte range of mask.json"),
         _field("masked_npy", MEMBER_LOCATION, "byte range of masked.npy"),
         _field("ref_jpg", MEMBER_LOCATION, "byte range of ref.jpg"),
         _field("json", MEMBER_LOCATION, "byte range of json"),

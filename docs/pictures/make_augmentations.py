@@ -14,7 +14,7 @@ from PIL import Image
 from pbe_core.errors import run_program
 from pbe_core.images.sheets import sheet
 from pbe_train.config import AugmentationSettings
-from pbe_train.data.augment import prepare_reference
+from pbe_train.data.references import prepare_reference
 from tiny_world.kinds import KINDS, generator, instance
 from tiny_world.scenes import Light, Pose, add_object, background
 

@@ -10,7 +10,7 @@ import yaml
 from pbe_core.storage import is_url
 from pbe_core.words import number_of
 from pbe_train.checkpoints.load_report import GUESSED, OPEN_RAIL
-from pbe_train.data.fitting import PADDING
+from pbe_train.data.references import PADDING
 from pbe_train.model.pipeline import Run
 
 # As the original code writes down.

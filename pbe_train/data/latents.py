@@ -15,24 +15,27 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def keep_map(masks: Bool[np.ndarray, "batch size size"], cells: int, mode: MaskMode) -> Float[Tensor, "batch 1 {cells} {cells}"]:
-    """Edit regions at view size -> the U-Net's mask channel at latent resolution: 1 = keep, 0 = hole.
+def to_mask_channel(
+    masks: Bool[np.ndarray, "batch size size"], cells: int, mode: MaskMode
+) -> Float[Tensor, "batch 1 {cells} {cells}"]:
+    """Masks at view size, True = repaint -> the U-Net's mask channel at latent resolution, 1 - mask, as published.
 
     `bilinear` has no antialias: at a factor of 8 a cell sees the 2 x 2 px at its centre (as published). `nearest` sees the one px
-    at its top left (as in diffusers). They differ in about one hole cell of nine: use a model with what it was trained on.
+    at its top left (as in diffusers). They differ in about one masked cell of nine: use a model with what it was trained on.
     """
     size = masks.shape[-1]
     if size % cells == 0 and size // cells % 2 == 0:
         # The same numbers from the few px that count, without making floats of all: 1, 3/4, 1/2, 1/4 and 0 are exact.
         step, middle = size // cells, size // cells // 2
         if mode == "nearest":
-            holes = masks[:, ::step, ::step].astype(np.float32)
+            shrunk = masks[:, ::step, ::step].astype(np.float32)
         else:
-            rows = masks[:, middle - 1 :: step].astype(np.uint8) + masks[:, middle::step]
-            holes = (rows[:, :, middle - 1 :: step] + rows[:, :, middle::step]) * np.float32(0.25)
-        return torch.from_numpy(1 - holes[:, None])
-    keep = torch.from_numpy(~masks)[:, None].float()
-    return interpolate(keep, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
+            # Columns first: they lie adjacent in masks that were decoded from RLE.
+            columns = masks[:, :, middle - 1 :: step].astype(np.uint8) + masks[:, :, middle::step]
+            shrunk = (columns[:, middle - 1 :: step] + columns[:, middle::step]) * np.float32(0.25)
+        return torch.from_numpy(1 - shrunk[:, None])
+    inverted = torch.from_numpy(~masks)[:, None].float()
+    return interpolate(inverted, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 def draw_posterior(

@@ -25,7 +25,7 @@ from pbe_core.randomness import generator
 from pbe_core.words import number_of
 
 
-class Place(NamedTuple):
+class SampleLocation(NamedTuple):
     """Where a sample lies: number of the shard in its split, and position in the shard."""
 
     shard: int
@@ -49,12 +49,12 @@ class SampleOrder:
         self._epoch: tuple[int, Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]] | None = None
         self._window: tuple[tuple[int, int], Int64[np.ndarray, " samples"]] | None = None
 
-    def at(self, step: int, slot: int, global_batch: int) -> tuple[int, Place]:
+    def at(self, step: int, slot: int, global_batch: int) -> tuple[int, SampleLocation]:
         """Epoch and sample of a slot in a step's global batch."""
         epoch, index = divmod(step * global_batch + slot, self.samples)
         return epoch, self.locate(epoch, index)
 
-    def locate(self, epoch: int, index: int) -> Place:
+    def locate(self, epoch: int, index: int) -> SampleLocation:
         """The sample at `index` (0 <= index < samples) of an epoch."""
         shards, starts = self._shuffle_shards(epoch)
         number = int(np.searchsorted(starts, index, side="right")) - 1
@@ -62,16 +62,16 @@ class SampleOrder:
         ends = np.cumsum(self.counts[members])
         place = int(self._shuffle_window(epoch, number, int(ends[-1]))[index - starts[number]])
         member = int(np.searchsorted(ends, place, side="right"))
-        return Place(int(members[member]), place - int(ends[member] - self.counts[members[member]]))
+        return SampleLocation(int(members[member]), place - int(ends[member] - self.counts[members[member]]))
 
-    def replacement(self, step: int, slot: int, attempt: int) -> Place:
+    def replacement(self, step: int, slot: int, attempt: int) -> SampleLocation:
         """The sample that takes a slot whose own cannot be read, drawn from the whole split; `attempt` counts from 0.
 
         A function of seed, step and slot, never of what was found damaged before, so that a resumed run draws the same one.
         """
         number = int(generator(self.seed, "train", step, slot, "replacement", attempt).integers(self.samples))
         shard = int(np.searchsorted(np.cumsum(self.counts), number, side="right"))
-        return Place(shard, number - int(self.counts[:shard].sum()))
+        return SampleLocation(shard, number - int(self.counts[:shard].sum()))
 
     def _shuffle_shards(self, epoch: int) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]]:
         """The epoch's order of shards, and the index at which each window starts. Only the last epoch asked for is kept."""

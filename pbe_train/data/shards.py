@@ -7,14 +7,15 @@ needs of them (`read_for_training`); both check what they read: CRC-32 of each m
 
 import errno
 import hashlib
+import json
 import os
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -24,18 +25,17 @@ from jaxtyping import Bool, Float16, Int64, UInt8
 
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
-from pbe_core.images.decode import PhotoError, decode_photo
-from pbe_core.sample_codec import decode_array, decode_masks, find_problem
-from pbe_core.words import noun
-from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.decoding import decode_latents, decode_mask, decode_outline, decode_reference, latents_problem
-from pbe_train.data.order import Place
-from schemas.sample import SampleRecord
+from pbe_core.images.decode import PhotoError, decode_jpeg
+from pbe_core.images.rle import decode_pixels
+from pbe_core.sample_codec import latents_problem, mask_counts, view_array
+from pbe_core.words import noun, number_of
+from pbe_train.data.corrupt_samples import CorruptSample, Replaced
+from pbe_train.data.order import SampleLocation
 from schemas.tables import INDEX
 
 # Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
 # is trained on, and only where backgrounds are erased.
-READ = ("latent_npy", "masked_npy", "mask_png", "ref_jpg", "view_jpg")
+READ = ("latent_npy", "masked_npy", "mask_json", "ref_jpg", "view_jpg")
 TRAINED_ON = READ[:4]
 LOCATED = (*READ, "json")
 # What systems say of a file, or a disk, that cannot be read. Anything else, too many open files for one, is no sample's damage.
@@ -180,36 +180,36 @@ class ShardReader:
         # A worker process that is not forked opens its own files.
         return ShardReader, (self.folder, self.split, self.open_shards, self.files)
 
-    def key(self, place: Place) -> str:
+    def key(self, place: SampleLocation) -> str:
         """The key of the sample at a place, from the index alone."""
         key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
         return key
 
-    def read(self, place: Place) -> StoredSample:
+    def read(self, place: SampleLocation) -> StoredSample:
         """Read and decode all of the sample at a place.
 
         Raises:
-            DamagedSample: the shard is missing, or the sample damaged.
+            CorruptSample: the shard is missing, or the sample damaged.
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> StoredSample:
-            latent, masked = decode_array(members["latent_npy"]), decode_array(members["masked_npy"])
-            masks = decode_masks(members["mask_png"])
-            self._check(latent, masked, masks)
+            count = self.info.masks_per_view
             return StoredSample(
                 key=rows.keys[place.position].as_py(),
                 label=rows.labels[place.position].as_py(),
                 label_name=rows.label_names[place.position].as_py(),
-                latent=latent,
-                masked=masked,
-                masks=masks,
-                reference=decode_photo(members["ref_jpg"], frame="stored"),
-                view=decode_photo(members["view_jpg"], frame="stored") if "view_jpg" in members else None,
+                latent=self._latents(members["latent_npy"]).copy(),
+                masked=self._latents(members["masked_npy"], count).copy(),
+                masks=np.stack(self._masks(members["mask_json"], range(count))),
+                reference=decode_jpeg(members["ref_jpg"]),
+                view=decode_jpeg(members["view_jpg"]) if "view_jpg" in members else None,
             )
 
         return self._read(place, READ, decode)
 
-    def read_for_training(self, place: Place, choose: Callable[[str, int], int], outlined: bool = False) -> TrainingSample:
+    def read_for_training(
+        self, place: SampleLocation, choose: Callable[[str, int], int], outlined: bool = False
+    ) -> TrainingSample:
         """Read and decode what an item needs of the sample at a place.
 
         Args:
@@ -218,7 +218,7 @@ class ShardReader:
             outlined: whether it needs the object's outline.
 
         Raises:
-            DamagedSample: the shard is missing, or the sample damaged.
+            CorruptSample: the shard is missing, or the sample damaged.
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
@@ -235,16 +235,12 @@ class ShardReader:
             ValueError: a member is damaged, or does not fit `dataset.json`.
             PhotoError: the reference is damaged.
         """
-        vae, size, count = self.info.vae, self.info.view_size, self.info.masks_per_view
-        side = size // vae.downsampling
-        shape = (2 * vae.latent_channels, side, side)
+        count = self.info.masks_per_view
         kind = choose(key, count)
-        latent = decode_latents(members["latent_npy"], shape)
-        masked = decode_latents(members["masked_npy"], (count, *shape))[kind]
-        if problem := latents_problem(latent) or latents_problem(masked):
-            raise ValueError(problem)
-        mask = decode_mask(members["mask_png"], count, size, kind)
-        reference = decode_reference(members["ref_jpg"])
+        latent = self._latents(members["latent_npy"])
+        masked = self._latents(members["masked_npy"], count)[kind]
+        (mask,) = self._masks(members["mask_json"], [kind])
+        reference = decode_jpeg(members["ref_jpg"])
         outline = decode_outline(members["json"], *reference.shape[:2]) if outlined else None
         # Copies, because PyTorch wants to be able to write what it reads.
         return TrainingSample(key, latent.copy(), masked.copy(), mask, reference, outline)
@@ -254,17 +250,19 @@ class ShardReader:
         pairs = [f"{name} {count}" for name, count in zip(self.shards, self.counts, strict=True)]
         return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
 
-    def labels(self) -> list[tuple[Place, str, str]]:
-        """Place, key and label of every sample of the split; for evaluation, which draws from small splits."""
-        found: list[tuple[Place, str, str]] = []
+    def labels(self) -> list[tuple[SampleLocation, str, str]]:
+        """SampleLocation, key and label of every sample of the split; for evaluation, which draws from small splits."""
+        found: list[tuple[SampleLocation, str, str]] = []
         for number, name in enumerate(self.shards):
             rows = self._index_rows(name)
             pairs = zip(rows.keys.to_pylist(), rows.labels.to_pylist(), strict=True)
-            found += [(Place(number, position), key, label) for position, (key, label) in enumerate(pairs)]
+            found += [(SampleLocation(number, position), key, label) for position, (key, label) in enumerate(pairs)]
         return found
 
-    def _read(self, place: Place, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]) -> Decoded:
-        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a DamagedSample."""
+    def _read(
+        self, place: SampleLocation, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]
+    ) -> Decoded:
+        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a CorruptSample."""
         name = self.shards[place.shard]
         rows = None
         try:
@@ -272,7 +270,7 @@ class ShardReader:
             return decode(_fetch(file, rows, place.position, wanted), rows)
         except UnreadableShard as error:
             key = (rows or self._index_rows(name)).keys[place.position].as_py()
-            raise DamagedSample(str(error), Replaced(name, key, error.why)) from None
+            raise CorruptSample(str(error), Replaced(name, key, error.why)) from None
         except (ValueError, EOFError, OSError, PhotoError) as error:
             if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
                 raise
@@ -281,23 +279,32 @@ class ShardReader:
                 self._open.pop(name)[0].close()
                 return self._read(place, wanted, decode)
             key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
-            raise DamagedSample(
+            raise CorruptSample(
                 f"{self.files.where(name)}: sample {key} is damaged ({problem}); delete the shard and run the build again",
                 Replaced(name, key, problem),
             ) from error
 
-    def _check(self, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> None:
-        vae, size, count = self.info.vae, self.info.view_size, self.info.masks_per_view
-        side = size // vae.downsampling
-        expected = (2 * vae.latent_channels, side, side)
-        found = latent.shape, masked.shape, masks.shape
-        if found != (expected, (count, *expected), (count, size, size)):
-            raise ValueError(f"latent, masked and masks are {found}, which does not fit dataset.json")
-        # The layout's own check of the arrays. Of the record it asks only how many masks there are; `json` itself is not read.
-        counted: dict[str, Any] = {"mask_kinds": ("box",) * count, "mask_polygons": ((),) * count}
-        problem = find_problem(SampleRecord.model_construct(**counted), latent, masked, masks)
-        if problem:
+    def _latents(self, data: bytes, *count: int) -> Float16[np.ndarray, "*count two_channels height width"]:
+        """The posteriors in a member, read-only. Raises ValueError where they do not fit `dataset.json`, or are none."""
+        vae = self.info.vae
+        side = self.info.view_size // vae.downsampling
+        shape = (*count, 2 * vae.latent_channels, side, side)
+        latents = view_array(data)
+        if latents.dtype != np.float16 or latents.shape != shape:
+            raise ValueError(f"an array is {latents.dtype} {list(latents.shape)}, dataset.json says float16 {list(shape)}")
+        if problem := latents_problem(latents):
             raise ValueError(problem)
+        return latents
+
+    def _masks(self, data: bytes, kinds: Iterable[int]) -> list[Bool[np.ndarray, "size size"]]:
+        """These of the K masks in a member. Raises ValueError where they do not fit `dataset.json`, or one is empty."""
+        counts, size = mask_counts(data)
+        if (len(counts), size) != (self.info.masks_per_view, self.info.view_size):
+            raise ValueError(f"{number_of(len(counts), 'mask')} of {size} px, which does not fit dataset.json")
+        masks = [decode_pixels(counts[kind], size, size) for kind in kinds]
+        if not all(mask.any() for mask in masks):
+            raise ValueError("a mask is empty")
+        return masks
 
     def _count_samples(self) -> tuple[list[int], dict[str, list[int]]]:
         """Samples of each shard, and the row groups of the index that name it."""
@@ -375,3 +382,28 @@ def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]
         if zlib.crc32(members[LOCATED[number]]) != checksums[number]:
             raise ValueError(f"{LOCATED[number].replace('_', '.')} is not what was written (CRC-32)")
     return members
+
+
+def decode_outline(data: bytes, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"] | None:
+    """Which pixels of the reference are the object's, of the bytes of `json`; None where that is not known.
+
+    Args:
+        data: the JSON.
+        height: of the reference, px.
+        width: as well.
+
+    Raises:
+        ValueError: no JSON object with that field, or the outline is not the reference's.
+    """
+    record = json.loads(data)
+    if not isinstance(record, dict) or "reference_mask" not in record:
+        raise ValueError("json has no field reference_mask")
+    counts = record["reference_mask"]
+    if counts is None:
+        return None
+    if not isinstance(counts, str):
+        raise ValueError(f"reference_mask is no text but {type(counts).__name__}")
+    try:
+        return decode_pixels(counts, height, width)
+    except ValueError as error:
+        raise ValueError(f"reference_mask {error}") from None

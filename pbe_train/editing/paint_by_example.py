@@ -7,25 +7,27 @@ outside the mask is the photo's own.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from pbe_core.errors import InputError
-from pbe_core.images import AnyPhoto
+from pbe_core.images import AnyMask, AnyPhoto
 from pbe_train.checkpoints.from_pretrained import load_model
 from pbe_train.editing.edit_photos import edit
-from pbe_train.editing.placing import Precision, find_device, place
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
 from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
 Seeds = int | np.integer | Sequence[int | np.integer] | np.ndarray
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -125,22 +127,11 @@ class PaintByExample:
                 raise InputError(f"{name} {count}: must be 1 or more")
         check_size(self.run, size)
         check_guidance(self.run, guidance)
-        photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
-        regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
-        for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
-            check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
-        shown = [
-            [read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)
-        ]
+        photos, regions, shown = _read(images, masks, references, one)
         how = SamplingSettings(guidance, steps, scheduler)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
             part = slice(first, first + batch_size)
-
-            def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
-                assert callback
-                callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
-
             painted = edit(
                 self.run,
                 photos[part],
@@ -150,10 +141,31 @@ class PaintByExample:
                 how,
                 size=size,
                 blend=blend,
-                watch=watch if callback else None,
+                watch=_watched(callback, first) if callback else None,
             )
             edited += [with_profile(photo, given) for photo, given in zip(painted, images[part], strict=True)]
         return edited[0] if one else edited
+
+
+def _read(
+    images: list[Picture], masks: list[Picture], references: list[list[Picture]], one: bool
+) -> tuple[list[AnyPhoto], list[AnyMask], list[list[AnyPhoto]]]:
+    """Photos, masks and references as arrays, each decoded once. Raises InputError for what is unreadable or does not fit."""
+    photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
+    regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
+    for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
+        check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
+    shown = [[read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)]
+    return photos, regions, shown
+
+
+def _watched(callback: Callable[[Preview], object], first: int) -> Callable[[int, int, Callable[[], list[AnyPhoto]]], None]:
+    """`edit`'s watch of the edits that begin with number `first`, for a callback of previews."""
+
+    def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]]) -> None:
+        callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
+
+    return watch
 
 
 def _listed(
@@ -191,3 +203,69 @@ def _named(what: str, number: int, one: bool) -> str:
 
 def _shown(picture: Picture, what: str, number: int, one: bool) -> str:
     return str(picture) if isinstance(picture, (str, Path)) else _named(what, number, one)
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """A device that is there; by default the first GPU, else the CPU.
+
+    Raises:
+        InputError: this machine, or this PyTorch, has no such device.
+    """
+    try:
+        there = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=there)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        cause = str(error).partition("\n")[0]
+        raise InputError(f"device {device}: not to be had here ({cause}); give cpu, cuda or cuda:1, or leave it out") from None
+    return there
+
+
+def place(run: Run, device: torch.device, precision: Precision, offload: bool) -> Run:
+    """The same run, its networks' weights in this precision and on this device; with `offload`, one at a time.
+
+    The networks are changed in place: they are too large for a second copy. What is to be smaller on the device is made so before
+    it gets there.
+    """
+    for network in (run.model, run.vae):
+        network.to(_TYPES[precision])
+        if not offload:
+            network.to(device)
+    if not offload:
+        return run
+    OneAtATime(device, [[run.model.conditioner], [run.model.unet], *_halves(run.vae)])
+    return replace(run, offloaded_from=device)
+
+
+class OneAtATime:
+    """Keeps networks in the CPU's memory, and on the device only the one that was called last.
+
+    Args:
+        device: where they compute.
+        groups: networks that work together.
+    """
+
+    def __init__(self, device: torch.device, groups: list[list[nn.Module]]) -> None:
+        self.device = device
+        self.there: list[nn.Module] = []
+        for group in groups:
+            for network in group:
+                network.to("cpu")
+                network.register_forward_pre_hook(self._bring(group))
+
+    def _bring(self, group: list[nn.Module]) -> Any:
+        def bring(*_: Any) -> None:
+            if self.there is group:
+                return
+            for network in self.there:
+                network.to("cpu")
+            for network in group:
+                network.to(self.device)
+            self.there = group
+
+        return bring
+
+
+def _halves(vae: Any) -> list[list[nn.Module]]:
+    """What a VAE's `encode` and `decode` call; neither calls the VAE itself."""
+    encoding, decoding = [vae.encoder, vae.quant_conv], [vae.post_quant_conv, vae.decoder]
+    return [[part for part in half if part is not None] for half in (encoding, decoding)]

@@ -1,22 +1,40 @@
-"""Photos and masks as people have them (files, Pillow's pictures, arrays) -> arrays, or a clear error."""
+"""Photos and masks as people have them (files, Pillow's pictures, arrays) -> arrays, or a clear error.
+
+A mask is True where the photo is to be repainted. Of its values these mean that:
+
+    0 and 1, or 0 and 255, of any type ──▶ the other one
+    8 or 16 bits                       ──▶ brighter than mid grey
+    floats from 0 to 1                 ──▶ above 0.5
+    colours                            ──▶ brighter than mid grey, unless what is darker is a colour, too
+"""
 
 import operator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32, Num, Shaped, UInt8, UInt16
 from PIL import Image
 
 from pbe_core.errors import InputError
-from pbe_core.images import AnyPhoto
+from pbe_core.images import AnyMask, AnyPhoto
 from pbe_core.images.decode import PhotoError, colour_profile, decode_photo, load_photo, photo_of_image, turned_image
-from pbe_train.editing.mask_values import bright_colours, bright_levels, told
-from pbe_train.editing.region import AnyMask, Mask, Photo
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of other types (`read_mask`)."""
 
+_WAY_OUT = "paint what is to be repainted white (255) and all else black (0)"
+# Of an 8-bit level: below it, what is there is black to the eye, or what JPEG makes of black.
+_NEARLY_BLACK = 32
+# What differs by so much between channels is a colour.
+_COLOURFUL = 64
+# Darker colours at the edge of what counts are its antialiasing.
+_EDGE_SHARE = 0.1
+# Colours in a file of a palette; more are a photo's.
+_PALETTE = 256
+_SHOWN = 4
 
-def read_photo(picture: Picture, name: str = "the photo") -> Photo:
+
+def read_photo(picture: Picture, name: str = "the photo") -> AnyPhoto:
     """RGB, 0-255, turned as its EXIF says. Greyscale, 16-bit, CMYK and palettes become RGB; transparency lies over white.
 
     Args:
@@ -41,7 +59,7 @@ def read_photo(picture: Picture, name: str = "the photo") -> Photo:
         raise InputError(f"{picture}: not a readable photo ({error}); give another file") from None
 
 
-def read_mask(picture: Picture, name: str = "the mask") -> Mask:
+def read_mask(picture: Picture, name: str = "the mask") -> AnyMask:
     """True where a mask says that the photo is to be repainted: docs/editing.md has the rules.
 
     Args:
@@ -61,13 +79,13 @@ def read_mask(picture: Picture, name: str = "the mask") -> Mask:
     if values.ndim == 3 and shape[2] == 3 and values.dtype == np.uint8 and values.size:
         # Most masks in RGB are grey.
         grey = (values == values[..., :1]).all()
-        return bright_levels(values[..., 0], name) if grey else bright_colours(values, name)
+        return _bright_levels(values[..., 0], name) if grey else _bright_colours(values, name)
     if values.ndim != 2 or values.dtype.kind not in "biuf" or not values.size:
         raise InputError(
             f"{name}: an array of {values.dtype} {list(shape)}; give uint8, 0-255 (white, 255, is repainted), booleans or floats "
             "from 0 to 1, [height, width]"
         )
-    return bright_levels(values, name)
+    return _bright_levels(values, name)
 
 
 def check_mask(mask: AnyMask, photo: AnyPhoto, mask_name: object = "the mask", photo_name: object = "the photo") -> None:
@@ -105,7 +123,7 @@ def whole_number(value: object, name: str) -> int:
         raise InputError(f"{name} {value!r}: must be a whole number") from None
 
 
-def _checked(array: np.ndarray, name: str) -> Photo:
+def _checked(array: np.ndarray, name: str) -> AnyPhoto:
     grey = array.ndim == 2
     if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
         raise InputError(
@@ -133,8 +151,8 @@ def _mask_values(picture: object, name: str) -> np.ndarray:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
             raise InputError(
-                f"{name}: the mask is transparent in places (alpha {told(alpha.ravel())}), and nobody can tell whether those are "
-                "to be repainted; save it without transparency, white where it is to be repainted and black elsewhere"
+                f"{name}: the mask is transparent in places (alpha {_told(alpha.ravel())}), so it is unclear what is to be "
+                "repainted; save it without transparency, white where it is to be repainted and black elsewhere"
             )
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         values = np.asarray(image)
@@ -150,3 +168,97 @@ def _read_file(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from None
+
+
+def _bright_levels(values: Shaped[np.ndarray, "height width"], name: str) -> AnyMask:
+    """Where a grey mask is to be repainted.
+
+    Args:
+        values: of any type.
+        name: what errors call the mask.
+
+    Raises:
+        InputError: values of which one cannot tell, or none of which counts.
+    """
+    if values.dtype == bool:
+        return values
+    if not np.isfinite(values).all():
+        raise InputError(f"{name}: the mask holds NaN or infinity; {_WAY_OUT}")
+    levels, highest = values.ravel(), values.max()
+    if highest in (0, 1, 255) and ((values == 0) | (values == highest)).all():
+        marked: AnyMask = (values == highest) & (highest > 0)
+        return marked
+    if values.dtype.kind == "f":
+        if values.min() < 0 or highest > 1:
+            raise InputError(
+                f"{name}: the mask's values are floats, {_told(levels)}; give floats from 0 to 1, or uint8 from 0 to 255"
+            )
+        bright = values > 0.5
+    elif values.dtype in (np.uint8, np.uint16):
+        _check_for_classes(levels, name)
+        bright = values > np.iinfo(values.dtype).max // 2
+    else:
+        raise InputError(
+            f"{name}: the mask's values are of {values.dtype}, {_told(levels)}, which says nothing of white; give uint8 from 0 "
+            "to 255, booleans, or 0 and 1"
+        )
+    if not bright.any():
+        raise InputError(f"{name}: the mask's values are {_told(levels)}, and none is brighter than mid grey; {_WAY_OUT}")
+    return bright
+
+
+def _check_for_classes(levels: UInt8[np.ndarray, " n"] | UInt16[np.ndarray, " n"], name: str) -> None:
+    """Raise InputError for what looks like numbers of classes, with 255 for unknown: white would be the wrong one of them."""
+    found = np.flatnonzero(np.bincount(levels))
+    if len(found) == 3 and found[0] == 0 and found[1] < _NEARLY_BLACK and found[2] == 255:
+        raise InputError(
+            f"{name}: the mask's values are {_told(levels)}, which may be numbers of classes; {_WAY_OUT}, or use 0 and 1 alone"
+        )
+
+
+def _bright_colours(values: UInt8[np.ndarray, "height width 3"], name: str) -> AnyMask:
+    """Where a mask in colours is to be repainted.
+
+    Args:
+        values: RGB, 0-255.
+        name: what errors call the mask.
+
+    Raises:
+        InputError: a darker colour is there that may be meant, or nothing counts.
+    """
+    bright: AnyMask = values.mean(axis=2) > 127
+    colours = values.reshape(-1, 3)
+    spread = values.max(axis=2) - values.min(axis=2)
+    dark_colours = ~bright & (spread >= _COLOURFUL)
+    if bright.any() and dark_colours.sum() <= _EDGE_SHARE * bright.sum():
+        return bright
+    found = len(np.unique(_packed(colours)))
+    if found > _PALETTE:
+        raise InputError(f"{name}: the mask has {found:,} colours, as a photo has; {_WAY_OUT}")
+    counted = f"of these only {_told(values[bright], shares=False)} counts" if bright.any() else "none is brighter than mid grey"
+    raise InputError(f"{name}: the mask's colours are {_told(colours)}, and {counted}; {_WAY_OUT}")
+
+
+def _told(values: Num[np.ndarray, " n"] | UInt8[np.ndarray, "n 3"], shares: bool = True) -> str:
+    """Levels or colours for a message: the most common ones, with or without their shares, or the range of many levels."""
+    colours = values.ndim == 2
+    if colours:
+        values = _packed(values)
+    found, counts = np.unique(values, return_counts=True)
+    if len(found) > _SHOWN and not colours:
+        return f"{_number(found[0])} to {_number(found[-1])}"
+    names = []
+    for place in np.argsort(-counts, kind="stable")[:_SHOWN]:
+        value = f"#{found[place]:06x}" if colours else _number(found[place])
+        names.append(f"{value} ({counts[place] / counts.sum():.1%})" if shares else value)
+    return ", ".join(names) + (", ..." if len(found) > _SHOWN else "")
+
+
+def _packed(colours: UInt8[np.ndarray, "n 3"]) -> Int32[np.ndarray, " n"]:
+    """Each colour as one number, 0xRRGGBB."""
+    packed: np.ndarray = colours.astype(np.int32) @ np.array((1 << 16, 1 << 8, 1), np.int32)
+    return packed
+
+
+def _number(value: np.generic) -> str:
+    return f"{value.item():g}" if value.dtype.kind == "f" else str(value.item())

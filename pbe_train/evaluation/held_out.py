@@ -9,14 +9,14 @@ from jaxtyping import Bool, UInt8
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
+from pbe_core.images.crop import Window, paste
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
-from pbe_train.data.damage import DamagedSample
-from pbe_train.data.fitting import check_geometry
+from pbe_train.data.corrupt_samples import CorruptSample
 from pbe_train.data.latents import posterior_mean
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
+from pbe_train.data.references import check_geometry
 from pbe_train.data.shards import ShardReader, StoredSample
-from pbe_train.editing.region import Window, paste
 from pbe_train.model.pipeline import Run, SamplingSettings
 
 
@@ -54,29 +54,33 @@ def check_fits(run: Run, reader: ShardReader) -> None:
         )
 
 
-def read_held_out(reader: ShardReader, places: Sequence[Place], seed: int, leave_out_damaged: bool = False) -> list[HeldOut]:
+def read_held_out(
+    reader: ShardReader, places: Sequence[SampleLocation], seed: int, leave_out_damaged: bool = False
+) -> list[HeldOut]:
     """Read samples and draw one mask of each by its name.
 
     Raises:
-        DamagedSample: one of them; with `leave_out_damaged`, that is told on stderr, and raised where no other is left.
+        CorruptSample: one of them; with `leave_out_damaged`, that is told on stderr, and raised where no other is left.
     """
     samples = []
     for place in places:
         try:
             samples.append(reader.read(place))
-        except DamagedSample as error:
+        except CorruptSample as error:
             if not leave_out_damaged or (place == places[-1] and not samples):
                 raise
             print(f"left out of the held-out samples: {error}", file=sys.stderr)
     return [HeldOut(one, int(generator(seed, "held out", one.key).integers(len(one.masks)))) for one in samples]
 
 
-def spread_places(counts: Sequence[int], number: int) -> list[Place]:
+def spread_places(counts: Sequence[int], number: int) -> list[SampleLocation]:
     """Up to `number` places spread evenly over the shards of a split."""
     ends = np.cumsum(counts)
     chosen = np.linspace(0, ends[-1], min(number, int(ends[-1])), endpoint=False).astype(int)
     shards = np.searchsorted(ends, chosen, side="right")
-    return [Place(int(shard), int(index - ends[shard] + counts[shard])) for shard, index in zip(shards, chosen, strict=True)]
+    return [
+        SampleLocation(int(shard), int(index - ends[shard] + counts[shard])) for shard, index in zip(shards, chosen, strict=True)
+    ]
 
 
 def find_other(samples: Sequence[HeldOut], number: int) -> HeldOut:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from rich.table import Table
 from torch import Tensor
 
@@ -15,9 +15,8 @@ from pbe_core.images import AnyPhoto
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
 from pbe_core.words import number_of
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
-from pbe_train.editing.region import Photo
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct
 from pbe_train.model.pipeline import Run, SamplingSettings
 
@@ -43,8 +42,8 @@ class Score:
 class Question:
     """A sample with its candidates: places of eight samples of eight labels; number 0 is its own, `other` is another one's."""
 
-    place: Place
-    candidates: tuple[Place, ...]
+    place: SampleLocation
+    candidates: tuple[SampleLocation, ...]
     other: int
 
 
@@ -55,7 +54,7 @@ def draw_questions(reader: ShardReader, count: int, seed: int) -> list[Question]
         InputError: the split has fewer than eight labels.
     """
     rows = reader.labels()
-    by_label: dict[str, list[Place]] = {}
+    by_label: dict[str, list[SampleLocation]] = {}
     for place, _, label in rows:
         by_label.setdefault(label, []).append(place)
     if len(by_label) < CANDIDATES:
@@ -123,7 +122,7 @@ def ask(
     return list(zip((own > rest).tolist(), own.tolist(), strict=True))
 
 
-def cut_region(view: Photo, mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
+def cut_region(view: UInt8[np.ndarray, "size size 3"], mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
     """The view inside the mask's bounding box."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -17,8 +17,8 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.words import number_of
 from pbe_train.config import Prediction
-from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
+from pbe_train.data.training_dataset import Batch
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.model.schedulers import Scheduler, begin, make_scheduler, step
 
@@ -33,9 +33,9 @@ def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Floa
     Progressive distillation for fast sampling of diffusion models (2022), appendix D.
     """
     channels = (batch.planes.shape[1] - 1) // 3
-    latent, masked, keep, noise = torch.split(batch.planes, [channels, channels, 1, channels], dim=1)
+    latent, masked, mask_channel, noise = torch.split(batch.planes, [channels, channels, 1, channels], dim=1)
     noisy = schedule.add_noise(latent, noise, batch.timestep)
-    predicted = model(noisy, masked, keep, batch.timestep, normalise_reference(batch.reference), batch.dropped)
+    predicted = model(noisy, masked, mask_channel, batch.timestep, normalise_reference(batch.reference), batch.dropped)
     predicts_noise = schedule.config.prediction_type == "epsilon"
     target = noise if predicts_noise else schedule.get_velocity(latent, noise, batch.timestep)
     return mse_loss(predicted.float(), target, reduction="none").mean(dim=(1, 2, 3))
@@ -45,7 +45,7 @@ def noise_losses(model: Denoiser, schedule: DDPMScheduler, batch: Batch) -> Floa
 def paint_latents(
     model: PaintByExampleModel,
     masked: Float[Tensor, "batch channels height width"],
-    keep: Float[Tensor, "batch 1 height width"],
+    mask_channel: Float[Tensor, "batch 1 height width"],
     condition: Float[Tensor, "batch tokens features"],
     *,
     seeds: Sequence[int],
@@ -59,8 +59,8 @@ def paint_latents(
 
     Args:
         model: in eval mode.
-        masked: scaled latents of the masked views.
-        keep: 1 = keep, 0 = hole.
+        masked: masked-image latents, scaled.
+        mask_channel: 1 - mask.
         condition: tokens of the references.
         seeds: one per item; an item's noise depends on its own seed alone, not on its neighbours.
         guidance: s in `null + s * (condition - null)`; 1 = the condition alone, which costs half.
@@ -83,9 +83,9 @@ def paint_latents(
     for number, time in enumerate(sampler.timesteps):
         noisy = sampler.scale_model_input(latents, time)
         times = time.to(masked.device).expand(len(noisy))
-        predicted = model.predict(noisy, masked, keep, times, condition).float()
+        predicted = model.predict(noisy, masked, mask_channel, times, condition).float()
         if guidance != 1:
-            without = model.predict(noisy, masked, keep, times, nothing).float()
+            without = model.predict(noisy, masked, mask_channel, times, nothing).float()
             predicted = without + guidance * (predicted - without)
         stepped = step(sampler, number, predicted, latents, generators)
         if watch:

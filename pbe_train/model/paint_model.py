@@ -2,7 +2,7 @@
 
     reference ─▶ CLIP (frozen) ─ class token ─▶ 5 blocks ─▶ LayerNorm ─▶ Linear ─▶ condition [B, 1, D] ──┐ cross-attention
                                                            null vector, p = 0.2 ──────────────────────────┤
-    [noisy latent C | masked-view latent C | keep map 1] ───────────────────────────────────────────────▶ U-Net ─▶ noise C
+    [noisy latent C | masked-image latent C | mask channel 1] ──────────────────────────────────────────▶ U-Net ─▶ noise C
 
 Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the published code.
 """
@@ -101,7 +101,7 @@ class PaintByExampleModel(nn.Module):
         self,
         noisy: Float[Tensor, "batch channels height width"],
         masked: Float[Tensor, "batch channels height width"],
-        keep: Float[Tensor, "batch 1 height width"],
+        mask_channel: Float[Tensor, "batch 1 height width"],
         timestep: Int64[Tensor, " batch"],
         reference: Float[Tensor, "batch 3 size size"],
         dropped: Bool[Tensor, " batch"],
@@ -110,18 +110,18 @@ class PaintByExampleModel(nn.Module):
         condition = self.conditioner(reference)
         # `where` keeps the null vector in the graph when nothing is dropped: DDP expects a gradient for every parameter.
         condition = torch.where(dropped[:, None, None], self.conditioner.uncond_vector.to(condition.dtype), condition)
-        return self.predict(noisy, masked, keep, timestep, condition)
+        return self.predict(noisy, masked, mask_channel, timestep, condition)
 
     def predict(
         self,
         noisy: Float[Tensor, "batch channels height width"],
         masked: Float[Tensor, "batch channels height width"],
-        keep: Float[Tensor, "batch 1 height width"],
+        mask_channel: Float[Tensor, "batch 1 height width"],
         timestep: Shaped[Tensor, " batch"],
         condition: Float[Tensor, "batch tokens features"],
     ) -> Float[Tensor, "batch channels height width"]:
         """The noise in `noisy` under condition tokens. Some samplers stop between two whole timesteps."""
-        seen = torch.cat([noisy, masked, keep], dim=1)
+        seen = torch.cat([noisy, masked, mask_channel], dim=1)
         return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
 
     def trained(self) -> dict[str, nn.Parameter]:

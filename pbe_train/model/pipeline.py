@@ -13,8 +13,8 @@ from torch import Tensor
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_train.config import TrainSettings
-from pbe_train.data.fitting import fit_reference
-from pbe_train.data.latents import keep_map, normalise_reference, to_pictures, to_tensor
+from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures, to_tensor
+from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import decode_latents, paint_latents
 from pbe_train.model.identity import RunIdentity
 from pbe_train.model.paint_model import PaintByExampleModel
@@ -75,7 +75,7 @@ class Run:
         """Paint references into views; the whole view as decoded, not yet blended with the view itself.
 
         Args:
-            masked: scaled latents of the masked views.
+            masked: masked-image latents, scaled.
             masks: edit regions, True = repaint.
             references: RGB, 0-255, any sizes; of an item several, if they show the same object.
             seeds: one per item.
@@ -84,12 +84,12 @@ class Run:
         """
         was_training = self.model.training
         self.model.eval()
-        keep = keep_map(masks, masked.shape[-1], self.settings.model.mask_to_latent)
+        mask_channel = to_mask_channel(masks, masked.shape[-1], self.settings.model.mask_to_latent)
         with self.arithmetic():
             latents = paint_latents(
                 self.model,
                 masked.to(self.device),
-                keep.to(self.device),
+                mask_channel.to(self.device),
                 self.condition(references),
                 seeds=seeds,
                 guidance=how.guidance,

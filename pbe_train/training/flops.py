@@ -69,7 +69,7 @@ def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
     counted = settings.model_copy(update={"attention": "plain", "gradient_checkpointing": False})
     with torch.device("meta"):
         model = unloaded_model(counted).train()
-        noisy, masked, keep, timestep, reference = _inputs(model, settings, cells, 1)
+        noisy, masked, mask_channel, timestep, reference = _inputs(model, settings, cells, 1)
         with FlopCounterMode(display=False) as encoder:
             features = model.conditioner.features(reference)
         with FlopCounterMode(display=False) as conditioner:
@@ -77,7 +77,7 @@ def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
             torch.autograd.backward(condition.sum())
         condition = condition.detach().requires_grad_(True)
         with FlopCounterMode(display=False) as forward:
-            predicted = model.predict(noisy, masked, keep, timestep, condition)
+            predicted = model.predict(noisy, masked, mask_channel, timestep, condition)
         with FlopCounterMode(display=False) as backward:
             torch.autograd.backward(predicted.sum())
     return StepFlops(*(float(part.get_total_flops()) for part in (forward, backward, conditioner, encoder)))
@@ -138,8 +138,8 @@ def _inputs(
     channels = vae_config(settings.vae)["latent_channels"]
     side = model.conditioner.model.config.image_size
     noisy, masked = torch.empty(batch, channels, cells, cells), torch.empty(batch, channels, cells, cells)
-    keep = torch.empty(batch, 1, cells, cells)
-    return noisy, masked, keep, torch.zeros(batch, dtype=torch.long), torch.empty(batch, 3, side, side)
+    mask_channel = torch.empty(batch, 1, cells, cells)
+    return noisy, masked, mask_channel, torch.zeros(batch, dtype=torch.long), torch.empty(batch, 3, side, side)
 
 
 def _saved_bytes(model: PaintByExampleModel, settings: ModelSettings, cells: int, batch: int, bf16: bool) -> int:

@@ -23,7 +23,7 @@ class Pictures:
             self.guidance = (1.0,)
             print("guidance_dropout 0 leaves the null vector untrained: pictures are painted with guidance 1 alone", flush=True)
         reader = open_split(run.settings, self.settings.split)
-        places, tolerant = spread_places(reader.counts, self.settings.count), run.settings.loader.on_damage == "replace"
+        places, tolerant = spread_places(reader.counts, self.settings.count), run.settings.loader.on_corrupt == "replace"
         self.samples: list[HeldOut] = read_held_out(reader, places, run.settings.seed, leave_out_damaged=tolerant)
         self.sources = [
             given.sample.view if given.sample.view is not None else made

@@ -29,7 +29,7 @@ from pbe_core.progress import DRAW_SECONDS, LINE_SECONDS, Beat, print_line
 from pbe_core.progress import Progress as Work
 from pbe_core.words import duration
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Batch
+from pbe_train.data.training_dataset import Batch
 
 PICTURES, HELD_OUT = "pictures", "held-out loss"
 """What is done between two steps again and again, and takes long."""

@@ -3,7 +3,7 @@
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Batches
+from pbe_train.data.training_dataset import Batches
 from pbe_train.training.measures import Reading
 from pbe_train.training.ranks import Ranks
 

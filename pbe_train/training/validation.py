@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pbe_core.progress import Progress
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Batch, Items
 from pbe_train.data.remote_shards import open_reader
+from pbe_train.data.training_dataset import Batch, TrainingDataset
 from pbe_train.model.diffusion import Denoiser, noise_losses
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.ranks import Ranks
@@ -34,7 +34,7 @@ class Validation:
                 "augmentation": settings.augmentation.model_copy(update={"preset": "none"}),
             }
         )
-        items = Items(fixed, reader, reference_size)
+        items = TrainingDataset(fixed, reader, reference_size)
         size = settings.global_batch // (ranks.count * settings.accumulation)
         slots = range(count)[ranks.rank :: ranks.count]
         self.samples = count
@@ -65,7 +65,7 @@ class Validation:
                 yield noise_losses(model, self.schedule, moved)
 
 
-def _made(items: Items, slots: list[int]) -> Batch:
+def _made(items: TrainingDataset, slots: list[int]) -> Batch:
     loaded = items[[(0, slot) for slot in slots]]
     if isinstance(loaded, Exception):
         raise loaded

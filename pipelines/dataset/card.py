@@ -47,7 +47,7 @@ into the region that a mask leaves open.
 _LOAD = """\
 ## Load it
 
-The shards are plain [WebDataset](https://github.com/webdataset/webdataset); nothing else is needed. In the dataset's folder:
+The shards are plain [WebDataset](https://github.com/webdataset/webdataset); `pycocotools` reads masks. In the dataset's folder:
 
 ```python
 import glob
@@ -55,6 +55,7 @@ import io
 import json
 
 import numpy as np
+import pycocotools.mask
 import webdataset
 from PIL import Image
 
@@ -63,7 +64,7 @@ for sample in webdataset.WebDataset(shards, shardshuffle=False):
     record = json.loads(sample["json"])  # label, box, window, author, licence, ...
     mean, deviation = np.split(np.load(io.BytesIO(sample["latent.npy"])), 2)  # [{channels}, {cells}, {cells}] each, float16
     masked = np.load(io.BytesIO(sample["masked.npy"]))  # [{masks}, {both}, {cells}, {cells}]: the same under each mask
-    masks = np.asarray(Image.open(io.BytesIO(sample["mask.png"]))).reshape({masks}, {size}, {size})  # True: to be painted
+    masks = pycocotools.mask.decode(json.loads(sample["mask.json"])).transpose(2, 0, 1)  # [{masks}, {size}, {size}]; 1: repaint
     reference = Image.open(io.BytesIO(sample["ref.jpg"]))
     latent = (mean + deviation * np.random.standard_normal(mean.shape)) * {scale}  # what a diffusion model sees
     print(sample["__key__"], record["label_name"], latent.shape, reference.size)
@@ -75,8 +76,6 @@ for sample in webdataset.WebDataset(shards, shardshuffle=False):
 What to know of plain readers (webdataset 1.0.2):
 
 - Say `shardshuffle=False`, or a number of shards to shuffle among; otherwise the reader warns.
-- `.decode("pil")`, `"rgb"` and `"rgb8"` make three equal channels of the 1-bit `mask.png`; `.decode("pill")` and `"l8"` make
-  one, of 0 and 255.
 - A `DataLoader` with more workers than the split has shards ends with `ValueError: No samples found in dataset`: take fewer
   workers, or `WebDataset(..., empty_check=False)`.
 - Two kinds of damage give no error: a tar that was cut off at a member's header ends there, its last sample perhaps without some
@@ -87,11 +86,12 @@ With [Hugging Face datasets](https://huggingface.co/docs/datasets), where DATASE
 
 ```python
 import numpy as np
+import pycocotools.mask
 from datasets import load_dataset
 
 for sample in load_dataset("DATASET", split="{split}", streaming=True):
     latent = np.asarray(sample["latent.npy"], np.float16)  # [{both}, {cells}, {cells}], as above
-    masks = np.asarray(sample["mask.png"]).reshape({masks}, {size}, {size})
+    masks = pycocotools.mask.decode(sample["mask.json"]).transpose(2, 0, 1)
     print(sample["json"]["label_name"], sample["json"]["licence"], latent.shape, masks.shape, sample["ref.jpg"].size)
     break
 ```

@@ -61,7 +61,7 @@ def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
         {"name": "__url__", "dtype": "string"},
         {"name": "json", "struct": fields},
         {"name": "latent.npy", "dtype": {"array3_d": {"shape": latent, "dtype": "float16"}}},
-        {"name": "mask.png", "dtype": "image"},
+        {"name": "mask.json", "list": [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]},
         {"name": "masked.npy", "dtype": {"array4_d": {"shape": [info.masks_per_view, *latent], "dtype": "float16"}}},
         {"name": "ref.jpg", "dtype": "image"},
         {"name": "view.jpg", "dtype": "image"},

@@ -146,7 +146,7 @@ def member_sizes(settings: BuildSettings, channels: int, downsampling: int, refe
     contents = {
         "json": rates["json_bytes"] + masks * rates["json_bytes_per_mask"],
         "latent.npy": _NPY_HEADER + latent,
-        "mask.png": masks * size * rates["mask_bytes_per_view_side"],
+        "mask.json": masks * size * rates["mask_bytes_per_view_side"],
         "masked.npy": _NPY_HEADER + masks * latent,
         "ref.jpg": reference_pixels * rates["reference_bytes_per_pixel"],
         "view.jpg": size * size * rates["view_bytes_per_pixel"],
@@ -219,7 +219,7 @@ def _reference_pixels(settings: BuildSettings) -> float:
             )
             for axis, length in zip("xy", photo, strict=True)
         ]
-        # As geometry/references.py does it, for columns.
+        # As pipelines/geometry.py does it, for columns.
         scale = np.minimum(1, settings.references.side / np.minimum(*sides))
         scale = np.minimum(scale, settings.references.max_side / np.maximum(*sides))
         total += float((sides[0] * sides[1] * scale**2).sum())

@@ -86,9 +86,9 @@ class ShardPacker:
         try:
             with atomic_file(folder / f"{shard}.tar") as temporary, temporary.open("wb") as file:
                 tar = TarWriter(file)
-                for sample, mask_png in self._samples(rows, failures):
+                for sample in self._samples(rows, failures):
                     records.append(sample.record)
-                    locations.append(add_sample(tar, sample, mask_png))
+                    locations.append(add_sample(tar, sample))
                     self.samples_done = len(records) + len(failures)
                 tar.close()
                 file.flush()
@@ -141,8 +141,8 @@ class ShardPacker:
             f"remove {self.shards.place}/{shard}.index.parquet to do without the samples"
         )
 
-    def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[tuple[Sample, bytes]]:
-        """Finished samples in plan order, each with its mask.png; failures go to the list."""
+    def _samples(self, rows: list[Row], failures: list[Failure]) -> Iterator[Sample]:
+        """Finished samples in plan order; failures go to the list."""
         size = samples_per_batch(self.settings.latents.batch_size, self.settings.masks.per_view)
         for batch in _batched(self._prepared(rows, failures), size):
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
@@ -154,7 +154,7 @@ class ShardPacker:
                     raise ValueError(
                         f"sample {sample.record.key}: {problem} (latents.precision {self.settings.latents.precision})"
                     )
-                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view), sample.mask_png
+                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
 
     def _prepared(self, rows: list[Row], failures: list[Failure]) -> Iterator[Prepared]:
         photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["photo_id"])]
@@ -170,9 +170,9 @@ class ShardPacker:
                         yield outcome
 
 
-def add_sample(tar: TarWriter, sample: Sample, mask_png: bytes) -> dict[str, dict[str, int] | None]:
+def add_sample(tar: TarWriter, sample: Sample) -> dict[str, dict[str, int] | None]:
     """Write a sample's members, sorted; returns where each lies, None for the optional ones that it lacks."""
-    members = encode_sample(sample, mask_png)
+    members = encode_sample(sample)
     places: dict[str, dict[str, int] | None] = dict.fromkeys(MEMBER_NAMES)
     for name in sorted(members):
         offset = tar.add(f"{sample.record.key}.{name}", members[name])

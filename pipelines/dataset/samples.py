@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from pbe_core.images.crop import Rectangle, Window, cut_view, is_padded, whole_photo
 from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
-from pbe_core.sample_codec import encode_masks, jpeg_bytes
+from pbe_core.sample_codec import jpeg_bytes
 from pipelines.annotations.photo_sizes import same_shape
 from pipelines.config import BuildSettings
 from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
-from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
-from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
-from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
-from pipelines.geometry.views import Window, cut_view, is_padded, square_window
+from pipelines.geometry import (
+    bessel_polygon,
+    box_in_photo,
+    cut_reference,
+    cut_reference_mask,
+    extend_box,
+    fill_outline,
+    grey_background,
+    reference_window,
+    square_window,
+    turned,
+)
 from pipelines.photo_folder import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
 from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
@@ -38,8 +47,6 @@ class Prepared:
     record: SampleRecord
     view: UInt8[np.ndarray, "size size 3"]
     masks: Bool[np.ndarray, "masks size size"]
-    mask_png: bytes
-    """The masks as they are stored: made here, where threads share the work."""
     reference: bytes
 
 
@@ -111,7 +118,7 @@ def prepare_sample(
     if row["segmentation"] is not None:
         pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])
         upright = np.rot90(pixels, rotation // 90)
-        mask = cut_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]), references.resize)
+        mask = cut_reference_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]), references.resize)
         reference_mask = encode_segmentation(mask)
         if references.background == "grey":
             reference = grey_background(reference, mask)
@@ -141,8 +148,7 @@ def prepare_sample(
         seed=settings.seed,
     )
     view = cut_view(photo, window, size, views.resize)
-    stacked = np.stack(masks)
-    return Prepared(record, view, stacked, encode_masks(stacked), jpeg_bytes(reference, references.jpeg_quality))
+    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, references.jpeg_quality))
 
 
 def draw_mask(

@@ -6,23 +6,20 @@ may be anything.
 """
 
 import re
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle, Resizing, Window, is_padded
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.rle import decode_counts
 from pbe_core.sample_codec import Sample, decode_sample
 from pbe_core.words import number_of
 from pipelines.config import MaskSettings, ReferenceSettings, ViewSettings
 from pipelines.dataset.samples import Row
-from pipelines.geometry.masks import fill_box, fill_polygon
-from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned
-from pipelines.geometry.references import reference_size
-from pipelines.geometry.views import Resizing, Window, is_padded
+from pipelines.geometry import box_in_photo, fill_box, fill_polygon, reference_size, turned
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 
@@ -96,10 +93,6 @@ def decode_checked(members: Mapping[str, bytes], expected: Expected) -> Sample:
     Raises:
         InputError: says what is wrong with them.
     """
-    mask = members.get("mask.png", b"")
-    size = struct.unpack(">II", mask[16:24]) if len(mask) >= 24 else None
-    if size != (expected.size, expected.size * expected.masks):
-        raise InputError(f"member mask.png is no PNG of {expected.size}x{expected.size * expected.masks} px by its header")
     try:
         return decode_sample(members, "sample")
     except InputError as error:  # Its way out is for those who train; ours is told at the end.
@@ -123,7 +116,7 @@ def check_shapes(sample: Sample, planned: Row, expected: Expected) -> Iterator[s
     if sample.latent.shape != expected.latent:
         yield f"latent.npy is {list(sample.latent.shape)}, dataset.json says {list(expected.latent)}"
     if sample.masks.shape != (expected.masks, expected.size, expected.size):
-        yield f"mask.png holds {list(sample.masks.shape)}, dataset.json says {[expected.masks, expected.size, expected.size]}"
+        yield f"mask.json holds {list(sample.masks.shape)}, dataset.json says {[expected.masks, expected.size, expected.size]}"
 
 
 def check_box(sample: Sample, planned: Row, expected: Expected) -> Iterator[str]:

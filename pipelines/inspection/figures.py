@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
+from pbe_core.images.crop import is_padded, whole_photo
 from pbe_core.randomness import generator
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
@@ -35,9 +36,7 @@ from pipelines.dataset.counts import (
     in_order,
     sample_rows,
 )
-from pipelines.geometry.masks import bessel_polygon, extend_box, fill_box, fill_polygon
-from pipelines.geometry.rectangles import box_in_photo, whole_photo
-from pipelines.geometry.views import is_padded, square_window
+from pipelines.geometry import bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
 from pipelines.inspection.packed import packed_mask_shares, packed_objects
 from schemas.dataset import DatasetInfo, SplitCounts
 from schemas.tables import COORDINATES

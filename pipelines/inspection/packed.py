@@ -50,9 +50,9 @@ def _read_some(folder: Path, count: int, seed: int) -> Iterator[tuple[SampleReco
     """Record of each chosen sample, the share that each of its masks covers, and the view's side in px."""
     index = folder / "index.parquet"
     places = chosen_places(index, count, seed).tolist()
-    for row in take_rows(index, places, ["key", "shard", "json", "mask_png"]):
+    for row in take_rows(index, places, ["key", "shard", "json", "mask_json"]):
         path = folder / "shards" / f"{row['shard']}.tar"
-        record, masks = (_read_member(path, row[name]) for name in ("json", "mask_png"))
+        record, masks = (_read_member(path, row[name]) for name in ("json", "mask_json"))
         try:
             decoded = decode_masks(masks)
             yield SampleRecord.model_validate_json(record), (decoded.mean(axis=(1, 2)).tolist(), decoded.shape[-1])

@@ -7,13 +7,12 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle, Window, cut_view
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.sample_codec import Sample
 from pipelines.config import SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation
-from pipelines.geometry.rectangles import Rectangle
-from pipelines.geometry.views import Window, cut_view
 from pipelines.photo_folder import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
@@ -93,7 +92,7 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
     parts += [*views, (f"ref.jpg{outlined}", reference_with_outline(sample))]
     rows, captions = [parts], [f"{record.key}  {record.label_name}  {record.split}"]
     for number, (kind, mask) in enumerate(zip(record.mask_kinds, sample.masks, strict=True)):
-        row: list[tuple[str, Picture]] = [("mask.png", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
+        row: list[tuple[str, Picture]] = [("mask.json", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
         if views:
             row.append((f"{views[0][0]}: box, region", view_with_mask(views[0][1], sample, number)))
         if decoded:

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.augment import PRESETS, PUBLISHED, SIZES, draw_references, ways
 from pbe_core.settings import REPOSITORY
 from pbe_train.config import AugmentationSettings
-from pbe_train.data.augment import prepare_reference
+from pbe_train.data.references import prepare_reference
 
 
 def test_a_tiny_run(tmp_path):

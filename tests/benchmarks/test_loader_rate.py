@@ -12,7 +12,7 @@ from benchmarks import published_recipe
 from benchmarks.loader import OURS, PUBLISHED, STREAMED, FromMembers, build
 from benchmarks.packing_world import draw_photo
 from pbe_core.settings import REPOSITORY
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 
 
@@ -46,8 +46,8 @@ def test_a_stream_gives_what_random_access_gives(tmp_path):
     urls = [str(settings.out / "shards" / f"{name}.tar") for name in reader.shards]
     seen = set()
     for number, source.members in enumerate(webdataset.WebDataset(urls, shardshuffle=False)):
-        streamed = source.read_for_training(Place(0, 0), lambda key, masks: masks - 1)
-        read = reader.read_for_training(Place(number // 4, number % 4), lambda key, masks: masks - 1)
+        streamed = source.read_for_training(SampleLocation(0, 0), lambda key, masks: masks - 1)
+        read = reader.read_for_training(SampleLocation(number // 4, number % 4), lambda key, masks: masks - 1)
         for field, value in vars(read).items():
             assert np.array_equal(getattr(streamed, field), value), field
         seen.add(read.key)

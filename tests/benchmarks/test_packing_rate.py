@@ -12,13 +12,12 @@ from scipy.stats import ks_2samp
 from benchmarks import published_recipe
 from benchmarks.packing_world import draw_photo, find_photos
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle, Window, whole_photo
 from pbe_core.randomness import generator
 from pbe_core.settings import REPOSITORY
 from pipelines.config import BuildSettings, SourceSettings
 from pipelines.dataset.samples import draw_mask
-from pipelines.geometry.masks import extend_box
-from pipelines.geometry.rectangles import Rectangle, whole_photo
-from pipelines.geometry.views import Window
+from pipelines.geometry import extend_box
 
 needs_bezier = pytest.mark.skipif(not published_recipe.is_installed(), reason="the package bezier is not installed")
 

@@ -11,10 +11,9 @@ from scipy.stats import ks_2samp
 from benchmarks import published_recipe
 from benchmarks.packing_world import draw_photo
 from benchmarks.views import gradient_energy, main
+from pbe_core.images.crop import Rectangle, is_padded, whole_photo
 from pbe_core.randomness import generator
-from pipelines.geometry.masks import extend_box
-from pipelines.geometry.rectangles import Rectangle, whole_photo
-from pipelines.geometry.views import is_padded, square_window
+from pipelines.geometry import extend_box, square_window
 
 needs_bezier = pytest.mark.skipif(not published_recipe.is_installed(), reason="the package bezier is not installed")
 

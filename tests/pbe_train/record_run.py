@@ -16,7 +16,7 @@ import numpy as np
 
 from pbe_core.errors import run_program
 from pbe_train import train as train_module
-from pbe_train.data.items import Batch, Batches, Items, load_batches
+from pbe_train.data.training_dataset import Batch, Batches, TrainingDataset, load_batches
 
 # (step, slot) -> key of the sample, diffusion time, hash of the noise, hash of all that the model sees.
 Seen = dict[tuple[int, int], tuple[str, int, str, str]]
@@ -26,7 +26,7 @@ def record_to(folder: Path) -> Callable[..., Batches]:
     """A `load_batches` whose batches are written down when the loop takes them."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    def load(items: Items, first_step: int, ranks: int, rank: int) -> Batches:
+    def load(items: TrainingDataset, first_step: int, ranks: int, rank: int) -> Batches:
         path = folder / f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}-rank{rank}-{os.getpid()}.jsonl"
         return Recorded(load_batches(items, first_step, ranks, rank), path)
 

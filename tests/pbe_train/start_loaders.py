@@ -16,14 +16,14 @@ import cv2
 from pbe_core.errors import InputError
 from pbe_core.settings import load_settings
 from pbe_train.config import TrainSettings
-from pbe_train.data.items import Items, Loaded, load_batches
 from pbe_train.data.shards import ShardReader
+from pbe_train.data.training_dataset import Loaded, TrainingDataset, load_batches
 
 WORKERS = 2
 
 
-class Telling(Items):
-    """Items whose worker writes into the run's folder how many threads OpenCV has there."""
+class Telling(TrainingDataset):
+    """TrainingDataset whose worker writes into the run's folder how many threads OpenCV has there."""
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         told = self.settings.out / f"{os.getpid()}.threads"

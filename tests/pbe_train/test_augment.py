@@ -3,11 +3,11 @@
 The figures are those of 400 draws with albumentations 0.4.3, at 224 px.
 """
 
-import copy
 import hashlib
 import io
 import subprocess
 import sys
+from random import Random
 
 import cv2
 import numpy as np
@@ -17,14 +17,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pbe_core.randomness import generator, name_hash
+from pbe_core.randomness import generator
 from pbe_core.settings import REPOSITORY
-from pbe_train.config import AugmentationSettings, ModelSettings, StrongSettings
-from pbe_train.data import strong
-from pbe_train.data.augment import Drawn, apply, augment, draw_published, prepare_reference
-from pbe_train.data.fitting import PADDING, fit_reference
+from pbe_train.config import AugmentationSettings, StrongSettings
 from pbe_train.data.latents import normalise_reference
-from pbe_train.data.strong import PHOTO, POSE, change, erase, fires, moves
+from pbe_train.data.references import (
+    PADDING,
+    PHOTO,
+    POSE,
+    Drawn,
+    apply,
+    augment,
+    change,
+    draw_published,
+    erase,
+    fires,
+    fit_reference,
+    moves,
+    prepare_reference,
+    transforms,
+)
 
 DRAWS = 2000
 
@@ -214,10 +226,10 @@ def test_a_dot_lands_where_the_elastic_part_sends_it():
 
 def test_the_affine_part_is_stronger_than_the_published_chain():
     """That one moves pixels by 13.8 px on average; here the parts of the map stay within what the settings say."""
-    transform, moved, scales = strong.transforms(224)["affine"], [], []
+    transform, moved, scales = transforms(224)["affine"], [], []
     y, x = np.mgrid[:224:8, :224:8]
     for number in range(300):
-        transform.set_random_state(generator(number), strong.Random(number))
+        transform.set_random_state(generator(number), Random(number))
         transform(image=np.zeros((224, 224, 3), np.uint8))
         matrix = transform.get_applied_params()["matrix"]
         moved.append(np.linalg.norm(np.stack([x, y, np.ones_like(x)], -1) @ matrix[:2].T - np.stack([x, y], -1), axis=-1).mean())
@@ -255,65 +267,6 @@ def test_a_compressed_picture_is_a_jpeg_of_the_picture():
     for number in range(20):
         compressed = change("compression", picture, 224, number)
         assert min(np.abs(file - compressed).max() for file in files) <= 1
-
-
-def applied(part: str, number: int) -> dict:
-    """The numbers that `change` draws for one of albumentations' transforms."""
-    transform = copy.copy(strong.transforms(224)[part])
-    transform.set_random_state(generator(number, part), strong.Random(name_hash(number, part)))
-    assert np.array_equal(transform(image=coloured_picture())["image"], change(part, coloured_picture(), 224, number))
-    return transform.get_applied_params()
-
-
-def by_definition(part: str, drawn: dict) -> np.ndarray:
-    """What a part is to make of `coloured_picture`, in RGB, without albumentations."""
-    picture = coloured_picture()
-    if part == "light":
-        return (picture * drawn["alpha"] + drawn["beta"]).clip(0, 255)
-    if part == "gamma":
-        return 255 * (picture / 255) ** drawn["gamma"]
-    if part == "colour":
-        hue, saturation, value = np.moveaxis(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV).astype(float), -1, 0)
-        turned = np.stack([(hue + drawn["hue_shift"]) % 180, (saturation + drawn["sat_shift"]).clip(0, 255), value], -1)
-        return cv2.cvtColor(turned.astype(np.uint8), cv2.COLOR_HSV2RGB)
-    if part == "resolution":
-        small = cv2.resize(picture, None, fx=drawn["scale"], fy=drawn["scale"], interpolation=cv2.INTER_AREA)
-        return cv2.resize(small, (224, 224))
-    if part == "blur":
-        return cv2.sepFilter2D(picture, -1, drawn["kernel"], drawn["kernel"])
-    if part == "affine":
-        return cv2.warpAffine(picture, drawn["matrix"][:2], (224, 224), borderValue=PADDING)
-    assert part == "flip"
-    return picture[:, ::-1]
-
-
-@pytest.mark.parametrize("part", [*strong.transforms(224)])
-def test_what_albumentations_does_is_done_in_rgb(part: str):
-    for number in range(5):
-        expected = by_definition(part, applied(part, number))
-        assert np.abs(change(part, coloured_picture(), 224, number) - expected.astype(float)).mean() < 1
-
-
-def test_colours_turn_a_little_and_grey_stays_grey():
-    def hue_of(picture: np.ndarray) -> int:
-        return int(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[0, 0, 0])
-
-    red, grey = np.full((32, 32, 3), (200, 60, 60), np.uint8), np.full((32, 32, 3), 120, np.uint8)
-    turned = [(hue_of(change("colour", red, 224, number)) + 90) % 180 - 90 for number in range(100)]
-    assert max(turned) >= 4
-    assert min(turned) <= -4
-    assert max(map(abs, turned)) <= 7
-    # Without a hue, no hue; brightness is the part `light`'s.
-    changed = [change("light", grey, 224, number)[0, 0].astype(int) for number in range(50)]
-    assert max(np.ptp(colour) for colour in changed) <= 1
-    assert np.std([colour.mean() for colour in changed]) > 10
-
-
-def test_low_resolutions_lose_detail_and_not_the_picture():
-    picture = drawn_picture()
-    detail = np.abs(np.diff(picture.astype(int), axis=1)).mean()
-    lost = [np.abs(np.diff(change("resolution", picture, 224, number).astype(int), axis=1)).mean() for number in range(20)]
-    assert max(lost) < 0.6 * detail
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -408,7 +361,7 @@ def test_strong_takes_whatever_a_shard_holds(height, width, geometry, number):
 
 def test_parts_are_all_named():
     assert {*PHOTO, *POSE, "erase"} == set(PARTS)
-    assert {*strong.transforms(32), "compression", "elastic", "erase"} == set(PARTS)
+    assert {*transforms(32), "compression", "elastic", "erase"} == set(PARTS)
 
 
 def test_the_published_preset_neither_imports_albumentations_nor_changed():
@@ -418,7 +371,7 @@ def test_the_published_preset_neither_imports_albumentations_nor_changed():
         made = prepare_reference(AugmentationSettings(), "squash", picture, None, 64, number)
         squashed = fit_reference(picture, 64, "squash")
         assert np.array_equal(made, apply(draw_published(AugmentationSettings(), 64, number), squashed))
-    code = "import sys, pbe_train.data.items; sys.exit('albumentations' in sys.modules)"
+    code = "import sys, pbe_train.data.training_dataset; sys.exit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -446,40 +399,7 @@ def test_padding_is_what_the_encoder_sees_as_nothing():
     assert normalise_reference(torch.from_numpy(square)[None])[..., 0, 0].abs().max() < 0.01
 
 
-def test_a_square_reference_is_the_same_either_way():
-    picture = drawn_picture(100, 100)
-    assert np.array_equal(fit_reference(picture, 64, "pad"), fit_reference(picture, 64, "squash"))
-
-
-def test_padded_pixels_are_those_of_pillow():
-    picture = drawn_picture(90, 150)
-    resized = np.asarray(Image.fromarray(picture).resize((64, 38), Image.Resampling.BILINEAR)).astype(int)
-    assert abs(fit_reference(picture, 64, "pad")[13:51] - resized).max() <= 1
-
-
-def test_published_settings_squash():
-    assert ModelSettings(encoder="", vae="").reference_geometry == "squash"
-    assert AugmentationSettings().preset == "paper"
-
-
 def test_the_guide_names_each_part_with_its_probability():
     guide = (REPOSITORY / "docs" / "training.md").read_text()
     for part, probability in StrongSettings():
         assert f"\n| `{part}` | {probability} | " in guide
-
-
-def test_the_guides_pictures_are_drawn_anew(tmp_path):
-    """Of the same draws as those that are kept, up to what another OpenCV rounds otherwise."""
-    command = [sys.executable, "-m", "docs.pictures.make_augmentations", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for preset in ("paper", "strong"):
-        name = f"augmentation_{preset}.png"
-        assert f"pictures/{name})" in (REPOSITORY / "docs" / "training.md").read_text()
-        assert (REPOSITORY / "docs" / "pictures" / name).stat().st_size < 400_000
-        drawn, kept = (
-            np.asarray(Image.open(path / name).convert("RGB")).astype(int)
-            for path in (tmp_path, REPOSITORY / "docs" / "pictures")
-        )
-        assert drawn.shape == kept.shape
-        assert abs(drawn - kept).mean() < 2

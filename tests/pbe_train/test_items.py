@@ -1,6 +1,7 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
 import errno
+import gc
 import json
 import multiprocessing
 import os
@@ -23,24 +24,23 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pbe_train.config import StrongSettings
-from pbe_train.data import items as items_module
 from pbe_train.data import shards as shards_module
-from pbe_train.data.damage import DamageBook, Replaced
-from pbe_train.data.decoding import decode_outline
-from pbe_train.data.fitting import PADDING, fit_reference
-from pbe_train.data.items import Batch, Items, SlotSampler, load_batches, noise_seed
-from pbe_train.data.latents import keep_map
-from pbe_train.data.order import Place
-from pbe_train.data.shards import ShardReader
+from pbe_train.data import training_dataset as items_module
+from pbe_train.data.corrupt_samples import CorruptSamples, Replaced
+from pbe_train.data.latents import to_mask_channel
+from pbe_train.data.order import SampleLocation
+from pbe_train.data.references import PADDING, fit_reference
+from pbe_train.data.shards import ShardReader, decode_outline
+from pbe_train.data.training_dataset import Batch, TrainingDataset, load_batches, noise_seed
 from pbe_train.training.ranks import Ranks
 from pbe_train.training.validation import Validation
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
 from tests.pbe_train.start_loaders import WORKERS
 
 
-def items_of(world: World, tmp_path, *options: str) -> Items:
+def items_of(world: World, tmp_path, *options: str) -> TrainingDataset:
     settings = world.settings(tmp_path, *options)
-    return Items(settings, ShardReader(settings.dataset, "train"), 32)
+    return TrainingDataset(settings, ShardReader(settings.dataset, "train"), 32)
 
 
 def test_planes_hold_the_scaled_latents_and_the_mask_of_one_kind(world: World, tmp_path):
@@ -48,7 +48,7 @@ def test_planes_hold_the_scaled_latents_and_the_mask_of_one_kind(world: World, t
     for slot in range(4):
         planes = items.make(2, slot).planes
         sample = items.reader.read(items.order.at(2, slot, 4)[1])
-        masks = [keep_map(sample.masks[kind : kind + 1], 4, "bilinear")[0, 0] for kind in range(MASKS)]
+        masks = [to_mask_channel(sample.masks[kind : kind + 1], 4, "bilinear")[0, 0] for kind in range(MASKS)]
         kind = next(kind for kind in range(MASKS) if torch.equal(masks[kind], planes[8]))
         draws = [planes[9:]]
         for stored, drawn in ((sample.latent, planes[:4]), (sample.masked[kind], planes[4:8])):
@@ -66,7 +66,9 @@ def test_planes_hold_the_scaled_latents_and_the_mask_of_one_kind(world: World, t
 def test_the_mask_is_one_of_k_and_another_in_another_epoch(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """A mask that were always the first, or fixed for a sample, would waste the others."""
     items, drawn = items_of(world, tmp_path), {}
-    monkeypatch.setattr(items_module, "keep_map", lambda masks, *_: drawn.update(masks=masks) or keep_map(masks, *_))
+    monkeypatch.setattr(
+        items_module, "to_mask_channel", lambda masks, *_: drawn.update(masks=masks) or to_mask_channel(masks, *_)
+    )
     seen: dict[str, set[int]] = {}
     for index in range(6 * items.order.samples):
         step, slot = divmod(index, 4)
@@ -118,7 +120,7 @@ def test_the_record_is_read_only_where_backgrounds_are_erased(world: World, tmp_
     monkeypatch.setattr(shards_module, "_fetch", lambda *given: seen.append(members := fetch(*given)) or members)
     items_of(world, tmp_path, *options).make(0, 0)
     assert [("json" in members) for members in seen] == [read]
-    assert {"latent_npy", "masked_npy", "mask_png", "ref_jpg"} == set(seen[0]) - {"json"}
+    assert {"latent_npy", "masked_npy", "mask_json", "ref_jpg"} == set(seen[0]) - {"json"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_an_outline_that_is_not_the_references_is_damage(record, problem):
 def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """In training, under each preset, and in the fixed samples of the validation loss."""
     wide = np.full((10, 20, 3), 255, np.uint8)
-    monkeypatch.setattr(shards_module, "decode_reference", lambda data: wide)
+    monkeypatch.setattr(shards_module, "decode_jpeg", lambda data: wide)
     still = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields]
     for options in (["--augmentation.preset=none"], ["--augmentation.preset=strong", *still]):
         padded = items_of(world, tmp_path, "--model.reference_geometry=pad", *options)
@@ -155,12 +157,12 @@ def test_references_without_an_aspect_are_not_padded(world: World, tmp_path):
     reader = ShardReader(world.settings(tmp_path).dataset, "train")
     settings = {**reader.info.settings, "references": {"resize": "published"}}
     reader.info = reader.info.model_copy(update={"settings": settings})
-    Items(world.settings(tmp_path), reader, 32)
+    TrainingDataset(world.settings(tmp_path), reader, 32)
     padding = world.settings(tmp_path, "--model.reference_geometry=pad")
     with pytest.raises(
         InputError, match=r"dataset\.json: its references are stored squashed .*; train with squash, or build with"
     ):
-        Items(padding, reader, 32)
+        TrainingDataset(padding, reader, 32)
 
 
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):
@@ -183,13 +185,8 @@ def test_a_mask_shrinks_in_the_way_that_was_named():
     """1 = keep. `bilinear` averages the 2 x 2 px at a cell's centre, `nearest` takes its top left px."""
     mask = np.zeros((1, 16, 16), bool)
     mask[0, :4, :4] = True  # In the first cell: 1 of the 4 centre px (3, 3), and the top left px.
-    assert keep_map(mask, 2, "bilinear").flatten().tolist() == [0.75, 1, 1, 1]
-    assert keep_map(mask, 2, "nearest").flatten().tolist() == [0, 1, 1, 1]
-
-
-def test_the_sampler_counts_what_it_yields():
-    sampler = SlotSampler(3, 7, [[0, 1], [2, 3]])
-    assert len(list(sampler)) == len(sampler) == 8
+    assert to_mask_channel(mask, 2, "bilinear").flatten().tolist() == [0.75, 1, 1, 1]
+    assert to_mask_channel(mask, 2, "nearest").flatten().tolist() == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
@@ -200,15 +197,7 @@ def test_a_mask_shrinks_as_torch_shrinks_it(cells, mode):
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(~masks)[:, None].float(), (cells, cells), mode=mode, align_corners=align
     )
-    assert torch.equal(keep_map(masks, cells, mode), expected)
-
-
-def test_a_batch_is_its_items(world: World, tmp_path):
-    items = items_of(world, tmp_path)
-    batch = items[[(3, 1), (0, 2)]].batch
-    for place, (step, slot) in enumerate([(3, 1), (0, 2)]):
-        for field in Batch._fields:
-            assert torch.equal(getattr(batch, field)[place], torch.as_tensor(getattr(items.make(step, slot), field))), field
+    assert torch.equal(to_mask_channel(masks, cells, mode), expected)
 
 
 @pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (3, "fork"), (3, "spawn"), (1, "forkserver")])
@@ -244,11 +233,11 @@ def test_who_owes_the_next_batch_is_known(world: World, tmp_path):
     processes = [worker.pid for worker in batches._loaded._workers]
     for number, (step, slots) in enumerate(micro[1:], start=1):
         keys = ", ".join(items.keys(step)[slot] for slot in slots)
-        assert batches.owed() == f"worker {number % 2} (process {processes[number % 2]}), which makes the samples {keys}"
+        assert batches.describe_next() == f"worker {number % 2} (process {processes[number % 2]}), which makes the samples {keys}"
         next(batches)
-    assert batches.owed() == "nothing more"
+    assert batches.describe_next() == "nothing more"
     alone = load_batches(items_of(world, tmp_path, "--steps=1"), 0, 1, 0)
-    assert alone.owed() == f"this process, which makes the samples {', '.join(alone.items.keys(0))}"
+    assert alone.describe_next() == f"this process, which makes the samples {', '.join(alone.items.keys(0))}"
 
 
 def test_workers_end_with_their_batches_and_one_that_hangs_is_killed(world: World, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -343,6 +332,7 @@ def test_whatever_fails_on_the_way_no_worker_is_left(world: World, tmp_path, mon
 
 def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):
     """24 epochs over four shards of which it keeps two open; one more descriptor an epoch would be 12 in the second half."""
+    gc.collect()  # A forked worker has what readers of other tests left open.
     items = items_of(world, tmp_path, "--steps=144", "--loader.workers=1", "--loader.window=1")
     items.reader.open_shards = 2
     batches = load_batches(items, 0, 1, 0)
@@ -391,7 +381,7 @@ def test_a_damaged_sample_gives_its_slot_to_another_one(world: World, tmp_path):
     folder = damaged_copy(world, tmp_path)
     spoil(folder, "train-000001", [3, 5])
     (folder / "shards" / "train-000002.tar").unlink()
-    options = f"--dataset={folder}", "--loader.on_damage=replace", "--steps=12"
+    options = f"--dataset={folder}", "--loader.on_corrupt=replace", "--steps=12"
     whole, told = list(load_batches(items_of(world, tmp_path, "--steps=12"), 0, 1, 0)), set()
     damaged = items_of(world, tmp_path, *options)
     straight = load_batches(damaged, 0, 1, 0)
@@ -400,7 +390,7 @@ def test_a_damaged_sample_gives_its_slot_to_another_one(world: World, tmp_path):
         told |= set(replaced)
         same = [torch.equal(*pair) for pair in zip(expected.planes, found.planes, strict=True)]
         places = [damaged.order.at(step, slot, 4)[1] for slot in range(4)]
-        bad = [place.shard == 2 or place in (Place(1, 3), Place(1, 5)) for place in places]
+        bad = [place.shard == 2 or place in (SampleLocation(1, 3), SampleLocation(1, 5)) for place in places]
         assert same == [not one for one in bad]
         assert len(replaced) >= sum(bad)
         assert torch.isfinite(found.planes).all()
@@ -419,13 +409,13 @@ def test_where_all_is_damaged_nothing_is_replaced_for_ever(world: World, tmp_pat
     folder = damaged_copy(world, tmp_path)
     for path in folder.glob("shards/train*.tar"):
         path.unlink()
-    items = items_of(world, tmp_path, f"--dataset={folder}", "--loader.on_damage=replace")
+    items = items_of(world, tmp_path, f"--dataset={folder}", "--loader.on_corrupt=replace")
     with pytest.raises(InputError, match=r"the shard is missing.*10 samples that were to replace one another are all damaged"):
         next(load_batches(items, 0, 1, 0))
 
 
 def test_damage_is_told_once_and_ends_the_run_beyond_the_limit():
-    book = DamageBook(2)
+    book = CorruptSamples(2)
     one, two, three = (Replaced("train-000001", f"key{number}_0", "CRC-32") for number in range(3))
     assert book.add([one, one, two]) == [
         "replaced: shard train-000001, sample key0_0: CRC-32",
@@ -434,7 +424,7 @@ def test_damage_is_told_once_and_ends_the_run_beyond_the_limit():
     assert book.add([two, one]) == []
     with pytest.raises(
         InputError,
-        match=r"^3 samples are damaged, more than loader.most_replaced 2, in train-000001\.tar \(3\): key0_0 of .*key2_0",
+        match=r"^3 samples are damaged, more than loader.max_corrupt_samples 2, in train-000001\.tar \(3\): key0_0 of .*key2_0",
     ):
         book.add([three])
 
@@ -442,5 +432,5 @@ def test_damage_is_told_once_and_ends_the_run_beyond_the_limit():
 def test_a_run_that_stops_at_damage_says_how_to_go_on(world: World, tmp_path):
     folder = damaged_copy(world, tmp_path)
     spoil(folder, "train-000000", [0, 1, 2, 3, 4])
-    with pytest.raises(InputError, match=r"train-000000\.tar: sample .* or train without it: --loader.on_damage replace$"):
+    with pytest.raises(InputError, match=r"train-000000\.tar: sample .* or train without it: --loader.on_corrupt replace$"):
         list(load_batches(items_of(world, tmp_path, f"--dataset={folder}"), 0, 1, 0))

@@ -12,8 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pbe_core.errors import InputError
 from pbe_train.checkpoints.init_from_pretrained import widened
 from pbe_train.config import UNetSettings
-from pbe_train.data.items import Batch
 from pbe_train.data.latents import normalise_reference
+from pbe_train.data.training_dataset import Batch
 from pbe_train.model.diffusion import noise_losses, paint_latents
 from pbe_train.model.paint_model import Conditioner, PaintByExampleModel, new_unet
 from pbe_train.model.schedulers import training_schedule
@@ -122,11 +122,11 @@ def test_inputs_stand_in_the_published_order(model: PaintByExampleModel):
 
 def test_a_dropped_condition_is_the_null_vector(model: PaintByExampleModel):
     """Item by item: where dropped, the reference has no influence; where not, it has."""
-    noisy, masked, keep = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
+    noisy, masked, mask_channel = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.ones(2, 1, 8, 8)
     times, dropped = torch.tensor([10, 900]), torch.tensor([True, False])
     with torch.no_grad():
-        first, second = (model(noisy, masked, keep, times, torch.randn(2, 3, 32, 32), dropped) for _ in range(2))
-        null = model.predict(noisy, masked, keep, times, model.conditioner.uncond_vector.expand(2, 1, 24))
+        first, second = (model(noisy, masked, mask_channel, times, torch.randn(2, 3, 32, 32), dropped) for _ in range(2))
+        null = model.predict(noisy, masked, mask_channel, times, model.conditioner.uncond_vector.expand(2, 1, 24))
     assert torch.equal(first[0], second[0])
     torch.testing.assert_close(first[0], null[0])
     assert not torch.allclose(first[1], second[1])
@@ -153,9 +153,9 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction):
     schedule = training_schedule(prediction)
     shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
 
-    def oracle(noisy, masked, keep, timestep, reference, dropped):
+    def oracle(noisy, masked, mask_channel, timestep, reference, dropped):
         assert torch.equal(masked, batch.planes[:, 4:8])
-        assert torch.equal(keep, batch.planes[:, 8:9])
+        assert torch.equal(mask_channel, batch.planes[:, 8:9])
         share, latent = shares[timestep][:, None, None, None], batch.planes[:, :4]
         noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
         return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
@@ -185,7 +185,7 @@ def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
             uncond_vector = torch.zeros(1, 1, 3)
 
         @staticmethod
-        def predict(noisy, masked, keep, timestep, condition):
+        def predict(noisy, masked, mask_channel, timestep, condition):
             share = shares[timestep][:, None, None, None]
             noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
             return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
@@ -200,9 +200,9 @@ def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
 
 def paint(model: PaintByExampleModel, number: int | slice, seeds: list[int], **options) -> torch.Tensor:
     torch.manual_seed(7)
-    masked, keep, references = torch.randn(3, 4, 8, 8), torch.ones(3, 1, 8, 8), torch.randn(3, 3, 32, 32)
+    masked, mask_channel, references = torch.randn(3, 4, 8, 8), torch.ones(3, 1, 8, 8), torch.randn(3, 3, 32, 32)
     how = {"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", "prediction": "epsilon", **options}
-    return paint_latents(model, masked[number], keep[number], model.conditioner(references[number]), seeds=seeds, **how)
+    return paint_latents(model, masked[number], mask_channel[number], model.conditioner(references[number]), seeds=seeds, **how)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_previews_show_where_the_model_is_going(scheduler, prediction):
             uncond_vector = torch.zeros(1, 1, 3)
 
         @staticmethod
-        def predict(noisy, masked, keep, timestep, condition):
+        def predict(noisy, masked, mask_channel, timestep, condition):
             share = shares[timestep.long()][:, None, None, None]
             noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
             return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent

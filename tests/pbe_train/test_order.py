@@ -44,14 +44,6 @@ def test_seeds_and_epochs_differ():
     assert len({tuple(order) for order in orders}) == 4
 
 
-@given(size=integers(1, 4), accumulation=integers(1, 4), ranks=integers(1, 5))
-def test_ranks_take_equal_slices_of_the_global_batch(size, accumulation, ranks):
-    batch = size * accumulation * ranks
-    shares = [rank_slots(batch, accumulation, ranks, rank) for rank in range(ranks)]
-    assert [slot for share in shares for part in share for slot in part] == list(range(batch))
-    assert {len(part) for share in shares for part in share} == {size}
-
-
 def test_an_uneven_cut_is_refused():
     with pytest.raises(ValueError, match="global_batch 6 cannot be cut evenly into 4 ranks"):
         rank_slots(6, 1, 4, 0)

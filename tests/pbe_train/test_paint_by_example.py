@@ -13,8 +13,7 @@ from torch import nn
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample, sample
 from pbe_train.editing.paint_by_example import Preview
-from pbe_train.editing.placing import OneAtATime
-from pbe_train.model.pipeline import Run, SamplingSettings
+from pbe_train.model.pipeline import Run
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
 from tests.pbe_train.small_world import World
@@ -181,16 +180,6 @@ def test_nothing_larger_than_it_is_to_be_reaches_the_device(folder: Path, monkey
     assert paint.run.device.type == "meta"
 
 
-def test_who_comes_back_is_brought_again():
-    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
-    turns = OneAtATime(torch.device("cpu"), [[first], [second]])
-    there = []
-    for network in (first, first, second, first):
-        network(torch.zeros(1, 2))
-        there.append(turns.there[0])
-    assert there == [first, first, second, first]
-
-
 def test_previews_come_with_each_step(paint: PaintByExample):
     seen: list[Preview] = []
     pictures: list[Image.Image] = []
@@ -240,32 +229,17 @@ def test_a_photo_is_edited_as_it_is_seen(paint: PaintByExample, tmp_path: Path):
     assert np.array_equal(edited, np.asarray(paint(Image.open(tmp_path / "turned.png"), region(60, 40), photo(2, 9, 9), steps=1)))
 
 
-@pytest.mark.parametrize("kind", ["one pixel", "RGBA", "grey", "16 bit", "CMYK", "palette", "EXIF"])
-def test_references_of_all_kinds(paint: PaintByExample, tmp_path: Path, kind: str):
+@pytest.mark.parametrize("kind", ["one pixel", "CMYK", "EXIF"])
+def test_references_are_read_as_photos(paint: PaintByExample, tmp_path: Path, kind: str):
     """The edit is that with the same reference as plain RGB."""
-    path, plain = tmp_path / "reference.png", photo(5, 24, 24)
+    path, plain = tmp_path / "reference.tif", photo(5, 24, 24)
     if kind == "one pixel":
         plain = photo(5, 1, 1)
         Image.fromarray(plain).save(path)
-    elif kind == "RGBA":  # Transparency lies over white.
-        alpha = np.full((24, 24, 1), 255, np.uint8)
-        alpha[:12] = 0
-        plain[:12] = 255
-        Image.fromarray(np.concatenate([photo(5, 24, 24), alpha], axis=2)).save(path)
-    elif kind == "grey":
-        plain = np.repeat(plain[..., :1], 3, axis=2)
-        Image.fromarray(plain[..., 0]).save(path)
-    elif kind == "16 bit":
-        plain = np.repeat(plain[..., :1], 3, axis=2)
-        Image.fromarray(plain[..., 0].astype(np.uint16) * 257).save(path)
     elif kind == "CMYK":
-        path = tmp_path / "reference.tif"
         Image.fromarray(plain).convert("CMYK").save(path)
-    elif kind == "palette":
-        picture = Image.fromarray(plain).quantize(16)
-        picture.save(path)
-        plain = np.asarray(picture.convert("RGB"))
     else:
+        path = tmp_path / "reference.png"
         plain = turned(path)
     given = photo(1), region()
     assert levels(paint(*given, path, steps=1), paint(*given, plain, steps=1)) == 0
@@ -416,7 +390,3 @@ def test_a_place_that_cannot_be_written_to_is_told_before_painting(folder: Path,
 def test_nothing_is_imported_before_it_is_needed():
     program = "import sys, pbe_train as p; assert 'torch' not in sys.modules; p.PaintByExample; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_settings_have_the_papers_defaults():
-    assert SamplingSettings() == SamplingSettings(guidance=5.0, steps=50, scheduler="DDIMScheduler")

@@ -85,7 +85,7 @@ REFUSED = {
     "a dark colour alone": (palette(MARKED, _1=(128, 0, 0)), "colours are #000000 .*, #800000 .*, and none is brighter than mid"),
     "alpha": (
         Image.fromarray(np.dstack([np.zeros((20, 30, 3), np.uint8), MARKED * 255])),
-        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\), and nobody can tell",
+        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\)",
     ),
     "floats that are too dark": (MARKED * 0.25, r"values are 0 \(91\.7%\), 0\.25 \(8\.3%\), and none is brighter"),
     "floats beyond 1": (MARKED * 7.5, r"values are floats, 0 \(91\.7%\), 7\.5 \(8\.3%\); give floats from 0 to 1"),
@@ -108,31 +108,6 @@ def test_a_photo_that_is_given_as_a_mask():
     noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     with pytest.raises(InputError, match=r"^mask: the mask has 600 colours, as a photo has; paint what is to be repainted white"):
         read_mask(noise, "mask")
-
-
-@pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "ICO"])
-def test_photos_of_all_formats_are_edited(kind, tmp_path):
-    """Photo, mask and reference go through the one decoder."""
-    pixels = np.zeros((64, 64, 3), np.uint8)
-    pixels[20:40, 20:40] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    pixels[:32] //= 2
-    options = {"AVIF": {"quality": 100, "exif": exif}, "JPEG2000": {}, "ICO": {"sizes": [(64, 64)]}}[kind]
-    path = tmp_path / "photo"
-    Image.fromarray(pixels).save(path, kind, **options)
-    seen = np.rot90(pixels, -1) if kind == "AVIF" else pixels
-    assert np.abs(read_photo(path).astype(int) - seen).max() <= 3
-    assert np.array_equal(read_mask(path), seen[..., 0] > 127)
-    assert with_profile(read_photo(path), path).size == (64, 64)
-
-
-def test_a_jpeg_without_an_end_mark_can_be_edited(tmp_path):
-    path = tmp_path / "photo.jpg"
-    Image.effect_noise((40, 30), 60).convert("RGB").save(path)
-    whole = read_photo(path)
-    path.write_bytes(path.read_bytes()[:-2])
-    assert np.array_equal(read_photo(path), whole)
 
 
 def test_a_long_colour_profile_goes_with_the_result(tmp_path: Path):

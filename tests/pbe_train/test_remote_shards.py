@@ -20,10 +20,10 @@ from pbe_core.errors import InputError
 from pbe_core.settings import dump_settings, load_settings
 from pbe_train.config import TrainSettings
 from pbe_train.data import remote_shards
-from pbe_train.data.items import Batch, Items, load_batches
-from pbe_train.data.order import Place
+from pbe_train.data.order import SampleLocation
 from pbe_train.data.remote_shards import CachedShards, ShardContent, open_reader
 from pbe_train.data.shards import ShardReader, UnreadableShard
+from pbe_train.data.training_dataset import Batch, TrainingDataset, load_batches
 from schemas.tables import SHARD_RECORDS
 from tests.pbe_train.small_world import World
 from tests.s3_server import S3Server, s3_server
@@ -84,9 +84,9 @@ def shards_of(
 @pytest.mark.parametrize(("workers", "method"), [(0, "fork"), (2, "fork"), (2, "spawn")])
 def test_batches_are_those_of_the_local_copy(world: World, server: S3Server, tmp_path: Path, workers, method):
     local = world.settings(tmp_path, "--steps=9")
-    expected = list(load_batches(Items(local, ShardReader(local.dataset, "train"), 32), 0, 1, 0))
+    expected = list(load_batches(TrainingDataset(local, ShardReader(local.dataset, "train"), 32), 0, 1, 0))
     settings = remote_settings(world, server, tmp_path, "--steps=9", f"--loader.workers={workers}")
-    found = list(load_batches(Items(settings, open_reader(settings), 32), 0, 1, 0, method))
+    found = list(load_batches(TrainingDataset(settings, open_reader(settings), 32), 0, 1, 0, method))
     for one, other in zip(expected, found, strict=True):
         for field in Batch._fields:
             assert torch.equal(getattr(one, field), getattr(other, field)), field
@@ -95,7 +95,7 @@ def test_batches_are_those_of_the_local_copy(world: World, server: S3Server, tmp
 
 def test_another_split_comes_from_there_too(world: World, server: S3Server, tmp_path: Path):
     reader = open_reader(remote_settings(world, server, tmp_path), "validation")
-    assert reader.read(Place(0, 3)).key == ShardReader(world.dataset, "validation").read(Place(0, 3)).key
+    assert reader.read(SampleLocation(0, 3)).key == ShardReader(world.dataset, "validation").read(SampleLocation(0, 3)).key
 
 
 def test_no_file_holds_a_key(world: World, server: S3Server, tmp_path: Path):
@@ -106,7 +106,7 @@ def test_no_file_holds_a_key(world: World, server: S3Server, tmp_path: Path):
     again = load_settings(TrainSettings, "train", ["--config", str(tmp_path / "settings.yaml")])
     assert again.dataset_url == URL
     assert again.storage == {}
-    open_reader(settings).read(Place(0, 0))
+    open_reader(settings).read(SampleLocation(0, 0))
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or server.secret.encode() not in path.read_bytes()
     assert server.secret in str(settings.storage)
@@ -227,13 +227,13 @@ def test_a_shard_that_is_not_what_was_written_is_told(world: World, server: S3Se
 def test_a_damaged_copy_is_fetched_again(world: World, server: S3Server, tmp_path: Path):
     """A cache's disk may rot; the dataset is as it was, and must not be blamed. Whoever reads on has the new copy."""
     reader, other = (open_reader(remote_settings(world, server, tmp_path)) for _ in range(2))
-    expected = reader.read(Place(0, 1))
-    assert other.read(Place(0, 1)).key == expected.key
+    expected = reader.read(SampleLocation(0, 1))
+    assert other.read(SampleLocation(0, 1)).key == expected.key
     content = contents(world)[reader.shards[0]]
     path = tmp_path / "cache" / "shards" / f"{content.sha256}.tar"
     path.write_bytes(bytes(content.bytes))
     for each in (reader, other):  # The other one has the damaged copy open still.
-        found = each.read(Place(0, 1))
+        found = each.read(SampleLocation(0, 1))
         assert (found.key, found.latent.tobytes()) == (expected.key, expected.latent.tobytes())
     assert hashlib.sha256(path.read_bytes()).hexdigest() == content.sha256
 
@@ -244,8 +244,8 @@ def test_a_missing_shard_can_be_replaced(world: World, server: S3Server, tmp_pat
     files = fsspec.filesystem("s3", **server.storage["s3"])
     files.copy(f"{BUCKET}/small", f"{BUCKET}/holed", recursive=True)
     files.rm(f"{BUCKET}/holed/shards/train-000002.tar")
-    settings = remote_settings(world, server, tmp_path, "--steps=7", f"--dataset={copy}", "--loader.on_damage=replace")
-    batches = load_batches(Items(settings, open_reader(settings), 32), 0, 1, 0)
+    settings = remote_settings(world, server, tmp_path, "--steps=7", f"--dataset={copy}", "--loader.on_corrupt=replace")
+    batches = load_batches(TrainingDataset(settings, open_reader(settings), 32), 0, 1, 0)
     assert len(list(batches)) == 7
     assert {one.shard for one in batches.take_replaced()} == {"train-000002"}
 
@@ -296,13 +296,13 @@ def test_a_dataset_that_was_built_anew_is_fetched_anew(world: World, server: S3S
     files.copy(f"{BUCKET}/small", f"{BUCKET}/changing", recursive=True)
     settings = remote_settings(world, server, tmp_path, f"--dataset=s3://{BUCKET}/changing")
     first = open_reader(settings)
-    first.read(Place(0, 0))
+    first.read(SampleLocation(0, 0))
     inode = next((tmp_path / "cache" / "shards").iterdir()).stat().st_ino
     info = files.cat_file(f"{BUCKET}/changing/dataset.json").replace(b'"fixture"', b'"another"')
     files.pipe_file(f"{BUCKET}/changing/dataset.json", info)
     second = open_reader(settings)
     assert (first.info.fingerprint, second.info.fingerprint) == ("fixture", "another")
     assert first.folder != second.folder
-    second.read(Place(0, 0))
+    second.read(SampleLocation(0, 0))
     assert [path.stat().st_ino for path in (tmp_path / "cache" / "shards").iterdir()] == [inode]
     shutil.rmtree(tmp_path / "cache")

@@ -56,7 +56,7 @@ class NormalPictures:
         uncond_vector = torch.zeros(1, 1, 3)
 
     @staticmethod
-    def predict(noisy, masked, keep, timestep, condition):
+    def predict(noisy, masked, mask_channel, timestep, condition):
         # Some schedulers stop between two timesteps.
         below, beyond = timestep.double().floor(), timestep.double().frac()
         spread = (1 / SHARES - 1).sqrt().log()

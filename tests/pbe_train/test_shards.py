@@ -1,24 +1,20 @@
-"""Random access to samples, and the two ways to decode them."""
+"""Random access to samples."""
 
 import json
 import pickle
 import shutil
 import zlib
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pbe_core.errors import InputError
-from pbe_core.images.decode import PhotoError, decode_photo
-from pbe_core.sample_codec import decode_masks, encode_array, encode_masks, jpeg_bytes
-from pbe_train.data import shards
-from pbe_train.data.damage import DamagedSample
-from pbe_train.data.decoding import decode_latents, decode_mask, decode_reference, latents_problem
-from pbe_train.data.order import Place
-from pbe_train.data.shards import ShardReader
+from pbe_core.sample_codec import encode_array, encode_masks, latents_problem
+from pbe_train.data.corrupt_samples import CorruptSample
+from pbe_train.data.order import SampleLocation
+from pbe_train.data.shards import READ, ShardReader
 from schemas.tables import INDEX
 from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 
@@ -26,20 +22,25 @@ from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
     reader = ShardReader(world.dataset, "train", open_shards=1)
     vae = make_vae(tmp_path / "vae", 0)
-    for place, number in ((Place(1, 3), 8), (Place(3, 4), 23), (Place(0, 0), 0), (Place(1, 7), 12)):
+    for place, number in (
+        (SampleLocation(1, 3), 8),
+        (SampleLocation(3, 4), 23),
+        (SampleLocation(0, 0), 0),
+        (SampleLocation(1, 7), 12),
+    ):
         read, written = reader.read(place), make_sample(vae, "train", number)
         assert read.key == written.record.key
         assert np.array_equal(read.latent, written.latent)
         assert np.array_equal(read.masked, written.masked)
         assert np.array_equal(read.masks, written.masks)
-    assert ShardReader(world.dataset, "validation").read(Place(0, 2)).view.shape == (32, 32, 3)
+    assert ShardReader(world.dataset, "validation").read(SampleLocation(0, 2)).view.shape == (32, 32, 3)
 
 
 def test_training_reads_what_evaluation_reads(world: World):
     """Of one of the masks; and a worker that is not forked reads the same through its own files."""
     reader = ShardReader(world.dataset, "train", open_shards=1)
     copy = pickle.loads(pickle.dumps(reader))
-    for place in (Place(1, 3), Place(3, 4), Place(0, 0)):
+    for place in (SampleLocation(1, 3), SampleLocation(3, 4), SampleLocation(0, 0)):
         for kind in range(MASKS):
             whole, part = reader.read(place), copy.read_for_training(place, lambda key, masks, kind=kind: kind)
             assert part.key == whole.key
@@ -89,9 +90,9 @@ def array(change) -> bytes:
         ("latent_npy", array(lambda latent: latent[:4].astype(np.float32)), "float32|fit dataset"),
         ("latent_npy", array(lambda latent: latent[:7]), r"\[7, 4, 4\]|fit dataset|expected float16"),
         ("latent_npy", b"not an array", "pickle|not an array|magic"),
-        ("mask_png", encode_masks(np.zeros((MASKS, 32, 32), bool)), "a mask is empty"),
-        ("mask_png", encode_masks(np.ones((1, 32, 32), bool)), "fit dataset|holds 1 mask"),
-        ("mask_png", b"not a picture", "not a PNG"),
+        ("mask_json", encode_masks(np.zeros((MASKS, 32, 32), bool)), "a mask is empty"),
+        ("mask_json", encode_masks(np.ones((1, 32, 32), bool)), "1 mask of 32 px"),
+        ("mask_json", b"[1]", "RLE"),
         ("ref_jpg", b"not a picture", "not_an_image"),
     ],
 )
@@ -101,11 +102,11 @@ def test_what_is_read_is_checked_even_where_its_checksum_fits(world: World, tmp_
     put(folder, member, data)
     reader = ShardReader(folder, "train")
     match = rf"train-000001\.tar: sample train0008-abc_0 is damaged \(.*({problem})"
-    with pytest.raises(DamagedSample, match=match) as caught:
-        reader.read_for_training(Place(1, 3), lambda key, masks: 0)
+    with pytest.raises(CorruptSample, match=match) as caught:
+        reader.read_for_training(SampleLocation(1, 3), lambda key, masks: 0)
     assert caught.value.replaced[:2] == ("train-000001", "train0008-abc_0")
     with pytest.raises(InputError, match=match):
-        reader.read(Place(1, 3))
+        reader.read(SampleLocation(1, 3))
 
 
 def test_minus_zero_is_no_negative_deviation():
@@ -116,56 +117,7 @@ def test_minus_zero_is_no_negative_deviation():
     assert latents_problem(latent) == "a standard deviation is negative"
 
 
-def test_an_array_written_otherwise_is_read_all_the_same():
-    """In Fortran's order, say: the header differs, and numpy reads it."""
-    latent = np.arange(128, dtype=np.float16).reshape(8, 4, 4)
-    assert np.array_equal(decode_latents(encode_array(np.asfortranarray(latent)), (8, 4, 4)), latent)
-
-
-@pytest.mark.parametrize("bilevel", [True, False])
-@pytest.mark.parametrize("size", [64, 36])
-def test_a_mask_is_the_same_by_both_decoders(size, bilevel):
-    masks = np.random.default_rng(0).random((3, size, size)) < 0.3
-    stacked = masks.reshape(3 * size, size).astype(np.uint8) * 255
-    data = encode_masks(masks) if bilevel else cv2.imencode(".png", stacked)[1].tobytes()
-    for kind in range(3):
-        assert np.array_equal(decode_mask(data, 3, size, kind), masks[kind])
-    assert np.array_equal(decode_masks(data), masks)
-
-
-def encoded(photo: np.ndarray, *options: int) -> bytes:
-    return cv2.imencode(".jpg", photo, list(options))[1].tobytes()
-
-
-NOISE = cv2.resize(np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8), (240, 317), interpolation=cv2.INTER_CUBIC)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        jpeg_bytes(NOISE, 95),
-        jpeg_bytes(NOISE[:33, :17], 60),
-        encoded(NOISE),
-        encoded(NOISE[..., 0]),
-        encoded(NOISE, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
-        encoded(NOISE, cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
-    ],
-    ids=["as written", "odd sides", "subsampled", "grey", "progressive", "restarts"],
-)
-def test_a_reference_is_the_same_by_both_decoders(data):
-    assert np.array_equal(decode_reference(data), decode_photo(data, frame="stored"))
-
-
-def test_a_reference_of_other_making_goes_to_the_house_decoder():
-    with pytest.raises(PhotoError, match="not_an_image"):
-        decode_reference(b"nothing of the kind")
-    repeated = encoded(NOISE, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
-    start = repeated.index(b"\xff\xda")
-    with pytest.raises(PhotoError, match="scans"):
-        decode_reference(repeated[:start] + repeated[start:-2] * 100 + repeated[-2:])
-
-
-@pytest.mark.parametrize("member", [name for name in shards.READ if name != "view_jpg"])
+@pytest.mark.parametrize("member", [name for name in READ if name != "view_jpg"])
 def test_one_flipped_bit_is_noticed(world: World, tmp_path, member):
     """Of a latent, say: it would be another number, and nothing else would tell."""
     folder = damaged_copy(world, tmp_path)
@@ -175,35 +127,18 @@ def test_one_flipped_bit_is_noticed(world: World, tmp_path, member):
     data[rows[0][member]["offset"] + rows[0][member]["length"] - 3] ^= 1
     tar.write_bytes(data)
     reader = ShardReader(folder, "train")
-    reader.read(Place(1, 2))
+    reader.read(SampleLocation(1, 2))
     with pytest.raises(
         InputError, match=rf"sample train0008-abc_0 is damaged \({member.replace('_', '.')} is not what was written"
     ):
-        reader.read(Place(1, 3))
-
-
-@pytest.mark.parametrize(
-    ("decoder", "spoil", "problem"),
-    [
-        ("decode_array", lambda array: np.where(array > array.mean(), np.float16("nan"), array), "a latent is not finite"),
-        ("decode_array", lambda array: -np.abs(array), "a standard deviation is negative"),
-        ("decode_array", lambda array: array.astype(np.float32), r"latent\.npy is float32"),
-        ("decode_array", lambda array: array[:-1], "does not fit dataset"),
-        ("decode_masks", np.zeros_like, "a mask is empty"),
-    ],
-)
-def test_what_is_read_is_checked_like_what_is_written(world: World, monkeypatch: pytest.MonkeyPatch, decoder, spoil, problem):
-    decode = getattr(shards, decoder)
-    monkeypatch.setattr(shards, decoder, lambda data: spoil(decode(data)))
-    with pytest.raises(InputError, match=rf"train-000001\.tar: sample train0008-abc_0 is damaged \(.*{problem}"):
-        ShardReader(world.dataset, "train").read(Place(1, 3))
+        reader.read(SampleLocation(1, 3))
 
 
 def test_a_missing_shard_is_named(world: World, tmp_path):
     folder = damaged_copy(world, tmp_path)
     (folder / "shards" / "train-000002.tar").unlink()
     with pytest.raises(InputError, match=r"train-000002\.tar: the shard is missing"):
-        ShardReader(folder, "train").read(Place(2, 0))
+        ShardReader(folder, "train").read(SampleLocation(2, 0))
 
 
 def test_an_index_that_does_not_fit_is_refused(world: World, tmp_path):

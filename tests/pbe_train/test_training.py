@@ -26,8 +26,8 @@ from pbe_core.vae import weights_sha256
 from pbe_train import train as train_module
 from pbe_train.checkpoints.trainer_checkpoint import read_part, read_state
 from pbe_train.config import OptimizerSettings
-from pbe_train.data.items import Items
 from pbe_train.data.remote_shards import open_reader
+from pbe_train.data.training_dataset import TrainingDataset
 from pbe_train.train import train
 from pbe_train.training.optimizer import set_learning_rate
 from pbe_train.training.pictures import Pictures
@@ -267,15 +267,15 @@ def test_damaged_samples_are_replaced_told_and_bounded(world: World, tmp_path: P
     shutil.copytree(world.dataset, tmp_path / "dataset")
     tar = tmp_path / "dataset" / "shards" / "train-000001.tar"
     tar.write_bytes(tar.read_bytes()[:6000])
-    damaged = [f"--dataset={tmp_path / 'dataset'}", "--loader.on_damage=replace", "--log_every=1"]
+    damaged = [f"--dataset={tmp_path / 'dataset'}", "--loader.on_corrupt=replace", "--log_every=1"]
     run(world, tmp_path / "run", *damaged)
     told = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("replaced: shard train-000001, sample train")
     ]
     assert len(told) == len(set(told)) == 8, "six steps are an epoch, and the shard has eight samples"
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(InputError, match=r"3 samples are damaged, more than loader\.most_replaced 2, in train-000001\.tar"):
-        run(world, tmp_path / "other", *damaged, "--loader.most_replaced=2")
+    with pytest.raises(InputError, match=r"3 samples are damaged, more than loader\.max_corrupt_samples 2, in train-000001\.tar"):
+        run(world, tmp_path / "other", *damaged, "--loader.max_corrupt_samples=2")
 
 
 def test_a_checkpoint_names_what_has_no_effect_too(world: World, finished: Path, tmp_path: Path):
@@ -321,7 +321,7 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
     with pytest.raises(InputError, match=r"more than most_skipped 0: from step 4 to step 4, whose") as caught:
         run(world, tmp_path / "other", *options, "--most_skipped=0")
     settings = world.settings(tmp_path / "other")
-    keys = Items(settings, open_reader(settings), 32).keys(3)
+    keys = TrainingDataset(settings, open_reader(settings), 32).keys(3)
     named = f"samples with infinite losses were {keys[2]};" if broken == "loss" else f"and whose samples were {', '.join(keys)};"
     assert named in str(caught.value)
     assert "lower --optimizer.learning_rate" in str(caught.value)
@@ -530,7 +530,7 @@ def test_a_damaged_held_out_sample_is_left_out_of_pictures_where_damage_is_put_u
     options = [f"--dataset={tmp_path / 'dataset'}", "--validation.every=0", "--pictures.every=6", "--steps=1"]
     with pytest.raises(InputError, match=rf"sample {row['key']} is damaged"):
         run(world, tmp_path / "stop", *options)
-    run(world, tmp_path / "replace", *options, "--loader.on_damage=replace")
+    run(world, tmp_path / "replace", *options, "--loader.on_corrupt=replace")
     assert f"left out of the held-out samples: {tmp_path}/dataset/shards/validation-000000.tar: sample {row['key']}" in (
         capsys.readouterr().err
     )

@@ -24,7 +24,7 @@ from pbe_train.checkpoints import trainer_checkpoint as checkpoint
 from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter
 from pbe_train.checkpoints.networks import build_model
 from pbe_train.config import TIMESTEPS
-from pbe_train.data.items import choose_timestep
+from pbe_train.data.training_dataset import choose_timestep
 from pbe_train.model.identity import RunIdentity
 from pbe_train.train import make_validation, train
 from pbe_train.training import progress as progress_module

@@ -32,7 +32,7 @@ from pbe_train.checkpoints.pipeline_folder import load_diffusers_pipeline
 from pbe_train.checkpoints.source import Source
 from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
 from pbe_train.config import ModelSettings, TrainSettings
-from pbe_train.data.fitting import fit_reference
+from pbe_train.data.references import fit_reference
 from pbe_train.model.identity import RunIdentity
 from pbe_train.model.pipeline import SamplingSettings
 from pbe_train.model.schedulers import training_schedule
@@ -241,8 +241,8 @@ def test_diffusers_predicts_the_same_noise(run: Path, exported: Path, parts: Pub
         torch.testing.assert_close(condition, parts.encoder(reference), rtol=0, atol=0)
         assert torch.equal(model.conditioner.uncond_vector, nothing)
         theirs = pipeline.unet(planes, 500, encoder_hidden_states=condition).sample
-        noisy, masked, keep = planes.split([4, 4, 1], dim=1)
-        ours = model.predict(noisy, masked, keep, torch.tensor([500, 500]), condition)
+        noisy, masked, mask_channel = planes.split([4, 4, 1], dim=1)
+        ours = model.predict(noisy, masked, mask_channel, torch.tensor([500, 500]), condition)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

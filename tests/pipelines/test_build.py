@@ -25,6 +25,7 @@ from PIL import Image
 from pbe_core.dataset_reader import find_imbalance, read_dataset
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import file_sha256
+from pbe_core.images.crop import resize
 from pbe_core.images.decode import decode_photo
 from pbe_core.sample_codec import decode_sample
 from pbe_core.settings import REPOSITORY, preset
@@ -36,8 +37,7 @@ from pipelines.dataset.plan_shards import plan_samples, planned_shards
 from pipelines.dataset.records import ShardFolder, can_be_mended
 from pipelines.dataset.samples import Failure, prepare_photo, prepare_sample
 from pipelines.dataset.write_plan import freeze_tables
-from pipelines.geometry.masks import fill_outline
-from pipelines.geometry.views import resize
+from pipelines.geometry import fill_outline
 from schemas.sample import MEMBER_NAMES
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
 from tests.conftest import VAE, build_options, run_build, settings_of

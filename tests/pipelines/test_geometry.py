@@ -10,11 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from pbe_train.data.fitting import fit_reference
-from pipelines.geometry.masks import bessel_curves, bessel_polygon, extend_box, fill_box, fill_outline, fill_polygon
-from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
-from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_size, reference_window
-from pipelines.geometry.views import LONGEST_PADDED_SIDE, Window, Zoom, cut_view, is_padded, resize, square_window
+from pbe_core.images.crop import LONGEST_PADDED_SIDE, Rectangle, Window, cut_view, is_padded, resize, whole_photo
+from pbe_train.data.references import fit_reference
+from pipelines.geometry import (
+    Zoom,
+    bessel_curves,
+    bessel_polygon,
+    box_in_photo,
+    cut_reference,
+    cut_reference_mask,
+    extend_box,
+    fill_box,
+    fill_outline,
+    fill_polygon,
+    grey_background,
+    reference_size,
+    reference_window,
+    square_window,
+    turned,
+)
 
 JITTER = (1, 5)
 ZOOMS: tuple[Zoom, ...] = ("published", "free")
@@ -335,7 +349,7 @@ def test_an_objects_mask_is_squashed_as_its_published_reference_is():
     photo = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
     for side in (64, 512):
         reference = cut_reference(photo, (60, 40, 320, 290), side, 448, "published")
-        mask = cut_mask(disc, (400, 300), (60, 40, 320, 290), (side, side), "published")
+        mask = cut_reference_mask(disc, (400, 300), (60, 40, 320, 290), (side, side), "published")
         assert np.array_equal(mask, reference[..., 0] > 127)
 
 
@@ -368,10 +382,10 @@ def test_an_objects_mask_is_cut_and_shrunk_as_its_reference_is():
     photo = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
     window = reference_window(Rectangle(100, 50, 300, 250), 400, 300, 10)
     reference = cut_reference(photo, window, 64, 64)
-    mask = cut_mask(disc, (400, 300), window, (reference.shape[1], reference.shape[0]))
+    mask = cut_reference_mask(disc, (400, 300), window, (reference.shape[1], reference.shape[0]))
     assert np.array_equal(mask, reference[..., 0] > 127)
     larger = np.kron(disc, np.ones((2, 2), bool))
-    assert np.array_equal(cut_mask(larger, (400, 300), window, (64, 64)), mask)
+    assert np.array_equal(cut_reference_mask(larger, (400, 300), window, (64, 64)), mask)
 
 
 def test_a_grey_background_leaves_the_object_alone():

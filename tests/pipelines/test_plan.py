@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.crop import Rectangle
 from pbe_core.settings import load_settings, preset
 from pipelines import plan
 from pipelines.config import BuildSettings
@@ -24,8 +25,7 @@ from pipelines.dataset import summary
 from pipelines.dataset.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_pixels, encoder_times, estimate, latent_layout
 from pipelines.dataset.plan_shards import plan_samples, planned_shards
 from pipelines.dataset.write_plan import freeze_tables, read_selection
-from pipelines.geometry.rectangles import Rectangle
-from pipelines.geometry.references import reference_size, reference_window
+from pipelines.geometry import reference_size, reference_window
 from pipelines.photo_list import photo_keys
 from pipelines.selection.objects import Selection
 from schemas.tables import OBJECTS, PHOTO_STATUS, PLAN

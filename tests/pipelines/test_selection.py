@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from pbe_core.errors import InputError
+from pbe_core.images.crop import Rectangle
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.geometry.rectangles import Rectangle
-from pipelines.geometry.references import reference_window
+from pipelines.geometry import reference_window
 from pipelines.selection import judging, runs
 from pipelines.selection import objects as objects_stage
 from pipelines.selection.balance import Balance, keeps, quotas

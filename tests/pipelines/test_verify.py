@@ -30,8 +30,7 @@ from pipelines.dataset.verify_dataset import Finding, check_shard, find_duplicat
 from pipelines.dataset.verify_samples import Expected, check_masks, check_reference, expected_of
 from pipelines.dataset.verify_tables import ROOT_FILES
 from pipelines.dataset.write_plan import accepted_fingerprints
-from pipelines.geometry.masks import fill_box, fill_polygon
-from pipelines.geometry.references import reference_size
+from pipelines.geometry import fill_box, fill_polygon, reference_size
 from pipelines.tar_writer import TarWriter
 from pipelines.verify import SHOWN, Verified, choose, repair, summary, told, verify_dataset
 from schemas.document import LAYOUT
@@ -199,7 +198,7 @@ def _with(array: np.ndarray, place: tuple, value: float) -> np.ndarray:
 
 def _masks(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Stored], None]:
     def act(sample: Stored) -> None:
-        sample.members["mask.png"] = encode_masks(change(decode_masks(sample.members["mask.png"]).copy()))
+        sample.members["mask.json"] = encode_masks(change(decode_masks(sample.members["mask.json"]).copy()))
 
     return act
 
@@ -222,7 +221,7 @@ def _other_masks(sample: Stored) -> None:
     content = sample.json()
     sample.change_json(mask_kinds=content["mask_kinds"][:1], mask_polygons=content["mask_polygons"][:1])
     sample.members["masked.npy"] = encode_array(decode_array(sample.members["masked.npy"])[:1])
-    sample.members["mask.png"] = encode_masks(decode_masks(sample.members["mask.png"])[:1])
+    sample.members["mask.json"] = encode_masks(decode_masks(sample.members["mask.json"])[:1])
 
 
 def _smaller_box(sample: Stored) -> None:
@@ -240,12 +239,12 @@ def _box_in_view(sample: Stored) -> None:
 def _outline_elsewhere(sample: Stored) -> None:
     """A box mask that its outline agrees with, but beside the object."""
     content = sample.json()
-    masks = decode_masks(sample.members["mask.png"]).copy()
+    masks = decode_masks(sample.members["mask.json"]).copy()
     for number in range(len(masks)):
         content["mask_polygons"][number] = [[1.0, 1.0], [3.0, 1.0], [3.0, 3.0], [1.0, 3.0]]
         masks[number] = fill_box(np.array(content["mask_polygons"][number]), 128)
     sample.change_json(mask_kinds=["box"] * len(masks), mask_polygons=content["mask_polygons"][: len(masks)])
-    sample.members["mask.png"] = encode_masks(masks)
+    sample.members["mask.json"] = encode_masks(masks)
 
 
 def _short_outline(sample: Stored) -> None:
@@ -293,7 +292,7 @@ def _cut(name: str) -> Callable[[Stored], None]:
         (SHARD, _array("masked.npy", lambda a: _with(a, (0, -1, 3, 3), -1)), "a standard deviation is negative"),
         (SHARD, _array("latent.npy", lambda a: a.astype(np.float32)), "latent.npy is float32"),
         (SHARD, _other_cells, "latent.npy is [8, 4, 4], dataset.json says [8, 16, 16]"),
-        (SHARD, _other_masks, "mask.png is no PNG of 128x256 px"),
+        (SHARD, _other_masks, "mask.json holds [1, 128, 128], dataset.json says [2, 128, 128]"),
         (SHARD, _masks(np.zeros_like), "a mask is empty"),
         (SHARD, _masks(lambda masks: _with(masks, (0, 0, 0), ~masks[0, 0, 0])), "mask 0 is not what its outline encloses"),
         (SHARD, _masks(lambda masks: masks[::-1]), "is not what its outline encloses"),
@@ -435,7 +434,7 @@ def test_a_tar_that_is_not_as_our_writer_writes_it_is_told(copy, change_tar, mes
 
 def test_members_that_are_not_sorted_are_told(copy):
     samples = read_shard(copy, SHARD)
-    samples[4].order = ["latent.npy", "json", "mask.png", "masked.npy", "ref.jpg"]
+    samples[4].order = ["latent.npy", "json", "mask.json", "masked.npy", "ref.jpg"]
     write_shard(copy, SHARD, samples)
     findings = look_at(copy, SHARD)
     assert {finding.key for finding in findings} == {samples[4].row["key"]}

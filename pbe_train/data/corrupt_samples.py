@@ -1,4 +1,4 @@
-"""Samples that cannot be read: what is told of them, and how many a run puts up with (`loader.on_damage`)."""
+"""Corrupt samples: the error that names one, and how many a run replaces before it stops (`loader.on_corrupt`)."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 
-# Of so many samples an error tells the keys; the others were printed when they were met.
+# Keys in the error; the others were printed before.
 NAMED = 10
 
 
@@ -21,7 +21,7 @@ class Replaced(NamedTuple):
     """What is wrong with it."""
 
 
-class DamagedSample(InputError):
+class CorruptSample(InputError):
     """One sample, or the whole shard that it lies in, cannot be read. Anything else that is wrong is another `InputError`."""
 
     def __init__(self, message: str, replaced: Replaced) -> None:
@@ -29,17 +29,17 @@ class DamagedSample(InputError):
         self.message = message
         self.replaced = replaced
 
-    def __reduce__(self) -> tuple[type["DamagedSample"], tuple[str, Replaced]]:
-        return DamagedSample, (self.message, self.replaced)
+    def __reduce__(self) -> tuple[type["CorruptSample"], tuple[str, Replaced]]:
+        return CorruptSample, (self.message, self.replaced)
 
 
-class DamageBook:
-    """The damaged samples that a run has met, each counted once however many epochs meet it.
+class CorruptSamples:
+    """The corrupt samples that a run has read, each counted once however many epochs read it.
 
-    A resumed run begins a new book: what is still damaged is met, and told, again.
+    A resumed run counts anew.
 
     Args:
-        most: samples that may be damaged before the run stops.
+        most: corrupt samples that are allowed.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,13 +47,13 @@ class DamageBook:
         self.seen: dict[tuple[str, str], str] = {}
 
     def add(self, found: Iterable[Sequence[str]]) -> list[str]:
-        """Write down what was replaced; one line for each sample that is new here.
+        """Count what was replaced; one line for each sample that is new.
 
         Args:
             found: (shard, key, why) of each, of all ranks, in any order.
 
         Raises:
-            InputError: there are more now than `most`; it names the first of them and counts each shard's.
+            InputError: there are more than `most`; names the first of them and counts each shard's.
         """
         lines = []
         for shard, key, why in found:
@@ -73,6 +73,6 @@ class DamageBook:
         more = f"; and {len(self.seen) - NAMED} more" if len(self.seen) > NAMED else ""
         return (
             f"{number_of(len(self.seen), 'sample')} {'is' if len(self.seen) == 1 else 'are'} damaged, "
-            f"more than loader.most_replaced {self.most}, in {shards}: {named}{more}. "
+            f"more than loader.max_corrupt_samples {self.most}, in {shards}: {named}{more}. "
             "Delete these shards and run the build again, or raise the limit"
         )

@@ -1,8 +1,8 @@
 """What the model trains on at (step, slot): a pure function of the settings and these two numbers, whoever computes it.
 
     order ──▶ sample ─┬─ latent ── draw ───────────▶ planes: view latent C
-                      ├─ masked, one of K ── draw ─▶         masked-view latent C
-                      ├─ its mask ── shrink ───────▶         keep map 1
+                      ├─ masked, one of K ── draw ─▶         masked-image latent C
+                      ├─ its mask ── shrink ───────▶         mask channel 1
                       │                noise ──────▶         noise C
                       └─ reference ── augment, fit ─────▶ reference
                                 timestep, drop
@@ -33,11 +33,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
-from pbe_train.data.augment import prepare_reference
-from pbe_train.data.damage import DamagedSample, Replaced
-from pbe_train.data.fitting import check_geometry
-from pbe_train.data.latents import draw_posterior, keep_map
-from pbe_train.data.order import Place, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.corrupt_samples import CorruptSample, Replaced
+from pbe_train.data.latents import draw_posterior, to_mask_channel
+from pbe_train.data.order import SampleLocation, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.references import check_geometry, prepare_reference
 from pbe_train.data.shards import ShardReader, TrainingSample
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
@@ -50,7 +49,7 @@ class Batch(NamedTuple):
     """A micro-batch, packed into few tensors."""
 
     planes: Float[Tensor, "batch planes height width"]
-    """Stacked: latent of the view (C, scaled), of the masked view (C, scaled), keep map (1), noise (C)."""
+    """Stacked: latent of the view (C, scaled), of the masked image (C, scaled), mask channel (1), noise (C)."""
     reference: UInt8[Tensor, "batch reference reference 3"]
     """The augmented reference, RGB, 0-255."""
     timestep: Int64[Tensor, " batch"]
@@ -60,7 +59,7 @@ class Batch(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What a worker hands over: a batch, and which samples gave their slots to others (`loader.on_damage: replace`)."""
+    """What a worker hands over: a batch, and which samples gave their slots to others (`loader.on_corrupt: replace`)."""
 
     batch: Batch
     replaced: Sequence[Replaced]
@@ -76,7 +75,7 @@ class Item(NamedTuple):
     replaced: Sequence[Replaced]
 
 
-class Items(Dataset[Loaded | InputError]):
+class TrainingDataset(Dataset[Loaded | InputError]):
     """Maps a list of (step, slot) to the batch of their items.
 
     Bad input is returned, not raised: a DataLoader would wrap what a worker raises into a page of traceback.
@@ -91,7 +90,7 @@ class Items(Dataset[Loaded | InputError]):
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         """The batch of these (step, slot) pairs."""
-        planes, references = self._room(len(pairs))
+        planes, references = self._allocate(len(pairs))
         try:
             made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
         except InputError as error:
@@ -111,7 +110,7 @@ class Items(Dataset[Loaded | InputError]):
         Raises:
             InputError: its sample, and where it may be replaced so many others, cannot be read.
         """
-        planes, references = self._room(1)
+        planes, references = self._allocate(1)
         timestep, dropped, replaced = self._fill(planes[0], references[0], step, slot)
         return Item(torch.from_numpy(planes[0]), torch.from_numpy(references[0]), timestep, dropped, replaced)
 
@@ -120,7 +119,7 @@ class Items(Dataset[Loaded | InputError]):
         places = (self.order.at(step, slot, self.settings.global_batch)[1] for slot in range(self.settings.global_batch))
         return [self.reader.key(place) for place in places]
 
-    def _room(
+    def _allocate(
         self, count: int
     ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count reference reference 3"]]:
         """Arrays for so many items, to be filled."""
@@ -142,13 +141,13 @@ class Items(Dataset[Loaded | InputError]):
 
         vae = self.reader.info.vae
         channels = vae.latent_channels
-        latent, masked, keep, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
+        latent, masked, mask_channel, noise = np.split(planes, [channels, 2 * channels, 2 * channels + 1])
         draws = torch.Generator().manual_seed(noise_seed(seed, step * settings.global_batch + slot))
         for drawn in (latent, masked, noise):
             torch.from_numpy(drawn).normal_(generator=draws)
         draw_posterior(sample.latent, latent, vae.scaling_factor)
         draw_posterior(sample.masked, masked, vae.scaling_factor)
-        keep[:] = keep_map(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
+        mask_channel[:] = to_mask_channel(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
 
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
@@ -159,16 +158,16 @@ class Items(Dataset[Loaded | InputError]):
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
         return timestep, dropped, replaced
 
-    def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:
+    def _read(self, step: int, slot: int, epoch: int, place: SampleLocation) -> tuple[TrainingSample, list[Replaced]]:
         """The sample of a slot, or the one that takes its place, and what could not be read before."""
         replaced: list[Replaced] = []
         choose = partial(choose_mask, self.settings.seed, epoch)
         while True:
             try:
                 return self.reader.read_for_training(place, choose, self.settings.augmentation.needs_outlines), replaced
-            except DamagedSample as error:
-                if self.settings.loader.on_damage == "stop":
-                    raise InputError(f"{error}, or train without it: --loader.on_damage replace") from None
+            except CorruptSample as error:
+                if self.settings.loader.on_corrupt == "stop":
+                    raise InputError(f"{error}, or train without it: --loader.on_corrupt replace") from None
                 if len(replaced) == ATTEMPTS:
                     raise InputError(
                         f"{error}; {ATTEMPTS} samples that were to replace one another are all damaged, so most of the dataset "
@@ -232,7 +231,7 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
 class Batches(Iterator[Batch]):
     """One rank's micro-batches. Workers are started when the first one is asked for."""
 
-    def __init__(self, items: Items, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
+    def __init__(self, items: TrainingDataset, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
         self.items = items
         self.sampler = sampler
         self.start_method = start_method
@@ -256,7 +255,7 @@ class Batches(Iterator[Batch]):
         self._replaced += loaded.replaced
         return loaded.batch
 
-    def owed(self) -> str:
+    def describe_next(self) -> str:
         """Which process makes the next micro-batch, and of which samples, in words."""
         sampler, taken, workers = self.sampler, self._taken, self.items.settings.loader.workers
         if taken >= len(sampler):
@@ -311,7 +310,7 @@ class Batches(Iterator[Batch]):
         return loaded
 
 
-def load_batches(items: Items, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
+def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Args:
@@ -368,3 +367,33 @@ def _end_with_parent() -> None:
     if asked_by:
         asked_by.join()
         os._exit(1)
+
+
+class DevicePrefetcher(Iterator[Batch]):
+    """The batches of an iterator, on the device; on a GPU the next one is copied on a stream of its own while a step computes."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self.batches = batches
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._next: Batch | None = None
+
+    def __next__(self) -> Batch:
+        """The next batch."""
+        if not self._stream:
+            return Batch(*(tensor.to(self.device) for tensor in next(self.batches)))
+        batch = self._next or self._copied()
+        if batch is None:
+            raise StopIteration
+        torch.cuda.current_stream(self.device).wait_stream(self._stream)
+        for tensor in batch:  # Its memory must not be given away while the step still reads it.
+            tensor.record_stream(torch.cuda.current_stream(self.device))
+        self._next = self._copied()
+        return batch
+
+    def _copied(self) -> Batch | None:
+        host = next(self.batches, None)
+        if host is None:
+            return None
+        with torch.cuda.stream(self._stream):
+            return Batch(*(tensor.to(self.device, non_blocking=True) for tensor in host))

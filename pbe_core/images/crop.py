@@ -1,0 +1,188 @@
+"""Rectangles and squares of a photo: cut, resize, pad, paste. Building samples and editing photos share them.
+
+    photo ──cut (reflection beyond it)──▶ square ──resize──▶ view        view ──resize──▶ square ──paste──▶ photo
+
+Frame: origin at the photo's top left corner, x right, y down; pixel (i, j) covers [i, i+1) x [j, j+1). Pure geometry: no I/O.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+# A panorama of 65,500 x 1,500 px may need a window of 61,751 px: 11 GB, most of it reflection. Windows that reach beyond the
+# photo and are longer than this (64 Mpx, 192 MB) are shrunk to it before they are padded: still 15 times a view of 512 px.
+LONGEST_PADDED_SIDE = 8000
+
+Resizing = Literal["antialiased", "published"]
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle [x_min, x_max) x [y_min, y_max)."""
+
+    x_min: float
+    y_min: float
+    x_max: float
+    y_max: float
+
+    @property
+    def width(self) -> float:
+        """Length along x."""
+        return self.x_max - self.x_min
+
+    @property
+    def height(self) -> float:
+        """Length along y."""
+        return self.y_max - self.y_min
+
+    def holds(self, other: "Rectangle") -> bool:
+        """Whether no part of `other` lies outside."""
+        return self.x_min <= other.x_min and self.y_min <= other.y_min and self.x_max >= other.x_max and self.y_max >= other.y_max
+
+    def intersection(self, other: "Rectangle") -> "Rectangle":
+        """The common part; empty (of zero or negative size) where there is none."""
+        return Rectangle(
+            max(self.x_min, other.x_min), max(self.y_min, other.y_min), min(self.x_max, other.x_max), min(self.y_max, other.y_max)
+        )
+
+    def pixels(self) -> tuple[int, int, int, int]:
+        """The smallest rectangle of whole pixels around it: x_min, y_min, x_max, y_max."""
+        return math.floor(self.x_min), math.floor(self.y_min), math.ceil(self.x_max), math.ceil(self.y_max)
+
+    def corners(self) -> Float[np.ndarray, "4 2"]:
+        """Top left, top right, bottom right, bottom left."""
+        return np.array(
+            [[self.x_min, self.y_min], [self.x_max, self.y_min], [self.x_max, self.y_max], [self.x_min, self.y_max]], np.float64
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """The square of the photo that a view shows: left, top and side in photo px. May reach beyond the photo."""
+
+    left: int
+    top: int
+    side: int
+
+    def rectangle(self) -> Rectangle:
+        """The same square as a rectangle."""
+        return Rectangle(self.left, self.top, self.left + self.side, self.top + self.side)
+
+    def to_view(self, points: Float[np.ndarray, "points 2"], size: int) -> Float[np.ndarray, "points 2"]:
+        """Photo px -> px of a view of `size` px, (x, y)."""
+        return (points - (self.left, self.top)) * (size / self.side)
+
+
+def whole_photo(width: int, height: int) -> Rectangle:
+    """The rectangle of a photo of `width` x `height` px."""
+    return Rectangle(0, 0, width, height)
+
+
+def is_padded(window: Window, photo_width: int, photo_height: int) -> bool:
+    """Whether a part of the window lies outside the photo."""
+    return not whole_photo(photo_width, photo_height).holds(window.rectangle())
+
+
+def cut_view(
+    photo: UInt8[np.ndarray, "height width 3"], window: Window, size: int, resizing: Resizing = "antialiased"
+) -> UInt8[np.ndarray, "size size 3"]:
+    """The window's pixels, resized to `size`; what lies outside the photo is filled by reflection (edge pixels not repeated).
+
+    Never takes more memory than a few times the photo, the view or `LONGEST_PADDED_SIDE` squared.
+    """
+    return resize(cut(photo, window, max(size, LONGEST_PADDED_SIDE)), size, size, resizing)
+
+
+def cut(
+    photo: Shaped[np.ndarray, "height width *channels"], window: Window, longest_padded: int | None = None
+) -> Shaped[np.ndarray, "side side *channels"]:
+    """The window's pixels; what lies outside the photo is the reflection of what lies inside (edge pixels not repeated).
+
+    Args:
+        photo: RGB, or a mask as uint8.
+        window: some of it lies in the photo.
+        longest_padded: a longer window that is to be padded is shrunk to this side, px, before.
+    """
+    height, width = photo.shape[:2]
+    right, bottom = window.left + window.side, window.top + window.side
+    inside = photo[max(window.top, 0) : min(bottom, height), max(window.left, 0) : min(right, width)]
+    if inside.shape[:2] == (window.side, window.side):
+        return inside
+    side = min(window.side, longest_padded or window.side)
+    if side < window.side:
+        rows, columns = (max(1, round(length * side / window.side)) for length in inside.shape[:2])
+        inside = resize(inside, columns, rows)
+    above = min(round(max(-window.top, 0) * side / window.side), side - inside.shape[0])
+    before = min(round(max(-window.left, 0) * side / window.side), side - inside.shape[1])
+    borders = above, side - inside.shape[0] - above, before, side - inside.shape[1] - before
+    padded: np.ndarray = cv2.copyMakeBorder(inside, *borders, cv2.BORDER_REFLECT_101)
+    return padded
+
+
+def resize(
+    photo: UInt8[np.ndarray, "height width 3"], width: int, height: int, resizing: Resizing = "antialiased"
+) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """Resize without aliasing: area averaging where it shrinks, cubic interpolation where it grows.
+
+    As `published` it is bilinear, without antialias, both ways: where it shrinks, pixels between the sampled ones are left out.
+    """
+    if photo.shape[:2] == (height, width):
+        return np.ascontiguousarray(photo)
+    shrinks = width * height < photo.shape[0] * photo.shape[1]
+    antialiased = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    interpolation = cv2.INTER_LINEAR if resizing == "published" else antialiased
+    resized: np.ndarray = cv2.resize(photo, (width, height), interpolation=interpolation)
+    return resized
+
+
+def cut_mask(mask: Bool[np.ndarray, "height width"], window: Window, size: int) -> Bool[np.ndarray, "size size"]:
+    """The window's part of a mask at another size; a px is set if any part of it was, so that thin regions do not vanish.
+
+    Beyond the photo it is the mask's reflection, as the photo is: else the model would see there what it is to repaint.
+    """
+    part = cut(mask.astype(np.uint8), window).astype(np.float32)
+    interpolation = cv2.INTER_AREA if window.side > size else cv2.INTER_NEAREST
+    covered: np.ndarray = cv2.resize(part, (size, size), interpolation=interpolation) > 0
+    return covered
+
+
+def pad(picture: UInt8[np.ndarray, "height width 3"], size: int, colour: tuple[int, ...]) -> UInt8[np.ndarray, "size size 3"]:
+    """A picture that is no larger, in the middle of a square of this colour; an odd pixel is below it or to its right."""
+    height, width = picture.shape[:2]
+    if height == width == size:
+        return picture
+    top, left = (size - height) // 2, (size - width) // 2
+    edges = top, size - height - top, left, size - width - left
+    square: np.ndarray = cv2.copyMakeBorder(picture, *edges, cv2.BORDER_CONSTANT, value=colour)
+    return square
+
+
+def paste(
+    photo: UInt8[np.ndarray, "height width 3"],
+    view: UInt8[np.ndarray, "side side 3"],
+    mask: Bool[np.ndarray, "height width"] | None,
+    window: Window,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The photo with the window's pixels replaced by `view`: where the mask is True only, or everywhere if that is None.
+
+    Outside the mask every byte is the photo's own. Inside, the border fades in over about 1.5 px, so that no jagged edge shows.
+    """
+    edited: np.ndarray = photo.copy()
+    height, width = photo.shape[:2]
+    top, bottom = max(window.top, 0), min(window.top + window.side, height)
+    left, right = max(window.left, 0), min(window.left + window.side, width)
+    outside = slice(top, bottom), slice(left, right)
+    inside = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
+    if mask is None:
+        edited[outside] = view[inside]
+        return edited
+    # A border of zeros would fade the region at the photo's own edge; there is nothing beyond it to fade to.
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[outside]
+    share = np.clip(distance / 1.5, 0, 1)[..., None]
+    blended = np.rint(share * view[inside] + (1 - share) * photo[outside]).astype(np.uint8)
+    edited[outside] = np.where(mask[outside][..., None], blended, photo[outside])
+    return edited

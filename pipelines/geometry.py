@@ -1,0 +1,301 @@
+"""What a build cuts from a photo: views (squares that hold the object), masks over them, and references.
+
+    photo ┌────────────────────────┐      a view: a square as high as the photo, anywhere as long as it holds the extended box,
+          │     ┌───────────┐      │      then zoomed in:
+          │     │  ┌────┐   │      │      published  all four sides are trimmed alike; a square photo is never zoomed
+          │     │  └────┘   │      │      free       a smaller square anywhere in it, of any photo
+          └─────┴───────────┴──────┘
+                                          Where the extended box is longer than the photo's short side, no square inside the
+                                          photo can hold it: the square reaches beyond, filled by reflection, and is counted.
+
+    box ──extend──▶ extended box ──────────────────▶ box mask
+                         └──one curve per edge──▶ jittered polygon ──▶ Bessel mask
+
+         P1 on the extended box
+        .·˙ ˙·.            The paper (section 4.1) calls the curve Bessel; it is a quadratic Bézier curve
+     P0 ───────── P2       B(t) = (1-t)² P0 + 2t(1-t) P1 + t² P2 from corner to corner of the box.
+      │    box    │
+
+Everything up to rasterising happens in photo pixels, as published: the jitter of 1-5 px is one of the photo, not of the view.
+Pure geometry: no I/O, an explicit random generator.
+"""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from pbe_core.images.crop import Rectangle, Resizing, Window, resize, whole_photo
+from schemas.sample import MaskKind
+
+_SUBPIXEL_BITS = 6
+
+Zoom = Literal["published", "free"]
+
+
+def box_in_photo(row: Mapping[str, Any], width: int, height: int) -> Rectangle:
+    """The box of a table row (x_min, y_min, x_max, y_max as fractions of the photo), in photo pixels."""
+    return Rectangle(row["x_min"] * width, row["y_min"] * height, row["x_max"] * width, row["y_max"] * height)
+
+
+def turned(box: Rectangle, width: int, height: int, rotation: int) -> Rectangle:
+    """Where a box lies once its photo is turned.
+
+    Args:
+        box: in px of the photo as it was.
+        width: of the photo as it was, px.
+        height: likewise.
+        rotation: degrees counterclockwise: 0, 90, 180 or 270.
+
+    Agrees with `numpy.rot90(photo, rotation // 90)`.
+    """
+    for _ in range(rotation // 90):
+        box = Rectangle(box.y_min, width - box.x_max, box.y_max, width - box.x_min)
+        width, height = height, width
+    return box
+
+
+def square_window(
+    extended: Rectangle, photo_width: int, photo_height: int, zoom: Zoom, max_zoom: float, random: np.random.Generator
+) -> Window:
+    """A random square that holds the extended box.
+
+    Args:
+        extended: the extended box, photo px, inside the photo.
+        photo_width: px.
+        photo_height: px.
+        zoom: how a square as high (or wide) as the photo is zoomed in: `_trimmed` (published) or `_anywhere` (free).
+        max_zoom: largest share, in [0, 1], of the free margin that zooming in takes; the paper's code uses 0.6.
+        random: the source of zoom and place.
+
+    The result lies inside the photo if any such square can; otherwise its side is the extended box's longer side.
+    Source: Yang et al. 2023, published code; the squashing of photos where no square fits is replaced by reflection.
+    """
+    x_min, y_min, x_max, y_max = extended.pixels()
+    side = max(x_max - x_min, y_max - y_min, min(photo_width, photo_height))
+    left = _place(x_min, x_max, side, 0, photo_width, random)
+    top = _place(y_min, y_max, side, 0, photo_height, random)
+    whole = Window(left, top, side)
+    if zoom == "free":
+        return _anywhere(extended, whole, max_zoom, random)
+    return whole if photo_width == photo_height else _trimmed(extended, whole, max_zoom, random)
+
+
+def _trimmed(extended: Rectangle, whole: Window, max_zoom: float, random: np.random.Generator) -> Window:
+    """The published zoom: a concentric square; all four sides lose as much, up to `max_zoom` of the smallest margin.
+
+    Only photos that are not square come here: the published code cuts and zooms no others. Its test also squashes a photo in
+    which exactly one square holds the box. That square is taken here: in it the smallest margin is 0, so that it is not zoomed.
+    """
+    x_min, y_min, x_max, y_max = extended.pixels()
+    right, bottom = whole.left + whole.side, whole.top + whole.side
+    margin = min(x_min - whole.left, y_min - whole.top, right - x_max, bottom - y_max)
+    trim = int(random.integers(0, int(max_zoom * margin), endpoint=True))
+    return Window(whole.left + trim, whole.top + trim, whole.side - 2 * trim)
+
+
+def _anywhere(extended: Rectangle, whole: Window, max_zoom: float, random: np.random.Generator) -> Window:
+    """Our own zoom: the side loses up to `max_zoom` of its excess over the box's longer side; the smaller square lies anywhere.
+
+    It zooms more often and further than the published one, so that masks cover more of a view and objects are less central.
+    """
+    x_min, y_min, x_max, y_max = extended.pixels()
+    left, top, side = whole.left, whole.top, whole.side
+    zoomed = side - int(random.uniform(0, max_zoom) * (side - max(x_max - x_min, y_max - y_min)))
+    return Window(
+        _place(x_min, x_max, zoomed, left, left + side, random), _place(y_min, y_max, zoomed, top, top + side, random), zoomed
+    )
+
+
+def _place(low: int, high: int, side: int, frame_low: int, frame_high: int, random: np.random.Generator) -> int:
+    """A uniform start of an interval of length `side` that holds [low, high): inside the frame, or around it if longer."""
+    if side <= frame_high - frame_low:
+        first, last = max(frame_low, high - side), min(low, frame_high - side)
+    else:  # Longer than the frame: hold all of the frame, so that as little as possible is padded.
+        first, last = frame_high - side, frame_low
+    return int(random.integers(first, last, endpoint=True))
+
+
+def extend_box(box: Rectangle, frame: Rectangle, max_extension: float, random: np.random.Generator) -> Rectangle:
+    """Push each side of a box outward by a uniform random share, up to `max_extension`, of the free space on that side.
+
+    Args:
+        box: the object's box, photo px.
+        frame: what there is to extend into (the photo), photo px; holds the box.
+        max_extension: largest share of the free space, in [0, 1]; the paper's code uses 0.4.
+        random: four uniform numbers are drawn: left, top, right, bottom.
+
+    Source: Yang et al. 2023, section 4.1, and its published code.
+    """
+    left, top, right, bottom = random.uniform(0, max_extension, 4).tolist()
+    extended = Rectangle(
+        box.x_min - left * (box.x_min - frame.x_min),
+        box.y_min - top * (box.y_min - frame.y_min),
+        box.x_max + right * (frame.x_max - box.x_max),
+        box.y_max + bottom * (frame.y_max - box.y_max),
+    )
+    return extended.intersection(frame)  # Rounding must not push it out by the last bit.
+
+
+def bessel_curves(box: Rectangle, extended: Rectangle, points_per_edge: int) -> Float[np.ndarray, "points 2"]:
+    """Points on the four curves around a box, clockwise from its top left corner: photo px, `4 * points_per_edge` of them.
+
+    Each edge's curve runs from corner to corner with its control point above the edge's middle, on the extended box. It is
+    sampled uniformly in t; a corner belongs to the edge that starts there. No point lies inside the box.
+    """
+    middle_x, middle_y = (box.x_min + box.x_max) / 2, (box.y_min + box.y_max) / 2
+    corners = box.corners()
+    start, end = corners[:, None], corners[[1, 2, 3, 0], None]
+    control = np.array(
+        [[middle_x, extended.y_min], [extended.x_max, middle_y], [middle_x, extended.y_max], [extended.x_min, middle_y]]
+    )[:, None]
+    of_start, of_control, of_end = _bezier_weights(points_per_edge)
+    curves: np.ndarray = of_start * start + of_control * control + of_end * end
+    return curves.reshape(-1, 2)
+
+
+@functools.cache
+def _bezier_weights(points: int) -> Float[np.ndarray, "3 points 1"]:
+    """Of start, control point and end at t = 0, 1/points, ..."""
+    t = (np.arange(points) / points)[:, None]
+    return np.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
+
+
+def bessel_polygon(
+    box: Rectangle, extended: Rectangle, points_per_edge: int, jitter: tuple[int, int], random: np.random.Generator
+) -> Float[np.ndarray, "points 2"]:
+    """The outline of an arbitrary-shape mask, photo px: curve points, each moved by a random offset along each axis.
+
+    The offset has a uniform whole length in `jitter` (inclusive; the paper: 1 to 5 px) and a random sign. What lies deeper inside
+    the box than the largest offset is therefore always inside the polygon.
+    """
+    points = bessel_curves(box, extended, points_per_edge)
+    lengths = random.integers(jitter[0], jitter[1], points.shape, endpoint=True)
+    signs = random.integers(0, 1, points.shape, endpoint=True) * 2 - 1
+    polygon: np.ndarray = points + lengths * signs
+    return polygon
+
+
+def fill_outline(kind: MaskKind, outline: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """The mask that an outline given in view px encloses: of kind `box`, with the corners of a rectangle, or `bessel`."""
+    return fill_box(outline, size) if kind == "box" else fill_polygon(outline, size)
+
+
+def fill_box(corners: Float[np.ndarray, "4 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """The pixels whose centres lie in an upright rectangle given in view px (top left and bottom right included); never empty.
+
+    A box of whole pixels is just these pixels, as in the published code. The pixel nearest to its middle is always set.
+    """
+    (left, top), (right, bottom) = corners[0], corners[2]
+    mask = np.zeros((size, size), bool)
+    mask[_between(top, bottom, size), _between(left, right, size)] = True
+    return mask
+
+
+def _between(low: float, high: float, size: int) -> slice:
+    """The pixels of a row of `size` with their centres in [low, high); at least one."""
+    first, last = math.ceil(low - 0.5), math.ceil(high - 0.5)
+    if first >= last:
+        first = math.floor((low + high) / 2)
+        last = first + 1
+    first = min(max(first, 0), size - 1)
+    return slice(first, max(first + 1, min(last, size)))
+
+
+def fill_polygon(polygon: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+    """Fill a polygon given in view px (even-odd rule), its outline included, as the published code does; never empty.
+
+    Points beyond the view are moved to its edge. A pixel is set if its centre lies inside or the outline passes through it.
+    """
+    # OpenCV puts pixel centres on whole numbers, the frame of photos puts them on halves.
+    centred = np.clip(polygon - 0.5, 0, size - 1)
+    fixed_point = np.round(centred * (1 << _SUBPIXEL_BITS)).astype(np.int32)
+    mask = np.zeros((size, size), bool)
+    cv2.fillPoly(mask.view(np.uint8), [fixed_point], 1, shift=_SUBPIXEL_BITS)
+    return mask
+
+
+def reference_window(box: Rectangle, photo_width: int, photo_height: int, padding: int) -> tuple[int, int, int, int]:
+    """The object's box padded on each side and clipped to the photo, in whole photo px: x_min, y_min, x_max, y_max.
+
+    Args:
+        box: the object's box, photo px.
+        photo_width: px.
+        photo_height: px.
+        padding: photo px on each side; the paper's code uses 10.
+    """
+    padded = Rectangle(box.x_min - padding, box.y_min - padding, box.x_max + padding, box.y_max + padding)
+    x_min, y_min, x_max, y_max = padded.intersection(whole_photo(photo_width, photo_height)).pixels()
+    return x_min, y_min, x_max, y_max
+
+
+def reference_size(width: int, height: int, side: int, max_side: int, resizing: Resizing = "antialiased") -> tuple[int, int]:
+    """Width and height in px of the reference that a window of this size becomes.
+
+    Antialiased, its aspect is kept, and it is never resized up. As `published`, it is a square of `side` px, up or down.
+
+    Args:
+        width: of the window, photo px.
+        height: as well.
+        side: it is shrunk until its shorter side is so many px: more than the encoder sees, whatever the aspect.
+        max_side: and until its longer side is so many; the published way has no use for it.
+        resizing: which way.
+    """
+    if resizing == "published":
+        return side, side
+    scale = min(1.0, side / min(width, height), max_side / max(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def cut_reference(
+    photo: UInt8[np.ndarray, "height width 3"],
+    window: tuple[int, int, int, int],
+    side: int,
+    max_side: int,
+    resizing: Resizing = "antialiased",
+) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """The pixels of a reference window, resized to what `reference_size` says.
+
+    The published code makes the encoder's square of the window in one step, bilinear without antialias. Stored as that square, a
+    reference comes to an encoder of `side` px unchanged; one that is resized in two steps would not show the same.
+    """
+    x_min, y_min, x_max, y_max = window
+    crop = photo[y_min:y_max, x_min:x_max]
+    height, width = crop.shape[:2]
+    return resize(crop, *reference_size(width, height, side, max_side, resizing), resizing)
+
+
+def cut_reference_mask(
+    pixels: Bool[np.ndarray, "height width"],
+    photo_size: tuple[int, int],
+    window: tuple[int, int, int, int],
+    size: tuple[int, int],
+    resizing: Resizing = "antialiased",
+) -> Bool[np.ndarray, "height2 width2"]:
+    """The part of an object's mask that a reference shows, at the reference's size.
+
+    Args:
+        pixels: the object's pixels over the whole photo, at the size of the annotations, which may not be the photo's.
+        photo_size: width and height of the photo, px.
+        window: the reference's, photo px.
+        size: width and height of the reference, px.
+        resizing: as the reference itself is.
+    """
+    if pixels.shape != photo_size[::-1]:
+        pixels = cv2.resize(pixels.astype(np.uint8), photo_size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    x_min, y_min, x_max, y_max = window
+    crop = pixels[y_min:y_max, x_min:x_max].astype(np.uint8) * 255
+    # A pixel is the object's if most of what it shows is.
+    mask: np.ndarray = cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR if resizing == "published" else cv2.INTER_AREA) > 127
+    return mask
+
+
+def grey_background(
+    reference: UInt8[np.ndarray, "height width 3"], mask: Bool[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The reference with mid grey, 127, wherever the mask is not; untouched where the mask is empty (an outline of no pixels)."""
+    return np.where(mask[..., None], reference, np.uint8(127)) if mask.any() else reference
