@@ -62,7 +62,7 @@ from pipelines.dataset.write_plan import freeze_tables
 from pipelines.geometry.masks import extend_box
 from pipelines.geometry.rectangles import box_in_photo, whole_photo
 from pipelines.geometry.views import square_window
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 
 PARTS = ("preparation", "masks", "pack", "workers", "memory")
 SAMPLES = 1000

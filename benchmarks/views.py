@@ -45,7 +45,7 @@ from pipelines.geometry.masks import extend_box
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, whole_photo
 from pipelines.geometry.references import cut_reference, reference_window
 from pipelines.geometry.views import Resizing, Window, Zoom, cut_view, square_window
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from pipelines.selection.objects import select_objects
 
 DRAWS = 12

@@ -19,9 +19,15 @@ import pyarrow.compute as pc
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
-from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, place_of_row, read_header, stream_csv
-from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names
-from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, own_boxes, unread_tables
+from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, read_header, stream_csv
+from pipelines.annotations.open_images_files import (
+    Files,
+    find_files,
+    find_hierarchy,
+    own_boxes_hint,
+    read_class_names,
+    unread_tables,
+)
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
@@ -67,9 +73,9 @@ def open_open_images(settings: SourceSettings) -> Source:
     """
     files = find_files(settings.annotations, settings.splits)
     names = read_class_names(files.classes) if files.classes else {}
-    hierarchy = find_hierarchy(files.hierarchies, HIERARCHY_NAMES, names)
+    hierarchy = find_hierarchy(files.hierarchies, names)
     _check_metadata(files, settings)
-    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path, hierarchy.passed_over)]
+    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path)]
     return Source(
         name=str(settings.annotations),
         files=tuple(path for path in (*files.paths, hierarchy.path) if path is not None),
@@ -92,8 +98,8 @@ def _check_metadata(files: Files, settings: SourceSettings) -> None:
     for path, header in tables:
         if settings.photo_frame == "exif" and "Rotation" in header:
             raise InputError(
-                f"{path}: its column Rotation turns photos and boxes from the pixels as stored, and source.frame: exif would "
-                f"turn the photos too; leave source.frame out, or take the column out of the file"
+                f"{path}: its column Rotation turns the photos as stored, and source.frame: exif would turn them too; leave "
+                f"source.frame out, or take the column out of the file"
             )
 
 
@@ -118,7 +124,7 @@ def _check_boxes_header(path: Path) -> list[str]:
         InputError: a column is missing; where the table is boxes of one's own, the message says how to read it.
     """
     present = read_header(path)
-    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes(path)):
+    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes_hint(path)):
         raise InputError(f"{path}, line 1: {own}")
     return check_header(path, _BOX_COLUMNS_NEEDED, "Open Images' box CSV", _FLAG_COLUMNS)
 
@@ -274,7 +280,7 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
     if rows is None or not len(rows.batch):
         broken = rows.broken if rows else {}
         why = f" (line {min(broken) + 1}: {broken[min(broken)]})" if broken else ""
-        raise InputError(f"{path}: no row can be read below the header{why}; get the file again, or change source.splits")
+        raise InputError(f"{path}: no row can be read below the header{why}")
     _check_not_empty(path, rows)
     first = rows.batch.slice(0, _LOOKED_AT)
     edges = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
@@ -284,16 +290,15 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
         name = edges[int(above[:, place].argmax())]
         cell = first.column(name)[place].as_py()
         raise InputError(
-            f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo; in "
-            f"{above.any(axis=0).sum()} of the first {number_of(len(first), 'row')} a coordinate is above 1: "
-            f"the file seems to be in pixels. Boxes in pixels are read with source.kind: boxes "
-            f"and source.unit: pixel (docs/own-data.md)"
+            f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo, as in "
+            f"{above.any(axis=0).sum()} of the first {number_of(len(first), 'row')}; boxes in pixels are read with "
+            f"source.kind: boxes and source.unit: pixel (docs/own-data.md)"
         )
     labels = first.column("LabelName").drop_null().unique().to_pylist()
     if names and labels and not any(label in names for label in labels):
         raise InputError(
-            f"{path}, line {int(rows.numbers[0]) + 1}: LabelName is {labels[0]}; neither it nor any other label of the first "
-            f"{number_of(len(first), 'row')} is in {class_file}: the two files do not belong together"
+            f"{path}, line {int(rows.numbers[0]) + 1}: no label of the first {number_of(len(first), 'row')} is in {class_file} "
+            f"({labels[0]}, ...): the two files do not belong together"
         )
 
 
@@ -308,7 +313,7 @@ def _check_not_empty(path: Path, rows: CsvRows) -> None:
 
 
 def _bad_row(path: Path, number: int, text: str) -> InputError:
-    return InputError(f"{path}, {place_of_row(path, number)}: {text}; mend the row, or get the file again")
+    return InputError(f"{path}, row {number} below the header: {text}")
 
 
 def _rotation(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:

@@ -12,14 +12,14 @@ from jaxtyping import Bool, UInt8
 from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import encode_masks, jpeg_bytes
-from pipelines.annotations.photo_sizes import same_shape
+from pipelines.annotations.photo_names import same_shape
 from pipelines.config import BuildSettings
 from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
 from pipelines.geometry.masks import bessel_polygon, extend_box, fill_outline
 from pipelines.geometry.rectangles import Rectangle, box_in_photo, turned, whole_photo
 from pipelines.geometry.references import cut_mask, cut_reference, grey_background, reference_window
 from pipelines.geometry.views import Window, cut_view, is_padded, square_window
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
 from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
 from schemas.sample import MaskKind, SampleRecord

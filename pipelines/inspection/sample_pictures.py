@@ -14,7 +14,7 @@ from pipelines.config import SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation
 from pipelines.geometry.rectangles import Rectangle
 from pipelines.geometry.views import Window, cut_view
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 

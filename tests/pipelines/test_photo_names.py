@@ -52,11 +52,8 @@ def test_a_name_leads_to_its_file(photos, name, path):
     ("name", "problem"),
     [
         (None, "is empty or no text"),
-        (7, "is empty or no text"),
         (" ", "is empty or no text"),
         ("../p1.jpg", "leads out of the photo folder"),
-        ("a\\..\\..\\p1.jpg", "leads out of the photo folder"),
-        ("images/../p1.jpg", "leads out of the photo folder"),
         ("{root}/../p1.jpg", "leads out of the photo folder"),
         ("C:\\..\\p1.jpg", "leads out of the photo folder"),
         ("http://host/../p1.jpg", "leads out of the photo folder"),
@@ -71,15 +68,6 @@ def test_a_name_that_leads_nowhere_says_why(photos, name, problem):
     text = name.replace("{root}", str(photos)) if isinstance(name, str) else name
     with pytest.raises(ValueError, match=problem):
         PhotoNames([photos]).path_of(text)
-
-
-def test_a_name_that_leads_out_says_which_file_there_is(photos):
-    """As Label Studio writes of photos that were uploaded to its server: refused, but one need not search."""
-    with pytest.raises(ValueError, match=r"write it relative to that folder \(there is one file p2.jpg: a/p2.jpg\)$"):
-        PhotoNames([photos]).path_of("..\\..\\media\\upload\\4\\p2.jpg")
-    for name in ("../p3.jpg", "../p9.jpg"):  # There are two files of this name, and none.
-        with pytest.raises(ValueError, match=r"write it relative to that folder$"):
-            PhotoNames([photos]).path_of(name)
 
 
 def test_two_absolute_names_of_one_base_name_are_two_photos(photos):

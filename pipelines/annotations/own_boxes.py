@@ -11,9 +11,8 @@ holds a batch of rows and an entry of about 0.7 kB for each photo.
 import contextlib
 import hashlib
 import itertools
+import math
 import re
-import reprlib
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,34 +21,84 @@ from typing import Any
 import pyarrow as pa
 
 from pbe_core.errors import InputError
-from pbe_core.images.decode import PhotoError, photo_size
-from pbe_core.randomness import name_hash
-from pipelines.annotations.column_names import CORNERS
+from pbe_core.images.decode import PhotoError
 from pipelines.annotations.csv_files import count_rows
-from pipelines.annotations.lines import (
-    Line,
-    check_unit,
-    coordinate_of,
-    is_json,
-    label_of,
-    read_head,
-    read_lines,
-    side_of,
-    split_of,
-    text_of,
+from pipelines.annotations.own_table import CORNERS, Line, check_unit, is_json, read_head, read_lines
+from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
+from pipelines.annotations.source import (
+    ONLY_LABEL,
+    UNKNOWN_FLAGS,
+    RowProblem,
+    Source,
+    as_number,
+    assign_splits,
+    clip_overshoot,
+    given,
+    in_batches,
+    is_text,
+    photo_id_of,
+    shown,
+    splits_are_their_own,
 )
-from pipelines.annotations.photo_names import PhotoNames
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, clip_overshoot, in_batches
-from pipelines.annotations.source import Source
-from pipelines.annotations.splits import assign_splits
-from pipelines.annotations.unread import given, splits_are_their_own
-from pipelines.config import SourceSettings
+from pipelines.config import SPLITS, SourceSettings
 from schemas.tables import BOXES, PHOTOS
 
-# Of every box, where there is no column of labels.
-ONLY_LABEL = "object"
 # Fractions written with four decimals, where the photo's size, and so the length of 1 px, is not known.
 _FRACTION_SLACK = 1e-4
+# pandas makes floats of whole numbers where a cell of their column is empty.
+_FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
+
+
+def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:
+    """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
+
+    Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
+    `settings.photo_frame`. Photos' names lead to files below the photo folder as `PhotoNames` reads them. Without labels every
+    box is an `object`. Without a column `split`, a hash of the photo's id decides; rows whose photo is not known count under the
+    first of `settings.splits`.
+
+    Args:
+        settings: of the source.
+        seed: of the build.
+        here: whether photos must lie in the photo folder; else they are in a photo store, or still to be fetched.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no
+            rows, or its first rows do not look like `settings.unit`; a setting that its columns leave without effect.
+    """
+    path = settings.annotations
+    head = read_head(path)
+    check_unit(path, settings.unit or "pixel", head.lines)
+    if "split" in head.columns and "validation_share" in given(settings):
+        raise splits_are_their_own(str(path))
+    roots = [settings.photos]
+    reader = _Reader(path, settings, seed, head.columns, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
+    return Source(
+        name=str(path),
+        files=(path,),
+        frame=settings.photo_frame,
+        read_boxes=reader.read_boxes,
+        read_photos=reader.read_photos,
+        class_names={} if "label" in head.columns else {ONLY_LABEL: ONLY_LABEL},
+        read_elsewhere=reader.hash_photos,
+        read_notes=reader.names.notes,
+        rows=count_rows(path),
+        notes=(f"{path}: {head.note}",) if head.note else (),
+    )
+
+
+def check_sizes(settings: SourceSettings) -> None:
+    """Make sure that the file itself says how large its photos are, where they are still to be fetched.
+
+    Raises:
+        InputError: boxes are in px, and the file has no columns for it.
+    """
+    columns = read_head(settings.annotations).columns
+    if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
+        raise InputError(
+            f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
+            f"height, or write the boxes as fractions (source.unit: fraction)"
+        )
 
 
 @dataclass(slots=True)
@@ -81,16 +130,16 @@ class _Photos:
         """
         if line.problem:
             raise RowProblem("bad_row", f": {line.problem}")
-        name = text_of(line, "photo")
+        name = _text_of(line, "photo")
         if name is None or name not in self.by_name:
             name = self.path_of.get(name) or self._find(name)
-        split = split_of(line)
+        split = _split_of(line)
         if "split" in columns and split is None:
             raise RowProblem("bad_row", ", column split: is empty")
-        said = {"split": split, "width": side_of(line, "width"), "height": side_of(line, "height")}
-        if (said["width"] is None) != (said["height"] is None):
+        fixed = {"split": split, "width": _side_of(line, "width"), "height": _side_of(line, "height")}
+        if (fixed["width"] is None) != (fixed["height"] is None):
             raise RowProblem("bad_row", ", column width: of width and height only one is there")
-        texts = {column: text_of(line, column) for column in ("url", "author", "licence")}
+        texts = {column: _text_of(line, column) for column in ("url", "author", "licence")}
 
         photo = self.by_name.get(name)
         if photo is None:
@@ -99,13 +148,13 @@ class _Photos:
                 other = self.name_of[photo.photo_id]
                 raise RowProblem("bad_row", f", column photo: {name!r} and {other!r} get the same id; rename one of the files")
             self.by_name[name] = photo
-        for column, value in said.items():
+        for column, value in fixed.items():
             before = getattr(photo, column)
             if None not in (before, value) and before != value:
                 raise RowProblem(
                     "bad_row", f", column {column}: {value!r}, but {before!r} in line {photo.line} for the same photo"
                 )
-        for column, value in {**said, **texts}.items():
+        for column, value in {**fixed, **texts}.items():
             if value is not None and getattr(photo, column) is None:
                 setattr(photo, column, value)
         return name, photo
@@ -114,86 +163,10 @@ class _Photos:
         try:
             path = self.names.path_of(name)
         except ValueError as error:
-            raise RowProblem("bad_row", f", column photo: {reprlib.repr(name)} {error}") from None
+            raise RowProblem("bad_row", f", column photo: {shown(name)} {error}") from None
         if path != name:
             self.path_of[name] = path
         return path
-
-
-def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:
-    """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
-
-    Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
-    `settings.photo_frame`. Photos' names lead to files below the photo folder as `PhotoNames` reads them. Without labels every
-    box is an `object`. Without a column `split`, a hash of the photo's id decides; rows whose photo is not known count under the
-    first of `settings.splits`.
-
-    Args:
-        settings: of the source.
-        seed: of the build.
-        here: whether photos must lie in the photo folder; else they are in a photo store, or still to be fetched.
-
-    Raises:
-        InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no
-            rows, or its first rows do not look like `settings.unit`; a setting that its columns leave without effect.
-    """
-    path = settings.annotations
-    head = read_head(path)
-    check_unit(path, settings.unit or "pixel", head.lines)
-    if "split" in head.columns and "validation_share" in given(settings):
-        raise splits_are_their_own(str(path))
-    reader = _Reader(path, settings, seed, head.columns, PhotoNames([settings.photos], here))
-    return Source(
-        name=str(path),
-        files=(path,),
-        frame=settings.photo_frame,
-        read_boxes=reader.read_boxes,
-        read_photos=reader.read_photos,
-        class_names={} if "label" in head.columns else {ONLY_LABEL: ONLY_LABEL},
-        read_elsewhere=reader.hash_photos,
-        read_notes=reader.names.notes,
-        rows=count_rows(path),
-        notes=(f"{path}: {head.note}",) if head.note else (),
-    )
-
-
-def check_sizes(settings: SourceSettings) -> None:
-    """Make sure that the file itself says how large its photos are, where they are still to be fetched.
-
-    Raises:
-        InputError: boxes are in px, and the file has no columns for it.
-    """
-    columns = read_head(settings.annotations).columns
-    if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
-        raise InputError(
-            f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
-            f"height, or write the boxes as fractions (source.unit: fraction)"
-        )
-
-
-def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:
-    """Raises a problem in the words of the file, px, where the selection would speak of fractions."""
-    (low, start), (high, stop) = edges.items()
-    for name, value in edges.items():
-        if not 0 <= value <= end:
-            raise RowProblem("outside_photo", f", column {name}: {value:g}, and the photo is {end:g} px {way}")
-    if start >= stop:
-        hint = f"; is {high} a {'width' if high == 'x_max' else 'height'}?" if start > stop else ""
-        raise RowProblem("empty_box", f", column {high}: {stop:g}, not more than {low}, {start:g}{hint}")
-
-
-def photo_id_of(file_name: str) -> str:
-    """The id of a photo, a pure function of its path below the photo folder.
-
-    For `<stem>.jpg`, where the stem can be an id, it is the stem; for any other path the last 40 characters of it in ASCII and,
-    so that ids differ where paths do, 8 hex digits of a hash of it all.
-    """
-    plain = re.fullmatch(r"([A-Za-z0-9_-]{1,64})\.jpg", file_name)
-    if plain:
-        return plain[1]
-    text = unicodedata.normalize("NFKD", re.sub(r"\.[^./]*$", "", file_name)).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")[-40:].strip("-")
-    return f"{slug or 'photo'}-{name_hash('photo', file_name, bits=32):08x}"
 
 
 @dataclass
@@ -203,8 +176,7 @@ class _Reader:
     seed: int
     columns: Sequence[str | None]
     names: PhotoNames
-    # By each photo's header, or why it cannot be read; kept, as the boxes of a photo and the photos all ask.
-    sizes: dict[str, tuple[int, int] | PhotoError] = field(default_factory=dict)
+    sizes: PhotoSizes
 
     def read_boxes(self) -> Iterator[pa.RecordBatch]:
         yield from in_batches(self._of_wanted_splits(self._boxes()), BOXES)
@@ -258,8 +230,8 @@ class _Reader:
         """Put into the row what the line says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
-        row["label"] = label_of(line) if "label" in self.columns else ONLY_LABEL
-        x_min, y_min, x_max, y_max = [coordinate_of(line, column) for column in CORNERS]
+        row["label"] = _label_of(line) if "label" in self.columns else ONLY_LABEL
+        x_min, y_min, x_max, y_max = [_coordinate_of(line, column) for column in CORNERS]
         if self.settings.unit == "pixel":
             try:
                 end_x, end_y = self._size(name, photo)
@@ -280,16 +252,7 @@ class _Reader:
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:
             return photo.width, photo.height
-        if name not in self.sizes:
-            limit = self.settings.max_photo_pixels
-            try:
-                self.sizes[name] = photo_size(self.settings.photos / name, frame=self.settings.photo_frame, max_pixels=limit)
-            except PhotoError as error:
-                self.sizes[name] = error
-        size = self.sizes[name]
-        if isinstance(size, PhotoError):
-            raise PhotoError(size.code, size.detail)
-        return size
+        return self.sizes.of(photo.photo_id, photo.split or "", name, None)
 
     def _of_wanted_splits(self, rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The rows of `settings.splits`; those without a split get theirs first, many at once."""
@@ -301,3 +264,75 @@ class _Reader:
             for row in batch:
                 if row.setdefault("split", self.settings.splits[0]) in self.settings.splits:
                     yield row
+
+
+def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:
+    """Raises `RowProblem` in px, as the file has it; the selection would give fractions."""
+    (low, start), (high, stop) = edges.items()
+    for name, value in edges.items():
+        if not 0 <= value <= end:
+            raise RowProblem("outside_photo", f", column {name}: {value:g}, and the photo is {end:g} px {way}")
+    if start >= stop:
+        hint = f"; is {high} a {'width' if high == 'x_max' else 'height'}?" if start > stop else ""
+        raise RowProblem("empty_box", f", column {high}: {stop:g}, not more than {low}, {start:g}{hint}")
+
+
+def _text_of(line: Line, column: str) -> str | None:
+    """A cell as text, without spaces around it; null where it is empty. Raises `RowProblem` for what is no text."""
+    value = line.values.get(column)
+    if value is None or value == "" or value != value:  # NaN is how pandas says that there is nothing.
+        return None
+    if type(value) is int:
+        return str(value)
+    if not is_text(value):
+        raise RowProblem("bad_row", f", column {column}: {shown(value)} is no text")
+    return str(value)
+
+
+def _label_of(line: Line) -> str | None:
+    """The label as text; null where it is empty. The number 2 is the label `2`, also where it was written as 2.0.
+
+    Raises:
+        RowProblem: it is neither text nor a number.
+    """
+    value = line.values.get("label")
+    if type(value) is float and math.isfinite(value):
+        value = str(value)
+    if isinstance(value, str) and _FLOAT_OF_WHOLE.fullmatch(value):
+        return value[:-2]
+    return value if isinstance(value, str) and is_text(value) and value else _text_of(line, "label")
+
+
+def _split_of(line: Line) -> str | None:
+    """The split that a line names, in any case; null where it is empty. Raises `RowProblem` for what is no split."""
+    split = _text_of(line, "split")
+    if split is None:
+        return None
+    word = split.casefold()
+    word = {"val": "validation", "valid": "validation"}.get(word, word)
+    if word not in SPLITS:
+        raise RowProblem("bad_row", f", column split: {shown(split)} is none of {', '.join(SPLITS)}")
+    return word
+
+
+def _side_of(line: Line, column: str) -> int | None:
+    """A photo's width or height in px; null where it is empty. Raises `RowProblem`."""
+    value = line.values.get(column)
+    if value is None or value == "":
+        return None
+    number = as_number(value)
+    if number is None or not number.is_integer() or not 0 < number < 2**31:
+        raise RowProblem("bad_row", f", column {column}: {shown(value)} is no whole number of px above 0")
+    return int(number)
+
+
+def _coordinate_of(line: Line, column: str) -> float:
+    """An edge of a box. Raises `RowProblem` for what is no finite number."""
+    value = line.values.get(column)
+    number = as_number(value)
+    if number is not None:
+        return number
+    if value is None or value == "":
+        raise RowProblem("bad_number", f", column {column}: is empty")
+    comma = " (write a decimal point, not a comma)" if isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value) else ""
+    raise RowProblem("bad_number", f", column {column}: {shown(value)} is not a finite number{comma}")
