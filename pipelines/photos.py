@@ -304,7 +304,7 @@ def as_listed(rows: pa.RecordBatch | pa.Table, listed: pa.Schema) -> pa.Table:
 
 
 def known_about(photos: Iterable[pa.RecordBatch], wanted: pa.Table, listed: pa.Schema) -> pa.Table:
-    """A list of wanted photos (split, photo_id and others), with what the source's `read_photos` says about them.
+    """A list of wanted photos (split, photo_id and others), with what the source's `read_photos` has on them.
 
     Args:
         photos: batches of `schemas.tables.PHOTOS`; a photo may come twice.
@@ -312,7 +312,7 @@ def known_about(photos: Iterable[pa.RecordBatch], wanted: pa.Table, listed: pa.S
         listed: the list's schema.
 
     Returns:
-        One row for each wanted photo, sorted by split and id. What the wanted row itself says counts most.
+        One row for each wanted photo, sorted by split and id. The wanted row itself counts most.
     """
     keys = np.sort(photo_keys(wanted))
     known = each_once((_rows_with(keys, as_listed(batch, listed)) for batch in photos), listed)
@@ -322,7 +322,7 @@ def known_about(photos: Iterable[pa.RecordBatch], wanted: pa.Table, listed: pa.S
 
 
 def each_once(parts: Iterable[pa.Table], listed: pa.Schema) -> pa.Table:
-    """Each split and photo once, with what any of its rows knows."""
+    """Each split and photo once, with what any of its rows has."""
     held, waiting, limit = [listed.empty_table()], 0, _ROWS_HELD
     for part in parts:
         held.append(_merged(part, listed))

@@ -2,6 +2,9 @@
 
     python pipelines/survey.py --config configs/open_images.yaml --source.survey data/open_images/survey
 
+    boxes ──▶ photo_list.parquet ──chunks, on Ray──▶ parts/*.parquet ──▶ photos.parquet ──▶ same_photos.parquet, .png
+              (each photo once, sorted, frozen)                          (survey.json, written last: the survey is finished)
+
 A build with the same `source.survey` then knows all sizes, and drops photos that are there twice. Interrupted, the survey goes on
 where it stopped when the same command is run again; photos that could not be used are then looked at again.
 """

@@ -253,7 +253,7 @@ class _Reader:
         return notes
 
     def _read(self, file: CocoFile) -> Instances:
-        # Where the photos of all files lie in one folder, the split tells them apart.
+        # Where the photos of all files lie in one folder, the split makes their ids differ.
         above = f"{file.split}/" if file.split and not file.folder else ""
         joined = self.joined.get(file.path, {})
 
@@ -320,8 +320,8 @@ class _Reader:
 
 
 def _name(number: int, annotation: Any) -> str:
-    said = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
-    return f"annotation {number} ({said})"
+    known = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
+    return f"annotation {number} ({known})"
 
 
 def _fill_row(
@@ -331,7 +331,7 @@ def _fill_row(
     instances: Instances,
     size_of: Callable[[Photo], tuple[int, int]],
 ) -> str | None:
-    """Put into a row what its annotation says.
+    """Fill a row from its annotation.
 
     Args:
         row: split, file and row are there. What is read before a problem is found stays in it.

@@ -240,7 +240,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a key says anything: tools write null, empty text or NaN where there is nothing to say."""
+    """Whether a key has a value: tools write null, empty text or NaN where they have none."""
     return not (value is None or value == "" or value != value or (isinstance(value, str) and not value.strip()))
 
 
@@ -304,7 +304,7 @@ def _with_boxes(place: Path) -> Iterator[Path]:
 
 
 def _word_of(path: Path, split: str) -> str | None:
-    """The word of a file's name that says its split, with a year where one stands there: train2017."""
+    """The word for the split in a file's name, with its year if it has one: train2017."""
     words = re.split(r"[^A-Za-z0-9]+", path.name.partition(".json")[0])
     return next((word for word in words if re.sub(r"\d+$", "", word.casefold()) in _WORDS[split]), None)
 

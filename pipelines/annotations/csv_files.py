@@ -96,7 +96,7 @@ def check_header(path: Path, required: Sequence[str], what: str, optional: Seque
 
 
 def letters(name: str) -> str:
-    """The letters and digits of a column's name, which are what tells it from others: `XMin`, `x_min` and `x-min` are one."""
+    """The letters and digits of a column's name, by which names are compared: `XMin`, `x_min` and `x-min` are one."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

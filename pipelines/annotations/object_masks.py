@@ -28,7 +28,7 @@ def compress_mask(segmentation: Any, width: int, height: int) -> str | None:
     All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
 
     Raises:
-        ValueError: says in words what is wrong.
+        ValueError: with what is wrong, in words.
     """
     if isinstance(segmentation, list):
         parts = segmentation if any(isinstance(part, list) for part in segmentation) else [segmentation]

@@ -149,52 +149,45 @@ def read_boxes(path: Path, split: str, name: str | None = None) -> Iterator[pa.R
         yield _as_boxes(rows, split, name or path.name)
 
 
-def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """Stream the photo metadata of one split's CSV as record batches of `schemas.tables.PHOTOS`.
+def read_photos(path: Path, splits: str | Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Stream a CSV of photo metadata as record batches of `schemas.tables.PHOTOS`.
+
+    Args:
+        path: the CSV.
+        splits: the split of all its photos; or, of a file with a column `Subset`, those to read.
 
     Raises:
         InputError: a column is missing, a row cannot be read, or a Rotation is none of 0, 90, 180, 270 and empty.
     """
-    for found, count in _metadata(path, ()):
-        yield _filled({**found, "split": one_word(split, count)}, PHOTOS, count)
-
-
-def read_photos_of_all(path: Path, splits: Collection[str]) -> Iterator[pa.RecordBatch]:
-    """The same of the CSV that holds all splits; rows of other splits than those wanted are left out.
-
-    Raises:
-        InputError: as `read_photos`.
-    """
-    wanted = pa.array(sorted(splits), pa.string())
-    for found, _ in _metadata(path, ("Subset",)):
-        batch = pa.RecordBatch.from_pydict(found)
-        batch = batch.filter(pc.is_in(batch.column("Subset").cast(pa.string()), value_set=wanted))
-        if len(batch):
-            columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
-            # The words of a filtered dictionary stay: those of other splits are to go.
-            columns["split"] = columns.pop("Subset").cast(pa.string()).dictionary_encode().cast(WORD)
-            yield _filled(columns, PHOTOS, len(batch))
-
-
-def _metadata(path: Path, more: Collection[str]) -> Iterator[tuple[dict[str, Any], int]]:
-    """The columns of `PHOTOS` that a metadata CSV has, and some more under their own names, batch by batch; and its rows."""
-    present = check_header(path, (*_METADATA_NEEDED, *more), _METADATA)
-    columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present} | dict.fromkeys(more, WORD)
+    targets = METADATA_COLUMNS if isinstance(splits, str) else {**METADATA_COLUMNS, "Subset": ("split", WORD)}
+    needed = _METADATA_NEEDED if isinstance(splits, str) else (*_METADATA_NEEDED, "Subset")
+    present = check_header(path, needed, _METADATA)
+    columns = {name: kind for name, (_, kind) in targets.items() if name in present}
     for place, rows in enumerate(stream_csv(path, columns, quoted=True)):
         for number, text in [*rows.broken.items(), *((number, text) for number, (_, text) in rows.problems.items())]:
             raise _bad_row(path, number, text)
         if not place:
             _check_not_empty(path, rows)
-        found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns if name not in more}
+        found = {targets[name][0]: rows.batch.column(name) for name in columns}
         if "rotation" in found:
             found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
         if "original_md5" in found:
-            # A hash of zeros stands where nobody knows it; it must not make one photo of all.
+            # A hash of zeros means unknown; it must not make one photo of all.
             md5 = found["original_md5"]
             found["original_md5"] = pc.if_else(pc.equal(md5, _NO_MD5), pa.scalar(None, pa.string()), md5)
         if "original_bytes" in found:
             found["original_bytes"] = _sizes(found["original_bytes"], path, rows.numbers)
-        yield {**found, **{name: rows.batch.column(name) for name in more}}, len(rows.batch)
+        count = len(rows.batch)
+        if isinstance(splits, str):
+            found["split"] = one_word(splits, count)
+        else:
+            chosen = pc.is_in(found["split"].cast(pa.string()), value_set=pa.array(sorted(splits), pa.string()))
+            found = {name: column.filter(chosen) for name, column in found.items()}
+            # The words of a filtered dictionary stay: those of other splits are to go.
+            found["split"] = found["split"].cast(pa.string()).dictionary_encode().cast(WORD)
+            count = len(found["split"])
+        if count:
+            yield _filled(found, PHOTOS, count)
 
 
 def _read_all_boxes(files: Files) -> Iterator[pa.RecordBatch]:
@@ -207,7 +200,7 @@ def _read_all_photos(files: Files) -> Iterator[pa.RecordBatch]:
     for split, path in files.metadata.items():
         yield from read_photos(path, split)
     if files.all_metadata:
-        yield from read_photos_of_all(files.all_metadata, files.boxes.keys() - files.metadata.keys())
+        yield from read_photos(files.all_metadata, files.boxes.keys() - files.metadata.keys())
 
 
 def _box_types() -> dict[str, pa.DataType]:

@@ -3,7 +3,7 @@
     photo,x_min,y_min,x_max,y_max,label
     cats/IMG 1.jpg,120,80,560,430,cat
 
-Line by line in Python: about 25,000 rows a second on one core, where the file says how large photos are. Where it does not and
+Line by line in Python: about 25,000 rows a second on one core, where the file gives the sizes of photos. Where it does not and
 coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 ms (`pbe_core.images.decode.photo_size`). Memory
 holds a batch of rows and an entry of about 0.7 kB for each photo.
 """
@@ -88,7 +88,7 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
 
 
 def check_sizes(settings: SourceSettings) -> None:
-    """Make sure that the file itself says how large its photos are, where they are still to be fetched.
+    """Make sure that the file itself gives the sizes of its photos, where they are still to be fetched.
 
     Raises:
         InputError: boxes are in px, and the file has no columns for it.
@@ -115,7 +115,7 @@ class _Photo:
 
 @dataclass
 class _Photos:
-    """What the lines read so far say about each photo."""
+    """What is known about each photo from the lines read so far."""
 
     names: PhotoNames
     by_name: dict[str, _Photo] = field(default_factory=dict)  # By its path below the photo folder.
@@ -126,7 +126,7 @@ class _Photos:
         """The photo of a line: its file name, and what is known about it.
 
         Raises:
-            RowProblem: `bad_row`, if the line cannot be read, or says something else about the photo than a line above it.
+            RowProblem: `bad_row`, if the line cannot be read, or contradicts a line above it about the photo.
         """
         if line.problem:
             raise RowProblem("bad_row", f": {line.problem}")
@@ -188,14 +188,11 @@ class _Reader:
         """Hashes of the photos' sizes and paths, as far as they depend on what lies in the photo folder: what comes or goes there
         changes them.
         """
-        photos = _Photos(self.names)
-        for line in read_lines(self.path, self.columns):
-            with contextlib.suppress(RowProblem):
-                photos.of(line, self.columns)
-        hashes = {"paths of photos": repr(sorted(photos.by_name))} if self.names.moved else {}
+        photos = self._all_photos()
+        hashes = {"paths of photos": repr(sorted(photos))} if self.names.moved else {}
         if self.settings.unit == "pixel":
             sizes: list[tuple[str, str]] = []
-            for name, photo in sorted(photos.by_name.items()):
+            for name, photo in sorted(photos.items()):
                 try:
                     sizes.append((name, str(self._size(name, photo))))
                 except PhotoError as error:
@@ -215,19 +212,22 @@ class _Reader:
             yield row
 
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
-        photos = _Photos(self.names)
-        for line in read_lines(self.path, self.columns):
-            # A line that cannot be read is there among the boxes, with its problem; so are the boxes of a photo without a size.
-            with contextlib.suppress(RowProblem):
-                photos.of(line, self.columns)
-        for name, photo in photos.by_name.items():
-            with contextlib.suppress(PhotoError):
+        for name, photo in self._all_photos().items():
+            with contextlib.suppress(PhotoError):  # Its boxes are rows with this problem.
                 width, height = self._size(name, photo) if self.settings.unit == "pixel" else (photo.width, photo.height)
                 known = {key: getattr(photo, key) for key in ("photo_id", "split", "url", "author", "licence")}
                 yield {**known, "file_name": name, "width": width, "height": height}
 
+    def _all_photos(self) -> dict[str, _Photo]:
+        """By file name; a line that cannot be read is among the boxes, with its problem."""
+        photos = _Photos(self.names)
+        for line in read_lines(self.path, self.columns):
+            with contextlib.suppress(RowProblem):
+                photos.of(line, self.columns)
+        return photos.by_name
+
     def _fill(self, row: dict[str, Any], line: Line, photos: _Photos) -> None:
-        """Put into the row what the line says, or, up to there, raise the first problem in the order of `REJECT_REASONS`."""
+        """Fill the row from the line, up to its first problem in the order of `REJECT_REASONS`, which is raised."""
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
         row["label"] = _label_of(line) if "label" in self.columns else ONLY_LABEL
@@ -280,7 +280,7 @@ def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:
 def _text_of(line: Line, column: str) -> str | None:
     """A cell as text, without spaces around it; null where it is empty. Raises `RowProblem` for what is no text."""
     value = line.values.get(column)
-    if value is None or value == "" or value != value:  # NaN is how pandas says that there is nothing.
+    if value is None or value == "" or value != value:  # pandas writes NaN for an empty cell.
         return None
     if type(value) is int:
         return str(value)

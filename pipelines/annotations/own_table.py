@@ -72,7 +72,7 @@ class Columns:
     columns: tuple[str | None, ...]
     """Ours, one for each; null for what is not read."""
     unknown: tuple[str, ...]
-    """Names that may mean something, and one cannot tell what."""
+    """Names of unknown meaning."""
 
     @property
     def note(self) -> str | None:
@@ -124,7 +124,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Head:
-    """What a look at the beginning of a file tells."""
+    """The columns and the first rows of a file."""
 
     columns: Sequence[str | None]
     """Of a CSV, one for each cell, null where it is not read; of JSON Lines, those that are in use."""
@@ -197,7 +197,7 @@ def check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
 
 
 def is_json(path: Path) -> bool:
-    """Whether the file's name says JSON Lines; else it is CSV."""
+    """Whether the file is JSON Lines, by its name; else it is CSV."""
     return path.name.endswith((".jsonl", ".jsonl.gz"))
 
 

@@ -10,7 +10,7 @@ Annotations come from strangers: no name may lead out of the photo folder, so `.
 
 Sizes are those that the annotations give, or, where they do not, those of the photos' headers, in the frame of the boxes. In
 frame `exif` a file may give the size of a photo as shown or as stored, which differ where EXIF turns the photo by a quarter: the
-header tells which one it is. A header takes 0.1 ms, a PNG 20 ms (`photo_size`).
+header decides. A header takes 0.1 ms, a PNG 20 ms (`photo_size`).
 """
 
 import itertools
@@ -55,7 +55,7 @@ class PhotoNames:
             folder: what stands before a relative name: empty, or with a / at its end.
 
         Raises:
-            ValueError: says in words what is wrong with the name.
+            ValueError: with what is wrong with the name, in words.
         """
         if not is_text(name) or not name.strip():
             raise ValueError("is empty or no text")
@@ -82,7 +82,7 @@ class PhotoNames:
         """What stands before the base names of photos in folder `head`, by one of them: where it lies, or where a folder is."""
         plain = posixpath.join(folder, head)
         parts = head.split("/")
-        # The annotations of folder train2017 may say train2017/ themselves; and a tool may count from above the photo folder.
+        # Names of folder train2017 may begin with train2017/ themselves; and a tool may count from above the photo folder.
         above = ["/".join(parts[count:]) for count in range(len(parts), 0, -1) if self._ends_with(parts[:count])]
         places = [plain, head, *above]
         with_photo = [place for place in places if any((root / place / base).is_file() for root in self.roots)]

@@ -26,7 +26,7 @@ from schemas.tables import FLAGS
 BATCH_ROWS = 20_000
 # Of every box, where the annotations have no labels.
 ONLY_LABEL = "object"
-# Sources other than Open Images say nothing about most flags, and an unknown is not a zero.
+# Sources other than Open Images lack most flags, and an unknown is not a zero.
 UNKNOWN_FLAGS = dict.fromkeys(FLAGS, -1)
 
 
@@ -48,7 +48,7 @@ class Source:
 
     Raises `InputError` for what is wrong with a file."""
     read_photos: Callable[[], Iterator[pa.RecordBatch]]
-    """Batches of `schemas.tables.PHOTOS`; none where the source knows nothing about its photos. A photo may come twice."""
+    """Batches of `schemas.tables.PHOTOS`; none where the source has no table of photos. A photo may come twice."""
     listed_splits: frozenset[str] = frozenset()
     """Splits all of whose photos `read_photos` yields: a box of another photo is then an error of its row."""
     class_names: Mapping[str, str] = field(default_factory=dict)
@@ -196,7 +196,7 @@ def splits_are_their_own(name: str) -> InputError:
 def given(group: BaseModel) -> list[str]:
     """The names of the settings of a group that differ from their defaults: those that somebody gave.
 
-    `model_fields_set` does not tell: pydantic-settings fills in the whole group where the command line names one of its keys.
+    `model_fields_set` does not help: pydantic-settings fills in the whole group where the command line names one of its keys.
     """
     fields = type(group).model_fields
     return [name for name, field in fields.items() if getattr(group, name) != field.get_default(call_default_factory=True)]

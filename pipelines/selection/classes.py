@@ -20,7 +20,7 @@ _CELLS = 1 << 22
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """For each word of a list of labels: whether the source knows it, and whether the settings take it."""
+    """For each word of a list of labels: whether the source lists it, and whether the settings include it."""
 
     known: Bool[np.ndarray, " labels"]
     chosen: Bool[np.ndarray, " labels"]
@@ -50,7 +50,7 @@ def class_notes(labels: Sequence[str], source: Source, settings: SelectionSettin
     Args:
         labels: class ids as they stand in the boxes.
         source: for names and hierarchy.
-        settings: the two lists; `choose_classes` knows all their words.
+        settings: the two lists; `choose_classes` accepts all their words.
     """
     for key, words in (("include_labels", settings.include_labels), ("exclude_labels", settings.exclude_labels)):
         if not words:

@@ -1,7 +1,6 @@
 """The duplicate scan: read, hash and decode every photo on Ray, and find those that are there twice under two ids.
 
-boxes ──▶ photo_list.parquet ──chunks, on Ray──▶ parts/*.parquet ──▶ photos.parquet ──▶ same_photos.parquet
-(each photo once, sorted, frozen)                          (survey.json, written last: the scan is finished)
+The photo list is frozen and cut into chunks; a chunk is one unit of work and leaves one part; survey.json is written last.
 """
 
 import contextlib
@@ -75,7 +74,7 @@ class Chunks:
 
 
 def list_photos(source: Source) -> pa.Table:
-    """Every photo that has a box, once, sorted by split and id; with its file's name and its original's MD5 where tables say so.
+    """Every photo that has a box, once, sorted by split and id; with its file's name and original's MD5 where tables have them.
 
     Photos without boxes are never used, and some lists have many times more of them. Ids that no file can have are left to the
     selection, which rejects them row by row.
@@ -182,14 +181,14 @@ class ScanActor:
         self.photos_done = 0
 
     def ready(self) -> None:
-        """Nothing to say; that this returns means that the actor has found its place."""
+        """Returns once the actor stands."""
 
     def work(self, number: int) -> str:
         """Survey a chunk; returns what went wrong, with its traceback where that may help, or nothing."""
         self.photos_done = 0
         try:
             scan_chunk(self.chunks, number, self.source, self._count)
-        except OSError as error:  # A full disk, say: the message has it all.
+        except OSError as error:  # As of a full disk: the message is enough.
             return machine_error(error) or traceback.format_exc()
         except Exception:
             return traceback.format_exc()
@@ -229,7 +228,7 @@ def scan_photo(photo: Mapping[str, Any], source: SourceSettings) -> dict[str, An
     """What one photo of the list is like: a row of `schemas.tables.SURVEY`; with a code if it cannot be used.
 
     Raises:
-        OSError: too many files are open, say: the machine's trouble, not the photo's.
+        OSError: a fault of the machine, as too many open files, and not of the photo.
     """
     row: dict[str, Any] = dict.fromkeys(SURVEY.names) | {"split": photo["split"], "photo_id": photo["photo_id"], "code": "ok"}
     try:
@@ -269,7 +268,7 @@ def find_scanned_duplicates(folder: Path) -> pa.Table:
     """Photos of a survey that are there under another id too, by its own hashes and by those of the originals."""
     columns = ["split", "photo_id", "code", "sha256", "perceptual_hash", "detail_hash"]
     photos = pq.read_table(folder / "photos.parquet", columns=columns)
-    # Two files that are no photos may well be equal, the same error page: what is wrong with these is told by their code.
+    # Two files that are no photos may well be equal, the same error page: their code is what counts.
     good = pc.equal(photos["code"].cast(pa.string()), "ok")
     photos = photos.set_column(columns.index("sha256"), "sha256", pc.if_else(good, photos["sha256"], None))
     # In the same order: the parts follow the list.
@@ -280,7 +279,7 @@ def find_scanned_duplicates(folder: Path) -> pa.Table:
 def draw_pairs(folder: Path, source: SourceSettings) -> Picture | None:
     """Pairs that were found to be the same, for a person to judge, those least alike first; null where none can be drawn."""
     pairs = read_scan(folder).same.to_pylist()
-    # Equal hashes need no judge. Where only a third photo links two that have no distance, they may be anything.
+    # Equal hashes need no look. Where only a third photo links two that have no distance, they may be anything.
     pairs.sort(key=lambda pair: -1 if pair["by"] != "perceptual_hash" else 64 if pair["distance"] is None else pair["distance"])
     chosen = pairs[: -PAIRS_DRAWN - 1 : -1]
     names = {(pair[f"{kept}split"], pair[f"{kept}photo_id"]) for pair in chosen for kept in ("", "kept_")}

@@ -36,7 +36,7 @@ from pipelines.selection.partition import SORTED_SPLITS, Partitions, photo_hashe
 from pipelines.selection.rules import pairs_within
 from schemas.tables import SAME_PHOTOS, WORD
 
-# Strongest evidence first: one file, what the tables say about the original, the file's bytes, what the photo shows.
+# Strongest evidence first: one file, what the tables have on the original, the file's bytes, what the photo shows.
 EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
 # Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. Measured on 74 photos of Open Images and COCO:
 #                                                             coarse   detail   found at coarse <= 3, 6
@@ -156,8 +156,8 @@ def same_photos(photos: pa.Table) -> pa.Table:
     """Which photos are the same as another one that is kept, by all evidence together.
 
     Args:
-        photos: columns split and photo_id, and any of `EVIDENCE`, the perceptual hash with detail_hash beside it. A null says
-            nothing. Rows of the same split and id are one photo: tables with different evidence can be put below one another.
+        photos: columns split and photo_id, and any of `EVIDENCE`, the perceptual hash with detail_hash beside it. A null is
+            unknown. Rows of the same split and id are one photo: tables with different evidence can be put below one another.
 
     Returns:
         Rows of `schemas.tables.SAME_PHOTOS`, sorted by split and id; the order of `photos` does not matter.
@@ -172,7 +172,7 @@ def same_photos(photos: pa.Table) -> pa.Table:
 
     pairs = np.zeros((0, 2), np.int64)
     kept = np.arange(len(order))
-    kept_by = {}  # Evidence -> the photo kept for each photo, as far as it and what is stronger tell.
+    kept_by = {}  # Evidence -> the photo kept for each photo, by it and by what is stronger.
     for name in EVIDENCE:
         if name in photos.column_names:
             rows = _alike(photos) if name == "perceptual_hash" else _equal(photos[name])
@@ -182,8 +182,8 @@ def same_photos(photos: pa.Table) -> pa.Table:
     kept = kept[dropped]
 
     by = np.full(len(dropped), "", object)
-    for name, told in kept_by.items():
-        by[(by == "") & (told[dropped] == told[kept])] = name
+    for name, keeper in kept_by.items():
+        by[(by == "") & (keeper[dropped] == keeper[kept])] = name
     distance = np.zeros(len(dropped), np.int8)
     unknown = by != "perceptual_hash"
     if "perceptual_hash" in photos.column_names:
@@ -235,7 +235,7 @@ def read_scan(folder: Path) -> DuplicateScan:
 def find_duplicates(partitions: Partitions, source: Source, settings: BuildSettings, scan: "DuplicateScan | None") -> pa.Table:
     """Photos that are there under another id too, by all that is known of them; rows of `schemas.tables.SAME_PHOTOS`.
 
-    That is: what the reader has put together already, what the tables say of the photos' files, and what a scan found.
+    That is: what the reader has put together already, what the tables have on the photos' files, and what a scan found.
     """
     rows = [
         {"split": split, "photo_id": photo_id, "kept_split": split, "kept_photo_id": kept, "by": "file_name"}
@@ -244,7 +244,7 @@ def find_duplicates(partitions: Partitions, source: Source, settings: BuildSetti
     joined = pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
     parts = partitions.parts()
     found = {name: _photos_that_share(partitions, parts, name) for name in ("file_name", "original_md5", "url")}
-    # Where the annotations are one file, so are all that bear one name: it knows nothing of splits and their folders.
+    # Where the annotations are one file, so are all that bear one name: it has no splits and no folders for them.
     if not settings.source.annotations.is_file():
         found["file_name"] = by_place(found["file_name"], settings.source.photos)
     same = SAME_PHOTOS.empty_table()
@@ -276,7 +276,7 @@ def hashes_by_split(same: pa.Table, seed: int) -> dict[str, UInt64[np.ndarray, "
 
 
 def _photos_that_share(partitions: Partitions, parts: Sequence[range], name: str) -> pa.Table:
-    """Photos that have boxes and of which a column says what it says of another row too: split, photo_id and this column.
+    """Photos that have boxes and share the value of a column with another row: split, photo_id and this column.
 
     Holds a hash of each photo's value, and the photos that are found.
     """

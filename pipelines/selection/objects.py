@@ -61,11 +61,11 @@ class Selection:
     photos_with_boxes: int = 0
     photos_with_objects: int = 0
     original_bytes: int = 0
-    """Size of the published originals of those, as far as the tables say."""
+    """Size of the published originals of those, as far as the tables give it."""
     objects_of_unknown_size: int = 0
-    """Whose photo's width and height the tables do not say."""
+    """Whose photo's width and height are not in the tables."""
     objects_with_outline: int = 0
-    """Whose own pixels the tables say."""
+    """Whose object mask is in the tables."""
     photos_of_known_size: int = 0
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)

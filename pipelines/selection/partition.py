@@ -1,4 +1,4 @@
-"""Partition by photo: everything that a source says, spilled to disk in buckets; memory holds one bucket of photos at a time.
+"""Partition by photo: everything that a source has, spilled to disk in buckets; memory holds one bucket of photos at a time.
 
     batches ──collect──▶ half a million rows ──sort by bucket──▶ file 0, file 1, ...   (Arrow, one record batch per bucket)
     bucket b  =  what every file has of it;  neighbouring buckets are read together while they are small
@@ -192,13 +192,13 @@ class Partitions:
 
 
 def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[pa.RecordBatch] = ()) -> Partitions:
-    """Read everything that a source says into files below `folder`.
+    """Read everything that a source has into files below `folder`.
 
     Args:
         source: boxes and photos.
         seed: of the build.
         folder: for the files.
-        sizes: rows of `schemas.tables.SURVEY`: how large photos are, where a duplicate scan knows.
+        sizes: rows of `schemas.tables.SURVEY`: how large photos are, from a duplicate scan.
     """
     partitions = Partitions(
         boxes=SpillFiles(folder, "boxes", _BOX_ROW),

@@ -1,7 +1,7 @@
 """The rules: which boxes become objects. Vectorised over the boxes of whole photos; no I/O.
 
 Rules come in three groups. Each group looks at the boxes that pass the groups before it, all of its rules look at the same boxes,
-and a box is accepted if it breaks none: who is accepted does not depend on the order in which rules are asked.
+and a box is accepted if it breaks none: who is accepted does not depend on the order of the rules.
 
     1  a box by itself, and its photo      malformed rows, labels, flags, area, size, subset, photos that are there twice
     2  a box beside others of its photo    duplicates, near-duplicates, nested boxes
@@ -38,8 +38,8 @@ class Boxes:
 
     `photo` is a hash of split and photo id. Coordinates are fractions of the photo, NaN where missing. `label` numbers the
     source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
-    place in `REASONS`, or -1. Width and height of the photo are px, NaN where the tables do not say. `listed` says whether the
-    source's tables know the photo (or list no photos), `repeated` whether it is there under an id that is kept instead.
+    place in `REASONS`, or -1. Width and height of the photo are px, NaN where unknown. `listed`: whether the
+    source's tables list the photo (or list no photos); `repeated`: whether it is there under an id that is kept instead.
     `object_mask` is a hash of the object's mask, 0 where there is none. `object_share` is the share of the reference that this
     mask covers, NaN where there is none or nothing is cut out by it.
     """
@@ -115,7 +115,7 @@ class RuleMask:
 def apply_rules(
     boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, identity: UInt64[np.ndarray, " boxes"]
 ) -> RuleMask:
-    """Ask all rules but the cap per class.
+    """Apply all rules but the cap per class.
 
     Args:
         boxes: all boxes of some photos.
@@ -174,7 +174,7 @@ def priority(identity: UInt64[np.ndarray, " boxes"], photo: UInt64[np.ndarray, "
 def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, mask: RuleMask) -> None:
     for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
         mask.add(REASONS[place], boxes.problem == place)
-    # Of a row that could not be read, or whose px nobody can turn into fractions, nothing more can be said.
+    # A row that could not be read, or whose px cannot become fractions, has this reason alone.
     readable = ~np.isin(boxes.problem, [REASONS.index(reason) for reason in _UNREADABLE])
 
     coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])

@@ -38,7 +38,7 @@ class SelectedPart:
     reasons: Counter[str]
     examples: dict[str, list[str]]
     not_scanned: str | None
-    """A photo with boxes that the duplicate scan, if there is one, does not know."""
+    """A photo with boxes that the duplicate scan, if there is one, lacks."""
     in_two_splits: pa.Table
     """Rows of `SAME_PHOTOS` for photos whose id is in a split that is kept rather than this one."""
 
@@ -168,7 +168,7 @@ class Selector:
         for place in malformed.tolist():
             row, reason = int(rejected[place]), REASONS[first[place]]
             if boxes.problem[row] != first[place] or not details[place]:
-                # What the reader says belongs to what the reader found.
+                # The detail of the reader belongs to the problem that the reader found.
                 details[place] = _explain(reason, boxes, row, self.partitions.labels)
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
@@ -254,7 +254,7 @@ def object_shares(
 
     Args:
         masks: compressed RLE, checked when it was read; null where there is none.
-        sides: width and height of each box's photo, px, as the masks have it; NaN where the tables do not say.
+        sides: width and height of each box's photo, px, as the masks have it; NaN where unknown.
         edges: `x_min`, `x_max`, `y_min` and `y_max` of each box, fractions of the photo; may be anything.
         padding: of the reference, px on each side.
 
@@ -275,7 +275,7 @@ def object_shares(
 
 def _one_row_each(photos: pa.Table, licences: Vocabulary) -> pa.Table:
     """Photos sorted by hash, one row each: of several the first by contents, so that no file order decides."""
-    # Licences are numbered as they were met; their alphabetical rank is a number that tells no order of rows.
+    # Licences are numbered as they were met; their alphabetical rank depends on no order of rows.
     rank = np.argsort(np.argsort(np.array([*licences.words, ""], object)[:-1], kind="stable"))
     numbered = photos["licence"].fill_null(-1).to_numpy()
     ranked = photos.append_column("rank", pa.array(np.where(numbered < 0, -1, np.append(rank, -1)[numbered])))
@@ -287,7 +287,7 @@ def _one_row_each(photos: pa.Table, licences: Vocabulary) -> pa.Table:
 
 
 def _mask_hashes(column: pa.Array) -> UInt64[np.ndarray, " boxes"]:
-    """A hash of each object mask: of its length, its start and its end, which tell masks of one box apart."""
+    """A hash of each object mask: of its length, its start and its end, by which masks of one box differ."""
     if column.null_count == len(column):
         return np.zeros(len(column), np.uint64)
     ends = [hash_column(pc.utf8_slice_codeunits(column, *part)) for part in ((0, 64), (-64, None))]
@@ -322,7 +322,7 @@ def _places(table: pa.Table, photo: UInt64[np.ndarray, " boxes"]) -> Int64[np.nd
 
 
 def _joined(table: pa.Table, place: Int64[np.ndarray, " boxes"], name: str) -> np.ndarray:
-    """A number of each box's photo; NaN where the table does not say."""
+    """A number of each box's photo; NaN where unknown."""
     values = table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
     joined: np.ndarray = np.append(values, np.nan)[place]
     return joined

@@ -160,16 +160,6 @@ def test_a_stray_quote_swallows_no_row(boxes_file):
         assert [row["row"] for row in read(boxes_file)] == list(range(1, rows + 2))
 
 
-def test_a_second_table_below_the_first_costs_its_own_rows(boxes_file):
-    """Whole blocks of nothing but broken rows."""
-    boxes_file.write_text(HEADER + ROW * 20 + f"x,y,{'z' * 100}\n" * 30_000 + ROW)
-    assert boxes_file.stat().st_size > 2.5 * csv_files._BLOCK_BYTES
-    found = read(boxes_file)
-    assert len(found) == 30_021
-    assert sum(row["problem"] == "bad_row" for row in found) == 30_000
-    assert max(row["row"] for row in found if row["problem"] is None) == 30_021
-
-
 def test_how_many_rows_a_gzip_has_is_guessed_from_all_its_members(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(b"".join(gzip.compress((ROW * 100).encode()) for _ in range(50)))
