@@ -3,7 +3,8 @@
     folder/.NAME.<mark>.tmp, locked by who writes it ──sync──▶ rename ──▶ folder/NAME
 
 The lock (`flock`) dies with the process, however that dies. So a temporary file that nobody has locked is of a dead attempt,
-whatever machine, container or program that was on, and `sweep` takes it away.
+whatever machine, container or program that was on, and `sweep` takes it away. `TarWriter` writes tars whose bytes depend on their
+content alone.
 """
 
 import contextlib

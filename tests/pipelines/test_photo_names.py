@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pbe_core.images.decode import PhotoError
 from pipelines.annotations.photo_names import PhotoNames
+from pipelines.photos import photo_path
 
 
 @pytest.fixture
@@ -110,3 +112,10 @@ def test_links_to_folders_are_followed_and_circles_are_not(photos, tmp_path):
     (photos / "a" / "again").symlink_to(photos)
     assert PhotoNames([photos]).path_of("/x/p5.jpg") == "near/p5.jpg"
     assert PhotoNames([photos]).path_of("/x/p1.jpg") == "p1.jpg"
+
+
+@pytest.mark.parametrize("name", ["../p6.jpg", "/etc/hosts", "a/../../p6.jpg"])
+def test_no_file_outside_the_photo_folder_is_a_photo(photos, name):
+    (photos.parent / "p6.jpg").touch()
+    with pytest.raises(PhotoError, match="no file"):
+        photo_path(photos, "train", "p6", name)

@@ -181,19 +181,6 @@ def test_each_hash_finds_its_pairs_and_the_held_out_photo_is_kept():
     }
 
 
-def test_one_file_and_one_url_are_one_photo():
-    photos = table(
-        photo("train/a", file_name="1.jpg", url="https://x.org/1.jpg"),
-        photo("validation/b", file_name="1.jpg", url="https://x.org/other.jpg"),
-        photo("train/c", file_name="2.jpg", url="https://x.org/1.jpg"),
-        photo("train/d", file_name="3.jpg"),
-    )
-    assert verdicts(photos) == {
-        "train/a": ("validation/b", "file_name", None),
-        "train/c": ("validation/b", "url", None),  # Through a.
-    }
-
-
 def test_a_file_name_in_two_splits_is_one_file_only_where_it_is_one(tmp_path):
     """`x.jpg` may lie in the photo folder, or be another file in each split's folder."""
     (tmp_path / "one").mkdir()

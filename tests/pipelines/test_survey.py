@@ -24,9 +24,8 @@ from pbe_core.images.decode import decode_photo
 from pbe_core.settings import REPOSITORY
 from pipelines import photos as photos_module
 from pipelines import survey
-from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
-from pipelines.config import BuildSettings, SourceSettings
+from pipelines.config import SourceSettings
 from pipelines.selection import duplicate_scan
 from pipelines.selection.duplicate_scan import list_photos, scan_photo
 from pipelines.selection.duplicates import perceptual_hash, read_scan
@@ -329,16 +328,6 @@ def test_photos_are_those_of_the_boxes_each_once(monkeypatch):
     nothing = Source(name="here", files=(), frame="stored", read_boxes=lambda: iter([]), read_photos=lambda: iter([]))
     with pytest.raises(InputError, match="here: no box can be read"):
         list_photos(nothing)
-
-
-def test_sources_without_a_table_of_photos_are_surveyed_too(world, tmp_path):
-    for path in world.folder.glob("*.csv"):
-        if "rotation" not in path.name:
-            shutil.copy(path, tmp_path)
-    settings: BuildSettings = settings_of(tmp_path, tmp_path / "out")
-    listed = list_photos(open_source(settings))
-    assert len(listed) == 55
-    assert listed["original_md5"].null_count == 55
 
 
 def test_a_photo_is_found_by_its_name_and_measured_in_the_frame_of_its_boxes(tmp_path):
