@@ -54,7 +54,7 @@ from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.plan_shards import planned_shards
 from pipelines.dataset.records import ShardFolder
 from pipelines.geometry import box_in_photo
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 from schemas.dataset import VaeIdentity
 
 SAMPLES, SHARD_SAMPLES, AT_ONCE, TURNS = 400, 100, 200, 7

@@ -61,7 +61,7 @@ from pipelines.dataset.plan_shards import planned_shards
 from pipelines.dataset.samples import Failure, Row, draw_mask, prepare_photo
 from pipelines.dataset.write_plan import freeze_tables
 from pipelines.geometry import box_in_photo, extend_box, square_window
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 
 PARTS = ("preparation", "masks", "pack", "workers", "memory")
 SAMPLES = 1000

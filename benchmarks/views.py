@@ -43,7 +43,7 @@ from pbe_train.data.references import fit_reference
 from pipelines.config import BuildSettings, MaskSettings, ReferenceSettings, SelectionSettings, SourceSettings, ViewSettings
 from pipelines.dataset.samples import draw_mask
 from pipelines.geometry import Zoom, box_in_photo, cut_reference, extend_box, reference_window, square_window
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from pipelines.selection.objects import select_objects
 
 DRAWS = 12

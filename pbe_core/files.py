@@ -3,7 +3,8 @@
     folder/.NAME.<mark>.tmp, locked by who writes it ──sync──▶ rename ──▶ folder/NAME
 
 The lock (`flock`) dies with the process, however that dies. So a temporary file that nobody has locked is of a dead attempt,
-whatever machine, container or program that was on, and `sweep` takes it away.
+whatever machine, container or program that was on, and `sweep` takes it away. `TarWriter` writes tars whose bytes depend on their
+content alone.
 """
 
 import contextlib
@@ -13,16 +14,19 @@ import os
 import re
 import shutil
 import sys
+import tarfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from pbe_core.errors import InputError
 
 # Where a file system has no locks, only its age tells whether somebody may still be writing.
 _LONGEST_SILENCE_SECONDS = 24 * 3600
+_TAR_BLOCK = 512
 
 _ours: dict[Path, int] = {}
 """What this process is writing -> the descriptor that holds its lock. Some network file systems grant a process its own again."""
@@ -191,3 +195,38 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TarWriter:
+    """Appends members to an uncompressed tar (POSIX.1-1988 ustar), hashes it, and knows where each member lies.
+
+    The bytes depend on the content alone: time 0, no owner, no order of their own.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.offset = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append a member; returns the offset of its bytes.
+
+        Raises:
+            ValueError: the name has more characters than a ustar header holds.
+        """
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        place = self.offset
+        self._write(data)
+        self._write(b"\0" * (-len(data) % _TAR_BLOCK))
+        return place
+
+    def close(self) -> None:
+        """Write the end of the archive; the file stays open."""
+        self._write(b"\0" * (2 * _TAR_BLOCK))
+
+    def _write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.offset += len(data)

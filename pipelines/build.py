@@ -35,7 +35,7 @@ from pipelines.dataset.summary import print_comparison, print_estimate, print_se
 from pipelines.dataset.upload import fetch_tables, share_tables
 from pipelines.dataset.write_plan import accepted_fingerprints, freeze_plan, freeze_tables
 from pipelines.on_ray import find_cluster
-from pipelines.photo_folder import check_photos
+from pipelines.photos import check_photos
 from pipelines.preview import contact_sheet, save_picture
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo

@@ -54,7 +54,7 @@ from pipelines.crawling.verify import verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
 from pipelines.dataset.write_plan import freeze_tables
 from pipelines.on_ray import find_cluster
-from pipelines.photo_store import is_store
+from pipelines.photos import is_store
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 
 # A stop must not take long: more photos than these are merged by the next run.

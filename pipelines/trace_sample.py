@@ -27,8 +27,8 @@ from pbe_core.images.sheets import Picture
 from pbe_core.progress import Progress
 from pbe_core.sample_codec import Sample
 from pipelines.inspection.sample_pictures import photo_source, trace_sheet
-from pipelines.photo_folder import read_photo
-from pipelines.selection.rejected import rejected_boxes
+from pipelines.photos import read_photo
+from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS

@@ -12,7 +12,7 @@ from pbe_core.errors import InputError
 from pbe_train.checkpoints.load_report import Account
 from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.order import rank_slots
-from pipelines.annotations.boxes import open_boxes
+from pipelines.annotations.own_boxes import open_boxes
 from pipelines.config import RaySettings, SourceSettings
 from pipelines.dataset.packing_actors import share_out
 from schemas.dataset import Books

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from pipelines.annotations.boxes import check_sizes, open_boxes
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
-from pipelines.annotations.source import Source
-from pipelines.annotations.unread import refuse_unread
+from pipelines.annotations.own_boxes import check_sizes, open_boxes
+from pipelines.annotations.source import Source, refuse_unread
 from pipelines.config import BuildSettings
-from pipelines.photo_store import is_store
+from pipelines.photos import is_store
 
 
 def open_source(settings: BuildSettings) -> Source:

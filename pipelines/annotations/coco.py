@@ -15,7 +15,7 @@ on 100 MB with outlines; COCO's train2017, 450 MB: about 2.9 GB). It is parsed a
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -25,18 +25,39 @@ import pyarrow as pa
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
-from pipelines.annotations.boxes import ONLY_LABEL
-from pipelines.annotations.coco_file import Category, Instances, Photo, identifier, plain_id, read_instances
-from pipelines.annotations.coco_folder import BESIDE_PHOTOS, CocoFile, coco_files
-from pipelines.annotations.coco_rows import fill_row, label_of
-from pipelines.annotations.photo_names import PhotoNames
-from pipelines.annotations.photo_sizes import PhotoSizes
-from pipelines.annotations.rows import UNKNOWN_FLAGS, RowProblem, in_batches, shown
-from pipelines.annotations.source import Source
-from pipelines.annotations.splits import assign_splits
-from pipelines.annotations.unread import given, splits_are_their_own
+from pbe_core.words import noun
+from pipelines.annotations.coco_file import (
+    BESIDE_PHOTOS,
+    Category,
+    CocoFile,
+    Instances,
+    Photo,
+    coco_files,
+    identifier,
+    is_given,
+    plain_id,
+    read_instances,
+)
+from pipelines.annotations.object_masks import compress_mask
+from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
+from pipelines.annotations.source import (
+    ONLY_LABEL,
+    UNKNOWN_FLAGS,
+    RowProblem,
+    Source,
+    as_number,
+    assign_splits,
+    clip_overshoot,
+    given,
+    in_batches,
+    shown,
+    splits_are_their_own,
+)
 from pipelines.config import SourceSettings
 from schemas.tables import BOXES, PHOTOS
+
+# Of coordinates in px: what is farther out is no place in a photo.
+_LARGEST = 1e300
 
 
 def open_coco(
@@ -108,7 +129,7 @@ def class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[di
         TopologicalSorter(below).prepare()
     except CycleError as error:
         circle = " -> ".join(names[class_id] for class_id in error.args[1])
-        raise InputError(f"{place}: supercategories go in a circle: {circle}; mend one of these `supercategory` keys") from None
+        raise InputError(f"{place}: supercategories go in a circle: {circle}; change one of these") from None
     return names, {class_id: tuple(members) for class_id, members in below.items()}
 
 
@@ -160,7 +181,7 @@ class _Reader:
                 self.joined[file.path] = images_of_one_file(instances)
             self.unsized |= any(photo.size is None for photo in instances.photos.values())
             self.nameless_class |= any(
-                isinstance(annotation, dict) and label_of(annotation, instances.categories) == ONLY_LABEL
+                isinstance(annotation, dict) and _label_of(annotation, instances.categories) == ONLY_LABEL
                 for annotation in instances.annotations
             )
             for image_id, photo in instances.photos.items():
@@ -232,7 +253,7 @@ class _Reader:
         return notes
 
     def _read(self, file: CocoFile) -> Instances:
-        # Where the photos of all files lie in one folder, the split tells them apart.
+        # Where the photos of all files lie in one folder, the split makes their ids differ.
         above = f"{file.split}/" if file.split and not file.folder else ""
         joined = self.joined.get(file.path, {})
 
@@ -268,7 +289,7 @@ class _Reader:
                 if row["split"] not in self.settings.splits:
                     continue
             try:
-                useless = fill_row(row, annotation, photo, instances, size_of)
+                useless = _fill_row(row, annotation, photo, instances, size_of)
             except RowProblem as problem:
                 row.update(problem=problem.reason, detail=f"{_name(number, annotation)}: {problem}")
             else:
@@ -299,5 +320,107 @@ class _Reader:
 
 
 def _name(number: int, annotation: Any) -> str:
-    said = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
-    return f"annotation {number} ({said})"
+    known = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
+    return f"annotation {number} ({known})"
+
+
+def _fill_row(
+    row: dict[str, Any],
+    annotation: dict[str, Any],
+    photo: Photo | None,
+    instances: Instances,
+    size_of: Callable[[Photo], tuple[int, int]],
+) -> str | None:
+    """Fill a row from its annotation.
+
+    Args:
+        row: split, file and row are there. What is read before a problem is found stays in it.
+        annotation: as it stands in the file.
+        photo: of the annotation, if the file lists it.
+        instances: the file.
+        size_of: a photo's width and height in px; raises PhotoError.
+
+    Returns:
+        Why the annotation's object mask cannot be used, where it cannot: the box is good without it.
+
+    Raises:
+        RowProblem: the first one in the order of `REJECT_REASONS`.
+    """
+    image_id = identifier(annotation.get("image_id"))
+    if image_id is not None:
+        row["photo_id"] = photo.photo_id if photo else plain_id(image_id)
+    label = row["label"] = _label_of(annotation, instances.categories)
+    if image_id is None:
+        raise RowProblem("bad_row", f"`image_id` {_is_what(annotation, 'image_id')}, expected a number or text")
+    if label is None:
+        raise RowProblem("bad_row", f"`category_id` {_is_what(annotation, 'category_id')}, expected a number or text")
+    x, y, width, height = _box(annotation, photo)
+    size = unknown = None
+    try:
+        size = size_of(photo) if photo else None
+    except PhotoError as error:
+        unknown = f"the size of its image, {shown(photo and photo.name)}, is not given and cannot be read ({error})"
+    if size:
+        _place(row, (x, y, x + width, y + height), size, annotation)
+    if width <= 0 or height <= 0:
+        raise RowProblem("empty_box", f"`bbox` is {shown(annotation['bbox'])}: width and height must be positive")
+    row["is_group_of"] = _crowd(annotation.get("iscrowd"))
+    if label != ONLY_LABEL and label not in instances.categories:
+        raise RowProblem("unknown_label", f"`category_id` {label} is not in `categories`")
+    if photo is None:
+        nameless = instances.nameless
+        have = f"{noun(nameless, 'entries')} {'has' if nameless == 1 else 'have'}"
+        more = f" (where {nameless} {have} no id)" if nameless else ""
+        raise RowProblem("unknown_photo", f"`image_id` {image_id} is not in `images`{more}")
+    if unknown or size is None:
+        raise RowProblem("unknown_photo", str(unknown))
+    try:
+        row["segmentation"] = compress_mask(annotation.get("segmentation"), *size)
+    except ValueError as error:
+        return f"`segmentation` {error}"
+    return None
+
+
+def _label_of(annotation: dict[str, Any], categories: Mapping[str, Category]) -> str | None:
+    """The class id of an annotation; `object` where it or its file names none; nothing where there is something else."""
+    category_id = annotation.get("category_id")
+    return identifier(category_id) if categories and is_given(category_id) else ONLY_LABEL
+
+
+def _box(annotation: dict[str, Any], photo: Photo | None) -> list[float]:
+    """Left, top, width and height in px."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise RowProblem("bad_row", f"`bbox` {_is_what(annotation, 'bbox')}, expected [x, y, width, height]")
+    if photo and photo.problem:
+        raise RowProblem("bad_row", photo.problem)
+    numbers = [value for value in map(as_number, box) if value is not None and abs(value) < _LARGEST]
+    if len(numbers) != 4:
+        raise RowProblem("bad_number", f"`bbox` is {shown(box)}, expected four finite numbers")
+    return numbers
+
+
+def _place(
+    row: dict[str, Any], corners: tuple[float, float, float, float], size: tuple[int, int], annotation: dict[str, Any]
+) -> None:
+    """The box as fractions of its photo."""
+    width, height = size
+    x_min, x_max = clip_overshoot(corners[0], corners[2], width, 1)
+    y_min, y_max = clip_overshoot(corners[1], corners[3], height, 1)
+    row.update(x_min=x_min / width, x_max=x_max / width, y_min=y_min / height, y_max=y_max / height)
+    if min(x_min, y_min) < 0 or x_max > width or y_max > height:
+        raise RowProblem("outside_photo", f"`bbox` {shown(annotation['bbox'])} reaches beyond its photo of {width}x{height} px")
+
+
+def _crowd(value: Any) -> int:
+    """COCO's `iscrowd` as a flag: 1, 0, or -1 where it is not given."""
+    if not is_given(value):
+        return -1
+    number = as_number(int(value) if isinstance(value, bool) else value)
+    if number not in (0, 1, -1):
+        raise RowProblem("bad_flag", f"`iscrowd` is {shown(value)}, expected 0 or 1")
+    return int(number)
+
+
+def _is_what(annotation: dict[str, Any], key: str) -> str:
+    return f"is {shown(annotation[key])}" if key in annotation else "is missing"

@@ -1,4 +1,8 @@
-"""One file of COCO's, instances_*.json, in memory: photos and categories by id, and annotations as they stand.
+"""COCO's files: which hold the boxes of which split, and what is in one: photos and categories by id, annotations as they stand.
+
+A folder holds a file for each split: instances_train2017.json as COCO publishes it (photos in train2017), or
+train/_annotations.coco.json as Roboflow exports it (photos beside it), or a name with the split's word in it, lvis_v1_train.json.
+One file of any name may be given itself, and a hash divides its photos.
 
 Format: https://cocodataset.org/#format-data, as the field's tools write it: ids may be numbers or text, an image may lack its
 size, its name may stand in another key or in `coco_url` alone (LVIS v1), and there may be no categories.
@@ -7,9 +11,8 @@ size, its name may stand in another key or in `coco_url` alone (LVIS v1), and th
 import gzip
 import json
 import re
-import reprlib
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +20,30 @@ from types import NoneType
 from typing import Any
 
 from pbe_core.errors import InputError
-from pipelines.annotations.boxes import photo_id_of
-from pipelines.annotations.lines import number_of
-from pipelines.annotations.rows import is_text, shown
+from pipelines.annotations.source import as_number, is_text, photo_id_of, shown
+from pipelines.config import SourceSettings
 
+_WORDS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
+BESIDE_PHOTOS = "_annotations.coco.json"
+# Files of the same photos that hold no boxes of objects, or the same boxes again.
+_OTHERS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _NAMES = ("file_name", "filename", "path", "coco_url")
 _URLS = ("coco_url", "flickr_url", "url")  # The first is the file itself.
 _NO_SUPERCATEGORY = ("none", "null")  # As Roboflow writes of its root.
 _INT32 = 2**31 - 1
 # Sizes come out of divisions; farther from a whole number they are no sizes.
 _ROUNDING = 0.01
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A file of COCO's format."""
+
+    path: Path
+    split: str | None
+    """Of its photos; null where a hash of each photo decides."""
+    folder: str
+    """What stands before each file name, below the photo folder: empty, or with a / at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +89,26 @@ class Instances:
         return {name: photos[0] for name, photos in named.items() if len({photo.photo_id for photo in photos}) == 1}
 
 
+def coco_files(settings: SourceSettings, roots: Sequence[Path], elsewhere: bool) -> list[CocoFile]:
+    """The files to read: the one that the settings name, or one for each split from the folder that they name.
+
+    Args:
+        settings: of the source.
+        roots: folders of photos.
+        elsewhere: photos are in none of these, but where COCO publishes them, by train2017 and val2017.
+
+    Raises:
+        InputError: no file for a split, or more than one.
+    """
+    place = settings.annotations
+    if place.is_file():
+        return [CocoFile(place, None, _photo_folder(place, roots, elsewhere))]
+    if not place.is_dir():
+        raise InputError(f"{place}: no such file or folder; set build.source.annotations to COCO's JSON, or to a folder with it")
+    paths = {split: _of_split(place, split) for split in settings.splits}
+    return [CocoFile(path, split, _photo_folder(path, roots, elsewhere)) for split, path in paths.items()]
+
+
 def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]) -> Instances:
     """All that is in a file, plain or gzipped.
 
@@ -95,49 +132,35 @@ def _parse(path: Path) -> Any:
         with opened(path, "rt", encoding="utf-8-sig") as file:
             text = file.read()
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 text ({error}); save it as UTF-8, or, if it is compressed, name it .json.gz"
-        ) from None
+        raise InputError(f"{path}: not UTF-8 text ({error}); if it is compressed, name it .json.gz") from None
     except (EOFError, zlib.error, OSError) as error:  # gzip.BadGzipFile is an OSError.
-        raise InputError(f"{path}: cannot be read ({error}); if it is there, get it again: it was damaged or cut off") from None
+        raise InputError(f"{path}: the file is damaged or cut off ({error}); get it again") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        cut = not text.rstrip().endswith("}")
+        what = "is damaged" if text.rstrip().endswith("}") else "is empty or was cut off"
         raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); "
-            f"the file {'is empty or was cut off' if cut else 'is damaged there'}: get it again"
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); the file {what}: get it again"
         ) from None
     except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets.
-        raise InputError(f"{path}: JSON that cannot be read ({error}); no COCO file has such contents: get it again") from None
+        raise InputError(f"{path}: JSON that cannot be read ({error})") from None
 
 
 def _check_format(document: Any, path: Path) -> None:
     if not isinstance(document, dict):
-        raise InputError(
-            f"{path}, line 1: a JSON {'list' if isinstance(document, list) else 'value'}, expected an object with images, "
-            f"annotations, categories; results of a detector have this form, annotations have not: take an instances_*.json"
-        )
+        what = "list, as a detector's results are" if isinstance(document, list) else "value"
+        raise InputError(f"{path}: a JSON {what}; expected an object with images, annotations, categories (instances_*.json)")
     lists = {
         "images": isinstance(document.get("images"), list),
         "annotations": "annotations" in document and isinstance(document["annotations"], list | NoneType),
         "categories": isinstance(document.get("categories"), list | NoneType),
     }
-    for key, is_there in lists.items():
-        if not is_there:
-            raise InputError(
-                f"{path}: no list `{key}` in it (found: {reprlib.repr(list(document))}), so it is not COCO's format of objects; "
-                f"lists of photos alone have this form: take an instances_*.json"
-            )
-    annotations = document["annotations"] or []
-    first = next((annotation for annotation in annotations if isinstance(annotation, dict)), None)
-    if first is None or any(isinstance(annotation, dict) and "bbox" in annotation for annotation in annotations):
-        return
-    if "segments_info" in first:
-        kind = "it is in COCO's panoptic format, masks of whole photos in PNG files"
-    else:
-        kind = f"the first one has {reprlib.repr(list(first))}, as captions or labels of whole photos have"
-    raise InputError(f"{path}: no annotation has a `bbox`; {kind}; take the instances_*.json of the same photos")
+    if missing := [key for key, is_there in lists.items() if not is_there]:
+        raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
+    entries = [annotation for annotation in document["annotations"] or [] if isinstance(annotation, dict)]
+    if entries and not any("bbox" in annotation for annotation in entries):
+        what = "COCO's panoptic format" if "segments_info" in entries[0] else f"the first one has {shown(list(entries[0]))}"
+        raise InputError(f"{path}: no annotation has a `bbox` ({what}); take the instances_*.json of the same photos")
 
 
 def _photos(
@@ -160,7 +183,7 @@ def _photos(
         if first is not photo and not _one_photo(first, photo):
             raise InputError(
                 f"{path}: image id {image_id} stands twice in `images`, the second time, entry {number}, with other contents; "
-                f"each image needs an id of its own (was the file put together from two? then number them through)"
+                f"number the images through"
             )
         if with_id.setdefault(photo.photo_id, photo).file_name != photo.file_name:
             raise InputError(f"{path}: image id {image_id} and another one get the same id, {photo.photo_id}; rename one of them")
@@ -203,7 +226,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
     for number, entry in enumerate(entries, start=1):
         class_id = identifier(entry.get("id")) if isinstance(entry, dict) else None
         if class_id is None:
-            raise InputError(f"{path}: entry {number} of `categories` is {shown(entry)}, expected an `id` and a `name`; mend it")
+            raise InputError(f"{path}: entry {number} of `categories` is {shown(entry)}, expected an `id` and a `name`")
         # Digits are names of classes in some sets; a class without a name is called by its id.
         name = identifier(entry.get("name")) or class_id
         if class_id in categories and categories[class_id].name != name:
@@ -217,7 +240,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
 
 
 def is_given(value: Any) -> bool:
-    """Whether a key says anything: tools write null, empty text or NaN where there is nothing to say."""
+    """Whether a key has a value: tools write null, empty text or NaN where they have none."""
     return not (value is None or value == "" or value != value or (isinstance(value, str) and not value.strip()))
 
 
@@ -235,7 +258,7 @@ def identifier(value: Any) -> str | None:
 
 def side(value: Any) -> int | None:
     """A photo's width or height in px; nothing where this is none, as -1 or 0."""
-    number = number_of(value)
+    number = as_number(value)
     if number is None or not 0 < (whole := round(number)) <= _INT32 or abs(number - whole) > _ROUNDING:
         return None
     return whole
@@ -249,3 +272,51 @@ def clean_text(value: Any) -> str | None:
 def plain_id(image_id: str) -> str:
     """The id of a photo by its image's id, which may be a file's name or a path."""
     return image_id if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", image_id) else photo_id_of(image_id)
+
+
+def _of_split(place: Path, split: str) -> Path:
+    word = _WORDS[split][0]
+    beside = sorted(place.glob(f"*/{BESIDE_PHOTOS}"))
+    ways = {
+        f"instances_{word}*.json": sorted([*place.glob(f"instances_{word}*.json"), *place.glob(f"instances_{word}*.json.gz")]),
+        f"{'valid' if split == 'validation' else word}/{BESIDE_PHOTOS}": [
+            path for path in beside if path.parent.name.casefold() in _WORDS[split]
+        ],
+        f"*{word}*.json": sorted(path for path in _with_boxes(place) if _word_of(path, split)),
+    }
+    for pattern, found in ways.items():
+        if len(found) > 1:
+            names = " and ".join(path.relative_to(place).as_posix() for path in found)
+            raise InputError(f"{place}: {names} are both {pattern}, the split {split}; leave one of them in this folder")
+        if found:
+            return found[0]
+    pattern = list(ways)[1 if beside else 0]
+    raise InputError(
+        f"{place}: no file {pattern} (or .json.gz) for the split {split}; put it there, take `{split}` out of "
+        f"build.source.splits, or set build.source.annotations to one JSON file"
+    )
+
+
+def _with_boxes(place: Path) -> Iterator[Path]:
+    for path in place.iterdir():
+        if path.name.endswith((".json", ".json.gz")) and not any(other in path.name for other in _OTHERS):
+            yield path
+
+
+def _word_of(path: Path, split: str) -> str | None:
+    """The word for the split in a file's name, with its year if it has one: train2017."""
+    words = re.split(r"[^A-Za-z0-9]+", path.name.partition(".json")[0])
+    return next((word for word in words if re.sub(r"\d+$", "", word.casefold()) in _WORDS[split]), None)
+
+
+def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
+    name = path.name.partition(".")[0]
+    published = name.removeprefix("instances_") if name.startswith("instances_") else ""
+    if published and elsewhere:
+        return f"{published}/"
+    words = [word for split in _WORDS if (word := _word_of(path, split))]
+    folders = [path.parent.name] if path.name == BESIDE_PHOTOS else [published, *words]
+    for folder in filter(None, folders):
+        if any((root / folder).is_dir() for root in roots):
+            return f"{folder}/"
+    return ""

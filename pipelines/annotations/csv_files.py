@@ -8,11 +8,9 @@ Rows are known by their lines in the file, empty lines included. Memory does not
 """
 
 import contextlib
-import csv
 import functools
 import gzip
 import io
-import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,9 +36,8 @@ class CsvRows:
     """A stretch of a file: rows that have the right number of cells, and what is wrong with single ones.
 
     `numbers` are the rows' lines less one, as the header is line 1; of a file that was read as `quoted`, where a row may take
-    several lines, they count the rows below the header, and `place_of_row` finds the line. Lines with nothing in them are no
-    rows. `problems` maps a row to (column, what is wrong with it); the cell is null in `batch`. `broken` are rows that are not in
-    `batch` at all.
+    several lines, they count the rows below the header. Lines with nothing in them are no rows. `problems` maps a row to (column,
+    what is wrong with it); the cell is null in `batch`. `broken` are rows that are not in `batch` at all.
     """
 
     batch: pa.RecordBatch
@@ -56,7 +53,7 @@ def read_header(path: Path) -> list[str]:
         InputError: the file is empty, is not UTF-8, or is a gzip that is cut off.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_bytes(path) as file:
             line = file.readline(65536)
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}); get the file again") from None
@@ -65,9 +62,9 @@ def read_header(path: Path) -> list[str]:
     try:
         text = line.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        raise InputError(f"{path}, line 1: this is no UTF-8 text; is it really a CSV? Save it as UTF-8") from None
+        raise InputError(f"{path}, line 1: this is no UTF-8 text; save it as UTF-8") from None
     if not text:
-        raise InputError(f"{path}: the first line is empty; get the file again, or take it away")
+        raise InputError(f"{path}: the first line is empty")
     return [name.strip().strip('"') for name in text.split(",")]
 
 
@@ -81,38 +78,25 @@ def check_header(path: Path, required: Sequence[str], what: str, optional: Seque
         optional: names that may be missing, but not written otherwise.
 
     Raises:
-        InputError: a column is missing, is there twice, or bears an optional name in another spelling; names the file, what was
-            found and the likely cause.
+        InputError: a column is missing, is there twice, or bears an optional name in another spelling.
     """
     present = read_header(path)
-    missing = [name for name in required if name not in present]
-    twice = [name for name in (*required, *optional) if present.count(name) > 1]
-    if twice:
-        lacking = f", and {', '.join(missing)} is missing" if missing else ""
-        raise InputError(f"{path}, line 1: column {', '.join(twice)} is there twice; take one of them away{lacking}")
-    spelled = {name: found for name in missing for found in present if _letters(name) == _letters(found)}
-    if missing:
-        found = ", ".join(present)[:120]
-        if spelled:
-            cause = f"call {', '.join(f'{found} {name}' for name, found in spelled.items())}"
-        elif len(present) == 1 and any(mark in present[0] for mark in ";\t"):
-            cause = "columns are not divided by commas; save the file as CSV with commas"
-        elif not set(present) & set(required):
-            cause = "the line of column names seems to be missing"
-        else:
-            cause = "is it another file, or an older version of it?"
+    if twice := [name for name in (*required, *optional) if present.count(name) > 1]:
+        raise InputError(f"{path}, line 1: column {', '.join(twice)} is there twice; take one of them away")
+    if missing := [name for name in required if name not in present]:
         raise InputError(
-            f"{path}, line 1: column {', '.join(missing)} is missing (found: {found}): {cause}; "
-            f"expected {what} with at least {', '.join(required)}"
+            f"{path}, line 1: column {', '.join(missing)} is missing (found: {', '.join(present)[:120]}); expected {what} with "
+            f"{', '.join(required)}, divided by commas"
         )
     for name in present:
-        meant = [right for right in optional if right != name and _letters(right) == _letters(name)]
+        meant = [right for right in optional if right != name and letters(right) == letters(name)]
         if meant:
             raise InputError(f"{path}, line 1: column {name} is not read under this name; call it {meant[0]}, or take it away")
     return present
 
 
-def _letters(name: str) -> str:
+def letters(name: str) -> str:
+    """The letters and digits of a column's name, by which names are compared: `XMin`, `x_min` and `x-min` are one."""
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
@@ -144,27 +128,14 @@ def stream_csv(path: Path, columns: Mapping[str, pa.DataType], *, quoted: bool =
         raise _cut_off(path, error, done) from None
 
 
-def place_of_row(path: Path, number: int) -> str:
-    """Where a row of a `quoted` CSV begins, as `line 7`; `number` counts rows below the header, as `CsvRows` does."""
-    try:
-        with open_text(path, errors="replace") as file:
-            reader = csv.reader(file)
-            for place in itertools.count():
-                before = reader.line_num
-                while not next(reader):  # Empty lines are no rows.
-                    before = reader.line_num
-                if place == number:
-                    return f"line {before + 1}"
-    except (StopIteration, csv.Error, EOFError, OSError, zlib.error):
-        pass  # Quotes that Python and Arrow take differently.
-    return f"row {number} below the header, empty lines not counted"
-
-
-def open_text(path: Path, errors: str = "strict") -> io.TextIOWrapper:
+def open_text(path: Path) -> io.TextIOWrapper:
     """A file's text, gzipped or not, for Python's `csv`; a byte order mark is left out."""
-    if path.suffix == ".gz":
-        return io.TextIOWrapper(gzip.open(path), encoding="utf-8-sig", errors=errors, newline="")
-    return path.open(encoding="utf-8-sig", errors=errors, newline="")
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """A file's bytes, gzipped or not."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def _without_empty_lines(rows: CsvRows, empty_lines: Callable[[], list[int]]) -> CsvRows:
@@ -184,7 +155,7 @@ def _without_empty_lines(rows: CsvRows, empty_lines: Callable[[], list[int]]) ->
 def _empty_lines(path: Path) -> list[int]:
     """The numbers, from 1, of a file's lines that have nothing in them but spaces."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_bytes(path) as file:
             return [number for number, line in enumerate(file, 1) if not line.strip()]
     except (EOFError, OSError, zlib.error) as error:
         raise InputError(f"{path}: the file is cut off or damaged ({error}); get the file again") from None
@@ -282,8 +253,8 @@ def _as_text(path: Path, columns: Mapping[str, pa.DataType], quoted: bool, skip:
     except pa.ArrowInvalid as error:
         cause = " ".join(str(error).split())
         if "straddling" in cause:
-            cause = f"a line after line {last + 1} is longer than {_BLOCK_BYTES:,} bytes: is this really a CSV?"
-        raise InputError(f"{path}: {cause}; get the file again, or mend the line") from None
+            cause = f"a line after line {last + 1} is longer than {_BLOCK_BYTES:,} bytes"
+        raise InputError(f"{path}: {cause}") from None
     number, text = latest
     if number > whole and not _ends_with_newline(path):
         raise InputError(
@@ -367,11 +338,7 @@ def _cut_off(path: Path, error: OSError, row: int) -> InputError:
 
 def _ends_with_newline(path: Path) -> bool:
     last = b""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        if path.suffix == ".gz":
-            while block := file.read(_BLOCK_BYTES):
-                last = block[-1:]
-        else:
-            file.seek(-1, 2)
-            last = file.read(1)
-    return last == b"\n"
+    with open_bytes(path) as file:
+        while block := file.read(_BLOCK_BYTES):
+            last = block
+    return last.endswith(b"\n")

@@ -19,9 +19,15 @@ import pyarrow.compute as pc
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
-from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, place_of_row, read_header, stream_csv
-from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names
-from pipelines.annotations.open_images_files import HIERARCHY_NAMES, Files, find_files, own_boxes, unread_tables
+from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, read_header, stream_csv
+from pipelines.annotations.open_images_files import (
+    Files,
+    find_files,
+    find_hierarchy,
+    own_boxes_hint,
+    read_class_names,
+    unread_tables,
+)
 from pipelines.annotations.source import Source
 from pipelines.config import SourceSettings
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
@@ -67,9 +73,9 @@ def open_open_images(settings: SourceSettings) -> Source:
     """
     files = find_files(settings.annotations, settings.splits)
     names = read_class_names(files.classes) if files.classes else {}
-    hierarchy = find_hierarchy(files.hierarchies, HIERARCHY_NAMES, names)
+    hierarchy = find_hierarchy(files.hierarchies, names)
     _check_metadata(files, settings)
-    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path, hierarchy.passed_over)]
+    notes = [hierarchy.note, *_check_boxes(files, names), unread_tables(files, hierarchy.path)]
     return Source(
         name=str(settings.annotations),
         files=tuple(path for path in (*files.paths, hierarchy.path) if path is not None),
@@ -92,8 +98,8 @@ def _check_metadata(files: Files, settings: SourceSettings) -> None:
     for path, header in tables:
         if settings.photo_frame == "exif" and "Rotation" in header:
             raise InputError(
-                f"{path}: its column Rotation turns photos and boxes from the pixels as stored, and source.frame: exif would "
-                f"turn the photos too; leave source.frame out, or take the column out of the file"
+                f"{path}: its column Rotation turns the photos as stored, and source.frame: exif would turn them too; leave "
+                f"source.frame out, or take the column out of the file"
             )
 
 
@@ -118,7 +124,7 @@ def _check_boxes_header(path: Path) -> list[str]:
         InputError: a column is missing; where the table is boxes of one's own, the message says how to read it.
     """
     present = read_header(path)
-    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes(path)):
+    if not set(_BOX_COLUMNS_NEEDED) & set(present) and (own := own_boxes_hint(path)):
         raise InputError(f"{path}, line 1: {own}")
     return check_header(path, _BOX_COLUMNS_NEEDED, "Open Images' box CSV", _FLAG_COLUMNS)
 
@@ -143,52 +149,45 @@ def read_boxes(path: Path, split: str, name: str | None = None) -> Iterator[pa.R
         yield _as_boxes(rows, split, name or path.name)
 
 
-def read_photos(path: Path, split: str) -> Iterator[pa.RecordBatch]:
-    """Stream the photo metadata of one split's CSV as record batches of `schemas.tables.PHOTOS`.
+def read_photos(path: Path, splits: str | Collection[str]) -> Iterator[pa.RecordBatch]:
+    """Stream a CSV of photo metadata as record batches of `schemas.tables.PHOTOS`.
+
+    Args:
+        path: the CSV.
+        splits: the split of all its photos; or, of a file with a column `Subset`, those to read.
 
     Raises:
         InputError: a column is missing, a row cannot be read, or a Rotation is none of 0, 90, 180, 270 and empty.
     """
-    for found, count in _metadata(path, ()):
-        yield _filled({**found, "split": one_word(split, count)}, PHOTOS, count)
-
-
-def read_photos_of_all(path: Path, splits: Collection[str]) -> Iterator[pa.RecordBatch]:
-    """The same of the CSV that holds all splits; rows of other splits than those wanted are left out.
-
-    Raises:
-        InputError: as `read_photos`.
-    """
-    wanted = pa.array(sorted(splits), pa.string())
-    for found, _ in _metadata(path, ("Subset",)):
-        batch = pa.RecordBatch.from_pydict(found)
-        batch = batch.filter(pc.is_in(batch.column("Subset").cast(pa.string()), value_set=wanted))
-        if len(batch):
-            columns: dict[str, Any] = dict(zip(batch.schema.names, batch.columns, strict=True))
-            # The words of a filtered dictionary stay: those of other splits are to go.
-            columns["split"] = columns.pop("Subset").cast(pa.string()).dictionary_encode().cast(WORD)
-            yield _filled(columns, PHOTOS, len(batch))
-
-
-def _metadata(path: Path, more: Collection[str]) -> Iterator[tuple[dict[str, Any], int]]:
-    """The columns of `PHOTOS` that a metadata CSV has, and some more under their own names, batch by batch; and its rows."""
-    present = check_header(path, (*_METADATA_NEEDED, *more), _METADATA)
-    columns = {name: kind for name, (_, kind) in METADATA_COLUMNS.items() if name in present} | dict.fromkeys(more, WORD)
+    targets = METADATA_COLUMNS if isinstance(splits, str) else {**METADATA_COLUMNS, "Subset": ("split", WORD)}
+    needed = _METADATA_NEEDED if isinstance(splits, str) else (*_METADATA_NEEDED, "Subset")
+    present = check_header(path, needed, _METADATA)
+    columns = {name: kind for name, (_, kind) in targets.items() if name in present}
     for place, rows in enumerate(stream_csv(path, columns, quoted=True)):
         for number, text in [*rows.broken.items(), *((number, text) for number, (_, text) in rows.problems.items())]:
             raise _bad_row(path, number, text)
         if not place:
             _check_not_empty(path, rows)
-        found = {METADATA_COLUMNS[name][0]: rows.batch.column(name) for name in columns if name not in more}
+        found = {targets[name][0]: rows.batch.column(name) for name in columns}
         if "rotation" in found:
             found["rotation"] = _rotation(found["rotation"], path, rows.numbers)
         if "original_md5" in found:
-            # A hash of zeros stands where nobody knows it; it must not make one photo of all.
+            # A hash of zeros means unknown; it must not make one photo of all.
             md5 = found["original_md5"]
             found["original_md5"] = pc.if_else(pc.equal(md5, _NO_MD5), pa.scalar(None, pa.string()), md5)
         if "original_bytes" in found:
             found["original_bytes"] = _sizes(found["original_bytes"], path, rows.numbers)
-        yield {**found, **{name: rows.batch.column(name) for name in more}}, len(rows.batch)
+        count = len(rows.batch)
+        if isinstance(splits, str):
+            found["split"] = one_word(splits, count)
+        else:
+            chosen = pc.is_in(found["split"].cast(pa.string()), value_set=pa.array(sorted(splits), pa.string()))
+            found = {name: column.filter(chosen) for name, column in found.items()}
+            # The words of a filtered dictionary stay: those of other splits are to go.
+            found["split"] = found["split"].cast(pa.string()).dictionary_encode().cast(WORD)
+            count = len(found["split"])
+        if count:
+            yield _filled(found, PHOTOS, count)
 
 
 def _read_all_boxes(files: Files) -> Iterator[pa.RecordBatch]:
@@ -201,7 +200,7 @@ def _read_all_photos(files: Files) -> Iterator[pa.RecordBatch]:
     for split, path in files.metadata.items():
         yield from read_photos(path, split)
     if files.all_metadata:
-        yield from read_photos_of_all(files.all_metadata, files.boxes.keys() - files.metadata.keys())
+        yield from read_photos(files.all_metadata, files.boxes.keys() - files.metadata.keys())
 
 
 def _box_types() -> dict[str, pa.DataType]:
@@ -274,7 +273,7 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
     if rows is None or not len(rows.batch):
         broken = rows.broken if rows else {}
         why = f" (line {min(broken) + 1}: {broken[min(broken)]})" if broken else ""
-        raise InputError(f"{path}: no row can be read below the header{why}; get the file again, or change source.splits")
+        raise InputError(f"{path}: no row can be read below the header{why}")
     _check_not_empty(path, rows)
     first = rows.batch.slice(0, _LOOKED_AT)
     edges = [name for name, target in BOX_COLUMNS.items() if target in COORDINATES]
@@ -284,16 +283,15 @@ def _check_first_rows(path: Path, names: Mapping[str, str], class_file: Path | N
         name = edges[int(above[:, place].argmax())]
         cell = first.column(name)[place].as_py()
         raise InputError(
-            f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo; in "
-            f"{above.any(axis=0).sum()} of the first {number_of(len(first), 'row')} a coordinate is above 1: "
-            f"the file seems to be in pixels. Boxes in pixels are read with source.kind: boxes "
-            f"and source.unit: pixel (docs/own-data.md)"
+            f"{path}, line {int(rows.numbers[place]) + 1}: {name} is {cell:g}, not a fraction of the photo, as in "
+            f"{above.any(axis=0).sum()} of the first {number_of(len(first), 'row')}; boxes in pixels are read with "
+            f"source.kind: boxes and source.unit: pixel (docs/own-data.md)"
         )
     labels = first.column("LabelName").drop_null().unique().to_pylist()
     if names and labels and not any(label in names for label in labels):
         raise InputError(
-            f"{path}, line {int(rows.numbers[0]) + 1}: LabelName is {labels[0]}; neither it nor any other label of the first "
-            f"{number_of(len(first), 'row')} is in {class_file}: the two files do not belong together"
+            f"{path}, line {int(rows.numbers[0]) + 1}: no label of the first {number_of(len(first), 'row')} is in {class_file} "
+            f"({labels[0]}, ...): the two files do not belong together"
         )
 
 
@@ -308,7 +306,7 @@ def _check_not_empty(path: Path, rows: CsvRows) -> None:
 
 
 def _bad_row(path: Path, number: int, text: str) -> InputError:
-    return InputError(f"{path}, {place_of_row(path, number)}: {text}; mend the row, or get the file again")
+    return InputError(f"{path}, row {number} below the header: {text}")
 
 
 def _rotation(column: pa.Array, path: Path, numbers: np.ndarray) -> pa.Array:

@@ -1,4 +1,4 @@
-r"""Names of photos as labelling tools write them -> paths below the photo folder, with / between folders.
+r"""Names of photos as labelling tools write them -> paths below the photo folder, with / between folders; and photos' sizes.
 
     images\p1.jpg                                    images/p1.jpg        a tool on Windows
     images/p1.jpg, in a photo folder .../images      p1.jpg               the name counts from the folder above
@@ -7,8 +7,13 @@ r"""Names of photos as labelling tools write them -> paths below the photo folde
     http://host/train2017/p1.jpg                     train2017/p1.jpg     a URL: as much of its end as the folders below say
 
 Annotations come from strangers: no name may lead out of the photo folder, so `..` is refused wherever it stands.
+
+Sizes are those that the annotations give, or, where they do not, those of the photos' headers, in the frame of the boxes. In
+frame `exif` a file may give the size of a photo as shown or as stored, which differ where EXIF turns the photo by a quarter: the
+header decides. A header takes 0.1 ms, a PNG 20 ms (`photo_size`).
 """
 
+import itertools
 import os
 import posixpath
 import re
@@ -18,7 +23,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pipelines.annotations.rows import file_name_problem, is_text
+from pbe_core.images.decode import PhotoError, photo_size
+from pipelines.annotations.source import is_text
+from pipelines.config import SourceSettings
+from pipelines.photos import photo_path
+
+Size = tuple[int, int]
+_LEADS_OUT = "leads out of the photo folder; write it relative to that folder"
 
 
 @dataclass
@@ -44,7 +55,7 @@ class PhotoNames:
             folder: what stands before a relative name: empty, or with a / at its end.
 
         Raises:
-            ValueError: says in words what is wrong with the name.
+            ValueError: with what is wrong with the name, in words.
         """
         if not is_text(name) or not name.strip():
             raise ValueError("is empty or no text")
@@ -54,7 +65,7 @@ class PhotoNames:
         if text.startswith("/") or re.match(r"[A-Za-z]:", text):
             return self._of_absolute(text)
         if ".." in text.split("/"):
-            raise ValueError(self._leads_out(text))
+            raise ValueError(_LEADS_OUT)
         head, base = posixpath.split(_checked(text))
         if (folder, head) not in self._places:
             self._places[folder, head] = self._place(folder, head, base)
@@ -71,7 +82,7 @@ class PhotoNames:
         """What stands before the base names of photos in folder `head`, by one of them: where it lies, or where a folder is."""
         plain = posixpath.join(folder, head)
         parts = head.split("/")
-        # The annotations of folder train2017 may say train2017/ themselves; and a tool may count from above the photo folder.
+        # Names of folder train2017 may begin with train2017/ themselves; and a tool may count from above the photo folder.
         above = ["/".join(parts[count:]) for count in range(len(parts), 0, -1) if self._ends_with(parts[:count])]
         places = [plain, head, *above]
         with_photo = [place for place in places if any((root / place / base).is_file() for root in self.roots)]
@@ -95,13 +106,6 @@ class PhotoNames:
             raise ValueError(f"is absolute, and no file {base} is below {where}; write it relative to that folder")
         some = " and ".join(sorted(files)[:2])
         raise ValueError(f"is absolute, and {len(files)} files {base} are below {where}: {some}; write which one it is")
-
-    def _leads_out(self, text: str) -> str:
-        """What to say of a name with `..` in it, as Label Studio writes of photos that were uploaded to its server."""
-        base = posixpath.basename(text)
-        files = self._by_end(base) if self.here else []
-        where = f" (there is one file {base}: {files[0]})" if len(files) == 1 else ""
-        return f"leads out of the photo folder; write it relative to that folder{where}"
 
     def _of_url(self, text: str) -> str:
         parts = urlsplit(text)
@@ -156,11 +160,88 @@ class PhotoNames:
         return any(list(root.absolute().parts[-len(parts) :]) == list(parts) for root in self.roots)
 
 
+@dataclass
+class PhotoSizes:
+    """Sizes of one source's photos. Each header is read once."""
+
+    settings: SourceSettings
+    roots: Sequence[Path]
+    """Folders that photos are in."""
+    here: bool = True
+    """Whether photos lie in these folders; else they are in a photo store, or still to be fetched, and no header is read."""
+    _known: dict[str, Size | PhotoError] = field(default_factory=dict)
+
+    def of(self, photo_id: str, split: str, file_name: str, given: Size | None) -> Size:
+        """Width and height of a photo in px, in the frame of its boxes.
+
+        Args:
+            photo_id: of the photo.
+            split: of the photo.
+            file_name: its path below the photo folder.
+            given: width and height by the annotations, if they do.
+
+        Raises:
+            PhotoError: the annotations do not, and the header cannot be read.
+        """
+        if given and (self.settings.photo_frame == "stored" or not self.here):
+            return given
+        if not self.here:
+            # What a plan is must not change once the photos have come.
+            raise PhotoError("missing", "photos of a store are planned without them; write their sizes into the annotations")
+        if photo_id not in self._known:
+            try:
+                self._known[photo_id] = self._header(photo_id, split, file_name)
+            except PhotoError as error:
+                self._known[photo_id] = error
+        header = self._known[photo_id]
+        if isinstance(header, PhotoError):
+            if given:
+                return given  # A photo that is still to be fetched; packing compares shapes.
+            raise PhotoError(header.code, header.detail)
+        return size_in_frame(given, header) if given else header
+
+    def _header(self, photo_id: str, split: str, file_name: str) -> Size:
+        frame, limit = self.settings.photo_frame, self.settings.max_photo_pixels
+        failures = []
+        for root in self.roots:
+            try:
+                return photo_size(photo_path(root, split, photo_id, file_name), frame=frame, max_pixels=limit)
+            except PhotoError as error:
+                failures.append(error)
+        raise failures[0]
+
+
+def size_in_frame(given: Size, shown: Size) -> Size:
+    """The size that annotations give, in the frame in which the photo is shown.
+
+    Args:
+        given: width and height by the annotations: as shown or as stored, perhaps of a smaller copy of the photo.
+        shown: width and height of the photo as shown, px.
+
+    Returns:
+        `given`, with width and height exchanged where only that has the photo's shape.
+    """
+    width, height = given
+    if given == shown or (same_shape(given, shown) and (height, width) != shown):
+        return given
+    return (height, width) if same_shape((height, width), shown) else given
+
+
+def same_shape(given: Size, shown: Size) -> bool:
+    """Whether two sizes (width, height) differ in scale alone, but for rounding to whole px."""
+    expected = shown[0] * given[1] / given[0]
+    return abs(shown[1] - expected) <= 1 + expected / given[0]
+
+
 def _checked(text: str) -> str:
     """A relative path in its simplest form: ./a.jpg is a.jpg."""
-    problem = file_name_problem(text)
-    if problem:
-        raise ValueError(problem)
+    if not text:
+        raise ValueError("is empty or no text")
+    if "\0" in text or "\\" in text:
+        raise ValueError("has a NUL character or a backslash")
+    parts = text.split("/")
+    if ".." in parts or all(part in ("", ".") for part in parts):
+        raise ValueError(_LEADS_OUT)
     return posixpath.normpath(text)
 
 
@@ -180,9 +261,4 @@ def _files_below(root: Path) -> Iterator[str]:
 def _common_end(left: str, right: str) -> int:
     """How many names of folders and files two paths share, counted from their ends."""
     pairs = zip(reversed(left.split("/")), reversed(right.split("/")), strict=False)
-    count = 0
-    for a, b in pairs:
-        if a != b:
-            break
-        count += 1
-    return count
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -26,7 +26,7 @@ from pipelines.crawling.fetched import Fetched, FetchError
 from pipelines.crawling.inspection import Demands, inspect
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.web import Gate, WebClient
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 

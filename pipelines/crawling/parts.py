@@ -18,8 +18,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pbe_core.files import sync, write_atomically
-from pipelines.tar_writer import TarWriter
+from pbe_core.files import TarWriter, sync, write_atomically
 from schemas.outcomes import OK
 from schemas.tables import STORED_PHOTOS
 

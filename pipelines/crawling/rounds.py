@@ -22,7 +22,7 @@ from pbe_core.errors import InputError
 from pbe_core.files import atomic_file, write_atomically
 from pbe_core.files import sweep as sweep_files
 from pipelines.crawling.parts import Part, latest_round, part_name, read_part
-from pipelines.photo_store import STORE_RECORD, STORE_VERSION, check_store, is_store
+from pipelines.photos import STORE_RECORD, STORE_VERSION, check_store, is_store
 from schemas.outcomes import OK
 from schemas.tables import PHOTO_INDEX, WANTED, with_plain_words
 

@@ -83,7 +83,7 @@ def scan_tars(paths: Iterable[Path]) -> pa.Table:
 
 
 def match_members(members: pa.Table, wanted: pa.Table) -> pa.Table:
-    """Find photos among the members of tars, by the rules of `photo_folder.photo_path` and then some.
+    """Find photos among the members of tars, by the rules of `photos.photo_path` and then some.
 
     Args:
         members: of `scan_tars`: tar, member, offset, length.

@@ -21,7 +21,7 @@ from pipelines.annotations.source import Source
 from pipelines.config import CrawlSettings
 from pipelines.crawling.fetched import FetchError
 from pipelines.crawling.tar_files import match_members, scan_tars
-from pipelines.photo_list import as_listed, each_once, known_about, photo_keys
+from pipelines.photos import as_listed, each_once, known_about, photo_keys
 from schemas.tables import WANTED, with_plain_words
 
 PLACEHOLDERS = ("split", "image_id", "file_name", "url", "thumbnail_url")

@@ -21,7 +21,7 @@ from pbe_core.words import number_of
 from pipelines.dataset.card_head import card_head
 from pipelines.dataset.counts import in_order
 from pipelines.dataset.plan_shards import planned_shards
-from pipelines.photo_list import photo_keys
+from pipelines.photos import photo_keys
 from schemas.dataset import Books, DatasetInfo
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word

@@ -18,9 +18,7 @@ from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import planned_shards
-from pipelines.photo_folder import check_photos
-from pipelines.photo_list import photo_keys
-from pipelines.photo_store import is_store
+from pipelines.photos import check_photos, is_store, photo_keys
 from pipelines.selection.objects import Selection
 
 ESTIMATE_RECORD = "estimate.json"

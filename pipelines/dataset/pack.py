@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pbe_core.errors import InputError
-from pbe_core.files import atomic_file, write_atomically
+from pbe_core.files import TarWriter, atomic_file, write_atomically
 from pbe_core.sample_codec import Sample, encode_sample, find_problem, jpeg_bytes
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
@@ -30,7 +30,6 @@ from pipelines.dataset.records import ShardFolder
 from pipelines.dataset.samples import Failure, Prepared, Row, prepare_photo
 from pipelines.dataset.upload import fetch_plan
 from pipelines.dataset.write_plan import accepted_fingerprints
-from pipelines.tar_writer import TarWriter
 from pipelines.threads import in_order
 from schemas.sample import MEMBER_NAMES, SampleRecord
 from schemas.tables import INDEX

@@ -24,7 +24,7 @@ from pbe_core.progress import Progress
 from pbe_core.storage import RemoteFolder
 from pipelines.config import BuildSettings
 from pipelines.dataset.samples import OF_PHOTOS
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from schemas.tables import INDEX
 
 Record = dict[str, Any]

@@ -13,7 +13,7 @@ from pbe_core.images.crop import Rectangle, Window, cut_view, is_padded, whole_p
 from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import jpeg_bytes
-from pipelines.annotations.photo_sizes import same_shape
+from pipelines.annotations.photo_names import same_shape
 from pipelines.config import BuildSettings
 from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
 from pipelines.geometry import (
@@ -28,7 +28,7 @@ from pipelines.geometry import (
     square_window,
     turned,
 )
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
 from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
 from schemas.sample import MaskKind, SampleRecord

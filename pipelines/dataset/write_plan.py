@@ -25,8 +25,8 @@ from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import extend_plan, write_plan
+from pipelines.selection.duplicates import read_scan
 from pipelines.selection.objects import Selection, select_objects
-from pipelines.selection.same_photo import read_survey
 from schemas.dataset import FORMAT_VERSION, VaeIdentity
 
 PLAN_RECORD = "plan.json"
@@ -42,7 +42,7 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     """SHA-256 of each annotation file, and of the survey's tables where there is one, by file name."""
     survey = settings.source.survey
     if survey:
-        read_survey(survey)
+        read_scan(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
     paths = (*source.files, *tables)
     names = Counter(path.name for path in paths)

@@ -13,7 +13,7 @@ from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline,
 from pbe_core.sample_codec import Sample
 from pipelines.config import SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation
-from pipelines.photo_folder import read_photo
+from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 

@@ -1,16 +1,17 @@
 """The stage: boxes -> objects.parquet + rejects.parquet, for more boxes than memory holds.
 
-    boxes ──┐                     ┌─▶ rejects.parquet
-            ├─ runs, by photo ─▶ judge ─▶ candidates ──cap per class──▶ objects.parquet
-    photos ─┘   (on disk)         bucket by bucket          └─▶ rejects.parquet
+    boxes ──┐                          ┌─▶ rejects.parquet
+            ├─ partition by photo ─▶ selector ─▶ candidates ──class quota──▶ objects.parquet
+    photos ─┘   (on disk)            part by part          └─▶ rejects.parquet
 
-Memory does not grow with the number of boxes; the runs take about 100 bytes a box on disk, below the output folder, until the
-stage is over. Objects come out sorted by split, hash of the photo and hash of the object, whatever the order of the input was.
+Memory does not grow with the number of boxes; the partitions take about 100 bytes a box on disk, below the output folder, until
+the stage is over. Objects are sorted by split, hash of the photo and hash of the object, whatever the order of the input was.
 """
 
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,29 +22,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import UInt64
 
+from pbe_core.dataset_reader import find_places, take_rows
 from pbe_core.errors import InputError
 from pbe_core.files import atomic_file, sweep, temporary_folder
 from pbe_core.progress import Progress
-from pbe_core.randomness import hash_column
+from pbe_core.randomness import name_hash
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
-from pipelines.annotations.source import Source
-from pipelines.annotations.unread import flags_that_nobody_sets
+from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
-from pipelines.selection.balance import Balance, keeps
-from pipelines.selection.classes import choose_classes, class_notes
-from pipelines.selection.gathering import SORTED_SPLITS, Gathered, gather, photo_hashes
-from pipelines.selection.judging import EXAMPLES, Judged, Judging, numbers
-from pipelines.selection.rules import REASONS
-from pipelines.selection.same_photo import by_place, read_survey, same_photos
+from pipelines.selection.classes import ClassQuota, choose_classes, class_notes
+from pipelines.selection.duplicates import count_duplicates, find_duplicates, hashes_by_split, read_scan
+from pipelines.selection.partition import SORTED_SPLITS, partition_by_photo
+from pipelines.selection.rules import REASONS, box_identity, object_ids
+from pipelines.selection.selector import EXAMPLES, SelectedPart, Selector, numbers
 from pipelines.threads import in_order
-from schemas.tables import OBJECTS, REJECTS, SAME_PHOTOS, WORD
+from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS
 
 _ROW_GROUP = 100_000
-_ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
 _THREADS = min(4, os.cpu_count() or 1)
+# More boxes than any photo has.
+_BOXES_OF_A_PHOTO = 10_000
 
 
 @dataclass
@@ -61,11 +61,11 @@ class Selection:
     photos_with_boxes: int = 0
     photos_with_objects: int = 0
     original_bytes: int = 0
-    """Size of the published originals of those, as far as the tables say."""
+    """Size of the published originals of those, as far as the tables give it."""
     objects_of_unknown_size: int = 0
-    """Whose photo's width and height the tables do not say."""
+    """Whose photo's width and height are not in the tables."""
     objects_with_outline: int = 0
-    """Whose own pixels the tables say."""
+    """Whose object mask is in the tables."""
     photos_of_known_size: int = 0
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Selection:
 
 
 def select_objects(settings: BuildSettings, out: Path, source: Source | None = None) -> Selection:
-    """Read all boxes, judge them, and write `objects.parquet`, `rejects.parquet` and `same_photos.parquet` into a folder.
+    """Read all boxes, apply the rules, and write `objects.parquet`, `rejects.parquet` and `same_photos.parquet` into a folder.
 
     Args:
         settings: of the build.
@@ -95,143 +95,103 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
     with ExitStack() as stack:
         folder = stack.enter_context(temporary_folder(out, "selection"))
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
-        gathered = gather(source, settings, folder)
-        selection = Selection(boxes=gathered.boxes.rows)
-        labels = gathered.labels.words
+        scan = read_scan(settings.source.survey) if settings.source.survey else None
+        partitions = partition_by_photo(source, settings.seed, folder, scan.read_photos() if scan else ())
+        selection = Selection(boxes=partitions.boxes.rows)
+        labels = partitions.labels.words
         choice = choose_classes(labels, source, settings.selection)
         # Own boxes have no class hierarchy, and that of COCO is in its file.
         notes = list(class_notes(labels, source, settings.selection)) if settings.source.kind == "open_images" else []
-        same = _find_same_photos(gathered, settings)
-        same = pa.concat_tables([_joined_photos(source), same]).unify_dictionaries()
-        selection.same_photos = _count_same(same)
-        dropped = _photo_hashes(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings)
+        same = find_duplicates(partitions, source, settings, scan)
+        selection.same_photos = count_duplicates(same)
 
-        objects = stack.enter_context(_table_writer(out / "objects.parquet", OBJECTS))
-        rejects = stack.enter_context(_table_writer(out / "rejects.parquet", REJECTS))
-        same_file = stack.enter_context(_table_writer(out / "same_photos.parquet", SAME_PHOTOS))
-        same_file(same)
-        judging = Judging(gathered, source, settings, choice, dropped)
-        parts = in_order(pool, judging.judge, gathered.parts(), _THREADS + 1)
-        judged = _with_progress(parts, gathered, settings, selection, rejects, same_file)
-        for candidates in _balanced(judged, settings, gathered, folder, selection, rejects, judging):
-            _count_objects(candidates, selection)
-            objects(candidates.select(OBJECTS.names))
-        rejected = sum(selection.rejects.values())
-        if selection.boxes != selection.objects + rejected:
-            raise RuntimeError(
-                f"the books do not balance: "
-                f"of {number_of(selection.boxes, 'box', 'boxes')} {selection.objects} were accepted, {rejected} rejected"
-            )
-        if not selection.boxes:
-            raise InputError(
-                f"{source.name}: there is no box in it for the splits {', '.join(settings.source.splits)}; get a file with "
-                f"boxes, or change source.splits"
-            )
-        if not selection.objects:
-            raise InputError(
-                f"{source.name}: none of the {number_of(selection.boxes, 'box', 'boxes')} is accepted "
-                f"({_shown(selection.rejects)}): "
-                f"docs/data-format.md#reasons-of-rejects tells what each means{_first_example(selection)}"
-                f"{''.join(f'; {note}' for note in notes)}"
-            )
+        tables = [
+            stack.enter_context(_TableWriter(out / f"{name}.parquet", schema))
+            for name, schema in (("objects", OBJECTS), ("rejects", REJECTS), ("same_photos", SAME_PHOTOS))
+        ]
+        objects, rejects, same_photos = (table.write for table in tables)
+        same_photos(same)
+        dropped = hashes_by_split(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings.seed)
+        selector = Selector(partitions, source, settings, choice, dropped)
+        parts = in_order(pool, selector.select, partitions.parts(), _THREADS + 1)
+        candidates = _write_rejects(parts, selection, settings, rejects, same_photos)
+        for accepted in _within_quotas(candidates, selector, selection, folder, rejects):
+            _count_objects(accepted, selection)
+            objects(accepted.select(OBJECTS.names))
+        _check_counts(selection, source, settings, notes)
         selection.notes = [*notes, *source.read_notes(), *_notes(selection, settings)]
     selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
     selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
     return selection
 
 
-def _joined_photos(source: Source) -> pa.Table:
-    """Rows of `SAME_PHOTOS` for what the reader has put together already."""
-    rows = [
-        {"split": split, "photo_id": photo_id, "kept_split": split, "kept_photo_id": kept, "by": "file_name"}
-        for split, photo_id, kept in sorted(source.joined())
-    ]
-    return pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
+def rejected_boxes(rejects: Path, name: str) -> list[dict[str, Any]]:
+    """Rejected boxes whose object id, which they would have as objects, begins with a name.
 
+    Args:
+        rejects: rejects.parquet.
+        name: a photo's id, an object's id or its beginning, or a sample's key.
 
-def _find_same_photos(gathered: Gathered, settings: BuildSettings) -> pa.Table:
-    """Photos that are there under another id too: by what the tables say of their files, and by the survey's hashes."""
-    parts = gathered.parts()
-    found = {name: _photos_that_share(gathered, parts, name) for name in ("file_name", "original_md5", "url")}
-    # Where the annotations are one file, so are all that bear one name: it knows nothing of splits and their folders.
-    if not settings.source.annotations.is_file():
-        found["file_name"] = by_place(found["file_name"], settings.source.photos)
-    same = SAME_PHOTOS.empty_table()
-    if any(map(len, found.values())):
-        same = same_photos(pa.concat_tables(found.values(), promote_options="default").unify_dictionaries().combine_chunks())
-    if not settings.source.survey:
-        return same
-    surveyed = read_survey(settings.source.survey).same
-    built = pa.array(list(settings.source.splits))
-    here = [pc.is_in(surveyed[name].cast(pa.string()), built) for name in ("split", "kept_split")]
-    surveyed = surveyed.filter(pc.and_(*here))
-    # The survey knows the tables' hashes too, as of the photos that it found; what it says of a photo counts.
-    names = [pc.binary_join_element_wise(table["split"].cast(pa.string()), table["photo_id"], "/") for table in (same, surveyed)]
-    told = pc.is_in(names[0], value_set=names[1].combine_chunks())
-    return pa.concat_tables([same.filter(pc.invert(told)), surveyed]).unify_dictionaries()
+    Returns:
+        Rows with `object_id`, `reason`, `file` and `row`.
 
-
-def _photos_that_share(gathered: Gathered, parts: Sequence[range], name: str) -> pa.Table:
-    """Photos that have boxes and of which a column says what it says of another row too: split, photo_id and this column.
-
-    Holds a hash of each photo's value, and the photos that are found.
+    Raises:
+        InputError: the table is not there or damaged.
     """
-    hashes = [hash_column(gathered.photos.read_columns(part, [name])[0].drop_null()) for part in parts]
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    repeated = values[counts > 1]
-    schema = pa.schema([("split", WORD), ("photo_id", pa.string()), (name, pa.string())])
-    tables = [schema.empty_table()]
-    for part in parts if len(repeated) else ():
-        photo, photo_id, value = gathered.photos.read_columns(part, ["photo", "photo_id", name])
-        # A photo without boxes must not be the one that is kept.
-        with_boxes = np.asarray(gathered.boxes.read_columns(part, ["photo"])[0])
-        wanted = np.isin(hash_column(value), repeated) & np.isin(photo, with_boxes)
-        wanted &= pc.is_valid(value).to_numpy(zero_copy_only=False)
-        if name == "url":  # `http://` or `unknown` is no photo's address.
-            wanted &= pc.fill_null(pc.match_substring_regex(value, _ADDRESS), False).to_numpy(zero_copy_only=False)
-        chosen = pa.array(wanted)
-        split = pa.array([gathered.split_of(part)] * int(wanted.sum()), WORD)
-        tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))
-    return pa.concat_tables(tables)
+    beginning = re.sub(r"(-[0-9a-f]{12})_\d+$", r"\1", name)
+    # Ids of photos may have dashes, the hash of a box has none.
+    photos = pa.array([beginning, beginning.rpartition("-")[0]])
+    places = find_places(rejects, "photo_id", lambda ids: pc.is_in(ids, value_set=photos), _BOXES_OF_A_PHOTO)
+    rows = take_rows(rejects, places, ["photo_id", "label", *COORDINATES, "reason", "file", "row"])
+    if not rows:
+        return []
+    labels = np.array([name_hash("label", row["label"] or "") for row in rows], np.uint64)
+    edges = [np.array([row[name] for row in rows], np.float64) for name in COORDINATES]  # None becomes NaN.
+    ids = object_ids(pa.array([row["photo_id"] for row in rows]), box_identity(labels, *edges)).to_pylist()
+    named = [{**row, "object_id": object_id} for row, object_id in zip(rows, ids, strict=True)]
+    return [row for row in named if row["object_id"].startswith(beginning)]
 
 
-def _count_same(same: pa.Table) -> dict[str, int]:
-    counts = Counter(same["by"].to_pylist())
-    across = sum(a != b for a, b in zip(same["split"].to_pylist(), same["kept_split"].to_pylist(), strict=True))
-    return {**dict(sorted(counts.items())), "across_splits": across} if len(same) else {}
+def _check_counts(selection: Selection, source: Source, settings: BuildSettings, notes: list[str]) -> None:
+    rejected = sum(selection.rejects.values())
+    boxes = number_of(selection.boxes, "box", "boxes")
+    if selection.boxes != selection.objects + rejected:
+        raise RuntimeError(f"counts do not add up: of {boxes} {selection.objects} were accepted, {rejected} rejected")
+    if not selection.boxes:
+        splits = ", ".join(settings.source.splits)
+        raise InputError(f"{source.name}: no box in it for the splits {splits}; get another file, or change source.splits")
+    if not selection.objects:
+        reasons = ", ".join(f"{reason}: {selection.rejects[reason]:,}" for reason in REASONS if reason in selection.rejects)
+        examples = [selection.examples[reason][0] for reason in REASONS if selection.examples.get(reason)]
+        raise InputError(
+            f"{source.name}: none of the {boxes} is accepted ({reasons}; see docs/data-format.md#reasons-of-rejects)"
+            f"{f'; for example {examples[0]}' if examples else ''}{''.join(f'; {note}' for note in notes)}"
+        )
 
 
-def _photo_hashes(same: pa.Table, settings: BuildSettings) -> dict[str, UInt64[np.ndarray, " photos"]]:
-    """The photos that are not kept, by split."""
-    splits = same["split"].cast(pa.string())
-    ids = {split: same.filter(pc.equal(splits, split))["photo_id"].combine_chunks() for split in SORTED_SPLITS}
-    return {split: np.unique(photo_hashes(column, settings.seed)) for split, column in ids.items()}
-
-
-def _with_progress(
-    judged: Iterator[Judged],
-    gathered: Gathered,
-    settings: BuildSettings,
+def _write_rejects(
+    parts: Iterable[SelectedPart],
     selection: Selection,
+    settings: BuildSettings,
     rejects: Callable[[pa.Table], None],
-    same_file: Callable[[pa.Table], None],
+    same_photos: Callable[[pa.Table], None],
 ) -> Iterator[pa.Table]:
-    """Write the rejects of each part, keep the books, and pass its candidates on."""
+    """Write and count the rejects of each part, and pass its candidates on."""
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    with Progress("selecting", gathered.boxes.rows, "boxes") as progress:
-        for part in judged:
+    with Progress("selecting", selection.boxes, "boxes") as progress:
+        for part in parts:
             totals += part.counts
             reasons += part.reasons
             for reason, examples in part.examples.items():
                 selection.examples[reason] = [*selection.examples.get(reason, []), *examples][:EXAMPLES]
-            if part.not_surveyed:
+            if part.not_scanned:
                 raise InputError(
-                    f"{settings.source.survey}: this survey does not know photo {part.not_surveyed} of {part.split}, which has "
+                    f"{settings.source.survey}: this survey does not know photo {part.not_scanned} of {part.split}, which has "
                     f"boxes: it is of other annotations, or older; run pipelines/survey.py again with these settings"
                 )
             rejects(part.rejects)
-            same_file(part.in_two_splits)
+            same_photos(part.in_two_splits)
             for name in ("photo_id", "across_splits") if len(part.in_two_splits) else ():
                 selection.same_photos[name] = selection.same_photos.get(name, 0) + len(part.in_two_splits)
             yield part.candidates
@@ -242,37 +202,31 @@ def _with_progress(
     selection.photos_without_boxes = totals["photos_without_boxes"]
 
 
-def _balanced(
-    judged: Iterator[pa.Table],
-    settings: BuildSettings,
-    gathered: Gathered,
-    folder: Path,
-    selection: Selection,
-    rejects: Callable[[pa.Table], None],
-    judging: Judging,
+def _within_quotas(
+    parts: Iterator[pa.Table], selector: Selector, selection: Selection, folder: Path, rejects: Callable[[pa.Table], None]
 ) -> Iterator[pa.Table]:
-    """Candidates that their class has a place for; the others are written as rejects."""
-    cap = settings.selection.max_per_class
-    if cap is None:
-        yield from judged
+    """Candidates within the quota of their class; the others are written as rejects."""
+    rules = selector.settings.selection
+    if rules.max_per_class is None:
+        yield from parts
         return
-    balance = Balance(len(SORTED_SPLITS) * max(1, len(gathered.labels)))
+    quota = ClassQuota(len(SORTED_SPLITS) * max(1, len(selector.partitions.labels)))
     paths: list[Path] = []
-    for candidates in judged:
-        balance.count(numbers(candidates, "group"), numbers(candidates, "priority"))
+    for candidates in parts:
+        quota.count(numbers(candidates, "group"), numbers(candidates, "priority"))
         paths.append(folder / f"candidates-{len(paths):05d}.arrow")
         with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_file(file, candidates.schema) as writer:
             writer.write_table(candidates.unify_dictionaries().combine_chunks())
-    limits = balance.limits(cap, settings.selection.class_smoothing, (_read_groups(path) for path in paths))
+    limits = quota.limits(rules.max_per_class, rules.class_smoothing, (_read_groups(path) for path in paths))
     over = 0
     for path in paths:
         with pa.OSFile(str(path)) as file:
             candidates = pa.ipc.open_file(file).read_all()
-        stays = pa.array(keeps(limits, numbers(candidates, "group"), numbers(candidates, "priority")))
-        left = candidates.filter(pc.invert(stays))
-        rejects(judging.reject_candidates(left))
+        within = pa.array(numbers(candidates, "priority") <= limits[numbers(candidates, "group")])
+        left = candidates.filter(pc.invert(within))
+        rejects(selector.reject_candidates(left))
         over += len(left)
-        yield candidates.filter(stays)
+        yield candidates.filter(within)
     if over:
         selection.rejects["over_class_cap"] = over
 
@@ -333,8 +287,8 @@ def _count_objects(objects: pa.Table, selection: Selection) -> None:
     selection.original_bytes += int(pc.sum(sizes).as_py() or 0)
 
 
-class _table_writer:
-    """A Parquet file, written in parts, that is there only once all is written. Call it with a table.
+class _TableWriter:
+    """A Parquet file, written in parts, that is there only once all is written.
 
     Row groups have a fixed size: how the rows were read must not show in the file.
     """
@@ -344,11 +298,11 @@ class _table_writer:
         self.schema = schema
         self.waiting: list[pa.Table] = []
 
-    def __enter__(self) -> Callable[[pa.Table], None]:
+    def __enter__(self) -> "_TableWriter":
         self.stack = ExitStack()
         temporary = self.stack.enter_context(atomic_file(self.path))
         self.writer = self.stack.enter_context(pq.ParquetWriter(temporary, self.schema))
-        return self.write
+        return self
 
     def write(self, table: pa.Table) -> None:
         """Take rows; they are written once a row group is full."""
@@ -384,14 +338,3 @@ def _with_sorted_words(table: pa.Table) -> pa.Table:
             sorted_column = pa.DictionaryArray.from_arrays(pa.array(new_place[indices], mask=missing), words.take(order))
             table = table.set_column(place, name, sorted_column)
     return table
-
-
-def _shown(rejects: dict[str, int]) -> str:
-    return ", ".join(f"{reason}: {rejects[reason]:,}" for reason in REASONS if reason in rejects)
-
-
-def _first_example(selection: Selection) -> str:
-    for reason in REASONS:
-        if selection.examples.get(reason):
-            return f"; for example {selection.examples[reason][0]}"
-    return ""

@@ -1,27 +1,26 @@
 """The rules: which boxes become objects. Vectorised over the boxes of whole photos; no I/O.
 
 Rules come in three groups. Each group looks at the boxes that pass the groups before it, all of its rules look at the same boxes,
-and a box is accepted if it breaks none: who is accepted does not depend on the order in which rules are asked.
+and a box is accepted if it breaks none: who is accepted does not depend on the order of the rules.
 
     1  a box by itself, and its photo      malformed rows, labels, flags, area, size, subset, photos that are there twice
     2  a box beside others of its photo    duplicates, near-duplicates, nested boxes
-    3  how many                            per photo; then, over all photos of a split, per class (selection/balance.py)
+    3  how many                            per photo; then, over all photos of a split, per class (selection/classes.py)
 
 Every rule, its default and its source: docs/selection.md. Reasons: `schemas.tables.REJECT_REASONS`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64, Int8, Int32, Int64, UInt64
+from jaxtyping import Bool, Float64, Int8, Int32, Int64, Integer, UInt64
 
 from pbe_core.randomness import mix, name_hash
 from pipelines.config import SelectionSettings
 from pipelines.selection.classes import ClassChoice
-from pipelines.selection.pairs import pairs_within
 from schemas.tables import FLAGS, REJECT_REASONS
 
 # Ids become file names and sample keys, so no separators and no dots.
@@ -39,10 +38,10 @@ class Boxes:
 
     `photo` is a hash of split and photo id. Coordinates are fractions of the photo, NaN where missing. `label` numbers the
     source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
-    place in `REASONS`, or -1. Width and height of the photo are px, NaN where the tables do not say. `listed` says whether the
-    source's tables know the photo (or list no photos), `repeated` whether it is there under an id that is kept instead.
-    `outline` is a hash of the object's outline, 0 where there is none. `object_share` is the share of the reference that this
-    outline covers, NaN where there is none or nothing is cut out by it.
+    place in `REASONS`, or -1. Width and height of the photo are px, NaN where unknown. `listed`: whether the
+    source's tables list the photo (or list no photos); `repeated`: whether it is there under an id that is kept instead.
+    `object_mask` is a hash of the object's mask, 0 where there is none. `object_share` is the share of the reference that this
+    mask covers, NaN where there is none or nothing is cut out by it.
     """
 
     photo: UInt64[np.ndarray, " boxes"]
@@ -58,7 +57,7 @@ class Boxes:
     height: Float64[np.ndarray, " boxes"]
     listed: Bool[np.ndarray, " boxes"]
     repeated: Bool[np.ndarray, " boxes"]
-    outline: UInt64[np.ndarray, " boxes"]
+    object_mask: UInt64[np.ndarray, " boxes"]
     object_share: Float64[np.ndarray, " boxes"]
 
     def __len__(self) -> int:
@@ -71,7 +70,7 @@ class Boxes:
         return share
 
 
-class Verdicts:
+class RuleMask:
     """Which rules each box breaks. `broken[rule]` marks boxes; a rule that no box breaks need not be there."""
 
     def __init__(self, count: int) -> None:
@@ -113,10 +112,10 @@ class Verdicts:
         return pa.ListArray.from_arrays(pa.array(offsets), words)
 
 
-def judge(
+def apply_rules(
     boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, identity: UInt64[np.ndarray, " boxes"]
-) -> Verdicts:
-    """Ask all rules but the cap per class.
+) -> RuleMask:
+    """Apply all rules but the cap per class.
 
     Args:
         boxes: all boxes of some photos.
@@ -125,11 +124,11 @@ def judge(
         seed: of the subset and of the caps.
         identity: what makes a box the one it is (`box_identity`): equal for the same box under the same label.
     """
-    verdicts = Verdicts(len(boxes))
-    _judge_alone(boxes, choice, settings, seed, verdicts)
-    _judge_beside_others(boxes, identity, settings, verdicts)
-    _cap_photos(boxes, identity, settings, seed, verdicts)
-    return verdicts
+    mask = RuleMask(len(boxes))
+    _ask_alone(boxes, choice, settings, seed, mask)
+    _ask_beside_others(boxes, identity, settings, mask)
+    _cap_photos(boxes, identity, settings, seed, mask)
+    return mask
 
 
 def is_photo_id(photo_ids: pa.Array) -> Bool[np.ndarray, " boxes"]:
@@ -137,17 +136,23 @@ def is_photo_id(photo_ids: pa.Array) -> Bool[np.ndarray, " boxes"]:
     return _true(pc.match_substring_regex(photo_ids, PHOTO_ID))
 
 
-def box_identity(boxes: Boxes, label_hashes: UInt64[np.ndarray, " labels"]) -> UInt64[np.ndarray, " boxes"]:
-    """A hash of label and coordinates: no order of rows and no selection changes it."""
-    mixed: np.ndarray = np.append(label_hashes, np.uint64(0))[boxes.label]
-    for values in (boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max):
+def box_identity(
+    label: UInt64[np.ndarray, " boxes"],
+    x_min: Float64[np.ndarray, " boxes"],
+    x_max: Float64[np.ndarray, " boxes"],
+    y_min: Float64[np.ndarray, " boxes"],
+    y_max: Float64[np.ndarray, " boxes"],
+) -> UInt64[np.ndarray, " boxes"]:
+    """A hash of label (given as a hash of its text) and coordinates: no order of rows and no selection changes it."""
+    mixed: np.ndarray = label
+    for values in (x_min, x_max, y_min, y_max):
         mixed = mix(mixed ^ values.astype("<f8").view(np.uint64))
     return mixed
 
 
 def label_hashes(labels: Sequence[str]) -> UInt64[np.ndarray, " labels"]:
-    """What `box_identity` takes for labels."""
-    return np.array([name_hash("label", label) for label in labels], np.uint64)
+    """What `box_identity` takes for labels, by their place; 0 for no label, whose place is -1."""
+    return np.array([*(name_hash("label", label) for label in labels), 0], np.uint64)
 
 
 def object_ids(photo_ids: pa.Array, identity: UInt64[np.ndarray, " boxes"]) -> pa.Array:
@@ -166,46 +171,46 @@ def priority(identity: UInt64[np.ndarray, " boxes"], photo: UInt64[np.ndarray, "
     return mix(mix(identity ^ photo) ^ np.uint64(name_hash(*names)))
 
 
-def _judge_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, verdicts: Verdicts) -> None:
+def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, seed: int, mask: RuleMask) -> None:
     for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
-        verdicts.add(REASONS[place], boxes.problem == place)
-    # Of a row that could not be read, or whose px nobody can turn into fractions, nothing more can be said.
+        mask.add(REASONS[place], boxes.problem == place)
+    # A row that could not be read, or whose px cannot become fractions, has this reason alone.
     readable = ~np.isin(boxes.problem, [REASONS.index(reason) for reason in _UNREADABLE])
 
     coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])
     empty = (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max)  # Comparisons with NaN are false.
-    verdicts.add("bad_photo_id", readable & ~is_photo_id(boxes.photo_id))
-    verdicts.add("no_label", readable & (boxes.label < 0))
-    verdicts.add("bad_number", readable & np.isnan(coordinates).any(axis=0))
-    verdicts.add("outside_photo", readable & ((coordinates < 0) | (coordinates > 1)).any(axis=0))
-    verdicts.add("empty_box", readable & empty)
+    mask.add("bad_photo_id", readable & ~is_photo_id(boxes.photo_id))
+    mask.add("no_label", readable & (boxes.label < 0))
+    mask.add("bad_number", readable & np.isnan(coordinates).any(axis=0))
+    mask.add("outside_photo", readable & ((coordinates < 0) | (coordinates > 1)).any(axis=0))
+    mask.add("empty_box", readable & empty)
     flags = np.stack([boxes.flags[name] for name in FLAGS])
-    verdicts.add("bad_flag", readable & ((flags < -1) | (flags > 1)).any(axis=0))
-    verdicts.add("unknown_label", (boxes.label >= 0) & ~np.append(choice.known, True)[boxes.label])
-    verdicts.add("unknown_photo", readable & ~boxes.listed)
+    mask.add("bad_flag", readable & ((flags < -1) | (flags > 1)).any(axis=0))
+    mask.add("unknown_label", (boxes.label >= 0) & ~np.append(choice.known, True)[boxes.label])
+    mask.add("unknown_photo", readable & ~boxes.listed)
 
-    verdicts.add("same_photo", boxes.repeated)
+    mask.add("same_photo", boxes.repeated)
     if settings.subset < 1:
         drawn = mix(boxes.photo ^ np.uint64(name_hash(seed, "subset")))
-        verdicts.add("not_in_subset", drawn >= np.uint64(settings.subset * 2.0**64))
-    verdicts.add("label_excluded", (boxes.label >= 0) & ~np.append(choice.chosen, True)[boxes.label])
+        mask.add("not_in_subset", drawn >= np.uint64(settings.subset * 2.0**64))
+    mask.add("label_excluded", (boxes.label >= 0) & ~np.append(choice.chosen, True)[boxes.label])
     for flag in settings.reject_flags:
-        verdicts.add(flag, boxes.flags[f"is_{flag}"] == 1)
+        mask.add(flag, boxes.flags[f"is_{flag}"] == 1)
     if settings.unknown_flags == "reject":
         for flag in settings.reject_flags:
-            verdicts.add("unknown_flag", boxes.flags[f"is_{flag}"] == -1)
+            mask.add("unknown_flag", boxes.flags[f"is_{flag}"] == -1)
     area = boxes.area()
-    verdicts.add("too_small", area < settings.min_area)
-    verdicts.add("too_large", area > settings.max_area)
+    mask.add("too_small", area < settings.min_area)
+    mask.add("too_large", area > settings.max_area)
     with np.errstate(invalid="ignore"):
         sides = np.stack([(boxes.x_max - boxes.x_min) * boxes.width, (boxes.y_max - boxes.y_min) * boxes.height])
     shorter, longer = sides.min(axis=0), sides.max(axis=0)
-    verdicts.add("reference_too_small", below_min_side(shorter, settings))
-    verdicts.add("too_elongated", above_max_aspect(shorter, longer, settings))
+    mask.add("reference_too_small", below_min_side(shorter, settings))
+    mask.add("too_elongated", above_max_aspect(shorter, longer, settings))
     if settings.min_object_share is not None:
-        verdicts.add("reference_too_empty", boxes.object_share < settings.min_object_share)  # Comparisons with NaN are false.
+        mask.add("reference_too_empty", boxes.object_share < settings.min_object_share)  # Comparisons with NaN are false.
     if not readable.all():
-        verdicts.keep_only(_UNREADABLE, ~readable)
+        mask.keep_only(_UNREADABLE, ~readable)
 
 
 def below_min_side(shorter: Float64[np.ndarray, " boxes"], settings: SelectionSettings) -> Bool[np.ndarray, " boxes"]:
@@ -224,16 +229,14 @@ def above_max_aspect(
     return longer > shorter * settings.max_aspect + _ROUNDING
 
 
-def _judge_beside_others(
-    boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, verdicts: Verdicts
-) -> None:
-    rows = np.flatnonzero(verdicts.accepted())
-    # Within a photo the largest first; of equal boxes the one whose flags and outline come first: no order of rows decides.
+def _ask_beside_others(boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, mask: RuleMask) -> None:
+    rows = np.flatnonzero(mask.accepted())
+    # Within a photo the largest first; of equal boxes the one whose flags and object mask come first: no order of rows decides.
     flags = [boxes.flags[name][rows] for name in reversed(FLAGS)]
-    order = rows[np.lexsort((boxes.outline[rows], *flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
+    order = rows[np.lexsort((boxes.object_mask[rows], *flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
     photo, own = boxes.photo[order], identity[order]
     duplicate = np.r_[False, (photo[1:] == photo[:-1]) & (own[1:] == own[:-1])][: len(order)]
-    verdicts.add("duplicate", _marked(len(boxes), order[duplicate]))
+    mask.add("duplicate", _marked(len(boxes), order[duplicate]))
     if settings.near_duplicate_iou is None and settings.nested_share is None:
         return
 
@@ -251,9 +254,31 @@ def _judge_beside_others(
             near.append(np.stack([larger[close], smaller[close]]))
         if settings.nested_share is not None:
             nested[smaller[common >= settings.nested_share * area[smaller]]] = True
-    verdicts.add("nested", _marked(len(boxes), order[nested]))
+    mask.add("nested", _marked(len(boxes), order[nested]))
     suppressed = suppress(np.concatenate(near, axis=1), len(order))
-    verdicts.add("near_duplicate", _marked(len(boxes), order[suppressed]))
+    mask.add("near_duplicate", _marked(len(boxes), order[suppressed]))
+
+
+def pairs_within(
+    groups: Integer[np.ndarray, " rows"],
+) -> Iterator[tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]]:
+    """All pairs of rows of the same group, as arrays (earlier row, later row), each pair once.
+
+    Args:
+        groups: the group of each row; equal ones must stand together, in any order of groups.
+
+    Row i is compared with row i + 1, then i + 2, ... for as long as any group is that long: one yield for each shift. A row that
+    has left its group behind is not looked at again, so that time goes by the number of pairs, the sum of n * (n - 1) / 2 over
+    groups of n rows. Memory is that of one shift, at most a few numbers for each row.
+    """
+    earlier = np.arange(len(groups))
+    shift = 0
+    while len(earlier):
+        shift += 1
+        earlier = earlier[: np.searchsorted(earlier, len(groups) - shift)]
+        earlier = earlier[groups[earlier] == groups[earlier + shift]]
+        if len(earlier):
+            yield earlier, earlier + shift
 
 
 def suppress(pairs: Int64[np.ndarray, "2 pairs"], count: int) -> Bool[np.ndarray, " boxes"]:
@@ -283,17 +308,17 @@ def suppress(pairs: Int64[np.ndarray, "2 pairs"], count: int) -> Bool[np.ndarray
 
 
 def _cap_photos(
-    boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, seed: int, verdicts: Verdicts
+    boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], settings: SelectionSettings, seed: int, mask: RuleMask
 ) -> None:
     if settings.max_per_photo is None:
         return
-    rows = np.flatnonzero(verdicts.accepted())
+    rows = np.flatnonzero(mask.accepted())
     drawn = priority(identity[rows], boxes.photo[rows], seed, "objects of a photo")
     order = rows[np.lexsort((drawn, boxes.photo[rows]))]
     photo = boxes.photo[order]
     starts = np.flatnonzero(np.r_[True, photo[1:] != photo[:-1]][: len(order)])
     place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    verdicts.add("over_photo_cap", _marked(len(boxes), order[place >= settings.max_per_photo]))
+    mask.add("over_photo_cap", _marked(len(boxes), order[place >= settings.max_per_photo]))
 
 
 def _marked(count: int, places: Int64[np.ndarray, " marked"]) -> Bool[np.ndarray, " boxes"]:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from pbe_core.errors import InputError
 from pipelines.annotations import open_source
-from pipelines.annotations.outlines import compress_outline
+from pipelines.annotations.object_masks import compress_mask
 from pipelines.config import BuildSettings, ReferenceSettings, SelectionSettings, SourceSettings
 from pipelines.selection.classes import below
 from pipelines.selection.objects import Selection, select_objects
@@ -69,12 +69,6 @@ def test_an_annotation_needs_no_id(file, missing):
     nameless = without(annotation(1), "id") if missing == "absent" else annotation(missing)
     rows = sound(boxes_of(opened(write(file, [nameless, nameless, annotation(1)]))))
     assert [row["row"] for row in rows] == [1, 2, 3]
-
-
-def test_annotation_ids_may_begin_anew_for_each_photo(file):
-    """Nothing goes by them, so no box is lost for it."""
-    annotations = [annotation(number % 2, image_id=7 + number // 2) for number in range(4)]
-    assert len(sound(boxes_of(opened(write(file, annotations, [image(7), image(8)]))))) == 4
 
 
 @pytest.mark.parametrize(
@@ -167,24 +161,12 @@ def test_outlines_as_tools_write_them(file, outline):
     assert decoded.sum() == decoded[5:15, 4:24].sum() == 200
 
 
-@pytest.mark.parametrize("nothing", [[[4, 5, 24, 15]], [4, 5, 24, 15], [[4, 5]], [4, 5], "", [[], []]])
-def test_points_and_lines_are_no_outline(file, nothing):
+@pytest.mark.parametrize("nothing", [[[4, 5, 24, 15]], [4, 5], "", [[], []], None, {}])
+def test_points_and_lines_are_no_object_mask(file, nothing):
     """Of four numbers pycocotools would make a box."""
     source = opened(write(file, [annotation(1, segmentation=nothing)]))
     (row,) = sound(boxes_of(source))
     assert (row["segmentation"], source.read_notes()) == (None, [])
-
-
-def test_outlines_that_cannot_be_used_are_counted_anew_by_each_reading(file):
-    wrong = [annotation(number, segmentation={"size": [9, 9], "counts": [81]}) for number in (1, 2)]
-    source = opened(write(file, [*wrong, annotation(3, segmentation=[POLYGON])]))
-    assert source.read_notes() == []
-    for _ in range(2):
-        sound(boxes_of(source))
-        (note,) = source.read_notes()
-        assert note.startswith(
-            "outlines that cannot be used: 2; their boxes are taken without one; for example boxes.json, annotation 1"
-        )
 
 
 def test_what_was_found_is_said_where_the_plan_is_printed(file, tmp_path):
@@ -219,19 +201,6 @@ def test_other_keys_and_line_ends_do_not_matter(file):
     sound(boxes_of(opened(path)))
 
 
-@pytest.mark.parametrize(
-    ("annotations", "says"),
-    [
-        ([{"image_id": 7, "file_name": "7.png", "segments_info": [{"id": 1, "bbox": [1, 2, 3, 4]}]}], "COCO's panoptic format"),
-        ([{"id": 1, "image_id": 7, "caption": "a car"}], r"the first one has \['id', 'image_id', 'caption'\]"),
-        ([None, {"id": 1, "image_id": 7, "category_id": 3}], "as captions or labels of whole photos have"),
-    ],
-)
-def test_a_file_of_coco_that_holds_no_boxes_says_what_it_is(file, annotations, says):
-    with pytest.raises(InputError, match=rf"no annotation has a `bbox`; .*{says}.*; take the instances_"):
-        opened(write(file, annotations))
-
-
 def test_annotations_may_be_null(file):
     assert boxes_of(opened(write(file, None))) == []
 
@@ -252,7 +221,7 @@ def test_a_size_that_is_not_given_is_read_from_the_photo(file, tmp_path, said):
     (row,), (listed,) = sound(boxes_of(source)), photos_of(source)
     assert (row["x_min"], row["y_max"]) == (4 / 80, 15 / 50)
     assert (listed["width"], listed["height"]) == (80, 50)
-    assert compress_outline([POLYGON], 80, 50) == row["segmentation"]
+    assert compress_mask([POLYGON], 80, 50) == row["segmentation"]
     assert len(source.read_elsewhere()) == 1, "the boxes depend on the photo's header, so the plan's fingerprint does"
 
 
@@ -386,31 +355,10 @@ def test_an_absolute_name_that_leads_nowhere_costs_its_photo_and_says_the_way_ou
     first, second = boxes_of(source)
     assert first["problem"] is None
     assert photos_of(source)[0]["file_name"] == "a/1.jpg"
-    assert (second["problem"], second["detail"]) == (
-        "bad_row",
-        "annotation 2 (id 2): its image, id 8, has `file_name` '/data/2.jpg', which is absolute, and no file 2.jpg is below "
-        f"{tmp_path / 'photos'}; write it relative to that folder",
-    )
+    assert second["problem"] == "bad_row"
+    assert second["detail"].startswith("annotation 2 (id 2): its image, id 8, has `file_name` '/data/2.jpg', which is absolute")
     assert source.read_notes() == ["photos that were found by their base names: 1; for example C:/set/1.jpg as a/1.jpg"]
     assert len(source.read_elsewhere()) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [
-        ("images/v1/patch8/objects365_v1_00420917.jpg", {"iscrowd": 0, "isfake": 0, "isreflected": 0}),
-        ("images/n00007846/21_165_8590554.jpg", {}),
-    ],
-)
-def test_objects365_and_v3det_lie_as_their_names_say(file, tmp_path, name, more):
-    """The photo folder may be the one above `images`, or that folder itself."""
-    photo(tmp_path / name)
-    path = write(file, [annotation(1, **more)], [image(7, file_name=name)])
-    for folder, found in ((tmp_path, name), (tmp_path / "images", name.removeprefix("images/"))):
-        source = opened(path, folder)
-        sound(boxes_of(source))
-        assert photos_of(source)[0]["file_name"] == found
-        assert (source.read_elsewhere() == {}) == (folder == tmp_path)
 
 
 def test_a_whole_selection_of_what_a_tool_on_windows_wrote(tmp_path):
@@ -423,3 +371,91 @@ def test_a_whole_selection_of_what_a_tool_on_windows_wrote(tmp_path):
     (row,) = pq.read_table(tmp_path / "out" / "objects.parquet").to_pylist()
     assert (row["file_name"], row["width"], row["height"], row["label_name"]) == ("p1.jpg", 60, 40, "car")
     assert np.allclose([row["x_min"], row["y_min"], row["x_max"], row["y_max"]], [0.1, 0.1, 0.6, 0.6])
+
+
+# Several images of one file: one photo, which has the boxes of all of them.
+
+
+def select(annotations: Path, photos: Path, **source: Any) -> tuple[Selection, list[dict], list[dict], list[dict]]:
+    """What the stage found; objects, rejects, and photos that are there under another id."""
+    out = photos.parent / "out"
+    settings = BuildSettings(
+        out=out,
+        source=SourceSettings(kind="coco", annotations=annotations, photos=photos, **source),
+        selection=SelectionSettings(reject_flags=("group_of",)),
+    )
+    selection = select_objects(settings, out)
+    assert selection.boxes == selection.objects + sum(selection.rejects.values())
+    tables = [pq.read_table(out / f"{name}.parquet").to_pylist() for name in ("objects", "rejects", "same_photos")]
+    return selection, *tables
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    return folder
+
+
+def test_images_of_one_file_are_one_photo_with_the_boxes_of_all(tmp_path, photos):
+    """However the name is written; the shortest and smallest id is kept, whatever the order."""
+    images = [image(10, file_name="./a/x.jpg"), image(2, file_name="a\\x.jpg"), image(3, file_name="a/x.jpg"), image(4)]
+    annotations = [annotation(number, image_id=number, bbox=[number, 2, 12, 12]) for number in (10, 2, 3, 4)]
+    for order in (images, images[::-1]):
+        file = write(tmp_path / "boxes.json", annotations, order)
+        assert [(row["photo_id"], row["x_min"]) for row in boxes_of(opened(file))] == [
+            ("2", 10 / 40), ("2", 2 / 40), ("2", 3 / 40), ("4", 4 / 40),
+        ]  # fmt: skip
+        assert {row["photo_id"] for row in photos_of(opened(file))} == {"2", "4"}
+        selection, objects, rejects, same = select(file, photos, splits=("train",), validation_share=0)
+        assert sorted((row["photo_id"], round(row["x_min"] * 40)) for row in objects) == [("2", 2), ("2", 3), ("2", 10), ("4", 4)]
+        assert not rejects
+        assert [(row["photo_id"], row["kept_photo_id"], row["by"]) for row in same] == [
+            ("10", "2", "file_name"), ("3", "2", "file_name"),
+        ]  # fmt: skip
+        assert selection.same_photos == {"file_name": 2, "across_splits": 0}
+        assert any("the boxes of both are those of one photo, for example of images 2 and" in note for note in selection.notes)
+
+
+def test_no_file_is_in_two_splits(tmp_path, photos):
+    images = [image(number, file_name=f"{number % 20}.jpg") for number in range(60)]
+    annotations = [annotation(number, image_id=number, bbox=[number % 7, 2, 12, 12]) for number in range(60)]
+    file = write(tmp_path / "boxes.json", annotations, images)
+    _, objects, rejects, same = select(file, photos, validation_share=0.3)
+    splits = {
+        name: {row["split"] for row in objects if row["file_name"] == name} for name in {row["file_name"] for row in objects}
+    }
+    assert len(splits) == 20
+    assert all(len(own) == 1 for own in splits.values())
+    assert {split for own in splits.values() for split in own} == {"train", "validation"}
+    assert len(same) == 40
+    assert len(objects) + len(rejects) == 60
+
+    _, objects, rejects, same = select(file, photos, validation_share=0.3, same_photo="report")
+    assert (len(objects), len(rejects), len(same)) == (60, 0, 40), "all are kept, and told"
+    assert len({row["photo_id"] for row in objects}) == 60
+
+
+def test_a_box_of_two_images_of_one_file_is_a_duplicate_of_itself(tmp_path, photos):
+    """As tools write that give each annotator's work an image of its own."""
+    images = [image(1, file_name="x.jpg"), image(2, file_name="x.jpg")]
+    file = write(tmp_path / "boxes.json", [annotation(1, image_id=1), annotation(2, image_id=2)], images)
+    selection, objects, _, _ = select(file, photos, splits=("train",), validation_share=0)
+    assert (len(objects), selection.rejects) == (1, {"duplicate": 1})
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+def test_a_file_of_both_jsons_is_held_out(tmp_path, photos, one_file):
+    """Where it lies in the photo folder; a folder for each split holds two files of this name."""
+    for place in ("",) if one_file else ("train", "validation"):
+        (photos / place).mkdir(exist_ok=True)
+        (photos / place / "x.jpg").write_bytes(b"")
+    for number, word in enumerate(("train", "val"), 1):
+        entries = [image(number, file_name="x.jpg"), image(number + 10)]
+        own = [annotation(each["id"], image_id=each["id"]) for each in entries]
+        write(tmp_path / "annotations" / f"instances_{word}.json", own, entries)
+    _, objects, rejects, same = select(tmp_path / "annotations", photos)
+    dropped = [("train", "1", "2")] if one_file else []
+    assert [(row["split"], row["photo_id"], row["kept_photo_id"]) for row in same] == dropped
+    assert [(row["split"], row["photo_id"], row["reason"]) for row in rejects] == [(*one[:2], "same_photo") for one in dropped]
+    assert len(objects) == 4 - len(dropped)

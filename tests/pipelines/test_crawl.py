@@ -38,7 +38,7 @@ from pbe_core.errors import run_program
 from pbe_core.settings import REPOSITORY, preset
 from pipelines import build, crawl
 from pipelines.crawling.stopping import Stop
-from pipelines.photo_store import PhotoStore
+from pipelines.photos import PhotoStore
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 from tests.conftest import build_options
 from tests.crawl_world import crawl_command, crawl_options, run_crawl, write_tables

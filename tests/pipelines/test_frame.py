@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from pbe_core.errors import InputError
 from pbe_core.images.decode import decode_photo
 from pipelines.annotations import open_source
-from pipelines.annotations.photo_sizes import size_in_frame
+from pipelines.annotations.photo_names import size_in_frame
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation
 from pipelines.dataset.samples import prepare_photo

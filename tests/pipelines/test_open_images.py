@@ -14,7 +14,6 @@ import pytest
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pipelines.annotations import csv_files, open_images, open_source
-from pipelines.annotations.open_images_classes import find_hierarchy, read_class_names, read_hierarchy
 from pipelines.annotations.open_images_files import (
     ALL_METADATA_NAME,
     BOX_NAMES,
@@ -23,9 +22,12 @@ from pipelines.annotations.open_images_files import (
     METADATA_NAMES,
     OTHER_BOX_NAMES,
     find_files,
+    find_hierarchy,
+    read_class_names,
+    read_hierarchy,
 )
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.dataset.write_plan import freeze_tables, hash_inputs
+from pipelines.dataset.write_plan import hash_inputs
 from pipelines.selection.classes import below
 from pipelines.selection.objects import select_objects
 from schemas.tables import BOXES, PHOTOS
@@ -84,16 +86,19 @@ def test_columns_are_found_by_name(boxes_file):
     ("content", "message"),
     [
         (HEADER.replace(",XMax", "") + ROW, "line 1: column XMax is missing"),
-        (HEADER.replace(",XMax", ",XMin") + ROW, "column XMin is there twice; take one of them away, and XMax is missing"),
-        (ROW + ROW, "the line of column names seems to be missing"),
-        ("photo,x_min\na,1\n", "expected Open Images' box CSV with at least ImageID"),
+        (HEADER.replace(",XMax", ",XMin") + ROW, "column XMin is there twice"),
+        (HEADER.replace("IsGroupOf", "is_group_of") + ROW, "column is_group_of .*call it IsGroupOf"),
+        (ROW + ROW, "is missing"),
+        (HEADER.replace(",", ";"), "divided by commas"),
+        ("image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,cat\n", "--source.kind boxes .*train-annotations-bbox.csv"),
         ("", "the first line is empty"),
         (HEADER, "no row can be read below the header"),
-        (HEADER.encode("utf-16"), "this file is UTF-16; save it as UTF-8"),
-        (b"\x89PNG\xff\xfe\x00", "no UTF-8 text; is it really a CSV"),
-        (IN_PIXELS, "line 2: XMax is 987.2, not.*seems to be in pixels.*source.unit: pixel"),
+        (HEADER + ("," * 12 + "\n") * 4, "all cells of 4 rows are empty"),
+        (HEADER.encode("utf-16"), "UTF-16"),
+        (b"\x89PNG\xff\xfe\x00", "no UTF-8 text"),
+        (IN_PIXELS, "line 2: XMax is 987.2, not.*source.unit: pixel"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_stops_before_any_work(content, message, boxes_file):
     boxes_file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message) as caught:
@@ -104,7 +109,7 @@ def test_what_is_wrong_with_a_file_stops_before_any_work(content, message, boxes
 
 def test_labels_that_are_all_unknown_say_that_the_files_do_not_belong_together(boxes_file):
     (boxes_file.parent / "class-descriptions-boxable.csv").write_text("/m/1,Disc\n/m/2,Ring\n")
-    with pytest.raises(InputError, match=r"line 2: LabelName is /m/0cmf2.*class-descriptions-boxable\.csv: the two files do not"):
+    with pytest.raises(InputError, match=r"line 2: no label .*class-descriptions-boxable\.csv .*do not belong together"):
         open_folder(boxes_file.parent)
 
 
@@ -155,16 +160,6 @@ def test_a_stray_quote_swallows_no_row(boxes_file):
         assert [row["row"] for row in read(boxes_file)] == list(range(1, rows + 2))
 
 
-def test_a_second_table_below_the_first_costs_its_own_rows(boxes_file):
-    """Whole blocks of nothing but broken rows."""
-    boxes_file.write_text(HEADER + ROW * 20 + f"x,y,{'z' * 100}\n" * 30_000 + ROW)
-    assert boxes_file.stat().st_size > 2.5 * csv_files._BLOCK_BYTES
-    found = read(boxes_file)
-    assert len(found) == 30_021
-    assert sum(row["problem"] == "bad_row" for row in found) == 30_000
-    assert max(row["row"] for row in found if row["problem"] is None) == 30_021
-
-
 def test_how_many_rows_a_gzip_has_is_guessed_from_all_its_members(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(b"".join(gzip.compress((ROW * 100).encode()) for _ in range(50)))
@@ -178,7 +173,7 @@ def test_how_many_rows_a_gzip_has_is_guessed_from_all_its_members(tmp_path):
 
 def test_a_row_that_ends_the_file_in_its_middle_is_a_file_that_was_cut_off(boxes_file):
     boxes_file.write_text(HEADER + ROW + ROW[:40])
-    with pytest.raises(InputError, match=r"line 3: 5 cells, the header has 13, and the file ends there.*cut off"):
+    with pytest.raises(InputError, match=r"line 3: 5 cells, .*cut off"):
         read(boxes_file)
     boxes_file.write_text(HEADER + ROW + ROW[:40] + "\n")
     assert [row["problem"] for row in read(boxes_file)] == [None, "bad_row"]
@@ -204,13 +199,6 @@ def test_a_gzip_that_is_cut_off_stops(boxes_file):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"train-annotations-bbox\.csv\.gz, after line \d+: the file is cut off"):
         read(path)
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere: no such folder"):
-        find_files(tmp_path / "nowhere", ["train"])
-    with pytest.raises(InputError, match=r"test-annotations-bbox.csv: no such file"):
-        find_files(tmp_path, ["test"])
 
 
 def test_published_names_are_found_gzipped_and_in_parts(tmp_path):
@@ -254,11 +242,11 @@ def test_metadata_is_read_with_what_it_says_of_each_photo(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("a,train,u,,cc,,A,t,12,md,,45", "line 2: Rotation is 45, none of 0, 90, 180, 270"),
-        ("a,train,u,,cc,,A,t,12,md,,upright", "line 2: Rotation is 'upright', not a number"),
-        ("a,train,u", "line 2: 3 cells"),
-        ("a,train,u,,cc,,A,t,12.5,md,,0", "line 2: OriginalSize is 12.5, not a number of bytes"),
-        ("a,train,u,,cc,,A,t,1e30,md,,0", "line 2: OriginalSize is 1e[+]30"),
+        ("a,train,u,,cc,,A,t,12,md,,45", "row 1 below the header: Rotation is 45, none of 0, 90, 180, 270"),
+        ("a,train,u,,cc,,A,t,12,md,,upright", "row 1 below the header: Rotation is 'upright', not a number"),
+        ("a,train,u", "row 1 below the header: 3 cells"),
+        ("a,train,u,,cc,,A,t,12.5,md,,0", "row 1 below the header: OriginalSize is 12.5, not a number of bytes"),
+        ("a,train,u,,cc,,A,t,1e30,md,,0", "row 1 below the header: OriginalSize is 1e[+]30"),
     ],
 )
 def test_metadata_that_cannot_be_trusted_stops(row, message, tmp_path):
@@ -308,7 +296,7 @@ def test_the_hierarchy_is_what_is_below_and_not_what_is_a_part(tmp_path):
     for text in ("{", "[]", '{"Subcategory": []}'):
         path.write_text(text)
         with pytest.raises(InputError, match="not Open Images' class hierarchy"):
-            find_hierarchy([path], HIERARCHY_NAMES, {})
+            find_hierarchy([path], {})
 
 
 def test_the_real_files(real_data, tmp_path):
@@ -385,20 +373,6 @@ def test_a_row_of_empty_cells_is_no_empty_line(boxes_file):
     assert [(row["row"], row["photo_id"] is None) for row in read(boxes_file)] == [(1, False), (2, True), (4, False)]
 
 
-def test_a_line_of_metadata_is_found_behind_titles_of_several_lines(tmp_path):
-    path = tmp_path / "m.csv"
-    path.write_text(METADATA + '\na,train,u,,cc,,A,"of\ntwo lines",12,md,,0\n\nb,train,u,,cc,,A,t,12,md,,45\n')
-    with pytest.raises(InputError, match="line 6: Rotation is 45"):
-        read_metadata(path)
-    path.write_text(METADATA + '\na,train,u,,cc,,A,"of\ntwo lines",12,md,,0\n\nb,train\n')
-    with pytest.raises(InputError, match="line 6: 2 cells, the header has 12"):
-        read_metadata(path)
-    names = tmp_path / "class-descriptions-boxable.csv"
-    names.write_text('/m/1,"Disc\nor plate"\n\n/m/2\n')
-    with pytest.raises(InputError, match="line 4: 1 cell, expected 2"):
-        read_class_names(names)
-
-
 def test_spaces_around_cells_are_no_part_of_them(tmp_path, boxes_file):
     boxes_file.write_text(HEADER + ROW.replace("/m/0cmf2", " /m/0cmf2\t").replace("0001eeaf4aed83f9", ' "0001eeaf4aed83f9" ') * 2)
     (row, _) = read(boxes_file)
@@ -444,15 +418,6 @@ def test_an_empty_flag_is_unknown_beside_a_flag_that_is_wrong_too(boxes_file):
         found = [row for batch in open_folder(boxes_file.parent).read_boxes() for row in batch.to_pylist()]
         assert [[row[open_images.BOX_COLUMNS[name]] for name in FLAGS] for row in found[:2]] == [[-1] * 5, [-1, 1, -1, -1, 0]]
         assert [row["problem"] for row in found] == [None, None, "bad_flag"][:count]
-
-
-def test_a_column_in_another_spelling_is_no_absent_one(boxes_file):
-    boxes_file.write_text(HEADER.replace("IsGroupOf", "is_group_of") + ROW)
-    with pytest.raises(InputError, match="column is_group_of is not read under this name; call it IsGroupOf"):
-        open_folder(boxes_file.parent)
-    boxes_file.write_text(HEADER.replace("XMax", "xmax") + ROW)
-    with pytest.raises(InputError, match=r"column XMax is missing .*: call xmax XMax"):
-        open_folder(boxes_file.parent)
 
 
 def write_boxes(folder: Path, *splits: str) -> None:
@@ -545,18 +510,10 @@ def test_files_of_one_name_in_the_folders_of_splits_are_two_inputs(tmp_path):
     assert hash_inputs(settings, open_source(settings)) != before
 
 
-def test_every_table_that_is_not_read_is_named_once(tmp_path, capsys):
+def test_every_table_that_is_not_read_is_named_once(tmp_path):
     write_boxes(tmp_path, "train", "validation", "test")
-    others = {
-        "challenge-2018-train-annotations-bbox.csv": "train-annotations-bbox.csv is read for it",
-        "train-images-boxable.csv": "train-images-boxable-with-rotation.csv is read for it",
-        "test-annotations-bbox.csv": "of test, which is not in source.splits",
-        "class-descriptions.csv": "class-descriptions-boxable.csv is read for it",
-        "bbox_labels_500_hierarchy.json": "bbox_labels_600_hierarchy.json is read for it",
-        "my_hierarchy.json": "bbox_labels_600_hierarchy.json is read for it",
-        "validation-images.csv.zip": "neither .csv nor .csv.gz",
-        **dict.fromkeys(["boxes.TSV", "objects.parquet", "notes.json.gz"], ""),
-    }
+    others = ["boxes.TSV", "class-descriptions.csv", "my_hierarchy.json", "objects.parquet", "test-annotations-bbox.csv"]
+    others += ["notes.json.gz", "train-images-boxable.csv"]
     for name in ("train-images-boxable-with-rotation.csv", "class-descriptions-boxable.csv", *others):
         if not (tmp_path / name).exists():
             (tmp_path / name).write_text(METADATA if "rotation" in name else "/m/0cmf2,Disc\n")
@@ -564,13 +521,10 @@ def test_every_table_that_is_not_read_is_named_once(tmp_path, capsys):
     for name in ("README.md", ".hidden.csv", "photo.jpg"):
         (tmp_path / name).touch()
     (tmp_path / "folder.csv").mkdir()
-    source = SourceSettings(annotations=tmp_path, photos=tmp_path)
-    freeze_tables(BuildSettings(out=tmp_path / "out", source=source, selection=SelectionSettings(reject_flags=())))
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
-    assert line.startswith(f"note: {tmp_path}: not read: ")
-    told = line.partition("not read: ")[2].partition("; names that are read: docs/selection.md#files-of-open-images")[0]
-    expected = [f"{name} ({why})" if why else name for name, why in others.items()]
-    assert sorted(re.split(r", (?![^(]*\))", told)) == sorted(expected)
+    (note,) = open_folder(tmp_path, "train", "validation").notes
+    assert (
+        note == f"{tmp_path}: not read: {', '.join(sorted(others))}; names that are read: docs/selection.md#files-of-open-images"
+    )
 
 
 def test_the_page_names_the_files_as_they_are_read():
@@ -621,41 +575,12 @@ def test_the_hierarchy_of_the_oldest_versions_goes_by_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tree", "why"),
-    [
-        ({"id": "/m/all", "subs": []}, "its keys are id, subs, expected LabelName and Subcategory, or name and children"),
-        ([1], ".*"),
-        ({"name": "Entity", "children": [{"name": "Cat"}]}, "none of its names is the name of a class in the class list"),
-    ],
+    "tree", [{"id": "/m/all", "subs": []}, [1], {"name": "Entity", "children": [{"name": "Cat"}]}], ids=["keys", "list", "names"]
 )
-def test_a_hierarchy_of_no_known_layout_is_named_with_the_reason(tmp_path, tree, why):
+def test_a_hierarchy_of_no_known_layout_is_one_of_the_tables_that_are_not_read(tmp_path, tree):
     source = below_of(tmp_path, "bbox_hierarchy.json", tree, NAMES)
     assert not source.subclasses
-    (note,) = source.notes
-    assert re.search(rf"not read: bbox_hierarchy.json \(no class hierarchy: {why}\); names", note)
-
-
-# Tables that are something else.
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "image,xmin,ymin,xmax,ymax,label\na.jpg,1,2,3,4,cat\n",
-            r"no table of Open Images but one of boxes of your own \(image is photo, xmin is x_min, .*\); read it with "
-            r"--source.kind boxes --source.unit pixel \(or fraction\) --source.annotations .*train-annotations-bbox.csv",
-        ),
-        ("filename,width,height,class,xmin,ymin,xmax,ymax\n", "filename is photo, width is width, .* class is label"),
-        ("photo,x,y,width,height\n", "boxes of your own .boxes are given as a point and width, height"),
-        (HEADER.replace(",", ";"), "columns are not divided by commas"),
-        (HEADER + ("," * 12 + "\n") * 4, "train-annotations-bbox.csv: all cells of 4 rows are empty; get the file again"),
-    ],
-)
-def test_a_box_table_that_is_something_else_is_said_to_be_that(boxes_file, text, message):
-    boxes_file.write_text(text)
-    with pytest.raises(InputError, match=message):
-        open_folder(boxes_file.parent)
+    assert "not read: bbox_hierarchy.json;" in source.notes[0]
 
 
 def test_tables_of_empty_cells_are_files_to_get_again(tmp_path):
@@ -682,11 +607,7 @@ def test_a_file_in_the_place_of_the_folder_is_said_to_be_one(tmp_path):
 
 def test_without_box_tables_those_that_are_there_are_named(tmp_path):
     (tmp_path / "my.csv").write_text("image,xmin,ymin,xmax,ymax\n")
-    with pytest.raises(InputError, match=r"my.csv\).*my.csv is no table .* of your own \(image is photo.*--source.kind boxes"):
+    with pytest.raises(InputError, match=r"no such file .*my.csv\).*my.csv .*--source.kind boxes"):
         open_folder(tmp_path)
-    (tmp_path / "my.csv").unlink()
-    (tmp_path / "instances_val2017.json").touch()
-    with pytest.raises(
-        InputError, match=r"train-annotations-bbox.csv: no such file \(tables that are there: instances_val2017.json\)"
-    ):
-        open_folder(tmp_path)
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        open_folder(tmp_path / "nowhere")

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pbe_core.errors import InputError
+from pbe_core.images import decode as decode_module
 from pbe_core.settings import REPOSITORY, load_settings, preset
-from pipelines.annotations.boxes import CORNERS, open_boxes, photo_id_of
-from pipelines.annotations.column_names import columns_of
-from pipelines.annotations.source import Source
-from pipelines.annotations.splits import assign_splits
+from pipelines.annotations.own_boxes import open_boxes
+from pipelines.annotations.own_table import CORNERS, columns_of
+from pipelines.annotations.source import Source, assign_splits, photo_id_of
 from pipelines.config import BuildSettings, SourceSettings
-from schemas import photos as photos_module
 from schemas.tables import BOXES, PHOTOS
 
 HEADER = "photo,x_min,y_min,x_max,y_max"
@@ -78,11 +77,6 @@ def test_columns_are_found_by_name_and_px_become_fractions(csv_file):
     assert source.rows == pytest.approx(1, abs=1)
 
 
-def test_fractions_stay_as_they_are(csv_file):
-    (row,) = boxes_of(opened(csv_file, f"{HEADER}\na.jpg,0.1,0.25,0.6,0.75\n", unit="fraction"))
-    assert [row[name] for name in COORDINATES] == [0.1, 0.6, 0.25, 0.75]
-
-
 def test_both_formats_say_the_same(csv_file, jsonl_file):
     more = {"width": 40, "height": 20, "url": "http://u", "author": "Ann, Ben", "licence": "http://l"}
     rows = [
@@ -114,8 +108,8 @@ def test_a_photos_header_is_read_once(csv_file, monkeypatch):
     save_photo(csv_file.parent / "a.jpg")
     source = opened(csv_file, f"{HEADER}\n" + "a.jpg,0,0,10,10\nnone.jpg,0,0,10,10\n" * 50)
     asked = []
-    size = photos_module._size
-    monkeypatch.setattr(photos_module, "_size", lambda *arguments: asked.append(1) or size(*arguments))
+    size = decode_module._size
+    monkeypatch.setattr(decode_module, "_size", lambda *arguments: asked.append(1) or size(*arguments))
     boxes_of(source)
     photos_of(source)
     assert len(asked) == 1
@@ -138,87 +132,54 @@ def test_fractions_may_overshoot_by_a_px_or_by_rounding(csv_file):
     ("line", "reason", "detail"),
     [
         ("a.jpg,1,2,3,4,cat,train,40", "bad_row", "boxes.csv, line 3: 8 cells, the header has 9"),
-        ("a.jpg,1,2,3,4,cat,train,40,20,", "bad_row", "boxes.csv, line 3: 10 cells, the header has 9"),
-        ('a.jpg,1,2,3,4,"cat,train,40,20', "bad_row", "boxes.csv, line 3: not CSV"),
-        (
-            "caf\xe9.jpg,1,2,3,4,cat,train,40,20",
-            "bad_row",
-            r"line 3: no UTF-8 text \(byte 4 of the line\); save the file as UTF-8",
-        ),
+        ("a.jpg,1,2,3,4,cat,train,40,20,", "bad_row", "10 cells"),
+        ('a.jpg,1,2,3,4,"cat,train,40,20', "bad_row", "not CSV"),
+        ("caf\xe9.jpg,1,2,3,4,cat,train,40,20", "bad_row", "no UTF-8 text .byte 4"),
         (",1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: .* is empty"),
-        ("/a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "line 3, column photo: '/a.jpg' is absolute"),
-        ("b/../../a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* leads out of the photo folder"),
-        ("b\\..\\..\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* leads out of the photo folder"),
-        ("C:\\photos\\a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "column photo: .* is absolute, and no file a.jpg is below"),
-        ("a.jpg,1,2,3,4,cat,dev,40,20", "bad_row", "column split: 'dev' is none of train, validation, test"),
+        ("/a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "'/a.jpg' is absolute"),
+        ("b/../../a.jpg,1,2,3,4,cat,train,40,20", "bad_row", "leads out"),
+        ("a.jpg,1,2,3,4,cat,dev,40,20", "bad_row", "column split: 'dev' is none of"),
         ("a.jpg,1,2,3,4,cat,,40,20", "bad_row", "column split: is empty"),
-        ("c.jpg,1,2,3,4,cat,validation,40,20", "bad_row", "column split: 'validation', but 'train' in line 2 for the same photo"),
-        ("c.jpg,1,2,3,4,cat,train,41,20", "bad_row", "column width: 41, but 40 in line 2 for the same photo"),
-        ("a.jpg,1,2,3,4,cat,train,0,20", "bad_row", "column width: '0' is no whole number of px above 0"),
-        ("a.jpg,1,2,3,4,cat,train,40,wide", "bad_row", "column height: 'wide' is no whole number"),
-        ("a.jpg,1,2,3,4,cat,train,40,", "bad_row", "of width and height only one is there"),
-        ("a.jpg,x,2,3,4,cat,train,40,20", "bad_number", "boxes.csv, line 3, column x_min: 'x' is not a finite number"),
-        (
-            'a.jpg,1,"2,5",3,4,cat,train,40,20',
-            "bad_number",
-            r"column y_min: '2,5' is not .* \(write a decimal point, not a comma\)",
-        ),
-        ("a.jpg,1,2,nan,4,cat,train,40,20", "bad_number", "column x_max: 'nan' is not a finite number"),
+        ("c.jpg,1,2,3,4,cat,validation,40,20", "bad_row", "column split: 'validation', but 'train' in line 2"),
+        ("c.jpg,1,2,3,4,cat,train,41,20", "bad_row", "column width: 41, but 40 in line 2"),
+        ("a.jpg,1,2,3,4,cat,train,0,20", "bad_row", "column width: '0'"),
+        ("a.jpg,1,2,3,4,cat,train,40,wide", "bad_row", "column height: 'wide'"),
+        ("a.jpg,1,2,3,4,cat,train,40,", "bad_row", "only one is there"),
+        ("a.jpg,x,2,3,4,cat,train,40,20", "bad_number", "column x_min: 'x'"),
+        ('a.jpg,1,"2,5",3,4,cat,train,40,20', "bad_number", "column y_min: '2,5' .*decimal point"),
+        ("a.jpg,1,2,nan,4,cat,train,40,20", "bad_number", "column x_max: 'nan'"),
         ("a.jpg,1,2,3,inf,cat,train,40,20", "bad_number", "column y_max: 'inf'"),
         ("a.jpg,1,2,3,1_0,cat,train,40,20", "bad_number", "column y_max: '1_0'"),
         ("a.jpg,1,,3,4,cat,train,40,20", "bad_number", "column y_min: is empty"),
-        (
-            "none.jpg,1,2,3,4,cat,train,,",
-            "unknown_photo",
-            "column photo: the size of 'none.jpg' cannot be read .missing: No such file",
-        ),
+        ("a.jpg,1,2,50,4,cat,train,40,20", "outside_photo", "column x_max: 50, and the photo is 40 px"),
+        ("a.jpg,3,2,1,4,cat,train,40,20", "empty_box", "column x_max: 1, not more"),
+        ("none.jpg,1,2,3,4,cat,train,,", "unknown_photo", "size of 'none.jpg' .*missing"),
         ("boxes.csv,1,2,3,4,cat,train,,", "unknown_photo", "not_an_image"),
-    ],
-)
-def test_a_malformed_row_costs_itself_alone(csv_file, line, reason, detail):
-    """Those around it are read, a stray quote swallows none, and the detail names file, line and column."""
-    good = "c.jpg,1,2,3,4,cat,train,40,20"
-    content = "\n".join([f"{HEADER},label,split,width,height", good, line, good, ""]).encode("latin-1")
-    rows = boxes_of(opened(csv_file, content))
-    assert [row["problem"] for row in rows] == [None, reason, None]
-    assert [row["row"] for row in rows] == [1, 2, 3]
-    assert rows[1]["split"] == "train"
-    assert re.search(detail, rows[1]["detail"]), rows[1]["detail"]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason", "detail"),
-    [
-        (
-            '{"photo": "a.jpg", "x_min": 1',
-            "bad_row",
-            r"boxes.jsonl, line 2: not JSON \(Expecting ',' delimiter at character 30\)",
-        ),
+        ('{"photo": "a.jpg", "x_min": 1', "bad_row", "boxes.jsonl, line 3: not JSON"),
         # More levels than Python's parser takes, whose limit bounds its stack.
-        ("[" * (sys.getrecursionlimit() + 10), "bad_row", r"line 2: not JSON (that can be read|\()"),
-        ("[1, 2]", "bad_row", "line 2: no JSON object"),
-        ('{"photo": 5.5}', "bad_row", "column photo: 5.5 is no text"),
-        ('{"photo": "\\ud800.jpg"}', "bad_row", "column photo: .* is no text"),
-        ('{"photo": "a.jpg", "label": ["cat"], "width": 40, "height": 20}', "bad_row", r"column label: \['cat'\] is no text"),
-        ('{"photo": "a.jpg", "width": true, "height": 20}', "bad_row", "column width: True is no whole number"),
-        (
-            '{"photo": "a.jpg", "width": 40, "height": 20, "x_min": true}',
-            "bad_number",
-            "column x_min: True is not a finite number",
-        ),
-        ('{"photo": "a.jpg", "width": 40, "height": 20, "x_min": 1e999}', "bad_number", "column x_min: inf"),
-        ('{"photo": "a.jpg", "width": 40, "height": 20, "x_min": [1]}', "bad_number", r"column x_min: \[1\]"),
-        ('{"photo": "a.jpg", "width": 40, "height": 20}', "bad_number", "column x_min: is empty"),
+        ("[" * (sys.getrecursionlimit() + 10), "bad_row", "not JSON"),
+        ("[1, 2]", "bad_row", "no JSON object"),
+        ('{"photo": 5.5, "split": "train"}', "bad_row", "column photo: 5.5"),
+        ('{"photo": "\\ud800.jpg", "split": "train"}', "bad_row", "column photo: .* is no text"),
+        ('{"photo": "a.jpg", "split": "train", "label": ["cat"]}', "bad_row", "column label"),
+        ('{"photo": "a.jpg", "split": "train", "width": true, "height": 20}', "bad_row", "column width: True"),
+        ('{"photo": "a.jpg", "split": "train", "x_min": true}', "bad_number", "column x_min: True"),
+        ('{"photo": "a.jpg", "split": "train", "x_min": 1e999}', "bad_number", "column x_min: inf"),
+        ('{"photo": "a.jpg", "split": "train"}', "bad_number", "column x_min: is empty"),
     ],
 )
-def test_a_malformed_line_of_json_costs_itself_alone(jsonl_file, line, reason, detail):
-    good = json.dumps(
-        {"photo": "c.jpg", "x_min": 1, "y_min": 2, "x_max": 3, "y_max": 4, "label": "cat", "width": 40, "height": 20}
-    )
-    rows = boxes_of(opened(jsonl_file, "\n".join([good, line, good])))
-    assert [row["problem"] for row in rows] == [None, reason, None]
-    assert [row["row"] for row in rows] == [1, 2, 3]
-    assert re.search(detail, rows[1]["detail"]), rows[1]["detail"]
+def test_a_malformed_row_costs_itself_alone(tmp_path, line, reason, detail):
+    """Those around it are read, a stray quote swallows none, and the detail names file, line and column."""
+    suffix = "jsonl" if line.startswith(("{", "[")) else "csv"
+    values = {**dict(zip(HEADER.split(","), ("c.jpg", 1, 2, 3, 4), strict=True)), "label": "cat", "split": "train"}
+    values |= {"width": 40, "height": 20}
+    good = json.dumps(values) if suffix == "jsonl" else ",".join(map(str, values.values()))
+    header = good if suffix == "jsonl" else ",".join(values)
+    rows = boxes_of(opened(tmp_path / f"boxes.{suffix}", "\n".join([header, good, line, good, ""]).encode("latin-1")))
+    assert [row["problem"] for row in rows][-3:] == [None, reason, None]
+    assert [row["row"] for row in rows] == list(range(1, len(rows) + 1))
+    assert rows[-2]["split"] == "train"
+    assert re.search(detail, rows[-2]["detail"]), rows[-2]["detail"]
 
 
 def test_empty_lines_are_no_rows_and_keep_the_count_of_lines(csv_file):
@@ -256,33 +217,6 @@ def test_a_label_of_json_may_be_a_number(jsonl_file, value, label):
     lines = [{**GOOD, "label": word, "width": 40, "height": 20} for word in ("cat", value)]
     rows = boxes_of(opened(jsonl_file, "\n".join(map(json.dumps, lines))))
     assert [(row["label"], row["problem"]) for row in rows] == [("cat", None), (label, None)]
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_no_text_cell_keeps_the_spaces_around_it(tmp_path, suffix):
-    """The one after a URL would be asked for as %20."""
-    texts = {
-        "photo": "a.jpg",
-        "label": "cat",
-        "split": "train",
-        "url": "http://u/a.jpg",
-        "author": "Ann B.",
-        "licence": "http://l",
-    }
-    row = {"width": 40, "height": 20, **GOOD, **{name: f"  {value}\t" for name, value in texts.items()}}
-    lines = [",".join(row), ",".join(map(str, row.values()))] if suffix == "csv" else [json.dumps(row)]
-    source = opened(tmp_path / f"boxes.{suffix}", "\n".join(lines))
-    (box,), (photo,) = boxes_of(source), photos_of(source)
-    assert [box["label"], *[photo[name] for name in ("file_name", "split", "url", "author", "licence")]] == [
-        texts[name] for name in ("label", "photo", "split", "url", "author", "licence")
-    ]
-
-
-def test_a_quote_may_stand_behind_a_space(csv_file):
-    """As people write CSV by hand: `a.jpg, 1, "Cat, big"`."""
-    header = ", ".join(f'"{name}"' for name in f"{HEADER},label,width,height".split(","))
-    (row,) = boxes_of(opened(csv_file, f'{header}\n"a.jpg", 1, 2, 3, 4, "Cat, big", 40, 20\n'))
-    assert (row["label"], row["problem"]) == ("Cat, big", None)
 
 
 def test_without_labels_every_box_is_an_object(csv_file):
@@ -334,7 +268,7 @@ def test_two_photos_of_one_id_are_not_mixed_up(csv_file):
 
 def test_a_photo_comes_once_with_all_that_any_line_says(csv_file):
     content = f"{HEADER},width,height,url,author,licence\n./a.jpg,1,2,3,4,,,,Ann,\na.jpg,1,2,3,4,40,20,http://u,Ben,\n"
-    (photo,) = photos_of(opened(csv_file, content, unit="pixel"))
+    (photo,) = photos_of(opened(csv_file, content))
     known = {"file_name": "a.jpg", "width": 40, "height": 20, "url": "http://u", "author": "Ann", "licence": None}
     assert photo | known == photo
 
@@ -350,18 +284,6 @@ def test_a_photo_that_cannot_be_read_is_no_photo(csv_file):
 def test_sizes_of_photos_are_not_asked_for_fractions(csv_file):
     (photo,) = photos_of(opened(csv_file, f"{HEADER}\nnone.jpg,0.1,0.2,0.3,0.4\n", unit="fraction"))
     assert (photo["width"], photo["height"]) == (None, None)
-
-
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_backslash_divides_folders(tmp_path, suffix):
-    """A tool on Windows and one elsewhere mean the same photo."""
-    rows = [{**GOOD, "photo": name, "width": 40, "height": 20} for name in ("cats\\big\\1.jpg", "cats/big/1.jpg")]
-    csv_lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
-    lines = csv_lines if suffix == "csv" else [json.dumps(row) for row in rows]
-    source = opened(tmp_path / f"boxes.{suffix}", "\n".join(lines))
-    (photo,) = photos_of(source)
-    assert photo["file_name"] == "cats/big/1.jpg"
-    assert [(row["photo_id"], row["problem"]) for row in boxes_of(source)] == [(photo["photo_id"], None)] * 2
 
 
 @pytest.mark.parametrize("unit", ["pixel", "fraction"])
@@ -425,7 +347,7 @@ def test_a_row_that_cannot_be_read_is_counted_whatever_splits_are_built(csv_file
 
 
 def test_large_files_come_in_batches(csv_file, monkeypatch):
-    monkeypatch.setattr("pipelines.annotations.rows.BATCH_ROWS", 10)
+    monkeypatch.setattr("pipelines.annotations.source.BATCH_ROWS", 10)
     source = opened(csv_file, SIZED + "a.jpg,1,2,3,4,40,20\n" * 25, validation_share=0.0)
     assert [len(batch) for batch in source.read_boxes()] == [10, 10, 5]
     assert [row["row"] for row in boxes_of(source)] == list(range(1, 26))  # Again from the start.
@@ -444,82 +366,60 @@ def test_a_file_may_be_compressed_and_have_a_byte_order_mark(tmp_path, name, mar
     assert (row["problem"], row["x_max"], row["row"]) == (None, 3 / 40, 1)
 
 
-ROWS = "a.jpg,10,20,30,40\n" * 3
-
-
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        ("", "this file is empty"),
-        ("\n\n", "this file is empty"),
-        (f"{HEADER}\n", "no row below the header"),
-        (ROWS, f"line 1: a header is missing; put the names of the columns there: {HEADER}"),
-        (HEADER.replace(",", ";") + "\na.jpg;1;2;3;4\n", "columns are not divided by commas"),
-        (HEADER.replace(",", "\t") + "\n", "columns are not divided by commas"),
-        (
-            f"{HEADER},lable\n",
-            "no column is called 'lable' .did you mean `label`.*; rename it or take it out: columns are photo, x_min",
-        ),
-        (f"{HEADER},labels\n", "did you mean `label`"),
-        (f"{HEADER},zzz\n", "no column is called 'zzz'; rename it or take it out"),
-        (f"{HEADER},photo\n", "column `photo` is there twice"),
-        ("photo,x_min,y_min\n", r"line 1: column x_max, y_max is missing \(found: photo, x_min, y_min\)"),
-        (f"{HEADER},width\n", "of width and height only one is there"),
-        (f"{HEADER}\n{ROWS}".encode("utf-16"), "line 1: this is no UTF-8 text .UTF-16.*save the file as UTF-8"),
-        (f"{HEADER}\n{ROWS}".encode("utf-16-le"), "UTF-16"),
-        (
-            "photo,x_min,y_min,x_max,y_max,caf\xe9\n".encode("latin-1"),
-            "the header cannot be read .*save the file as CSV in UTF-8",
-        ),
-        (f'{HEADER},"label\n', "the header cannot be read"),
+        ("boxes.csv", "", "empty"),
+        ("boxes.csv", "\n\n", "empty"),
+        ("boxes.csv", f"{HEADER}\n", "no row below the header"),
+        ("boxes.csv", "a.jpg,10,20,30,40\n", "line 1: a header is missing"),
+        ("boxes.csv", "images/a.jpg,,,,,\n", "header is missing"),
+        ("boxes.csv", "TRAIN,gs://b/a.jpg,label,0.1,0.2,,,0.3,0.4,,", "header is missing"),
+        ("boxes.csv", HEADER.replace(",", ";") + "\na.jpg;1;2;3;4\n", "not divided by commas"),
+        ("boxes.csv", f"{HEADER},lable\n", "'lable' .did you mean `label`"),
+        ("boxes.csv", f"{HEADER},zzz,cls\n", "no column is called 'zzz', 'cls'"),
+        ("boxes.csv", f"{HEADER},photo\n", "photo, photo all mean `photo`"),
+        ("boxes.csv", f"{HEADER},filename\n", "photo, filename all mean `photo`"),
+        ("boxes.csv", "photo,x_min,y_min\n", "column x_max, y_max is missing .found: photo, x_min, y_min"),
+        ("boxes.csv", "image_id,xmin,ymin,xmax,ymax\n", "'image_id'.*column photo is missing"),
+        ("boxes.csv", "photo,x,y,width,height\n", "x_max.* is missing.*#boxes-of-another-form"),
+        ("boxes.csv", "photo,bbox,label\n", "is missing.*#boxes-of-another-form"),
+        ("boxes.csv", "ImageID,LabelName,XMin,XMax,YMin,YMax\n", "source.kind: open_images"),
+        ("boxes.csv", f"{HEADER},width\n", "only one is there"),
+        ("boxes.csv", f"{HEADER}\n".encode("utf-16"), "UTF-16"),
+        ("boxes.csv", f"{HEADER},caf\xe9\n".encode("latin-1"), "header cannot be read"),
+        ("boxes.csv", f'{HEADER},"label\n', "header cannot be read"),
+        ("boxes.jsonl", json.dumps([GOOD]), "a JSON list"),
+        ("boxes.jsonl", HEADER, "line 1: not JSON .*write one object"),
+        ("boxes.jsonl", json.dumps({**GOOD, "lable": "cat"}), "line 1: .*'lable' .did you mean `label`"),
+        ("boxes.jsonl", json.dumps({"photo": "a.jpg", "x_min": 3}), "column y_min, x_max, y_max is missing"),
+        ("boxes.jsonl", json.dumps(GOOD).encode("utf-16"), "UTF-16"),
+        ("boxes.json", "{}", "must end in .*source.kind: coco"),
+        ("boxes.txt", f"{HEADER}\n", "must end in"),
+        ("boxes.csv", f"{HEADER}\n" + ",,,,\n" * 7, "all cells of the first 7 rows are empty"),
+        ("boxes.jsonl", '{"photo": null, "x_min": ""}\n' * 7, "all cells of the first 7 rows are empty"),
+        ("boxes.csv", bytes(100), "zero bytes"),
     ],
 )
-def test_a_csv_that_is_none_of_ours_is_refused_with_the_fix(csv_file, content, message):
-    with pytest.raises(InputError, match=message):
-        opened(csv_file, content)
+def test_a_file_that_is_none_of_ours_is_refused_in_one_line(tmp_path, name, content, message):
+    with pytest.raises(InputError, match=message) as caught:
+        opened(tmp_path / name, content)
+    assert str(caught.value).startswith(f"{tmp_path}/{name}")
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (json.dumps([GOOD]), "line 1: a JSON list; write one object on each line"),
-        (HEADER, r"line 1: not JSON .*write one object with photo, x_min, y_min, x_max, y_max on each line"),
-        (json.dumps(GOOD, indent=1), "line 1: not JSON"),
-        (json.dumps({**GOOD, "lable": "cat"}), "line 1: no column is called 'lable' .did you mean `label`"),
-        (json.dumps({"photo": "a.jpg", "x_min": 3}), r"line 1: column y_min, x_max, y_max is missing \(found: photo, x_min\)"),
-        (json.dumps(GOOD).encode("utf-16"), "this is no UTF-8 text"),
-    ],
-)
-def test_a_json_file_that_is_none_of_ours_is_refused_with_the_fix(jsonl_file, content, message):
-    with pytest.raises(InputError, match=message):
-        opened(jsonl_file, content)
-
-
-@pytest.mark.parametrize("key", ["label", "split"])
-def test_a_key_that_decides_about_all_lines_may_not_come_late(jsonl_file, key):
+@pytest.mark.parametrize(("key", "message"), [("label", "first `label`"), ("split", "first `split`"), ("ulr", "mean `url`")])
+def test_a_key_that_decides_about_all_lines_or_is_none_may_not_come_late(jsonl_file, key, message):
     """The lines above would be `object`s, or divided by a hash."""
-    lines = [json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, key: "train"})]
-    source = opened(jsonl_file, "\n".join(lines))
-    with pytest.raises(InputError, match=f"line 1001: the first `{key}`; give it on all lines"):
-        boxes_of(source)
-
-
-def test_a_typo_may_come_late(jsonl_file):
-    source = opened(jsonl_file, "\n".join([json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "ulr": "http://u"})]))
-    with pytest.raises(InputError, match=r"line 1001: no column is called 'ulr' .did you mean `url`"):
+    source = opened(jsonl_file, "\n".join([json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, key: "train"})]))
+    with pytest.raises(InputError, match=f"line 1001: .*{message}"):
         photos_of(source)
 
 
-@pytest.mark.parametrize("name", ["boxes.json", "boxes.json.gz", "boxes.txt", "boxes"])
-def test_a_file_of_another_kind_is_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"its name must end in one of .csv, .csv.gz, .jsonl, .jsonl.gz"):
-        opened(tmp_path / name, f"{HEADER}\n{ROWS}")
-
-
 def test_no_file_is_no_source(tmp_path):
-    with pytest.raises(InputError, match=r"no such file; set build.source.annotations"):
+    with pytest.raises(InputError, match="no such file"):
         opened(tmp_path / "boxes.csv")
-    with pytest.raises(InputError, match=r"a folder; set build.source.annotations to your CSV or JSON Lines file"):
+    with pytest.raises(InputError, match="a folder"):
         opened(tmp_path)
 
 
@@ -528,23 +428,13 @@ def test_a_gzip_that_is_cut_off_is_refused(tmp_path):
     path = tmp_path / "boxes.csv.gz"
     text = SIZED + "".join(f"{number}.jpg,1,2,{3 + number % 30},4,40,20\n" for number in range(4000))
     packed = gzip.compress(text.encode())
-    with pytest.raises(InputError, match="damaged or cut off"):
-        opened(path, packed[:15])
+    for wrong in (packed[:15], b"no gzip"):
+        with pytest.raises(InputError, match="damaged or cut off"):
+            opened(path, wrong)
     source = opened(path, packed[: len(packed) // 2])
     for read in (source.read_boxes, source.read_photos):
-        with pytest.raises(InputError, match=r"boxes.csv.gz, after line \d+: cannot be read"):
+        with pytest.raises(InputError, match=r"boxes.csv.gz, after line \d+: .*cut off"):
             list(read())
-    with pytest.raises(InputError, match="cannot be read"):
-        opened(path, b"no gzip")
-
-
-@pytest.mark.parametrize(("name", "empty"), [("boxes.csv", ",,,,"), ("boxes.jsonl", '{"photo": null, "x_min": ""}')])
-def test_a_table_of_empty_cells_is_a_file_to_get_again(tmp_path, name, empty):
-    header = [HEADER] if name.endswith("csv") else []
-    with pytest.raises(InputError, match=rf"{name}: all cells of 7 rows are empty; get the file again"):
-        opened(tmp_path / name, "\n".join([*header, *[empty] * 7]))
-    with pytest.raises(InputError, match="nothing but zero bytes; get it again"):
-        opened(tmp_path / name, bytes(100))
 
 
 # Names of columns.
@@ -602,88 +492,13 @@ def test_columns_that_say_nothing_of_a_box_are_left_out_and_said(tmp_path, suffi
     assert source.notes == (f"{source.name}: not read: {left}",)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-@pytest.mark.parametrize(
-    ("names", "parts"),
-    [
-        (
-            {"photo": "image_id", "x_min": "xmn", "label": "cls", "width": "zzz", "height": "-"},
-            ["'image_id' (is it `photo`?)", "'xmn' (did you mean `x_min`?)", "'cls' (is it `label`?)", "'zzz';", "them"],
-        ),
-        ({"label": "name"}, ["'name' (is it `photo` or `label`?); rename it or take it out: columns are photo"]),
-        ({"photo": "pic", "x_max": "zzz"}, ["'pic', 'zzz'; column photo, x_max is missing"]),
-        ({"label": "filename"}, ["columns photo, filename all mean `photo`; keep one of them"]),
-        (
-            {"x_max": "xmin", "label": "filename"},
-            ["photo, filename all mean `photo`", "x_min, xmin all mean `x_min`", "column x_max is missing"],
-        ),
-        ({"x_min": "x", "y_min": "y", "x_max": "w", "y_max": "h"}, ["a point and w, h", "x_max = x + w", "own-data.md#boxes-of"]),
-        ({"x_min": "x", "y_min": "y", "x_max": "-", "y_max": "-"}, ["a point and width, height; write edges"]),
-        ({"x_min": "bbox_x", "y_min": "bbox_y", "x_max": "bbox_width", "y_max": "bbox_height"}, ["a point and width, height"]),
-        (
-            {"x_min": "x_center", "y_min": "y_center", "x_max": "-", "y_max": "-"},
-            ["centre and size", "x_min = x_center - width / 2"],
-        ),
-        ({"x_min": "bbox", "y_min": "-", "x_max": "-", "y_max": "-"}, ["a box stands in one cell; give each edge a column"]),
-        ({"x_min": "region_shape_attributes", "y_min": "-", "x_max": "-", "y_max": "-"}, ["VIA's CSV", "source.kind: coco"]),
-        (
-            {"x_min": "annotation_id", "y_min": "lead_time", "x_max": "-", "y_max": "-"},
-            ["Label Studio's CSV", "source.kind: coco"],
-        ),
-        ({**VOTT, "photo": "ImageID", "label": "LabelName"}, ["a table of Open Images: set source.kind: open_images"]),
-    ],
-)
-def test_all_wrong_names_are_told_at_once_with_what_they_may_mean(tmp_path, suffix, names, parts):
-    with pytest.raises(InputError) as caught:
-        renamed(tmp_path / f"boxes.{suffix}", names)
-    message = str(caught.value)
-    assert message.startswith(f"{tmp_path}/boxes.{suffix}, line 1: ")
-    assert "\n" not in message
-    for part in parts:
-        assert part in message
-
-
 FOUR_CORNERS = "split,photo,label,x_min,y_min,,,x_max,y_max,,"
 
 
-@pytest.mark.parametrize(
-    ("row", "header"),
-    [
-        ("images/a.jpg,10,20,30,40,cat", f": {HEADER},label"),  # keras-retinanet's
-        ("images/a.jpg,,,,,", f": {HEADER},label"),  # and of a photo without a box
-        ("a.jpg,10,20,30,40", f": {HEADER}"),
-        ("cat,10,20,30,40,a.jpg,640,480", ", in their order: columns are photo, .*"),  # makesense's
-        # AutoML's; the first two with what is also the name of a column.
-        ("TRAIN,gs://b/a.jpg,label,0.1,0.2,,,0.3,0.4,,", f", in their order: columns are photo, .* be {FOUR_CORNERS} .*"),
-        ("UNASSIGNED,gs://b/a.jpg,path,0.1,0.2,,,0.3,0.4,,", f".* they seem to be {FOUR_CORNERS[5:]} .*"),
-        ("TRAIN,gs://b/a.jpg,cat,0.1,0.2,,,0.3,0.4,,", f".* they seem to be {FOUR_CORNERS} .*"),
-    ],
-)
-def test_the_header_that_is_missing_is_given(csv_file, row, header):
-    with pytest.raises(InputError, match=rf"line 3: a header is missing; put the names of the columns there{header}$"):
-        opened(csv_file, f"\n\n{row}\n")
-    csv_file.write_text("")
-    if row.endswith("cat"):
-        assert boxes_of(opened(csv_file, f"{header[2:]},width,height\n{row},40,50\n"))[0]["label"] == "cat"
-
-
-def test_a_table_with_names_for_four_corners_says_all_that_is_wrong_with_them(csv_file):
-    """AutoML's, with a header; with the header that the message gives to a table without one it is read."""
-    row = "TRAIN,a.jpg,cat,0.1,0.2,,,0.3,0.4,,\n"
-    header = "set,path,label,x_min,y_min,x_max,y_min,x_max,y_max,x_min,y_max"
-    with pytest.raises(InputError) as caught:
-        opened(csv_file, f"{header}\n{row}")
-    told = str(caught.value)
-    assert "columns `x_min`, `y_min`, `x_max`, `y_max` are there twice; keep one name of each" in told
-    assert "'set' (is it `split`?)" in told
-    (box,) = boxes_of(opened(csv_file, f"{FOUR_CORNERS}\n{row}", unit="fraction"))
+def test_a_table_of_four_corners_is_read_under_the_header_of_the_page(csv_file):
+    """AutoML's: columns without a name are not read."""
+    (box,) = boxes_of(opened(csv_file, f"{FOUR_CORNERS}\nTRAIN,a.jpg,cat,0.1,0.2,,,0.3,0.4,,\n", unit="fraction"))
     assert [round(box[name], 6) for name in ("x_min", "y_min", "x_max", "y_max")] == [0.1, 0.2, 0.3, 0.4]
-
-
-def test_other_names_may_come_late_in_json(jsonl_file):
-    lines = [json.dumps(GOOD)] * 1000 + [json.dumps({**GOOD, "cls": "cat", "zzz": 1})]
-    with pytest.raises(InputError, match=r"line 1001: no column is called 'cls' \(is it `label`\?\), 'zzz'; rename them"):
-        boxes_of(opened(jsonl_file, "\n".join(lines)))
 
 
 # The unit.
@@ -695,13 +510,13 @@ def rows_beyond(share: float, rows: int) -> str:
 
 
 def test_px_that_are_declared_to_be_fractions_are_found_out(csv_file):
-    with pytest.raises(InputError, match=r"of the first 1,000 rows 501 have .* seems to be in pixels; set source.unit: pixel"):
+    with pytest.raises(InputError, match=r"501 have .*set source.unit: pixel"):
         opened(csv_file, rows_beyond(0.501, 1000) + "a.jpg,0.1,0.2,0.3,0.4\n" * 5000, unit="fraction")
     opened(csv_file, rows_beyond(0.5, 1000), unit="fraction")  # These may be mistakes of single rows.
 
 
 def test_fractions_that_are_declared_to_be_px_are_found_out(csv_file):
-    with pytest.raises(InputError, match=r"no coordinate of the first 20 rows is above 1.5: .* set source.unit: fraction"):
+    with pytest.raises(InputError, match=r"none has .*set source.unit: fraction"):
         opened(csv_file, rows_beyond(0, 20))
     opened(csv_file, rows_beyond(0.05, 20))
 
@@ -761,46 +576,6 @@ def test_the_script_of_the_page_turns_corners_and_sizes_into_edges(tmp_path, mon
     assert csv_file.read_text().splitlines() == [f"{HEADER},label", 'a.jpg,10.0,20.0,15.0,22.5,"cat, big"']
 
 
-@pytest.mark.parametrize(
-    ("content", "unit"),
-    [
-        (f"{HEADER}\n" + "a.jpg,1,2,3,4\n" * 1000, "fraction"),
-        (f"{HEADER}\n" + "a.jpg,0.1,0.2,0.3,0.4\n" * 1000, "pixel"),
-        (ROWS, "pixel"),
-        (HEADER.replace(",", ";"), "pixel"),
-        (f"{HEADER},lable\n", "pixel"),
-        ("image_id,xmin,ymin,xmax,ymax,cls\n", "pixel"),
-        ("photo,x,y,width,height,label\n", "pixel"),
-        (f"{HEADER}\n" + ",,,,\n" * 3, "pixel"),
-        (HEADER.encode("utf-16"), "pixel"),
-        ("[{}]", "pixel"),
-    ],
-)
-def test_the_page_has_the_errors_as_they_are(tmp_path, monkeypatch, content, unit):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError) as caught:
-        opened(Path("boxes.jsonl" if content == "[{}]" else "boxes.csv"), content, unit=unit)
-    assert f"\nerror: {caught.value}\n" in PAGE
-
-
-@pytest.mark.parametrize(
-    ("line", "columns"),
-    [
-        ("a,b.jpg,1,2,3,4", HEADER),
-        ("/data/1.jpg,1,2,3,4", HEADER),
-        ("caf\xe9.jpg,1,2,3,4", HEADER),
-        ("a.jpg,1,2,3,4,dev", f"{HEADER},split"),
-        ('cat.jpg,"1,5",2,3,4', HEADER),
-        ("cat.jpg,1,2,3,4", HEADER),
-    ],
-)
-def test_the_page_has_the_details_of_rows_as_they_are(tmp_path, monkeypatch, line, columns):
-    monkeypatch.chdir(tmp_path)
-    source = opened(Path("boxes.csv"), f"{columns}\n{line}\n".encode("latin-1"), photos=Path("photos"))
-    (row,) = boxes_of(source)
-    assert f"| `{row['problem']}` | `{row['detail']}`" in PAGE
-
-
 @pytest.mark.parametrize("name", ["boxes.csv", "boxes.jsonl"])
 def test_a_file_that_ends_in_the_middle_of_a_line_is_one_that_was_cut_off(tmp_path, name):
     line = {"photo": "a.jpg", "x_min": 1, "y_min": 2, "x_max": 30, "y_max": 15}
@@ -811,5 +586,5 @@ def test_a_file_that_ends_in_the_middle_of_a_line_is_one_that_was_cut_off(tmp_pa
     )
     text = "\n".join(rows)
     assert len(boxes_of(opened(tmp_path / name, text + "\n"))) == len(boxes_of(opened(tmp_path / name, text)))
-    with pytest.raises(InputError, match=r"line 4: .*the file ends there without a line break: it seems to be cut off"):
+    with pytest.raises(InputError, match=r"line 4: .*cut off"):
         boxes_of(opened(tmp_path / name, text[:-9]))

@@ -31,8 +31,7 @@ from pipelines.crawling.rounds import (
     sweep,
 )
 from pipelines.crawling.verify import verify_store
-from pipelines.photo_list import photo_keys
-from pipelines.photo_store import PhotoStore, check_store, is_store
+from pipelines.photos import PhotoStore, check_store, is_store, photo_keys
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, WANTED
 
 NEVER = 1_000_000
@@ -473,7 +472,7 @@ def test_a_damaged_round_record_stops_and_is_not_taken_for_none(store):
 
 def test_photos_are_read_while_the_tables_are_replaced(store):
     """An opened store goes on; a new look sees the new tables."""
-    from pipelines.photo_store import open_photo_store
+    from pipelines.photos import open_photo_store
 
     crawl(store, wanted_of(NAMES[:8]), {"photo003": "timeout"})
     first = open_photo_store(store)

@@ -26,7 +26,7 @@ from pipelines.dataset.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_
 from pipelines.dataset.plan_shards import plan_samples, planned_shards
 from pipelines.dataset.write_plan import freeze_tables, read_selection
 from pipelines.geometry import reference_size, reference_window
-from pipelines.photo_list import photo_keys
+from pipelines.photos import photo_keys
 from pipelines.selection.objects import Selection
 from schemas.tables import OBJECTS, PHOTO_STATUS, PLAN
 from tests.coco_files import annotation, write

@@ -15,7 +15,7 @@ from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
 from pipelines.dataset.samples import OF_PHOTOS, Failure, prepare_photo, prepare_sample
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 from schemas.tables import FAILURE_CODES, OBJECTS
 
 ROW = dict.fromkeys(OBJECTS.names) | {

@@ -20,7 +20,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pipelines.crawling import tar_files
 from pipelines.crawling.tar_files import MEMBERS, match_members, scan_tar, scan_tars
-from pipelines.photo_folder import photo_path
+from pipelines.photos import photo_path
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 Members = Iterable[tuple[str, bytes]]

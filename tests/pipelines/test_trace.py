@@ -29,7 +29,7 @@ from pipelines.dataset.write_plan import freeze_tables
 from pipelines.inspection import sample_pictures
 from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
 from pipelines.inspection.sample_pictures import reference_with_outline, trace_sheet
-from pipelines.selection.rejected import rejected_boxes
+from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo
 from schemas.tables import COORDINATES, FAILURES, INDEX
 from tests.conftest import VAE, settings_of

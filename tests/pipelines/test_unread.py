@@ -7,7 +7,7 @@ import pytest
 from pbe_core.errors import InputError
 from pbe_core.settings import dump_settings, load_settings, preset
 from pipelines.annotations import open_source
-from pipelines.annotations.unread import flags_that_nobody_sets, refuse_unread
+from pipelines.annotations.source import flags_that_nobody_sets, refuse_unread
 from pipelines.config import BuildSettings
 from tests.coco_files import annotation, write
 
@@ -25,9 +25,9 @@ def settings_of(*options: str, name: str = "open_images") -> BuildSettings:
         (["--source.validation_share", "0.2"], "source.validation_share: open_images has splits of its own"),
         (["--source.storage", '{"anon": true}'], "source.storage: it is for a photo store behind a URL"),
         (["--storage", '{"anon": true}'], "build.storage: it is for a dataset behind a URL"),
-        (["--references.background", "grey"], "references.background: grey takes outlines of objects, and open_images has none"),
+        (["--references.background", "grey"], "references.background: grey takes object masks, and open_images has none"),
         ([*OWN, "--references.background", "grey"], "and boxes has none"),
-        (["--crawl.contact", "me@example.org"], "crawl.contact: nothing is crawled, as build.crawl.sources does not say"),
+        (["--crawl.contact", "me@example.org"], "crawl.contact: nothing is crawled, as build.crawl.sources names no place"),
         (["--crawl.per_host.concurrency", "2"], "crawl.per_host: nothing is crawled"),
     ],
 )

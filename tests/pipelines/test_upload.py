@@ -16,7 +16,7 @@ from pipelines.config import BuildSettings, with_absolute_paths, work_folder
 from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.records import Damaged, ShardFolder
 from pipelines.dataset.upload import share_tables
-from pipelines.photo_store import fetch_store, open_photo_store
+from pipelines.photos import fetch_store, open_photo_store
 from schemas.dataset import DatasetInfo
 from tests.conftest import build_options, run_build
 from tests.crawl_world import crawl_options, run_crawl, write_tables

@@ -21,7 +21,7 @@ import pytest
 
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
-from pbe_core.files import file_sha256, lock_folder
+from pbe_core.files import TarWriter, file_sha256, lock_folder
 from pbe_core.sample_codec import Sample, decode_array, decode_masks, decode_sample, encode_array, encode_masks, jpeg_bytes
 from pbe_core.settings import REPOSITORY
 from pipelines.dataset.object_mask import encode_segmentation
@@ -31,7 +31,6 @@ from pipelines.dataset.verify_samples import Expected, check_masks, check_refere
 from pipelines.dataset.verify_tables import ROOT_FILES
 from pipelines.dataset.write_plan import accepted_fingerprints
 from pipelines.geometry import fill_box, fill_polygon, reference_size
-from pipelines.tar_writer import TarWriter
 from pipelines.verify import SHOWN, Verified, choose, repair, summary, told, verify_dataset
 from schemas.document import LAYOUT
 from schemas.sample import MEMBER_NAMES, SampleRecord

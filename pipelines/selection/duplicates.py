@@ -12,7 +12,8 @@ that are empty but for one spot in the same place.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,10 +30,13 @@ from scipy.sparse.csgraph import connected_components
 
 from pbe_core.errors import InputError
 from pbe_core.randomness import hash_column
-from pipelines.selection.pairs import pairs_within
-from schemas.tables import SAME_PHOTOS
+from pipelines.annotations.source import Source
+from pipelines.config import BuildSettings
+from pipelines.selection.partition import SORTED_SPLITS, Partitions, photo_hashes
+from pipelines.selection.rules import pairs_within
+from schemas.tables import SAME_PHOTOS, WORD
 
-# Strongest evidence first: one file, what the tables say about the original, the file's bytes, what the photo shows.
+# Strongest evidence first: one file, what the tables have on the original, the file's bytes, what the photo shows.
 EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
 # Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. Measured on 74 photos of Open Images and COCO:
 #                                                             coarse   detail   found at coarse <= 3, 6
@@ -55,8 +59,9 @@ _DETAIL = tuple(
 # Bands of a hash that must agree; see `near_pairs`.
 _AGREEING_BANDS = 3
 
+_ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
 PHOTO_LIST = "photo_list.json"
-SURVEY_RECORD = "survey.json"
+SCAN_RECORD = "survey.json"
 
 
 class PerceptualHash(NamedTuple):
@@ -151,8 +156,8 @@ def same_photos(photos: pa.Table) -> pa.Table:
     """Which photos are the same as another one that is kept, by all evidence together.
 
     Args:
-        photos: columns split and photo_id, and any of `EVIDENCE`, the perceptual hash with detail_hash beside it. A null says
-            nothing. Rows of the same split and id are one photo: tables with different evidence can be put below one another.
+        photos: columns split and photo_id, and any of `EVIDENCE`, the perceptual hash with detail_hash beside it. A null is
+            unknown. Rows of the same split and id are one photo: tables with different evidence can be put below one another.
 
     Returns:
         Rows of `schemas.tables.SAME_PHOTOS`, sorted by split and id; the order of `photos` does not matter.
@@ -167,7 +172,7 @@ def same_photos(photos: pa.Table) -> pa.Table:
 
     pairs = np.zeros((0, 2), np.int64)
     kept = np.arange(len(order))
-    kept_by = {}  # Evidence -> the photo kept for each photo, as far as it and what is stronger tell.
+    kept_by = {}  # Evidence -> the photo kept for each photo, by it and by what is stronger.
     for name in EVIDENCE:
         if name in photos.column_names:
             rows = _alike(photos) if name == "perceptual_hash" else _equal(photos[name])
@@ -177,8 +182,8 @@ def same_photos(photos: pa.Table) -> pa.Table:
     kept = kept[dropped]
 
     by = np.full(len(dropped), "", object)
-    for name, told in kept_by.items():
-        by[(by == "") & (told[dropped] == told[kept])] = name
+    for name, keeper in kept_by.items():
+        by[(by == "") & (keeper[dropped] == keeper[kept])] = name
     distance = np.zeros(len(dropped), np.int8)
     unknown = by != "perceptual_hash"
     if "perceptual_hash" in photos.column_names:
@@ -199,7 +204,7 @@ def same_photos(photos: pa.Table) -> pa.Table:
 
 
 @dataclass(frozen=True)
-class Survey:
+class DuplicateScan:
     """What `pipelines/survey.py` left in a folder."""
 
     folder: Path
@@ -212,19 +217,87 @@ class Survey:
             yield from file.iter_batches()
 
 
-def read_survey(folder: Path) -> Survey:
-    """Open a survey.
+def read_scan(folder: Path) -> DuplicateScan:
+    """Open what a duplicate scan left.
 
     Raises:
         InputError: there is none, or it is not finished.
     """
-    if not (folder / SURVEY_RECORD).is_file():
+    if not (folder / SCAN_RECORD).is_file():
         found = "this survey is not finished" if (folder / PHOTO_LIST).is_file() else "no survey here"
         raise InputError(
-            f"{folder}: {found} (it has no {SURVEY_RECORD}); run pipelines/survey.py with the same config and --source.survey "
+            f"{folder}: {found} (it has no {SCAN_RECORD}); run pipelines/survey.py with the same config and --source.survey "
             f"{folder}, or do without it: take source.survey out of the config"
         )
-    return Survey(folder, pq.read_table(folder / "same_photos.parquet"))
+    return DuplicateScan(folder, pq.read_table(folder / "same_photos.parquet"))
+
+
+def find_duplicates(partitions: Partitions, source: Source, settings: BuildSettings, scan: "DuplicateScan | None") -> pa.Table:
+    """Photos that are there under another id too, by all that is known of them; rows of `schemas.tables.SAME_PHOTOS`.
+
+    That is: what the reader has put together already, what the tables have on the photos' files, and what a scan found.
+    """
+    rows = [
+        {"split": split, "photo_id": photo_id, "kept_split": split, "kept_photo_id": kept, "by": "file_name"}
+        for split, photo_id, kept in sorted(source.joined())
+    ]
+    joined = pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
+    parts = partitions.parts()
+    found = {name: _photos_that_share(partitions, parts, name) for name in ("file_name", "original_md5", "url")}
+    # Where the annotations are one file, so are all that bear one name: it has no splits and no folders for them.
+    if not settings.source.annotations.is_file():
+        found["file_name"] = by_place(found["file_name"], settings.source.photos)
+    same = SAME_PHOTOS.empty_table()
+    if any(map(len, found.values())):
+        same = same_photos(pa.concat_tables(found.values(), promote_options="default").unify_dictionaries().combine_chunks())
+    if not scan:
+        return pa.concat_tables([joined, same]).unify_dictionaries()
+    built = pa.array(list(settings.source.splits))
+    here = [pc.is_in(scan.same[name].cast(pa.string()), built) for name in ("split", "kept_split")]
+    scanned = scan.same.filter(pc.and_(*here))
+    # The scan uses the tables' hashes too, of the photos that it found: its word on a photo counts.
+    names = [pc.binary_join_element_wise(table["split"].cast(pa.string()), table["photo_id"], "/") for table in (same, scanned)]
+    known = pc.is_in(names[0], value_set=names[1].combine_chunks())
+    return pa.concat_tables([joined, same.filter(pc.invert(known)), scanned]).unify_dictionaries()
+
+
+def count_duplicates(same: pa.Table) -> dict[str, int]:
+    """How many photos were found, by how, and how many of them in another split than the one that is kept."""
+    counts = Counter(same["by"].to_pylist())
+    across = sum(a != b for a, b in zip(same["split"].to_pylist(), same["kept_split"].to_pylist(), strict=True))
+    return {**dict(sorted(counts.items())), "across_splits": across} if len(same) else {}
+
+
+def hashes_by_split(same: pa.Table, seed: int) -> dict[str, UInt64[np.ndarray, " photos"]]:
+    """The photos that are not kept, by split, sorted."""
+    splits = same["split"].cast(pa.string())
+    ids = {split: same.filter(pc.equal(splits, split))["photo_id"].combine_chunks() for split in SORTED_SPLITS}
+    return {split: np.unique(photo_hashes(column, seed)) for split, column in ids.items()}
+
+
+def _photos_that_share(partitions: Partitions, parts: Sequence[range], name: str) -> pa.Table:
+    """Photos that have boxes and share the value of a column with another row: split, photo_id and this column.
+
+    Holds a hash of each photo's value, and the photos that are found.
+    """
+    hashes = [hash_column(partitions.photos.read_column(part, name).drop_null()) for part in parts]
+    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
+    repeated = values[counts > 1]
+    schema = pa.schema([("split", WORD), ("photo_id", pa.string()), (name, pa.string())])
+    tables = [schema.empty_table()]
+    for part in parts if len(repeated) else ():
+        photos = partitions.photos.read(part, ["photo", "photo_id", name])
+        photo, photo_id, value = (photos[column].combine_chunks() for column in ("photo", "photo_id", name))
+        # A photo without boxes must not be the one that is kept.
+        with_boxes = np.asarray(partitions.boxes.read_column(part, "photo"))
+        wanted = np.isin(hash_column(value), repeated) & np.isin(photo, with_boxes)
+        wanted &= pc.is_valid(value).to_numpy(zero_copy_only=False)
+        if name == "url":  # `http://` or `unknown` is no photo's address.
+            wanted &= pc.fill_null(pc.match_substring_regex(value, _ADDRESS), False).to_numpy(zero_copy_only=False)
+        chosen = pa.array(wanted)
+        split = pa.array([partitions.split_of(part)] * int(wanted.sum()), WORD)
+        tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))
+    return pa.concat_tables(tables)
 
 
 def by_place(photos: pa.Table, root: Path) -> pa.Table:

@@ -1,5 +1,6 @@
-"""Outlines of objects as COCO writes them, polygons or run lengths, checked and compressed."""
+"""Object masks as COCO writes them, polygons or run lengths: checked, compressed, measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,18 +8,18 @@ from jaxtyping import Float64, Int64
 from pycocotools import mask as coco_mask
 
 from pbe_core.images.rle import decode_counts
-from pipelines.annotations.rows import shown
+from pipelines.annotations.source import shown
 
 # Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
 # does not check; COCO's longest outlines have some 10,000 px.
 MAX_OUTLINE = 1_000_000
 MAX_COORDINATE = 100_000_000
-# The most px of a photo with outlines. The limit keeps what pycocotools 2.0.11 writes within the memory that it reserves. That is
-# enough where at most two of an outline's runs have 2**24 px or more.
-MAX_OUTLINED_PHOTO = 3 * 2**24
+# The most px of a photo with object masks. The limit keeps what pycocotools 2.0.11 writes within the memory that it reserves:
+# enough where at most two of a mask's runs have 2**24 px or more.
+MAX_MASKED_PHOTO = 3 * 2**24
 
 
-def compress_outline(segmentation: Any, width: int, height: int) -> str | None:
+def compress_mask(segmentation: Any, width: int, height: int) -> str | None:
     """Polygons or RLE of a photo of `width` x `height` px -> compressed RLE; null where there is none (missing or empty).
 
     Polygons are lists of x, y, or one such list by itself. Points and lines (two or four numbers), which tools leave beside good
@@ -27,15 +28,15 @@ def compress_outline(segmentation: Any, width: int, height: int) -> str | None:
     All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
 
     Raises:
-        ValueError: says in words what is wrong.
+        ValueError: with what is wrong, in words.
     """
     if isinstance(segmentation, list):
         parts = segmentation if any(isinstance(part, list) for part in segmentation) else [segmentation]
         segmentation = [part for part in parts if not isinstance(part, list) or len(part) not in (0, 2, 4)]
     if segmentation in (None, "", {}, []):
         return None
-    if width * height > MAX_OUTLINED_PHOTO:
-        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_OUTLINED_PHOTO:,}")
+    if width * height > MAX_MASKED_PHOTO:
+        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_MASKED_PHOTO:,}")
     if isinstance(segmentation, dict):
         counts = _run_lengths(segmentation, width, height)
         encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
@@ -50,6 +51,15 @@ def compress_outline(segmentation: Any, width: int, height: int) -> str | None:
     if coco_mask.area(encoded) == 0:
         raise ValueError("covers no pixel")
     return str(encoded["counts"], "ascii")
+
+
+def mask_areas(masks: Sequence[str]) -> Float64[np.ndarray, " masks"]:
+    """How many px each mask covers: compressed RLE of a whole photo, whatever its size."""
+    # The area is that of the runs: the size beside them is not looked at.
+    runs = [{"size": [1, 1], "counts": counts} for counts in masks]
+    # pycocotools 2.0.11 keeps the number of masks in 8 bits, which numpy 2 refuses above 255.
+    areas = [coco_mask.area(runs[start : start + 255]) for start in range(0, len(runs), 255)]
+    return np.concatenate(areas).astype(np.float64)
 
 
 def _length(polygon: Float64[np.ndarray, "points 2"]) -> float:

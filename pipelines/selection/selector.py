@@ -1,6 +1,7 @@
-"""Judging a bucket of photos: its boxes, the rules, and the rows of both tables that come of it."""
+"""The selector: the boxes of some photos, the rules, and the rows of both tables that come of it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +11,24 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int64, UInt64
 
 from pbe_core.randomness import hash_column, mix
+from pipelines.annotations.object_masks import mask_areas
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.classes import ClassChoice
-from pipelines.selection.gathering import KEPT_FIRST, REASON_WORDS, SORTED_SPLITS, Gathered
-from pipelines.selection.object_shares import object_shares
-from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, box_identity, judge, label_hashes, object_ids, priority
-from pipelines.selection.runs import Words
+from pipelines.selection.partition import REASON_WORDS, SORTED_SPLITS, Partitions, Vocabulary
+from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, apply_rules, box_identity, label_hashes, object_ids, priority
 from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word
 
 EXAMPLES = 3
+_Column = Float64[np.ndarray, " boxes"]
+# Where a photo is in several splits: which of them keeps it.
+_KEPT_FIRST = ("test", "validation", "train")
 _MALFORMED = REASONS[: REASONS.index("unknown_photo") + 1]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A bucket, judged."""
+class SelectedPart:
+    """What became of the boxes of some buckets."""
 
     split: str
     rejects: pa.Table
@@ -34,51 +37,51 @@ class Judged:
     counts: Counter[str]
     reasons: Counter[str]
     examples: dict[str, list[str]]
-    not_surveyed: str | None
-    """A photo with boxes that the survey, if there is one, does not know."""
+    not_scanned: str | None
+    """A photo with boxes that the duplicate scan, if there is one, lacks."""
     in_two_splits: pa.Table
     """Rows of `SAME_PHOTOS` for photos whose id is in a split that is kept rather than this one."""
 
 
-class Judging:
-    """What judging a bucket takes. `judge` is called from several threads."""
+class Selector:
+    """Divides boxes into candidates and rejects. `select` is called from several threads."""
 
     def __init__(
         self,
-        gathered: Gathered,
+        partitions: Partitions,
         source: Source,
         settings: BuildSettings,
         choice: ClassChoice,
         dropped: dict[str, UInt64[np.ndarray, " photos"]],
     ) -> None:
-        self.gathered = gathered
+        self.partitions = partitions
         self.source = source
         self.settings = settings
         self.choice = choice
         self.dropped = dropped
-        self.label_hashes = label_hashes(gathered.labels.words)
-        names = [source.class_names.get(label) or label for label in gathered.labels.words]
+        self.label_hashes = label_hashes(partitions.labels.words)
+        names = [source.class_names.get(label) or label for label in partitions.labels.words]
         # Two labels may bear one name: a dictionary must not hold a word twice.
-        self.names = Words()
+        self.names = Vocabulary()
         self.name_places = np.array([self.names.place(name) for name in names], np.int32)
 
-    def judge(self, part: range) -> Judged:
+    def select(self, part: range) -> SelectedPart:
         """Divide the boxes of some buckets."""
-        gathered, settings = self.gathered, self.settings
-        split = gathered.split_of(part)
-        rows = gathered.boxes.read(part)
-        photos = _one_row_each(gathered.photos.read(part), gathered.licences)
+        partitions, settings = self.partitions, self.settings
+        split = partitions.split_of(part)
+        rows = partitions.boxes.read(part)
+        photos = _one_row_each(partitions.photos.read(part), partitions.licences)
         elsewhere = self._in_better_splits(part, split)
-        boxes, place = self._boxes(rows, photos, gathered.sizes.read(part), split, elsewhere)
-        identity = box_identity(boxes, self.label_hashes)
-        verdicts = judge(boxes, self.choice, settings.selection, settings.seed, identity)
-        first = verdicts.first_reason()
+        boxes, place = self._boxes(rows, photos, partitions.sizes.read(part), split, elsewhere)
+        identity = box_identity(self.label_hashes[boxes.label], boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max)
+        broken = apply_rules(boxes, self.choice, settings.selection, settings.seed, identity)
+        first = broken.first_reason()
 
         rejected = np.flatnonzero(first >= 0)
         rejects, examples = self._rejects(rows, boxes, rejected, first[rejected], split)
         if settings.selection.all_reasons:
             rejects = rejects.set_column(
-                REJECTS.get_field_index("reasons"), "reasons", verdicts.all_reasons().take(pa.array(rejected))
+                REJECTS.get_field_index("reasons"), "reasons", broken.all_reasons().take(pa.array(rejected))
             )
 
         accepted = np.flatnonzero(first < 0)
@@ -96,19 +99,19 @@ class Judging:
         reasons = Counter(
             {REASONS[reason]: int(count) for reason, count in zip(*np.unique(first[rejected], return_counts=True), strict=True)}
         )
-        not_surveyed = self._not_surveyed(part, boxes, known) if settings.source.survey else None
+        not_scanned = self._not_scanned(part, boxes, known) if settings.source.survey else None
         in_two_splits = _in_two_splits(boxes, split, elsewhere)
-        return Judged(split, rejects, candidates, counts, reasons, examples, not_surveyed, in_two_splits)
+        return SelectedPart(split, rejects, candidates, counts, reasons, examples, not_scanned, in_two_splits)
 
-    def _not_surveyed(self, part: range, boxes: Boxes, known: Bool[np.ndarray, " boxes"]) -> str | None:
-        surveyed = self.gathered.sizes.read_columns(part, ["photo"])[0]
-        missing = np.flatnonzero(known & ~np.isin(boxes.photo, surveyed))
+    def _not_scanned(self, part: range, boxes: Boxes, known: Bool[np.ndarray, " boxes"]) -> str | None:
+        scanned = self.partitions.sizes.read_column(part, "photo")
+        missing = np.flatnonzero(known & ~np.isin(boxes.photo, scanned))
         return str(boxes.photo_id[int(missing[0])]) if len(missing) else None
 
     def _in_better_splits(self, part: range, split: str) -> dict[str, UInt64[np.ndarray, " photos"]]:
         """Photos that have boxes in a split that is kept rather than this one: by a photo's id, a photo is in one split."""
-        better = [other for other in KEPT_FIRST[: KEPT_FIRST.index(split)] if other in self.settings.source.splits]
-        hashes = {other: self.gathered.boxes.read_columns(self.gathered.in_split(part, other), ["photo"])[0] for other in better}
+        better = [other for other in _KEPT_FIRST[: _KEPT_FIRST.index(split)] if other in self.settings.source.splits]
+        hashes = {other: self.partitions.boxes.read_column(self.partitions.in_split(part, other), "photo") for other in better}
         return {other: np.unique(column.to_numpy()) for other, column in hashes.items()}
 
     def _boxes(
@@ -125,11 +128,11 @@ class Judging:
         width, height = (_joined(photos, place, name) for name in ("width", "height"))
         if len(sizes):
             sizes = sizes.sort_by("photo")
-            surveyed = _places(sizes, photo)
-            width = np.where(np.isnan(width), _joined(sizes, surveyed, "width"), width)
-            height = np.where(np.isnan(height), _joined(sizes, surveyed, "height"), height)
+            scanned = _places(sizes, photo)
+            width = np.where(np.isnan(width), _joined(sizes, scanned, "width"), width)
+            height = np.where(np.isnan(height), _joined(sizes, scanned, "height"), height)
         edges = {name: column(name) for name in COORDINATES}
-        outlines = rows.column("segmentation").combine_chunks()
+        masks = rows.column("segmentation").combine_chunks()
         boxes = Boxes(
             photo=photo,
             photo_id=rows.column("photo_id").combine_chunks(),
@@ -141,19 +144,19 @@ class Judging:
             height=height,
             listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
             repeated=np.isin(photo, np.concatenate([self.dropped[split], *elsewhere.values()])),
-            outline=_outlines(outlines),
-            object_share=self._object_shares(outlines, (width, height), edges),
+            object_mask=_mask_hashes(masks),
+            object_share=self._object_shares(masks, (width, height), edges),
         )
         return boxes, place
 
     def _object_shares(
-        self, outlines: pa.Array, sides: tuple[np.ndarray, np.ndarray], edges: dict[str, np.ndarray]
+        self, masks: pa.Array, sides: tuple[np.ndarray, np.ndarray], edges: dict[str, np.ndarray]
     ) -> Float64[np.ndarray, " boxes"]:
-        """Asked only where it counts: where outlines cut references out, and there is a limit."""
+        """Computed only where it counts: where object masks cut references out, and there is a limit."""
         references = self.settings.references
         if references.background == "keep" or self.settings.selection.min_object_share is None:
-            return np.full(len(outlines), np.nan)
-        return object_shares(outlines, sides, edges, references.padding)
+            return np.full(len(masks), np.nan)
+        return object_shares(masks, sides, edges, references.padding)
 
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
@@ -165,17 +168,17 @@ class Judging:
         for place in malformed.tolist():
             row, reason = int(rejected[place]), REASONS[first[place]]
             if boxes.problem[row] != first[place] or not details[place]:
-                # What the reader says belongs to what the reader found.
-                details[place] = _explain(reason, boxes, row, self.gathered.labels)
+                # The detail of the reader belongs to the problem that the reader found.
+                details[place] = _explain(reason, boxes, row, self.partitions.labels)
             shown = examples.setdefault(reason, [])
             if len(shown) < EXAMPLES:
-                file = self.gathered.files.words[taken["file"][place].as_py()]
+                file = self.partitions.files.words[taken["file"][place].as_py()]
                 where = "" if details[place].startswith(file) else f"{file}, row {taken['row'][place].as_py()}: "
                 shown.append(f"{where}{details[place]}")
         columns = {
             "split": one_word(split, len(taken)),
-            "label": self.gathered.labels.decode(numbers(taken, "label")),
-            "file": self.gathered.files.decode(numbers(taken, "file")),
+            "label": self.partitions.labels.decode(numbers(taken, "label")),
+            "file": self.partitions.files.decode(numbers(taken, "file")),
             "reason": REASON_WORDS.decode(first.astype(np.int32)),
             "reasons": pa.nulls(len(taken), pa.list_(pa.string())),
             "detail": pa.array(details, pa.string()),
@@ -205,17 +208,17 @@ class Judging:
         columns |= {
             "split": one_word(split, len(taken)),
             "object_id": object_ids(taken["photo_id"].combine_chunks(), identity[accepted]),
-            "label": self.gathered.labels.decode(label),
+            "label": self.partitions.labels.decode(label),
             "label_name": self.names.decode(self.name_places[label]),
             "area_share": pa.array(boxes.area()[accepted]),
             "width": _pixels(boxes.width[accepted]),
             "height": _pixels(boxes.height[accepted]),
-            "licence": self.gathered.licences.decode(
+            "licence": self.partitions.licences.decode(
                 of_photo["licence"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
             ),
         }
         objects = _table(columns, taken, OBJECTS)
-        group = SORTED_SPLITS.index(split) * len(self.gathered.labels) + label.astype(np.int64)
+        group = SORTED_SPLITS.index(split) * len(self.partitions.labels) + label.astype(np.int64)
         drawn = priority(identity[accepted], boxes.photo[accepted], self.settings.seed, "objects of a class")
         for name, values in (
             ("file", taken["file"]),
@@ -231,7 +234,7 @@ class Judging:
         """Rows of `REJECTS` for candidates that their class has no place for."""
         reason = "over_class_cap"
         columns = {
-            "file": self.gathered.files.decode(numbers(candidates, "file")),
+            "file": self.partitions.files.decode(numbers(candidates, "file")),
             "reason": REASON_WORDS.decode(np.full(len(candidates), REASONS.index(reason), np.int32)),
             "reasons": pa.array([[reason]] * len(candidates), pa.list_(pa.string()))
             if self.settings.selection.all_reasons
@@ -241,9 +244,38 @@ class Judging:
         return _table(columns, candidates, REJECTS)
 
 
-def _one_row_each(photos: pa.Table, licences: Words) -> pa.Table:
+def object_shares(
+    masks: pa.Array,
+    sides: tuple[_Column, _Column],
+    edges: Mapping[str, _Column],
+    padding: int,
+) -> Float64[np.ndarray, " boxes"]:
+    """Share of each reference's px that the object's mask covers; NaN where there is no mask, or no size of the photo.
+
+    Args:
+        masks: compressed RLE, checked when it was read; null where there is none.
+        sides: width and height of each box's photo, px, as the masks have it; NaN where unknown.
+        edges: `x_min`, `x_max`, `y_min` and `y_max` of each box, fractions of the photo; may be anything.
+        padding: of the reference, px on each side.
+
+    The reference's window is that of `geometry.references.reference_window`, for columns.
+    """
+    shares = np.full(len(masks), np.nan)
+    rows = np.flatnonzero(masks.is_valid().to_numpy(zero_copy_only=False) & np.isfinite(sides[0]) & np.isfinite(sides[1]))
+    if not len(rows):
+        return shares
+    window = np.ones(len(rows))
+    for axis, side in zip("xy", sides, strict=True):
+        low, high, length = edges[f"{axis}_min"][rows], edges[f"{axis}_max"][rows], side[rows]
+        window *= np.ceil(np.minimum(high * length + padding, length)) - np.floor(np.maximum(low * length - padding, 0))
+    with np.errstate(divide="ignore"):  # Of boxes that are nowhere in the photo, which are rejected as such.
+        shares[rows] = mask_areas(masks.take(pa.array(rows)).to_pylist()) / window
+    return shares
+
+
+def _one_row_each(photos: pa.Table, licences: Vocabulary) -> pa.Table:
     """Photos sorted by hash, one row each: of several the first by contents, so that no file order decides."""
-    # Licences are numbered as they were met; their alphabetical rank is a number that tells no order of rows.
+    # Licences are numbered as they were met; their alphabetical rank depends on no order of rows.
     rank = np.argsort(np.argsort(np.array([*licences.words, ""], object)[:-1], kind="stable"))
     numbered = photos["licence"].fill_null(-1).to_numpy()
     ranked = photos.append_column("rank", pa.array(np.where(numbered < 0, -1, np.append(rank, -1)[numbered])))
@@ -254,8 +286,8 @@ def _one_row_each(photos: pa.Table, licences: Words) -> pa.Table:
     return photos.filter(pa.array(np.r_[True, hashes[1:] != hashes[:-1]][: len(hashes)])).combine_chunks()
 
 
-def _outlines(column: pa.Array) -> UInt64[np.ndarray, " boxes"]:
-    """A hash of each outline: of its length, its start and its end, which tell outlines of one box apart."""
+def _mask_hashes(column: pa.Array) -> UInt64[np.ndarray, " boxes"]:
+    """A hash of each object mask: of its length, its start and its end, by which masks of one box differ."""
     if column.null_count == len(column):
         return np.zeros(len(column), np.uint64)
     ends = [hash_column(pc.utf8_slice_codeunits(column, *part)) for part in ((0, 64), (-64, None))]
@@ -290,13 +322,13 @@ def _places(table: pa.Table, photo: UInt64[np.ndarray, " boxes"]) -> Int64[np.nd
 
 
 def _joined(table: pa.Table, place: Int64[np.ndarray, " boxes"], name: str) -> np.ndarray:
-    """A number of each box's photo; NaN where the table does not say."""
+    """A number of each box's photo; NaN where unknown."""
     values = table[name].cast(pa.float64()).fill_null(np.nan).to_numpy()
     joined: np.ndarray = np.append(values, np.nan)[place]
     return joined
 
 
-def _explain(reason: str, boxes: Boxes, row: int, labels: Words) -> str:
+def _explain(reason: str, boxes: Boxes, row: int, labels: Vocabulary) -> str:
     """What is wrong with a malformed row, in words."""
     values = {name: float(getattr(boxes, name)[row]) for name in COORDINATES}
     if reason == "bad_photo_id":
