@@ -7,7 +7,7 @@ import torch
 
 from pbe_core.errors import InputError
 from pbe_core.settings import load_settings, preset
-from pbe_train.checkpoints.known_sizes import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
+from pbe_train.checkpoints.networks import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
 from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
 from pbe_train.training import flops
 from pbe_train.training.devices import GPUS, arithmetic_of, find_gpu

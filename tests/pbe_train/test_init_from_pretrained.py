@@ -1,4 +1,4 @@
-"""Weights in: every layout gives the same model, nothing is loaded in part, and what does not belong is refused in one line."""
+"""Pretrained models in every layout: the same model, nothing loaded in part, and what does not belong refused in one line."""
 
 import argparse
 import json
@@ -21,17 +21,24 @@ from torch import Tensor
 from pbe_core.errors import InputError
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
-from pbe_train.checkpoints.init_from_pretrained import start_model, widened
-from pbe_train.checkpoints.known_sizes import unet_config
-from pbe_train.checkpoints.load_report import Account
-from pbe_train.checkpoints.networks import load_encoder
+from pbe_train.checkpoints.init_from_pretrained import FIRST_LAYER, LoadReport, init_from_pretrained, widened
+from pbe_train.checkpoints.networks import (
+    CLIP_SIZES,
+    PAINT_BY_EXAMPLE,
+    STABLE_DIFFUSION,
+    encoder_config,
+    load_encoder,
+    unet_config,
+    unloaded_model,
+)
 from pbe_train.checkpoints.trainer_checkpoint import read_state
-from pbe_train.config import TrainSettings
+from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.train import train
 from pbe_train.training.ranks import Ranks
 from tests.pbe_train.published import (
     Published,
+    broken_hub,
     config_of,
     make_published,
     original_state,
@@ -77,11 +84,11 @@ def settings_of(base: Path, start: Path | str, **changes: object) -> TrainSettin
     return TrainSettings.model_validate({"dataset": "none", **groups, **changes})
 
 
-def start(base: Path, where: Path | str, **changes: object) -> tuple[PaintByExampleModel, Account]:
+def start(base: Path, where: Path | str, **changes: object) -> tuple[PaintByExampleModel, LoadReport]:
     settings = settings_of(base, where, **changes)
-    model, account = start_model(settings, load_vae(settings.model.vae))
-    assert account
-    return model, account
+    model, report = init_from_pretrained(settings, load_vae(settings.model.vae))
+    assert report
+    return model, report
 
 
 def assert_is(model: PaintByExampleModel, parts: Published) -> None:
@@ -142,12 +149,10 @@ def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Pat
     content = json.loads(index.read_text())
     content["weight_map"]["one.more"] = content["weight_map"]["conv_out.bias"]
     index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"index\.json: 1 tensor in no shard, first one\.more; get the model again"):
+    with pytest.raises(InputError, match=r"1 tensor in no shard, first one\.more"):
         start(base, where)
     (where / "unet" / content["weight_map"]["one.more"]).unlink()
-    with pytest.raises(
-        InputError, match=r"index\.json: its shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there"
-    ):
+    with pytest.raises(InputError, match=r"shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there"):
         start(base, where)
 
 
@@ -155,11 +160,11 @@ def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Pat
 def test_paint_by_example_starts_from_every_layout(layout: str, paint: Published, base: Path, tmp_path: Path):
     """The same bits, whichever file they came in; and model.encoder may be that very model."""
     where = LAYOUTS[layout](tmp_path, paint)
-    model, account = start(base, where)
+    model, report = start(base, where)
     assert_is(model, paint)
-    assert account.kind.startswith("Paint by Example")
-    assert account.new == []
-    assert account.licence == "creativeml-openrail-m"
+    assert report.kind.startswith("Paint by Example")
+    assert report.new == []
+    assert report.licence == "creativeml-openrail-m"
     again, _ = start(base, where, model={"encoder": str(where)})
     assert_is(again, paint)
 
@@ -173,88 +178,73 @@ def test_a_conditioner_of_five_blocks(tmp_path: Path):
     assert_is(model, parts)
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "unet", "ckpt", "safetensors"])
-def test_stable_diffusion_is_widened(layout: str, prior: Published, base: Path, tmp_path: Path):
-    """The first 4 input channels are the prior's, the 5 new ones 0; the conditioner is new, and so it is said."""
+@pytest.mark.parametrize(
+    ("layout", "wide"),
+    [*((layout, False) for layout in ("diffusers", "unet", "ckpt", "safetensors")), ("diffusers", True), ("ckpt", True)],
+)
+def test_stable_diffusion_is_widened(layout: str, wide: bool, prior: Published, base: Path, tmp_path: Path):
+    """The first 4 input channels are the prior's, the 5 new ones 0; the conditioner is new, and so it is said.
+
+    Also where they are there already, all 0, as in the published training's own start, `sd-v1-4-modified-9channel.ckpt`.
+    """
+    parts, expected = prior, prior.unet.state_dict() | {FIRST_LAYER: widened(prior.unet.conv_in.weight.data)}
+    if wide:
+        parts = replace(prior, unet=make_published(9, seed=1).unet)
+        parts.unet.load_state_dict(expected)
     if layout == "diffusers":
-        where = write_stable_diffusion(tmp_path / "sd", prior)
+        where = write_stable_diffusion(tmp_path / "sd", parts)
     elif layout == "unet":
         where = tmp_path / "unet"
-        write_network(where, prior.unet, config_of(prior.unet), file=FILE)
+        write_network(where, parts.unet, config_of(parts.unet), file=FILE)
     else:
-        where = write_original(tmp_path / f"sd-v1-4.{layout}", prior, text=True)
-    model, account = start(base, where)
-    expected = prior.unet.state_dict()
-    for name, tensor in model.unet.state_dict().items():
-        if name == "conv_in.weight":
-            assert torch.equal(tensor[:, :4], expected[name])
-            assert not tensor[:, 4:].any()
-        else:
-            assert torch.equal(tensor, expected[name]), name
-    assert account.loaded == {"U-Net": len(expected)}
-    assert account.new == ["5 more input channels of unet.conv_in, all 0", "the conditioner, at random"]
+        where = write_original(tmp_path / f"sd-v1-4.{layout}", parts, text=True)
+    model, report = start(base, where)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.unet.state_dict().items())
+    assert not model.unet.conv_in.weight[:, 4:].any()
+    assert report.loaded == {"U-Net": len(expected)}
+    assert report.new[0].startswith("nothing in unet.conv_in" if wide else "5 more input channels of unet.conv_in, all 0")
+    assert report.new[1] == "the conditioner, at random"
 
 
-def test_every_tensor_of_a_file_is_in_the_account(paint: Published, prior: Published, base: Path, tmp_path: Path):
+def test_every_tensor_of_a_file_is_in_the_report(paint: Published, prior: Published, base: Path, tmp_path: Path):
     """Loaded and left aside add up to what the file holds: a tensor that is dropped unsaid breaks the sum."""
     for parts, text in ((paint, False), (prior, True)):
         path = write_original(tmp_path / "model.safetensors", parts, text=text)
-        _, account = start(base, path)
+        _, report = start(base, path)
         # Queries, keys and values are three tensors here and one there: two more for weight and bias of each block.
         stacked = 0 if text else 4
-        assert sum(account.loaded.values()) + sum(account.aside.values()) == len(load_file(path)) + stacked
-    assert account.aside["text encoder"] == 1
-    assert account.aside["moving average (EMA)"] == 2
-    assert account.aside["schedule"] == 4
-    lines = account.lines()
+        assert sum(report.loaded.values()) + sum(report.aside.values()) == len(load_file(path)) + stacked
+    assert report.aside["text encoder"] == 1
+    assert report.aside["moving average (EMA)"] == 2
+    assert report.aside["schedule"] == 4
+    lines = report.lines()
     assert "left aside" in lines
     assert "moving average (EMA) (2)" in lines
     assert "the conditioner, at random" in lines
 
 
-def test_half_precision_is_taken_as_it_is(paint: Published, base: Path, tmp_path: Path):
-    """Rounded weights are loaded, and VAE and encoder are compared as rounded."""
+def test_half_precision(paint: Published, base: Path, tmp_path: Path):
+    """Rounded weights are loaded, VAE and encoder compared as rounded; also where `variant="fp16"` is all that was downloaded."""
     state = {name: t.half() if t.is_floating_point() else t for name, t in original_state(paint).items()}
     write_tensors(tmp_path / "model.safetensors", state)
+    rounded = paint.unet.conv_out.weight.half().float()
     model, _ = start(base, tmp_path / "model.safetensors")
-    assert model.unet.conv_out.weight.dtype == torch.float32
-    assert torch.equal(model.unet.conv_out.weight, paint.unet.conv_out.weight.half().float())
-
-
-def test_weights_that_are_there_in_half_precision_alone(paint: Published, base: Path, tmp_path: Path):
-    """As a download with `variant="fp16"` leaves them: U-Net, conditioner, vision encoder and VAE."""
+    assert torch.equal(model.unet.conv_out.weight, rounded)
     where = write_hub(tmp_path / "hub", paint)
     for path in where.rglob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path.with_suffix(".fp16.safetensors"))
         path.unlink()
     model, _ = start(base, where, model={"encoder": str(where), "vae": str(where)})
-    assert torch.equal(model.unet.conv_out.weight, paint.unet.conv_out.weight.half().float())
+    assert torch.equal(model.unet.conv_out.weight, rounded)
     vision = model.conditioner.model.state_dict()
     for name, tensor in paint.encoder.model.state_dict().items():
         assert torch.equal(vision[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
 
 
-def test_a_lightning_checkpoint_that_names_its_callback(prior: Published, base: Path, tmp_path: Path):
-    """As sd-v1-4.ckpt does: the class is a key, needs no package, and nothing of it runs."""
-    name = "pytorch_lightning.callbacks.model_checkpoint"
-    module = types.ModuleType(name)
-    callback = type("ModelCheckpoint", (), {"__module__": name})
-    module.ModelCheckpoint = callback
-    sys.modules |= dict.fromkeys(("pytorch_lightning", "pytorch_lightning.callbacks", name), module)
-    content = {"state_dict": original_state(prior, text=True), "callbacks": {callback: {"best_model_score": None}}}
-    torch.save(content, tmp_path / "sd.ckpt")
-    for part in ("pytorch_lightning", "pytorch_lightning.callbacks", name):
-        del sys.modules[part]
-    model, _ = start(base, tmp_path / "sd.ckpt")
-    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-
-
-@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
 @pytest.mark.parametrize("old_format", [True, False])
-def test_a_lightning_checkpoint_with_numbers_of_numpy(
-    module: bytes, old_format: bool, prior: Published, base: Path, tmp_path: Path
-):
-    """As sd-v1-4.ckpt has its learning rate, under the name that numpy had in its time and the one it has now."""
+def test_a_lightning_checkpoint_with_numbers_of_numpy(old_format: bool, prior: Published, base: Path, tmp_path: Path):
+    """As sd-v1-4.ckpt has its learning rate, under the name that numpy had in its time."""
+    module = b"numpy.core.multiarray"
     learning = {"_last_lr": [np.float64(1e-4)], "last_epoch": np.float64(3)}
     content = {"state_dict": original_state(prior, text=True), "lr_schedulers": [learning]}
     kept, path = tmp_path / "kept.ckpt", tmp_path / "sd.ckpt"
@@ -311,7 +301,7 @@ def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, type]]:
 
 @pytest.mark.parametrize("old_format", [True, False])
 def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Published, base: Path, tmp_path: Path, monkeypatch):
-    """As Lightning saves them: read without that package, without running anything of it, and told."""
+    """As Lightning saves them, beside the class of its callback: read without these packages, and nothing of them runs."""
     classes = foreign(*NAMED)
     config, metadata, node = (classes[name]() for name in ("DictConfig", "ContainerMetadata", "AnyNode"))
     metadata.__dict__.update(ref_type=Any, object_type=dict, key_type=int, flags={})
@@ -322,8 +312,8 @@ def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Publish
         "hyper_parameters": config,
         "hparams_type": type(config),
         "loops": counts,
-        "last": np.arange(3),
-        "optimizer_states": [],
+        "last": [np.arange(3), np.float64(1)],
+        "callbacks": {classes["ModelCheckpoint"]: {"best_model_score": None}},
     }
     torch.save(
         {"state_dict": original_state(prior, text=True), **content},
@@ -332,9 +322,9 @@ def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Publish
     )
     monkeypatch.undo()
     assert "omegaconf" not in sys.modules
-    model, account = start(base, tmp_path / "sd.ckpt")
+    model, report = start(base, tmp_path / "sd.ckpt")
     assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-    assert account.aside["what is no tensor: hparams_type, hyper_parameters, last, loops, optimizer_states"] == 5
+    assert report.aside["what is no tensor: callbacks, hparams_type, hyper_parameters, last, loops"] == 5
 
 
 @pytest.mark.parametrize("old_format", [True, False])
@@ -345,69 +335,50 @@ def test_a_pickle_that_could_run_code_does_not(old_format: bool, base: Path, tmp
         path,
         _use_new_zipfile_serialization=not old_format,
     )
-    with pytest.raises(
-        InputError, match=r"model\.ckpt: a pickle .* could run code .*save its state_dict as \.safetensors"
-    ) as raised:
+    with pytest.raises(InputError, match=r"model\.ckpt: a pickle .* could run code .*it names builtins\.getattr; .*safetensors"):
         start(base, path)
-    assert "it names builtins.getattr (of builtins)" in str(raised.value)
     assert not sign.exists()
 
 
 def test_a_pickle_of_other_packages_names_them(foreign, base: Path, tmp_path: Path):
-    """All that stand in the way, and not PyTorch's sentence on how to allow them."""
+    """Those that stand in the way, and not PyTorch's sentence on how to allow them."""
     names = ("ldm.data.Part", "ldm.util.Log", "taming.modules.Model", "wandb.Settings", "zeus.Monitor")
     made = [kind() for kind in foreign(*names, *NAMED).values()]
     torch.save({"state_dict": {"a": torch.zeros(1)}, "rest": made}, tmp_path / "model.ckpt")
-    with pytest.raises(InputError, match=r"could run code when loaded: it names ") as raised:
+    named = r"it names ldm\.data\.Part, ldm\.util\.Log, taming\.modules\.Model, wandb\.Settings and 1 more;"
+    with pytest.raises(InputError, match=named) as raised:
         start(base, tmp_path / "model.ckpt")
-    said = str(raised.value)
-    assert "ldm.data.Part, ldm.util.Log, taming.modules.Model, wandb.Settings and 1 more (of ldm, taming, wandb, zeus)" in said
-    assert "omegaconf" not in said
-    assert "add_safe_globals" not in said
-    assert "\n" not in said
+    assert "add_safe_globals" not in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [{"a": 1.5}, {"state_dict": {"a": torch.zeros(1)}}])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_of_another_program(content: object, protocol: int, base: Path, tmp_path: Path):
-    """Not damaged, and not to be got again: it is another kind of file."""
-    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(InputError, match=r"model\.ckpt: a pickle that torch\.save has not written, .* save its state_dict as"):
+def test_a_pickle_of_another_program(protocol: int, base: Path, tmp_path: Path):
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"state_dict": {"a": 1.5}}, protocol=protocol))
+    with pytest.raises(InputError, match=r"model\.ckpt: a pickle that torch\.save has not written"):
         start(base, tmp_path / "model.ckpt")
 
 
 @pytest.mark.parametrize("old_format", [True, False])
-@pytest.mark.parametrize("where", [0.02, 0.5, 0.98])
+@pytest.mark.parametrize("where", [0.02, 0.98])
 def test_a_pickle_that_is_damaged_or_cut_short(old_format: bool, where: float, prior: Published, base: Path, tmp_path: Path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": original_state(prior, text=True)}, path, _use_new_zipfile_serialization=not old_format)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * where)])
-    with pytest.raises(InputError, match=r"model\.ckpt: a .* cut short.* get the file again") as raised:
+    with pytest.raises(InputError, match=r"model\.ckpt: a .* cut short") as raised:
         start(base, path)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "cause"),
-    [
-        ("model.ckpt", b"not a pickle", "a text, which begins with 'not a pickle'"),
-        ("empty.ckpt", b"", "is empty"),
-        ("model.safetensors", b"{}", "a JSON file"),
-        ("model.zip", b"PK", "no file of weights|a text"),
-        ("model.ckpt", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
-    ],
-)
-def test_other_files_are_refused(name: str, content: bytes, cause: str, base: Path, tmp_path: Path):
-    (tmp_path / name).write_bytes(content)
-    for source in (lambda path: start(base, path), PaintByExample.from_pretrained, load_encoder, unet_config):
-        with pytest.raises(InputError, match=cause) as raised:
-            source(str(tmp_path / name))
-        assert "\n" not in str(raised.value)
-        assert "code" not in str(raised.value)
+def test_other_files_are_refused_by_every_reader(base: Path, tmp_path: Path):
+    (tmp_path / "model.ckpt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    for read in (lambda path: start(base, path), PaintByExample.from_pretrained, load_encoder, unet_config):
+        with pytest.raises(InputError, match=r"model\.ckpt: a pointer of Git LFS"):
+            read(str(tmp_path / "model.ckpt"))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"a": 1}, {}])
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"a": 1}])
 def test_pickles_of_something_else_are_refused(content: object, base: Path, tmp_path: Path):
     torch.save(content, tmp_path / "model.ckpt")
     with pytest.raises(InputError, match="holds no named tensors"):
@@ -440,59 +411,25 @@ def test_what_a_start_does_not_need_is_named_and_left(flat: bool, prior: Publish
     numbers = {"global_step": 470_000, "epoch": 3.0, "optimizer_states": [{"state": {0: torch.zeros(2)}}]}
     content = {**state, **extra, **numbers}
     torch.save(content if flat else {"state_dict": content}, tmp_path / "merged.ckpt")
-    model, account = start(base, tmp_path / "merged.ckpt")
+    model, report = start(base, tmp_path / "merged.ckpt")
     assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-    assert {what: account.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
-    assert account.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
-    assert sum(account.loaded.values()) + sum(account.aside.values()) == len(content)
-    assert "embedding_manager.* (2)" in account.lines()
+    assert {what: report.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
+    assert report.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
+    assert sum(report.loaded.values()) + sum(report.aside.values()) == len(content)
+    assert "embedding_manager.* (2)" in report.lines()
 
 
-def test_what_nobody_knows_is_told_when_one_paints(paint: Published, tmp_path: Path, capsys):
-    write_tensors(tmp_path / "model.safetensors", {**original_state(paint), "denoiser.sigmas": torch.zeros(3)})
-    PaintByExample.from_pretrained(tmp_path / "model.safetensors")
-    assert (
-        capsys.readouterr().err == f"{tmp_path}/model.safetensors: left aside, since nothing here has a use for it: denoiser.*\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("lora_unet_mid_block.alpha", "a LoRA"),
-        ("down_blocks.0.resnets.0.norm1.weight", "a U-Net or ControlNet of diffusers' layout"),
-        ("first_stage_model.quant_conv.bias", "a VAE alone"),
-        ("emb_params", "a textual inversion"),
-        ("something", "no such model"),
-    ],
-)
-def test_a_file_of_another_network_says_which(name: str, what: str, base: Path, tmp_path: Path):
-    write_tensors(tmp_path / "model.safetensors", {name: torch.zeros(1)})
-    with pytest.raises(
-        InputError, match=rf"model\.safetensors: {what}.* \(no tensor here begins with model\.diffusion_model\.\)"
-    ):
+def test_a_file_of_another_network(base: Path, tmp_path: Path):
+    write_tensors(tmp_path / "model.safetensors", {"lora_unet_mid_block.alpha": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"model\.safetensors: no tensor here begins with model\.diffusion_model\."):
         start(base, tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["control_model.x", "lora_unet_down_blocks_0.alpha", "ip_adapter.1.to_k_ip.weight"])
 def test_networks_that_were_added_are_refused(name: str, prior: Published, base: Path, tmp_path: Path):
     write_tensors(tmp_path / "model.safetensors", {**original_state(prior, text=True), name: torch.zeros(1)})
-    with pytest.raises(InputError, match=rf"an? [\w]+ \({name}, \.\.\.\) beside the model, which would be lost"):
+    with pytest.raises(InputError, match=rf"an? [\w]+ \({name}, \.\.\.\) beside the model"):
         start(base, tmp_path / "model.safetensors")
-
-
-def broken_hub(change: Callable[[dict[str, Tensor]], object], part: str = "unet") -> Callable[[Path, Published], Path]:
-    """The released layout with the tensors of one part changed."""
-
-    def write(folder: Path, parts: Published) -> Path:
-        where = write_hub(folder / "m", parts)
-        path = where / part / ("model.safetensors" if part == "image_encoder" else FILE)
-        state = load_file(path)
-        change(state)
-        save_file(state, path)
-        return where
-
-    return write
 
 
 def rename(state: dict[str, Tensor], old: str, new: str) -> None:
@@ -500,10 +437,7 @@ def rename(state: dict[str, Tensor], old: str, new: str) -> None:
 
 
 FAULTS = {
-    "missing": (
-        broken_hub(lambda state: state.pop("conv_out.bias")),
-        r"1 missing \(conv_out\.bias\)",
-    ),
+    "missing": (broken_hub(lambda state: state.pop("conv_out.bias")), r"1 missing \(conv_out\.bias\)"),
     "unexpected": (
         broken_hub(lambda state: rename(state, "conv_out.bias", "conv_out.beta")),
         r"1 missing \(conv_out\.bias\); 1 unexpected \(conv_out\.beta\)",
@@ -514,7 +448,7 @@ FAULTS = {
     ),
     "conditioner": (
         broken_hub(lambda state: state.pop("uncond_vector"), "image_encoder"),
-        r"its conditioner are not those of this model: 1 missing \(uncond_vector\)",
+        r"conditioner .*1 missing \(uncond_vector\)",
     ),
     "parts of two models": (
         broken_hub(lambda state: state.update({"proj_out.weight": torch.zeros(48, 64)}), "image_encoder"),
@@ -522,15 +456,15 @@ FAULTS = {
     ),
     "another VAE": (
         broken_hub(lambda state: state.update({"quant_conv.bias": torch.zeros(8)}), "vae"),
-        r"its VAE is not the dataset's \(weights \w{12}, not \w{12}; first difference in quant_conv\.bias\)",
+        r"VAE is not the dataset's \(.*quant_conv\.bias\)",
     ),
     "half a VAE": (
         broken_hub(lambda state: state.pop("quant_conv.bias"), "vae"),
-        r"its VAE is not the dataset's \(quant_conv\.bias is in one of them only\)",
+        r"VAE is not the dataset's \(quant_conv\.bias is in one",
     ),
     "another encoder": (
         broken_hub(lambda state: state.update({"model.vision_model.post_layernorm.bias": torch.ones(64)}), "image_encoder"),
-        r"its vision encoder is not model\.encoder, .*post_layernorm\.bias\); set model\.encoder to",
+        r"encoder is not model\.encoder, .*post_layernorm\.bias\); set model\.encoder to",
     ),
 }
 
@@ -550,7 +484,7 @@ def test_a_model_that_is_not_whole_is_refused(fault: str, paint: Published, base
         (lambda state: state.pop("model.diffusion_model.out.2.weight"), r"out\.2\.weight' is missing"),
         (
             lambda state: state.update({"cond_stage_model.mapper.resblocks.0.odd": torch.zeros(1)}),
-            r"1 tensor within its networks that no .* first cond_stage_model\.mapper\.resblocks\.0\.odd",
+            r"1 tensor within .* first cond_stage_model\.mapper\.resblocks\.0\.odd",
         ),
         (lambda state: state.update({"model.diffusion_model.label_emb.0.0.bias": torch.zeros(1)}), r"first model\..*label_emb"),
         (lambda state: state.update({"first_stage_model.odd": torch.zeros(1)}), r"first first_stage_model\.odd"),
@@ -569,25 +503,6 @@ def test_an_original_file_that_is_not_whole_is_refused(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("layout", ["diffusers", "ckpt", "safetensors"])
-def test_the_start_of_the_published_training(layout: str, prior: Published, base: Path, tmp_path: Path):
-    """`sd-v1-4-modified-9channel.ckpt`: its five further input channels are 0, and so it is no inpainting model."""
-    wide = make_published(9, seed=1)
-    wide.unet.load_state_dict({**prior.unet.state_dict(), "conv_in.weight": widened(prior.unet.conv_in.weight.data)})
-    parts = replace(prior, unet=wide.unet)
-    if layout == "diffusers":
-        where = write_stable_diffusion(tmp_path / "sd", parts)
-    else:
-        where = write_original(tmp_path / f"sd-v1-4-modified-9channel.{layout}", parts, text=True)
-    model, account = start(base, where)
-    expected = wide.unet.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.unet.state_dict().items())
-    assert account.new == [
-        "nothing in unet.conv_in: it has the 5 more input channels already, all 0",
-        "the conditioner, at random",
-    ]
-
-
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 def test_an_inpainting_model_is_told_from_paint_by_example(layout: str, paint: Published, base: Path, tmp_path: Path):
     """Both have 9 input channels, in another order and of opposite polarity."""
@@ -595,21 +510,18 @@ def test_an_inpainting_model_is_told_from_paint_by_example(layout: str, paint: P
         where = write_stable_diffusion(tmp_path / "inpainting", paint)
     else:
         where = write_original(tmp_path / "inpainting.ckpt", paint, text=True)
-    with pytest.raises(InputError, match=r"an inpainting model: its 9 input channels are latent, mask, masked view"):
+    with pytest.raises(InputError, match="an inpainting model"):
         start(base, where)
 
 
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (
-            {"use_linear_projection": True},
-            r"1\.x's kind \(use_linear_projection is True, there it is False\)",
-        ),
+        ({"use_linear_projection": True}, r"1\.x's kind \(use_linear_projection is True"),
         ({"addition_embed_type": "text_time"}, r"addition_embed_type is 'text_time'"),
         ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\], one number"),
-        ({"in_channels": 8}, r"8 input channels, where 4 are expected of a text-to-image model"),
-        ({"out_channels": 8}, r"paints latents of 8 channels, the dataset's have 4"),
+        ({"in_channels": 8}, "8 input channels, where 4"),
+        ({"out_channels": 8}, "latents of 8 channels, the dataset's have 4"),
         ({"cross_attention_dim": 48}, r"\d+ of another shape \(.*attn2\.to_k\.weight \[\d+, 64\], not \[\d+, 48\]"),
     ],
 )
@@ -624,9 +536,9 @@ def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: 
     config = json.loads((sd / "unet" / "config.json").read_text())
     del config["in_channels"], config["out_channels"]
     (sd / "unet" / "config.json").write_text(json.dumps(config))
-    model, account = start(base, sd)
+    model, report = start(base, sd)
     assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
-    assert account.new[0].startswith("5 more input channels")
+    assert report.new[0].startswith("5 more input channels")
     hub = write_hub(tmp_path / "hub", paint)
     inside = json.loads((hub / "image_encoder" / "config.json").read_text())
     (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
@@ -636,7 +548,7 @@ def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: 
 
 def test_what_the_u_net_predicts_must_be_what_the_settings_say(prior: Published, base: Path, tmp_path: Path):
     velocity = write_stable_diffusion(tmp_path / "velocity", prior, prediction="v_prediction")
-    with pytest.raises(InputError, match=r"predicts v_prediction, the setting `prediction` says epsilon; set it to v_prediction"):
+    with pytest.raises(InputError, match=r"predicts v_prediction, .*set it to v_prediction"):
         start(base, velocity)
     start(base, velocity, prediction="v_prediction")
     with pytest.raises(InputError, match="predicts epsilon"):
@@ -645,7 +557,7 @@ def test_what_the_u_net_predicts_must_be_what_the_settings_say(prior: Published,
 
 def test_the_depth_of_the_conditioner_is_the_checkpoints(paint: Published, base: Path, tmp_path: Path):
     for where in (base / "hub", write_original(tmp_path / "model.ckpt", paint)):
-        with pytest.raises(InputError, match=r"has 1 block, model\.conditioner_blocks says 5; set .* to 1"):
+        with pytest.raises(InputError, match=r"has 1 block, .* set model\.conditioner_blocks to 1"):
             start(base, where, model={"conditioner_blocks": 5})
 
 
@@ -656,16 +568,17 @@ def test_places_that_hold_nothing(base: Path, tmp_path: Path):
         start(base, tmp_path / "nowhere" / "at all")
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(InputError, match=r"unet: no weights here, not one of diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(InputError, match=r"unet: no weights here: none of diffusion_pytorch_model\.safetensors"):
         start(base, tmp_path)
 
 
 def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_path: Path, prior: Published):
     where = broken_hub(lambda state: state.pop("model.vision_model.post_layernorm.bias"), "image_encoder")(tmp_path, paint)
-    with pytest.raises(InputError, match=r"vision encoder are not those of this model: 1 missing \(post_layernorm\.bias\)"):
+    with pytest.raises(InputError, match=r"vision encoder .*1 missing \(post_layernorm\.bias\)"):
         load_encoder(str(where))
-    with pytest.raises(InputError, match="no vision encoder here"):
-        load_encoder(str(write_original(tmp_path / "sd.ckpt", prior, text=True)))
+    for read in (load_encoder, encoder_config):
+        with pytest.raises(InputError, match="no vision encoder here"):
+            read(str(write_original(tmp_path / "sd.ckpt", prior, text=True)))
     state = load_file(base / "encoder" / "model.safetensors")
     del state[next(name for name in state if name.endswith("post_layernorm.bias"))]
     (tmp_path / "clip").mkdir()
@@ -676,7 +589,7 @@ def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_pa
 
 
 def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Published, tmp_path: Path, capsys):
-    """The real loop: the account is printed and kept at the start of a new run; a resumed run reads the start no more."""
+    """The real loop: the report is printed and kept at the start of a new run; a resumed run reads the model no more."""
     vae = load_vae(str(world.vae))
     parts = replace(prior, vae=vae)
     sd = write_stable_diffusion(tmp_path / "sd", parts)
@@ -709,3 +622,21 @@ def test_a_start_on_another_vae_ends_before_training(world: World, prior: Publis
     with pytest.raises(InputError, match="its VAE is not the dataset's"):
         train(world.settings(tmp_path / "run", f"--model.pretrained={sd}"), Ranks(0, 1, torch.device("cpu")))
     assert not (tmp_path / "run").exists()
+
+
+COMPARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels", "attention_head_dim", "out_channels")
+
+
+def test_the_sizes_of_a_file_are_those_that_the_folder_says(paint: Published, base: Path, tmp_path: Path):
+    """Sizes read off the tensors of an original file are those that diffusers' layout writes down."""
+    hub, file = str(base / "hub"), str(write_original(tmp_path / "model.ckpt", paint))
+    theirs, ours = unet_config(hub), unet_config(file)
+    assert {key: ours[key] for key in COMPARED} == {key: theirs[key] for key in COMPARED}
+    assert all(
+        getattr(encoder_config(file), key) == getattr(encoder_config(hub), key) for key in CLIP_SIZES.keys() - {"projection_dim"}
+    )
+    model = unloaded_model(ModelSettings(pretrained=file, encoder=file, vae=f"{hub}/vae", conditioner_blocks=1))
+    expected = {name: tensor.shape for name, tensor in paint.unet.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.unet.state_dict().items()} == expected
+    assert unet_config(PAINT_BY_EXAMPLE) == unet_config(STABLE_DIFFUSION), "the released models are known without a download"
+    assert encoder_config(PAINT_BY_EXAMPLE).num_hidden_layers == 24
