@@ -45,7 +45,7 @@ class _Fault(Exception):
 
 
 def fetch(repository: str, choose: Chooser) -> Path | None:
-    """A folder of the cache with files of a repository; null where `choose` wants none of them.
+    """A folder of the cache with files of a repository; null where `choose` chooses none of them.
 
     Args:
         repository: owner/name.

@@ -45,7 +45,7 @@ from pbe_train.model.schedulers import SCHEDULE, SPACING
 IMAGE_ENCODER = "PaintByExampleImageEncoder"
 # Where diffusers keeps that class: since 0.38, and before.
 MODULES = ("diffusers.pipelines.deprecated.paint_by_example.image_encoder", "diffusers.pipelines.paint_by_example.image_encoder")
-# The last version whose DiffusionPipeline.from_pretrained knows this pipeline.
+# The last version whose DiffusionPipeline.from_pretrained loads this pipeline.
 WRITTEN_FOR = "0.36.0"
 NOT_OPENED = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

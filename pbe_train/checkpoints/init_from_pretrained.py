@@ -217,7 +217,7 @@ def check_settings(source: PretrainedModel, settings: TrainSettings) -> None:
 
 
 def check_vae(source: PretrainedModel, vae: AutoencoderKL) -> None:
-    """Refuse a pretrained model whose VAE is not the dataset's: its U-Net knows other latents.
+    """Refuse a pretrained model whose VAE is not the dataset's: its U-Net was trained on other latents.
 
     Raises:
         InputError: with what differs.

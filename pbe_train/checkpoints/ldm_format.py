@@ -121,7 +121,7 @@ def read_ldm(path: Path) -> PretrainedModel:
         encoder=vision or None,
         encoder_config=encoder_config,
         vae=own_vae or None,
-        # The original code predicts the noise; it knows no velocity.
+        # The original code has no other prediction.
         prediction="epsilon",
         metadata=metadata,
         aside=left,
@@ -238,7 +238,7 @@ def vision_config_of(encoder: Tensors) -> CLIPVisionConfig:
 def check_ldm(run: Run, parts: ModelTensors) -> None:
     """Refuse a run that the original code could not paint with.
 
-    A reader of the file knows the shapes of its tensors and takes the rest as published, so the rest must be as published.
+    The file holds the shapes of its tensors and nothing else, so all else must be as published.
 
     Raises:
         InputError: naming the setting.

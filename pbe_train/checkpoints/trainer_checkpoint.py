@@ -80,8 +80,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
-    Of a run that went back to an earlier checkpoint, those of the branch it left are set aside as `left-step-XXXXXXXX` before
-    its own first one appears, so that `auto` goes on with the new branch; nothing deletes them.
+    If the run went back to an earlier checkpoint, later ones are set aside as `left-step-XXXXXXXX` before its own first one
+    appears, so that `auto` goes on with the new branch; nothing deletes them.
 
     Args:
         out: the run folder.
@@ -117,13 +117,13 @@ def save_checkpoint(
             _set_aside([path for path in list_checkpoints(out) if int(path.name.removeprefix("step-")) > began_at])
         partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # A disk that is full has room again for other things.
+        shutil.rmtree(partial, ignore_errors=True)  # On a full disk it would take the space of other things.
         raise
     try:
         sync(parent)
         _prune(out, settings.checkpoints_kept)
     except OSError as error:
-        # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
+        # The new one is there. Another process may be reading or deleting an old one, on NFS for example.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
     return folder
 
@@ -287,7 +287,7 @@ def _was_asked_for(newest: Path, resume: str) -> bool:
     """Whether the run that wrote a checkpoint was itself given this path to go on from: then the same command goes on with it."""
     try:
         given = json.loads((newest / "state.json").read_bytes())["settings"]["resume"]
-    except (OSError, ValueError, KeyError, TypeError):  # Damaged: whoever reads it next says so.
+    except (OSError, ValueError, KeyError, TypeError):  # Damaged: `read_state` says so.
         return False
     return resume not in ("auto", "never") and given == resume
 

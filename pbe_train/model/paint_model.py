@@ -1,4 +1,4 @@
-"""The model: a U-Net that sees the noisy view, the masked view and the mask, and one token that tells it what to paint.
+"""The model: a U-Net that sees the noisy view, the masked view and the mask, under one token that says what to paint.
 
     reference ─▶ CLIP (frozen) ─ class token ─▶ 5 blocks ─▶ LayerNorm ─▶ Linear ─▶ condition [B, 1, D] ──┐ cross-attention
                                                            null vector, p = 0.2 ──────────────────────────┤
@@ -205,6 +205,6 @@ def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A copy of `value` on the device of `parameter` and in its memory layout.
 
     For moments that are put back into an optimizer: files hold them contiguous, and a fused AdamW pairs the elements of parameter
-    and moment by their places in memory, so that in another layout it would take the wrong ones, without a word.
+    and moment by their places in memory, so that in another layout it would silently take the wrong ones.
     """
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

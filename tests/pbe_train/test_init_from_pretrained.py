@@ -21,16 +21,9 @@ from torch import Tensor
 from pbe_core.errors import InputError
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
+from pbe_train.checkpoints import networks
 from pbe_train.checkpoints.init_from_pretrained import FIRST_LAYER, LoadReport, init_from_pretrained, widened
-from pbe_train.checkpoints.networks import (
-    CLIP_SIZES,
-    PAINT_BY_EXAMPLE,
-    STABLE_DIFFUSION,
-    encoder_config,
-    load_encoder,
-    unet_config,
-    unloaded_model,
-)
+from pbe_train.checkpoints.networks import encoder_config, load_encoder, unet_config
 from pbe_train.checkpoints.trainer_checkpoint import read_state
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel
@@ -51,6 +44,8 @@ from tests.pbe_train.published import (
 from tests.pbe_train.small_world import World
 
 FILE = "diffusion_pytorch_model.safetensors"
+State = dict[str, Tensor]
+Write = Callable[[Path, Published], Path]
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +68,19 @@ def base(paint: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_of(base: Path, start: Path | str, **changes: object) -> TrainSettings:
-    model = {
-        "pretrained": str(start),
-        "encoder": str(base / "encoder"),
-        "vae": str(base / "hub" / "vae"),
-        "conditioner_blocks": 1,
-    }
-    groups = {"model": model | dict(changes.pop("model", {}))}
-    return TrainSettings.model_validate({"dataset": "none", **groups, **changes})
-
-
-def start(base: Path, where: Path | str, **changes: object) -> tuple[PaintByExampleModel, LoadReport]:
-    settings = settings_of(base, where, **changes)
-    model, report = init_from_pretrained(settings, load_vae(settings.model.vae))
+def start(base: Path, where: Path | str, prediction: str = "epsilon", **model: object) -> tuple[PaintByExampleModel, LoadReport]:
+    usual = {"encoder": str(base / "encoder"), "vae": str(base / "hub" / "vae"), "conditioner_blocks": 1}
+    values = {"dataset": "none", "prediction": prediction, "model": {"pretrained": str(where), **usual, **model}}
+    settings = TrainSettings.model_validate(values)
+    made, report = init_from_pretrained(settings, load_vae(settings.model.vae))
     assert report
-    return model, report
+    return made, report
+
+
+def refused(base: Path, where: Path | str, cause: str, **changes: object) -> None:
+    with pytest.raises(InputError, match=cause) as raised:
+        start(base, where, **changes)
+    assert "\n" not in str(raised.value)
 
 
 def assert_is(model: PaintByExampleModel, parts: Published) -> None:
@@ -100,22 +92,18 @@ def assert_is(model: PaintByExampleModel, parts: Published) -> None:
     assert all(torch.equal(tensor, encoder[name]) for name, tensor in found.items())
 
 
-def write_original(path: Path, parts: Published, *, text: bool = False) -> Path:
+def write_original(path: Path, parts: Published, *, text: bool = False, named: str = "") -> Path:
     state = original_state(parts, text=text)
     if path.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
+        write_tensors(path, state)
     else:
         torch.save({"state_dict": state, "global_step": 7, "callbacks": {}}, path)
-    return path
+    return path.rename(path.with_name(named)) if named else path
 
 
 def in_shards(folder: Path) -> Path:
     write_in_shards(folder)
     return folder
-
-
-def under_another_name(path: Path, name: str) -> Path:
-    return path.rename(path.with_name(name))
 
 
 def as_transformers_5(path: Path, parts: Published) -> Path:
@@ -124,23 +112,30 @@ def as_transformers_5(path: Path, parts: Published) -> Path:
     return path
 
 
-LAYOUTS: dict[str, Callable[[Path, Published], Path]] = {
+LAYOUTS: dict[str, Write] = {
     "transformers 4": lambda folder, parts: write_hub(folder / "m", parts, transformers=4, position_ids=True),
     "transformers 5": lambda folder, parts: write_hub(folder / "m", parts, transformers=5),
     "pickles": lambda folder, parts: write_hub(folder / "m", parts, pickles=True),
     "shards": lambda folder, parts: in_shards(write_hub(folder / "m", parts)),
     "shards of pickles": lambda folder, parts: in_shards(write_hub(folder / "m", parts, pickles=True)),
     "older VAE": lambda folder, parts: write_hub(folder / "m", parts, vae="old"),
-    "ckpt": lambda folder, parts: write_original(folder / "model.ckpt", parts),
-    "original safetensors": lambda folder, parts: write_original(folder / "model.safetensors", parts),
-    "original by transformers 5": lambda folder, parts: as_transformers_5(folder / "model.safetensors", parts),
-    "safetensors named ckpt": lambda folder, parts: under_another_name(
-        write_original(folder / "model.safetensors", parts), "model.ckpt"
-    ),
-    "ckpt named safetensors": lambda folder, parts: under_another_name(
-        write_original(folder / "model.ckpt", parts), "model.safetensors"
-    ),
+    "ckpt": lambda folder, parts: write_original(folder / "m.ckpt", parts),
+    "original safetensors": lambda folder, parts: write_original(folder / "m.safetensors", parts),
+    "original by transformers 5": lambda folder, parts: as_transformers_5(folder / "m.safetensors", parts),
+    "safetensors named ckpt": lambda folder, parts: write_original(folder / "m.safetensors", parts, named="m.ckpt"),
+    "ckpt named safetensors": lambda folder, parts: write_original(folder / "m.ckpt", parts, named="m.safetensors"),
 }
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_paint_by_example_starts_from_every_layout(layout: str, paint: Published, base: Path, tmp_path: Path):
+    """The same bits, whichever file they came in; and model.encoder may be that very model."""
+    where = LAYOUTS[layout](tmp_path, paint)
+    model, report = start(base, where, encoder=str(where))
+    assert_is(model, paint)
+    assert report.kind.startswith("Paint by Example")
+    assert report.new == []
+    assert report.licence == "creativeml-openrail-m"
 
 
 def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Path):
@@ -149,24 +144,9 @@ def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Pat
     content = json.loads(index.read_text())
     content["weight_map"]["one.more"] = content["weight_map"]["conv_out.bias"]
     index.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"1 tensor in no shard, first one\.more"):
-        start(base, where)
+    refused(base, where, r"1 tensor in no shard, first one\.more")
     (where / "unet" / content["weight_map"]["one.more"]).unlink()
-    with pytest.raises(InputError, match=r"shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there"):
-        start(base, where)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_paint_by_example_starts_from_every_layout(layout: str, paint: Published, base: Path, tmp_path: Path):
-    """The same bits, whichever file they came in; and model.encoder may be that very model."""
-    where = LAYOUTS[layout](tmp_path, paint)
-    model, report = start(base, where)
-    assert_is(model, paint)
-    assert report.kind.startswith("Paint by Example")
-    assert report.new == []
-    assert report.licence == "creativeml-openrail-m"
-    again, _ = start(base, where, model={"encoder": str(where)})
-    assert_is(again, paint)
+    refused(base, where, r"shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there")
 
 
 def test_a_conditioner_of_five_blocks(tmp_path: Path):
@@ -174,7 +154,7 @@ def test_a_conditioner_of_five_blocks(tmp_path: Path):
     parts = make_published(9, layers=24)
     write_hub(tmp_path / "hub", parts)
     parts.encoder.model.save_pretrained(tmp_path / "encoder")
-    model, _ = start(tmp_path, write_original(tmp_path / "model.ckpt", parts), model={"conditioner_blocks": 5})
+    model, _ = start(tmp_path, write_original(tmp_path / "model.ckpt", parts), conditioner_blocks=5)
     assert_is(model, parts)
 
 
@@ -206,23 +186,6 @@ def test_stable_diffusion_is_widened(layout: str, wide: bool, prior: Published, 
     assert report.new[1] == "the conditioner, at random"
 
 
-def test_every_tensor_of_a_file_is_in_the_report(paint: Published, prior: Published, base: Path, tmp_path: Path):
-    """Loaded and left aside add up to what the file holds: a tensor that is dropped unsaid breaks the sum."""
-    for parts, text in ((paint, False), (prior, True)):
-        path = write_original(tmp_path / "model.safetensors", parts, text=text)
-        _, report = start(base, path)
-        # Queries, keys and values are three tensors here and one there: two more for weight and bias of each block.
-        stacked = 0 if text else 4
-        assert sum(report.loaded.values()) + sum(report.aside.values()) == len(load_file(path)) + stacked
-    assert report.aside["text encoder"] == 1
-    assert report.aside["moving average (EMA)"] == 2
-    assert report.aside["schedule"] == 4
-    lines = report.lines()
-    assert "left aside" in lines
-    assert "moving average (EMA) (2)" in lines
-    assert "the conditioner, at random" in lines
-
-
 def test_half_precision(paint: Published, base: Path, tmp_path: Path):
     """Rounded weights are loaded, VAE and encoder compared as rounded; also where `variant="fp16"` is all that was downloaded."""
     state = {name: t.half() if t.is_floating_point() else t for name, t in original_state(paint).items()}
@@ -234,31 +197,67 @@ def test_half_precision(paint: Published, base: Path, tmp_path: Path):
     for path in where.rglob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path.with_suffix(".fp16.safetensors"))
         path.unlink()
-    model, _ = start(base, where, model={"encoder": str(where), "vae": str(where)})
+    model, _ = start(base, where, encoder=str(where), vae=str(where))
     assert torch.equal(model.unet.conv_out.weight, rounded)
     vision = model.conditioner.model.state_dict()
     for name, tensor in paint.encoder.model.state_dict().items():
         assert torch.equal(vision[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_every_tensor_of_a_file_is_in_the_report(text: bool, paint: Published, prior: Published, base: Path, tmp_path: Path):
+    """Loaded and left aside add up to what the file holds: a tensor that is dropped unsaid breaks the sum."""
+    path = write_original(tmp_path / "model.safetensors", prior if text else paint, text=text)
+    _, report = start(base, path)
+    # Queries, keys and values are three tensors here and one there: two more for weight and bias of each block.
+    stacked = 0 if text else 4
+    assert sum(report.loaded.values()) + sum(report.aside.values()) == len(load_file(path)) + stacked
+    assert report.aside.get("text encoder") == (1 if text else None)
+    assert (report.aside["moving average (EMA)"], report.aside["schedule"]) == (2, 4)
+    assert "moving average (EMA) (2)" in report.lines()
+
+
+EXTRA = {
+    "text encoder": ("cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias", "cond_stage_model.logit_scale"),
+    "embedding_manager.*": ("embedding_manager.string_to_param_dict.*", "embedding_manager.other"),
+    "denoiser.*": ("denoiser.sigmas", "denoiser.log_sigmas"),
+    "logvar": ("logvar",),
+    "moving average (EMA)": ("model_ema.num_updates",),
+}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_tensors_of_no_use_are_named_and_left(flat: bool, prior: Published, base: Path, tmp_path: Path):
+    """Once each group, with its tensors counted; a plain number among the tensors is none of them."""
+    state = original_state(prior)
+    state = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "first_stage_model."))}
+    extra = {name: torch.zeros(1) for group in EXTRA.values() for name in group}
+    numbers = {"global_step": 470_000, "epoch": 3.0, "optimizer_states": [{"state": {0: torch.zeros(2)}}]}
+    content = {**state, **extra, **numbers}
+    torch.save(content if flat else {"state_dict": content}, tmp_path / "merged.ckpt")
+    model, report = start(base, tmp_path / "merged.ckpt")
+    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
+    assert {what: report.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
+    assert report.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
+    assert sum(report.loaded.values()) + sum(report.aside.values()) == len(content)
+
+
+# --- Pickles --------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("old_format", [True, False])
 def test_a_lightning_checkpoint_with_numbers_of_numpy(old_format: bool, prior: Published, base: Path, tmp_path: Path):
     """As sd-v1-4.ckpt has its learning rate, under the name that numpy had in its time."""
-    module = b"numpy.core.multiarray"
-    learning = {"_last_lr": [np.float64(1e-4)], "last_epoch": np.float64(3)}
-    content = {"state_dict": original_state(prior, text=True), "lr_schedulers": [learning]}
+    content = {"state_dict": original_state(prior, text=True), "lr_schedulers": [{"_last_lr": [np.float64(1e-4)]}]}
     kept, path = tmp_path / "kept.ckpt", tmp_path / "sd.ckpt"
     torch.save(content, kept, _use_new_zipfile_serialization=not old_format)
-    name = np.float64(1).__reduce__()[0].__module__.encode()
+    found, wanted = b"c" + np.float64(1).__reduce__()[0].__module__.encode() + b"\n", b"cnumpy.core.multiarray\n"
     if old_format:
-        path.write_bytes(kept.read_bytes().replace(b"c" + name + b"\n", b"c" + module + b"\n"))
+        path.write_bytes(kept.read_bytes().replace(found, wanted))
     else:
         with zipfile.ZipFile(kept) as old, zipfile.ZipFile(path, "w") as new:
             for entry in old.infolist():
-                data = old.read(entry)
-                found = b"c" + name + b"\n"
-                assert (found in data) == entry.filename.endswith("data.pkl")
-                new.writestr(entry, data.replace(found, b"c" + module + b"\n"))
+                new.writestr(entry, old.read(entry).replace(found, wanted))
     model, _ = start(base, path)
     assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
 
@@ -315,11 +314,8 @@ def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Publish
         "last": [np.arange(3), np.float64(1)],
         "callbacks": {classes["ModelCheckpoint"]: {"best_model_score": None}},
     }
-    torch.save(
-        {"state_dict": original_state(prior, text=True), **content},
-        tmp_path / "sd.ckpt",
-        _use_new_zipfile_serialization=not old_format,
-    )
+    whole = {"state_dict": original_state(prior, text=True), **content}
+    torch.save(whole, tmp_path / "sd.ckpt", _use_new_zipfile_serialization=not old_format)
     monkeypatch.undo()
     assert "omegaconf" not in sys.modules
     model, report = start(base, tmp_path / "sd.ckpt")
@@ -328,35 +324,17 @@ def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Publish
 
 
 @pytest.mark.parametrize("old_format", [True, False])
-def test_a_pickle_that_could_run_code_does_not(old_format: bool, base: Path, tmp_path: Path):
+def test_a_pickle_that_could_run_code_does_not(old_format: bool, foreign, base: Path, tmp_path: Path):
+    """The error names what stands in the way, and not PyTorch's sentence on how to allow it."""
     path, sign = tmp_path / "model.ckpt", tmp_path / "it ran"
-    torch.save(
-        {"state_dict": {"a": torch.zeros(1), "b": Bomb(sign)}, "lr": np.float64(1)},
-        path,
-        _use_new_zipfile_serialization=not old_format,
-    )
-    with pytest.raises(InputError, match=r"model\.ckpt: a pickle .* could run code .*it names builtins\.getattr; .*safetensors"):
-        start(base, path)
+    content = {"state_dict": {"a": torch.zeros(1), "b": Bomb(sign)}, "lr": np.float64(1)}
+    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
+    refused(base, path, r"model\.ckpt: a pickle .* could run code .*it names builtins\.getattr; .*\.safetensors")
     assert not sign.exists()
-
-
-def test_a_pickle_of_other_packages_names_them(foreign, base: Path, tmp_path: Path):
-    """Those that stand in the way, and not PyTorch's sentence on how to allow them."""
     names = ("ldm.data.Part", "ldm.util.Log", "taming.modules.Model", "wandb.Settings", "zeus.Monitor")
     made = [kind() for kind in foreign(*names, *NAMED).values()]
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "rest": made}, tmp_path / "model.ckpt")
-    named = r"it names ldm\.data\.Part, ldm\.util\.Log, taming\.modules\.Model, wandb\.Settings and 1 more;"
-    with pytest.raises(InputError, match=named) as raised:
-        start(base, tmp_path / "model.ckpt")
-    assert "add_safe_globals" not in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_pickle_of_another_program(protocol: int, base: Path, tmp_path: Path):
-    (tmp_path / "model.ckpt").write_bytes(pickle.dumps({"state_dict": {"a": 1.5}}, protocol=protocol))
-    with pytest.raises(InputError, match=r"model\.ckpt: a pickle that torch\.save has not written"):
-        start(base, tmp_path / "model.ckpt")
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "rest": made}, path, _use_new_zipfile_serialization=not old_format)
+    refused(base, path, r"it names ldm\.data\.Part, ldm\.util\.Log, taming\.modules\.Model, wandb\.Settings and 1 more; where")
 
 
 @pytest.mark.parametrize("old_format", [True, False])
@@ -366,9 +344,121 @@ def test_a_pickle_that_is_damaged_or_cut_short(old_format: bool, where: float, p
     torch.save({"state_dict": original_state(prior, text=True)}, path, _use_new_zipfile_serialization=not old_format)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * where)])
-    with pytest.raises(InputError, match=r"model\.ckpt: a .* cut short") as raised:
-        start(base, path)
-    assert "\n" not in str(raised.value)
+    refused(base, path, r"model\.ckpt: a .* cut short")
+
+
+def test_pickles_of_something_else(base: Path, tmp_path: Path):
+    path = tmp_path / "model.ckpt"
+    for content in ([1, 2], {"state_dict": {"a": 1}}, {"a": 1}):
+        torch.save(content, path)
+        refused(base, path, "holds no named tensors")
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps({"state_dict": {"a": 1.5}}, protocol=protocol))
+        refused(base, path, r"model\.ckpt: a pickle that torch\.save has not written")
+
+
+# --- Refused --------------------------------------------------------------------------------------------------------------
+
+
+def broken_file(change: Callable[[State], object], text: bool = False) -> Write:
+    """An original file with other tensors."""
+
+    def write(folder: Path, parts: Published) -> Path:
+        state = original_state(parts, text=text)
+        change(state)
+        write_tensors(folder / "model.safetensors", state)
+        return folder / "model.safetensors"
+
+    return write
+
+
+def drop(*names: str) -> Callable[[State], object]:
+    return lambda state: [state.pop(name) for name in list(state) if name.startswith(names)]
+
+
+def put(name: str, *shape: int) -> Callable[[State], object]:
+    return lambda state: state.update({name: torch.ones(shape)})
+
+
+UNET, MAPPER = "model.diffusion_model.", "cond_stage_model.mapper.resblocks.0."
+BROKEN: dict[str, tuple[Write, str]] = {
+    "missing": (broken_hub(drop("conv_out.bias")), r"1 missing \(conv_out\.bias\)"),
+    "unexpected": (broken_hub(put("conv_out.beta", 4)), r"1 unexpected \(conv_out\.beta\)"),
+    "shape": (broken_hub(put("conv_out.bias", 5)), r"1 of another shape \(conv_out\.bias \[5\], not \[4\]\)"),
+    "conditioner": (broken_hub(drop("uncond_vector"), "image_encoder"), r"conditioner .*1 missing \(uncond_vector\)"),
+    "parts of two models": (broken_hub(put("proj_out.weight", 48, 64), "image_encoder"), "tokens of 48 features"),
+    "another VAE": (broken_hub(put("quant_conv.bias", 8), "vae"), r"VAE is not the dataset's \(.*quant_conv\.bias\)"),
+    "half a VAE": (broken_hub(drop("quant_conv.bias"), "vae"), r"VAE is not the dataset's \(quant_conv\.bias is in one"),
+    "another encoder": (
+        broken_hub(put("model.vision_model.post_layernorm.bias", 64), "image_encoder"),
+        r"encoder is not model\.encoder, .*post_layernorm\.bias\); set model\.encoder to",
+    ),
+    "file: a bias": (broken_file(drop(f"{UNET}out.2.bias")), r"1 missing \(conv_out\.bias\)"),
+    "file: a weight": (broken_file(drop(f"{UNET}out.2.weight")), r"out\.2\.weight' is missing"),
+    "file: odd in the mapper": (broken_file(put(f"{MAPPER}odd", 1)), r"1 tensor within .* first cond_stage_model.*\.odd"),
+    "file: odd in the U-Net": (broken_file(put(f"{UNET}label_emb.0.0.bias", 1)), r"first model\..*label_emb"),
+    "file: odd in the VAE": (broken_file(put("first_stage_model.odd", 1)), r"first first_stage_model\.odd"),
+    "file: half a mapper": (broken_file(drop(f"{MAPPER}attn.c_qkv.bias")), r"3 missing \(mapper\.blocks\.0\.attn1"),
+    "file: no U-Net": (broken_file(drop(UNET)), r"no tensor here begins with model\.diffusion_model\."),
+    "file: with ControlNet": (broken_file(put("control_model.x", 1)), "a ControlNet .* beside the model"),
+    "file: with LoRA": (broken_file(put("lora_unet_mid.alpha", 1), text=True), "a LoRA .* beside the model"),
+    "file: with adapter": (broken_file(put("ip_adapter.1.weight", 1)), "an adapter .* beside the model"),
+    # Both have 9 input channels, in another order and of opposite polarity.
+    "inpainting, diffusers": (lambda folder, parts: write_stable_diffusion(folder / "sd", parts), "an inpainting model"),
+    "inpainting, original": (broken_file(lambda _: None, text=True), "an inpainting model"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_model_that_is_not_whole_or_of_another_kind(fault: str, paint: Published, base: Path, tmp_path: Path):
+    write, cause = BROKEN[fault]
+    refused(base, write(tmp_path, paint), cause)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"use_linear_projection": True}, r"1\.x's kind \(use_linear_projection is True"),
+        ({"addition_embed_type": "text_time"}, r"addition_embed_type is 'text_time'"),
+        ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\], one number"),
+        ({"in_channels": 8}, r"8 input channels, where 4"),
+        ({"out_channels": 8}, r"latents of 8 channels, the dataset's have 4"),
+        ({"cross_attention_dim": 48}, r"\d+ of another shape \(.*attn2\.to_k\.weight \[\d+, 64\], not \[\d+, 48\]"),
+    ],
+)
+def test_other_u_nets(change: dict[str, object], cause: str, prior: Published, base: Path, tmp_path: Path):
+    refused(base, write_stable_diffusion(tmp_path / "sd", prior, **change), cause)
+
+
+def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: Published, base: Path, tmp_path: Path):
+    """The libraries have a default for it, and so it is left out by some; `architectures` may be null."""
+    sd = write_stable_diffusion(tmp_path / "sd", prior)
+    config = json.loads((sd / "unet" / "config.json").read_text())
+    del config["in_channels"], config["out_channels"]
+    (sd / "unet" / "config.json").write_text(json.dumps(config))
+    model, _ = start(base, sd)
+    assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
+    hub = write_hub(tmp_path / "hub", paint)
+    inside = json.loads((hub / "image_encoder" / "config.json").read_text())
+    (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
+    refused(base, hub, "an inpainting model")
+
+
+def test_settings_that_contradict_the_model(prior: Published, paint: Published, base: Path, tmp_path: Path):
+    velocity = write_stable_diffusion(tmp_path / "velocity", prior, prediction="v_prediction")
+    refused(base, velocity, r"predicts v_prediction, .*set it to v_prediction")
+    start(base, velocity, prediction="v_prediction")
+    refused(base, write_original(tmp_path / "sd.ckpt", prior, text=True), "predicts epsilon", prediction="v_prediction")
+    for where in (base / "hub", write_original(tmp_path / "model.ckpt", paint)):
+        refused(base, where, r"has 1 block, .* set model\.conditioner_blocks to 1", conditioner_blocks=5)
+
+
+def test_places_that_hold_nothing(base: Path, tmp_path: Path):
+    refused(base, tmp_path, "neither a model in diffusers' layout")
+    refused(base, tmp_path / "nowhere" / "at all", "no such file or folder")
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
+    refused(base, tmp_path, r"unet: no weights here: none of diffusion_pytorch_model\.safetensors")
 
 
 def test_other_files_are_refused_by_every_reader(base: Path, tmp_path: Path):
@@ -378,202 +468,8 @@ def test_other_files_are_refused_by_every_reader(base: Path, tmp_path: Path):
             read(str(tmp_path / "model.ckpt"))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {"a": 1}}, {"a": 1}])
-def test_pickles_of_something_else_are_refused(content: object, base: Path, tmp_path: Path):
-    torch.save(content, tmp_path / "model.ckpt")
-    with pytest.raises(InputError, match="holds no named tensors"):
-        start(base, tmp_path / "model.ckpt")
-
-
-EXTRA = {
-    "text encoder": {
-        "cond_stage_model.transformer.embeddings.token_embedding.weight": torch.zeros(3),
-        "cond_stage_model.transformer.encoder.layers.0.mlp.fc1.bias": torch.zeros(3),
-        "cond_stage_model.logit_scale": torch.zeros(()),
-    },
-    "embedding_manager.*": {
-        "embedding_manager.string_to_param_dict.*": torch.zeros(1, 8),
-        "embedding_manager.other": torch.zeros(1),
-    },
-    "denoiser.*": {"denoiser.sigmas": torch.zeros(1000), "denoiser.log_sigmas": torch.zeros(1000)},
-    "logvar": {"logvar": torch.zeros(1000)},
-    "scale_factor": {"scale_factor": torch.tensor(0.18215)},
-    "moving average (EMA)": {"model_ema.num_updates": torch.tensor(7)},
-}
-
-
-@pytest.mark.parametrize("flat", [True, False])
-def test_what_a_start_does_not_need_is_named_and_left(flat: bool, prior: Published, base: Path, tmp_path: Path):
-    """Once each group, with its tensors counted; a plain number among the tensors is none of them."""
-    state = original_state(prior)
-    state = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "first_stage_model."))}
-    extra = {name: tensor for group in EXTRA.values() for name, tensor in group.items()}
-    numbers = {"global_step": 470_000, "epoch": 3.0, "optimizer_states": [{"state": {0: torch.zeros(2)}}]}
-    content = {**state, **extra, **numbers}
-    torch.save(content if flat else {"state_dict": content}, tmp_path / "merged.ckpt")
-    model, report = start(base, tmp_path / "merged.ckpt")
-    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-    assert {what: report.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
-    assert report.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
-    assert sum(report.loaded.values()) + sum(report.aside.values()) == len(content)
-    assert "embedding_manager.* (2)" in report.lines()
-
-
-def test_a_file_of_another_network(base: Path, tmp_path: Path):
-    write_tensors(tmp_path / "model.safetensors", {"lora_unet_mid_block.alpha": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"model\.safetensors: no tensor here begins with model\.diffusion_model\."):
-        start(base, tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("name", ["control_model.x", "lora_unet_down_blocks_0.alpha", "ip_adapter.1.to_k_ip.weight"])
-def test_networks_that_were_added_are_refused(name: str, prior: Published, base: Path, tmp_path: Path):
-    write_tensors(tmp_path / "model.safetensors", {**original_state(prior, text=True), name: torch.zeros(1)})
-    with pytest.raises(InputError, match=rf"an? [\w]+ \({name}, \.\.\.\) beside the model"):
-        start(base, tmp_path / "model.safetensors")
-
-
-def rename(state: dict[str, Tensor], old: str, new: str) -> None:
-    state[new] = state.pop(old)
-
-
-FAULTS = {
-    "missing": (broken_hub(lambda state: state.pop("conv_out.bias")), r"1 missing \(conv_out\.bias\)"),
-    "unexpected": (
-        broken_hub(lambda state: rename(state, "conv_out.bias", "conv_out.beta")),
-        r"1 missing \(conv_out\.bias\); 1 unexpected \(conv_out\.beta\)",
-    ),
-    "shape": (
-        broken_hub(lambda state: state.update({"conv_out.bias": torch.zeros(5)})),
-        r"1 of another shape \(conv_out\.bias \[5\], not \[4\]\)",
-    ),
-    "conditioner": (
-        broken_hub(lambda state: state.pop("uncond_vector"), "image_encoder"),
-        r"conditioner .*1 missing \(uncond_vector\)",
-    ),
-    "parts of two models": (
-        broken_hub(lambda state: state.update({"proj_out.weight": torch.zeros(48, 64)}), "image_encoder"),
-        r"tokens of 48 features, its U-Net takes 64",
-    ),
-    "another VAE": (
-        broken_hub(lambda state: state.update({"quant_conv.bias": torch.zeros(8)}), "vae"),
-        r"VAE is not the dataset's \(.*quant_conv\.bias\)",
-    ),
-    "half a VAE": (
-        broken_hub(lambda state: state.pop("quant_conv.bias"), "vae"),
-        r"VAE is not the dataset's \(quant_conv\.bias is in one",
-    ),
-    "another encoder": (
-        broken_hub(lambda state: state.update({"model.vision_model.post_layernorm.bias": torch.ones(64)}), "image_encoder"),
-        r"encoder is not model\.encoder, .*post_layernorm\.bias\); set model\.encoder to",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_model_that_is_not_whole_is_refused(fault: str, paint: Published, base: Path, tmp_path: Path):
-    write, cause = FAULTS[fault]
-    with pytest.raises(InputError, match=cause) as raised:
-        start(base, write(tmp_path, paint))
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (lambda state: state.pop("model.diffusion_model.out.2.bias"), r"1 missing \(conv_out\.bias\)"),
-        (lambda state: state.pop("model.diffusion_model.out.2.weight"), r"out\.2\.weight' is missing"),
-        (
-            lambda state: state.update({"cond_stage_model.mapper.resblocks.0.odd": torch.zeros(1)}),
-            r"1 tensor within .* first cond_stage_model\.mapper\.resblocks\.0\.odd",
-        ),
-        (lambda state: state.update({"model.diffusion_model.label_emb.0.0.bias": torch.zeros(1)}), r"first model\..*label_emb"),
-        (lambda state: state.update({"first_stage_model.odd": torch.zeros(1)}), r"first first_stage_model\.odd"),
-        (lambda state: state.pop("cond_stage_model.mapper.resblocks.0.attn.c_qkv.bias"), r"3 missing \(mapper\.blocks\.0\.attn1"),
-        (lambda state: [state.pop(name) for name in list(state) if ".diffusion_model." in name], "no tensor here begins with"),
-    ],
-)
-def test_an_original_file_that_is_not_whole_is_refused(
-    change: Callable[[dict[str, Tensor]], object], cause: str, paint: Published, base: Path, tmp_path: Path
-):
-    state = original_state(paint)
-    change(state)
-    write_tensors(tmp_path / "model.safetensors", state)
-    with pytest.raises(InputError, match=cause) as raised:
-        start(base, tmp_path / "model.safetensors")
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("layout", ["diffusers", "original"])
-def test_an_inpainting_model_is_told_from_paint_by_example(layout: str, paint: Published, base: Path, tmp_path: Path):
-    """Both have 9 input channels, in another order and of opposite polarity."""
-    if layout == "diffusers":
-        where = write_stable_diffusion(tmp_path / "inpainting", paint)
-    else:
-        where = write_original(tmp_path / "inpainting.ckpt", paint, text=True)
-    with pytest.raises(InputError, match="an inpainting model"):
-        start(base, where)
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        ({"use_linear_projection": True}, r"1\.x's kind \(use_linear_projection is True"),
-        ({"addition_embed_type": "text_time"}, r"addition_embed_type is 'text_time'"),
-        ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\], one number"),
-        ({"in_channels": 8}, "8 input channels, where 4"),
-        ({"out_channels": 8}, "latents of 8 channels, the dataset's have 4"),
-        ({"cross_attention_dim": 48}, r"\d+ of another shape \(.*attn2\.to_k\.weight \[\d+, 64\], not \[\d+, 48\]"),
-    ],
-)
-def test_other_u_nets_are_refused(change: dict[str, object], cause: str, prior: Published, base: Path, tmp_path: Path):
-    with pytest.raises(InputError, match=cause):
-        start(base, write_stable_diffusion(tmp_path / "sd", prior, **change))
-
-
-def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: Published, base: Path, tmp_path: Path):
-    """The libraries have a default for it, and so it is left out by some; `architectures` may be null."""
-    sd = write_stable_diffusion(tmp_path / "sd", prior)
-    config = json.loads((sd / "unet" / "config.json").read_text())
-    del config["in_channels"], config["out_channels"]
-    (sd / "unet" / "config.json").write_text(json.dumps(config))
-    model, report = start(base, sd)
-    assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
-    assert report.new[0].startswith("5 more input channels")
-    hub = write_hub(tmp_path / "hub", paint)
-    inside = json.loads((hub / "image_encoder" / "config.json").read_text())
-    (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
-    with pytest.raises(InputError, match="an inpainting model"):
-        start(base, hub)
-
-
-def test_what_the_u_net_predicts_must_be_what_the_settings_say(prior: Published, base: Path, tmp_path: Path):
-    velocity = write_stable_diffusion(tmp_path / "velocity", prior, prediction="v_prediction")
-    with pytest.raises(InputError, match=r"predicts v_prediction, .*set it to v_prediction"):
-        start(base, velocity)
-    start(base, velocity, prediction="v_prediction")
-    with pytest.raises(InputError, match="predicts epsilon"):
-        start(base, write_original(tmp_path / "sd.ckpt", prior, text=True), prediction="v_prediction")
-
-
-def test_the_depth_of_the_conditioner_is_the_checkpoints(paint: Published, base: Path, tmp_path: Path):
-    for where in (base / "hub", write_original(tmp_path / "model.ckpt", paint)):
-        with pytest.raises(InputError, match=r"has 1 block, .* set model\.conditioner_blocks to 1"):
-            start(base, where, model={"conditioner_blocks": 5})
-
-
-def test_places_that_hold_nothing(base: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="neither a model in diffusers' layout"):
-        start(base, tmp_path)
-    with pytest.raises(InputError, match="no such file or folder"):
-        start(base, tmp_path / "nowhere" / "at all")
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    with pytest.raises(InputError, match=r"unet: no weights here: none of diffusion_pytorch_model\.safetensors"):
-        start(base, tmp_path)
-
-
 def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_path: Path, prior: Published):
-    where = broken_hub(lambda state: state.pop("model.vision_model.post_layernorm.bias"), "image_encoder")(tmp_path, paint)
+    where = broken_hub(drop("model.vision_model.post_layernorm.bias"), "image_encoder")(tmp_path, paint)
     with pytest.raises(InputError, match=r"vision encoder .*1 missing \(post_layernorm\.bias\)"):
         load_encoder(str(where))
     for read in (load_encoder, encoder_config):
@@ -588,13 +484,18 @@ def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_pa
         load_encoder(str(tmp_path / "clip"))
 
 
+# --- In a training; and sizes alone ---------------------------------------------------------------------------------------
+
+
 def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Published, tmp_path: Path, capsys):
     """The real loop: the report is printed and kept at the start of a new run; a resumed run reads the model no more."""
-    vae = load_vae(str(world.vae))
-    parts = replace(prior, vae=vae)
-    sd = write_stable_diffusion(tmp_path / "sd", parts)
-    options = (f"--model.pretrained={sd}", "--checkpoint_every=1")
     ranks = Ranks(0, 1, torch.device("cpu"))
+    other = write_stable_diffusion(tmp_path / "other", prior)
+    with pytest.raises(InputError, match="its VAE is not the dataset's"):
+        train(world.settings(tmp_path / "run", f"--model.pretrained={other}"), ranks)
+    assert not (tmp_path / "run").exists()
+    sd = write_stable_diffusion(tmp_path / "sd", replace(prior, vae=load_vae(str(world.vae))))
+    options = (f"--model.pretrained={sd}", "--checkpoint_every=1")
     train(world.settings(tmp_path / "run", *options, "--steps=1"), ranks)
     said = capsys.readouterr().out
     assert f"start: {sd} (Stable Diffusion, diffusers layout)" in said
@@ -604,39 +505,29 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
     train(world.settings(tmp_path / "run", *options, "--steps=2"), ranks)
     assert "start:" not in capsys.readouterr().out
     # Whatever is named later: the model is made of what it began with, which its licence is that of.
-    for later, said in (("elsewhere", f"model.pretrained elsewhere is not read: this run began from {sd}"), ("null", "")):
-        step = 3 + (later == "null")
+    for step, later in ((3, "elsewhere"), (4, "null")):
         train(world.settings(tmp_path / "run", f"--model.pretrained={later}", f"--steps={step}"), ranks)
-        assert said in capsys.readouterr().out
+        assert (f"this run began from {sd}" in capsys.readouterr().out) == (later == "elsewhere")
         state = read_state(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
         assert state.settings["model"]["pretrained"] == str(sd)
     again = (f"--model.pretrained={tmp_path / 'run'}", "--steps=1")
     train(world.settings(tmp_path / "next", *again, "--model.reference_geometry=pad"), ranks)
-    told = capsys.readouterr().out
-    assert "(run of this trainer)" in told
-    assert "otherwise   reference_geometry pad, where it was trained with squash" in told
-
-
-def test_a_start_on_another_vae_ends_before_training(world: World, prior: Published, tmp_path: Path):
-    sd = write_stable_diffusion(tmp_path / "sd", prior)
-    with pytest.raises(InputError, match="its VAE is not the dataset's"):
-        train(world.settings(tmp_path / "run", f"--model.pretrained={sd}"), Ranks(0, 1, torch.device("cpu")))
-    assert not (tmp_path / "run").exists()
-
-
-COMPARED = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels", "attention_head_dim", "out_channels")
+    said = capsys.readouterr().out
+    assert "(run of this trainer)" in said
+    assert "otherwise   reference_geometry pad, where it was trained with squash" in said
 
 
 def test_the_sizes_of_a_file_are_those_that_the_folder_says(paint: Published, base: Path, tmp_path: Path):
     """Sizes read off the tensors of an original file are those that diffusers' layout writes down."""
     hub, file = str(base / "hub"), str(write_original(tmp_path / "model.ckpt", paint))
     theirs, ours = unet_config(hub), unet_config(file)
-    assert {key: ours[key] for key in COMPARED} == {key: theirs[key] for key in COMPARED}
-    assert all(
-        getattr(encoder_config(file), key) == getattr(encoder_config(hub), key) for key in CLIP_SIZES.keys() - {"projection_dim"}
-    )
-    model = unloaded_model(ModelSettings(pretrained=file, encoder=file, vae=f"{hub}/vae", conditioner_blocks=1))
+    compared = ("block_out_channels", "layers_per_block", "cross_attention_dim", "in_channels", "attention_head_dim")
+    assert {key: ours[key] for key in compared} == {key: theirs[key] for key in compared}
+    keys = networks.CLIP_SIZES.keys() - {"projection_dim"}
+    assert all(getattr(encoder_config(file), key) == getattr(encoder_config(hub), key) for key in keys)
+    model = networks.unloaded_model(ModelSettings(pretrained=file, encoder=file, vae=f"{hub}/vae", conditioner_blocks=1))
     expected = {name: tensor.shape for name, tensor in paint.unet.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.unet.state_dict().items()} == expected
-    assert unet_config(PAINT_BY_EXAMPLE) == unet_config(STABLE_DIFFUSION), "the released models are known without a download"
-    assert encoder_config(PAINT_BY_EXAMPLE).num_hidden_layers == 24
+    released, start = networks.PAINT_BY_EXAMPLE, networks.STABLE_DIFFUSION
+    assert unet_config(released) == unet_config(start), "known without a download"
+    assert encoder_config(released).num_hidden_layers == 24
