@@ -410,31 +410,22 @@ def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path,
     loaded = load_run(run, device="cpu")
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
     exporting.export(replace(loaded, settings=settings), run, tmp_path / "own", "model.safetensors", form, "ema")
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "Trained from scratch: U-Net and conditioner have no base weights" in card
+    assert "| start | from scratch |" in card
     report = LoadReport(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
     assert (report.licence, report.licence_guessed) == (None, False)
 
 
-def test_a_run_from_scratch_has_no_base_to_name(run: Path):
-    loaded = load_run(run, device="cpu")
-    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
-    card = model_card(replace(loaded, settings=settings), "model", "diffusers", "mine", {}, None)
-    assert "Trained from scratch: U-Net and conditioner have no base weights" in card
-    assert "| start | from scratch |" in card
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_scheduler_is_that_of_the_training(
-    prediction: str, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers believes the file."""
+def test_the_scheduler_is_that_of_the_training(exported: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers reads it from the file."""
     hub = write_hub(tmp_path / "hub", parts)
-    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": prediction}))
-    out = export(monkeypatch, make_run(tmp_path / "run", hub, hub, prediction=prediction), tmp_path / "out", "diffusers")
-    scheduler = load_diffusers_pipeline(str(out)).scheduler
-    assert type(scheduler) is PNDMScheduler
-    config = dict(scheduler.config)
-    expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    assert {key: config[key] for key in expected} == expected
-    assert config["prediction_type"] == prediction
-    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
-    assert (written["clip_sample"], written["num_train_timesteps"]) == (False, 1000)
+    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    run = make_run(tmp_path / "run", hub, hub, prediction="v_prediction")
+    velocity = export(monkeypatch, run, tmp_path / "out", "diffusers")
+    for out, prediction in ((exported, "epsilon"), (velocity, "v_prediction")):
+        config = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+        expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+        expected |= {"clip_sample": False, "num_train_timesteps": 1000, "prediction_type": prediction}
+        assert {key: config[key] for key in expected} == expected
+    assert type(load_diffusers_pipeline(str(velocity)).scheduler) is PNDMScheduler
