@@ -93,7 +93,7 @@ def test_unknown_sizes_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(InputError, match=r"set model\.pretrained"):
         unloaded_model(PUBLISHED.model_copy(update={"pretrained": "someone/other"}))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: not the config of such a network; .* set model\.encoder"):
+    with pytest.raises(InputError, match=r"config\.json: not the config of such a network; set model\.encoder"):
         encoder_config(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="not that of a CLIP vision model"):
