@@ -46,7 +46,7 @@ from benchmarks.machine import RESULTS, today
 from pbe_core.devices import cpu_name, device_name
 from pbe_core.errors import InputError, run_program
 from pbe_core.settings import REPOSITORY
-from pbe_train.checkpoints.known_sizes import VAE_SIZES
+from pbe_train.checkpoints.networks import VAE_SIZES
 from pbe_train.config import Precision
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings

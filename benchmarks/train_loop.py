@@ -44,13 +44,13 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.randomness import name_hash
 from pbe_core.settings import REPOSITORY, load_settings, preset
 from pbe_core.vae import weights_sha256
-from pbe_train.checkpoints.init_from_pretrained import start_model
+from pbe_train.checkpoints.init_from_pretrained import init_from_pretrained
 from pbe_train.checkpoints.networks import load_dataset_vae
 from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import Batch, TrainingDataset
 from pbe_train.model.diffusion import noise_losses
-from pbe_train.model.preparing import prepare
+from pbe_train.model.paint_model import prepare
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.train import train
 from pbe_train.training.optimizer import make_optimizer, set_learning_rate
@@ -99,7 +99,7 @@ class Bare:
 
     def __init__(self, settings: TrainSettings, ranks: Ranks, reader: ShardReader) -> None:
         torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-        model, _ = start_model(settings, load_dataset_vae(settings.model.vae, reader.folder, reader.info))
+        model, _ = init_from_pretrained(settings, load_dataset_vae(settings.model.vae, reader.folder, reader.info))
         self.model = prepare(model, settings.model, ranks.device).train()
         self.settings, self.ranks = settings, ranks
         self.trained = self.model.trained()

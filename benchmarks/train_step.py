@@ -43,11 +43,10 @@ from benchmarks.machine import RESULTS, describe_versions, today
 from pbe_core.devices import cpu_name, device_name
 from pbe_core.errors import InputError, run_program
 from pbe_core.settings import load_settings, preset
-from pbe_train.checkpoints.known_sizes import unloaded_model, unloaded_vae, vae_config
+from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_config
 from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
-from pbe_train.model.paint_model import PaintByExampleModel
-from pbe_train.model.preparing import prepare
+from pbe_train.model.paint_model import PaintByExampleModel, prepare
 from pbe_train.training.devices import arithmetic_of, find_gpu
 from pbe_train.training.flops import encode_flops, latent_cells, step_flops, utilisation
 

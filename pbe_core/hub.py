@@ -2,20 +2,16 @@
 
     names of the repository's files ─▶ `choose` ─▶ those that the cache lacks: may they be had? ─▶ into the cache ─▶ its folder
 
-The library's own calls are used, each under a limit of ours. Where a server says nothing or is busy, the library tries again for
-up to six minutes; so every file is asked for by a short call of one attempt before the library may fetch it. Where the hub gives
-nothing, the copy in the cache is used if it has all that is wanted.
+The library bounds each wait for bytes of a file, but tries for minutes where a server says nothing or is busy; so names and the
+headers of a first file are asked for in calls of one attempt before it may fetch. Where the hub gives nothing, the copy in the
+cache is used if it is complete.
 """
 
-import contextlib
 import errno
-import queue
 import ssl
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection
-from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,8 +26,6 @@ from pbe_core.storage import public_url
 
 ANSWER_S = max(20.0, constants.HF_HUB_ETAG_TIMEOUT)
 """The longest wait for an answer that is no file: an address, a list of names, headers."""
-QUIET_S = 120.0
-"""The longest wait for the next bytes of a file. The library writes 10 MB at a time."""
 PAUSES_S = (2.0, 8.0)
 """Before the second and third attempt at a hub that is busy: many processes of one run may ask at once."""
 
@@ -43,7 +37,7 @@ huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-c
 
 
 class _Fault(Exception):
-    """Why the hub gives nothing."""
+    """Why the hub gives nothing, and the way out."""
 
     def __init__(self, what: str, way_out: str, busy: bool = False) -> None:
         super().__init__(what)
@@ -51,7 +45,7 @@ class _Fault(Exception):
 
 
 def fetch(repository: str, choose: Chooser) -> Path | None:
-    """A folder of the cache with files of a repository; null where `choose` wants none of them.
+    """A folder of the cache with files of a repository; null where `choose` chooses none of them.
 
     Args:
         repository: owner/name.
@@ -77,38 +71,29 @@ def fetch(repository: str, choose: Chooser) -> Path | None:
 
 
 def _fetch(repository: str, choose: Chooser) -> Path | None:
-    info = _ask(partial(huggingface_hub.HfApi().model_info, repository, timeout=ANSWER_S))
+    info = _ask(lambda: huggingface_hub.HfApi().model_info(repository, timeout=ANSWER_S))
     wanted = choose([file.rfilename for file in info.siblings or []])
     if not wanted:
         return None
     missing = [name for name in wanted if not _cached_file(repository, name, info.sha)]
-    for name in missing:
-        url = huggingface_hub.hf_hub_url(repository, name)
-        metadata = _ask(partial(huggingface_hub.get_hf_file_metadata, url, timeout=ANSWER_S))
-        if metadata.commit_hash is None:
+    if missing:
+        url = huggingface_hub.hf_hub_url(repository, missing[0])
+        if _ask(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_S)).commit_hash is None:
             raise _not_the_hub()
     for name in missing:
-        _ask(partial(huggingface_hub.hf_hub_download, repository, name), repository)
+        _ask(lambda name=name: huggingface_hub.hf_hub_download(repository, name, etag_timeout=ANSWER_S))  # type: ignore[misc]
     places = [_cached_file(repository, name, info.sha) for name in wanted]
     if None in places:
         raise _Fault("the model changed on the hub while it was fetched", "run the same command again")
-    # Of the snapshot, from the place of one of its files.
+    # The snapshot's folder, from the place of one of its files.
     return Path(str(places[0])).parents[wanted[0].count("/")]
 
 
-def _ask(call: Callable[[], T], growing: str | None = None) -> T:
-    """The result of a call to the hub.
-
-    Args:
-        call: the call.
-        growing: the repository of which it fetches a file.
-
-    Raises:
-        _Fault: with what was wrong.
-    """
+def _ask(call: Callable[[], T]) -> T:
+    """The result of a call to the hub. Raises _Fault: with what was wrong."""
     for pause in (*PAUSES_S, None):
         try:
-            return _bounded(call, growing)
+            return call()
         except Exception as error:
             fault = _fault_of(error)
             if fault is None:
@@ -117,37 +102,6 @@ def _ask(call: Callable[[], T], growing: str | None = None) -> T:
                 raise fault from None
         time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
-
-
-def _bounded(call: Callable[[], T], growing: str | None) -> T:
-    """The result of a call that takes no longer than it may, whatever waits inside: names, certificates, headers byte by byte.
-
-    Raises:
-        TimeoutError: it took longer. Its thread is left behind, and does not keep the program from ending.
-    """
-    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put((call(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    limit = QUIET_S if growing else ANSWER_S
-    size = _cache_size(growing)
-    threading.Thread(target=run, daemon=True).start()
-    while True:
-        try:
-            result, error = answers.get(timeout=limit)
-        except queue.Empty:
-            before, size = size, _cache_size(growing)
-            if size == before:
-                hint = "; HF_HUB_DISABLE_XET=1 fetches without Xet, which some networks block" if growing else ""
-                raise TimeoutError(f"nothing came within {limit:g} s{hint}") from None
-            continue
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
 
 
 def _fault_of(error: BaseException) -> _Fault | None:
@@ -179,8 +133,6 @@ def _fault_of(error: BaseException) -> _Fault | None:
         return _Fault("this is no name of a repository of the hub (owner/name)", "check the name")
     if isinstance(error, JSONDecodeError | LookupError | TypeError | AttributeError):
         return _not_the_hub()
-    if isinstance(error, TimeoutError):
-        return _no_network(str(error))
     if "Timeout" in type(error).__name__:
         return _no_network("it does not answer in time")
     return _no_network(f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
@@ -244,14 +196,3 @@ def _in_cache(repository: str, choose: Chooser) -> Path | None:
 def _cached_file(repository: str, name: str, commit: str | None) -> str | None:
     place = huggingface_hub.try_to_load_from_cache(repository, name, revision=commit)
     return place if isinstance(place, str) else None
-
-
-def _cache_size(repository: str | None) -> int:
-    """Bytes in the cache of a repository, those of files that are on their way included."""
-    size = 0
-    if repository is not None:
-        folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-        for path in folder.rglob("*"):
-            with contextlib.suppress(OSError):  # It was moved to its place meanwhile.
-                size += path.lstat().st_size
-    return size

@@ -86,12 +86,9 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         raise InputError(
             f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
         ) from None
-    # The libraries would fill what is missing with random numbers, without a word.
+    # The libraries would fill missing tensors with random numbers, and not say so.
     if missing := sorted(loaded["missing_keys"]):
-        raise InputError(
-            f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}; "
-            "get the model again"
-        )
+        raise InputError(f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}")
     return network
 
 
@@ -121,14 +118,11 @@ def _fetch_network(kind: Any, source: str, subfolder: str) -> Path:
         start = f"{place}/" if place else ""
         files = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], _files_of(kind))
         if not files:
-            raise InputError(
-                f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}; "
-                "give a model that has, or a local folder"
-            )
+            raise InputError(f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}")
         return [start + file for file in ("config.json", *files)]
 
     repository = fetch(f"{owner}/{name}", choose)
-    assert repository is not None, "`choose` always wants something"
+    assert repository is not None, "`choose` never returns nothing"
     return next(repository / place for place in places if (repository / place / "config.json").is_file())
 
 

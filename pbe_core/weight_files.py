@@ -1,10 +1,10 @@
-"""What a file of weights really is, by its content: names lie, and half of all downloads that fail leave a file behind.
+"""What a file of weights is, by its content: names may be wrong, and downloads that fail leave files behind.
 
     safetensors   8 bytes: length of a JSON header, the header, the tensors
     PyTorch zip   what torch.save writes today: a zip archive that holds NAME/data.pkl
     pickle        what torch.save wrote before 1.6
 
-Everything else is refused with its own name and its own way out. Nothing is decoded here beyond headers.
+Everything else is refused by what it is. Nothing is decoded here beyond headers.
 """
 
 import json
@@ -27,18 +27,6 @@ TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_mo
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ZIP = b"PK\x03\x04"
-# By which each kind begins -> what it is, and what to do.
-_OTHERS = {
-    b"\x1f\x8b": "a gzip archive; unpack it, and give the file of weights in it",
-    b"BZh": "a bzip2 archive; unpack it, and give the file of weights in it",
-    b"\xfd7zXZ\x00": "an xz archive; unpack it, and give the file of weights in it",
-    b"(\xb5/\xfd": "a zstandard archive; unpack it, and give the file of weights in it",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it, and give the file of weights in it",
-    b"Rar!\x1a\x07": "a RAR archive; unpack it, and give the file of weights in it",
-    b"GGUF": "a GGUF file, as llama.cpp and its relatives read; get the same model as .safetensors",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file, as Keras writes; get the same model for PyTorch, as .safetensors",
-    b"\x93NUMPY": "an array of numpy; get the same model as .safetensors",
-}
 _HEADER_LIMIT = 100_000_000
 """Bytes; the same limit as in the safetensors library."""
 
@@ -51,7 +39,7 @@ def weights_format(path: Path) -> Format:
     A safetensors file is checked to be as long as its header says, and an archive to be one of PyTorch.
 
     Raises:
-        InputError: it cannot be read, or is another kind of file, with what it is and the way out.
+        InputError: it cannot be read, or is another kind of file, with what it is.
     """
     try:
         size = path.stat().st_size
@@ -62,7 +50,7 @@ def weights_format(path: Path) -> Format:
             if _is_safetensors(head):
                 return _check_safetensors(path, file, size)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give a file of weights") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if head[:1] == b"\x80":
         return "pickle"
     raise InputError(f"{path}: {_other_kind(head, size)}")
@@ -100,12 +88,12 @@ def read_index(path: Path) -> dict[str, Path]:
         content = json.loads(path.read_bytes())["weight_map"]
         shards = {str(name): path.parent / shard for name, shard in content.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path}: no index of shards (`weight_map`), or damaged; get the model again") from None
+        raise InputError(f"{path}: no index of shards (`weight_map`), or damaged") from None
     for shard in sorted(set(shards.values())):
         if shard.parent != path.parent or shard.name in ("", ".."):
-            raise InputError(f"{path}: names {shard}, which is not in its own folder; get the model again")
+            raise InputError(f"{path}: names {shard}, which is not in its own folder")
         if not shard.is_file():
-            raise InputError(f"{path}: its shard {shard.name} is not there; get the model again, with all shards")
+            raise InputError(f"{path}: its shard {shard.name} is not there")
     return shards
 
 
@@ -127,15 +115,15 @@ def _check_safetensors(path: Path, file: BinaryIO, size: int) -> Format:
     length = int.from_bytes(file.read(8), "little")
     start = 8 + length
     if size < start:
-        raise InputError(f"{path}: a safetensors file that is cut short, within its header; get the file again")
+        raise InputError(f"{path}: a safetensors file that is cut short, within its header")
     try:
         header = json.loads(file.read(length))
         end = max((start + value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"), default=start)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise InputError(f"{path}: a safetensors file with a damaged header; get the file again") from None
+        raise InputError(f"{path}: a safetensors file with a damaged header") from None
     if size != end:
         what = "cut short" if size < end else "damaged"
-        raise InputError(f"{path}: a safetensors file that is {what}: {size:,} of {end:,} bytes; get the file again")
+        raise InputError(f"{path}: a safetensors file that is {what}: {size:,} of {end:,} bytes")
     return "safetensors"
 
 
@@ -144,13 +132,10 @@ def _check_zip(path: Path, file: BinaryIO) -> Format:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise InputError(
-            f"{path}: a zip archive (as torch.save writes) that is cut short: the list of its contents, at its end, is missing; "
-            "get the file again"
-        ) from None
+        raise InputError(f"{path}: a zip archive (as torch.save writes) that is cut short: its end is missing") from None
     inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inside:
-        raise InputError(f"{path}: a TorchScript archive, which is a program; give a checkpoint of weights, best as .safetensors")
+        raise InputError(f"{path}: a TorchScript archive, which is a program; give a checkpoint of weights")
     if "data.pkl" not in inside:
         first = f", first {names[0]}" if names else ""
         raise InputError(
@@ -160,31 +145,18 @@ def _check_zip(path: Path, file: BinaryIO) -> Format:
 
 
 def _other_kind(head: bytes, size: int) -> str:
-    """What a file is that holds no weights, and the way out."""
+    """What a file is that holds no weights."""
     if not size:
-        return "is empty; get the file again"
+        return "is empty"
     if head.startswith(_LFS):
         found = re.search(rb"\nsize (\d+)", head)
         of = f" to a file of {int(found[1]):,} bytes" if found else ""
-        return (
-            f"a pointer of Git LFS{of}, and not that file; in its repository, `git lfs install` and `git lfs pull` fetch it, "
-            "or download the file itself"
-        )
-    for start, what in _OTHERS.items():
-        if head.startswith(start):
-            return what
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it, and give the file of weights in it"
+        return f"a pointer of Git LFS{of}, not that file; `git lfs pull` in its repository fetches it"
     if not head.strip(b"\0"):
-        return "begins with zeros, as a download that was stopped leaves it; get the file again"
+        return "begins with zeros, as a download that was stopped leaves it"
     text = head.decode("utf-8-sig", "ignore").strip()
     if re.match(r"<(!doctype|html|head|body|\?xml)", text, re.IGNORECASE):
-        return (
-            "an HTML page under the name of weights (a page to log in or to confirm the download, or an error); "
-            "download the file itself"
-        )
-    if text.startswith(("{", "[")):
-        return "a JSON file (a configuration, an index or an error of a server) and no weights; give the weights or their folder"
+        return "an HTML page (to log in, to confirm the download, or an error) and no weights; download the file itself"
     if 2 * len(text) > len(head) and not re.search(r"[\x00-\x08\x0e-\x1f]", text):
-        return f"a text, which begins with {text[:40]!r}, and no weights; get the file again"
-    return f"no file of weights (it begins with {head[:8].hex(' ')}); give .safetensors or a checkpoint of PyTorch"
+        return f"a text, which begins with {text[:40]!r}, and no weights"
+    return f"no file of weights (it begins with {head[:8]!r}); give .safetensors or a checkpoint of PyTorch"

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.words import number_of
-from pbe_train.checkpoints.known_sizes import unloaded_model
+from pbe_train.checkpoints.networks import unloaded_model
 from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
 from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
 

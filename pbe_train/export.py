@@ -15,8 +15,7 @@ def main() -> None:
     """Load the run, check that the layout can hold it, write."""
     options = parse_options()
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
-    from pbe_train.checkpoints.export_folder import check_free
-    from pbe_train.checkpoints.exporting import export
+    from pbe_train.checkpoints.export import check_free, export
     from pbe_train.checkpoints.from_pretrained import load_run
 
     folder, file = place(options.out, options.format)
@@ -35,7 +34,7 @@ def place(out: Path, form: str) -> tuple[Path, str]:
     Raises:
         InputError: a file where a folder is needed.
     """
-    from pbe_train.checkpoints.ldm_export import DEFAULT_NAME, SUFFIXES
+    from pbe_train.checkpoints.ldm_format import DEFAULT_NAME, SUFFIXES
 
     if out.suffix not in SUFFIXES:
         if out.suffix in (".pt", ".pth", ".bin"):

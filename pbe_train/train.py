@@ -29,20 +29,23 @@ from pbe_core.randomness import name_hash
 from pbe_core.sockets import make_room_for_multiprocessing
 from pbe_core.vae import weights_sha256
 from pbe_core.words import noun, number_of
-from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter
-from pbe_train.checkpoints.init_from_pretrained import start_model
-from pbe_train.checkpoints.load_report import write_account
+from pbe_train.checkpoints.init_from_pretrained import init_from_pretrained, write_report
 from pbe_train.checkpoints.networks import build_model, load_dataset_vae
-from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, check_resumable, find_checkpoint, read_state, sweep_partial
+from pbe_train.checkpoints.trainer_checkpoint import (
+    CheckpointState,
+    CheckpointWriter,
+    check_resumable,
+    find_checkpoint,
+    read_state,
+    sweep_partial,
+)
 from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import DevicePrefetcher, TrainingDataset, load_batches
 from pbe_train.model.diffusion import noise_losses
-from pbe_train.model.identity import RunIdentity
-from pbe_train.model.paint_model import PaintByExampleModel
-from pbe_train.model.pipeline import Run
-from pbe_train.model.preparing import prepare, uncompiled
+from pbe_train.model.paint_model import PaintByExampleModel, prepare, uncompiled
+from pbe_train.model.pipeline import Run, RunIdentity
 from pbe_train.model.schedulers import make_scheduler, training_schedule
 from pbe_train.training.checks import check_agreement, check_weights, out_of_memory
 from pbe_train.training.devices import arithmetic_of, find_gpu
@@ -113,11 +116,11 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
 
     # Model, optimizer, moving average. The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-    account = None
+    start = None
     if state:
         model = build_model(settings.model, reader.info.vae.latent_channels, state.identity.unet)
     else:
-        model, account = start_model(settings, vae)
+        model, start = init_from_pretrained(settings, vae)
     model = prepare(model, settings.model, ranks.device).train()
     trained, kept = model.trained(), model.kept()
     optimizer = make_optimizer(trained, settings.optimizer)
@@ -146,9 +149,9 @@ def train_shown(settings: TrainSettings, ranks: Ranks, shown: ExitStack) -> int:
         settings.out.mkdir(parents=True, exist_ok=True)
         (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
         print(describe(settings, reader, trained, ranks, checkpoint), flush=True)
-        if account:
-            write_account(account, settings.out)
-            print(account.lines(), flush=True)
+        if start:
+            write_report(start, settings.out)
+            print(start.lines(), flush=True)
         every = {PICTURES: settings.pictures.every, HELD_OUT: settings.validation.every if validation else 0}
         progress = shown.enter_context(Progress(settings, step, flops_of(settings, reader, ranks), every))
         if settings.pictures.every:

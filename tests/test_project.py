@@ -39,7 +39,7 @@ def run_guarded(code: str) -> str:
     "modules",
     [
         "pipelines.build, pipelines.dataset.packing_actors",
-        "pbe_train.train, pbe_train.sample, pbe_train.checkpoints.exporting",
+        "pbe_train.train, pbe_train.sample, pbe_train.checkpoints.export",
         "tiny_world.make_photos",
     ],
 )

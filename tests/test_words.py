@@ -9,7 +9,7 @@ from PIL import Image
 
 from pbe_core.dataset_reader import find_imbalance
 from pbe_core.errors import InputError
-from pbe_train.checkpoints.load_report import Account
+from pbe_train.checkpoints.init_from_pretrained import LoadReport
 from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.order import rank_slots
 from pipelines.annotations.own_boxes import open_boxes
@@ -38,7 +38,7 @@ SAID: dict[str, Callable[[Path], str | None]] = {
     "actors": lambda _: str(share_out(RaySettings(gpus_per_actor=1), {"CPU": 1})),
     "ranks": lambda _: str(rank_slots(0, 1, 1, 0)),
     "damage": lambda _: str(CorruptSamples(0).add([("a", "b", "torn")])),
-    "start": lambda _: Account("a", "b", {"U-Net": 1}, [], {}, None).lines(),
+    "start": lambda _: LoadReport("a", "b", {"U-Net": 1}, [], {}, None).lines(),
     "fractions": lambda folder: own_table(folder, "a.png,0.1,0.1,0.3,0.3", "pixel"),
     "px": lambda folder: own_table(folder, "a.png,1,1,30,30", "fraction"),
     "empty cells": lambda folder: own_table(folder, ",,,,", "pixel"),

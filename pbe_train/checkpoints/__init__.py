@@ -1,1 +1,1 @@
-"""Weights in and out: the trainer's checkpoints, foreign models as a start, models in the layouts that others load."""
+"""Weights in and out: the trainer's checkpoints, pretrained models in published layouts, exports for other programs."""

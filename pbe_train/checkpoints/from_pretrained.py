@@ -1,7 +1,5 @@
-"""A Paint by Example model in a published layout, ready to paint: as released, or as `export` writes it."""
+"""A model to paint with: a run of this trainer, or a Paint by Example model in a published layout, exports among them."""
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +9,16 @@ from pydantic import ValidationError
 
 from pbe_core.errors import InputError
 from pbe_core.vae import load_vae, local_folder, weights_sha256
-from pbe_train.checkpoints.card import licence_of
-from pbe_train.checkpoints.diffusers_folder import read_config
+from pbe_train.checkpoints.diffusers_format import read_config
 from pbe_train.checkpoints.init_from_pretrained import check_architecture
 from pbe_train.checkpoints.key_mapping import count_blocks
-from pbe_train.checkpoints.networks import build_model, load_encoder
-from pbe_train.checkpoints.sizes import vae_config
-from pbe_train.checkpoints.source import Source
-from pbe_train.checkpoints.sources import read_source
-from pbe_train.checkpoints.strict_load import fill
+from pbe_train.checkpoints.ldm_format import vae_config_of
+from pbe_train.checkpoints.networks import build_model, load_encoder, read_pretrained
+from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state
 from pbe_train.config import TrainSettings
-from pbe_train.model.identity import RunIdentity
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
-from pbe_train.model.pipeline import Run
+from pbe_train.model.pipeline import Run, RunIdentity
 
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
 RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
@@ -45,7 +39,7 @@ def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", dev
     folder = local_folder(str(source))
     if folder and locate_checkpoint(folder):
         return load_run(folder, weights, device)
-    return paintable(read_source(str(source)), device)
+    return from_pretrained(read_pretrained(str(source)), device)
 
 
 def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
@@ -76,15 +70,14 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
     copy_values(read_part(folder, state, part, model.kept()), model.kept())
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Run(model.to(place).eval(), vae.to(place), settings, state.identity, state.step)
+    return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, state.identity, state.step)
 
 
-def paintable(source: Source, device: torch.device | str | None = None) -> Run:
+def from_pretrained(source: PretrainedModel, device: torch.device | str | None = None) -> Run:
     """A model in a published layout as if it were a run.
 
     Raises:
-        InputError: it has no conditioner, or no VAE, or is another kind of model, or says of itself what cannot be.
+        InputError: it has no conditioner, or no VAE, or is another kind of model, or its metadata cannot be.
     """
     if source.conditioner is None:
         raise InputError(
@@ -92,37 +85,19 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
             "(model.pretrained), or give a Paint by Example model"
         )
     if source.vae is None or source.encoder is None:
-        raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs; get the whole model")
-    if source.unknown:
-        print(f"{source.where}: left aside, since nothing here has a use for it: {', '.join(source.unknown)}", file=sys.stderr)
+        raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs")
     channels = int(source.unet_config.get("out_channels", 4))
     check_architecture(source, channels)
-    how = {**RELEASED, **_told(source)}
-    values = {
-        "dataset": source.where,
-        "prediction": source.prediction or "epsilon",
-        "guidance_dropout": how["guidance_dropout"],
-        "model": {
-            "encoder": source.where,
-            "vae": source.where,
-            "conditioner_blocks": count_blocks(source.conditioner, "mapper.blocks."),
-            "mask_to_latent": how["mask_to_latent"],
-            "reference_geometry": how["reference_geometry"],
-        },
-    }
-    try:
-        settings, view_size = TrainSettings.model_validate(values), int(how["view_size"])
-    except (ValueError, TypeError):
-        raise InputError(f"{source.where}: its record (`painting`: {how}) is damaged; get the model again") from None
+    settings, view_size = _settings_of(source, count_blocks(source.conditioner, "mapper.blocks."))
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(source.unet_config)
         vae = AutoencoderKL.from_config(_vae_config(source))
     model = assemble(settings.model, unet.to_empty(device="cpu"), load_encoder(source.where))
-    fill(unet.state_dict(), source.unet, source.where, "U-Net")
+    strict_load(unet.state_dict(), source.unet, source.where, "U-Net")
     kept = {name.removeprefix("conditioner."): own for name, own in model.kept().items() if not name.startswith("unet.")}
-    fill(kept, source.conditioner, source.where, "conditioner")
+    strict_load(kept, source.conditioner, source.where, "conditioner")
     vae = vae.to_empty(device="cpu").eval().requires_grad_(False)
-    fill(vae.state_dict(), source.vae, source.where, "VAE")
+    strict_load(vae.state_dict(), source.vae, source.where, "VAE")
     identity = RunIdentity(
         dataset_fingerprint="",
         dataset_samples="",
@@ -134,53 +109,40 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
         scaling_factor=vae.config.scaling_factor,
         view_size=view_size,
     )
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Run(model.to(place).eval(), vae.to(place), settings, identity, step=0)
+    return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, identity, step=0)
 
 
-def painting_of(run: Run) -> dict[str, Any]:
-    """What an export's record says of how its model is to be used, so that it paints as the run does."""
-    model = run.settings.model
-    return {
-        "view_size": run.identity.view_size,
-        "mask_to_latent": model.mask_to_latent,
-        "reference_geometry": model.reference_geometry,
-        "guidance_dropout": run.settings.guidance_dropout,
+def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, int]:
+    """The settings and the size of views (px) by an export's metadata, or else as the released model's."""
+    painting = source.metadata.get("painting")
+    how = {**RELEASED, **{key: painting[key] for key in RELEASED if isinstance(painting, dict) and key in painting}}
+    values = {
+        "dataset": source.where,
+        "prediction": source.prediction or "epsilon",
+        "guidance_dropout": how["guidance_dropout"],
+        "model": {
+            "encoder": source.where,
+            "vae": source.where,
+            "conditioner_blocks": blocks,
+            "mask_to_latent": how["mask_to_latent"],
+            "reference_geometry": how["reference_geometry"],
+        },
     }
+    try:
+        return TrainSettings.model_validate(values), int(how["view_size"])
+    except (ValueError, TypeError):
+        raise InputError(f"{source.where}: its metadata (`painting`: {how}) is damaged") from None
 
 
-def record_of(run: Run, account: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What an export says of itself.
-
-    Args:
-        run: what is exported.
-        account: its start.json, if there is one.
-    """
-    licence = licence_of(run, account)
-    return {
-        "painting": painting_of(run),
-        "conditioner_blocks": run.settings.model.conditioner_blocks,
-        "encoder_layers": run.model.conditioner.model.config.num_hidden_layers,
-        "licence": licence,
-        "licence_guessed": licence is not None and bool((account or {}).get("licence_guessed")),
-    }
-
-
-def _told(source: Source) -> dict[str, Any]:
-    """What the record of an export says; nothing of any other model."""
-    told = source.record.get("painting")
-    return {name: told[name] for name in RELEASED if name in told} if isinstance(told, dict) else {}
-
-
-def _vae_config(source: Source) -> dict[str, Any]:
+def _vae_config(source: PretrainedModel) -> dict[str, Any]:
     folder = Path(source.where) / "vae"
     assert source.vae is not None
     if (folder / "config.json").is_file():
         return read_config(folder)
     try:
-        return vae_config(source.vae)
+        return vae_config_of(source.vae)
     except KeyError as error:
-        raise InputError(f"{source.where}: {error} of its VAE is missing; the file is cut short, get it again") from None
+        raise InputError(f"{source.where}: {error} of its VAE is missing: it is cut short") from None
 
 
 def _check_frozen(
@@ -193,7 +155,8 @@ def _check_frozen(
     for key, source, network, expected in frozen:
         found = weights_sha256(network.state_dict())
         if found != expected:
-            raise InputError(
-                f"{folder}: {key} {source} now has other weights ({found[:12]}) than in training ({expected[:12]}); "
-                "put those back"
-            )
+            raise InputError(f"{folder}: {key} {source} now has other weights ({found[:12]}) than in training ({expected[:12]})")
+
+
+def _place(device: torch.device | str | None) -> torch.device:
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,5 +1,10 @@
-"""The networks that the settings name: VAE and CLIP vision model, which stay as they are, and the model that is trained."""
+"""From what the settings name to networks: pretrained models, VAE and vision encoder, the model; and their sizes alone.
 
+Sizes alone serve to count before anything is downloaded, and to measure with random weights. They are those of local config
+files, or built in for what the paper starts from: Stable Diffusion v1-4 and CLIP ViT-L/14.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +13,103 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_network, load_vae, weights_sha256
-from pbe_train.checkpoints.diffusers_folder import locate_image_encoder, read_image_encoder
-from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names
-from pbe_train.checkpoints.ldm_file import read_original
-from pbe_train.checkpoints.strict_load import fill
-from pbe_train.config import ModelSettings
+from pbe_train.checkpoints.diffusers_format import (
+    is_diffusers_folder,
+    locate_folder,
+    locate_image_encoder,
+    read_diffusers,
+    read_image_encoder,
+)
+from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, starting_with
+from pbe_train.checkpoints.ldm_format import read_ldm
+from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
+from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_file, read_state
+from pbe_train.config import ModelSettings, UNetSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet
 from schemas.dataset import DatasetInfo
 
-NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model that has one"
+NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model"
+
+STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
+# Its networks have the sizes of Stable Diffusion v1-4 and of CLIP, but for the first layer, which is counted as widened anyway.
+PAINT_BY_EXAMPLE = "Fantasy-Studio/Paint-by-Example"
+CLIP = "openai/clip-vit-large-patch14"
+# Radford et al., Learning transferable visual models from natural language supervision (2021), table 20: ViT-L/14 at 224 px.
+CLIP_SIZES = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+# Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (CVPR 2022), f = 8: 83.7 M parameters.
+VAE_SIZES = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "act_fn": "silu",
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
+
+
+def read_pretrained(source: str) -> PretrainedModel:
+    """The model in a file in the LDM layout, a folder or hub id in diffusers' layout, or a run of this trainer.
+
+    Raises:
+        InputError: none of these, or damaged.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_ldm(path)
+    folder = locate_folder(source)
+    if folder is None:
+        raise InputError(f"{source}: no such file or folder, and no hub id (owner/name)")
+    if is_diffusers_folder(folder):
+        return read_diffusers(folder)
+    checkpoint = locate_checkpoint(folder)
+    if checkpoint is None:
+        raise InputError(
+            f"{folder}: neither a model in diffusers' layout (unet/config.json), nor a run of this trainer (checkpoints/), "
+            "nor one of its checkpoints (state.json)"
+        )
+    return _read_trainer_checkpoint(checkpoint)
+
+
+def _read_trainer_checkpoint(folder: Path) -> PretrainedModel:
+    """A run of this trainer: its moving average, where it keeps one. Encoder and VAE are not in it, only their hashes."""
+    state = read_state(folder)
+    averaged = "ema.safetensors" in state.files
+    tensors = read_file(folder, state, "ema" if averaged else "model")
+    return PretrainedModel(
+        where=str(folder),
+        kind="run of this trainer",
+        unet_config=state.identity.unet,
+        unet=starting_with("unet.", tensors),
+        conditioner=starting_with("conditioner.", tensors),
+        encoder_sha256=state.identity.encoder_sha256,
+        vae_sha256=state.identity.vae_sha256,
+        prediction=state.settings.get("prediction"),
+        trained_with=state.settings.get("model", {}),
+        aside={"optimizer": 0} | ({"weights that are not averaged": 0} if averaged else {}),
+    )
 
 
 def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict[str, Any] | None = None) -> PaintByExampleModel:
     """The model that the settings ask for, with its initial weights from torch's global generator.
 
     Args:
-        settings: which networks; `pretrained` is not read here (`init_from_pretrained` makes the model of a run with a start).
+        settings: which networks; `pretrained` is not read here (`init_from_pretrained` does).
         latent_channels: C of the VAE.
         unet_config: the U-Net's configuration from a checkpoint; null: that of the settings.
     """
@@ -56,8 +141,8 @@ def load_encoder(source: str) -> CLIPVisionModel:
     """The CLIP vision model, frozen, in fp32.
 
     Args:
-        source: a CLIP vision model, as `load_network` finds it, or a whole Paint by Example model in diffusers' or the original
-            layout, of which it is the vision encoder.
+        source: a CLIP vision model, as `load_network` finds it, or a whole Paint by Example model in either published layout, of
+            which it is the vision encoder.
 
     Raises:
         InputError: nothing of that kind, or an incomplete one.
@@ -66,10 +151,10 @@ def load_encoder(source: str) -> CLIPVisionModel:
     if inside is None:
         encoder: CLIPVisionModel = load_network(CLIPVisionModel, source, "image_encoder")
     else:
-        # Its random weights are all replaced; they must not take numbers from the generator that what is new is drawn from.
+        # Its random weights are all replaced; they must not take numbers from the generator that new parts are drawn from.
         with torch.random.fork_rng(devices=[]):
             encoder = CLIPVisionModel(inside[0])
-        fill(bare_encoder_names(encoder.state_dict()), inside[1], source, "vision encoder")
+        strict_load(bare_encoder_names(encoder.state_dict()), inside[1], source, "vision encoder")
     return encoder.eval().requires_grad_(False)
 
 
@@ -77,9 +162,90 @@ def _encoder_inside(source: str) -> tuple[CLIPVisionConfig, Tensors] | None:
     """Sizes and tensors (bare names) of the vision encoder inside a Paint by Example model; null where the source is none."""
     path = Path(source).expanduser()
     if path.is_file():
-        whole = read_original(path)
+        whole = read_ldm(path)
         if whole.encoder_config is None or whole.encoder is None:
             raise InputError(f"{source}: {NO_ENCODER}")
         return whole.encoder_config, whole.encoder
     folder = locate_image_encoder(source)
     return read_image_encoder(folder)[:2] if folder else None
+
+
+def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
+    """The model that the settings ask for with random weights, on torch's default device; on `meta` it takes no memory.
+
+    Raises:
+        InputError: a network is neither here nor one whose sizes are known.
+    """
+    channels = vae_config(settings.vae)["latent_channels"]
+    if settings.pretrained:
+        config = unet_config(settings.pretrained)
+        unet = UNet2DConditionModel.from_config({**config, "in_channels": 2 * config["out_channels"] + 1})
+    else:
+        unet = new_unet(settings.unet, channels)
+    return assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
+
+
+def unloaded_vae(source: str) -> AutoencoderKL:
+    """A VAE of these sizes with random weights, on torch's default device."""
+    return AutoencoderKL.from_config(vae_config(source)).eval().requires_grad_(False)
+
+
+def unet_config(source: str) -> dict[str, Any]:
+    """The configuration (diffusers) of the U-Net of a pretrained model: a folder, file, run, or a hub id that is known here.
+
+    Raises:
+        InputError: neither here nor known.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() or locate_checkpoint(path):
+        return read_pretrained(source).unet_config
+    if source in (STABLE_DIFFUSION, PAINT_BY_EXAMPLE):
+        return {**new_unet_config(), "in_channels": 4}
+    return _read_sizes(source, "unet", "model.pretrained", "out_channels", STABLE_DIFFUSION)
+
+
+def new_unet_config() -> dict[str, Any]:
+    """The configuration of Stable Diffusion 1.x's U-Net but for its first layer: that of one from scratch, by default."""
+    with torch.device("meta"):
+        return dict(new_unet(UNetSettings(), 4).config)
+
+
+def vae_config(source: str) -> dict[str, Any]:
+    """The configuration (diffusers) of a VAE. Raises InputError: neither here nor known."""
+    if source in (STABLE_DIFFUSION, f"{STABLE_DIFFUSION}/vae"):
+        return VAE_SIZES
+    return _read_sizes(source, "vae", "model.vae", "latent_channels", f"{STABLE_DIFFUSION}/vae")
+
+
+def encoder_config(source: str) -> CLIPVisionConfig:
+    """The configuration (transformers) of a CLIP vision model. Raises InputError: neither here nor known."""
+    if source in (CLIP, PAINT_BY_EXAMPLE):
+        return CLIPVisionConfig(**CLIP_SIZES)
+    if Path(source).expanduser().is_file():
+        inside = read_pretrained(source).encoder_config
+        if inside is None:
+            raise InputError(f"{source}: {NO_ENCODER}")
+        return inside
+    config = _read_sizes(source, "image_encoder", "model.encoder", "", CLIP)
+    # A whole CLIP has its vision model's sizes inside.
+    config = config.get("vision_config", config)
+    if "hidden_size" not in config:
+        raise InputError(f"{source}: its config.json is not that of a CLIP vision model; set model.encoder to one")
+    return CLIPVisionConfig.from_dict(config)
+
+
+def _read_sizes(source: str, subfolder: str, setting: str, key: str, known: str) -> dict[str, Any]:
+    folders = (Path(source).expanduser(), REPOSITORY / source)
+    places = (place / "config.json" for folder in folders for place in (folder, folder / subfolder))
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{source}: no config.json here, and its sizes are not known; set {setting} to a local folder or {known}"
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or (key and key not in config):
+        raise InputError(f"{path}: not the config of such a network; set {setting} to another folder")
+    return config

@@ -1,4 +1,4 @@
-"""Checkpoints: `<out>/checkpoints/step-00000500/`, complete or absent.
+"""The trainer's own checkpoints: `<out>/checkpoints/step-00000500/`, complete or absent; written in the background.
 
     model.safetensors      the trained parameters (the frozen encoder is named in state.json, by source and hash)
     ema.safetensors        their moving average, where one is kept
@@ -9,28 +9,31 @@ A folder is written under a temporary name, flushed to disk and renamed; so one 
 changed it later, which its hashes tell. The step number is the only state of the loader and of the random draws.
 """
 
-import hashlib
+import errno
 import itertools
 import json
 import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
+import tenacity
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pbe_core.errors import InputError
-from pbe_core.files import sync
+from pbe_core.files import file_sha256, sync
 from pbe_train.config import CHANGEABLE, TrainSettings
-from pbe_train.model.identity import RunIdentity
+from pbe_train.model.pipeline import RunIdentity
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8}")
+# How often a checkpoint is tried to be written, and the first pause in s; each pause is twice as long as the one before.
+ATTEMPTS, SECONDS_BETWEEN = 4, 5
 
 
 class FileRecord(BaseModel):
@@ -72,13 +75,13 @@ def save_checkpoint(
     parts: Mapping[str, Mapping[str, Tensor]],
     optimizer_step: int,
     measures: Sequence[dict[str, list[float]]] = (),
-    scaler: Mapping[str, int | float] = MappingProxyType({}),
+    scaler: Mapping[str, int | float] | None = None,
     began_at: int | None = None,
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
 
-    A run that went back to an earlier checkpoint meets those of the branch it left. Before its own first one appears, they are
-    set aside as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch; nothing deletes them.
+    If the run went back to an earlier checkpoint, later ones are set aside as `left-step-XXXXXXXX` before its own first one
+    appears, so that `auto` goes on with the new branch; nothing deletes them.
 
     Args:
         out: the run folder.
@@ -97,42 +100,128 @@ def save_checkpoint(
     folder, partial = parent / f"step-{step:08d}", parent / f".step-{step:08d}.partial"
     try:
         partial.mkdir(exist_ok=True)
-        files = {}
-        for name, tensors in parts.items():
-            path = partial / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
-            files[path.name] = FileRecord(bytes=path.stat().st_size, sha256=_hash_file(path))
-            sync(path)
         state = CheckpointState(
             step=step,
             optimizer_step=optimizer_step,
             settings=settings.model_dump(mode="json"),
             identity=identity,
-            files=files,
+            files={f"{name}.safetensors": _write_part(partial / f"{name}.safetensors", part) for name, part in parts.items()},
             measures=list(measures),
-            scaler=dict(scaler),
+            scaler=dict(scaler or {}),
         )
         (partial / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
         sync(partial / "state.json")
         sync(partial)
         # Before the new one appears: a crash in between leaves the run where it went back to, not on the branch it left.
         if began_at is not None:
-            _set_aside([path for path in list_checkpoints(out) if _step_of(path) > began_at])
+            _set_aside([path for path in list_checkpoints(out) if int(path.name.removeprefix("step-")) > began_at])
         partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # A disk that is full has room again for other things.
+        shutil.rmtree(partial, ignore_errors=True)  # On a full disk it would take the space of other things.
         raise
     try:
         sync(parent)
         _prune(out, settings.checkpoints_kept)
     except OSError as error:
-        # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
+        # The new one is there. Another process may be reading or deleting an old one, on NFS for example.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
     return folder
 
 
+def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
+    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+    record = FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
+    sync(path)
+    return record
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background: a step waits for a copy of the weights, not for the disk.
+
+    One at a time: a second checkpoint waits for the first, so that memory holds one copy, on the CPU. After an error of the disk
+    that copy is tried again. As a context manager it ends when all is written.
+
+    Args:
+        settings: of the run.
+        identity: of the run.
+        began_at: the step that the run goes on from.
+    """
+
+    def __init__(self, settings: TrainSettings, identity: RunIdentity, began_at: int) -> None:
+        self.settings = settings
+        self.identity = identity
+        self._began_at: int | None = began_at
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except OSError as error:
+            if kind is None:
+                raise
+            print(f"{error}", file=sys.stderr, flush=True)  # Beside what else went wrong.
+
+    def save(
+        self,
+        step: int,
+        parts: Mapping[str, Mapping[str, Tensor]],
+        optimizer_step: int,
+        measures: Sequence[dict[str, list[float]]] = (),
+        scaler: Mapping[str, int | float] | None = None,
+        last: bool = False,
+    ) -> None:
+        """Copy named tensors, and begin to write them; arguments as of `save_checkpoint`. Raises as `wait` does.
+
+        With `last` nothing changes the tensors any more: they are not copied, and this waits until they are on disk.
+        """
+        self.wait()
+        copies = parts if last else {part: _on_the_cpu(tensors) for part, tensors in parts.items()}
+        given = (self.settings.out, step, self.settings, self.identity, copies, optimizer_step, measures, scaler, self._began_at)
+        self._writing = self._pool.submit(_save_in_the_end, *given)
+        self._began_at = None
+        if last:
+            self.wait()
+
+    def check(self) -> None:
+        """Raises OSError as soon as it is known that the checkpoint before could not be written; waits for nothing."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the checkpoint before is on disk. Raises OSError where it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+
+def _on_the_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type((OSError, SafetensorError)),
+    stop=tenacity.stop_after_attempt(ATTEMPTS),
+    wait=tenacity.wait_exponential(multiplier=SECONDS_BETWEEN),
+    reraise=True,
+)
+def _save_in_the_end(out: Path, step: int, *given: Any) -> Path:
+    try:
+        return save_checkpoint(out, step, *given)
+    except (OSError, SafetensorError) as error:
+        print(f"{out / 'checkpoints'}: checkpoint of step {step} could not be written ({error})", file=sys.stderr, flush=True)
+        if isinstance(error, OSError):
+            raise
+        # The number of the system's error is in the text alone: 28 for a full disk.
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(out / "checkpoints")) from None
+
+
 def sweep_partial(out: Path) -> None:
-    """Remove checkpoints that were half written, or half removed, when a process was killed. Only who has the run locked may."""
+    """Remove checkpoints that were half written, or half removed, when a process was killed. The caller holds the run's lock."""
     for leftover in (out / "checkpoints").glob(".step-*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -151,10 +240,6 @@ def _set_aside(left: Sequence[Path]) -> None:
         aside = next(other for ending in endings if not (other := path.with_name(f"left-{path.name}{ending}")).exists())
         path.rename(aside)
         print(f"{path}: this run went back to before it; set aside as {aside.name}, delete it if not needed", flush=True)
-
-
-def _step_of(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
 
 
 def list_checkpoints(out: Path) -> list[Path]:
@@ -202,7 +287,7 @@ def _was_asked_for(newest: Path, resume: str) -> bool:
     """Whether the run that wrote a checkpoint was itself given this path to go on from: then the same command goes on with it."""
     try:
         given = json.loads((newest / "state.json").read_bytes())["settings"]["resume"]
-    except (OSError, ValueError, KeyError, TypeError):  # Damaged: whoever goes on from there is told.
+    except (OSError, ValueError, KeyError, TypeError):  # Damaged: `read_state` says so.
         return False
     return resume not in ("auto", "never") and given == resume
 
@@ -250,7 +335,7 @@ def read_file(folder: Path, state: CheckpointState, name: str) -> dict[str, Tens
     path = folder / f"{name}.safetensors"
     if path.name not in state.files:
         raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
-    if _hash_file(path) != state.files[path.name].sha256:
+    if file_sha256(path) != state.files[path.name].sha256:
         raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
     try:
         tensors: dict[str, Tensor] = load_file(path)
@@ -324,8 +409,3 @@ def _way_out(folder: Path) -> str:
     if CHECKPOINT_NAME.fullmatch(folder.name):
         return f"delete {folder} to go on from the checkpoint before it"
     return "give another checkpoint"
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -41,7 +41,7 @@ class OneTokenAttention:
             attention_mask: must be null: the only token cannot be masked.
 
         Raises:
-            InputError: more tokens than one, or a mask; the result would be wrong without a word.
+            InputError: more tokens than one, or a mask; the result would be wrong silently.
         """
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if seen.shape[1] != 1 or attention_mask is not None:
@@ -54,7 +54,7 @@ class OneTokenAttention:
 
 
 class SkippedNorm(nn.LayerNorm):
-    """A layer normalisation whose output nobody reads: it keeps its weights, under their names, and does nothing."""
+    """A layer normalisation whose output is not used: it keeps its weights, under their names, and does nothing."""
 
     @classmethod
     def of(cls, norm: nn.LayerNorm) -> "SkippedNorm":

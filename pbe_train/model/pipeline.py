@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Bool, Float, UInt8
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from pbe_core.errors import InputError
@@ -16,7 +18,6 @@ from pbe_train.config import TrainSettings
 from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures, to_tensor
 from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import decode_latents, paint_latents
-from pbe_train.model.identity import RunIdentity
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.model.schedulers import Scheduler
 
@@ -34,6 +35,32 @@ class SamplingSettings:
     guidance: float = 5.0
     steps: int = 50
     scheduler: Scheduler = "DDIMScheduler"
+
+
+class RunIdentity(BaseModel):
+    """What a run trains on and with; enough, with the settings, to sample from it."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    dataset_fingerprint: str
+    """Fingerprint of the dataset: of its plan and settings."""
+    dataset_samples: str
+    """Hash of how many samples each of the split's shards has. A build that is run again when more photos have come keeps its
+    fingerprint, and orders its samples otherwise."""
+    precision: str
+    """Arithmetic of forward and backward pass: what `auto` was on the run's GPUs."""
+    vae_sha256: str
+    """Hash of the VAE's weights."""
+    encoder_sha256: str
+    """Hash of the vision encoder's weights."""
+    unet: dict[str, Any]
+    """diffusers' configuration of the U-Net."""
+    latent_channels: int
+    """C of the VAE."""
+    scaling_factor: float
+    """Latents are multiplied by this for the U-Net."""
+    view_size: int
+    """S, side of a view in px."""
 
 
 @dataclass(frozen=True)

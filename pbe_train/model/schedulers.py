@@ -80,7 +80,7 @@ def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
             if lacking
             else f"{name}: diffusers has no such scheduler; {EXAMPLES}"
         )
-    # `from_config` drops what a constructor does not take: another schedule would be followed without a word.
+    # `from_config` drops what a constructor does not take: another schedule would be followed silently.
     taken = inspect.signature(kind.__init__).parameters
     step = inspect.signature(kind.step).parameters.values() if hasattr(kind, "step") else ()
     plain = step and {each.name for each in step if each.default is each.empty} <= {"self", "model_output", "timestep", "sample"}

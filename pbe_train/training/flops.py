@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbe_train.checkpoints.known_sizes import unloaded_model, unloaded_vae, vae_config
+from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_config
 from pbe_train.config import ModelSettings
 from pbe_train.model.paint_model import PaintByExampleModel
 

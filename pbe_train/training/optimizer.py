@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, read_part
 from pbe_train.config import OptimizerSettings
-from pbe_train.model.paint_model import copy_values
-from pbe_train.model.preparing import laid_out_as
+from pbe_train.model.paint_model import copy_values, laid_out_as
 from pbe_train.training.ema import MovingAverage
 
 # AdamW's running means of the gradient and of its square.

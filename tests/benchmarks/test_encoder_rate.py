@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.encoder_rate import KEY, computed_rows, gflop_per_picture, merge_rows, vae_name
 from pbe_core.settings import REPOSITORY
-from pbe_train.checkpoints.known_sizes import VAE_SIZES
+from pbe_train.checkpoints.networks import VAE_SIZES
 
 
 def test_an_encode_takes_the_published_arithmetic():

@@ -22,7 +22,7 @@ from benchmarks.train_step import (
     time_steps,
 )
 from pbe_core.settings import REPOSITORY
-from pbe_train.checkpoints.known_sizes import unloaded_vae
+from pbe_train.checkpoints.networks import unloaded_vae
 from pbe_train.config import ModelSettings
 from tests.conftest import VAE
 

@@ -18,11 +18,10 @@ from PIL import Image
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.randomness import name_hash
-from pbe_train.checkpoints.exporting import export
+from pbe_train.checkpoints.export import export
 from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.model.pipeline import SamplingSettings
-from tests.pbe_train.published import make_comparable, make_published, write_hub
-from tests.pbe_train.test_weights_export import make_run
+from tests.pbe_train.published import make_comparable, make_published, make_run, write_hub
 
 PACKAGES = ("torch==2.13.0", "diffusers==0.36.*", "transformers==4.57.*", "accelerate", "pillow", "numpy")
 STEPS, GUIDANCE, SEED = 10, 5.0, 7

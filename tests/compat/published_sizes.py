@@ -27,7 +27,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from benchmarks.packing_world import draw_photos, make_world
 from pbe_core.errors import InputError, run_program
 from pbe_core.settings import REPOSITORY
-from pbe_train.checkpoints.known_sizes import CLIP_SIZES, VAE_SIZES, new_unet_config
+from pbe_train.checkpoints.networks import CLIP_SIZES, VAE_SIZES, new_unet_config
 
 SAMPLES = 4
 

@@ -1,12 +1,9 @@
-"""A file of weights is what its content says, whatever its name is; and what is none is told with its own way out."""
+"""A file of weights is what its content says, whatever its name is; any other file is refused by what it is."""
 
-import bz2
 import gzip
 import io
 import json
-import lzma
 import struct
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -37,39 +34,21 @@ def zipped(**contents: bytes) -> bytes:
     return file.getvalue()
 
 
-def tarred() -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("model.ckpt"))
-    return file.getvalue()
-
-
 OTHERS = {
-    "empty": (b"", "is empty; get the file again"),
-    "pointer of Git LFS": (
-        POINTER,
-        r"a pointer of Git LFS to a file of 4,265,380,512 bytes, and not that file; .*`git lfs pull`",
-    ),
-    "page": (
-        b"\n<!DOCTYPE html><html><title>Log in</title>",
-        "an HTML page under the name of weights .* download the file itself",
-    ),
+    "empty": (b"", "is empty"),
+    "pointer of Git LFS": (POINTER, r"a pointer of Git LFS to a file of 4,265,380,512 bytes.*`git lfs pull`"),
+    "page": (b"\n<!DOCTYPE html><html><title>Log in</title>", "an HTML page .*download the file itself"),
     "page without doctype": (b"\xef\xbb\xbf<html lang='en'>\n", "an HTML page"),
     "answer of a bucket": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an HTML page .* or an error"),
-    "JSON": (b'{"metadata": {}, "weight_map": {}}', "a JSON file .* and no weights; give the weights or their folder"),
-    "text": (b"Entry not found\n", r"a text, which begins with 'Entry not found', and no weights"),
+    "JSON": (b'{"metadata": {}, "weight_map": {}}', 'a text, which begins with \'{"metadata"'),
+    "text": (b"Entry not found\n", "a text, which begins with 'Entry not found'"),
     "accents": ("modèle supprimé".encode(), "a text, which begins with 'modèle supprimé'"),
-    "gzip": (gzip.compress(b"x"), "a gzip archive; unpack it"),
-    "bzip2": (bz2.compress(b"x"), "a bzip2 archive; unpack it"),
-    "xz": (lzma.compress(b"x"), "an xz archive; unpack it"),
-    "tar": (tarred(), "a tar archive; unpack it"),
-    "zip": (zipped(model_ckpt=b"x", readme=b"y"), r"a zip archive of 2 files, first model_ckpt; unpack it"),
-    "TorchScript": (zipped(m__data_pkl=b"", m__constants_pkl=b""), "a TorchScript archive, which is a program"),
-    "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), r"a GGUF file, .* get the same model as \.safetensors"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "an HDF5 file, as Keras writes"),
-    "zeros": (bytes(100), "begins with zeros, as a download that was stopped leaves it"),
-    "noise": (b"\x01\x02\xff\xfe\x10\x11\x12\x13rest", r"no file of weights \(it begins with 01 02 ff fe"),
-    "cut zip": (saved()[:-30], "a zip archive .* that is cut short: .* get the file again"),
+    "zip": (zipped(model_ckpt=b"x", readme=b"y"), "a zip archive of 2 files, first model_ckpt; unpack it"),
+    "TorchScript": (zipped(m__data_pkl=b"", m__constants_pkl=b""), "a TorchScript archive"),
+    "GGUF": (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), r"no file of weights \(it begins with b'GGUF"),
+    "gzip": (gzip.compress(b"x"), "no file of weights"),
+    "zeros": (bytes(100), "begins with zeros"),
+    "cut zip": (saved()[:-30], "a zip archive .* cut short"),
     "cut safetensors": (TENSORS[:-30], rf"a safetensors file that is cut short: {len(TENSORS) - 30} of {len(TENSORS)} bytes"),
     "cut header": (TENSORS[:30], "a safetensors file that is cut short, within its header"),
     "longer safetensors": (TENSORS + b"more", "a safetensors file that is damaged"),
@@ -79,14 +58,13 @@ OTHERS = {
 
 @pytest.mark.parametrize("what", OTHERS)
 @pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors"])
-def test_what_a_file_is_and_what_to_do(what: str, name: str, tmp_path: Path):
+def test_other_files_are_refused_by_what_they_are(what: str, name: str, tmp_path: Path):
     content, said = OTHERS[what]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError) as caught:
         weights_format(tmp_path / name)
     caught.match(rf"{name}: {said}")
     assert "\n" not in str(caught.value)
-    assert "code" not in str(caught.value), "no such file could run any"
 
 
 @pytest.mark.parametrize(
@@ -103,20 +81,13 @@ def test_a_file_that_is_not_there(tmp_path: Path):
         weights_format(tmp_path / "nothing.ckpt")
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (POINTER, "a pointer of Git LFS"),
-        (TENSORS[:-30], "a safetensors file that is cut short"),
-        (saved(), "a pickle under the name of safetensors"),
-    ],
-)
-def test_a_vae_whose_weights_are_none(content: bytes, said: str, tmp_path: Path):
-    """As `git clone` leaves a model where Git LFS is not installed."""
+def test_a_vae_whose_weights_are_none(tmp_path: Path):
+    """As `git clone` leaves a model where Git LFS is not installed; and a pickle under the name of safetensors."""
     (tmp_path / "config.json").write_bytes((Path(VAE) / "config.json").read_bytes())
-    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=rf"diffusion_pytorch_model\.safetensors: {said}"):
-        load_vae(str(tmp_path))
+    for content, said in ((POINTER, "a pointer of Git LFS"), (saved(), "a pickle under the name of safetensors")):
+        (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=rf"diffusion_pytorch_model\.safetensors: {said}"):
+            load_vae(str(tmp_path))
 
 
 def test_a_vae_that_is_a_file(tmp_path: Path):
@@ -153,10 +124,9 @@ def test_which_files_hold_the_weights(names: list[str], chosen: list[str] | None
     [
         ("{}", "no index of shards"),
         ('{"weight_map": ["a"]}', "no index of shards"),
-        ('{"weight_map": {"a": 1}}', "no index of shards"),
         ("not JSON", "no index of shards"),
-        (json.dumps({"weight_map": {"a": "../other.safetensors"}}), r"names .*\.\./other\.safetensors, which is not in its own"),
-        (json.dumps({"weight_map": {"a": "/etc/passwd"}}), "names /etc/passwd, which is not in its own folder"),
+        (json.dumps({"weight_map": {"a": "../other.safetensors"}}), r"names .*\.\./other\.safetensors, which"),
+        (json.dumps({"weight_map": {"a": "/etc/passwd"}}), "names /etc/passwd, which is not in"),
         (json.dumps({"weight_map": {"a": "gone.safetensors"}}), r"its shard gone\.safetensors is not there"),
     ],
 )

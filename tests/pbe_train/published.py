@@ -5,6 +5,7 @@ here name by name, from what their files hold, and not by the code under test.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintB
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
+
+from pbe_core.vae import load_vae, weights_sha256
+from pbe_train.checkpoints.init_from_pretrained import init_from_pretrained, write_report
+from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
+from pbe_train.config import TrainSettings
+from pbe_train.model.pipeline import RunIdentity
 
 WIDTH = 64
 HIDDEN = 64
@@ -154,6 +161,61 @@ def write_hub(
     index = {"_class_name": "PaintByExamplePipeline", "image_encoder": ["paint_by_example", "PaintByExampleImageEncoder"]}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+def broken_hub(change: Callable[[dict[str, Tensor]], object], part: str = "unet") -> Callable[[Path, Published], Path]:
+    """Writes that layout with the tensors of one part changed."""
+
+    def write(folder: Path, parts: Published) -> Path:
+        where = write_hub(folder / "m", parts)
+        path = where / part / ("model.safetensors" if part == "image_encoder" else "diffusion_pytorch_model.safetensors")
+        state = load_file(path)
+        change(state)
+        save_file(state, path)
+        return where
+
+    return write
+
+
+def make_run(
+    out: Path,
+    hub: Path,
+    start: Path,
+    average: float | None = None,
+    blocks: int = 1,
+    more: Mapping[str, str] | None = None,
+    **changes: object,
+) -> Path:
+    """A run folder as training leaves it, at step 3, its weights those of the pretrained model."""
+    model = {
+        "pretrained": str(start),
+        "encoder": str(hub),
+        "vae": str(hub / "vae"),
+        "conditioner_blocks": blocks,
+        "mask_to_latent": "nearest",
+        **(more or {}),
+    }
+    settings = TrainSettings.model_validate({"dataset": "data", "out": str(out), "model": model, **changes})
+    vae = load_vae(str(hub / "vae"))
+    trained, report = init_from_pretrained(settings, vae)
+    identity = RunIdentity(
+        dataset_fingerprint="fingerprint",
+        dataset_samples="samples",
+        precision="fp32",
+        vae_sha256=weights_sha256(vae.state_dict()),
+        encoder_sha256=weights_sha256(trained.conditioner.model.state_dict()),
+        unet={key: value for key, value in trained.unet.config.items() if not key.startswith("_")},
+        latent_channels=4,
+        scaling_factor=0.18215,
+        view_size=64,
+    )
+    kept: dict[str, Mapping[str, Tensor]] = {"model": trained.kept()}
+    if average is not None:
+        kept["ema"] = {name: tensor.detach() + average for name, tensor in trained.kept().items()}
+    save_checkpoint(out, 3, settings, identity, kept, 3)
+    assert report
+    write_report(report, out)
+    return out
 
 
 def write_stable_diffusion(folder: Path, parts: Published, prediction: str = "epsilon", **changes: object) -> Path:

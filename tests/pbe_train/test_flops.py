@@ -7,7 +7,7 @@ import torch
 
 from pbe_core.errors import InputError
 from pbe_core.settings import load_settings, preset
-from pbe_train.checkpoints.known_sizes import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
+from pbe_train.checkpoints.networks import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
 from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
 from pbe_train.training import flops
 from pbe_train.training.devices import GPUS, arithmetic_of, find_gpu
@@ -93,7 +93,7 @@ def test_unknown_sizes_are_refused_with_the_way_out(tmp_path):
     with pytest.raises(InputError, match=r"set model\.pretrained"):
         unloaded_model(PUBLISHED.model_copy(update={"pretrained": "someone/other"}))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"config\.json: not the config of such a network; .* set model\.encoder"):
+    with pytest.raises(InputError, match=r"config\.json: not the config of such a network; set model\.encoder"):
         encoder_config(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="not that of a CLIP vision model"):

@@ -72,9 +72,7 @@ def test_the_conditioner_is_that_of_diffusers():
     from diffusers.pipelines.deprecated.paint_by_example.image_encoder import PaintByExampleImageEncoder
 
     torch.manual_seed(0)
-    config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=9, num_attention_heads=2, image_size=32, patch_size=8
-    )
+    config = vision(num_hidden_layers=9).config
     theirs = PaintByExampleImageEncoder(config, proj_size=24).eval()
     ours = Conditioner(CLIPVisionModel(config), 2, 24, "class").eval()
     ours.load_state_dict(theirs.state_dict())
@@ -84,16 +82,11 @@ def test_the_conditioner_is_that_of_diffusers():
 
 
 def test_without_the_bottleneck_every_token_conditions():
-    conditioner = Conditioner(vision(), 1, 24, "all").eval()
-    tokens = conditioner(torch.randn(2, 3, 32, 32))
-    assert tokens.shape == (2, 17, 24)
-
-
-def test_all_tokens_begin_with_the_class_token():
     """With no blocks between, the first of all tokens is the bottleneck's only one."""
     both = Conditioner(vision(), 0, 24, "all").eval()
     pixels = torch.randn(2, 3, 32, 32)
     everything = both(pixels)
+    assert everything.shape == (2, 17, 24)
     both.tokens = "class"
     torch.testing.assert_close(everything[:, :1], both(pixels))
 
@@ -141,6 +134,24 @@ def test_every_trained_parameter_gets_a_gradient_even_without_dropout(model: Pai
     assert all(parameter.grad is None for parameter in model.conditioner.model.parameters())
 
 
+SHARES = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
+
+
+class Oracle:
+    """A denoiser that knows the latent, by the equations of the forward process."""
+
+    class conditioner:
+        uncond_vector = torch.zeros(1, 1, 3)
+
+    def __init__(self, latent: torch.Tensor, prediction: str) -> None:
+        self.latent, self.prediction = latent, prediction
+
+    def predict(self, noisy, masked, keep, timestep, condition):
+        share = SHARES[timestep.long()][:, None, None, None]
+        noise = (noisy - share.sqrt() * self.latent) / (1 - share).sqrt()
+        return noise if self.prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * self.latent
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_error_of_what_is_predicted(prediction):
     """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the target's power."""
@@ -151,14 +162,11 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction):
         torch.zeros(4).bool(),
     )
     schedule = training_schedule(prediction)
-    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
 
     def oracle(noisy, masked, mask_channel, timestep, reference, dropped):
         assert torch.equal(masked, batch.planes[:, 4:8])
         assert torch.equal(mask_channel, batch.planes[:, 8:9])
-        share, latent = shares[timestep][:, None, None, None], batch.planes[:, :4]
-        noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
-        return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
+        return Oracle(batch.planes[:, :4], prediction).predict(noisy, masked, mask_channel, timestep, reference)
 
     assert noise_losses(oracle, schedule, batch).tolist() == pytest.approx([0] * 4, abs=1e-6)
     nothing = noise_losses(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
@@ -178,22 +186,11 @@ def _given(batch: Batch) -> tuple[torch.Tensor, ...]:
 def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
     """A model that knows the latent leads any noise to it, for both kinds of prediction; taken for the other kind it does not."""
     latent = torch.randn(2, 4, 8, 8)
-    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
-
-    class Oracle:
-        class conditioner:
-            uncond_vector = torch.zeros(1, 1, 3)
-
-        @staticmethod
-        def predict(noisy, masked, mask_channel, timestep, condition):
-            share = shares[timestep][:, None, None, None]
-            noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
-            return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
-
+    oracle = Oracle(latent, prediction)
     how = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
     given = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 3)
     other = "v_prediction" if prediction == "epsilon" else "epsilon"
-    apart = [(paint_unchecked(Oracle(), *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
+    apart = [(paint_unchecked(oracle, *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
     assert apart[0] < 0.03  # What is left is the noise of the first timestep, at which sampling ends.
     assert apart[1] > 2 * apart[0]
 
@@ -219,22 +216,9 @@ def test_an_item_does_not_depend_on_its_neighbours(model: PaintByExampleModel, s
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
 def test_previews_show_where_the_model_is_going(scheduler, prediction):
     """An oracle foresees its latent at once, whatever is sampled with; each step is told."""
-    latent = torch.randn(1, 4, 8, 8)
-    shares = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0)
-    seen = []
-
-    class Oracle:
-        class conditioner:
-            uncond_vector = torch.zeros(1, 1, 3)
-
-        @staticmethod
-        def predict(noisy, masked, mask_channel, timestep, condition):
-            share = shares[timestep.long()][:, None, None, None]
-            noise = (noisy - share.sqrt() * latent) / (1 - share).sqrt()
-            return noise if prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * latent
-
+    latent, seen = torch.randn(1, 4, 8, 8), []
     paint_unchecked(
-        *(Oracle(), torch.zeros(1, 4, 8, 8), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 3)),
+        *(Oracle(latent, prediction), torch.zeros(1, 4, 8, 8), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 3)),
         seeds=[0],
         guidance=1.0,
         steps=6,

@@ -19,13 +19,12 @@ from safetensors import SafetensorError
 
 from pbe_core.errors import InputError, machine_error
 from pbe_train import train as train_module
-from pbe_train.checkpoints import checkpoint_writer
 from pbe_train.checkpoints import trainer_checkpoint as checkpoint
-from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter
 from pbe_train.checkpoints.networks import build_model
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter
 from pbe_train.config import TIMESTEPS
 from pbe_train.data.training_dataset import choose_timestep
-from pbe_train.model.identity import RunIdentity
+from pbe_train.model.pipeline import RunIdentity
 from pbe_train.train import make_validation, train
 from pbe_train.training import progress as progress_module
 from pbe_train.training.checks import out_of_memory
@@ -246,7 +245,7 @@ def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: P
 
 
 def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
     settings = world.settings(tmp_path / "run")
     (tmp_path / "run").write_text("a file where the folder should be")
     before = checkpoint.save_checkpoint
@@ -256,14 +255,14 @@ def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_pat
             (tmp_path / "run").unlink()
         return before(*given)
 
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", at_last)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", at_last)
     with CheckpointWriter(settings, IDENTITY, 0) as writer:
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
     assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run")] == ["step-00000001"]
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world: World, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
     settings = world.settings(tmp_path / "run")
     (tmp_path / "run").write_text("a file where the folder should be")
     writer = CheckpointWriter(settings, IDENTITY, 0)
@@ -273,7 +272,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world
         time.sleep(0.01)
     with pytest.raises(OSError, match="run"):
         writer.check()
-    assert capsys.readouterr().err.count("checkpoint of step 1 could not be written") == checkpoint_writer.ATTEMPTS
+    assert capsys.readouterr().err.count("checkpoint of step 1 could not be written") == checkpoint.ATTEMPTS
     # What else went wrong is not hidden by it.
     with CheckpointWriter(settings, IDENTITY, 0) as writer:
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1)
@@ -283,7 +282,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_the_next_step(world
 
 def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_is_called_so(world: World, tmp_path: Path, monkeypatch, capsys):
     """What safetensors says of it stands in its text alone."""
-    monkeypatch.setattr(checkpoint_writer._save_in_the_end.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(checkpoint._save_in_the_end.retry, "wait", tenacity.wait_none())
     found = []
 
     def full(tensors, path):
@@ -296,7 +295,7 @@ def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_is_called_so(world: Worl
     with pytest.raises(OSError, match="No space left") as caught:
         writer.save(1, {"model": {"weight": torch.zeros(1)}}, 1, last=True)
     assert machine_error(caught.value) == f"No space left on device: {tmp_path}"
-    assert [len(folders) for folders in found] == [1] * checkpoint_writer.ATTEMPTS
+    assert [len(folders) for folders in found] == [1] * checkpoint.ATTEMPTS
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -331,7 +330,7 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(worl
         seen.append(given)
         return tmp_path
 
-    monkeypatch.setattr(checkpoint_writer, "save_checkpoint", write_slowly)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", write_slowly)
     weight, measures = torch.zeros(1), [{"sums": [1.0]}]
     writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
     writer.save(1, {"model": {"weight": weight}}, 1, measures)

@@ -22,17 +22,14 @@ def assert_same(found: dict, expected: dict) -> None:
         assert torch.equal(found[name], expected[name]), name
 
 
-def test_a_u_net_is_renamed_as_diffusers_does_it(parts: Published):
-    """Both against the U-Net itself and against diffusers' converter, which has another author."""
+def test_u_net_and_vae_are_renamed_as_diffusers_does_it(parts: Published):
+    """Both against the networks themselves and against diffusers' converters, which have another author."""
     ldm = original_unet(parts.unet)
     ours, unknown = unet_table(ATTENTION, 2).to_diffusers(ldm)
     theirs = convert_ldm_unet_checkpoint({f"model.diffusion_model.{k}": v for k, v in ldm.items()}, {"layers_per_block": 2})
     assert unknown == []
     assert_same(ours, theirs)
     assert_same(ours, parts.unet.state_dict())
-
-
-def test_a_vae_is_renamed_as_diffusers_does_it(parts: Published):
     ldm = original_vae(parts.vae)
     ours, unknown = vae_table(4, 2).to_diffusers(ldm)
     config = {"down_block_types": [0] * 4, "up_block_types": [0] * 4}
@@ -74,7 +71,7 @@ def test_the_table_is_read_in_both_directions(parts: Published, part: str):
 
 @pytest.mark.parametrize("attention", [(False, True), (True,), (False, False, True)])
 def test_the_table_fits_other_numbers_of_levels(attention: tuple[bool, ...]):
-    from pbe_train.checkpoints.sizes import original_levels
+    from pbe_train.checkpoints.ldm_format import levels_of
     from pbe_train.config import UNetSettings
     from pbe_train.model.paint_model import new_unet
 
@@ -84,7 +81,7 @@ def test_the_table_fits_other_numbers_of_levels(attention: tuple[bool, ...]):
     ldm, unknown = unet_table(attention, 1).to_ldm(unet.state_dict())
     assert unknown == []
     assert_same(ldm, original_unet(unet))
-    assert original_levels(ldm) == (attention, 1)
+    assert levels_of(ldm) == (attention, 1)
 
 
 def test_what_the_table_does_not_know_comes_back_by_name():

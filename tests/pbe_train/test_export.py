@@ -2,9 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,32 +11,39 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 
 import pbe_train.export
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
-from pbe_core.vae import load_vae, weights_sha256
-from pbe_train.checkpoints import exporting, from_pretrained
-from pbe_train.checkpoints.card import write_card
-from pbe_train.checkpoints.export_folder import new_export
+from pbe_core.vae import load_vae
+from pbe_train import PaintByExample
+from pbe_train.checkpoints import export as exporting
+from pbe_train.checkpoints.diffusers_format import load_diffusers_pipeline
+from pbe_train.checkpoints.export import model_card, new_export
 from pbe_train.checkpoints.from_pretrained import load_run
-from pbe_train.checkpoints.init_from_pretrained import start_model
+from pbe_train.checkpoints.init_from_pretrained import GUESSED, LoadReport, init_from_pretrained, make_report
 from pbe_train.checkpoints.key_mapping import Tensors
-from pbe_train.checkpoints.ldm_file import schedule_buffers
-from pbe_train.checkpoints.load_report import Account, account_for, write_account
-from pbe_train.checkpoints.pipeline_folder import load_diffusers_pipeline
-from pbe_train.checkpoints.source import Source
-from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
+from pbe_train.checkpoints.ldm_format import schedule_buffers, vae_config_of
+from pbe_train.checkpoints.pretrained import PretrainedModel
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.references import fit_reference
-from pbe_train.model.identity import RunIdentity
+from pbe_train.model.paint_model import assemble
 from pbe_train.model.pipeline import SamplingSettings
 from pbe_train.model.schedulers import training_schedule
-from tests.pbe_train.published import Published, make_comparable, make_published, original_state, write_hub, write_tensors
-from tests.pbe_train.test_weights_start import broken_hub
+from tests.pbe_train.published import (
+    Published,
+    broken_hub,
+    make_comparable,
+    make_published,
+    make_run,
+    original_state,
+    write_hub,
+    write_stable_diffusion,
+    write_tensors,
+)
 
 NETWORKS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "image_encoder/model")
 
@@ -50,47 +56,6 @@ def parts() -> Published:
 @pytest.fixture(scope="module")
 def hub(parts: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_hub(tmp_path_factory.mktemp("released") / "hub", parts)
-
-
-def make_run(
-    out: Path,
-    hub: Path,
-    start: Path,
-    average: float | None = None,
-    blocks: int = 1,
-    more: Mapping[str, str] | None = None,
-    **changes: object,
-) -> Path:
-    """A run folder as training leaves it, at step 3, its weights those of the start."""
-    model = {
-        "pretrained": str(start),
-        "encoder": str(hub),
-        "vae": str(hub / "vae"),
-        "conditioner_blocks": blocks,
-        "mask_to_latent": "nearest",
-        **(more or {}),
-    }
-    settings = TrainSettings.model_validate({"dataset": "data", "out": str(out), "model": model, **changes})
-    vae = load_vae(str(hub / "vae"))
-    trained, account = start_model(settings, vae)
-    identity = RunIdentity(
-        dataset_fingerprint="fingerprint",
-        dataset_samples="samples",
-        precision="fp32",
-        vae_sha256=weights_sha256(vae.state_dict()),
-        encoder_sha256=weights_sha256(trained.conditioner.model.state_dict()),
-        unet={key: value for key, value in trained.unet.config.items() if not key.startswith("_")},
-        latent_channels=4,
-        scaling_factor=0.18215,
-        view_size=64,
-    )
-    kept: dict[str, Mapping[str, Tensor]] = {"model": trained.kept()}
-    if average is not None:
-        kept["ema"] = {name: tensor.detach() + average for name, tensor in trained.kept().items()}
-    save_checkpoint(out, 3, settings, identity, kept, 3)
-    assert account
-    write_account(account, out)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +110,10 @@ def test_original_file_to_run_to_export(suffix: str, parts: Published, hub: Path
             "model": {"pretrained": str(out), "encoder": str(out), "vae": str(hub / "vae"), "conditioner_blocks": 1},
         }
     )
-    again, account = start_model(settings, load_vae(str(hub / "vae")))
+    again, report = init_from_pretrained(settings, load_vae(str(hub / "vae")))
     assert torch.equal(again.unet.conv_in.weight, parts.unet.conv_in.weight)
-    assert account
-    assert account.aside["schedule"] == 12
+    assert report
+    assert report.aside["schedule"] == 12
 
 
 def test_the_schedule_is_diffusers(hub: Path):
@@ -171,19 +136,16 @@ def test_the_schedule_is_diffusers(hub: Path):
     torch.testing.assert_close(mean, clean)
 
 
-@pytest.mark.parametrize(
-    ("painting", "told"),
-    [
-        ({"reference_geometry": "pad"}, ["reference_geometry squash, where it was trained with pad; is that meant?"]),
-        (["pad"], []),
-    ],
-)
-def test_an_account_tells_what_is_seen_otherwise(painting: object, told: list[str]):
-    source = Source("export", "Paint by Example, diffusers layout", {}, {}, record={"painting": painting, "licence": "mit"})
-    assert account_for(source, [], ModelSettings(encoder="e", vae="v")).otherwise == told
+@pytest.mark.parametrize(("painting", "differs"), [({"reference_geometry": "pad"}, True), (["pad"], False)])
+def test_the_report_names_settings_that_differ_from_the_training(painting: object, differs: bool):
+    metadata = {"painting": painting, "licence": "mit"}
+    source = PretrainedModel("export", "Paint by Example, diffusers layout", {}, {}, metadata=metadata)
+    report = make_report(source, [], ModelSettings(encoder="e", vae="v"))
+    assert [line.startswith("reference_geometry squash, ") for line in report.otherwise] == [True] * differs
+    assert report.licence == "mit"
 
 
-def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_is_a_pretrained_model(hub: Path, run: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its averaged weights, where it keeps them; run folder and checkpoint folder alike; encoder and VAE by their hashes."""
     averaged = make_run(tmp_path / "averaged", hub, hub, average=0.5)
     for where in (averaged, averaged / "checkpoints" / "step-00000003"):
@@ -191,9 +153,9 @@ def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path:
         model = load_run(next_run, device="cpu").model
         assert torch.equal(model.unet.conv_in.weight, parts.unet.conv_in.weight + 0.5)
         assert torch.equal(model.conditioner.uncond_vector, parts.encoder.uncond_vector + 0.5)
-    account = Account(**json.loads((next_run / "start.json").read_text()))
-    assert account.kind == "run of this trainer"
-    assert account.licence == "creativeml-openrail-m"  # That of the start's own start.
+    report = LoadReport(**json.loads((next_run / "start.json").read_text()))
+    assert report.kind == "run of this trainer"
+    assert report.licence == "creativeml-openrail-m"  # That of the start's own start.
     (averaged / "start.json").unlink()
     unknown = make_run(tmp_path / "unknown", hub, averaged)
     assert json.loads((unknown / "start.json").read_text())["licence"] is None
@@ -203,7 +165,7 @@ def test_an_own_run_is_a_start(hub: Path, run: Path, parts: Published, tmp_path:
     with pytest.raises(InputError, match="its VAE is not the dataset's"):
         make_run(tmp_path / "o", other, averaged)
     mixed = write_hub(tmp_path / "mixed", replace(make_published(9, seed=5), vae=parts.vae))
-    with pytest.raises(InputError, match=r"its vision encoder is not model\.encoder.*set model\.encoder to that of the run"):
+    with pytest.raises(InputError, match=r"encoder is not model\.encoder.*that of the run"):
         make_run(tmp_path / "m", mixed, averaged)
     damaged = averaged / "checkpoints" / "step-00000003" / "ema.safetensors"
     content = bytearray(damaged.read_bytes())
@@ -297,49 +259,33 @@ def test_the_one_liner_loads_the_released_layout(hub: Path, parts: Published, tm
 
 
 @pytest.mark.parametrize(
-    ("form", "changes", "cause"),
+    ("form", "network", "change", "cause"),
     [
-        ("diffusers", {"tokens": "all"}, "conditions on all tokens"),
-        ("ldm", {"tokens": "all"}, "conditions on all tokens"),
-        ("diffusers", {"conditioner_blocks": 2}, r"has 2 blocks, the pipeline always makes 1 for an encoder of 4 layers"),
-        ("ldm", {"prediction": "v_prediction"}, "the original code can sample from predicted noise only"),
+        ("diffusers", "model", {"tokens": "all"}, "conditions on all tokens"),
+        ("ldm", "model", {"tokens": "all"}, "conditions on all tokens"),
+        ("diffusers", "model", {"conditioner_blocks": 2}, "has 2 blocks, the pipeline's 1"),
+        ("ldm", "settings", {"prediction": "v_prediction"}, "predicts v_prediction"),
+        ("ldm", "unet", {"attention_head_dim": 4}, r"attention_head_dim 4, .* read back as 8; .*--format diffusers"),
+        ("ldm", "unet", {"norm_num_groups": 16}, r"U-Net has norm_num_groups 16"),
+        ("ldm", "unet", {"norm_eps": 1e-6}, r"U-Net has norm_eps 1e-06"),
+        ("ldm", "vae", {"norm_num_groups": 8}, r"VAE has norm_num_groups 8"),
+        ("ldm", "scale", {"scaling_factor": 0.5}, r"VAE has scaling_factor 0\.5, .* read back as 0\.18215"),
+        ("ldm", "encoder", {"num_attention_heads": 2}, r"vision encoder has num_attention_heads 2, .* read back as 1"),
+        ("ldm", "encoder", {"hidden_act": "gelu"}, r"vision encoder has hidden_act 'gelu'"),
+        ("ldm", "encoder", {"layer_norm_eps": 1e-6}, r"vision encoder has layer_norm_eps"),
     ],
 )
-def test_runs_that_a_layout_cannot_hold(form: str, changes: dict[str, object], cause: str, run: Path, tmp_path, monkeypatch):
-    loaded = load_run(run, device="cpu")
-    model = {key: value for key, value in changes.items() if key != "prediction"}
-    prediction = {key: value for key, value in changes.items() if key == "prediction"}
-    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update=model), **prediction})
-    monkeypatch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, settings=settings))
-    with pytest.raises(InputError, match=cause):
-        export(monkeypatch, run, tmp_path / "out", form)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("network", "change", "cause"),
-    [
-        (
-            "unet",
-            {"attention_head_dim": 4},
-            r"U-Net has attention_head_dim 4, which .* read back as 8; export with --format diff",
-        ),
-        ("unet", {"norm_num_groups": 16}, r"U-Net has norm_num_groups 16"),
-        ("unet", {"norm_eps": 1e-6}, r"U-Net has norm_eps 1e-06"),
-        ("vae", {"norm_num_groups": 8}, r"VAE has norm_num_groups 8"),
-        ("scale", {"scaling_factor": 0.5}, r"VAE has scaling_factor 0\.5, .* read back as 0\.18215"),
-        ("encoder", {"num_attention_heads": 2}, r"vision encoder has num_attention_heads 2, .* read back as 1"),
-        ("encoder", {"hidden_act": "gelu"}, r"vision encoder has hidden_act 'gelu'"),
-        ("encoder", {"layer_norm_eps": 1e-6}, r"vision encoder has layer_norm_eps"),
-    ],
-)
-def test_what_no_tensor_of_an_original_file_tells(
-    network: str, change: dict[str, object], cause: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_runs_that_a_layout_cannot_hold(
+    form: str, network: str, change: dict[str, object], cause: str, run: Path, tmp_path: Path
 ):
-    """It would be read back as another model, and nothing would say so."""
+    """They would be read back as another model, and nothing would say so."""
     loaded = load_run(run, device="cpu")
-    identity = loaded.identity
-    if network == "unet":
+    settings, identity = loaded.settings, loaded.identity
+    if network == "model":
+        settings = settings.model_copy(update={"model": settings.model.model_copy(update=change)})
+    elif network == "settings":
+        settings = settings.model_copy(update=change)
+    elif network == "unet":
         identity = identity.model_copy(update={"unet": {**identity.unet, **change}})
     elif network == "scale":
         identity = identity.model_copy(update=change)
@@ -347,9 +293,9 @@ def test_what_no_tensor_of_an_original_file_tells(
         loaded.vae.register_to_config(**change)
     else:
         loaded.model.conditioner.model.config.update(change)
-    monkeypatch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, identity=identity))
+    changed = replace(loaded, settings=settings, identity=identity)
     with pytest.raises(InputError, match=cause) as raised:
-        export(monkeypatch, run, tmp_path / "out", "ldm")
+        exporting.export(changed, run, tmp_path / "out", "model.ckpt", form, "ema")
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -365,7 +311,7 @@ def test_an_export_takes_the_place_of_an_earlier_one_only(run: Path, tmp_path: P
     export(monkeypatch, run, out, "ldm")
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "export.json", "model.safetensors"]
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"an earlier export, but notes\.txt is not of it"):
+    with pytest.raises(InputError, match=r"notes\.txt is not of the earlier export"):
         export(monkeypatch, run, out, "ldm")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file; give a folder"):
@@ -381,63 +327,29 @@ def test_an_export_that_fails_changes_nothing(run: Path, tmp_path: Path, monkeyp
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(exporting, "write_card", full)
+    monkeypatch.setattr(exporting, "model_card", full)
     with pytest.raises(OSError, match="disk full"):
         export(monkeypatch, run, out, "diffusers")
     assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("moment", ["before", "between", "after"])
-def test_an_interrupt_leaves_one_export_under_its_name(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whichever of the two renames it comes at: the earlier export, or the new one, and nothing beside it."""
-    out, rename = tmp_path / "out", Path.rename
-    for content in ("old", "new"):
-        with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt), new_export(out, {}) as partial:
-            (partial / "weights").write_text(content)
-
-            def interrupted(path: Path, target: Path) -> None:
-                last = target.name == "out" and path.name.endswith(".tmp")
-                if moment == "before" or (last and moment == "between"):
-                    patch.undo()
-                    raise KeyboardInterrupt
-                rename(path, target)
-                if last and moment == "after":
-                    raise KeyboardInterrupt
-
-            if content == "new":
-                patch.setattr(Path, "rename", interrupted)
-    assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("moment", ["writing", "before", "between", "after"])
-def test_the_next_export_tidies_up_after_one_that_was_killed(moment: str, tmp_path: Path):
-    """A real process that dies. Killed between the two renames it leaves no export under the name; that is given back first."""
-    out, rename = tmp_path / "out", Path.rename
+def test_the_next_export_tidies_up_after_one_that_was_killed(tmp_path: Path):
+    """A real process that dies while it writes: the earlier export stands, and the next one leaves nothing else beside it."""
+    out = tmp_path / "out"
     with new_export(out, {}) as partial:
         (partial / "weights").write_text("old")
     child = os.fork()
     if not child:
-        deaths = {"before": 1, "between": 2, "after": 3}
-
-        def dying(path: Path, target: Path) -> None:
-            deaths[moment] -= 1
-            if not deaths[moment]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            rename(path, target)
-
-        with pytest.MonkeyPatch.context() as patch, new_export(out, {}) as partial:
-            (partial / "weights").write_text("new")
-            patch.setattr(Path, "rename", dying)
-            if moment == "writing":
-                os.kill(os.getpid(), signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+        with new_export(out, {}) as partial:
+            (partial / "weights").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
-    assert out.exists() == (moment != "between")
-    with suppress(ZeroDivisionError), new_export(out, {}) as partial:
-        (partial / "weights").write_text(str(1 // 0))
-    assert (out / "weights").read_text() == ("new" if moment == "after" else "old")
+    assert (out / "weights").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) > 1
+    with new_export(out, {}) as partial:
+        (partial / "weights").write_text("new")
+    assert (out / "weights").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -445,47 +357,36 @@ def test_the_model_card(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """What it is, how it was trained and measured, its licence, and how it is loaded; and an unknown licence is called so."""
     (run / "evaluation.json").write_text(json.dumps({"scores": {"agreement": 0.75}}))
     card = (export(monkeypatch, run, tmp_path / "a", "diffusers") / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: diffusers\nlicense: creativeml-openrail-m\n")
+    data = ModelCard(card).data
+    assert (data.library_name, data.license) == ("diffusers", "creativeml-openrail-m")
+    assert "{{" not in card
+    assert "{%" not in card
     for word in ("CreativeML Open RAIL-M", "`fingerprint`", '"agreement": 0.75', "learning_rate", "DiffusionPipeline", "3 of 64"):
         assert word in card
     assert "load_diffusers_pipeline" in card
     (run / "evaluation.json").unlink()
-    account = (run / "start.json").read_bytes()
+    report = (run / "start.json").read_bytes()
     (run / "start.json").unlink()
     export(monkeypatch, run, tmp_path / "b" / "own.ckpt", "ldm")
-    (run / "start.json").write_bytes(account)
+    (run / "start.json").write_bytes(report)
     card = (tmp_path / "b" / "README.md").read_text()
-    assert "license: other" in card
+    assert ModelCard(card).data.license == "other"
     assert "Unknown: nothing is recorded" in card
     assert "--ckpt own.ckpt" in card
     assert "No evaluation" in card
     assert "the original code makes 5" in card
 
 
-@pytest.mark.parametrize(
-    ("form", "trained", "program"),
-    [
-        (
-            "diffusers",
-            "bilinear",
-            "The pipeline shrinks masks to latent resolution by `nearest`; this model was trained with `bil",
-        ),
-        (
-            "ldm",
-            "nearest",
-            "The original code shrinks masks to latent resolution by `bilinear`; this model was trained with `nea",
-        ),
-    ],
-)
-def test_the_card_says_what_other_programs_do_otherwise(form: str, trained: str, program: str, run: Path):
+@pytest.mark.parametrize(("form", "trained"), [("diffusers", "bilinear"), ("ldm", "nearest")])
+def test_the_card_says_what_other_programs_do_otherwise(form: str, trained: str, run: Path):
     loaded = load_run(run, device="cpu")
     cards = {}
     for geometry in ("pad", "squash"):
         for mask in ("nearest", "bilinear"):
             model = loaded.settings.model.model_copy(update={"reference_geometry": geometry, "mask_to_latent": mask})
             changed = replace(loaded, settings=loaded.settings.model_copy(update={"model": model}))
-            cards[geometry, mask] = write_card(changed, "model", form, "mine", {}, None)
-    assert all((program in card) == (mask == trained) for (_, mask), card in cards.items())
+            cards[geometry, mask] = model_card(changed, "model", form, "mine", {}, None)
+    assert all((f"this model was trained with `{trained}`" in card) == (mask == trained) for (_, mask), card in cards.items())
     for (geometry, _), card in cards.items():
         assert ("(123, 117, 104)" in card) == (geometry == "pad")
         assert ("as in training" in card) == (geometry == "squash" and form == "diffusers")
@@ -506,41 +407,173 @@ def test_the_licence_of_a_start(form: str, hub: Path, run: Path, tmp_path: Path,
     export(monkeypatch, run, tmp_path / "derived", form)
     inside = {"diffusers": "", "ldm": "model.safetensors"}[form]
     again = make_run(tmp_path / "again", hub, tmp_path / "derived" / inside)
-    account = Account(**json.loads((again / "start.json").read_text()))
-    assert (account.licence, account.licence_guessed) == ("creativeml-openrail-m", True)
-    assert "licence     creativeml-openrail-m, as Stable Diffusion's, if that is what it was" in account.lines()
-    card = (export(monkeypatch, again, tmp_path / "card", form) / "README.md").read_text()
-    assert "as Stable Diffusion's, if that is what it was" in card
+    report = LoadReport(**json.loads((again / "start.json").read_text()))
+    assert (report.licence, report.licence_guessed) == ("creativeml-openrail-m", True)
+    assert f"creativeml-openrail-m{GUESSED}" in report.lines()
+    assert GUESSED in (export(monkeypatch, again, tmp_path / "card", form) / "README.md").read_text()
     loaded = load_run(run, device="cpu")
     settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
-    with monkeypatch.context() as patch:
-        patch.setattr(from_pretrained, "load_run", lambda *_, **__: replace(loaded, settings=settings))
-        export(patch, run, tmp_path / "own", form)
-    account = Account(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
-    assert (account.licence, account.licence_guessed) == (None, False)
-
-
-def test_a_run_from_scratch_has_no_base_to_name(run: Path):
-    loaded = load_run(run, device="cpu")
-    settings = loaded.settings.model_copy(update={"model": loaded.settings.model.model_copy(update={"pretrained": None})})
-    card = write_card(replace(loaded, settings=settings), "model", "diffusers", "mine", {}, None)
+    exporting.export(replace(loaded, settings=settings), run, tmp_path / "own", "model.safetensors", form, "ema")
+    card = (tmp_path / "own" / "README.md").read_text()
     assert "Trained from scratch: U-Net and conditioner have no base weights" in card
     assert "| start | from scratch |" in card
+    report = LoadReport(**json.loads((make_run(tmp_path / "next", hub, tmp_path / "own" / inside) / "start.json").read_text()))
+    assert (report.licence, report.licence_guessed) == (None, False)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_scheduler_is_that_of_the_training(
-    prediction: str, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers believes the file."""
+def test_the_scheduler_is_that_of_the_training(exported: Path, parts: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stable Diffusion's schedule, and what the U-Net of this run predicts: diffusers reads it from the file."""
     hub = write_hub(tmp_path / "hub", parts)
-    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": prediction}))
-    out = export(monkeypatch, make_run(tmp_path / "run", hub, hub, prediction=prediction), tmp_path / "out", "diffusers")
-    scheduler = load_diffusers_pipeline(str(out)).scheduler
-    assert type(scheduler) is PNDMScheduler
-    config = dict(scheduler.config)
-    expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-    assert {key: config[key] for key in expected} == expected
-    assert config["prediction_type"] == prediction
-    written = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
-    assert (written["clip_sample"], written["num_train_timesteps"]) == (False, 1000)
+    (hub / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "v_prediction"}))
+    run = make_run(tmp_path / "run", hub, hub, prediction="v_prediction")
+    velocity = export(monkeypatch, run, tmp_path / "out", "diffusers")
+    for out, prediction in ((exported, "epsilon"), (velocity, "v_prediction")):
+        config = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+        expected = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
+        expected |= {"clip_sample": False, "num_train_timesteps": 1000, "prediction_type": prediction}
+        assert {key: config[key] for key in expected} == expected
+    assert type(load_diffusers_pipeline(str(velocity)).scheduler) is PNDMScheduler
+
+
+# --- Painting without a training: the same edit from every layout, and from an export as from its run --------------------------
+
+RANDOM = np.random.default_rng(0)
+PHOTO = RANDOM.integers(0, 256, (80, 90, 3), np.uint8)
+REFERENCE = RANDOM.integers(0, 256, (30, 50, 3), np.uint8)
+MASK = np.zeros((80, 90), bool)
+MASK[20:50, 22:57] = True
+
+
+def edited(source: Path, size: int | None = 64) -> np.ndarray:
+    return np.asarray(PaintByExample.from_pretrained(source)(PHOTO, MASK, REFERENCE, steps=2, size=size))
+
+
+def test_every_layout_paints_the_same(parts: Published, hub: Path, tmp_path: Path):
+    first = edited(hub)
+    assert np.array_equal(first[~MASK], PHOTO[~MASK])
+    assert not np.array_equal(first[MASK], PHOTO[MASK])
+    for name in ("model.ckpt", "model.safetensors"):
+        write_tensors(tmp_path / name, original_state(parts))
+        assert np.array_equal(edited(tmp_path / name), first), name
+    other = write_hub(tmp_path / "other", make_comparable(make_published(9, seed=1)))
+    assert not np.array_equal(edited(other), first)
+
+
+def test_the_released_model_works_at_512_px_with_its_own_mask(hub: Path):
+    run = PaintByExample.from_pretrained(str(hub)).run
+    model = run.settings.model
+    assert (run.identity.view_size, model.mask_to_latent, model.reference_geometry) == (512, "bilinear", "squash")
+    assert (model.conditioner_blocks, model.tokens, run.settings.prediction) == (1, "class", "epsilon")
+
+
+@pytest.mark.parametrize("form", ["diffusers", "ldm"])
+def test_an_export_paints_as_its_run(form: str, hub: Path, tmp_path: Path):
+    """Also what no tensor tells: the size of views, how masks shrink, how references are fitted."""
+    model = {"mask_to_latent": "nearest", "reference_geometry": "pad"}
+    run = make_run(tmp_path / "run", hub, hub, more=model)
+    out = tmp_path / "exported" if form == "diffusers" else tmp_path / "exported" / "model.safetensors"
+    exporting.export(load_run(run, device="cpu"), run, tmp_path / "exported", "model.safetensors", form, "ema")
+    expected = edited(run, None)
+    assert np.array_equal(edited(out, None), expected)
+    metadata = json.loads((tmp_path / "exported" / "export.json").read_text())
+    assert metadata["painting"] == {"view_size": 64, "guidance_dropout": 0.2, **model}
+    (tmp_path / "exported" / "export.json").unlink()
+    alike = np.array_equal(edited(out, None if form == "ldm" else 64), expected)
+    # The metadata makes it so; the one file has it inside.
+    assert alike == (form == "ldm")
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "safetensors"])
+def test_a_copy_of_the_one_file_paints_as_its_run(suffix: str, hub: Path, tmp_path: Path):
+    """Also one whose conditioner is of a depth of its own, which is a start again."""
+    more = {"reference_geometry": "pad"}
+    run = make_run(tmp_path / "run", hub, hub, more=more)
+    loaded = load_run(run, device="cpu")
+    deep = loaded.settings.model.model_copy(update={"conditioner_blocks": 2})
+    settings = loaded.settings.model_copy(update={"model": deep})
+    torch.manual_seed(0)
+    model = assemble(deep, loaded.model.unet, loaded.model.conditioner.model).eval()
+    exporting.export(replace(loaded, settings=settings, model=model), run, tmp_path / "exported", f"model.{suffix}", "ldm", "ema")
+    copy = (tmp_path / "exported" / f"model.{suffix}").rename(tmp_path / f"copy.{suffix}")
+    found = PaintByExample.from_pretrained(copy).run
+    assert (found.settings.model.conditioner_blocks, found.identity.view_size) == (2, 64)
+    assert (found.settings.model.reference_geometry, found.settings.model.mask_to_latent) == ("pad", "nearest")
+    make_run(tmp_path / "next", hub, copy, blocks=2)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "ldm"])
+def test_metadata_is_about_its_own_files_only(form: str, parts: Published, hub: Path, tmp_path: Path):
+    """What lies beside it, or has taken a file's place, is another model."""
+    run = make_run(tmp_path / "run", hub, hub, more={"reference_geometry": "pad"})
+    folder = tmp_path / "exported"
+    exporting.export(load_run(run, device="cpu"), run, folder, "model.safetensors", form, "ema")
+    if form == "ldm":
+        foreign = folder / "other.safetensors"
+        write_tensors(foreign, original_state(parts))
+    else:
+        shutil.copy(hub / "unet" / "diffusion_pytorch_model.safetensors", tmp_path / "kept")
+        state = load_file(tmp_path / "kept")
+        save_file(state, folder / "unet" / "diffusion_pytorch_model.safetensors", metadata={"by": "another program"})
+        foreign = folder
+    assert PaintByExample.from_pretrained(foreign).run.settings.model.reference_geometry == "squash"
+
+
+def test_damaged_metadata_is_refused(parts: Published, tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    notes = {"paint_by_example": json.dumps({"painting": {"reference_geometry": "round"}})}
+    save_file({name: tensor.contiguous() for name, tensor in original_state(parts).items()}, path, metadata=notes)
+    with pytest.raises(InputError, match=r"metadata .* is damaged") as raised:
+        PaintByExample.from_pretrained(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "left"), [("block", "1 block.* 9 layer"), ("mapper", "0 block.* 9"), ("layer", "2 block.* 8 lay")]
+)
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_a_model_that_is_cut_short_is_no_shallower_one(layout: str, what: str, left: str, tmp_path: Path):
+    """Whole blocks or layers are gone, so that what is there fits together: it neither paints nor starts a training."""
+    parts = make_published(9, layers=9)
+    gone = {"block": ("mapper.resblocks.1.", "mapper.blocks.1."), "mapper": ("mapper.",), "layer": ("encoder.layers.8.",)}[what]
+    hub = write_hub(tmp_path / "hub", parts)
+    if layout == "diffusers":
+        where, path = hub, hub / "image_encoder" / "model.safetensors"
+        state = load_file(path)
+    else:
+        where = path = tmp_path / "model.safetensors"
+        state = original_state(parts)
+    write_tensors(path, state)
+    PaintByExample.from_pretrained(where)
+    write_tensors(path, {name: tensor for name, tensor in state.items() if not any(part in name for part in gone)})
+    with pytest.raises(InputError, match=rf"{left}.*, where .* belong together"):
+        PaintByExample.from_pretrained(where)
+    encoder = tmp_path / "encoder"
+    parts.encoder.model.save_pretrained(encoder)
+    with pytest.raises(InputError, match="belong together"):
+        make_run(tmp_path / "run", hub, where, more={"encoder": str(encoder)}, blocks=1)
+
+
+def test_the_vae_of_an_original_file_has_the_sizes_of_its_tensors(parts: Published):
+    made = vae_config_of(parts.vae.state_dict())
+    for name, value in made.items():
+        own = parts.vae.config[name]
+        assert (list(own) if isinstance(own, tuple) else own) == value, name
+
+
+def test_a_vae_that_is_cut_short(parts: Published, tmp_path: Path):
+    state = original_state(parts)
+    del state["first_stage_model.post_quant_conv.weight"]
+    write_tensors(tmp_path / "model.safetensors", state)
+    with pytest.raises(InputError, match=r"model\.safetensors: 'post_quant_conv\.weight' of its VAE is missing"):
+        PaintByExample.from_pretrained(tmp_path / "model.safetensors")
+
+
+def test_what_does_not_paint_by_example_is_refused(hub: Path, tmp_path: Path):
+    words = write_stable_diffusion(tmp_path / "sd", make_published(4))
+    with pytest.raises(InputError, match="a Stable Diffusion model, which paints by words"):
+        PaintByExample.from_pretrained(words)
+    with pytest.raises(InputError, match="nowhere: no such file or folder"):
+        PaintByExample.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="neither a model in diffusers' layout"):
+        PaintByExample.from_pretrained(tmp_path / "empty")

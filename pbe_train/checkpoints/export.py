@@ -1,0 +1,188 @@
+"""An export of a run: weights in another program's layout, their metadata and a model card, in a folder whole or absent."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from pbe_core.errors import InputError
+from pbe_core.files import file_sha256, sweep, sync, temporary_folder
+from pbe_core.storage import is_url
+from pbe_core.words import number_of
+from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
+from pbe_train.checkpoints.init_from_pretrained import GUESSED, OPEN_RAIL, read_report
+from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
+from pbe_train.checkpoints.pretrained import METADATA_FILE, tensors_of
+from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint
+from pbe_train.data.references import PADDING
+from pbe_train.model.pipeline import Run
+
+CARD = Path(__file__).with_name("model_card.md.jinja")
+# Blocks of the mapper in the original code, which it does not read from the file.
+PUBLISHED_BLOCKS = 5
+
+
+def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: str) -> None:
+    """Write one export.
+
+    Args:
+        run: loaded from `model`.
+        model: run folder or checkpoint folder.
+        folder: of the export.
+        file: name of the file in it, for `ldm`.
+        form: `diffusers` or `ldm`.
+        weights: which weights were loaded, where the run keeps both.
+
+    Raises:
+        InputError: the layout cannot hold this run, or the folder holds something else.
+    """
+    parts = tensors_of(run)
+    if form == "diffusers":
+        check_diffusers(run)
+    else:
+        check_ldm(run, parts)
+    checkpoint = locate_checkpoint(model)
+    assert checkpoint
+    kept = "ema" if weights == "ema" and (checkpoint / "ema.safetensors").is_file() else "model"
+    report = read_report(checkpoint)
+    metadata = metadata_of(run, report)
+    with new_export(folder, {"format": form, "step": run.step, "weights": kept, "run": str(model), **metadata}) as partial:
+        if form == "diffusers":
+            write_diffusers(run, parts, partial)
+        else:
+            write_ldm(run, parts, partial / file, metadata)
+        name = folder.name if form == "diffusers" else file
+        card = model_card(run, kept, form, name, read_evaluations(checkpoint.parent.parent), report)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a place that holds anything but an earlier export of this program. Raises InputError: with what is there."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"--out {folder}: is a file; give a folder")
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    if not there:
+        return
+    try:
+        known = {METADATA_FILE, *json.loads((folder / METADATA_FILE).read_bytes())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"--out {folder}: is not empty, and no export of this program; give another folder") from None
+    if foreign := there - known:
+        raise InputError(f"--out {folder}: {min(foreign)} is not of the earlier export and would be lost; give another folder")
+
+
+@contextmanager
+def new_export(folder: Path, metadata: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; after the block it takes that name, with `metadata` and a list of all its files.
+
+    An earlier export goes only when the new one is whole and on disk. On an exception nothing has changed.
+
+    Raises:
+        InputError: the place holds something else.
+    """
+    folder = folder.absolute()  # `.` has no name.
+    sweep(folder.parent, folder.name)
+    check_free(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be written to ({error.strerror}); give another place") from None
+    with temporary_folder(folder.parent, folder.name) as partial, temporary_folder(folder.parent, folder.name) as earlier:
+        yield partial
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        listed = {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files}
+        (partial / METADATA_FILE).write_text(json.dumps({**metadata, "files": listed}, indent=1) + "\n", encoding="utf-8")
+        for path in [*partial.rglob("*"), partial]:
+            sync(path)
+        if folder.exists():
+            folder.rename(earlier / "export")
+        partial.rename(folder)
+        sync(folder.parent)
+
+
+def metadata_of(run: Run, report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What no tensor of an export says; with it the export paints as its run.
+
+    Args:
+        run: what is exported.
+        report: its start.json, if there is one.
+    """
+    model, licence = run.settings.model, licence_of(run, report)
+    return {
+        "painting": {
+            "view_size": run.identity.view_size,
+            "mask_to_latent": model.mask_to_latent,
+            "reference_geometry": model.reference_geometry,
+            "guidance_dropout": run.settings.guidance_dropout,
+        },
+        "conditioner_blocks": model.conditioner_blocks,
+        "encoder_layers": run.model.conditioner.model.config.num_hidden_layers,
+        "licence": licence,
+        "licence_guessed": licence is not None and bool((report or {}).get("licence_guessed")),
+    }
+
+
+def licence_of(run: Run, report: Mapping[str, Any] | None) -> str | None:
+    """The licence of what a run was made of; null where it is not known, or was made of nothing."""
+    licence: str | None = report.get("licence") if report and run.settings.model.pretrained else None
+    return licence
+
+
+def read_evaluations(run_folder: Path) -> dict[str, str]:
+    """The evaluations in a run folder (`evaluat*.json`): file name -> JSON."""
+    found = {}
+    for path in sorted(run_folder.glob("evaluat*.json")):
+        try:
+            found[path.name] = json.dumps(json.loads(path.read_bytes()), indent=1)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def model_card(
+    run: Run, weights: str, form: str, name: str, evaluations: Mapping[str, str], report: Mapping[str, Any] | None
+) -> str:
+    """The text of README.md.
+
+    Args:
+        run: what was exported.
+        weights: which of its weights: `ema` or `model`.
+        form: `diffusers` or `ldm`.
+        name: of the export's folder or file.
+        evaluations: file name -> JSON.
+        report: the run's start.json, if there is one.
+    """
+    settings, licence = run.settings.model_dump(mode="json"), licence_of(run, report)
+    dataset_card = Path(settings["dataset"]) / "README.md"
+    card = ModelCard.from_template(
+        ModelCardData(
+            license=licence or "other",
+            library_name="diffusers" if form == "diffusers" else None,
+            tags=["paint-by-example", "image-to-image", "inpainting"],
+        ),
+        template_path=str(CARD),
+        run=run,
+        weights=weights,
+        form=form,
+        name=name,
+        evaluations=evaluations,
+        report=report,
+        settings=settings,
+        settings_text=yaml.safe_dump(settings, sort_keys=False),
+        dataset_card=dataset_card if not is_url(settings["dataset"]) and dataset_card.is_file() else None,
+        open_rail=licence == OPEN_RAIL,
+        guessed=GUESSED if (report or {}).get("licence_guessed") else "",
+        number_of=number_of,
+        published_blocks=PUBLISHED_BLOCKS,
+        # diffusers shrinks a mask to latent resolution by nearest neighbour, the original code without antialias.
+        program="The pipeline" if form == "diffusers" else "The original code",
+        shrinks="nearest" if form == "diffusers" else "bilinear",
+        padding=PADDING,
+    )
+    return str(card)
