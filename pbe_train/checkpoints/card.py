@@ -123,7 +123,7 @@ def _training(run: Run, weights: str, start: Mapping[str, Any] | None) -> str:
         "size": f"{identity.view_size} px",
         "condition": f"class token of {settings.model.encoder}, {number_of(settings.model.conditioner_blocks, 'block')}",
         "predicts": settings.prediction,
-        "null condition": f"with probability {settings.guidance_dropout:g}",
+        "null condition": f"with probability {settings.condition_dropout:g}",
         "VAE": f"{settings.model.vae}, weights `{identity.vae_sha256[:12]}`",
         "vision encoder": f"{settings.model.encoder}, weights `{identity.encoder_sha256[:12]}`",
     }
@@ -166,7 +166,7 @@ def _licence_text(run: Run, licence: str | None, guessed: bool) -> str:
 
 def _differences(run: Run, form: str) -> str:
     lines = []
-    if run.settings.guidance_dropout == 0:
+    if run.settings.condition_dropout == 0:
         lines.append("The null vector was never trained: paint with guidance 1.")
     trained, padded = run.settings.model.mask_to_latent, run.settings.model.reference_geometry == "pad"
     program, theirs = MASKS[form]

@@ -101,7 +101,7 @@ def paintable(source: Source, device: torch.device | str | None = None) -> Run:
     values = {
         "dataset": source.where,
         "prediction": source.prediction or "epsilon",
-        "guidance_dropout": how["guidance_dropout"],
+        "condition_dropout": how["guidance_dropout"],
         "model": {
             "encoder": source.where,
             "vae": source.where,
@@ -145,7 +145,7 @@ def painting_of(run: Run) -> dict[str, Any]:
         "view_size": run.identity.view_size,
         "mask_to_latent": model.mask_to_latent,
         "reference_geometry": model.reference_geometry,
-        "guidance_dropout": run.settings.guidance_dropout,
+        "guidance_dropout": run.settings.condition_dropout,
     }
 
 

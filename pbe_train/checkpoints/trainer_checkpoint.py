@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pbe_core.errors import InputError
 from pbe_core.files import sync
-from pbe_train.config import CHANGEABLE, TrainSettings
+from pbe_train.config import CHANGEABLE, TrainSettings, with_names_of_today
 from pbe_train.model.identity import RunIdentity
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8}")
@@ -75,7 +75,7 @@ def save_checkpoint(
     scaler: Mapping[str, int | float] = MappingProxyType({}),
     began_at: int | None = None,
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
+    """Write a checkpoint, then remove all but the newest `settings.keep_last`.
 
     A run that went back to an earlier checkpoint meets those of the branch it left. Before its own first one appears, they are
     set aside as `left-step-XXXXXXXX`, so that `auto` goes on with the new branch; nothing deletes them.
@@ -124,7 +124,7 @@ def save_checkpoint(
         raise
     try:
         sync(parent)
-        _prune(out, settings.checkpoints_kept)
+        _prune(out, settings.keep_last)
     except OSError as error:
         # It is there, whatever becomes of the others: somebody may be reading or deleting an old one, on NFS for one.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
@@ -218,6 +218,7 @@ def read_state(folder: Path) -> CheckpointState:
         raise InputError(f"{path}: missing, so this checkpoint was not written to its end; {_way_out(folder)}")
     try:
         state = CheckpointState.model_validate_json(path.read_bytes())
+        state = state.model_copy(update={"settings": with_names_of_today(state.settings)})
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] in ("missing", "extra_forbidden"):

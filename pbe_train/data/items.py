@@ -156,7 +156,7 @@ class Items(Dataset[Loaded | InputError]):
             settings.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
         )
         timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
-        dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
+        dropped = uniform(seed, "train", step, slot, "dropout") < settings.condition_dropout
         return timestep, dropped, replaced
 
     def _read(self, step: int, slot: int, epoch: int, place: Place) -> tuple[TrainingSample, list[Replaced]]:

@@ -210,7 +210,7 @@ class Progress:
         """Force the lines to disk: a checkpoint says that those before it are there."""
         sync(self.path)
 
-    def summary(self, skipped: int, replaced: int) -> None:
+    def summary(self, nonfinite: int, replaced: int) -> None:
         """A table of what this process did."""
         seconds, steps = time.monotonic() - self.started, self.logged_step - self.first_step
         table = Table(title="What was trained", title_justify="left")
@@ -222,7 +222,7 @@ class Progress:
         table.add_row("waited for data", f"{self.waited / seconds:.1%}")
         if self.losses:
             table.add_row("loss, first and last line", f"{self.losses[0]:.4f} to {self.losses[-1]:.4f}")
-        table.add_row("steps skipped (gradient not finite)", f"{skipped:,}")
+        table.add_row("steps whose gradient was not finite", f"{nonfinite:,}")
         table.add_row("damaged samples replaced", f"{replaced:,}")
         Console().print(table)
 

@@ -32,7 +32,7 @@ from pbe_train.data.items import Batch, Items, SlotSampler, load_batches, noise_
 from pbe_train.data.latents import keep_map
 from pbe_train.data.order import Place
 from pbe_train.data.shards import ShardReader
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.validation import Validation
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
 from tests.pbe_train.start_loaders import WORKERS
@@ -146,7 +146,7 @@ def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, t
         assert np.array_equal(items_of(world, tmp_path, *options).make(0, 0).reference, fit_reference(wide, 32, "squash"))
     for geometry in ("pad", "squash"):
         options = ["--augmentation.preset=strong", f"--model.reference_geometry={geometry}"]
-        fixed = Validation(world.settings(tmp_path, *options), Ranks(0, 1, torch.device("cpu")), 32)
+        fixed = Validation(world.settings(tmp_path, *options), Distributed(0, 1, torch.device("cpu")), 32)
         assert all(np.array_equal(one, fit_reference(wide, 32, geometry)) for batch in fixed.batches for one in batch.reference)
 
 
@@ -164,7 +164,7 @@ def test_references_without_an_aspect_are_not_padded(world: World, tmp_path):
 
 
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):
-    items = items_of(world, tmp_path, "--global_batch=20", "--guidance_dropout=0.2")
+    items = items_of(world, tmp_path, "--global_batch=20", "--condition_dropout=0.2")
     dropped = np.array([[items.make(step, slot).dropped for slot in range(20)] for step in range(30)])
     assert dropped.mean() == pytest.approx(0.2, abs=0.05)
     # Drawn once per batch, every row would be all or nothing.

@@ -29,10 +29,10 @@ from pbe_train.config import OptimizerSettings
 from pbe_train.data.items import Items
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.train import train
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.optimizer import set_learning_rate
-from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.validation import Pictures
 from tests.pbe_train.small_world import World, make_dataset, make_vae
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def run(world: World, out: Path, *options: str) -> None:
     torch.manual_seed(len(options))  # The run must not depend on the generator it finds.
-    train(world.settings(out, *options), Ranks(0, 1, torch.device("cpu")))
+    train(world.settings(out, *options), Distributed(0, 1, torch.device("cpu")))
 
 
 def weights(out: Path, step: int, part: str = "model") -> str:
@@ -201,7 +201,7 @@ def test_two_ranks_train_one_model(world: World, tmp_path: Path):
     assert max(apart) < 1e-3
 
 
-class Divided(Ranks):
+class Divided(Distributed):
     """A rank among two, of which the other found no checkpoint."""
 
     def gather(self, value):
@@ -216,7 +216,7 @@ def test_ranks_that_start_differently_are_refused(world: World, finished: Path):
         train(world.settings(finished, "--steps=7"), Divided(0, 1, torch.device("cpu")))
 
 
-class OtherCard(Ranks):
+class OtherCard(Distributed):
     """A rank among two, of which the other has a card that computes otherwise."""
 
     def gather(self, value):
@@ -242,7 +242,7 @@ def test_a_rank_whose_peer_has_left_says_so_in_one_line(world: World, tmp_path: 
     full = "NCCL error: unhandled system error. Error while creating shared memory segment: No space left on device"
     cases = ((2, said, InputError), (1, said, RuntimeError), (2, "mat1 and mat2", RuntimeError), (2, full, DistBackendError))
     for ranks, text, expected in cases:
-        monkeypatch.setattr(Ranks, "start", lambda *_, count=ranks: Ranks(1, count, torch.device("cpu")))
+        monkeypatch.setattr(Distributed, "start", lambda *_, count=ranks: Distributed(1, count, torch.device("cpu")))
 
         def fail(*_, text: str = text, kind=RuntimeError if expected is InputError else expected):
             raise kind(text)
@@ -260,7 +260,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"--nproc-per-node 2: this machine shows 1 GPU"):
-        Ranks.start(1, "auto")
+        Distributed.start(1, "auto")
 
 
 def test_damaged_samples_are_replaced_told_and_bounded(world: World, tmp_path: Path, capsys):
@@ -311,15 +311,15 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
         return losses * torch.tensor([1, 1, math.nan, 1])
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    options = ["--log_every=2", "--checkpoint_every=1", "--checkpoints_kept=9"]
+    options = ["--log_every=2", "--checkpoint_every=1", "--keep_last=9"]
     run(world, tmp_path / "run", *options)
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "run") if "loss" in line] == [0, 1, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "run") if "loss" in line] == [0, 1, 0]
     assert all(loss < 10 for _, loss in losses(tmp_path / "run"))
     for part in ("model", "optimizer"):
         assert weights(tmp_path / "run", 3, part) == weights(tmp_path / "run", 4, part) != weights(tmp_path / "run", 5, part)
 
-    with pytest.raises(InputError, match=r"more than most_skipped 0: from step 4 to step 4, whose") as caught:
-        run(world, tmp_path / "other", *options, "--most_skipped=0")
+    with pytest.raises(InputError, match=r"more than max_nonfinite_steps 0: from step 4 to step 4, whose") as caught:
+        run(world, tmp_path / "other", *options, "--max_nonfinite_steps=0")
     settings = world.settings(tmp_path / "other")
     keys = Items(settings, open_reader(settings), 32).keys(3)
     named = f"samples with infinite losses were {keys[2]};" if broken == "loss" else f"and whose samples were {', '.join(keys)};"
@@ -351,7 +351,7 @@ def test_a_run_goes_on_bit_for_bit_after_a_skipped_step(world: World, tmp_path: 
     run(world, tmp_path / "stopped", *options, "--steps=8")
     for part in ("model", "ema", "optimizer"):
         assert weights(tmp_path / "stopped", 8, part) == weights(tmp_path / "straight", 8, part), part
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "straight") if "loss" in line] == [1, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "straight") if "loss" in line] == [1, 0]
 
 
 def test_a_gradient_of_fp16_that_overflows_is_no_fault(world: World, tmp_path: Path, monkeypatch):
@@ -363,11 +363,11 @@ def test_a_gradient_of_fp16_that_overflows_is_no_fault(world: World, tmp_path: P
         return whole(*given) * (math.inf if always or next(steps) == 2 else 1)
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    options = ["--precision=fp16", "--most_skipped=0", "--log_every=1"]
+    options = ["--precision=fp16", "--max_nonfinite_steps=0", "--log_every=1"]
     run(world, tmp_path / "once", *options)
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "once") if "loss" in line] == [0, 0, 1, 0, 0, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "once") if "loss" in line] == [0, 0, 1, 0, 0, 0]
     always = True
-    with pytest.raises(InputError, match="more than most_skipped 0: from step 1 to step 16"):  # 65536 is 2^16.
+    with pytest.raises(InputError, match="more than max_nonfinite_steps 0: from step 1 to step 16"):  # 65536 is 2^16.
         run(world, tmp_path / "always", *options, "--steps=40")
 
 
@@ -483,10 +483,10 @@ def test_a_run_that_went_back_goes_on_from_its_new_branch(world: World, finished
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     back = f"--resume={out / 'checkpoints' / 'step-00000003'}"
-    run(world, out, back, "--steps=4", "--checkpoints_kept=1")
+    run(world, out, back, "--steps=4", "--keep_last=1")
     assert saved(out) == ["left-step-00000006", "step-00000004"]
     assert "step-00000006: this run went back to before it; set aside" in capsys.readouterr().out
-    run(world, out, "--steps=6", "--checkpoints_kept=1")
+    run(world, out, "--steps=6", "--keep_last=1")
     assert f"going on from {out / 'checkpoints' / 'step-00000004'}" in capsys.readouterr().out
     assert weights(out, 6) == weights(finished, 6)
 
@@ -547,7 +547,7 @@ def test_a_loader_process_that_was_killed_is_told_in_one_line(world: World, tmp_
         return whole(*given)
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Distributed, "start", lambda *_: Distributed(0, 1, torch.device("cpu")))
     options = ["--out", str(tmp_path), "--steps=60", "--loader.workers=1"]
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), *options])
     with pytest.raises(InputError, match=r"^rank 0: DataLoader worker .*; was memory short\? Then lower --loader\.workers$"):
@@ -576,7 +576,7 @@ def test_pictures_of_a_run_without_dropout_are_not_guided(world: World, tmp_path
     from PIL import Image
 
     pictures = ["--pictures.every=1", "--pictures.count=1", "--pictures.sampling_steps=1"]
-    run(world, tmp_path, "--steps=1", "--guidance_dropout=0", *pictures)
+    run(world, tmp_path, "--steps=1", "--condition_dropout=0", *pictures)
     assert Image.open(tmp_path / "pictures" / "step-00000001.png").width == 4 * 166 + 6
     assert "pictures are painted with guidance 1 alone" in capsys.readouterr().out
 
@@ -622,7 +622,7 @@ def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left
     shutil.copytree(finished, out)
     (out / "checkpoints" / ".step-00000001.partial").mkdir()
     (out / f".metrics.jsonl.{'0' * 32}.tmp").touch()
-    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Distributed, "start", lambda *_: Distributed(0, 1, torch.device("cpu")))
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(out), "--checkpoint_every=3"])
     assert train_module.main() == 0
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
@@ -630,7 +630,7 @@ def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left
 
 
 def test_only_the_newest_checkpoints_are_kept(world: World, tmp_path: Path):
-    run(world, tmp_path, "--checkpoint_every=1", "--checkpoints_kept=2", "--steps=4")
+    run(world, tmp_path, "--checkpoint_every=1", "--keep_last=2", "--steps=4")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
 
 

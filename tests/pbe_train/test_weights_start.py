@@ -29,7 +29,7 @@ from pbe_train.checkpoints.trainer_checkpoint import read_state
 from pbe_train.config import TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.train import train
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from tests.pbe_train.published import (
     Published,
     config_of,
@@ -681,7 +681,7 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
     parts = replace(prior, vae=vae)
     sd = write_stable_diffusion(tmp_path / "sd", parts)
     options = (f"--model.pretrained={sd}", "--checkpoint_every=1")
-    ranks = Ranks(0, 1, torch.device("cpu"))
+    ranks = Distributed(0, 1, torch.device("cpu"))
     train(world.settings(tmp_path / "run", *options, "--steps=1"), ranks)
     said = capsys.readouterr().out
     assert f"start: {sd} (Stable Diffusion, diffusers layout)" in said
@@ -707,5 +707,5 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
 def test_a_start_on_another_vae_ends_before_training(world: World, prior: Published, tmp_path: Path):
     sd = write_stable_diffusion(tmp_path / "sd", prior)
     with pytest.raises(InputError, match="its VAE is not the dataset's"):
-        train(world.settings(tmp_path / "run", f"--model.pretrained={sd}"), Ranks(0, 1, torch.device("cpu")))
+        train(world.settings(tmp_path / "run", f"--model.pretrained={sd}"), Distributed(0, 1, torch.device("cpu")))
     assert not (tmp_path / "run").exists()
