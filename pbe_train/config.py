@@ -21,6 +21,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
+AugmentationPreset = Literal["paper", "strong", "none"]
 
 
 class UNetSettings(Group):
@@ -89,53 +90,12 @@ class ModelSettings(Group):
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
 
 
-class StrongSettings(Group):
-    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
-
-    erase: float = Field(0.3, ge=0, le=1)
-    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
-    covers at least 20 % of the reference."""
-    light: float = Field(0.5, ge=0, le=1)
-    """Brightness and contrast change by up to 20 %."""
-    gamma: float = Field(0.3, ge=0, le=1)
-    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
-    colour: float = Field(0.3, ge=0, le=1)
-    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
-    resolution: float = Field(0.3, ge=0, le=1)
-    """Shrunk to 15 to 60 % of the side and enlarged again."""
-    blur: float = Field(0.2, ge=0, le=1)
-    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
-    compression: float = Field(0.2, ge=0, le=1)
-    """Written as a JPEG of quality 25 to 80."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """Left and right change places."""
-    affine: float = Field(0.8, ge=0, le=1)
-    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
-    elastic: float = Field(0.3, ge=0, le=1)
-    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
-
-
 class AugmentationSettings(Group):
     """Strong augmentation of the reference."""
 
-    preset: Literal["paper", "strong", "none"] = "paper"
+    preset: AugmentationPreset = "paper"
     """`paper`: flip, rotation, blur and the random affine map that the published run calls elastic; `strong`: ours, which changes
     pose, shape, light and quality and erases backgrounds; `none`: no augmentation."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """`paper`: probability of a horizontal flip."""
-    rotate: float = Field(0.5, ge=0, le=1)
-    """`paper`: probability of a rotation within 20 degrees."""
-    blur: float = Field(0.3, ge=0, le=1)
-    """`paper`: probability of a box blur of 3 to 7 px."""
-    elastic: float = Field(0.3, ge=0, le=1)
-    """`paper`: probability of the random affine map."""
-    strong: StrongSettings = StrongSettings()
-    """`strong`: probabilities of its parts."""
-
-    @property
-    def needs_outlines(self) -> bool:
-        """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
-        return self.preset == "strong" and self.strong.erase > 0
 
 
 class OptimizerSettings(Group):
@@ -304,24 +264,27 @@ CHANGEABLE = {
     "resume",
 }
 
-# Settings in checkpoints of the version before: their names now; null for those that are constants now.
-EARLIER = {
-    "guidance_dropout": "condition_dropout",
-    "most_skipped": "max_nonfinite_steps",
-    "checkpoints_kept": "keep_last",
-    **dict.fromkeys(("watchdog_minutes", "pictures.split", "pictures.guidance", "pictures.scheduler", "validation.samples")),
-    "optimizer.betas": None,
+# Settings in checkpoints of the version before, by group: new names; those that only say how a run is watched; and those that are
+# constants now, with their values.
+RENAMED = {"": {"guidance_dropout": "condition_dropout", "most_skipped": "max_nonfinite_steps", "checkpoints_kept": "keep_last"}}
+DROPPED = {"": ("watchdog_minutes",), "pictures": ("split", "guidance", "scheduler"), "validation": ("samples",)}
+STRONG = {"erase": 0.3, "light": 0.5, "gamma": 0.3, "colour": 0.3, "resolution": 0.3, "blur": 0.2, "compression": 0.2}
+CONSTANT: dict[str, dict[str, Any]] = {
+    "optimizer": {"betas": [0.9, 0.999]},
+    "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
+    | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},
 }
 
 
 def with_names_of_today(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a checkpoint, also of one that the version before wrote; what has no meaning today stays."""
     today = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    for key, name in EARLIER.items():
-        group, _, last = key.rpartition(".")
+    for group in (*RENAMED, *DROPPED, *CONSTANT):
         values = today.get(group, {}) if group else today
-        if last in values and (key != "optimizer.betas" or list(values[last]) == [0.9, 0.999]):
-            value = values.pop(last)
-            if name:
-                today[name] = value
+        for name, new in RENAMED.get(group, {}).items():
+            if name in values:
+                values[new] = values.pop(name)
+        constants = CONSTANT.get(group, {})
+        for name in (*DROPPED.get(group, ()), *(name for name in constants if values.get(name) == constants[name])):
+            values.pop(name, None)
     return today

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 
 from pbe_core.randomness import generator
-from pbe_train.config import AugmentationSettings, ReferenceGeometry
+from pbe_core.settings import Group
+from pbe_train.config import AugmentationPreset, ReferenceGeometry
 from pbe_train.data.fitting import Picture, Reference, fit_reference
 
 Map = Float64[np.ndarray, "3 3"]
@@ -23,6 +24,52 @@ REACH = 50 / 224
 """How far the affine map moves a corner, per axis, at most: 50 px at 224 px, of the side."""
 BLUR_KERNELS = (3, 5, 7)
 """Sides of the box blur, px."""
+
+
+class Strong(Group):
+    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
+
+    erase: float = 0.3
+    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
+    covers at least 20 % of the reference."""
+    light: float = 0.5
+    """Brightness and contrast change by up to 20 %."""
+    gamma: float = 0.3
+    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
+    colour: float = 0.3
+    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
+    resolution: float = 0.3
+    """Shrunk to 15 to 60 % of the side and enlarged again."""
+    blur: float = 0.2
+    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
+    compression: float = 0.2
+    """Written as a JPEG of quality 25 to 80."""
+    flip: float = 0.5
+    """Left and right change places."""
+    affine: float = 0.8
+    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
+    elastic: float = 0.3
+    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
+
+
+class Augmentation(Group):
+    """A preset, and the probabilities of its parts."""
+
+    preset: AugmentationPreset = "paper"
+    flip: float = 0.5
+    """`paper`: a horizontal flip."""
+    rotate: float = 0.5
+    """`paper`: a rotation within 20 degrees."""
+    blur: float = 0.3
+    """`paper`: a box blur of 3 to 7 px."""
+    elastic: float = 0.3
+    """`paper`: the random affine map."""
+    strong: Strong = Strong()
+
+    @property
+    def needs_outlines(self) -> bool:
+        """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
+        return self.preset == "strong" and self.strong.erase > 0
 
 
 class Drawn(NamedTuple):
@@ -36,14 +83,14 @@ class Drawn(NamedTuple):
     """Where a pixel goes, in homogeneous coordinates (x, y, 1) of pixel centres; None where it stays."""
 
 
-def draw_published(settings: AugmentationSettings, size: int, *names: int | str) -> Drawn:
+def draw_published(augmentation: Augmentation, size: int, *names: int | str) -> Drawn:
     """What the published run would do to a reference of `size` px: each part fires with its own probability, alone.
 
     Source: Yang et al. 2023, section 3.2, and what albumentations 0.4.3 made of the published code's call.
     """
-    # All numbers are drawn, whatever fires: a setting changes its own part of the augmentation and no other.
+    # All numbers are drawn, whatever fires: a probability changes its own part of the augmentation and no other.
     numbers = generator(*names).random(12)
-    flip, rotate, blur, elastic = numbers[:4] < (settings.flip, settings.rotate, settings.blur, settings.elastic)
+    flip, rotate, blur, elastic = numbers[:4] < (augmentation.flip, augmentation.rotate, augmentation.blur, augmentation.elastic)
     angle, kernel, corners = numbers[4], numbers[5], numbers[6:].reshape(3, 2)
     whole = np.eye(3)
     if rotate:
@@ -90,15 +137,15 @@ def apply(drawn: Drawn, reference: Reference) -> Reference:
     return reference
 
 
-def augment(settings: AugmentationSettings, reference: Reference, *names: int | str) -> Reference:
+def augment(augmentation: Augmentation, reference: Reference, *names: int | str) -> Reference:
     """The reference as the presets `paper` and `none` change it: a pure function of it and of the names."""
-    if settings.preset == "none":
+    if augmentation.preset == "none":
         return reference
-    return apply(draw_published(settings, len(reference), *names), reference)
+    return apply(draw_published(augmentation, len(reference), *names), reference)
 
 
 def prepare_reference(
-    settings: AugmentationSettings,
+    augmentation: Augmentation,
     geometry: ReferenceGeometry,
     picture: Picture,
     outline: Bool[np.ndarray, "height width"] | None,
@@ -108,16 +155,16 @@ def prepare_reference(
     """A reference as it is stored -> what the encoder sees of it in training: a pure function of it and of the names.
 
     Args:
-        settings: which preset, and how often its parts fire.
+        augmentation: which preset, and how often its parts fire.
         geometry: the model's.
         picture: RGB, 0-255.
-        outline: which of its pixels are the object's, where that is known and the settings need it.
+        outline: which of its pixels are the object's, where that is known and the preset needs it.
         size: side of the encoder's square, px.
         names: what the draw is for.
     """
-    if settings.preset == "strong":
+    if augmentation.preset == "strong":
         # Imported where it is asked for: the other presets need no albumentations, which takes two seconds.
         from pbe_train.data.strong import augment_strongly
 
-        return augment_strongly(settings.strong, geometry, picture, outline, size, *names)
-    return augment(settings, fit_reference(picture, size, geometry), *names)
+        return augment_strongly(augmentation.strong, geometry, picture, outline, size, *names)
+    return augment(augmentation, fit_reference(picture, size, geometry), *names)

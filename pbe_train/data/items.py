@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
-from pbe_train.data.augment import prepare_reference
+from pbe_train.data.augment import Augmentation, prepare_reference
 from pbe_train.data.damage import DamagedSample, Replaced
 from pbe_train.data.fitting import check_geometry
 from pbe_train.data.latents import draw_posterior, keep_map
@@ -87,6 +87,7 @@ class Items(Dataset[Loaded | InputError]):
         self.settings = settings
         self.reader = reader
         self.reference_size = reference_size
+        self.augmentation = Augmentation(preset=settings.augmentation.preset)
         self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
@@ -153,7 +154,7 @@ class Items(Dataset[Loaded | InputError]):
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
         reference[:] = prepare_reference(
-            settings.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
+            self.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
         )
         timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.condition_dropout
@@ -165,7 +166,7 @@ class Items(Dataset[Loaded | InputError]):
         choose = partial(choose_mask, self.settings.seed, epoch)
         while True:
             try:
-                return self.reader.read_for_training(place, choose, self.settings.augmentation.needs_outlines), replaced
+                return self.reader.read_for_training(place, choose, self.augmentation.needs_outlines), replaced
             except DamagedSample as error:
                 if self.settings.loader.on_damage == "stop":
                     raise InputError(f"{error}, or train without it: --loader.on_damage replace") from None

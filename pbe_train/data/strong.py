@@ -33,7 +33,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt8
 
 from pbe_core.randomness import generator, name_hash, uniform
-from pbe_train.config import ReferenceGeometry, StrongSettings
+from pbe_core.settings import Group
+from pbe_train.config import ReferenceGeometry
 from pbe_train.data.fitting import PADDING, Picture, Reference, fitted_size, pad, resize
 
 PHOTO = ("light", "gamma", "colour", "resolution", "blur", "compression")
@@ -56,7 +57,7 @@ LEAST_SHOWN = 0.2
 
 
 def augment_strongly(
-    settings: StrongSettings,
+    odds: Group,
     geometry: ReferenceGeometry,
     picture: Picture,
     outline: Bool[np.ndarray, "height width"] | None,
@@ -66,29 +67,29 @@ def augment_strongly(
     """A reference as it is stored -> what the encoder sees of it in training; a pure function, as `augment.prepare_reference`.
 
     Args:
-        settings: how often each part fires.
+        odds: how often each part fires, an `augment.Strong`.
         geometry: the model's.
         picture: RGB, 0-255.
         outline: which of its pixels are the object's; None where that is not known.
         size: side of the encoder's square, px.
         names: what the draw is for.
     """
-    if outline is not None and fires("erase", settings, *names):
+    if outline is not None and fires("erase", odds, *names):
         picture = erase(picture, outline)
     picture = resize(picture, *fitted_size(picture, size, geometry))
     for part in PHOTO:
-        if fires(part, settings, *names):
+        if fires(part, odds, *names):
             picture = change(part, picture, size, *names)
     square = pad(picture, size)
     for part in POSE:
-        if fires(part, settings, *names):
+        if fires(part, odds, *names):
             square = change(part, square, size, *names)
     return square
 
 
-def fires(part: str, settings: StrongSettings, *names: int | str) -> bool:
+def fires(part: str, odds: Group, *names: int | str) -> bool:
     """Whether a part is done: drawn by its own name, so that no other part has a say."""
-    probability: float = getattr(settings, part)
+    probability: float = getattr(odds, part)
     return uniform(*names, part, "fires") < probability
 
 
@@ -130,7 +131,7 @@ def change(part: str, picture: Picture, size: int, *names: int | str) -> Picture
 
 @functools.lru_cache
 def transforms(size: int) -> dict[str, Any]:
-    """The transform of each part, for squares of this side in px. What is not said here is as in StrongSettings."""
+    """The transform of each part, for squares of this side in px. What is not said here is as in `augment.Strong`."""
     return {
         "light": albumentations.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=1),
         "gamma": albumentations.RandomGamma(gamma_limit=(65, 150), p=1),

@@ -24,6 +24,7 @@ from pbe_core.errors import InputError
 from pbe_core.files import lock_folder
 from pbe_core.vae import weights_sha256
 from pbe_train import train as train_module
+from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.checkpoints.trainer_checkpoint import read_part, read_state
 from pbe_train.config import OptimizerSettings
 from pbe_train.data.items import Items
@@ -410,7 +411,7 @@ def test_another_vae_is_refused(world: World, tmp_path: Path):
         (["--global_batch=8"], r"was trained otherwise: global_batch 4 -> 8\."),
         (["--optimizer.learning_rate=0.5"], r"optimizer\.learning_rate 0\.001 -> 0\.5\."),
         (["--model.reference_geometry=pad"], r"model\.reference_geometry 'squash' -> 'pad'"),
-        (["--augmentation.strong.erase=0.9"], r"augmentation\.strong\.erase 0\.3 -> 0\.9"),
+        (["--augmentation.preset=strong"], r"augmentation\.preset 'paper' -> 'strong'"),
         (["--model.tokens=all"], r"model\.tokens 'class' -> 'all'"),
         (["--steps=5"], r"is at step 6 already"),
         (["--resume=never"], r"this run folder is in use"),
@@ -419,6 +420,31 @@ def test_another_vae_is_refused(world: World, tmp_path: Path):
 def test_a_run_is_not_continued_as_another(world: World, finished: Path, options: list[str], message: str):
     with pytest.raises(InputError, match=message):
         run(world, finished, *options)
+
+
+def test_a_checkpoint_of_the_version_before_is_read_with_the_names_of_today(world: World, finished: Path, tmp_path: Path):
+    """By the trainer and for painting; a value that is another constant now makes another run."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / "checkpoints" / "step-00000006" / "state.json"
+    state = json.loads(path.read_text())
+    settings = state["settings"]
+    for key, name in {"guidance_dropout": "condition_dropout", "checkpoints_kept": "keep_last"}.items():
+        settings[key] = settings.pop(name)
+    settings["watchdog_minutes"] = 3.0
+    settings["pictures"]["guidance"] = [2.0]
+    settings["augmentation"]["flip"] = 0.5
+    settings["optimizer"]["betas"] = [0.9, 0.999]
+    path.write_text(json.dumps(state))
+    assert load_run(out).settings.condition_dropout == 0.2
+    run(world, out, "--steps=7")
+    settings["optimizer"]["betas"] = [0.9, 0.99]
+    path.write_text(json.dumps(state))
+    shutil.rmtree(out / "checkpoints" / "step-00000007")
+    with pytest.raises(InputError, match=r"was trained otherwise: optimizer\.betas"):
+        run(world, out, "--steps=7")
+    with pytest.raises(InputError, match=r"settings\.optimizer\.betas: .* another version"):
+        load_run(out)
 
 
 def test_a_run_folder_means_its_newest_checkpoint(world: World, finished: Path, tmp_path: Path):
