@@ -90,13 +90,7 @@ def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
     precision = distributed.choose_precision(settings.precision)
     check_agreement(distributed, checkpoint, state, reader, precision)
 
-    # The seed is set here, so that initial weights depend on nothing before it.
-    torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
-    account = None
-    if state:
-        model = build_model(settings.model, reader.info.vae.latent_channels, state.identity.unet)
-    else:
-        model, account = start_model(settings, vae)
+    model, account = make_model(settings, vae, state)
     model = prepare(model, settings.model, distributed.device).train()
     trained = model.trained()
     optimizer = make_optimizer(trained, settings.optimizer)
@@ -137,6 +131,17 @@ def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
         nonfinite=NonfiniteSteps(),
         damaged=DamageBook(settings.loader.most_replaced),
     )
+
+
+def make_model(
+    settings: TrainSettings, vae: AutoencoderKL, state: CheckpointState | None
+) -> tuple[PaintByExampleModel, Account | None]:
+    """The model of a new run with its initial weights, and where these are from; or one for the weights of a checkpoint."""
+    # The seed is set here, so that initial weights depend on nothing before it.
+    torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
+    if state:
+        return build_model(settings.model, int(vae.config.latent_channels), state.identity.unet), None
+    return start_model(settings, vae)
 
 
 def with_own_start(settings: TrainSettings, state: CheckpointState, distributed: Distributed) -> TrainSettings:
