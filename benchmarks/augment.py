@@ -33,8 +33,7 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.published_recipe import REFERENCE, published_augmentation
 from pbe_core.errors import InputError, run_program
-from pbe_train.config import AugmentationSettings
-from pbe_train.data.references import prepare_reference
+from pbe_train.data.references import Augmentation, prepare_reference
 
 SAMPLES, TURNS = 400, 7
 # Height and width, px, of stored references: the shorter side at 224 px or less, the longer at 448 at most.
@@ -75,7 +74,7 @@ def ways() -> dict[str, Callable[[int], np.ndarray]]:
     chain = published_augmentation()
 
     def ours(preset: str) -> Callable[[int], np.ndarray]:
-        settings = AugmentationSettings.model_validate({"preset": preset})
+        settings = Augmentation.model_validate({"preset": preset})
 
         def make(number: int) -> np.ndarray:
             picture, outline = references[number % len(references)]

@@ -48,7 +48,7 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.settings import REPOSITORY
 from pbe_train.checkpoints.networks import VAE_SIZES
 from pbe_train.config import Precision
-from pbe_train.training.devices import arithmetic_of, find_gpu
+from pbe_train.training.flops import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings
 from pipelines.dataset.encode import Encoder, load_encoder
 

@@ -53,9 +53,9 @@ from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.paint_model import prepare
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.train import train
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.optimizer import make_optimizer, set_learning_rate
 from pbe_train.training.progress import Progress
-from pbe_train.training.ranks import Ranks
 
 TURNS, STEPS, LINE, PHOTOS = 7, 20, 5, 200
 LOOP, BARE = "loop", "bare"
@@ -97,7 +97,7 @@ class Finding:
 class Bare:
     """Forward, backward, clip and AdamW, and nothing else; starts from the weights that a run of these settings starts from."""
 
-    def __init__(self, settings: TrainSettings, ranks: Ranks, reader: ShardReader) -> None:
+    def __init__(self, settings: TrainSettings, ranks: Distributed, reader: ShardReader) -> None:
         torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
         model, _ = init_from_pretrained(settings, load_dataset_vae(settings.model.vae, reader.folder, reader.info))
         self.model = prepare(model, settings.model, ranks.device).train()
@@ -153,12 +153,12 @@ def build(folder: Path) -> Path:
 
 def settings_of(dataset: Path, out: Path, steps: int, line: int, options: Sequence[str] = ()) -> TrainSettings:
     """The tiny preset, with nothing that happens seldom."""
-    seldom = ["--pictures.every=0", "--validation.every=0", f"--checkpoint_every={10**9}", "--checkpoints_kept=1"]
+    seldom = ["--pictures.every=0", "--validation.every=0", f"--checkpoint_every={10**9}", "--keep_last=1"]
     given = ["--threads=1", f"--dataset={dataset}", f"--out={out}", f"--steps={steps}", f"--log_every={line}", *seldom, *options]
     return load_settings(TrainSettings, "train", given, preset("tiny"))
 
 
-def loop_turn(settings: TrainSettings, ranks: Ranks, first: int) -> Turn:
+def loop_turn(settings: TrainSettings, ranks: Distributed, first: int) -> Turn:
     """Train from step `first` to the last step of the settings; the lines of metrics tell how long that took."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
@@ -204,7 +204,7 @@ def measure(
         InputError: the dataset cannot be read.
     """
     settings = settings_of(dataset, folder / "run", steps, line, options)
-    ranks = Ranks(0, 1, torch.device("cpu"))
+    ranks = Distributed(0, 1, torch.device("cpu"))
     torch.set_num_threads(settings.threads or 1)
     pbe_train.train.Progress = Clocked  # type: ignore[misc]
     reader = ShardReader(dataset, settings.split)

@@ -47,8 +47,7 @@ from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_con
 from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
 from pbe_train.model.paint_model import PaintByExampleModel, prepare
-from pbe_train.training.devices import arithmetic_of, find_gpu
-from pbe_train.training.flops import encode_flops, latent_cells, step_flops, utilisation
+from pbe_train.training.flops import arithmetic_of, encode_flops, find_gpu, latent_cells, step_flops, utilisation
 
 KEY = ("preset", "way", "batch")
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.

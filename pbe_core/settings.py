@@ -9,7 +9,7 @@ A file may name another one that it changes; its own values go over those of the
 
     base: ../open_images.yaml   # relative to the folder of the file that says so
     train:
-      guidance_dropout: 0
+      condition_dropout: 0
 
 Keys are typed by pydantic models; `--help` prints each with its default and meaning; `--views.size 256` overrides one.
 A key that does not exist is an error, never ignored. The first line that a program prints says which file was read;

@@ -1,9 +1,10 @@
 """Settings of the trainer: the `train:` section of a config file. Defaults are the paper's wherever it names a number.
 
 The ablations of the paper are one setting each: `model.pretrained` (prior), `augmentation.preset`, `model.tokens` (bottleneck)
-and `guidance_dropout`.
+and `condition_dropout`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
+AugmentationPreset = Literal["paper", "strong", "none"]
 
 
 class UNetSettings(Group):
@@ -88,53 +90,12 @@ class ModelSettings(Group):
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
 
 
-class StrongSettings(Group):
-    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
-
-    erase: float = Field(0.3, ge=0, le=1)
-    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
-    covers at least 20 % of the reference."""
-    light: float = Field(0.5, ge=0, le=1)
-    """Brightness and contrast change by up to 20 %."""
-    gamma: float = Field(0.3, ge=0, le=1)
-    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
-    colour: float = Field(0.3, ge=0, le=1)
-    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
-    resolution: float = Field(0.3, ge=0, le=1)
-    """Shrunk to 15 to 60 % of the side and enlarged again."""
-    blur: float = Field(0.2, ge=0, le=1)
-    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
-    compression: float = Field(0.2, ge=0, le=1)
-    """Written as a JPEG of quality 25 to 80."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """Left and right change places."""
-    affine: float = Field(0.8, ge=0, le=1)
-    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
-    elastic: float = Field(0.3, ge=0, le=1)
-    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
-
-
 class AugmentationSettings(Group):
     """Strong augmentation of the reference."""
 
-    preset: Literal["paper", "strong", "none"] = "paper"
+    preset: AugmentationPreset = "paper"
     """`paper`: flip, rotation, blur and the random affine map that the published run calls elastic; `strong`: ours, which changes
     pose, shape, light and quality and erases backgrounds; `none`: no augmentation."""
-    flip: float = Field(0.5, ge=0, le=1)
-    """`paper`: probability of a horizontal flip."""
-    rotate: float = Field(0.5, ge=0, le=1)
-    """`paper`: probability of a rotation within 20 degrees."""
-    blur: float = Field(0.3, ge=0, le=1)
-    """`paper`: probability of a box blur of 3 to 7 px."""
-    elastic: float = Field(0.3, ge=0, le=1)
-    """`paper`: probability of the random affine map."""
-    strong: StrongSettings = StrongSettings()
-    """`strong`: probabilities of its parts."""
-
-    @property
-    def needs_outlines(self) -> bool:
-        """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
-        return self.preset == "strong" and self.strong.erase > 0
 
 
 class OptimizerSettings(Group):
@@ -146,8 +107,6 @@ class OptimizerSettings(Group):
     """Steps over which the learning rate rises linearly from 0."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
     gradient_clip: float = Field(0.0, ge=0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
 
@@ -176,14 +135,8 @@ class PictureSettings(Group):
     """Steps between pictures; 0 = none."""
     count: int = Field(6, ge=1)
     """Samples in a picture."""
-    split: str = "validation"
-    """Split they are from; where the dataset has no such split, the training split serves, and a line says so."""
-    guidance: tuple[float, ...] = Field((1.0, 5.0), min_length=1)
-    """Guidance scales, one column each; 1 = no guidance."""
     sampling_steps: int = Field(25, ge=1)
     """Denoising steps."""
-    scheduler: str = "DPMSolverMultistepScheduler"
-    """Name of a diffusers scheduler, also with options: DDIMScheduler(timestep_spacing="leading")."""
 
 
 class ValidationSettings(Group):
@@ -191,10 +144,9 @@ class ValidationSettings(Group):
 
     every: int = Field(1000, ge=0)
     """Steps between two measurements; 0 = none."""
-    samples: int = Field(256, ge=1)
-    """How many, or all that the split has."""
     split: str = "validation"
-    """Split they are from; where the dataset has no such split, nothing is measured, and a line says so."""
+    """Split of the held-out samples, also of the pictures'. Where the dataset has no such split, no loss is measured, pictures
+    show samples of the training split, and a line says so."""
 
 
 class TrainSettings(Program):
@@ -221,11 +173,11 @@ class TrainSettings(Program):
     prediction: Prediction = "epsilon"
     """What the U-Net predicts: the noise, as published and as Stable Diffusion 1.x does, or the velocity (Salimans & Ho 2022),
     whose error weighs high noise far more, where layout and background are decided: for short trainings from scratch."""
-    guidance_dropout: float = Field(0.2, ge=0, le=1)
+    condition_dropout: float = Field(0.2, ge=0, le=1)
     """Probability, per sample, that the condition is replaced by the learned null vector."""
     timesteps: Literal["uniform", "stratified"] = "uniform"
     """Diffusion times: each drawn alone, as published, or one from each of `global_batch` equal parts of the range."""
-    most_skipped: int = Field(20, ge=0)
+    max_nonfinite_steps: int = Field(20, ge=0)
     """Steps whose gradient is not finite change nothing and are counted; beyond so many the run stops and names their samples."""
     model: ModelSettings
     """The networks."""
@@ -248,14 +200,12 @@ class TrainSettings(Program):
     """Project of Weights & Biases that the metrics go to as well; needs the package `wandb` and its own login. Null = none."""
     checkpoint_every: int = Field(1000, ge=1)
     """Steps between two checkpoints; the last step is always saved."""
-    checkpoints_kept: int = Field(3, ge=1)
+    keep_last: int = Field(3, ge=1)
     """Newest checkpoints that are kept."""
     pictures: PictureSettings = PictureSettings()
     """Pictures of held-out samples during training."""
     validation: ValidationSettings = ValidationSettings()
     """The loss on held-out samples during training."""
-    watchdog_minutes: float = Field(15, ge=0)
-    """Without a sign of life for so long, a rank says what it is doing and where; 0 = never."""
     resume: str = "auto"
     """`auto`: go on from the newest checkpoint in `out`, if any; `never`: start anew; or a run folder or a checkpoint folder."""
 
@@ -267,8 +217,18 @@ class TrainSettings(Program):
         return {**values, "dataset_url": str(given) if is_url(given) else None}
 
     @field_serializer("dataset")
-    def _dataset_as_given(self, dataset: Path) -> str:
-        return public_url(self.dataset_url) if self.dataset_url else str(dataset)
+    def _dataset_as_given(self, _: Path) -> str:
+        return self.shown_dataset
+
+    @property
+    def shown_dataset(self) -> str:
+        """Folder or URL of the dataset; a URL without its password."""
+        return public_url(self.dataset_url) if self.dataset_url else str(self.dataset)
+
+    def over(self, dataset: str, storage: Mapping[str, Any]) -> "TrainSettings":
+        """The same settings over the dataset at another place, a folder or a URL with its options."""
+        url = dataset if is_url(dataset) else None
+        return self.model_copy(update={"dataset": Path(dataset), "dataset_url": url, "storage": dict(storage)})
 
 
 # What a resumed run may change: where it writes, how far it goes and how it is watched. Everything else defines the run.
@@ -297,10 +257,34 @@ CHANGEABLE = {
     "log_every",
     "wandb",
     "checkpoint_every",
-    "checkpoints_kept",
+    "keep_last",
     "pictures",
     "validation",
-    "watchdog_minutes",
-    "most_skipped",
+    "max_nonfinite_steps",
     "resume",
 }
+
+# Settings in checkpoints of the version before, by group: new names; those that only say how a run is watched; and those that are
+# constants now, with their values.
+RENAMED = {"": {"guidance_dropout": "condition_dropout", "most_skipped": "max_nonfinite_steps", "checkpoints_kept": "keep_last"}}
+DROPPED = {"": ("watchdog_minutes",), "pictures": ("split", "guidance", "scheduler"), "validation": ("samples",)}
+STRONG = {"erase": 0.3, "light": 0.5, "gamma": 0.3, "colour": 0.3, "resolution": 0.3, "blur": 0.2, "compression": 0.2}
+CONSTANT: dict[str, dict[str, Any]] = {
+    "optimizer": {"betas": [0.9, 0.999]},
+    "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
+    | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},
+}
+
+
+def with_names_of_today(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a checkpoint, also of one that the version before wrote; what has no meaning today stays."""
+    today = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
+    for group in (*RENAMED, *DROPPED, *CONSTANT):
+        values = today.get(group, {}) if group else today
+        for name, new in RENAMED.get(group, {}).items():
+            if name in values:
+                values[new] = values.pop(name)
+        constants = CONSTANT.get(group, {})
+        for name in (*DROPPED.get(group, ()), *(name for name in constants if values.get(name) == constants[name])):
+            values.pop(name, None)
+    return today

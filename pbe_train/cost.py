@@ -26,8 +26,17 @@ from rich.table import Table
 from pbe_core.errors import InputError, run_program
 from pbe_core.words import number_of
 from pbe_train.checkpoints.networks import unloaded_model
-from pbe_train.training.devices import GPUS, Gpu, arithmetic_of
-from pbe_train.training.flops import StepFlops, StepMemory, encode_flops, latent_cells, step_flops, step_memory
+from pbe_train.training.flops import (
+    GPUS,
+    Gpu,
+    StepFlops,
+    StepMemory,
+    arithmetic_of,
+    encode_flops,
+    latent_cells,
+    step_flops,
+    step_memory,
+)
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 # The view's default side in a build.

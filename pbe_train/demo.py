@@ -4,6 +4,7 @@ python -m pbe_train.demo --model runs/tiny --dataset data/tiny/dataset --out dem
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +21,8 @@ def main() -> None:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
-    parser.add_argument("--dataset", type=Path, required=True, help="dataset folder")
+    parser.add_argument("--dataset", required=True, help="dataset folder or URL")
+    parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
     parser.add_argument("--split", default="validation", help="split whose samples are shown")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     parser.add_argument("--count", type=int, default=8, help="rows; every second one gets another object's reference")
@@ -35,14 +37,14 @@ def main() -> None:
 
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
     from pbe_train.checkpoints.from_pretrained import load_run
-    from pbe_train.data.shards import ShardReader
+    from pbe_train.data.remote_shards import open_reader
     from pbe_train.evaluation.held_out import check_fits, find_other, paint_held_out, read_held_out, reconstruct, spread_places
     from pbe_train.model.pipeline import SamplingSettings, check_guidance
 
     with Progress("loading the model"):
         run = load_run(options.model)
     check_guidance(run, options.guidance)
-    reader = ShardReader(options.dataset, options.split)
+    reader = open_reader(run.settings.over(options.dataset, options.storage), options.split)
     check_fits(run, reader)
     with Progress("reading the samples"):
         samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)

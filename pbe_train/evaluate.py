@@ -32,7 +32,8 @@ def main() -> None:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
-    parser.add_argument("--dataset", type=Path, required=True, help="dataset folder; its split must keep views")
+    parser.add_argument("--dataset", required=True, help="dataset folder or URL; its split must keep views")
+    parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
     parser.add_argument("--split", default="validation", help="split that was not trained on")
     parser.add_argument("--count", type=int, default=200, help="samples; each is painted twice")
     parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
@@ -47,7 +48,7 @@ def main() -> None:
 
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
     from pbe_train.checkpoints.from_pretrained import load_run
-    from pbe_train.data.shards import ShardReader
+    from pbe_train.data.remote_shards import open_reader
     from pbe_train.evaluation.held_out import check_fits
     from pbe_train.evaluation.recognition import CANDIDATES, draw_questions, evaluate, make_table
     from pbe_train.model.pipeline import SamplingSettings, check_guidance
@@ -55,7 +56,7 @@ def main() -> None:
     with Progress("loading the model"):
         run = load_run(options.model)
     check_guidance(run, options.guidance)
-    reader = ShardReader(options.dataset, options.split)
+    reader = open_reader(run.settings.over(options.dataset, options.storage), options.split)
     check_fits(run, reader)
     trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == run.settings.split
     if trained_on:

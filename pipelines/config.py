@@ -157,7 +157,7 @@ class MaskSettings(Group):
 
     per_view: int = Field(2, ge=1)
     """Masks of each view (K); the trainer takes one of them at each use."""
-    bessel_share: float = Field(0.5, ge=0, le=1)
+    arbitrary_mask_prob: float = Field(0.5, ge=0, le=1)
     """Probability that a mask is an arbitrary shape of Bessel curves; otherwise it is the extended box (paper: 0.5)."""
     max_extension: float = Field(0.4, ge=0, le=1)
     """Largest share of the free space on each side that the extended box takes (paper's code: 0.4)."""

@@ -13,8 +13,7 @@ from PIL import Image
 
 from pbe_core.errors import run_program
 from pbe_core.images.sheets import sheet
-from pbe_train.config import AugmentationSettings
-from pbe_train.data.references import prepare_reference
+from pbe_train.data.references import Augmentation, prepare_reference
 from tiny_world.kinds import KINDS, generator, instance
 from tiny_world.scenes import Light, Pose, add_object, background
 
@@ -48,7 +47,7 @@ def main() -> None:
     reference, outline = draw_object("Banded fish", 260, 300)
     given.out.mkdir(parents=True, exist_ok=True)
     for preset in PRESETS:
-        settings = AugmentationSettings(preset=preset)
+        settings = Augmentation(preset=preset)
         draws = [
             prepare_reference(settings, given.geometry, reference, outline, SIDE, "docs", number) for number in range(PER_ROW**2)
         ]

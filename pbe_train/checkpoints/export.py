@@ -119,7 +119,7 @@ def metadata_of(run: Run, report: Mapping[str, Any] | None) -> dict[str, Any]:
             "view_size": run.identity.view_size,
             "mask_to_latent": model.mask_to_latent,
             "reference_geometry": model.reference_geometry,
-            "guidance_dropout": run.settings.guidance_dropout,
+            "guidance_dropout": run.settings.condition_dropout,
         },
         "conditioner_blocks": model.conditioner_blocks,
         "encoder_layers": run.model.conditioner.model.config.num_hidden_layers,

@@ -119,7 +119,7 @@ def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, i
     values = {
         "dataset": source.where,
         "prediction": source.prediction or "epsilon",
-        "guidance_dropout": how["guidance_dropout"],
+        "condition_dropout": how["guidance_dropout"],
         "model": {
             "encoder": source.where,
             "vae": source.where,

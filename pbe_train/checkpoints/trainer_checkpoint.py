@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sync
-from pbe_train.config import CHANGEABLE, TrainSettings
+from pbe_train.config import CHANGEABLE, TrainSettings, with_names_of_today
 from pbe_train.model.pipeline import RunIdentity
 
 CHECKPOINT_NAME = re.compile(r"step-\d{8}")
@@ -78,7 +78,7 @@ def save_checkpoint(
     scaler: Mapping[str, int | float] | None = None,
     began_at: int | None = None,
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `settings.checkpoints_kept`.
+    """Write a checkpoint, then remove all but the newest `settings.keep_last`.
 
     If the run went back to an earlier checkpoint, later ones are set aside as `left-step-XXXXXXXX` before its own first one
     appears, so that `auto` goes on with the new branch; nothing deletes them.
@@ -121,7 +121,7 @@ def save_checkpoint(
         raise
     try:
         sync(parent)
-        _prune(out, settings.checkpoints_kept)
+        _prune(out, settings.keep_last)
     except OSError as error:
         # The new one is there. Another process may be reading or deleting an old one, on NFS for example.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
@@ -303,6 +303,7 @@ def read_state(folder: Path) -> CheckpointState:
         raise InputError(f"{path}: missing, so this checkpoint was not written to its end; {_way_out(folder)}")
     try:
         state = CheckpointState.model_validate_json(path.read_bytes())
+        state = state.model_copy(update={"settings": with_names_of_today(state.settings)})
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] in ("missing", "extra_forbidden"):

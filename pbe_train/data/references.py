@@ -51,7 +51,8 @@ from torch.nn.functional import interpolate
 from pbe_core.errors import InputError
 from pbe_core.images.crop import pad
 from pbe_core.randomness import generator, name_hash, uniform
-from pbe_train.config import AugmentationSettings, ReferenceGeometry, StrongSettings
+from pbe_core.settings import Group
+from pbe_train.config import AugmentationPreset, ReferenceGeometry
 from pbe_train.data.latents import CLIP_MEAN
 from schemas.dataset import DatasetInfo
 
@@ -89,8 +90,54 @@ LEAST_SHOWN = 0.2
 """The least share of a reference that an outline must cover for the rest to be erased, as in the build's min_object_share."""
 
 
+class Strong(Group):
+    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
+
+    erase: float = 0.3
+    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
+    covers at least 20 % of the reference."""
+    light: float = 0.5
+    """Brightness and contrast change by up to 20 %."""
+    gamma: float = 0.3
+    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
+    colour: float = 0.3
+    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
+    resolution: float = 0.3
+    """Shrunk to 15 to 60 % of the side and enlarged again."""
+    blur: float = 0.2
+    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
+    compression: float = 0.2
+    """Written as a JPEG of quality 25 to 80."""
+    flip: float = 0.5
+    """Left and right change places."""
+    affine: float = 0.8
+    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
+    elastic: float = 0.3
+    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
+
+
+class Augmentation(Group):
+    """A preset, and the probabilities of its parts."""
+
+    preset: AugmentationPreset = "paper"
+    flip: float = 0.5
+    """`paper`: a horizontal flip."""
+    rotate: float = 0.5
+    """`paper`: a rotation within 20 degrees."""
+    blur: float = 0.3
+    """`paper`: a box blur of 3 to 7 px."""
+    elastic: float = 0.3
+    """`paper`: the random affine map."""
+    strong: Strong = Strong()
+
+    @property
+    def needs_outlines(self) -> bool:
+        """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
+        return self.preset == "strong" and self.strong.erase > 0
+
+
 def prepare_reference(
-    settings: AugmentationSettings,
+    augmentation: Augmentation,
     geometry: ReferenceGeometry,
     picture: Picture,
     outline: Bool[np.ndarray, "height width"] | None,
@@ -100,16 +147,16 @@ def prepare_reference(
     """A reference as it is stored -> what the encoder sees of it in training: a pure function of it and of the names.
 
     Args:
-        settings: which preset, and how often its parts fire.
+        augmentation: which preset, and how often its parts fire.
         geometry: the model's.
         picture: RGB, 0-255.
-        outline: which of its pixels are the object's, where that is known and the settings need it.
+        outline: which of its pixels are the object's, where that is known and the preset needs it.
         size: side of the encoder's square, px.
         names: what the draw is for.
     """
-    if settings.preset == "strong":
-        return augment_strongly(settings.strong, geometry, picture, outline, size, *names)
-    return augment(settings, fit_reference(picture, size, geometry), *names)
+    if augmentation.preset == "strong":
+        return augment_strongly(augmentation.strong, geometry, picture, outline, size, *names)
+    return augment(augmentation, fit_reference(picture, size, geometry), *names)
 
 
 def fit_reference(picture: Picture, size: int, geometry: ReferenceGeometry) -> Reference:
@@ -169,14 +216,14 @@ class Drawn(NamedTuple):
     """Where a pixel goes, in homogeneous coordinates (x, y, 1) of pixel centres; None where it stays."""
 
 
-def draw_published(settings: AugmentationSettings, size: int, *names: int | str) -> Drawn:
+def draw_published(augmentation: Augmentation, size: int, *names: int | str) -> Drawn:
     """What the published run would do to a reference of `size` px: each part fires with its own probability, alone.
 
     Source: Yang et al. 2023, section 3.2, and what albumentations 0.4.3 made of the published code's call.
     """
-    # All numbers are drawn, whatever fires: a setting changes its own part of the augmentation and no other.
+    # All numbers are drawn, whatever fires: a probability changes its own part of the augmentation and no other.
     numbers = generator(*names).random(12)
-    flip, rotate, blur, elastic = numbers[:4] < (settings.flip, settings.rotate, settings.blur, settings.elastic)
+    flip, rotate, blur, elastic = numbers[:4] < (augmentation.flip, augmentation.rotate, augmentation.blur, augmentation.elastic)
     angle, kernel, corners = numbers[4], numbers[5], numbers[6:].reshape(3, 2)
     whole = np.eye(3)
     if rotate:
@@ -223,15 +270,15 @@ def apply(drawn: Drawn, reference: Reference) -> Reference:
     return reference
 
 
-def augment(settings: AugmentationSettings, reference: Reference, *names: int | str) -> Reference:
+def augment(augmentation: Augmentation, reference: Reference, *names: int | str) -> Reference:
     """The reference as the presets `paper` and `none` change it: a pure function of it and of the names."""
-    if settings.preset == "none":
+    if augmentation.preset == "none":
         return reference
-    return apply(draw_published(settings, len(reference), *names), reference)
+    return apply(draw_published(augmentation, len(reference), *names), reference)
 
 
 def augment_strongly(
-    settings: StrongSettings,
+    odds: Strong,
     geometry: ReferenceGeometry,
     picture: Picture,
     outline: Bool[np.ndarray, "height width"] | None,
@@ -241,29 +288,29 @@ def augment_strongly(
     """A reference as it is stored -> what the encoder sees of it in training; a pure function, as `prepare_reference`.
 
     Args:
-        settings: how often each part fires.
+        odds: how often each part fires.
         geometry: the model's.
         picture: RGB, 0-255.
         outline: which of its pixels are the object's; None where that is not known.
         size: side of the encoder's square, px.
         names: what the draw is for.
     """
-    if outline is not None and fires("erase", settings, *names):
+    if outline is not None and fires("erase", odds, *names):
         picture = erase(picture, outline)
     picture = resize(picture, *fitted_size(picture, size, geometry))
     for part in PHOTO:
-        if fires(part, settings, *names):
+        if fires(part, odds, *names):
             picture = change(part, picture, size, *names)
     square = pad(picture, size, PADDING)
     for part in POSE:
-        if fires(part, settings, *names):
+        if fires(part, odds, *names):
             square = change(part, square, size, *names)
     return square
 
 
-def fires(part: str, settings: StrongSettings, *names: int | str) -> bool:
+def fires(part: str, odds: Strong, *names: int | str) -> bool:
     """Whether a part is done: drawn by its own name, so that no other part has a say."""
-    probability: float = getattr(settings, part)
+    probability: float = getattr(odds, part)
     return uniform(*names, part, "fires") < probability
 
 
@@ -305,7 +352,7 @@ def change(part: str, picture: Picture, size: int, *names: int | str) -> Picture
 
 @functools.lru_cache
 def transforms(size: int) -> dict[str, Any]:
-    """The transform of each part, for squares of this side in px. What is not said here is as in StrongSettings."""
+    """The transform of each part, for squares of this side in px. What is not said here is as in Strong."""
     import albumentations  # Here, since it takes two seconds, and the other presets need none of it.
 
     return {

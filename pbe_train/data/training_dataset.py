@@ -36,7 +36,7 @@ from pbe_train.config import TIMESTEPS, TrainSettings
 from pbe_train.data.corrupt_samples import CorruptSample, Replaced
 from pbe_train.data.latents import draw_posterior, to_mask_channel
 from pbe_train.data.order import SampleLocation, SampleOrder, choose_mask, rank_slots
-from pbe_train.data.references import check_geometry, prepare_reference
+from pbe_train.data.references import Augmentation, check_geometry, prepare_reference
 from pbe_train.data.shards import ShardReader, TrainingSample
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
@@ -86,6 +86,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         self.settings = settings
         self.reader = reader
         self.reference_size = reference_size
+        self.augmentation = Augmentation(preset=settings.augmentation.preset)
         self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
@@ -152,10 +153,10 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
         reference[:] = prepare_reference(
-            settings.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
+            self.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
         )
         timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
-        dropped = uniform(seed, "train", step, slot, "dropout") < settings.guidance_dropout
+        dropped = uniform(seed, "train", step, slot, "dropout") < settings.condition_dropout
         return timestep, dropped, replaced
 
     def _read(self, step: int, slot: int, epoch: int, place: SampleLocation) -> tuple[TrainingSample, list[Replaced]]:
@@ -164,7 +165,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         choose = partial(choose_mask, self.settings.seed, epoch)
         while True:
             try:
-                return self.reader.read_for_training(place, choose, self.settings.augmentation.needs_outlines), replaced
+                return self.reader.read_for_training(place, choose, self.augmentation.needs_outlines), replaced
             except CorruptSample as error:
                 if self.settings.loader.on_corrupt == "stop":
                     raise InputError(f"{error}, or train without it: --loader.on_corrupt replace") from None

@@ -182,9 +182,9 @@ def check_guidance(run: Run, guidance: float) -> None:
     """
     if not isinstance(guidance, int | float | np.floating | np.integer) or not np.isfinite(guidance):
         raise InputError(f"guidance {guidance!r}: must be a finite number")
-    if guidance != 1 and run.settings.guidance_dropout == 0:
+    if guidance != 1 and run.settings.condition_dropout == 0:
         raise InputError(
-            f"guidance {guidance:g}: the run was trained with guidance_dropout 0, so its null vector means nothing; "
+            f"guidance {guidance:g}: the run was trained with condition_dropout 0, so its null vector means nothing; "
             "give guidance 1"
         )
 

@@ -1,1 +1,1 @@
-"""Around the loop: ranks, moving average, checkpoints, and what a run says about itself."""
+"""Around the loop of train.py: its set-up, the ranks, the optimizer, and what a run says about itself."""

@@ -1,6 +1,6 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard, Weights & Biases where it is asked for, and a status line.
+"""Where a run's metrics go: metrics.jsonl, TensorBoard, Weights & Biases if `wandb` is set, and a status line.
 
-The status line tells what is being done, and how much of it: steps, or what lies between two of them (pictures, the loss of
+The status line has what is being done, and how much of it: steps, or what lies between two of them (pictures, the loss of
 held-out samples, a checkpoint). On a terminal it is a bar, drawn each second. In a file or a pipe there is a line with each line
 of metrics, and another one wherever there was none for half a minute.
 """
@@ -109,7 +109,7 @@ class Progress:
         self.every = {kind: gap for kind, gap in every.items() if gap}
         self.spent: dict[str, Spent] = {}
         self.work: Work | None = None
-        self.said_at, self.last_line = self.started, ""
+        self.printed_at, self.last_line = self.started, ""
         self._beat = Beat(DRAW_SECONDS, self._show)
 
     def __enter__(self) -> "Progress":
@@ -122,7 +122,7 @@ class Progress:
 
     @contextmanager
     def during(self, kind: str, total: int | None = None, unit: str = "") -> Iterator[Work]:
-        """What is done inside the block, between two steps, is what the status line says.
+        """The status line shows what is done inside the block, between two steps.
 
         Args:
             kind: what is done, as `PICTURES`.
@@ -139,7 +139,7 @@ class Progress:
         seconds, spent = time.monotonic() - began, self.spent.setdefault(kind, Spent())
         spent.times, spent.seconds, spent.step = spent.times + 1, spent.seconds + seconds, self.step
         if seconds > LINE_SECONDS and self.bar.disable:
-            self._say(f"step {self.step}/{self.settings.steps}  {work.summary()}")
+            self._print(f"step {self.step}/{self.settings.steps}  {work.summary()}")
 
     def status(self) -> str:
         """What is being done, in one line."""
@@ -154,8 +154,8 @@ class Progress:
         left, unknown = time_left(step, self.settings.steps, steps_alone / done, self.every, self.spent)
         return " + ".join([f"{left / 60:.1f} min left", *unknown])
 
-    def _say(self, line: str) -> None:
-        self.said_at = time.monotonic()
+    def _print(self, line: str) -> None:
+        self.printed_at = time.monotonic()
         print_line(line)
 
     def _draw(self) -> None:
@@ -165,8 +165,8 @@ class Progress:
     def _show(self) -> None:
         if not self.bar.disable:
             self._draw()
-        elif time.monotonic() - self.said_at >= LINE_SECONDS:
-            self._say(self.status())
+        elif time.monotonic() - self.printed_at >= LINE_SECONDS:
+            self._print(self.status())
 
     def log(self, step: int, figures: Mapping[str, float], now: float, wait_seconds: float) -> None:
         """One line of metrics, everywhere.
@@ -195,7 +195,7 @@ class Progress:
         self.last_line = line
         self._draw()
         if self.bar.disable:  # Not a terminal: a plain line that a log file can hold.
-            self._say(f"step {step}/{self.settings.steps}  {line}  {self._left(step)}")
+            self._print(f"step {step}/{self.settings.steps}  {line}  {self._left(step)}")
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of a step, into metrics.jsonl and TensorBoard."""
@@ -207,10 +207,10 @@ class Progress:
             self.wandb.log(dict(metrics), step=step)
 
     def flush(self) -> None:
-        """Force the lines to disk: a checkpoint says that those before it are there."""
+        """Force the lines to disk: those before a checkpoint are there when it is."""
         sync(self.path)
 
-    def summary(self, skipped: int, replaced: int) -> None:
+    def summary(self, nonfinite: int, replaced: int) -> None:
         """A table of what this process did."""
         seconds, steps = time.monotonic() - self.started, self.logged_step - self.first_step
         table = Table(title="What was trained", title_justify="left")
@@ -222,7 +222,7 @@ class Progress:
         table.add_row("waited for data", f"{self.waited / seconds:.1%}")
         if self.losses:
             table.add_row("loss, first and last line", f"{self.losses[0]:.4f} to {self.losses[-1]:.4f}")
-        table.add_row("steps skipped (gradient not finite)", f"{skipped:,}")
+        table.add_row("steps whose gradient was not finite", f"{nonfinite:,}")
         table.add_row("damaged samples replaced", f"{replaced:,}")
         Console().print(table)
 
@@ -279,7 +279,7 @@ def start_wandb(settings: TrainSettings, first_step: int) -> Any:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of metrics; beyond all steps for a line that was torn when the machine stopped."""
+    """The step of a line of metrics; beyond all steps for a line that was cut off when the machine stopped."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -287,12 +287,12 @@ def _step_of(line: str) -> float:
 
 
 def during(progress: Progress | None, kind: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Work]:
-    """As `Progress.during`; on a rank that shows nothing, what is counted is counted for nobody."""
+    """As `Progress.during`; on a rank that shows nothing, nothing is shown."""
     return progress.during(kind, total, unit) if progress else nullcontext(Work(kind, total, unit))
 
 
 class Timed:
-    """An iterator that adds up the time one waits for it."""
+    """An iterator that adds up the seconds that its caller waits for it."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches = batches
@@ -306,6 +306,6 @@ class Timed:
         return batch
 
     def take_seconds(self) -> float:
-        """The seconds waited since this was last asked."""
+        """The seconds waited since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds

@@ -166,7 +166,7 @@ def draw_mask(
     """
     options, size = settings.masks, settings.views.size
     kind: MaskKind
-    if random.random() < options.bessel_share:
+    if random.random() < options.arbitrary_mask_prob:
         kind = "bessel"
         outline = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
         outline = np.clip(outline, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))

@@ -9,8 +9,7 @@ import numpy as np
 
 from benchmarks.augment import PRESETS, PUBLISHED, SIZES, draw_references, ways
 from pbe_core.settings import REPOSITORY
-from pbe_train.config import AugmentationSettings
-from pbe_train.data.references import prepare_reference
+from pbe_train.data.references import Augmentation, prepare_reference
 
 
 def test_a_tiny_run(tmp_path):
@@ -32,7 +31,7 @@ def test_the_ways_are_what_the_trainer_does():
     for number in range(len(SIZES)):
         picture, outline = references[number]
         for preset in PRESETS:
-            settings = AugmentationSettings(preset=preset)
+            settings = Augmentation(preset=preset)
             expected = prepare_reference(settings, "squash", picture, outline, 224, "benchmark", number)
             assert np.array_equal(made[preset](number), expected)
         assert made[PUBLISHED](number).shape == (224, 224, 3)

@@ -59,7 +59,7 @@ class Report:
 
 def train_command(config: Path, out: Path, steps: int) -> list[str]:
     """The program as a user starts it, on the CPU: a GPU does not add up in the same order each time."""
-    options = ["--steps", str(steps), "--checkpoint_every", "1", "--checkpoints_kept", "3", "--log_every", "3"]
+    options = ["--steps", str(steps), "--checkpoint_every", "1", "--keep_last", "3", "--log_every", "3"]
     program = ["env", "CUDA_VISIBLE_DEVICES=", sys.executable, "pbe_train/train.py", "--config", str(config), "--out", str(out)]
     return [*program, *options, "--loader.workers", "2"]
 

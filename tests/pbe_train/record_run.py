@@ -17,6 +17,7 @@ import numpy as np
 from pbe_core.errors import run_program
 from pbe_train import train as train_module
 from pbe_train.data.training_dataset import Batch, Batches, TrainingDataset, load_batches
+from pbe_train.training import setup
 
 # (step, slot) -> key of the sample, diffusion time, hash of the noise, hash of all that the model sees.
 Seen = dict[tuple[int, int], tuple[str, int, str, str]]
@@ -72,5 +73,5 @@ def read_records(folder: Path, name: str = "*") -> Seen:
 
 
 if __name__ == "__main__":
-    train_module.load_batches = record_to(Path(sys.argv.pop(1)))
+    setup.load_batches = record_to(Path(sys.argv.pop(1)))
     run_program(train_module.main)

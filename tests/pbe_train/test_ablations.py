@@ -14,16 +14,16 @@ from pbe_core.settings import REPOSITORY, load_settings, preset, read_section
 from pbe_train.config import TrainSettings
 from pbe_train.cost import BATCHES, VIEW, estimate_cost
 from pbe_train.train import train
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from pipelines.config import BuildSettings
 from tests.conftest import build_options, run_build
 
 # What each of them changes, as the paper's table and docs/training.md name it.
 CHANGES = {
-    "box_masks_only": ("build.masks.bessel_share", 0),
+    "box_masks_only": ("build.masks.arbitrary_mask_prob", 0),
     "no_augmentation": ("train.augmentation.preset", "none"),
     "no_bottleneck": ("train.model.tokens", "all"),
-    "no_guidance_dropout": ("train.guidance_dropout", 0),
+    "no_condition_dropout": ("train.condition_dropout", 0),
     "no_prior": ("train.model.pretrained", None),
 }
 # Where a run reads and writes: its own places keep it from going on with another one's checkpoints.
@@ -67,7 +67,7 @@ def tiny_config(name: str, folder: Path) -> Path:
 def train_tiny(config: Path, dataset: Path, out: Path) -> list[float]:
     """Two steps; their losses."""
     options = ["--config", str(config), f"--dataset={dataset}", f"--out={out}", *SHORT]
-    assert train(load_settings(TrainSettings, "train", options), Ranks(0, 1, torch.device("cpu"))) == 0
+    assert train(load_settings(TrainSettings, "train", options), Distributed(0, 1, torch.device("cpu"))) == 0
     assert (out / "checkpoints" / "step-00000002" / "state.json").is_file()
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -19,13 +19,14 @@ from PIL import Image
 
 from pbe_core.randomness import generator
 from pbe_core.settings import REPOSITORY
-from pbe_train.config import AugmentationSettings, StrongSettings
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.references import (
     PADDING,
     PHOTO,
     POSE,
+    Augmentation,
     Drawn,
+    Strong,
     apply,
     augment,
     change,
@@ -41,7 +42,7 @@ from pbe_train.data.references import (
 DRAWS = 2000
 
 
-def displacements(augmentation: AugmentationSettings, size: int) -> tuple[np.ndarray, np.ndarray]:
+def displacements(augmentation: Augmentation, size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far pixels are moved, in px: those of the result that come from inside the reference; and the mean of each draw.
 
     Flips are left aside.
@@ -57,8 +58,8 @@ def displacements(augmentation: AugmentationSettings, size: int) -> tuple[np.nda
     return np.concatenate(found), np.array([moved.mean() for moved in found if len(moved)])
 
 
-def only(**parts: float) -> AugmentationSettings:
-    return AugmentationSettings(**dict.fromkeys(("flip", "rotate", "blur", "elastic"), 0.0) | parts)
+def only(**parts: float) -> Augmentation:
+    return Augmentation(**dict.fromkeys(("flip", "rotate", "blur", "elastic"), 0.0) | parts)
 
 
 @pytest.mark.parametrize(("size", "mean", "extreme"), [(224, 36, 62), (64, 36 * 64 / 224, 62 * 64 / 224)])
@@ -70,7 +71,7 @@ def test_the_affine_map_is_as_strong_as_in_the_published_run(size, mean, extreme
 
 
 def test_the_chain_is_as_strong_as_in_the_published_run():
-    moved, means = displacements(AugmentationSettings(), 224)
+    moved, means = displacements(Augmentation(), 224)
     assert moved.mean() == pytest.approx(13.8, rel=0.15)
     assert (means > 1).mean() == pytest.approx(0.62, abs=0.05)
 
@@ -93,7 +94,7 @@ def test_what_was_drawn_is_what_is_done():
     cv2.circle(picture, (120, 100), 4, (255, 200, 100), -1)
     seen = 0
     for number in range(12):
-        drawn = draw_published(AugmentationSettings(flip=0.5, rotate=1, elastic=1), 224, "dot", number)
+        drawn = draw_published(Augmentation(flip=0.5, rotate=1, elastic=1), 224, "dot", number)
         moved = apply(drawn, picture)
         expected = drawn.map @ (223 - 120 if drawn.flip else 120, 100, 1)
         if not np.all((expected > 10) & (expected < 213) | (expected == 1)):
@@ -112,13 +113,13 @@ def test_what_was_drawn_is_what_is_done():
 def test_colours_stay_in_their_channels():
     picture = np.broadcast_to(np.array([10, 90, 200], np.uint8), (64, 64, 3)).copy()
     for number in range(20):
-        assert np.array_equal(augment(AugmentationSettings(), picture, number), picture)
+        assert np.array_equal(augment(Augmentation(), picture, number), picture)
 
 
 @pytest.mark.parametrize(("name", "share"), [("flip", 0.5), ("rotate", 0.5), ("blur", 0.3), ("elastic", 0.3)])
 def test_each_part_fires_as_often_as_published_and_alone(name, share):
     """One seed for all parts would fire them together."""
-    draws = [draw_published(AugmentationSettings(), 32, number) for number in range(DRAWS)]
+    draws = [draw_published(Augmentation(), 32, number) for number in range(DRAWS)]
     alone = [draw_published(only(**{name: share}), 32, number) for number in range(DRAWS)]
     fired = {
         "flip": [drawn.flip for drawn in alone],
@@ -146,14 +147,14 @@ def test_a_setting_changes_its_own_part_alone():
 
 def test_augmentation_is_a_function_of_names():
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    results = [augment(AugmentationSettings(), picture, 0, step) for step in range(20)]
-    assert all(np.array_equal(augment(AugmentationSettings(), picture, 0, step), results[step]) for step in reversed(range(20)))
+    results = [augment(Augmentation(), picture, 0, step) for step in range(20)]
+    assert all(np.array_equal(augment(Augmentation(), picture, 0, step), results[step]) for step in reversed(range(20)))
     assert len({result.tobytes() for result in results}) > 10
 
 
 def test_none_is_none():
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    assert all(np.array_equal(augment(AugmentationSettings(preset="none"), picture, step), picture) for step in range(50))
+    assert all(np.array_equal(augment(Augmentation(preset="none"), picture, step), picture) for step in range(50))
 
 
 def test_squash_shows_the_whole_reference():
@@ -172,12 +173,12 @@ def test_squash_is_antialiased_as_pillow_does_it(side):
     assert abs(fit_reference(picture, 64, "squash").astype(int) - expected).max() <= 1
 
 
-PARTS = tuple(StrongSettings.model_fields)
+PARTS = tuple(Strong.model_fields)
 
 
-def of_strong(**parts: float) -> AugmentationSettings:
+def of_strong(**parts: float) -> Augmentation:
     """These parts of the preset, and no other."""
-    return AugmentationSettings(preset="strong", strong=StrongSettings(**dict.fromkeys(PARTS, 0.0) | parts))
+    return Augmentation(preset="strong", strong=Strong(**dict.fromkeys(PARTS, 0.0) | parts))
 
 
 def drawn_picture(height: int = 224, width: int = 224) -> np.ndarray:
@@ -187,7 +188,7 @@ def drawn_picture(height: int = 224, width: int = 224) -> np.ndarray:
     return np.clip(coarse + random.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
 
 
-def strongly(given: AugmentationSettings, picture: np.ndarray, *names: int | str, outline=None, geometry="squash", size=224):
+def strongly(given: Augmentation, picture: np.ndarray, *names: int | str, outline=None, geometry="squash", size=224):
     return prepare_reference(given, geometry, picture, outline, size, *names)
 
 
@@ -272,7 +273,7 @@ def test_a_compressed_picture_is_a_jpeg_of_the_picture():
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_of_strong_fires_as_often_as_is_set_and_alone(part):
     """One seed for all parts, as albumentations' own seeding gives them, would fire them together."""
-    whole, share = StrongSettings(), getattr(StrongSettings(), part)
+    whole, share = Strong(), getattr(Strong(), part)
     fired = [fires(part, whole, number) for number in range(DRAWS)]
     assert np.mean(fired) == pytest.approx(share, abs=0.035)
     for other in set(PARTS) - {part}:
@@ -294,14 +295,14 @@ def test_a_part_of_strong_draws_the_same_whatever_the_others_do():
 def test_strong_is_a_function_of_names():
     """In whatever order draws are asked for, and for all parts together."""
     picture, outline = drawn_picture(120, 200), np.tri(120, 200, dtype=bool)
-    given = AugmentationSettings(preset="strong", strong=StrongSettings(**dict.fromkeys(PARTS, 0.7)))
+    given = Augmentation(preset="strong", strong=Strong(**dict.fromkeys(PARTS, 0.7)))
     results = [strongly(given, picture, 0, step, outline=outline) for step in range(20)]
     assert all(np.array_equal(strongly(given, picture, 0, step, outline=outline), results[step]) for step in reversed(range(20)))
     assert len({result.tobytes() for result in results}) == 20
     assert not np.array_equal(strongly(given, picture, 1, 0, outline=outline), results[0])
     code = (
         "import hashlib\nfrom tests.pbe_train.test_augment import *\n"
-        "given = AugmentationSettings(preset='strong', strong=StrongSettings(**dict.fromkeys(PARTS, 0.7)))\n"
+        "given = Augmentation(preset='strong', strong=Strong(**dict.fromkeys(PARTS, 0.7)))\n"
         "made = strongly(given, drawn_picture(120, 200), 0, 3, outline=np.tri(120, 200, dtype=bool))\n"
         "print(hashlib.sha256(made).hexdigest())"
     )
@@ -368,9 +369,9 @@ def test_the_published_preset_neither_imports_albumentations_nor_changed():
     """As it was before there was another one: the published draws, after the published squash."""
     picture = drawn_picture(90, 140)
     for number in range(20):
-        made = prepare_reference(AugmentationSettings(), "squash", picture, None, 64, number)
+        made = prepare_reference(Augmentation(), "squash", picture, None, 64, number)
         squashed = fit_reference(picture, 64, "squash")
-        assert np.array_equal(made, apply(draw_published(AugmentationSettings(), 64, number), squashed))
+        assert np.array_equal(made, apply(draw_published(Augmentation(), 64, number), squashed))
     code = "import sys, pbe_train.data.training_dataset; sys.exit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -401,5 +402,5 @@ def test_padding_is_what_the_encoder_sees_as_nothing():
 
 def test_the_guide_names_each_part_with_its_probability():
     guide = (REPOSITORY / "docs" / "training.md").read_text()
-    for part, probability in StrongSettings():
+    for part, probability in Strong():
         assert f"\n| `{part}` | {probability} | " in guide

@@ -10,7 +10,7 @@ import pytest
 
 from pbe_core.errors import InputError
 from pbe_train.cost import ASSUMED_UTILISATION, estimate_cost, main, view_size
-from pbe_train.training.devices import find_gpu
+from pbe_train.training.flops import find_gpu
 from tests.pbe_train.small_world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]

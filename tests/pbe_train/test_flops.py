@@ -10,8 +10,16 @@ from pbe_core.settings import load_settings, preset
 from pbe_train.checkpoints.networks import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
 from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
 from pbe_train.training import flops
-from pbe_train.training.devices import GPUS, arithmetic_of, find_gpu
-from pbe_train.training.flops import encode_flops, latent_cells, step_flops, step_memory, utilisation
+from pbe_train.training.flops import (
+    GPUS,
+    arithmetic_of,
+    encode_flops,
+    find_gpu,
+    latent_cells,
+    step_flops,
+    step_memory,
+    utilisation,
+)
 from tests.pbe_train.small_world import World
 
 PUBLISHED = ModelSettings(pretrained=STABLE_DIFFUSION, encoder=CLIP, vae=f"{STABLE_DIFFUSION}/vae", one_token_shortcut=False)

@@ -28,7 +28,7 @@ from pbe_train.checkpoints.trainer_checkpoint import read_state
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.train import train
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from tests.pbe_train.published import (
     Published,
     broken_hub,
@@ -489,7 +489,7 @@ def test_an_encoder_is_never_loaded_in_part(paint: Published, base: Path, tmp_pa
 
 def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Published, tmp_path: Path, capsys):
     """The real loop: the report is printed and kept at the start of a new run; a resumed run reads the model no more."""
-    ranks = Ranks(0, 1, torch.device("cpu"))
+    ranks = Distributed(0, 1, torch.device("cpu"))
     other = write_stable_diffusion(tmp_path / "other", prior)
     with pytest.raises(InputError, match="its VAE is not the dataset's"):
         train(world.settings(tmp_path / "run", f"--model.pretrained={other}"), ranks)

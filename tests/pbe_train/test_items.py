@@ -23,16 +23,15 @@ from torch.utils.data._utils.signal_handling import _remove_worker_pids
 
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
-from pbe_train.config import StrongSettings
 from pbe_train.data import shards as shards_module
 from pbe_train.data import training_dataset as items_module
 from pbe_train.data.corrupt_samples import CorruptSamples, Replaced
 from pbe_train.data.latents import to_mask_channel
 from pbe_train.data.order import SampleLocation
-from pbe_train.data.references import PADDING, fit_reference
+from pbe_train.data.references import PADDING, Augmentation, Strong, fit_reference
 from pbe_train.data.shards import ShardReader, decode_outline
 from pbe_train.data.training_dataset import Batch, TrainingDataset, load_batches, noise_seed
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.validation import Validation
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
 from tests.pbe_train.start_loaders import WORKERS
@@ -94,8 +93,8 @@ def test_workers_ranks_and_history_do_not_change_what_is_seen(world: World, tmp_
 
 def test_backgrounds_are_erased_by_the_outlines_of_the_dataset(world: World, tmp_path):
     """To the byte, before anything else is done; where no outline is known, nothing is."""
-    others = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields if part != "erase"]
-    items = items_of(world, tmp_path, "--augmentation.preset=strong", "--augmentation.strong.erase=1", *others)
+    items = items_of(world, tmp_path)
+    items.augmentation = Augmentation(preset="strong", strong=Strong(**dict.fromkeys(Strong.model_fields, 0) | {"erase": 1}))
     known = 0
     for slot in range(24):
         sample = items.reader.read(items.order.at(0, slot, 4)[1])
@@ -106,14 +105,7 @@ def test_backgrounds_are_erased_by_the_outlines_of_the_dataset(world: World, tmp
     assert 10 < known < 20
 
 
-@pytest.mark.parametrize(
-    ("options", "read"),
-    [
-        ([], False),
-        (["--augmentation.preset=strong"], True),
-        (["--augmentation.preset=strong", "--augmentation.strong.erase=0"], False),
-    ],
-)
+@pytest.mark.parametrize(("options", "read"), [([], False), (["--augmentation.preset=strong"], True)])
 def test_the_record_is_read_only_where_backgrounds_are_erased(world: World, tmp_path, monkeypatch, options, read):
     seen = []
     fetch = shards_module._fetch
@@ -141,14 +133,15 @@ def test_references_are_padded_where_the_model_is_to_see_them_so(world: World, t
     """In training, under each preset, and in the fixed samples of the validation loss."""
     wide = np.full((10, 20, 3), 255, np.uint8)
     monkeypatch.setattr(shards_module, "decode_jpeg", lambda data: wide)
-    still = [f"--augmentation.strong.{part}=0" for part in StrongSettings.model_fields]
-    for options in (["--augmentation.preset=none"], ["--augmentation.preset=strong", *still]):
-        padded = items_of(world, tmp_path, "--model.reference_geometry=pad", *options)
-        assert np.array_equal(padded.make(0, 0).reference, fit_reference(wide, 32, "pad"))
-        assert np.array_equal(items_of(world, tmp_path, *options).make(0, 0).reference, fit_reference(wide, 32, "squash"))
+    still = Augmentation(preset="strong", strong=Strong(**dict.fromkeys(Strong.model_fields, 0)))
+    for augmentation in (Augmentation(preset="none"), still):
+        for geometry in ("pad", "squash"):
+            items = items_of(world, tmp_path, f"--model.reference_geometry={geometry}")
+            items.augmentation = augmentation
+            assert np.array_equal(items.make(0, 0).reference, fit_reference(wide, 32, geometry))
     for geometry in ("pad", "squash"):
         options = ["--augmentation.preset=strong", f"--model.reference_geometry={geometry}"]
-        fixed = Validation(world.settings(tmp_path, *options), Ranks(0, 1, torch.device("cpu")), 32)
+        fixed = Validation(world.settings(tmp_path, *options), Distributed(0, 1, torch.device("cpu")), 32)
         assert all(np.array_equal(one, fit_reference(wide, 32, geometry)) for batch in fixed.batches for one in batch.reference)
 
 
@@ -166,7 +159,7 @@ def test_references_without_an_aspect_are_not_padded(world: World, tmp_path):
 
 
 def test_conditions_are_dropped_per_sample_at_the_rate_that_was_set(world: World, tmp_path):
-    items = items_of(world, tmp_path, "--global_batch=20", "--guidance_dropout=0.2")
+    items = items_of(world, tmp_path, "--global_batch=20", "--condition_dropout=0.2")
     dropped = np.array([[items.make(step, slot).dropped for slot in range(20)] for step in range(30)])
     assert dropped.mean() == pytest.approx(0.2, abs=0.05)
     # Drawn once per batch, every row would be all or nothing.

@@ -17,7 +17,7 @@ from pbe_train.data.training_dataset import Batch
 from pbe_train.model.diffusion import noise_losses, paint_latents
 from pbe_train.model.paint_model import Conditioner, PaintByExampleModel, new_unet
 from pbe_train.model.schedulers import training_schedule
-from pbe_train.training.ema import MovingAverage
+from pbe_train.training.optimizer import EMA
 
 SMALL = UNetSettings(
     block_out_channels=(16, 32),
@@ -247,7 +247,7 @@ def test_guidance_extrapolates_from_the_null_vector(model: PaintByExampleModel):
 
 def test_the_average_follows_the_weights():
     weight = torch.nn.Parameter(torch.zeros(3))
-    average = MovingAverage({"weight": weight}, 0.9)
+    average = EMA({"weight": weight}, 0.9)
     with torch.no_grad():
         weight.fill_(1)
     average.update(1000)

@@ -15,7 +15,7 @@ from pbe_train import PaintByExample, sample
 from pbe_train.editing.paint_by_example import Preview
 from pbe_train.model.pipeline import Run
 from pbe_train.train import train
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from tests.pbe_train.small_world import World
 
 SHAPE = (40, 60)
@@ -34,7 +34,7 @@ def region(*shape: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    train(world.settings(out, "--steps=2"), Ranks(0, 1, torch.device("cpu")))
+    train(world.settings(out, "--steps=2"), Distributed(0, 1, torch.device("cpu")))
     return out
 
 

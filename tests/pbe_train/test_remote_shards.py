@@ -3,8 +3,10 @@
 import hashlib
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,12 +20,15 @@ import torch
 
 from pbe_core.errors import InputError
 from pbe_core.settings import dump_settings, load_settings
+from pbe_train import demo
 from pbe_train.config import TrainSettings
 from pbe_train.data import remote_shards
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.remote_shards import CachedShards, ShardContent, open_reader
 from pbe_train.data.shards import ShardReader, UnreadableShard
 from pbe_train.data.training_dataset import Batch, TrainingDataset, load_batches
+from pbe_train.train import train
+from pbe_train.training.distributed import Distributed
 from schemas.tables import SHARD_RECORDS
 from tests.pbe_train.small_world import World
 from tests.s3_server import S3Server, s3_server
@@ -96,6 +101,22 @@ def test_batches_are_those_of_the_local_copy(world: World, server: S3Server, tmp
 def test_another_split_comes_from_there_too(world: World, server: S3Server, tmp_path: Path):
     reader = open_reader(remote_settings(world, server, tmp_path), "validation")
     assert reader.read(SampleLocation(0, 3)).key == ShardReader(world.dataset, "validation").read(SampleLocation(0, 3)).key
+
+
+def test_what_a_training_says_to_do_next_works_for_a_url(world: World, server: S3Server, tmp_path: Path, monkeypatch, capsys):
+    """The demo reads the dataset as the training does; it needs only the options of the URL, which are printed nowhere."""
+    settings = remote_settings(world, server, tmp_path, "--steps=1", "--validation.every=0", f"--out={tmp_path / 'a run'}")
+    train(settings, Distributed(0, 1, torch.device("cpu")))
+    said = capsys.readouterr().out
+    assert server.secret not in said
+    words = shlex.split(next(line for line in said.splitlines() if line.startswith("next: ")))
+    assert words[words.index("--dataset") + 1] == URL
+    words[words.index("--storage") + 1] = fsspec_options(server)
+    words[words.index("--out") + 1] = str(tmp_path / "demo.png")
+    assert words[1:4] == ["python", "-m", "pbe_train.demo"]
+    monkeypatch.setattr(sys, "argv", [*words[3:], "--count=1", "--steps=1"])
+    demo.main()
+    assert (tmp_path / "demo.png").is_file()
 
 
 def test_no_file_holds_a_key(world: World, server: S3Server, tmp_path: Path):

@@ -15,12 +15,10 @@ import pytest
 import torch
 
 from pbe_core.settings import REPOSITORY
-from pbe_train import train as train_module
 from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints
 from pbe_train.train import train
-from pbe_train.training import stopping
-from pbe_train.training.ranks import Ranks
-from pbe_train.training.stopping import Stop
+from pbe_train.training import distributed, setup
+from pbe_train.training.distributed import Distributed, Stop
 from tests.pbe_train.record_run import read_records, record_to
 from tests.pbe_train.small_world import World
 
@@ -34,7 +32,7 @@ TIMES = {"samples_per_second", "data_wait"}
 def straight(world: World, out: Path, *options: str) -> Path:
     """A run that nothing stops, in this process; it leaves the generator of the tests as it found it."""
     with torch.random.fork_rng():
-        train(world.settings(out, *options), Ranks(0, 1, torch.device("cpu")))
+        train(world.settings(out, *options), Distributed(0, 1, torch.device("cpu")))
     return out
 
 
@@ -126,7 +124,7 @@ def test_a_killed_run_goes_on_bit_for_bit(world: World, tmp_path: Path):
 def test_a_kill_while_a_checkpoint_is_written_loses_that_checkpoint_alone(world: World, tmp_path: Path):
     """With two workers, two micro-batches, and steps that straddle epochs (24 samples, 10 a step)."""
     batches = ["--global_batch=10", "--accumulation=2"]
-    options = [f"--steps={STEPS}", "--checkpoint_every=1", "--checkpoints_kept=20", "--log_every=5", *batches]
+    options = [f"--steps={STEPS}", "--checkpoint_every=1", "--keep_last=20", "--log_every=5", *batches]
     with Runs(world, tmp_path / "killed", *options, "--loader.workers=2") as runs:
         runs.kill_when(lambda: newest(runs.out) >= 3 and partial(runs.out))
         at_work = [int(path.name.split(".")[1].removeprefix("step-")) for path in partial(runs.out)]
@@ -163,15 +161,15 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(world
 
 def test_who_asks_again_later_does_not_wait_for_a_loader_that_hangs(monkeypatch: pytest.MonkeyPatch):
     """Loader processes do not hear the signals, and are waited for on the way out: the second time they are killed."""
-    handlers = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in distributed.SIGNALS}
     child = multiprocessing.get_context("fork").Process(target=_deaf, daemon=True)
     child.start()
-    with Stop(Ranks(0, 1, torch.device("cpu"))) as stop:
+    with Stop(Distributed(0, 1, torch.device("cpu"))) as stop:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.agreed() == signal.SIGTERM
         assert child.is_alive()
-        monkeypatch.setattr(stopping, "SECONDS_APART", -1)
+        monkeypatch.setattr(distributed, "SECONDS_APART", -1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     for number, handler in handlers.items():
@@ -199,7 +197,7 @@ def torchrun(world: World, folder: Path, ranks: int, *options: str) -> subproces
         return subprocess.Popen([*start, *program, *settings], cwd="/", env=hidden, stdout=log, stderr=log)
 
 
-SHARED = [f"--steps={STEPS}", "--global_batch=8", "--checkpoint_every=1", "--checkpoints_kept=20", "--log_every=1"]
+SHARED = [f"--steps={STEPS}", "--global_batch=8", "--checkpoint_every=1", "--keep_last=20", "--log_every=1"]
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +240,7 @@ def test_a_run_goes_on_with_other_ranks_and_the_same_samples(
     shutil.copytree(by_ranks[2] / "run", out)
     for later in list_checkpoints(out)[5:]:
         shutil.rmtree(later)
-    monkeypatch.setattr(train_module, "load_batches", record_to(tmp_path / "records"))
+    monkeypatch.setattr(setup, "load_batches", record_to(tmp_path / "records"))
     straight(world, out, *SHARED)
     whole = read_records(by_ranks[2] / "records")
     assert read_records(tmp_path / "records") == {place: what for place, what in whole.items() if place[0] >= 5}

@@ -30,7 +30,7 @@ from pbe_train.evaluation.held_out import check_fits
 from pbe_train.model import pipeline as sampling
 from pbe_train.model.pipeline import Run, SamplingSettings
 from pbe_train.train import train
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.distributed import Distributed
 from tests.pbe_train.small_world import World
 
 HOW = SamplingSettings(guidance=3.0, steps=2)
@@ -39,7 +39,7 @@ HOW = SamplingSettings(guidance=3.0, steps=2)
 @pytest.fixture(scope="module")
 def folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("trained")
-    train(world.settings(out, "--steps=2"), Ranks(0, 1, torch.device("cpu")))
+    train(world.settings(out, "--steps=2"), Distributed(0, 1, torch.device("cpu")))
     return out
 
 
@@ -231,12 +231,12 @@ def test_a_transparent_mask_is_refused_and_an_opaque_one_with_alpha_is_not(tmp_p
 def test_guidance_without_a_trained_null_vector_is_refused(
     world: World, trained: Run, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, program
 ):
-    undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"guidance_dropout": 0.0}))
+    undropped = dataclasses.replace(trained, settings=trained.settings.model_copy(update={"condition_dropout": 0.0}))
     loads = (paint_by_example, "load_model") if program is sample else (from_pretrained, "load_run")
     monkeypatch.setattr(*loads, lambda *_: undropped)
     given = files if program is sample else {"dataset": world.dataset, "out": files["out"]}
     monkeypatch.setattr(sys, "argv", ["program", *arguments(Path("run"), given, guidance=2)])
-    with pytest.raises(InputError, match=r"^guidance 2: .* guidance_dropout 0.* give guidance 1$"):
+    with pytest.raises(InputError, match=r"^guidance 2: .* condition_dropout 0.* give guidance 1$"):
         program.main()
     sampling.check_guidance(undropped, 1.0)
 
@@ -355,7 +355,7 @@ def test_a_painter_that_copies_the_reference_is_recognised_and_one_that_paints_g
 def test_a_run_sees_references_as_it_was_trained_to(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Trained with our own augmentation on padded references: edits and evaluation pad as well, by the checkpoint's word."""
     options = ["--steps=2", "--augmentation.preset=strong", "--model.reference_geometry=pad"]
-    train(world.settings(tmp_path, *options), Ranks(0, 1, torch.device("cpu")))
+    train(world.settings(tmp_path, *options), Distributed(0, 1, torch.device("cpu")))
     run = load_run(tmp_path)
     assert run.settings.model.reference_geometry == "pad"
     seen = []

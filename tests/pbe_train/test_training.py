@@ -24,15 +24,16 @@ from pbe_core.errors import InputError
 from pbe_core.files import lock_folder
 from pbe_core.vae import weights_sha256
 from pbe_train import train as train_module
+from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.checkpoints.trainer_checkpoint import read_part, read_state
 from pbe_train.config import OptimizerSettings
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.training_dataset import TrainingDataset
 from pbe_train.train import train
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.optimizer import set_learning_rate
-from pbe_train.training.pictures import Pictures
 from pbe_train.training.progress import Progress
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.validation import Pictures
 from tests.pbe_train.small_world import World, make_dataset, make_vae
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def run(world: World, out: Path, *options: str) -> None:
     torch.manual_seed(len(options))  # The run must not depend on the generator it finds.
-    train(world.settings(out, *options), Ranks(0, 1, torch.device("cpu")))
+    train(world.settings(out, *options), Distributed(0, 1, torch.device("cpu")))
 
 
 def weights(out: Path, step: int, part: str = "model") -> str:
@@ -88,20 +89,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(world: World, finished: Path, tmp_pat
     assert losses(tmp_path) == losses(finished)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_goes_on_bit_for_bit_too(world: World, tmp_path: Path, precision: str):
+def test_half_precision_goes_on_bit_for_bit_too(world: World, tmp_path: Path):
     """With fp16 the loss is scaled, and the scale grows by what happened before: it is kept."""
-    options = [f"--precision={precision}", "--log_every=1"]
+    options = ["--precision=fp16", "--log_every=1"]
     run(world, tmp_path / "straight", *options, "--steps=6")
     run(world, tmp_path / "stopped", *options, "--steps=3")
     run(world, tmp_path / "stopped", *options, "--steps=6")
     for part in ("model", "ema", "optimizer"):
         assert weights(tmp_path / "stopped", 6, part) == weights(tmp_path / "straight", 6, part), part
     assert losses(tmp_path / "stopped") == losses(tmp_path / "straight")
-    state = read_state(tmp_path / "stopped" / "checkpoints" / "step-00000003")
-    assert bool(state.scaler) == (precision == "fp16")
     last = read_state(tmp_path / "stopped" / "checkpoints" / "step-00000006")
-    assert last.scaler.get("_growth_tracker", 6) == 6, "steps since the scale was last changed, over the stop"
+    assert last.scaler["_growth_tracker"] == 6, "steps since the scale was last changed, over the stop"
 
 
 def test_lines_beyond_the_checkpoint_are_dropped(world: World, finished: Path, tmp_path: Path):
@@ -201,31 +199,27 @@ def test_two_ranks_train_one_model(world: World, tmp_path: Path):
     assert max(apart) < 1e-3
 
 
-class Divided(Ranks):
-    """A rank among two, of which the other found no checkpoint."""
+class OtherRank(Distributed):
+    """A rank among two, of which the other found no checkpoint, or has a card that computes otherwise."""
+
+    other: tuple[object, ...]
 
     def gather(self, value):
-        return [value, (0, "new", *value[2:])]
+        return [value, tuple(one if other is None else other for one, other in zip(value, self.other, strict=True))]
 
 
-def test_ranks_that_start_differently_are_refused(world: World, finished: Path):
-    """As on two machines whose `out` is not shared."""
-    with pytest.raises(
-        InputError, match=r"rank 0 starts at step 6 .* rank 1 starts at step 0 \(weights new\).* all machines share"
-    ):
-        train(world.settings(finished, "--steps=7"), Divided(0, 1, torch.device("cpu")))
-
-
-class OtherCard(Ranks):
-    """A rank among two, of which the other has a card that computes otherwise."""
-
-    def gather(self, value):
-        return [value, (*value[:-1], "fp16")]
-
-
-def test_ranks_that_would_compute_differently_are_refused(world: World, tmp_path: Path):
-    with pytest.raises(InputError, match=r"rank 0 .* in fp32; rank 1 .* in fp16; .* give --precision where the cards differ"):
-        train(world.settings(tmp_path), OtherCard(0, 1, torch.device("cpu")))
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ((0, "new", None, None), r"rank 0 starts at step 6 .* rank 1 starts at step 0 \(weights new\).* all machines share"),
+        ((None, None, None, "fp16"), r"rank 0 .* in fp32; rank 1 .* in fp16; .* give --precision where the cards differ"),
+    ],
+)
+def test_ranks_that_do_not_see_the_same_are_refused(world: World, finished: Path, monkeypatch, other, message: str):
+    """As on two machines whose `out` is not shared, or whose cards differ."""
+    monkeypatch.setattr(OtherRank, "other", other, raising=False)
+    with pytest.raises(InputError, match=message):
+        train(world.settings(finished, "--steps=7"), OtherRank(0, 1, torch.device("cpu")))
 
 
 def test_a_run_keeps_the_precision_that_auto_was(world: World, finished: Path, tmp_path: Path):
@@ -242,7 +236,7 @@ def test_a_rank_whose_peer_has_left_says_so_in_one_line(world: World, tmp_path: 
     full = "NCCL error: unhandled system error. Error while creating shared memory segment: No space left on device"
     cases = ((2, said, InputError), (1, said, RuntimeError), (2, "mat1 and mat2", RuntimeError), (2, full, DistBackendError))
     for ranks, text, expected in cases:
-        monkeypatch.setattr(Ranks, "start", lambda *_, count=ranks: Ranks(1, count, torch.device("cpu")))
+        monkeypatch.setattr(Distributed, "start", lambda *_, count=ranks: Distributed(1, count, torch.device("cpu")))
 
         def fail(*_, text: str = text, kind=RuntimeError if expected is InputError else expected):
             raise kind(text)
@@ -260,7 +254,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"--nproc-per-node 2: this machine shows 1 GPU"):
-        Ranks.start(1, "auto")
+        Distributed.start(1, "auto")
 
 
 def test_damaged_samples_are_replaced_told_and_bounded(world: World, tmp_path: Path, capsys):
@@ -311,15 +305,15 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_is_counted(
         return losses * torch.tensor([1, 1, math.nan, 1])
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    options = ["--log_every=2", "--checkpoint_every=1", "--checkpoints_kept=9"]
+    options = ["--log_every=2", "--checkpoint_every=1", "--keep_last=9"]
     run(world, tmp_path / "run", *options)
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "run") if "loss" in line] == [0, 1, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "run") if "loss" in line] == [0, 1, 0]
     assert all(loss < 10 for _, loss in losses(tmp_path / "run"))
     for part in ("model", "optimizer"):
         assert weights(tmp_path / "run", 3, part) == weights(tmp_path / "run", 4, part) != weights(tmp_path / "run", 5, part)
 
-    with pytest.raises(InputError, match=r"more than most_skipped 0: from step 4 to step 4, whose") as caught:
-        run(world, tmp_path / "other", *options, "--most_skipped=0")
+    with pytest.raises(InputError, match=r"more than max_nonfinite_steps 0: from step 4 to step 4, whose") as caught:
+        run(world, tmp_path / "other", *options, "--max_nonfinite_steps=0")
     settings = world.settings(tmp_path / "other")
     keys = TrainingDataset(settings, open_reader(settings), 32).keys(3)
     named = f"samples with infinite losses were {keys[2]};" if broken == "loss" else f"and whose samples were {', '.join(keys)};"
@@ -351,7 +345,7 @@ def test_a_run_goes_on_bit_for_bit_after_a_skipped_step(world: World, tmp_path: 
     run(world, tmp_path / "stopped", *options, "--steps=8")
     for part in ("model", "ema", "optimizer"):
         assert weights(tmp_path / "stopped", 8, part) == weights(tmp_path / "straight", 8, part), part
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "straight") if "loss" in line] == [1, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "straight") if "loss" in line] == [1, 0]
 
 
 def test_a_gradient_of_fp16_that_overflows_is_no_fault(world: World, tmp_path: Path, monkeypatch):
@@ -363,11 +357,11 @@ def test_a_gradient_of_fp16_that_overflows_is_no_fault(world: World, tmp_path: P
         return whole(*given) * (math.inf if always or next(steps) == 2 else 1)
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    options = ["--precision=fp16", "--most_skipped=0", "--log_every=1"]
+    options = ["--precision=fp16", "--max_nonfinite_steps=0", "--log_every=1"]
     run(world, tmp_path / "once", *options)
-    assert [line["skipped_steps"] for line in metrics(tmp_path / "once") if "loss" in line] == [0, 0, 1, 0, 0, 0]
+    assert [line["nonfinite_steps"] for line in metrics(tmp_path / "once") if "loss" in line] == [0, 0, 1, 0, 0, 0]
     always = True
-    with pytest.raises(InputError, match="more than most_skipped 0: from step 1 to step 16"):  # 65536 is 2^16.
+    with pytest.raises(InputError, match="more than max_nonfinite_steps 0: from step 1 to step 16"):  # 65536 is 2^16.
         run(world, tmp_path / "always", *options, "--steps=40")
 
 
@@ -378,11 +372,6 @@ def test_weights_that_broke_are_never_saved(world: World, tmp_path: Path):
     ):
         run(world, tmp_path, "--checkpoint_every=2", "--optimizer.learning_rate=1e38", "--optimizer.warmup_steps=0")
     assert not (tmp_path / "checkpoints").exists()
-
-
-def test_a_folder_without_a_dataset_is_refused_with_the_way_out(world: World, tmp_path: Path):
-    with pytest.raises(InputError, match=r"nowhere/dataset\.json: no dataset here; build one first \(`make shards`, or python"):
-        run(world, tmp_path / "run", f"--dataset={tmp_path / 'nowhere'}")
 
 
 def test_errors_are_one_line_and_status_2(world: World, tmp_path: Path):
@@ -410,7 +399,7 @@ def test_another_vae_is_refused(world: World, tmp_path: Path):
         (["--global_batch=8"], r"was trained otherwise: global_batch 4 -> 8\."),
         (["--optimizer.learning_rate=0.5"], r"optimizer\.learning_rate 0\.001 -> 0\.5\."),
         (["--model.reference_geometry=pad"], r"model\.reference_geometry 'squash' -> 'pad'"),
-        (["--augmentation.strong.erase=0.9"], r"augmentation\.strong\.erase 0\.3 -> 0\.9"),
+        (["--augmentation.preset=strong"], r"augmentation\.preset 'paper' -> 'strong'"),
         (["--model.tokens=all"], r"model\.tokens 'class' -> 'all'"),
         (["--steps=5"], r"is at step 6 already"),
         (["--resume=never"], r"this run folder is in use"),
@@ -421,9 +410,29 @@ def test_a_run_is_not_continued_as_another(world: World, finished: Path, options
         run(world, finished, *options)
 
 
-def test_a_run_folder_means_its_newest_checkpoint(world: World, finished: Path, tmp_path: Path):
-    run(world, tmp_path, "--steps=7", f"--resume={finished}", "--log_every=1")
-    assert [step for step, _ in losses(tmp_path)] == [7]
+def test_a_checkpoint_of_the_version_before_is_read_with_the_names_of_today(world: World, finished: Path, tmp_path: Path):
+    """By the trainer and for painting; a value that is another constant now makes another run."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    path = out / "checkpoints" / "step-00000006" / "state.json"
+    state = json.loads(path.read_text())
+    settings = state["settings"]
+    for key, name in {"guidance_dropout": "condition_dropout", "checkpoints_kept": "keep_last"}.items():
+        settings[key] = settings.pop(name)
+    settings["watchdog_minutes"] = 3.0
+    settings["pictures"]["guidance"] = [2.0]
+    settings["augmentation"]["flip"] = 0.5
+    settings["optimizer"]["betas"] = [0.9, 0.999]
+    path.write_text(json.dumps(state))
+    assert load_run(out).settings.condition_dropout == 0.2
+    run(world, out, "--steps=7")
+    settings["optimizer"]["betas"] = [0.9, 0.99]
+    path.write_text(json.dumps(state))
+    shutil.rmtree(out / "checkpoints" / "step-00000007")
+    with pytest.raises(InputError, match=r"was trained otherwise: optimizer\.betas"):
+        run(world, out, "--steps=7")
+    with pytest.raises(InputError, match=r"settings\.optimizer\.betas: .* another version"):
+        load_run(out)
 
 
 def test_a_folder_that_is_no_checkpoint_is_never_to_be_deleted(world: World, finished: Path, tmp_path: Path):
@@ -483,10 +492,10 @@ def test_a_run_that_went_back_goes_on_from_its_new_branch(world: World, finished
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     back = f"--resume={out / 'checkpoints' / 'step-00000003'}"
-    run(world, out, back, "--steps=4", "--checkpoints_kept=1")
+    run(world, out, back, "--steps=4", "--keep_last=1")
     assert saved(out) == ["left-step-00000006", "step-00000004"]
     assert "step-00000006: this run went back to before it; set aside" in capsys.readouterr().out
-    run(world, out, "--steps=6", "--checkpoints_kept=1")
+    run(world, out, "--steps=6", "--keep_last=1")
     assert f"going on from {out / 'checkpoints' / 'step-00000004'}" in capsys.readouterr().out
     assert weights(out, 6) == weights(finished, 6)
 
@@ -547,7 +556,7 @@ def test_a_loader_process_that_was_killed_is_told_in_one_line(world: World, tmp_
         return whole(*given)
 
     monkeypatch.setattr(train_module, "noise_losses", noise_losses)
-    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Distributed, "start", lambda *_: Distributed(0, 1, torch.device("cpu")))
     options = ["--out", str(tmp_path), "--steps=60", "--loader.workers=1"]
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), *options])
     with pytest.raises(InputError, match=r"^rank 0: DataLoader worker .*; was memory short\? Then lower --loader\.workers$"):
@@ -576,7 +585,7 @@ def test_pictures_of_a_run_without_dropout_are_not_guided(world: World, tmp_path
     from PIL import Image
 
     pictures = ["--pictures.every=1", "--pictures.count=1", "--pictures.sampling_steps=1"]
-    run(world, tmp_path, "--steps=1", "--guidance_dropout=0", *pictures)
+    run(world, tmp_path, "--steps=1", "--condition_dropout=0", *pictures)
     assert Image.open(tmp_path / "pictures" / "step-00000001.png").width == 4 * 166 + 6
     assert "pictures are painted with guidance 1 alone" in capsys.readouterr().out
 
@@ -604,16 +613,6 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(world: World, finished: 
     assert weights(out, 6) == weights(finished, 6)
 
 
-def test_a_half_written_checkpoint_is_no_checkpoint(world: World, finished: Path, tmp_path: Path):
-    """What a killed save leaves bears no step's name; the run goes on from the one before and clears it away."""
-    out = tmp_path / "run"
-    shutil.copytree(finished, out)
-    (out / "checkpoints" / "step-00000006").rename(out / "checkpoints" / ".step-00000006.partial")
-    run(world, out)
-    assert weights(out, 6) == weights(finished, 6)
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
-
-
 def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left(
     world: World, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -622,7 +621,7 @@ def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left
     shutil.copytree(finished, out)
     (out / "checkpoints" / ".step-00000001.partial").mkdir()
     (out / f".metrics.jsonl.{'0' * 32}.tmp").touch()
-    monkeypatch.setattr(Ranks, "start", lambda *_: Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr(Distributed, "start", lambda *_: Distributed(0, 1, torch.device("cpu")))
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(out), "--checkpoint_every=3"])
     assert train_module.main() == 0
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
@@ -630,7 +629,7 @@ def test_a_finished_run_that_is_started_again_clears_away_what_a_killed_one_left
 
 
 def test_only_the_newest_checkpoints_are_kept(world: World, tmp_path: Path):
-    run(world, tmp_path, "--checkpoint_every=1", "--checkpoints_kept=2", "--steps=4")
+    run(world, tmp_path, "--checkpoint_every=1", "--keep_last=2", "--steps=4")
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
 
 

@@ -25,12 +25,13 @@ from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter
 from pbe_train.config import TIMESTEPS
 from pbe_train.data.training_dataset import choose_timestep
 from pbe_train.model.pipeline import RunIdentity
-from pbe_train.train import make_validation, train
+from pbe_train.train import train
 from pbe_train.training import progress as progress_module
-from pbe_train.training.checks import out_of_memory
-from pbe_train.training.measures import Measures
+from pbe_train.training.distributed import Distributed
+from pbe_train.training.metrics import Metrics
 from pbe_train.training.progress import HELD_OUT, PICTURES, Progress, Spent, time_left
-from pbe_train.training.ranks import Ranks
+from pbe_train.training.setup import out_of_memory
+from pbe_train.training.validation import make_validation
 from pbe_train.training.watchdog import Watchdog
 from tests.pbe_train.small_world import World
 
@@ -45,41 +46,41 @@ IDENTITY = RunIdentity(
     scaling_factor=1.0,
     view_size=32,
 )
-ONE = Ranks(0, 1, torch.device("cpu"))
+ONE = Distributed(0, 1, torch.device("cpu"))
 
 
 def test_losses_are_told_apart_by_diffusion_time():
-    measures = Measures(ONE.device)
-    measures.add_losses(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 249, 999]))
-    measures.add_losses(torch.tensor([float("nan"), 4.0]), torch.tensor([500, 750]))
+    metrics = Metrics(ONE.device)
+    metrics.add_losses(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 249, 999]))
+    metrics.add_losses(torch.tensor([float("nan"), 4.0]), torch.tensor([500, 750]))
     for step in (6, 7):
-        measures.add_step(step, torch.tensor(step / 2), torch.tensor(step == 7))
-    reading = measures.read(ONE)
-    assert reading.ready()
-    assert reading.losses() == {"loss": 4.0, "loss_q1": 2.0, "loss_q4": 6.0}
-    assert reading.gradient_norm() == 3.5
-    assert reading.skipped() == [7]
+        metrics.add_step(step, torch.tensor(step / 2), torch.tensor(step == 7))
+    pending = metrics.collect(ONE)
+    assert pending.ready()
+    assert pending.losses() == {"loss": 4.0, "loss_q1": 2.0, "loss_q4": 6.0}
+    assert pending.gradient_norm() == 3.5
+    assert pending.nonfinite_steps() == [7]
     # From here on, another window.
-    measures.add_losses(torch.tensor([float("inf")]), torch.tensor([3]))
-    measures.add_step(8, torch.tensor(1.0), torch.tensor(False))
-    assert math.isnan(measures.read(ONE).losses()["loss"])
+    metrics.add_losses(torch.tensor([float("inf")]), torch.tensor([3]))
+    metrics.add_step(8, torch.tensor(1.0), torch.tensor(False))
+    assert math.isnan(metrics.collect(ONE).losses()["loss"])
 
 
 def test_a_window_that_was_cut_by_a_stop_is_made_whole():
-    whole, first, second = (Measures(ONE.device) for _ in range(3))
+    whole, first, second = (Metrics(ONE.device) for _ in range(3))
     for step in range(6):
         losses, timestep = torch.rand(3), torch.randint(TIMESTEPS, (3,))
-        for measures in (whole, first if step < 4 else second):
-            if step == 4 and measures is second:
+        for metrics in (whole, first if step < 4 else second):
+            if step == 4 and metrics is second:
                 second.restore([json.loads(json.dumps(first.state()))], ONE)
-            measures.add_losses(losses, timestep)
-            measures.add_step(step, losses.sum(), losses[0] > 0.5)
-    expected, found = whole.read(ONE), second.read(ONE)
+            metrics.add_losses(losses, timestep)
+            metrics.add_step(step, losses.sum(), losses[0] > 0.5)
+    expected, found = whole.collect(ONE), second.collect(ONE)
     assert found.losses() == expected.losses()
-    assert (found.steps, found.gradient_norm(), found.skipped()) == (
+    assert (found.steps, found.gradient_norm(), found.nonfinite_steps()) == (
         expected.steps,
         expected.gradient_norm(),
-        expected.skipped(),
+        expected.nonfinite_steps(),
     )
 
 
@@ -96,7 +97,7 @@ def test_the_held_out_loss_is_that_of_the_same_samples_noise_and_times(world: Wo
         losses.append(validation.loss(first, ONE, "fp32"))
     assert losses[0] == losses[1] != validation.loss(second, ONE, "fp32")
     # Each of three ranks has its share of them, and all of them together are the same.
-    shares = [make_validation(settings, Ranks(rank, 3, ONE.device), 32) for rank in range(3)]
+    shares = [make_validation(settings, Distributed(rank, 3, ONE.device), 32) for rank in range(3)]
     total = sum(share.loss(first, ONE, "fp32") for share in shares if share)
     assert total == pytest.approx(losses[0], rel=1e-5)
 
@@ -204,7 +205,7 @@ def test_a_rank_that_hangs_says_in_what(capfd, monkeypatch):
             time.sleep(0.01)
 
     monkeypatch.setattr("pbe_train.training.watchdog.time", SimpleNamespace(monotonic=clock))
-    with Watchdog(3, 0.2, lambda: "worker 1, which makes a and b") as watchdog:
+    with Watchdog(3, lambda: "worker 1, which makes a and b", 0.2) as watchdog:
         for _ in range(4):
             with watchdog.during("gradients", 6):
                 now[0] += 0.15
@@ -218,30 +219,19 @@ def test_a_rank_that_hangs_says_in_what(capfd, monkeypatch):
     assert "test_a_rank_that_hangs_says_in_what" in told, "its stack"
 
 
-def test_what_helps_against_lack_of_memory_is_told(world: World, tmp_path: Path):
-    settings = world.settings(tmp_path, "--accumulation=2", "--precision=fp32", "--global_batch=8")
-    said = out_of_memory(
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), settings, Ranks(1, 2, ONE.device)
-    )
-    assert said.startswith("rank 1 is out of memory (CUDA out of memory. Tried to allocate 2 GiB.); what helps: --accumulation 4")
-    assert "batch of 2 " in said
-    assert "--model.gradient_checkpointing true" in said
-    assert "--precision bf16" in said
-    # A batch of one cannot be halved.
-    said = out_of_memory(torch.OutOfMemoryError("x"), world.settings(tmp_path, "--accumulation=2"), Ranks(1, 2, ONE.device))
-    assert "--accumulation" not in said
-
-
-def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: Path, monkeypatch, capsys):
+def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def lack(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
     monkeypatch.setattr(train_module, "noise_losses", lack)
-    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path)])
-    with pytest.raises(
-        InputError, match=r"^rank 0 is out of memory \(CUDA .*what helps: --accumulation 2 \(halves the batch of 4 "
-    ):
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path), "--precision=fp32"])
+    with pytest.raises(InputError, match=r"^rank 0 is out of memory \(CUDA .*: --accumulation 2 .* batch of 4 ") as caught:
         train_module.main()
+    assert "--model.gradient_checkpointing true" in str(caught.value)
+    assert "--precision bf16" in str(caught.value)
+    # A batch of one cannot be halved.
+    said = out_of_memory(torch.OutOfMemoryError("x"), world.settings(tmp_path, "--accumulation=4"), ONE)
+    assert "--accumulation" not in said
 
 
 def test_a_checkpoint_that_the_disk_refuses_is_tried_again(world: World, tmp_path: Path, monkeypatch, capsys):
@@ -301,7 +291,7 @@ def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_is_called_so(world: Worl
 
 def test_an_old_checkpoint_that_cannot_be_removed_harms_no_new_one(world: World, tmp_path: Path, monkeypatch, capsys):
     """On NFS a file that somebody reads stays, and its folder with it. The next checkpoint tries again."""
-    settings, weight = world.settings(tmp_path, "--checkpoints_kept=1"), {"model": {"weight": torch.zeros(1)}}
+    settings, weight = world.settings(tmp_path, "--keep_last=1"), {"model": {"weight": torch.zeros(1)}}
     remove, refused = shutil.rmtree, []
 
     def rmtree(path, ignore_errors=False):

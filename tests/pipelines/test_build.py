@@ -504,7 +504,7 @@ def test_mask_kinds_come_in_the_configured_share(photos, dataset):
     row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0]}
     photo = np.zeros((200, 240, 3), np.uint8)
     for share in (0.5, 0.2):
-        settings = settings_of(photos, dataset, "--masks.bessel_share", str(share))
+        settings = settings_of(photos, dataset, "--masks.arbitrary_mask_prob", str(share))
         made = [prepare_sample({**row, "object_id": f"x-{n}"}, photo, "00", settings) for n in range(150)]
         kinds = [kind for sample in made for kind in sample.record.mask_kinds]
         assert abs(kinds.count("bessel") / 300 - share) < 4 * (share * (1 - share) / 300) ** 0.5

@@ -267,7 +267,7 @@ def test_all_reasons_are_counted_where_they_were_written(tmp_path, batch_rows):
 
 def test_mask_shares_are_those_that_a_build_would_store(tmp_path, photos):
     """Otherwise the report would tell of other masks than training sees."""
-    settings = settings_of(photos, tmp_path / "out", "--masks.bessel_share", "1", "--masks.jitter", "[20, 60]")
+    settings = settings_of(photos, tmp_path / "out", "--masks.arbitrary_mask_prob", "1", "--masks.jitter", "[20, 60]")
     # The last one fills its photo, so that its view is padded and its jitter leads out of the photo.
     whole = object_rows(1)[0] | {"x_min": 0.0, "x_max": 1.0, "y_min": 0.0, "y_max": 1.0, "width": 900, "height": 300}
     rows = [*(row for row in object_rows(60) if row["width"]), whole]

@@ -1,9 +1,16 @@
-"""The processes that train together. Under torchrun there are several, started by it; otherwise there is one."""
+"""The processes that train together: joining, summing, gathering, and stopping after the same step.
 
+Under torchrun there are several processes, one a rank; otherwise there is one.
+"""
+
+import multiprocessing
 import os
+import signal
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,25 +27,28 @@ from pbe_train.model.paint_model import PaintByExampleModel
 
 # Pictures and checkpoints are made by rank 0 while the others wait: minutes at full size.
 PATIENCE = timedelta(hours=1)
+SECONDS_APART = 5
+"""After the first signal; a later one ends the process at once."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among those that train together."""
 
     rank: int
-    count: int
+    world_size: int
     device: torch.device
 
     @classmethod
-    def start(cls, threads: int | None, precision: str) -> "Ranks":
+    def start(cls, threads: int | None, precision: str) -> "Distributed":
         """Join the others (NCCL on GPUs, gloo on CPUs), choose the device, share out the CPU threads.
 
         Raises:
             InputError: more processes on this machine than GPUs.
         """
-        rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank, local_count = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
@@ -55,23 +65,23 @@ class Ranks:
             torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
             torch.backends.cudnn.allow_tf32 = precision != "fp32"
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
-        if count > 1:
+        if world_size > 1:
             with Progress("waiting for the other processes") if rank == 0 else nullcontext():
                 # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.
-                store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
+                store, rank, world_size = next(rendezvous("env://", timeout=PATIENCE))
                 store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
                 backend = "nccl" if cuda else "gloo"
-                dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
-        return cls(rank, count, device)
+                dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+        return cls(rank, world_size, device)
 
     def stop(self) -> None:
         """Leave the others, after a run that went well; after a failure torchrun ends them."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.destroy_process_group()
 
     def wrap(self, model: PaintByExampleModel) -> DistributedDataParallel | PaintByExampleModel:
         """The model with its gradients averaged over the ranks."""
-        if self.count == 1:
+        if self.world_size == 1:
             return model
         return DistributedDataParallel(
             model,
@@ -87,18 +97,18 @@ class Ranks:
     def lost_peer(self, error: RuntimeError) -> bool:
         """Whether an error says that another rank has left, which then has its own message."""
         lost = ("Connection closed by", "Connection reset by peer", "Broken pipe", "remote process exited", "was aborted")
-        return self.count > 1 and any(word in str(error) for word in lost)
+        return self.world_size > 1 and any(word in str(error) for word in lost)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the ranks, in its place."""
-        if self.count > 1:
+        if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
     def gather(self, value: Any) -> list[Any]:
         """The value of each rank, on every rank."""
-        values = [value] * self.count
-        if self.count > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
@@ -114,3 +124,54 @@ class Ranks:
         if self.device.type != "cuda":
             return "fp32"
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+class Stop:
+    """Whether the ranks are to stop. A context manager: inside it the first signal is noted, a later one ends the process.
+
+    After SIGTERM or Ctrl-C a run finishes its step, saves it, and ends. Batch systems signal every process of a job, and torchrun
+    hands each signal on: the same stop may arrive twice at once. So only a signal that comes `SECONDS_APART` after the first
+    counts as another one.
+
+    A signal may reach one rank alone, or all of them at different steps, and they must stop after the same one. Each step sums up
+    over the ranks whether one was asked to; the sum of a step is waited for in the next one, when it is there already.
+    """
+
+    def __init__(self, distributed: Distributed) -> None:
+        self.signal = 0
+        self._arrived = 0.0
+        # Of the CPU, whatever the model is on: signals are the host's, and the device must not be waited for.
+        alone = distributed.world_size == 1
+        self._group = None if alone else dist.new_group(backend="gloo", timeout=PATIENCE)
+        self._sum: tuple[Any, torch.Tensor] | None = None
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.signal:  # The program ends now, and the same stop may still arrive once more.
+            return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> int:
+        """The signal by which all ranks stop now, or 0; of several ranks, as of the step before. Each must call once a step."""
+        if not self._group:
+            return self.signal
+        asked = torch.tensor([self.signal])
+        before, self._sum = self._sum, (dist.all_reduce(asked, dist.ReduceOp.MAX, self._group, async_op=True), asked)
+        if before is None:
+            return 0
+        before[0].wait()
+        return int(before[1])
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self.signal:
+            self.signal, self._arrived = number, time.monotonic()
+        elif time.monotonic() - self._arrived > SECONDS_APART:
+            # Loader processes ignore these signals; one that hangs would be waited for, without end, on the way out.
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise KeyboardInterrupt

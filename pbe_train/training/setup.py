@@ -1,0 +1,246 @@
+"""What the loop works on, made from the settings and, where there is one, from the newest checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pbe_core.errors import InputError
+from pbe_core.randomness import name_hash
+from pbe_core.vae import weights_sha256
+from pbe_core.words import number_of
+from pbe_train.checkpoints.init_from_pretrained import LoadReport, init_from_pretrained
+from pbe_train.checkpoints.networks import build_model, load_dataset_vae
+from pbe_train.checkpoints.trainer_checkpoint import (
+    CheckpointState,
+    check_resumable,
+    find_checkpoint,
+    list_checkpoints,
+    read_state,
+)
+from pbe_train.config import TrainSettings
+from pbe_train.data.corrupt_samples import CorruptSamples
+from pbe_train.data.remote_shards import open_reader
+from pbe_train.data.shards import ShardReader
+from pbe_train.data.training_dataset import Batches, DevicePrefetcher, TrainingDataset, load_batches
+from pbe_train.model.paint_model import PaintByExampleModel, prepare
+from pbe_train.model.pipeline import RunIdentity
+from pbe_train.model.schedulers import training_schedule
+from pbe_train.training.distributed import Distributed
+from pbe_train.training.flops import arithmetic_of, find_gpu, step_flops
+from pbe_train.training.metrics import Metrics, NonfiniteSteps
+from pbe_train.training.optimizer import EMA, make_optimizer, resume
+from pbe_train.training.progress import Timed
+from pbe_train.training.validation import Validation, make_validation
+
+
+@dataclass
+class Training:
+    """A run on one rank. `step` counts the steps done; only `train_step` changes it."""
+
+    settings: TrainSettings
+    distributed: Distributed
+    reader: ShardReader
+    vae: AutoencoderKL
+    identity: RunIdentity
+    checkpoint: Path | None
+    """Where the run goes on from."""
+    account: LoadReport | None
+    """Where the weights of a new run are from."""
+    step: int
+    model: PaintByExampleModel
+    parallel: DistributedDataParallel | PaintByExampleModel
+    """The model whose gradients are averaged over the ranks."""
+    schedule: DDPMScheduler
+    trained: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: EMA | None
+    loader: Batches
+    batches: Timed
+    """Those of `loader`, on the device."""
+    validation: Validation | None
+    metrics: Metrics
+    nonfinite: NonfiniteSteps
+    damaged: CorruptSamples
+
+    def is_due(self, every: int) -> bool:
+        """Whether something that is done every so many steps, and after the last one, is done after this one; 0 = never."""
+        return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
+
+
+def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
+    """Open the dataset, find the checkpoint, make model, optimizer and loader, and put back what the checkpoint holds.
+
+    Raises:
+        InputError: dataset, networks, settings and checkpoint do not belong together, or the ranks do not see the same.
+    """
+    reader = open_reader(settings)
+    vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
+    checkpoint = find_checkpoint(settings.out, settings.resume)  # Every rank looks for itself.
+    state = read_state(checkpoint) if checkpoint else None
+    if state:
+        settings = with_own_start(settings, state, distributed)
+    precision = distributed.choose_precision(settings.precision)
+    check_agreement(distributed, checkpoint, state, reader, precision)
+
+    model, account = make_model(settings, vae, state)
+    model = prepare(model, settings.model, distributed.device).train()
+    trained = model.trained()
+    optimizer = make_optimizer(trained, settings.optimizer)
+    ema = EMA(trained, settings.ema_decay) if settings.ema_decay else None
+    identity = identify(model, reader, precision)
+    metrics = Metrics(distributed.device)
+    scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
+
+    if checkpoint and state:
+        check_resumable(checkpoint, state, settings, identity)
+        resume(checkpoint, state, model, optimizer, ema)
+        metrics.restore(state.measures, distributed)
+        if state.scaler:
+            scaler.load_state_dict(state.scaler)
+    step = state.step if state else 0
+    reference_size = model.conditioner.model.config.image_size
+    loader = load_batches(TrainingDataset(settings, reader, reference_size), step, distributed.world_size, distributed.rank)
+    return Training(
+        settings=settings,
+        distributed=distributed,
+        reader=reader,
+        vae=vae,
+        identity=identity,
+        checkpoint=checkpoint,
+        account=account,
+        step=step,
+        model=model,
+        parallel=distributed.wrap(model),
+        schedule=training_schedule(settings.prediction),
+        trained=trained,
+        optimizer=optimizer,
+        scaler=scaler,
+        ema=ema,
+        loader=loader,
+        batches=Timed(DevicePrefetcher(loader, distributed.device)),
+        validation=make_validation(settings, distributed, reference_size),
+        metrics=metrics,
+        nonfinite=NonfiniteSteps(),
+        damaged=CorruptSamples(settings.loader.max_corrupt_samples),
+    )
+
+
+def make_model(
+    settings: TrainSettings, vae: AutoencoderKL, state: CheckpointState | None
+) -> tuple[PaintByExampleModel, LoadReport | None]:
+    """The model of a new run with its initial weights, and where these are from; or one for the weights of a checkpoint."""
+    # The seed is set here, so that initial weights depend on nothing before it.
+    torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
+    if state:
+        return build_model(settings.model, int(vae.config.latent_channels), state.identity.unet), None
+    return init_from_pretrained(settings, vae)
+
+
+def with_own_start(settings: TrainSettings, state: CheckpointState, distributed: Distributed) -> TrainSettings:
+    """Settings that name the start which the run had, since that is what it was made of, and under whose licence it is."""
+    had = state.settings["model"].get("pretrained")
+    given = settings.model.pretrained
+    if given not in (None, had) and distributed.rank == 0:
+        print(f"model.pretrained {given} is not read: this run began {f'from {had}' if had else 'from scratch'}", flush=True)
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"pretrained": had})})
+
+
+def check_agreement(
+    distributed: Distributed, checkpoint: Path | None, state: CheckpointState | None, reader: ShardReader, precision: str
+) -> None:
+    """Refuse ranks that would train from different starts, on different data or in different arithmetic.
+
+    On several machines paths may mislead, and cards may differ.
+
+    Raises:
+        InputError: with what each sort of rank has.
+    """
+    weights = state.files["model.safetensors"].sha256[:12] if state and "model.safetensors" in state.files else "new"
+    dataset = f"{reader.info.fingerprint[:12]} (samples {reader.samples_hash()[:12]})"
+    found = (state.step if state else 0, weights, dataset, precision)
+    seen = distributed.gather(found)
+    if len(set(seen)) > 1:
+        shown = "; ".join(
+            f"rank {seen.index(start)} starts at step {start[0]} (weights {start[1]}) on dataset {start[2]} in {start[3]}"
+            for start in dict.fromkeys(seen)
+        )
+        raise InputError(
+            f"{checkpoint or reader.folder}: the ranks do not see the same: {shown}; "
+            "put `out` and `dataset` into folders that all machines share, and give --precision where the cards differ"
+        )
+
+
+def check_weights(run: Training) -> None:
+    """Stop a run whose weights broke, before they are saved; they are the same on all ranks.
+
+    Raises:
+        InputError: a weight is not finite.
+    """
+    if not torch.stack(torch._foreach_norm(list(run.trained.values()))).sum().isfinite():
+        out, saved = run.settings.out, list_checkpoints(run.settings.out)
+        kept = f"{saved[-1].name} is from before that and kept" if saved else "no checkpoint was written"
+        raise InputError(
+            f"{out}: weights became infinite or not a number by step {run.step} ({kept}); the same settings would come here "
+            "again: start a new run with another --out and a lower --optimizer.learning_rate"
+        )
+
+
+def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) -> RunIdentity:
+    """What this run trains on and with."""
+    return RunIdentity(
+        dataset_fingerprint=reader.info.fingerprint,
+        dataset_samples=reader.samples_hash(),
+        precision=precision,
+        vae_sha256=reader.info.vae.sha256,
+        encoder_sha256=weights_sha256(model.conditioner.model.state_dict()),
+        unet={key: value for key, value in model.unet.config.items() if not key.startswith("_")},
+        latent_channels=reader.info.vae.latent_channels,
+        scaling_factor=reader.info.vae.scaling_factor,
+        view_size=reader.info.view_size,
+    )
+
+
+def flops_of(run: Training) -> tuple[float, float] | None:
+    """FLOP/s of all GPUs at their peak, and FLOPs of a sample; None on a device whose peak is not known."""
+    gpu = find_gpu(torch.cuda.get_device_name()) if run.distributed.device.type == "cuda" else None
+    if not gpu:
+        return None
+    peak = gpu.teraflops[arithmetic_of(gpu, run.settings.precision)] * 1e12
+    flops = step_flops(run.settings.model, run.reader.info.view_size // run.reader.info.vae.downsampling)
+    return peak * run.distributed.world_size, flops.total
+
+
+def describe(run: Training) -> str:
+    """What is about to happen, in three lines."""
+    settings, ranks, reader = run.settings, run.distributed.world_size, run.reader
+    samples, parameters = sum(reader.counts), sum(parameter.numel() for parameter in run.trained.values())
+    epochs = settings.steps * settings.global_batch / samples
+    return (
+        f"dataset {settings.shown_dataset}: {number_of(samples, 'sample')} in {number_of(len(reader.shards), 'shard')}; "
+        f"{number_of(settings.steps, 'step')}: {epochs:.1f} epochs\n"
+        f"model: {parameters / 1e6:.1f} M trained parameters, on {number_of(ranks, 'rank')} of {run.distributed.device.type}\n"
+        + (f"going on from {run.checkpoint}" if run.checkpoint else f"new run in {settings.out}")
+    )
+
+
+def out_of_memory(error: Exception, settings: TrainSettings, distributed: Distributed) -> str:
+    """What to tell a person whose GPU is too small, and what helps."""
+    size = settings.global_batch // (distributed.world_size * settings.accumulation)
+    helps = []
+    if size % 2 == 0:
+        more = 2 * settings.accumulation
+        helps.append(f"--accumulation {more} (halves the batch of {size} that a GPU holds; the training is the same)")
+    if not settings.model.gradient_checkpointing:
+        helps.append("--model.gradient_checkpointing true (a third more arithmetic)")
+    if settings.precision == "fp32":
+        helps.append("--precision bf16")
+    if settings.ema_decay:
+        helps.append("--ema_decay 0, for a new run")
+    first = str(error).partition("\n")[0]
+    said = f"what helps: {'; '.join(helps)}" if helps else "all that helps is set already: more GPUs, or larger ones"
+    return f"rank {distributed.rank} is out of memory ({first}); {said}; docs/training.md has a table"
