@@ -11,7 +11,7 @@ from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.sample_codec import Sample
 from pipelines.config import SourceSettings
-from pipelines.dataset.object_mask import decode_segmentation
+from pipelines.dataset.samples import decode_segmentation
 from pipelines.geometry.rectangles import Rectangle
 from pipelines.geometry.views import Window, cut_view
 from pipelines.photo_folder import read_photo

@@ -25,7 +25,7 @@ from pipelines.annotations.open_images_files import (
     find_files,
 )
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.dataset.write_plan import freeze_tables, hash_inputs
+from pipelines.dataset.write_plan import hash_inputs, select_and_plan
 from pipelines.selection.classes import below
 from pipelines.selection.objects import select_objects
 from schemas.tables import BOXES, PHOTOS
@@ -565,7 +565,7 @@ def test_every_table_that_is_not_read_is_named_once(tmp_path, capsys):
         (tmp_path / name).touch()
     (tmp_path / "folder.csv").mkdir()
     source = SourceSettings(annotations=tmp_path, photos=tmp_path)
-    freeze_tables(BuildSettings(out=tmp_path / "out", source=source, selection=SelectionSettings(reject_flags=())))
+    select_and_plan(BuildSettings(out=tmp_path / "out", source=source, selection=SelectionSettings(reject_flags=())))
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
     assert line.startswith(f"note: {tmp_path}: not read: ")
     told = line.partition("not read: ")[2].partition("; names that are read: docs/selection.md#files-of-open-images")[0]
