@@ -76,7 +76,7 @@ def card_text(out: Path, info: DatasetInfo) -> str:
     for (_, licence), count in photos.items():
         licences[licence] += count
     kinds, vae = info.books.masks, info.vae
-    values = {
+    values: dict[str, Any] = {
         "info": info,
         "masks_of_a_view": number_of(info.masks_per_view, "mask"),
         "splits": _split_rows(info, photos),

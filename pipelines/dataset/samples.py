@@ -86,7 +86,6 @@ def prepare_sample(
     failure = _unfit(row, *stored, box, settings)
     if failure:
         return failure_of(row, *failure)
-
     extended = extend_box(box, frame, settings.masks.max_extension, generator(*names, "mask", 0, "extension"))
     views = settings.views
     window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))

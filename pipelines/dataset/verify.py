@@ -362,14 +362,13 @@ def _key_problems(keys: list[str], planned: list[str], failed: list[str]) -> Ite
 
 def _sample_problems(tar: BinaryIO, row: Mapping[str, Any]) -> Iterator[str]:
     """One sample of a tar: the bytes of its members, then what they say."""
-    members, hurt = {}, False
-    for name, place in member_places(row).items():
+    members, places = {}, member_places(row)
+    for name, place in places.items():
         tar.seek(place["offset"])
         members[name] = tar.read(place["length"])
-        if zlib.crc32(members[name]) != place["crc32"]:
-            hurt = True
-            yield f"member {name} is not what was written (CRC-32)"
+    hurt = [name for name, place in places.items() if zlib.crc32(members[name]) != place["crc32"]]
     if hurt:
+        yield f"member {', '.join(hurt)} is not what was written (CRC-32)"
         return
     try:
         sample = decode_sample(members, "it cannot be decoded")
