@@ -50,7 +50,7 @@ from pbe_train.checkpoints.networks import VAE_SIZES
 from pbe_train.config import Precision
 from pbe_train.training.flops import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings
-from pipelines.dataset.encode import Encoder, load_encoder
+from pipelines.dataset.pack import Encoder, load_encoder
 
 TABLE = RESULTS / "encoder_rates.json"
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.

@@ -49,10 +49,10 @@ from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader, TrainingSample
 from pbe_train.data.training_dataset import TrainingDataset
 from pipelines.config import BuildSettings
-from pipelines.dataset.finalize import seal
+from pipelines.dataset.finalize import finalize
+from pipelines.dataset.folder import ShardFolder
 from pipelines.dataset.pack import ShardPacker
-from pipelines.dataset.plan_shards import planned_shards
-from pipelines.dataset.records import ShardFolder
+from pipelines.dataset.plan_shards import Plan
 from pipelines.geometry import box_in_photo
 from pipelines.photos import photo_path
 from schemas.dataset import VaeIdentity
@@ -100,14 +100,14 @@ class NoiseEncoder(NullEncoder):
 
 
 def build(folder: Path, files: Sequence[Path], samples: int, shard_samples: int) -> BuildSettings:
-    """Photos -> a sealed dataset in `folder / "dataset"`; returns its settings."""
+    """Photos -> a finished dataset in `folder / "dataset"`; returns its settings."""
     make_world(folder / "world", files, samples)
     settings = plan(folder / "world", folder / "dataset", shard_samples)
     with patch.object(pipelines.dataset.pack, "load_encoder", lambda *_: NoiseEncoder()):
         packer = ShardPacker(settings, IDENTITY, "cpu")
-    planned = planned_shards(settings.out / "plan.parquet")
-    records = [packer.pack(group) for group in range(len(planned))]
-    seal(settings, ShardFolder(settings), IDENTITY, VAE, records, planned)
+    planned = Plan(settings.out / "plan.parquet").shards
+    records = [packer.pack(number).record or {} for number in range(len(planned))]
+    finalize(settings, ShardFolder(settings), IDENTITY, VAE, records, planned)
     return settings
 
 
@@ -171,9 +171,9 @@ def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[
 def make_published(settings: BuildSettings, samples: int) -> Callable[[], None]:
     """Each call makes the same boxes' samples from their photos."""
     rows = planned_rows(settings, 0)
-    paths = {photo[0]["photo_id"]: photo_path(settings.source.photos, "train", photo[0]["photo_id"]) for photo in by_photo(rows)}
+    paths = {photo[0].photo_id: photo_path(settings.source.photos, "train", photo[0].photo_id) for photo in by_photo(rows)}
     boxes: list[tuple[Path, Rectangle]] = [
-        (path := paths[row["photo_id"]], box_in_photo(row, *photo_size(path, frame="stored"))) for row in rows
+        (path := paths[row.photo_id], box_in_photo(vars(row), *photo_size(path, frame="stored"))) for row in rows
     ]
     augmentation = published_recipe.published_augmentation()
     numbers = iter(range(1_000_000))

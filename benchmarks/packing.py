@@ -38,7 +38,6 @@ from random import Random
 import cv2
 import numpy as np
 import psutil
-import pyarrow.parquet as pq
 import ray
 import torch
 from rich.console import Console
@@ -55,11 +54,10 @@ from pbe_core.images.decode import photo_size
 from pbe_core.randomness import generator
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
-from pipelines.dataset.pack import ShardPacker
-from pipelines.dataset.packing_actors import pack_on_ray
-from pipelines.dataset.plan_shards import planned_shards
-from pipelines.dataset.samples import Failure, Row, draw_mask, prepare_photo
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.pack import ShardPacker, pack_on_ray
+from pipelines.dataset.plan_shards import Plan, PlanRow
+from pipelines.dataset.samples import Failure, draw_mask, prepare_photo
+from pipelines.dataset.write_plan import select_and_plan
 from pipelines.geometry import box_in_photo, extend_box, square_window
 from pipelines.photos import photo_path
 
@@ -160,19 +158,20 @@ def plan(world: Path, out: Path, shard_samples: int) -> BuildSettings:
     }
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     settings = load_settings(BuildSettings, "build", words, preset("open_images"))
-    freeze_tables(settings)
+    select_and_plan(settings)
     (out / "shards").mkdir(exist_ok=True)
     return settings
 
 
-def planned_rows(settings: BuildSettings, group: int) -> list[Row]:
+def planned_rows(settings: BuildSettings, number: int) -> list[PlanRow]:
     """Rows of one shard of the plan."""
-    return pq.ParquetFile(settings.out / "plan.parquet").read_row_group(group).to_pylist()
+    plan = Plan(settings.out / "plan.parquet")
+    return plan.rows(list(plan.shards)[number])
 
 
-def by_photo(rows: Sequence[Row]) -> list[list[Row]]:
+def by_photo(rows: Sequence[PlanRow]) -> list[list[PlanRow]]:
     """Rows that stand together and are of one photo."""
-    return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["photo_id"])]
+    return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.photo_id)]
 
 
 def take_turns(part: str, ways: Mapping[str, Callable[[], None]], samples: int) -> dict[str, Measurement]:
@@ -205,10 +204,10 @@ def measure_preparation(settings: BuildSettings) -> tuple[list[Measurement], lis
     """Photo -> all but the latents, on one thread."""
     rows = planned_rows(settings, 0)[:AT_ONCE]
     photos = by_photo(rows)
-    paths = {photo[0]["photo_id"]: photo_path(settings.source.photos, "train", photo[0]["photo_id"]) for photo in photos}
-    boxes = [(path := paths[row["photo_id"]], box_in_photo(row, *photo_size(path, frame="stored"))) for row in rows]
+    paths = {photo[0].photo_id: photo_path(settings.source.photos, "train", photo[0].photo_id) for photo in photos}
+    boxes = [(path := paths[row.photo_id], box_in_photo(vars(row), *photo_size(path, frame="stored"))) for row in rows]
 
-    def ours(groups: list[list[Row]]) -> None:
+    def ours(groups: list[list[PlanRow]]) -> None:
         for group in groups:
             for outcome in prepare_photo(group, settings):
                 if isinstance(outcome, Failure):
@@ -235,7 +234,7 @@ def measure_masks(settings: BuildSettings) -> tuple[list[Measurement], list[Comp
     """Masks alone, from a box to the mask of a view: ours is drawn at its size, the other at the photo's, and then resized."""
     frame, options = whole_photo(WIDTH, HEIGHT), settings.masks
     rows = planned_rows(settings, 0)[:AT_ONCE]
-    boxes = [box_in_photo(row, WIDTH, HEIGHT) for row in rows]
+    boxes = [box_in_photo(vars(row), WIDTH, HEIGHT) for row in rows]
 
     def ours() -> None:
         for number, (box, window) in enumerate(zip(boxes, windows, strict=True)):
@@ -284,7 +283,7 @@ def measure_pack(settings: BuildSettings) -> tuple[list[Measurement], list[Compa
 
     def pack() -> None:
         forget_records(settings)
-        assert packer.pack(0)["samples"] == len(rows)
+        assert (packer.pack(0).record or {})["samples"] == len(rows)
 
     found = take_turns("pack", {"preparation alone": prepare, "whole pack": pack}, len(rows))
     alone, whole = found["preparation alone"], found["whole pack"]
@@ -322,7 +321,7 @@ def measure_workers(settings: BuildSettings) -> tuple[list[Measurement], list[Co
 
 def pace_of(settings: BuildSettings, actors: int) -> Pace:
     """Pack all shards, and look at what came after each actor's first one."""
-    counts = list(planned_shards(settings.out / "plan.parquet").values())
+    counts = list(Plan(settings.out / "plan.parquet").shards.values())
     chosen = settings.model_copy(update={"ray": settings.ray.model_copy(update={"actors": actors})})
     forget_records(settings)
     samples, began, cpu_began = 0, 0.0, 0.0

@@ -14,7 +14,7 @@ Docs: docs/building.md.
 import argparse
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -27,27 +27,33 @@ from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawl import crawl_photos
-from pipelines.dataset.estimate import ESTIMATE_RECORD, Estimate, as_json, estimate
-from pipelines.dataset.finalize import seal
-from pipelines.dataset.plan_shards import planned_shards
-from pipelines.dataset.records import Record, ShardFolder, can_be_mended
-from pipelines.dataset.summary import print_comparison, print_estimate, print_selection
-from pipelines.dataset.upload import fetch_tables, share_tables
-from pipelines.dataset.write_plan import accepted_fingerprints, freeze_plan, freeze_tables
+from pipelines.dataset.estimate import (
+    ESTIMATE_RECORD,
+    Estimate,
+    as_json,
+    estimate,
+    print_comparison,
+    print_estimate,
+    print_selection,
+)
+from pipelines.dataset.finalize import finalize
+from pipelines.dataset.folder import Record, ShardFolder, fetch_tables, share_tables
+from pipelines.dataset.plan_shards import Plan
+from pipelines.dataset.write_plan import accepted_fingerprints, record_plan, select_and_plan
 from pipelines.on_ray import find_cluster
 from pipelines.photos import check_photos
 from pipelines.preview import contact_sheet, save_picture
 from pipelines.selection.objects import Selection
-from schemas.dataset import DatasetInfo
+from schemas.dataset import DatasetInfo, VaeIdentity
 
 KEPT = (
-    "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; so that these are not "
-    "lost, it stays as it is: put their photos back to have all of them"
+    "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; it is kept as it is, so "
+    "that these samples are not lost: put their photos back to have all of them"
 )
 
 
 @dataclass(frozen=True)
-class Acts:
+class Flags:
     """What to do this time, beside making what is missing."""
 
     extend: bool = False
@@ -57,78 +63,135 @@ class Acts:
 def main() -> int:
     """Read the command line, and build while nobody else builds in the same folder."""
     help_first(BuildSettings, "build", __doc__, preset("tiny"))
-    acts, rest = read_acts(sys.argv[1:])
+    flags, rest = read_flags(sys.argv[1:])
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     with lock_folder(settings.out, "another build is at work in this folder; wait for it, or stop it"):
-        return build(settings, acts)
+        return build(settings, flags)
 
 
-def build(settings: BuildSettings, acts: Acts) -> int:
+def build(settings: BuildSettings, flags: Flags) -> int:
     """The story of a build; returns the exit status."""
     started = time.monotonic()
     find_cluster(settings.ray.address)  # Before any work.
-    from pbe_core.vae import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
-
     sweep(settings.out)
     if not settings.crawl.sources:
         check_photos(settings)
-    shards = ShardFolder(settings)
-    if shards.remote:
-        with Progress(f"fetching the tables from {shards.remote.url}"):
-            fetch_tables(shards.remote, settings.out)
-    selection, inputs = freeze_tables(settings, acts.extend)
-    with Progress("loading the VAE"):
-        vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
-    if settings.views.size % vae.downsampling:
-        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
-    identity = freeze_plan(settings, inputs, vae, acts.extend)
-    if shards.remote:
-        with Progress(f"uploading the tables to {shards.remote.url}"):
-            share_tables(shards.remote, settings.out)
+    folder = ShardFolder(settings)
+    if folder.remote:
+        with Progress(f"fetching the tables from {folder.remote.url}"):
+            fetch_tables(folder.remote, settings.out)
+    selection, inputs = select_and_plan(settings, flags.extend)
+    vae = read_vae(settings)
+    identity = record_plan(settings, inputs, vae, flags.extend)
+    if folder.remote:
+        with Progress(f"uploading the tables to {folder.remote.url}"):
+            share_tables(folder.remote, settings.out)
     print_selection(selection)
-    said = estimate_plan(settings, selection)
+    estimated = estimate_plan(settings, selection)
     if settings.crawl.sources:
         status = crawl_photos(settings)
         if status:
             return status
-    planned = planned_shards(settings.out / "plan.parquet")
-    accepted = accepted_fingerprints(settings.out)
-    if acts.verify_existing:
-        verify_existing(settings, shards, shards.read_records(planned, accepted))
-    with Progress("looking for what is packed"):
-        packed_before = bool(shards.read_records(planned, accepted))
-    records, errors, packing_seconds = pack_missing(settings, shards, identity, accepted, planned)
+    planned = Plan(settings.out / "plan.parquet").shards
+    if flags.verify_existing:
+        verify_existing(settings, folder, planned)
+    records, errors, packing_seconds = pack_missing(settings, folder, identity, planned)
     if errors:
         print_errors(errors, settings.ray.attempts)
         of_all = f"{len(errors):,} of {number_of(len(planned), 'shard')}"
         print(f"error: {of_all} could not be packed; the others are kept, run again", file=sys.stderr)
         return 1
 
-    with Progress("sealing"):
-        info = seal(settings, shards, identity, vae, [records[shard] for shard in planned], planned)
+    with Progress("finalizing"):
+        info = finalize(settings, folder, identity, vae, [records[shard] for shard in planned], planned)
     print_summary(info, settings, time.monotonic() - started)
-    if said:
-        # Of a build that went on, the time would be that of a part.
-        print_comparison(said, info, None if packed_before else packing_seconds)
-    draw_pictures(settings, shards)
+    if estimated:
+        print_comparison(estimated, info, packing_seconds)
+    draw_pictures(settings, folder)
     return 0
 
 
-def verify_existing(settings: BuildSettings, shards: ShardFolder, records: dict[str, Record]) -> None:
+def read_vae(settings: BuildSettings) -> VaeIdentity:
+    """Which VAE the settings name. Raises InputError where it is not there, or cannot encode views of this size."""
+    from pbe_core.vae import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
+
+    with Progress("loading the VAE"):
+        vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
+    if settings.views.size % vae.downsampling:
+        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
+    return vae
+
+
+def verify_existing(settings: BuildSettings, folder: ShardFolder, planned: dict[str, int]) -> None:
     """Read shards from end to end; those that are not what was written are to be made again."""
-    damaged = shards.rehash(records)
+    records = folder.read_records(planned, accepted_fingerprints(settings.out))
+    damaged = folder.rehash(records.values())
     if damaged:
-        unseal(settings, shards)
+        mark_unfinished(settings, folder)
     for shard, wrong in damaged.items():
         print(f"{shard}: {wrong}; it will be made again", file=sys.stderr)
-        shards.forget(shard)
+        folder.forget(shard)
 
 
-def unseal(settings: BuildSettings, shards: ShardFolder) -> None:
-    """From here to the next sealing this is no dataset: its index would point into shards that are being replaced."""
+def mark_unfinished(settings: BuildSettings, folder: ShardFolder) -> None:
+    """Until it is finalized again this is no dataset: its index would point into shards that are being replaced."""
     (settings.out / "dataset.json").unlink(missing_ok=True)
-    if shards.remote:
-        shards.remote.remove("dataset.json")
+    if folder.remote:
+        folder.remote.remove("dataset.json")
+
+
+def pack_missing(
+    settings: BuildSettings, folder: ShardFolder, identity: str, planned: dict[str, int]
+) -> tuple[dict[str, Record], dict[str, str], float | None]:
+    """Pack the shards that are missing or stale, a bounded number of times each.
+
+    Args:
+        settings: of the build.
+        folder: where the shards are.
+        identity: the plan's fingerprint, as a hash.
+        planned: shard -> number of planned samples, in the order of the plan.
+
+    Returns:
+        Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
+        first actor stood: how long Ray takes to start says nothing about an encoder. Null where other runs packed a part.
+    """
+    from pipelines.dataset.pack import pack_on_ray  # It loads PyTorch.
+
+    folder.local.mkdir(exist_ok=True)
+    folder.sweep()
+    shards, accepted = list(planned), accepted_fingerprints(settings.out)
+    with Progress("looking for what is packed"):
+        states = folder.states(planned, accepted)
+        unplanned = folder.unplanned(planned, accepted)
+    packed_before = any(state.record for state in states.values())
+    missing = [number for number, shard in enumerate(shards) if states[shard].name != "packed"]
+    if unplanned or missing:
+        mark_unfinished(settings, folder)
+    for shard in unplanned:
+        folder.remove(shard)
+    errors: dict[str, str] = {}
+    seconds = 0.0
+    done = sum(planned.values()) - sum(planned[shards[number]] for number in missing)
+    with Progress("packing", sum(planned.values()), "samples", done) as progress:
+        for _ in range(settings.ray.attempts):
+            if not missing:
+                break
+            errors = {}
+            for number, error in pack_on_ray(settings, identity, missing, progress):
+                shard = shards[number]
+                after = folder.state_after(shard, states[shard], error, accepted)
+                if after.name == "missing":
+                    errors[shard] = error or "it was packed, but its commit record does not fit its tar"
+                    continue
+                states[shard] = after
+                progress.update(planned[shard])
+                if after.name == "kept":
+                    progress.note(KEPT.format(shard=shard))
+            missing = [number for number in missing if shards[number] in errors]
+            seconds += time.monotonic() - progress.began
+    folder.sweep()
+    records = {shard: state.record for shard, state in states.items() if state.record}
+    return records, errors, None if packed_before else seconds
 
 
 def print_errors(errors: dict[str, str], attempts: int) -> None:
@@ -141,8 +204,8 @@ def print_errors(errors: dict[str, str], attempts: int) -> None:
         print(f"shard {shards[0]}{others} failed {number_of(attempts, 'time')}, last with:\n{message.strip()}", file=sys.stderr)
 
 
-def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
-    """What a person looks at. The dataset is sealed and whole, with or without them."""
+def draw_pictures(settings: BuildSettings, folder: ShardFolder) -> None:
+    """What a person looks at. The dataset is finished with or without them."""
     from pipelines.inspection.report import write_report  # It loads matplotlib.
 
     try:
@@ -152,8 +215,8 @@ def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
         print(f"warning: no report: {error}", file=sys.stderr)
         return
     print(f"report: {settings.out / 'report.html'}")
-    if shards.remote:
-        shards.remote.upload(settings.out / "report.html", "report.html")
+    if folder.remote:
+        folder.remote.upload(settings.out / "report.html", "report.html")
         return
     try:
         with Progress("drawing the contact sheet"):
@@ -165,89 +228,29 @@ def draw_pictures(settings: BuildSettings, shards: ShardFolder) -> None:
 
 
 def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | None:
-    """What the plan says that the build will make and cost; a table of rates that is missing must not stop a build."""
+    """What the build will make and cost; a table of rates that is missing must not stop a build."""
     try:
         with Progress("estimating"):
-            said = estimate(settings, selection)
+            estimated = estimate(settings, selection)
     except InputError as error:
         print(f"warning: no estimate: {error}", file=sys.stderr)
         return None
-    write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
-    print_estimate(said)
-    return said
+    write_atomically(settings.out / ESTIMATE_RECORD, as_json(estimated))
+    print_estimate(estimated)
+    return estimated
 
 
-def pack_missing(
-    settings: BuildSettings, folder: ShardFolder, identity: str, accepted: Collection[str], planned: dict[str, int]
-) -> tuple[dict[str, Record], dict[str, str], float]:
-    """Pack the shards that have no valid commit record, a bounded number of times each.
-
-    Args:
-        settings: of the build.
-        folder: where the shards are.
-        identity: the plan's fingerprint, as a hash.
-        accepted: fingerprints whose shards belong here.
-        planned: shard -> number of planned samples, in the order of the plan's row groups.
-
-    Returns:
-        Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
-        first actor stood: how long Ray takes to start says nothing about an encoder.
-    """
-    from pipelines.dataset.packing_actors import pack_on_ray  # As above.
-
-    folder.local.mkdir(exist_ok=True)
-    folder.sweep()
-    shards = list(planned)
-    with Progress("looking for what is packed"):
-        there = folder.read_records(shards, accepted)
-    # What failed in a shard that was extended since is planned in another one.
-    mending = {
-        shard: record
-        for shard, record in there.items()
-        if planned[shard] != record["samples"] and can_be_mended(folder.failed_samples(shard), settings)
-    }
-    records = {shard: record for shard, record in there.items() if shard not in mending}
-    unplanned = folder.unplanned(planned, accepted)
-    if unplanned or len(records) < len(shards):
-        unseal(settings, folder)
-    for shard in unplanned:
-        folder.remove(shard)
-    errors: dict[str, str] = {}
-    seconds = 0.0
-    done = sum(planned[shard] for shard in records)
-    with Progress("packing", sum(planned.values()), "samples", done) as progress:
-        for _ in range(settings.ray.attempts):
-            missing = [group for group, shard in enumerate(shards) if shard not in records]
-            if not missing:
-                break
-            errors = {}
-            for group, error in pack_on_ray(settings, identity, missing, progress):
-                shard = shards[group]
-                record = folder.read_records([shard], accepted if shard in mending else [identity])
-                # Of a worker that was lost on its way back the record tells; of an attempt to mend, the old one tells nothing.
-                if record and not (error and shard in mending):
-                    records |= record
-                    progress.update(planned[shard])
-                    if record[shard] == mending.get(shard):
-                        progress.note(KEPT.format(shard=shard))
-                else:
-                    errors[shard] = error or "it was packed, but its commit record does not fit its tar"
-            seconds += time.monotonic() - progress.began
-    folder.sweep()
-    return records, errors, seconds
-
-
-def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
+def read_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     """The options that are no settings, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--extend", action="store_true")
     parser.add_argument("--verify-existing", action="store_true")
     given, rest = parser.parse_known_args(list(arguments))
-    return Acts(given.extend, given.verify_existing), rest
+    return Flags(given.extend, given.verify_existing), rest
 
 
 def print_summary(info: DatasetInfo, settings: BuildSettings, seconds: float) -> None:
-    """Tables in which the books balance, and where everything is."""
+    """Where every sample went, and where the dataset is."""
     books = info.books
     table = Table(title="Where every sample went", title_justify="left")
     table.add_column("stage")

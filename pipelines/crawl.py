@@ -52,7 +52,7 @@ from pipelines.crawling.rounds import (
 from pipelines.crawling.stopping import Stop
 from pipelines.crawling.verify import verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.write_plan import select_and_plan
 from pipelines.on_ray import find_cluster
 from pipelines.photos import is_store
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
@@ -89,7 +89,7 @@ def main() -> int:
             "'[\"s3://open-images-dataset/{split}/{image_id}.jpg\"]' (docs/crawling.md)"
         )
     find_cluster(settings.ray.address)  # Before any work.
-    selection, _ = freeze_tables(settings)
+    selection, _ = select_and_plan(settings)
     for note in selection.notes:
         print(f"note: {note}", file=sys.stderr)
     return crawl_photos(settings, acts.again)

@@ -12,9 +12,8 @@ from pbe_core.files import write_atomically
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pipelines.config import BuildSettings
-from pipelines.dataset.estimate import ESTIMATE_RECORD, as_json, estimate
-from pipelines.dataset.summary import print_comparison, print_estimate, print_selection
-from pipelines.dataset.write_plan import check_packing, freeze_tables
+from pipelines.dataset.estimate import ESTIMATE_RECORD, as_json, estimate, print_comparison, print_estimate, print_selection
+from pipelines.dataset.write_plan import check_packing, select_and_plan
 
 
 def main() -> None:
@@ -23,15 +22,15 @@ def main() -> None:
     from pipelines.inspection.report import write_report  # It loads matplotlib, which takes seconds: not for --help.
 
     settings = load_settings(BuildSettings, "build", default_config=preset("tiny"))
-    selection, inputs = freeze_tables(settings)
+    selection, inputs = select_and_plan(settings)
     check_packing(settings, inputs)
     with Progress("estimating"):
-        said = estimate(settings, selection)
-    write_atomically(settings.out / ESTIMATE_RECORD, as_json(said))
+        estimated = estimate(settings, selection)
+    write_atomically(settings.out / ESTIMATE_RECORD, as_json(estimated))
     print_selection(selection)
-    print_estimate(said)
+    print_estimate(estimated)
     if (settings.out / "dataset.json").is_file():
-        print_comparison(said, read_dataset(settings.out))
+        print_comparison(estimated, read_dataset(settings.out))
     report = settings.out / "report.html"
     with Progress("drawing the report"):
         write_report(settings.out, settings, report)

@@ -15,7 +15,7 @@ LAYOUT = """\
 | `plan.parquet` | what is to be packed |
 | `selection.json` | record of the tables above: what was read and counted, and the fingerprint of inputs and rules |
 | `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too |
-| `estimate.json` | what the plan said that the build would make and cost |
+| `estimate.json` | what the build was estimated to make and cost |
 | `report.html`, `report.json` | classes, sizes, places, rejects, masks to look at, and the numbers; once built, of what came |
 | `shards/<shard>.tar` | samples, as a WebDataset |
 | `shards/<shard>.index.parquet` | the shard's part of the index |

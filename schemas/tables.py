@@ -183,13 +183,16 @@ REJECTS = pa.schema(
 )
 PLAN = pa.schema(
     [
-        _field("shard", pa.string(), "name of the shard, <split>-<6 digits>; one row group per shard, in order"),
+        _field("shard", pa.string(), "name of the shard, <split>-<6 digits>; a shard's rows stand together, in one row group"),
         _field("position", pa.int32(), "place of the sample in its shard"),
         _field("key", pa.string(), "key of the sample, <object_id>_<view>"),
         _field("view", pa.int32(), "number of the view of this object"),
         *OBJECTS,
     ],
-    metadata={"about": "The frozen plan (`plan.parquet`): one row per sample to be made, all that packing needs to know."},
+    metadata={
+        "about": "The plan (`plan.parquet`): one row per sample to be made, all that packing needs to know. The footer's "
+        "metadata have `shards`, a JSON object: shard -> planned samples, in order."
+    },
 )
 _PHOTO_KEY = _field("key", pa.uint64(), "hash of split and id: photos are sorted by it, so that hosts and classes are mixed")
 _TIME = pa.timestamp("ms", tz="UTC")

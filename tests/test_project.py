@@ -38,7 +38,7 @@ def run_guarded(code: str) -> str:
 @pytest.mark.parametrize(
     "modules",
     [
-        "pipelines.build, pipelines.dataset.packing_actors",
+        "pipelines.build, pipelines.dataset.pack",
         "pbe_train.train, pbe_train.sample, pbe_train.checkpoints.export",
         "tiny_world.make_photos",
     ],

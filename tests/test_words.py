@@ -14,7 +14,7 @@ from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.order import rank_slots
 from pipelines.annotations.own_boxes import open_boxes
 from pipelines.config import RaySettings, SourceSettings
-from pipelines.dataset.packing_actors import share_out
+from pipelines.dataset.pack import share_out
 from schemas.dataset import Books
 
 PLURALS = re.compile(r"(?<![\d.,])1 (?:[a-z-]+ )?[a-zA-Z-]+(?<!s)(?:s|es)(?<! is)(?<! was)(?<! has)\b|\(e?s\)")

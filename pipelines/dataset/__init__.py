@@ -1,1 +1,1 @@
-"""Objects -> dataset: `write_plan`, `samples`, `encode`, `pack` (on Ray), `records`, `finalize`, `upload`, `verify_dataset`."""
+"""Objects -> dataset: `write_plan` and `plan_shards`, `samples`, `pack` (on Ray), `folder`, `finalize` and `card`, `verify`."""

@@ -1,12 +1,20 @@
 """The dataset card, README.md in a dataset's folder: what is in it, from what, under which licences, how to load it.
 
-A function of the dataset alone: no dates, no folders of the machine that built it.
+    plan, index, dataset.json ──▶ head (YAML) + values ──card.md.jinja──▶ README.md
+
+A function of the dataset alone: no dates, no folders of the machine that built it. The Hugging Face hub and `load_dataset` of
+`datasets` read the head. Without `configs`, the latter takes the Parquet tables for the data. Without `dataset_info`, it guesses
+types from the first samples, and fails at a licence further on if there is none in these.
+
+Format: https://huggingface.co/docs/hub/datasets-manual-configuration; features are as in the YAML that `datasets` itself writes.
 """
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pyarrow as pa
@@ -14,19 +22,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from pbe_core.dataset_reader import read_classes
+from pbe_core.dataset_reader import Classes, read_classes
 from pbe_core.files import write_atomically
 from pbe_core.storage import public_url
 from pbe_core.words import number_of
-from pipelines.dataset.card_head import card_head
 from pipelines.dataset.counts import in_order
-from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import photo_keys
-from schemas.dataset import Books, DatasetInfo
+from schemas.dataset import DatasetInfo
 from schemas.sample import MEMBERS, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word
 
 CARD = "README.md"
+_TEMPLATE = Path(__file__).with_name("card.md.jinja")
 _CLASSES = 20
 # Of these, what was said is nobody's business but the builder's.
 _PRIVATE = {
@@ -34,91 +42,14 @@ _PRIVATE = {
     *(("crawl", "contact"), ("crawl", "allowed_addresses"), ("ray", "address")),
 }
 _FOLDERS = {("out",), ("source", "annotations"), ("source", "photos"), ("source", "survey")}
-
-_INTRODUCTION = """\
-# Paint by Example: training samples
-
-Samples to train an exemplar-based image editor (*Paint by Example*, Yang et al., CVPR 2023). Each shows one object of a photo: a
-square view of the photo that holds the object, as the latent of a VAE; {masks} over the object, and the view under each of
-them, as latents too; and the reference, a crop of the photo that shows the object itself. A model learns to paint the reference
-into the region that a mask leaves open.
-"""
-
-_LOAD = """\
-## Load it
-
-The shards are plain [WebDataset](https://github.com/webdataset/webdataset); `pycocotools` reads masks. In the dataset's folder:
-
-```python
-import glob
-import io
-import json
-
-import numpy as np
-import pycocotools.mask
-import webdataset
-from PIL import Image
-
-shards = sorted(glob.glob("shards/{split}-*.tar"))
-for sample in webdataset.WebDataset(shards, shardshuffle=False):
-    record = json.loads(sample["json"])  # label, box, window, author, licence, ...
-    mean, deviation = np.split(np.load(io.BytesIO(sample["latent.npy"])), 2)  # [{channels}, {cells}, {cells}] each, float16
-    masked = np.load(io.BytesIO(sample["masked.npy"]))  # [{masks}, {both}, {cells}, {cells}]: the same under each mask
-    masks = pycocotools.mask.decode(json.loads(sample["mask.json"])).transpose(2, 0, 1)  # [{masks}, {size}, {size}]; 1: repaint
-    reference = Image.open(io.BytesIO(sample["ref.jpg"]))
-    latent = (mean + deviation * np.random.standard_normal(mean.shape)) * {scale}  # what a diffusion model sees
-    print(sample["__key__"], record["label_name"], latent.shape, reference.size)
-    break
-```
-
-`index.parquet` says where each member of each sample lies in its tar, for random access.
-
-What to know of plain readers (webdataset 1.0.2):
-
-- Say `shardshuffle=False`, or a number of shards to shuffle among; otherwise the reader warns.
-- A `DataLoader` with more workers than the split has shards ends with `ValueError: No samples found in dataset`: take fewer
-  workers, or `WebDataset(..., empty_check=False)`.
-- Two kinds of damage give no error: a tar that was cut off at a member's header ends there, its last sample perhaps without some
-  members; and of `cat a.tar b.tar` only a.tar is read. `shards/sizes.json` says how many samples each tar holds. The toolkit's
-  `python pipelines/verify.py DATASET` finds both: size and SHA-256 of the tar are not those of its record.
-
-With [Hugging Face datasets](https://huggingface.co/docs/datasets), where DATASET is this folder or its name on the hub:
-
-```python
-import numpy as np
-import pycocotools.mask
-from datasets import load_dataset
-
-for sample in load_dataset("DATASET", split="{split}", streaming=True):
-    latent = np.asarray(sample["latent.npy"], np.float16)  # [{both}, {cells}, {cells}], as above
-    masks = pycocotools.mask.decode(sample["mask.json"]).transpose(2, 0, 1)
-    print(sample["json"]["label_name"], sample["json"]["licence"], latent.shape, masks.shape, sample["ref.jpg"].size)
-    break
-```
-
-Without `streaming=True` it makes a copy of its own, and refuses a split that has fewer samples than the head of this card says.
-`view.jpg` is null where the dataset does not keep it.
-
-To train on it with the toolkit that made it, from its repository:
-
-```sh
-torchrun pbe_train/train.py --config configs/open_images.yaml --dataset DATASET --model.vae VAE --out RUN
-```
-
-VAE is the one named above, as a folder or hub id: the trainer compares its weights' SHA-256.
-
-## Attribution
-
-Each sample's `json` member names the photo's `author`, `licence` and `url`, as far as the source of the photos told them. From
-the toolkit's repository, this shows them for a sample's key, and where all of its parts come from:
-
-```sh
-python pipelines/trace_sample.py KEY DATASET
-```
-
-References and kept views are parts of the photos and latents are made from them: the photos' licences hold for them. Boxes and
-labels come from the annotations, which have a licence of their own.
-"""
+# Creative Commons licences that the Hugging Face hub has an identifier for.
+_CC = {
+    *("cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0"),
+    *("cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0"),
+    *("cc-by-nc-sa-4.0", "cc0-1.0"),
+}
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B")
+_SCALARS = {str: "string", int: "int64", float: "float64", bool: "bool"}
 
 
 def write_card(out: Path, info: DatasetInfo) -> None:
@@ -136,31 +67,121 @@ def card_text(out: Path, info: DatasetInfo) -> str:
     Raises:
         InputError: the index cannot be read.
     """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
     photos = count_photos(out)
-    per_view = number_of(info.masks_per_view, "mask")
-    cells = info.view_size // info.vae.downsampling
-    load = {
+    head = DatasetCardData(**card_head(info, {licence for _, licence in photos}))
+    classes = read_classes(out)
+    licences: Counter[str | None] = Counter()
+    for (_, licence), count in photos.items():
+        licences[licence] += count
+    kinds, vae = info.books.masks, info.vae
+    values: dict[str, Any] = {
+        "info": info,
+        "masks_of_a_view": number_of(info.masks_per_view, "mask"),
+        "splits": _split_rows(info, photos),
+        "count_of_classes": number_of(len(classes.labels), "class", "classes"),
+        "classes": _class_rows(classes),
+        "boxes": _count_rows(
+            [("boxes read", info.books.boxes), ("accepted: objects", info.books.objects)],
+            "rejected", info.books.rejects, REJECT_REASONS,
+        ),
+        "samples": _count_rows(
+            [("samples planned", info.books.planned), ("in the shards", info.books.samples)],
+            "failed", info.books.failures, FAILURE_CODES,
+        ),
+        "licences": [
+            ["unknown" if licence is None else _text(licence), f"{count:,}"]
+            for licence, count in sorted(licences.items(), key=lambda item: (-item[1], item[0] or ""))
+        ],
+        "padded": f"{info.books.padded_views:,}",
+        "packed": f"{info.books.samples:,}",
+        "mask_kinds": ", ".join(f"{kinds[kind]:,} {kind} ({kinds[kind] / sum(kinds.values()):.0%})" for kind in sorted(kinds)),
+        "vae": _text(_public_text(vae.source)),
+        "members": [[f"`{each.name}`", each.layout, each.meaning + " (optional)" * each.optional] for each in MEMBERS],
+        "fields": [[f"`{name}`", field.description or ""] for name, field in SampleRecord.model_fields.items()],
         "split": "train" if "train" in info.splits else next(iter(info.splits)),
-        "channels": info.vae.latent_channels,
-        "both": 2 * info.vae.latent_channels,
-        "cells": cells,
+        "channels": vae.latent_channels,
+        "both": 2 * vae.latent_channels,
+        "cells": info.view_size // vae.downsampling,
         "masks": info.masks_per_view,
         "size": info.view_size,
-        "scale": info.vae.scaling_factor,
+        "scale": vae.scaling_factor,
+        "scale_short": f"{vae.scaling_factor:g}",
+        "settings": yaml.safe_dump(
+            {"build": public_settings(info.settings)}, sort_keys=False, allow_unicode=True, width=120
+        ),
+    }  # fmt: skip
+    return f"{DatasetCard.from_template(head, template_path=str(_TEMPLATE), **values)}\n"
+
+
+def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
+    """What stands in the head.
+
+    Args:
+        info: of the dataset.
+        licences: of its photos; null where one is not known.
+    """
+    splits = in_order(set(info.splits))
+    files = [{"split": split, "path": f"shards/{split}-*.tar"} for split in splits]
+    return {
+        "pretty_name": "Paint by Example training samples",
+        "license": hub_licence(licences),
+        "task_categories": ["image-to-image"],
+        "tags": ["image-editing", "inpainting", "paint-by-example", "latents", "webdataset"],
+        "size_categories": [next(name for power, name in enumerate(_SIZES, start=3) if info.books.samples < 10**power)],
+        "configs": [{"config_name": "default", "data_files": files}],
+        "dataset_info": {
+            "features": sample_features(info),
+            # By these, `load_dataset` refuses what it read short. `datasets` reads them only if all three are there.
+            "splits": [
+                {"name": split, "num_bytes": info.splits[split].bytes, "num_examples": info.splits[split].samples}
+                for split in splits
+            ],
+        },
     }
-    parts = [
-        f"---\n{_yaml(card_head(info, {licence for _, licence in photos}))}---\n",
-        _INTRODUCTION.format(masks=per_view),
-        f"Fingerprint of all that determines the samples: `{info.fingerprint}`\n",
-        _splits(info, photos),
-        _classes(out),
-        _books(info.books),
-        _licences(photos),
-        _layout(info, cells),
-        _LOAD.format(**load),
-        _settings(info),
+
+
+def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
+    """Name and type of all that `datasets` makes of a sample, in its YAML: each member, the tar's path and the key."""
+    cells = info.view_size // info.vae.downsampling
+    latent = [2 * info.vae.latent_channels, cells, cells]
+    fields = [{"name": name, **_feature(field.annotation)} for name, field in SampleRecord.model_fields.items()]
+    return [
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+        {"name": "json", "struct": fields},
+        {"name": "latent.npy", "dtype": {"array3_d": {"shape": latent, "dtype": "float16"}}},
+        {"name": "mask.json", "list": [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]},
+        {"name": "masked.npy", "dtype": {"array4_d": {"shape": [info.masks_per_view, *latent], "dtype": "float16"}}},
+        {"name": "ref.jpg", "dtype": "image"},
+        {"name": "view.jpg", "dtype": "image"},
     ]
-    return "\n".join(parts)
+
+
+def hub_licence(licences: set[str | None]) -> str:
+    """The hub's identifier of the one licence that all photos have; `other` where there are several, or one that it has not."""
+    if len(licences) != 1:
+        return "other"
+    address = (next(iter(licences)) or "").lower()
+    licence = re.search(r"creativecommons\.org/licenses/(by(?:-nc)?(?:-nd|-sa)?)/(\d\.\d)(?:/|$)", address)
+    dedication = re.search(r"creativecommons\.org/publicdomain/zero/(\d\.\d)(?:/|$)", address)
+    name = f"cc-{licence[1]}-{licence[2]}" if licence else f"cc0-{dedication[1]}" if dedication else ""
+    return name if name in _CC else "other"
+
+
+def _feature(annotation: Any) -> dict[str, Any]:
+    """The type of a field of `json`; all of them may be null for `datasets`."""
+    if annotation in _SCALARS:
+        return {"dtype": _SCALARS[annotation]}
+    inner = [own for own in get_args(annotation) if own not in (NoneType, Ellipsis)]
+    if get_origin(annotation) is Literal:
+        return _feature(type(inner[0]))
+    if get_origin(annotation) is not tuple:  # X | None
+        return _feature(inner[0])
+    # As `datasets` writes it: `list: float64`, and a list of lists in full.
+    item = _feature(inner[0])
+    return {"list": item["dtype"] if list(item) == ["dtype"] else item}
 
 
 def count_photos(out: Path) -> Counter[tuple[str, str | None]]:
@@ -170,16 +191,15 @@ def count_photos(out: Path) -> Counter[tuple[str, str | None]]:
     """
     kinds: dict[tuple[str, str | None], int] = {}
     keys, codes = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
-    with pq.ParquetFile(out / "plan.parquet") as plan, pq.ParquetFile(out / "index.parquet") as index:
-        packed = {}
+    with pq.ParquetFile(out / "index.parquet") as index:
+        places = {}
         for group in range(index.num_row_groups):
             if index.metadata.row_group(group).num_rows:
-                packed[index.read_row_group(group, columns=["shard"])["shard"][0].as_py()] = group
-        for group, shard in enumerate(planned_shards(out / "plan.parquet")):
-            if shard not in packed:  # None of its samples could be made.
+                places[index.read_row_group(group, columns=["shard"])["shard"][0].as_py()] = group
+        for shard, rows in Plan(out / "plan.parquet").tables(["key", "split", "photo_id", "licence"]):
+            if shard not in places:  # None of its samples could be made.
                 continue
-            made = index.read_row_group(packed[shard], columns=["key"])["key"].combine_chunks()
-            rows = plan.read_row_group(group, columns=["key", "split", "photo_id", "licence"])
+            made = index.read_row_group(places[shard], columns=["key"])["key"].combine_chunks()
             rows = rows.filter(pc.is_in(rows["key"], value_set=made))
             rows = rows.set_column(3, "licence", rows["licence"].cast(pa.string()))
             photos = rows.select(["photo_id", "licence"]).group_by("photo_id").aggregate([("licence", "min")])
@@ -219,115 +239,35 @@ def _public_text(text: str, *, folder: bool = False) -> str:
     return text
 
 
-def _splits(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> str:
-    rows = []
-    for split in in_order(set(info.splits)):
-        counts = info.splits[split]
-        of_split = sum(count for (own, _), count in photos.items() if own == split)
-        rows.append([split, _number(counts.samples), _number(of_split), _number(len(counts.shards)), _number(counts.bytes)])
-    everything = info.splits.values()
-    rows.append(
-        [
-            "all",
-            _number(sum(counts.samples for counts in everything)),
-            _number(photos.total()),
-            _number(sum(len(counts.shards) for counts in everything)),
-            _number(sum(counts.bytes for counts in everything)),
-        ]
-    )
-    return _section("Splits", _table(["split", "samples", "photos", "shards", "bytes"], rows))
+def _split_rows(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> list[list[str]]:
+    counts = {
+        split: (
+            info.splits[split].samples,
+            sum(count for (own, _), count in photos.items() if own == split),
+            len(info.splits[split].shards),
+            info.splits[split].bytes,
+        )
+        for split in in_order(set(info.splits))
+    }
+    counts["all"] = tuple(map(sum, zip(*counts.values(), strict=True)))  # type: ignore[assignment]
+    return [[split, *(f"{count:,}" for count in own)] for split, own in counts.items()]
 
 
-def _classes(out: Path) -> str:
-    classes = read_classes(out)
+def _class_rows(classes: Classes) -> list[list[str]]:
+    """The largest classes, and all others in one row."""
     counts, largest = classes.counts(), classes.by_frequency()
-    rows = [
-        [_text(classes.names[place]), _text(classes.labels[place]), _number(int(counts[place]))] for place in largest[:_CLASSES]
-    ]
+    rows = [[_text(classes.names[at]), _text(classes.labels[at]), f"{counts[at]:,}"] for at in largest[:_CLASSES]]
     rest = largest[_CLASSES:]
-    if rest:
-        rows.append([number_of(len(rest), "other"), "", _number(int(counts[rest].sum()))])
-    words = f"{number_of(len(largest), 'class', 'classes')}; those with most samples:\n"
-    return _section("Classes", words, _table(["class", "id", "samples"], rows))
+    return [*rows, [number_of(len(rest), "other"), "", f"{counts[rest].sum():,}"]] if rest else rows
 
 
-def _books(books: Books) -> str:
-    boxes = [["boxes read", _number(books.boxes), ""], ["accepted: objects", _number(books.objects), ""]]
-    boxes += [
-        [f"rejected: `{reason}`", _number(count), REJECT_REASONS.get(reason, "")] for reason, count in books.rejects.items()
-    ]
-    samples = [["samples planned", _number(books.planned), ""], ["in the shards", _number(books.samples), ""]]
-    samples += [[f"failed: `{code}`", _number(count), FAILURE_CODES.get(code, "")] for code, count in books.failures.items()]
-    heading = ["outcome", "count", "meaning"]
-    return _section(
-        "Where everything went",
-        "Every box is an object or rejected, by the first rule that it breaks (`objects.parquet`, `rejects.parquet`):\n",
-        _table(heading, boxes),
-        "Every planned sample is in the shards or failed (`failures.parquet`):\n",
-        _table(heading, samples),
-    )
-
-
-def _licences(photos: Counter[tuple[str, str | None]]) -> str:
-    counts: Counter[str | None] = Counter()
-    for (_, licence), count in photos.items():
-        counts[licence] += count
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0] or ""))
-    rows = [["unknown" if licence is None else _text(licence), _number(count)] for licence, count in ordered]
-    return _section(
-        "Licences of the photos", "Each photo that samples were cut from, once:\n", _table(["licence", "photos"], rows)
-    )
-
-
-def _layout(info: DatasetInfo, cells: int) -> str:
-    masks = sum(info.books.masks.values())
-    kinds = ", ".join(f"{count:,} {kind} ({count / masks:.0%})" for kind, count in sorted(info.books.masks.items()))
-    shape = f"{info.vae.latent_channels} × {cells} × {cells}"
-    lines = [
-        f"- View: {info.view_size} × {info.view_size} px; {info.books.padded_views:,} of {info.books.samples:,} reach beyond "
-        "their photo and are padded by reflection",
-        f"- Masks: {info.masks_per_view} of each view: {kinds}",
-        f"- Latents: {shape}, mean and standard deviation of the VAE's posterior, not scaled",
-        f"- VAE: {_text(_public_text(info.vae.source))}, scaling factor {info.vae.scaling_factor:g}, "
-        f"SHA-256 of its weights `{info.vae.sha256}`",
-        "",
-    ]
-    members = [
-        [f"`{member.name}`", member.layout, member.meaning + (" (optional)" if member.optional else "")] for member in MEMBERS
-    ]
-    fields = [[f"`{name}`", field.description or ""] for name, field in SampleRecord.model_fields.items()]
-    symbols = f"C = {info.vae.latent_channels}, h = w = {cells}, K = {info.masks_per_view}, S = {info.view_size}"
-    return _section(
-        "A sample",
-        "\n".join(lines),
-        f"Members of a sample; {symbols}:\n",
-        _table(["member", "layout", "what"], members),
-        "Fields of `json`:\n",
-        _table(["field", "meaning"], fields),
-    )
-
-
-def _settings(info: DatasetInfo) -> str:
-    words = "Of folders the last name is shown; credentials, contacts and addresses of machines are not.\n"
-    return _section("Settings of the build", words, f"```yaml\n{_yaml({'build': public_settings(info.settings)})}```\n")
-
-
-def _section(heading: str, *parts: str) -> str:
-    return "\n".join([f"## {heading}\n", *parts])
-
-
-def _table(heading: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (heading, ["---"] * len(heading), *rows))
+def _count_rows(
+    totals: list[tuple[str, int]], outcome: str, counts: dict[str, int], meanings: Mapping[str, str]
+) -> list[list[str]]:
+    rows = [[name, f"{count:,}", ""] for name, count in totals]
+    return rows + [[f"{outcome}: `{code}`", f"{count:,}", meanings.get(code, "")] for code, count in counts.items()]
 
 
 def _text(text: str) -> str:
     """Text from foreign files, so that Markdown shows it as it is, in one cell of a table."""
     return re.sub(r"([\\`*_{}\[\]<>#|!~&$])", r"\\\1", " ".join(text.split()))
-
-
-def _number(count: int) -> str:
-    return f"{count:,}"
-
-
-def _yaml(content: dict[str, Any]) -> str:
-    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120))

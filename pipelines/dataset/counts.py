@@ -399,7 +399,6 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
         if missing:
             raise InputError(f"{path}: no column {missing[0]}; it was made by another version, run the build again")
         words = [name for name in columns if name in _WORDS]
-        # The footer is handed on, not read again: a plan has a row group for each shard, so its footer is large.
         with pq.ParquetFile(path, metadata=metadata, read_dictionary=words) as table:
             yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
     except (pa.ArrowInvalid, OSError) as error:

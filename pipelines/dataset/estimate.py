@@ -1,4 +1,4 @@
-"""What a plan will cost, from the tables alone, and afterwards what came of it.
+"""What a plan will cost, from the tables alone; and tables for people: the selection, the estimate, and what the build made.
 
     objects, settings ──▶ samples, shards, bytes on disk, bytes to download, pictures to encode ──rates──▶ hours by device
 
@@ -13,13 +13,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
+from pbe_core.devices import device_name
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
+from pbe_core.words import number_of
 from pipelines.config import BuildSettings
-from pipelines.dataset.plan_shards import planned_shards
+from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import check_photos, is_store, photo_keys
 from pipelines.selection.objects import Selection
+from schemas.dataset import DatasetInfo
+from schemas.tables import REJECT_REASONS
 
 ESTIMATE_RECORD = "estimate.json"
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -30,6 +37,10 @@ OPEN_IMAGES_BYTES_PER_PHOTO = 597_325_671_307 / 1_892_542
 _STABLE_DIFFUSION = "stable-diffusion-v1"  # As the table of rates calls it.
 _TAR_BLOCK = 512
 _NPY_HEADER = 128
+_CLASSES = 15
+# Below this a packing time is that of starting, and tells nothing about the next one.
+_START_UP_SECONDS = 60
+_CONSOLE = Console()
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class EncoderTime:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan says. Sizes in bytes."""
+    """What a plan will cost. Sizes in bytes."""
 
     photos: int
     """To fetch and decode: those with objects."""
@@ -73,7 +84,7 @@ class Estimate:
 
 def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     """Estimate what a folder's plan will cost. Reads objects.parquet and the plan's footer, no photo and no weights."""
-    shards = planned_shards(settings.out / "plan.parquet")
+    shards = Plan(settings.out / "plan.parquet").shards
     samples = sum(shards.values())
     kept = sum(count for shard, count in shards.items() if shard.rpartition("-")[0] in settings.views.keep)
     channels, downsampling, vae = latent_layout(settings.latents.vae)
@@ -193,9 +204,107 @@ def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[En
     return sorted(times, key=lambda time: time.hours)
 
 
-def as_json(said: Estimate) -> bytes:
+def as_json(estimated: Estimate) -> bytes:
     """An estimate as JSON."""
-    return json.dumps(asdict(said), indent=1).encode()
+    return json.dumps(asdict(estimated), indent=1).encode()
+
+
+def print_selection(selection: Selection) -> None:
+    """Where every box went, the largest classes, and the first malformed rows."""
+    table = Table(title="Boxes", title_justify="left")
+    table.add_column("outcome")
+    table.add_column("count", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("meaning")
+    table.add_row("read", f"{selection.boxes:,}", "", "")
+    table.add_row("accepted: objects", f"{selection.objects:,}", _share(selection.objects, selection.boxes), "")
+    for reason, count in selection.rejects.items():
+        table.add_row(f"rejected: {reason}", f"{count:,}", _share(count, selection.boxes), REJECT_REASONS[reason])
+    table.add_section()
+    if selection.photos:
+        table.add_row("photos in the tables", f"{selection.photos:,}", "", "")
+        table.add_row(
+            "without a box", f"{selection.photos_without_boxes:,}", _share(selection.photos_without_boxes, selection.photos), ""
+        )
+    table.add_row("photos with boxes", f"{selection.photos_with_boxes:,}", "", "")
+    table.add_row(
+        "photos with objects",
+        f"{selection.photos_with_objects:,}",
+        _share(selection.photos_with_objects, selection.photos_with_boxes),
+        "",
+    )
+    for how, count in selection.same_photos.items():
+        meaning = "of these in another split: a leak, if kept" if how == "across_splits" else f"found by {how}"
+        table.add_row("photos under two ids" if how != "across_splits" else "across splits", f"{count:,}", "", meaning)
+    _CONSOLE.print(table)
+    _print_classes(selection)
+    for note in selection.notes:
+        _CONSOLE.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+    for reason, examples in selection.examples.items():
+        for example in examples:
+            _CONSOLE.print(f"{reason}: {example}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_estimate(plan: Estimate) -> None:
+    """What the plan will make and cost."""
+    table = Table(title="What the build will make", title_justify="left")
+    table.add_column("what")
+    table.add_column("how much", justify="right")
+    table.add_column("how that is known")
+    origin = f"at most: {number_of(plan.objects, 'object')} in {number_of(plan.photos, 'photo')}, as far as these can be used"
+    table.add_row("samples", f"{plan.samples:,}", origin)
+    table.add_row("shards", f"{plan.shards:,}", "")
+    each = plan.bytes_on_disk / max(1, plan.samples) / 1e3
+    table.add_row("on disk", _size(plan.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos")
+    if plan.download is not None:
+        which = f"{number_of(plan.photos_to_fetch, 'photo')} not here yet" if plan.photos_to_fetch < plan.photos else ""
+        table.add_row(
+            "download", _size(plan.download), f"the published copies of 1024 px, by their mean size{which and f': {which}'}"
+        )
+    if plan.download_originals is not None:
+        table.add_row(
+            "or, originals",
+            _size(plan.download_originals),
+            f"OriginalSize of {number_of(plan.photos_of_known_size, 'photo')}",
+        )
+    table.add_row(
+        "pictures to encode",
+        f"{plan.pictures:,}",
+        f"views and masked views; a VAE of {plan.latent[0]} channels, f = {plan.latent[1]}",
+    )
+    for time in plan.encoder:
+        how = "measured" if time.kind == "measured" else "computed from its peak, not measured"
+        table.add_row(
+            f"one {time.device}, {time.precision}", _time(time.hours), f"{time.pictures_per_second:,.1f} pictures/s, {how}"
+        )
+    if not plan.encoder:
+        table.add_row("encoder's time", "?", "no rate of this VAE and precision; `python -m benchmarks.encoder_rate` measures it")
+    _CONSOLE.print(table)
+
+
+def print_comparison(estimated: Estimate, actual: DatasetInfo, packing_seconds: float | None = None) -> None:
+    """The estimate beside what the build made, and how long packing took in this run, if it is known.
+
+    The time is compared with that of one such device as this program sees, where the table of rates has it.
+    """
+    table = Table(title="Estimated and made", title_justify="left")
+    for name in ("what", "estimate", "actual", "actual / estimate"):
+        table.add_column(name, justify="left" if name == "what" else "right")
+    made = actual.books.samples
+    size = sum(split.bytes for split in actual.splits.values())
+    shards = sum(len(split.shards) for split in actual.splits.values())
+    table.add_row("samples", f"{estimated.samples:,}", f"{made:,}", _share(made, estimated.samples))
+    table.add_row("shards", f"{estimated.shards:,}", f"{shards:,}", _share(shards, estimated.shards))
+    table.add_row("bytes on disk", _size(estimated.bytes_on_disk), _size(size), _share(size, estimated.bytes_on_disk))
+    pictures = made * (1 + actual.masks_per_view)
+    table.add_row("pictures encoded", f"{estimated.pictures:,}", f"{pictures:,}", _share(pictures, estimated.pictures))
+    if packing_seconds is not None and packing_seconds > _START_UP_SECONDS:
+        device = device_name()
+        expected = [time.hours for time in estimated.encoder if time.device == device]
+        hours = packing_seconds / 3600
+        share = f"{hours / expected[0]:.1%}" if expected else ""
+        table.add_row(f"packing on {device}", _time(expected[0]) if expected else "?", _time(hours), share)
+    _CONSOLE.print(table)
 
 
 def _reference_pixels(settings: BuildSettings) -> float:
@@ -233,3 +342,42 @@ def _read_rates(path: Path, program: str) -> dict[str, Any]:
     except ValueError:
         raise InputError(f"{path}: not JSON; make it again with `python -m {program}`") from None
     return content
+
+
+def _print_classes(selection: Selection) -> None:
+    splits = sorted(selection.objects_by_class)
+    totals: dict[str, int] = {}
+    for counts in selection.objects_by_class.values():
+        for name, count in counts.items():
+            totals[name] = totals.get(name, 0) + count
+    largest = sorted(totals, key=lambda name: (-totals[name], name))
+    table = Table(title="Objects by class", title_justify="left")
+    table.add_column("class")
+    for split in splits:
+        table.add_column(split, justify="right")
+    for name in largest[:_CLASSES]:
+        table.add_row(escape(name), *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
+    if len(largest) > _CLASSES:
+        rest = [sum(selection.objects_by_class[split].get(name, 0) for name in largest[_CLASSES:]) for split in splits]
+        table.add_row(number_of(len(largest) - _CLASSES, "other"), *(f"{count:,}" for count in rest))
+    _CONSOLE.print(table)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else ""
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.1f} TB"
+
+
+def _time(hours: float) -> str:
+    if hours < 1 / 30:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:,.1f} h" if hours < 100 else f"{hours / 24:,.1f} days"

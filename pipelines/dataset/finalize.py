@@ -1,11 +1,11 @@
-"""Sealing: all commit records -> index.parquet, shard_records.parquet, failures.parquet, sizes.json and, last, dataset.json.
+"""Finalizing: all commit records -> index.parquet, shard_records.parquet, failures.parquet, sizes.json and, last, dataset.json.
 
-Runs in one place, once every planned shard is done. Refuses to seal books that do not balance.
+Runs in one place, once every planned shard is packed. Refuses counts that do not balance.
 """
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,16 @@ from pbe_core.files import atomic_file, write_atomically
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
 from pipelines.dataset.card import write_card
-from pipelines.dataset.records import Damaged, Record, ShardFolder
-from pipelines.dataset.upload import share
+from pipelines.dataset.folder import Record, ShardFolder, share
 from pipelines.dataset.write_plan import read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
 
-SEALED = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
+TABLES = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
 _FAILURES_AT_ONCE = 50_000
 
 
-def seal(
+def finalize(
     settings: BuildSettings,
     shards: ShardFolder,
     fingerprint: str,
@@ -49,23 +48,21 @@ def seal(
 
     Raises:
         InputError: nothing could be packed, or a shard's part of the index is damaged.
-        RuntimeError: the books do not balance, which is a defect of the program.
+        RuntimeError: the counts do not balance, which is a defect of the program.
     """
     out = settings.out
-    # What failed in a shard before the dataset was extended was planned again, and counts where it was.
-    counted = [record if planned[record["shard"]] == record["planned"] else _without_failures(record) for record in records]
     info = DatasetInfo(
         fingerprint=fingerprint,
         view_size=settings.views.size,
         masks_per_view=settings.masks.per_view,
         vae=vae,
-        splits=_count_splits(records),
-        books=_keep_books(out, counted),
+        splits=count_splits(records),
+        books=count_all(out, counted(records, planned)),
         settings=settings.told(),
     )
     imbalance = find_imbalance(info.books)
     if imbalance:
-        raise RuntimeError(f"{out}: the books do not balance: {imbalance}")
+        raise RuntimeError(f"{out}: the counts do not balance: {imbalance}")
     if not info.books.samples:
         codes = ", ".join(f"{code} {count}" for code, count in info.books.failures.items())
         raise InputError(
@@ -74,28 +71,34 @@ def seal(
         )
     with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, INDEX) as writer:
         for record in records:
-            try:
-                writer.write_table(shards.index_part(record))
-            except Damaged as error:
-                shards.forget(record["shard"])
-                raise InputError(f"{out}: {error}; run the build again, which makes this shard anew") from None
+            writer.write_table(shards.index_part(record))
     write_card(out, info)
     _write_table(out / "shard_records.parquet", records, SHARD_RECORDS)
-    _write_failures(out / "failures.parquet", shards, [record["shard"] for record in counted if record["failed"]])
+    _write_failures(out / "failures.parquet", shards, counted(records, planned))
     sizes = {f"{record['shard']}.tar": record["samples"] for record in records}
     write_atomically(out / "shards" / "sizes.json", json.dumps(sizes, indent=1).encode())
     write_atomically(out / "dataset.json", info.model_dump_json(indent=1).encode())
     if shards.remote:
-        share(shards.remote, out, [*SEALED, "dataset.json"])
+        share(shards.remote, out, [*TABLES, "dataset.json"])
     return info
 
 
-def _without_failures(record: Record) -> Record:
-    return {**record, "planned": record["samples"], "failed": 0, "failures": {}}
+def counted(records: Iterable[Record], planned: Mapping[str, int]) -> list[Record]:
+    """Commit records as they are counted: what failed in a shard before the dataset was extended counts where it is planned now.
+
+    Args:
+        records: of shards of the plan.
+        planned: shard -> planned samples.
+    """
+    nothing = {"failed": 0, "failures": {}}
+    return [
+        record if planned[record["shard"]] == record["planned"] else {**record, **nothing, "planned": record["samples"]}
+        for record in records
+    ]
 
 
-def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:
-    # Counted from the tables themselves; only what was read is a record.
+def count_all(out: Path, records: list[Record]) -> Books:
+    """What became of every box and every planned sample, counted from the tables and the `counted` records."""
     rejects: Counter[str] = Counter()
     for batch in pq.ParquetFile(out / "rejects.parquet").iter_batches(columns=["reason"]):
         counts = pc.value_counts(batch.column("reason").cast(pa.string()))
@@ -112,7 +115,8 @@ def _keep_books(out: Path, records: list[dict[str, Any]]) -> Books:
     )
 
 
-def _count_splits(records: list[dict[str, Any]]) -> dict[str, SplitCounts]:
+def count_splits(records: list[Record]) -> dict[str, SplitCounts]:
+    """Shards, samples and bytes of each split."""
     splits = sorted({record["split"] for record in records})
     by_split = {split: [record for record in records if record["split"] == split] for split in splits}
     return {
@@ -125,7 +129,7 @@ def _count_splits(records: list[dict[str, Any]]) -> dict[str, SplitCounts]:
     }
 
 
-def _sum_counts(records: list[dict[str, Any]], name: str) -> dict[str, int]:
+def _sum_counts(records: list[Record], name: str) -> dict[str, int]:
     total: Counter[str] = Counter()
     for record in records:
         total.update(record[name])
@@ -138,11 +142,11 @@ def _write_table(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> N
         pq.write_table(pa.Table.from_pylist(chosen, schema=schema), temporary)
 
 
-def _write_failures(path: Path, shards: ShardFolder, names: list[str]) -> None:
+def _write_failures(path: Path, shards: ShardFolder, records: Iterable[Record]) -> None:
     """In parts: where half of the photos are still to come, these are millions."""
     rows: list[dict[str, Any]] = []
     with atomic_file(path) as temporary, pq.ParquetWriter(temporary, FAILURES) as writer:
-        for shard in names:
+        for shard in (record["shard"] for record in records if record["failed"]):
             rows += ({"shard": shard, **failure} for failure in shards.failed_samples(shard))
             if len(rows) >= _FAILURES_AT_ONCE:
                 writer.write_table(pa.Table.from_pylist(rows, schema=FAILURES))

@@ -1,14 +1,20 @@
-"""Cutting objects into shards: objects.parquet -> plan.parquet, one row group per shard.
+"""Cutting objects into shards: objects.parquet -> plan.parquet, and the plan read again, shard by shard.
 
     objects (by split, hash of the photo) ──views──▶ samples ──cut every `shards.samples`──▶ shard, position
 
 A sample's place depends on names and settings alone. Objects come in the order of a hash of their photo, so that shards mix
-classes and a photo is decoded once. Streams: memory holds one part of the objects and one shard.
+classes and a photo is decoded once. Streams: memory holds one part of the objects and one row group of the plan.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +28,80 @@ from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
 from schemas.tables import OBJECTS, PLAN
 
+ROWS_PER_GROUP = 16_384
+"""A row group of the plan holds whole shards, of at least so many rows together. With one shard each, the footer that every
+packing actor reads grows by 1.8 kB for each shard."""
+_SHARDS = "shards"
+"""Key of the footer's metadata: a JSON object, shard -> planned samples, in order."""
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One sample to be made: the columns of a row of the plan that packing reads. Their meaning: `schemas.tables.PLAN`."""
+
+    key: str
+    view: int
+    split: str
+    photo_id: str
+    object_id: str
+    label: str
+    label_name: str
+    x_min: float
+    x_max: float
+    y_min: float
+    y_max: float
+    segmentation: str | None
+    file_name: str | None
+    width: int | None
+    height: int | None
+    rotation: int | None
+    url: str | None
+    author: str | None
+    licence: str | None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "PlanRow":
+        """The fields that a row of a table has among others."""
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
+
+
+class Plan:
+    """plan.parquet, opened. The footer is read at once; rows are read shard by shard."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the plan.
+
+        Raises:
+            InputError: it has no list of its shards.
+        """
+        self._file = pq.ParquetFile(path)
+        metadata = self._file.metadata
+        shards = (metadata.metadata or {}).get(_SHARDS.encode())
+        if shards is None:
+            raise InputError(f"{path}: made by another version; remove selection.json beside it and run the build again")
+        self.shards: dict[str, int] = json.loads(shards)
+        """Shard -> number of planned samples, in order."""
+        self._starts = dict(zip(self.shards, accumulate(self.shards.values(), initial=0), strict=False))
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._groups = np.cumsum([0, *sizes])
+
+    def rows(self, shard: str) -> list[PlanRow]:
+        """The planned samples of a shard; reads the one row group that holds them."""
+        start = self._starts[shard]
+        group = int(np.searchsorted(self._groups, start, side="right")) - 1
+        table = self._file.read_row_group(group, [field.name for field in dataclasses.fields(PlanRow)])
+        return [PlanRow.of(row) for row in table.slice(start - int(self._groups[group]), self.shards[shard]).to_pylist()]
+
+    def tables(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
+        """Some columns of each shard's rows, in order; each row group is read once."""
+        shards = iter(self.shards.items())
+        for group, rows in enumerate(np.diff(self._groups).tolist()):
+            table, start = self._file.read_row_group(group, list(columns)), 0
+            while start < rows:
+                shard, count = next(shards)
+                yield shard, table.slice(start, count)
+                start += count
+
 
 def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
     """Plan every view of every object.
@@ -34,13 +114,12 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
     """
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
-    # Statistics of all columns would make the footer, which every packing actor reads, twenty times larger.
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=["shard"]) as writer:
+    with writing_plan(plan) as add:
         for shard in plan_samples(parts, views, samples):
-            writer.write_table(shard, row_group_size=len(shard))
+            add(shard)
 
 
-def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.Array, views: int, samples: int) -> None:
+def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa.Array, views: int, samples: int) -> None:
     """Add the samples that are not packed yet to a plan, in shards of their own, behind those that are there.
 
     The shards that are there keep the rows that are in them; those that could not be made are planned again with the new ones.
@@ -48,7 +127,7 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
     Args:
         objects: objects.parquet, which has more objects now.
         plan: plan.parquet, replaced.
-        sealed: shards of the dataset; others in the plan are of an extension that was not finished, and are planned anew.
+        finished: shards of the dataset; others in the plan are of an extension that was not finished, and are planned anew.
         packed: keys of all samples of the dataset.
         views: of each object.
         samples: of each new shard.
@@ -57,24 +136,21 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
         InputError: a sample that is packed is of an object that is not among the objects any more.
     """
     known = PackedKeys(packed)
-    old = pq.ParquetFile(plan)
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
     there: dict[str, int] = {}
     met = 0
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=["shard"]) as writer:
-        for group in range(old.num_row_groups):
-            rows = old.read_row_group(group)
-            shard = rows["shard"][0].as_py()
-            if shard not in sealed:
+    with writing_plan(plan) as add:
+        for shard, rows in Plan(plan).tables(PLAN.names):
+            if shard not in finished:
                 continue
             split, _, number = shard.rpartition("-")
             there[split] = int(number) + 1
             rows = rows.filter(pa.array(known.hold(rows["key"].combine_chunks())))
             if len(rows):
-                writer.write_table(rows.cast(PLAN), row_group_size=len(rows))
+                add(rows)
         for new in plan_samples(parts, views, samples, there, known):
-            writer.write_table(new, row_group_size=len(new))
+            add(new)
         for group in range(table.num_row_groups):
             keys = _keys(table.read_row_group(group, ["object_id"])["object_id"], views)
             met += int(known.hold(keys).sum())
@@ -83,6 +159,31 @@ def extend_plan(objects: Path, plan: Path, sealed: Collection[str], packed: pa.A
                 f"{plan.parent}: {number_of(len(packed) - met, 'sample')} of the dataset belong to boxes that these settings or "
                 f"annotations do not accept; --extend only adds: give settings that accept all that is there, or another --out"
             )
+
+
+@contextmanager
+def writing_plan(plan: Path) -> Iterator[Callable[[pa.Table], None]]:
+    """Write plan.parquet: what is yielded takes the rows of one shard after another."""
+    shards: dict[str, int] = {}
+    waiting: list[pa.Table] = []
+    # Statistics would make the footer twice as large, and nobody reads them.
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=False) as writer:
+
+        def write() -> None:
+            if waiting:
+                table = pa.concat_tables(waiting).unify_dictionaries()
+                writer.write_table(table, row_group_size=len(table))
+                waiting.clear()
+
+        def add(rows: pa.Table) -> None:
+            shards[rows["shard"][0].as_py()] = len(rows)
+            waiting.append(rows.cast(PLAN))
+            if sum(map(len, waiting)) >= ROWS_PER_GROUP:
+                write()
+
+        yield add
+        write()
+        writer.add_key_value_metadata({_SHARDS: json.dumps(shards)})
 
 
 def plan_samples(
@@ -147,14 +248,6 @@ class PackedKeys:
         if len(others):  # Two keys of one hash, of which the other one was met: next to never.
             found[others] = pc.is_in(keys.take(pa.array(others)), self._keys).to_numpy(zero_copy_only=False)
         return found
-
-
-def planned_shards(plan: Path) -> dict[str, int]:
-    """Shard -> number of planned samples; the n-th shard is row group n of the plan. Reads the footer alone."""
-    metadata = pq.ParquetFile(plan).metadata
-    column = PLAN.get_field_index("shard")
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    return {group.column(column).statistics.min: group.num_rows for group in groups}
 
 
 def _by_split(objects: pa.Table) -> Iterator[tuple[str, pa.Table]]:

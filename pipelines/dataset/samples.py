@@ -3,10 +3,11 @@
 Every draw goes by names (seed, object, view, mask), so a sample is the same whatever was packed before it, and where.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pycocotools.mask
 from jaxtyping import Bool, UInt8
 
 from pbe_core.images.crop import Rectangle, Window, cut_view, is_padded, whole_photo
@@ -14,8 +15,8 @@ from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import jpeg_bytes
 from pipelines.annotations.photo_names import same_shape
-from pipelines.config import BuildSettings
-from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
+from pipelines.config import BuildSettings, ReferenceSettings
+from pipelines.dataset.plan_shards import PlanRow
 from pipelines.geometry import (
     bessel_polygon,
     box_in_photo,
@@ -33,7 +34,6 @@ from pipelines.selection.rules import above_max_aspect, below_min_side
 from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
 from schemas.sample import MaskKind, SampleRecord
 
-Row = dict[str, Any]
 Polygon = tuple[tuple[float, float], ...]
 
 # Codes of failures of the photo, not of what is cut from it.
@@ -62,13 +62,17 @@ class Failure:
     detail: str
 
 
-def failure_of(row: Row, code: str, detail: str) -> Failure:
-    """The failure of a plan row."""
-    return Failure(row["key"], row["split"], row["photo_id"], row["file_name"], code, detail)
+def prepare_photo(rows: list[PlanRow], settings: BuildSettings) -> list[Prepared | Failure]:
+    """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
+    try:
+        photo, sha256 = read_photo(vars(rows[0]), settings.source)
+    except PhotoError as error:
+        return [failure_of(row, error.code, error.detail) for row in rows]
+    return [prepare_sample(row, photo, sha256, settings) for row in rows]
 
 
 def prepare_sample(
-    row: Row, photo: UInt8[np.ndarray, "height width 3"], photo_sha256: str, settings: BuildSettings
+    row: PlanRow, photo: UInt8[np.ndarray, "height width 3"], photo_sha256: str, settings: BuildSettings
 ) -> Prepared | Failure:
     """Cut and draw everything of one plan row. A pure function of its arguments.
 
@@ -81,74 +85,80 @@ def prepare_sample(
     The first mask's extended box is what the view must hold, as published; further masks extend on their own, inside the view.
     """
     height, width = photo.shape[:2]
-    names = (settings.seed, row["object_id"], "view", row["view"])
+    names = (settings.seed, row.object_id, "view", row.view)
     frame = whole_photo(width, height)
-    rotation = row["rotation"] or 0
-    stored_width, stored_height = (height, width) if rotation % 180 else (width, height)
-    box = turned(box_in_photo(row, stored_width, stored_height), stored_width, stored_height, rotation)
-    options = settings.masks
-    failure = _unfit(row, stored_width, stored_height, box, settings)
+    rotation = row.rotation or 0
+    stored = (height, width) if rotation % 180 else (width, height)
+    box = turned(box_in_photo(vars(row), *stored), *stored, rotation)
+    failure = _unfit(row, *stored, box, settings)
     if failure:
         return failure_of(row, *failure)
-
-    extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
+    extended = extend_box(box, frame, settings.masks.max_extension, generator(*names, "mask", 0, "extension"))
     views = settings.views
     window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
     padded = is_padded(window, width, height)
     if padded and views.no_square == "reject":
         detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"
         return failure_of(row, "no_square", detail)
-
-    size = views.size
-    visible = window.rectangle().intersection(frame)
-    kinds, polygons, masks = [], [], []
-    for number in range(options.per_view):
-        if number:
-            extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", number, "extension"))
-            extended = extended.intersection(visible)
-        kind, polygon, mask = draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"))
-        kinds.append(kind)
-        polygons.append(polygon)
-        masks.append(mask)
-
-    references = settings.references
-    crop = reference_window(box, width, height, references.padding)
-    reference = cut_reference(photo, crop, references.side, references.max_side, references.resize)
-    reference_mask = None
-    if row["segmentation"] is not None:
-        pixels = decode_segmentation(row["segmentation"], row["width"], row["height"])
-        upright = np.rot90(pixels, rotation // 90)
-        mask = cut_reference_mask(upright, (width, height), crop, (reference.shape[1], reference.shape[0]), references.resize)
-        reference_mask = encode_segmentation(mask)
-        if references.background == "grey":
-            reference = grey_background(reference, mask)
-    box_in_view = window.to_view(box.corners(), size)
+    kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings), strict=True)
+    crop = reference_window(box, width, height, settings.references.padding)
+    reference, reference_mask = _cut_reference(row, photo, crop, settings.references)
+    box_in_view = window.to_view(box.corners(), views.size)
     record = SampleRecord(
-        key=row["key"],
-        object_id=row["object_id"],
-        split=row["split"],
-        photo_id=row["photo_id"],
-        file_name=row["file_name"],
+        key=row.key,
+        object_id=row.object_id,
+        split=row.split,
+        photo_id=row.photo_id,
+        file_name=row.file_name,
         rotation=rotation,
         photo_size=(width, height),
         photo_sha256=photo_sha256,
-        label=row["label"],
-        label_name=row["label_name"],
+        label=row.label,
+        label_name=row.label_name,
         box=(box.x_min, box.y_min, box.x_max, box.y_max),
         window=(window.left, window.top, window.side),
         box_in_view=(*box_in_view[0].tolist(), *box_in_view[2].tolist()),
         padded=padded,
-        mask_kinds=tuple(kinds),
-        mask_polygons=tuple(polygons),
+        mask_kinds=kinds,
+        mask_polygons=polygons,
         reference_window=crop,
         reference_mask=reference_mask,
-        url=row["url"],
-        author=row["author"],
-        licence=row["licence"],
+        url=row.url,
+        author=row.author,
+        licence=row.licence,
         seed=settings.seed,
     )
-    view = cut_view(photo, window, size, views.resize)
-    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, references.jpeg_quality))
+    view = cut_view(photo, window, views.size, views.resize)
+    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, settings.references.jpeg_quality))
+
+
+def _draw_masks(
+    box: Rectangle, extended: Rectangle, window: Window, frame: Rectangle, names: tuple[str | int, ...], settings: BuildSettings
+) -> Iterator[tuple[MaskKind, Polygon, Bool[np.ndarray, "size size"]]]:
+    """The K masks of a view, the first from the extended box that the view was made for."""
+    visible = window.rectangle().intersection(frame)
+    for number in range(settings.masks.per_view):
+        if number:
+            random = generator(*names, "mask", number, "extension")
+            extended = extend_box(box, frame, settings.masks.max_extension, random).intersection(visible)
+        yield draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"))
+
+
+def _cut_reference(
+    row: PlanRow, photo: UInt8[np.ndarray, "height width 3"], crop: tuple[int, int, int, int], settings: ReferenceSettings
+) -> tuple[UInt8[np.ndarray, "side_y side_x 3"], str | None]:
+    """The reference's pixels, and its `reference_mask`: null where the source does not know the object's outline."""
+    reference = cut_reference(photo, crop, settings.side, settings.max_side, settings.resize)
+    if row.segmentation is None or row.width is None or row.height is None:
+        return reference, None
+    upright = np.rot90(decode_segmentation(row.segmentation, row.width, row.height), (row.rotation or 0) // 90)
+    mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], settings.resize)
+    return grey_background(reference, mask) if settings.background == "grey" else reference, encode_segmentation(mask)
+
+
+def failure_of(row: PlanRow, code: str, detail: str) -> Failure:
+    """The failure of a planned sample."""
+    return Failure(row.key, row.split, row.photo_id, row.file_name, code, detail)
 
 
 def draw_mask(
@@ -177,13 +187,13 @@ def draw_mask(
     return kind, tuple(map(tuple, polygon.tolist())), fill_outline(kind, polygon, size)
 
 
-def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
+def _unfit(row: PlanRow, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
     """What only the photo itself tells: code and detail of why this sample cannot be made; None if it can."""
-    if row["width"] is not None:
+    if row.width is not None and row.height is not None:
         # A smaller copy of the photo has the same shape; another frame, or another photo, has not.
-        if not same_shape((row["width"], row["height"]), (width, height)):
-            detail = f"the photo has {width}x{height} px, the annotations say {row['width']}x{row['height']}"
-            turned = same_shape((row["height"], row["width"]), (width, height))
+        if not same_shape((row.width, row.height), (width, height)):
+            detail = f"the photo has {width}x{height} px, the annotations say {row.width}x{row.height}"
+            turned = same_shape((row.height, row.width), (width, height))
             other = "exif" if settings.source.photo_frame == "stored" else "stored"
             return "shape_mismatch", f"{detail}: turned by its EXIF? then set source.frame: {other}" if turned else detail
         return None
@@ -195,10 +205,13 @@ def _unfit(row: Row, width: int, height: int, box: Rectangle, settings: BuildSet
     return None
 
 
-def prepare_photo(rows: list[Row], settings: BuildSettings) -> list[Prepared | Failure]:
-    """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
-    try:
-        photo, sha256 = read_photo(rows[0], settings.source)
-    except PhotoError as error:
-        return [failure_of(row, error.code, error.detail) for row in rows]
-    return [prepare_sample(row, photo, sha256, settings) for row in rows]
+def decode_segmentation(counts: str, width: int, height: int) -> Bool[np.ndarray, "height width"]:
+    """An object's own pixels from COCO's run lengths. The counts were checked when they were read; they sum to width * height."""
+    pixels: np.ndarray = pycocotools.mask.decode({"size": [height, width], "counts": counts.encode()}).astype(bool)
+    return pixels
+
+
+def encode_segmentation(pixels: Bool[np.ndarray, "height width"]) -> str:
+    """COCO's run lengths of a mask, as pycocotools reads and writes them; its size is not in them."""
+    counts: bytes = pycocotools.mask.encode(np.asfortranarray(pixels, np.uint8))["counts"]
+    return counts.decode()

@@ -1,4 +1,4 @@
-"""The frozen plan of a dataset folder, and its fingerprint: all that determines the shards' bytes.
+"""The plan of a dataset folder, written before the first shard, and its fingerprint: all that determines the shards' bytes.
 
     annotations ──select──▶ objects, rejects ──cut──▶ plan.parquet ──▶ selection.json   from the tables alone
     + VAE, versions ──────────────────────────────────────────────▶ plan.json        before the first shard is packed
@@ -34,7 +34,7 @@ SELECTION_RECORD = "selection.json"
 # Those that read, hash and sort the tables; and those that decode, resize, draw and encode.
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
-_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
+PLAN_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
 _SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
 
 
@@ -92,14 +92,14 @@ def fingerprint_hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Selection, dict[str, str]]:
+def select_and_plan(settings: BuildSettings, extend: bool = False) -> tuple[Selection, dict[str, str]]:
     """Select and plan from the tables alone, or take what is there if its fingerprint is the same.
 
     Writes objects.parquet, rejects.parquet, same_photos.parquet, plan.parquet and, last, selection.json.
 
     Args:
         settings: of the build.
-        extend: whether other annotations, rules of selection and versions of libraries may add samples to a sealed dataset.
+        extend: whether other annotations, rules of selection and versions of libraries may add samples to a finished dataset.
 
     Returns:
         What the selection found, and the hashes of the input files (`hash_inputs`).
@@ -107,61 +107,58 @@ def freeze_tables(settings: BuildSettings, extend: bool = False) -> tuple[Select
     Raises:
         InputError: the folder holds shards that were planned otherwise, or what is wrong with the annotations.
     """
-    _check_folder(settings.out)
-    if not settings.upload:
-        _check_ours(settings.out)
+    out = settings.out
+    _check_folder(settings)
     with Progress("opening the annotations"):
         source = open_source(settings)
     source.print_notes()
     with Progress("hashing the annotations"):
         inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
-    out = settings.out
-    record = out / SELECTION_RECORD
-    stored = _read_record(record)
-    packed = _read_record(out / PLAN_RECORD)
+    stored, packed = _read_record(out / SELECTION_RECORD), _read_record(out / PLAN_RECORD)
     if packed:
         planned = _of_tables(packed["fingerprint"], content)
         if planned != content and not (extend and _may_extend(planned, content)):
             raise _refusal(out / PLAN_RECORD, planned, content)
-    hashes = None
     if stored and stored["fingerprint"] == content:
         with Progress("hashing the tables"):
-            hashes = _hashes(out)
-    if (
-        stored
-        and hashes is not None
-        and stored.get("sha256") == hashes
-        and (stored["all_reasons"] or not settings.selection.all_reasons)
-    ):
-        return Selection(**stored["selection"]), inputs
+            whole = stored.get("sha256") == _hashes(out)
+        if whole and (stored["all_reasons"] or not settings.selection.all_reasons):
+            return Selection(**stored["selection"]), inputs
     if packed and packed.get("extends") and not extend:
         raise InputError(
-            f"{record}: missing or damaged, and the plan of this dataset, which was extended, does not follow from the "
-            f"annotations alone; put the file back from a copy, or add --extend to plan anew what is not packed"
+            f"{out / SELECTION_RECORD}: missing or damaged, and the plan of this dataset, which was extended, does not follow "
+            f"from the annotations alone; put the file back from a copy, or add --extend to plan anew what is not packed"
         )
-    if packed and extend:
-        splits = read_dataset(out).splits  # Finished: only then it is known what is packed.
-        sealed = {shard for counts in splits.values() for shard in counts.shards}
-        packed_keys = pq.read_table(out / "index.parquet", columns=["key"])["key"].combine_chunks()
-    # From here to the new record the tables are not whole.
-    record.unlink(missing_ok=True)
-    selection = select_objects(settings, out, source)
-    sizes = settings.views.per_object, settings.shards.samples
-    with Progress("cutting objects into shards"):
-        if packed and extend:
-            extend_plan(out / "objects.parquet", out / "plan.parquet", sealed, packed_keys, *sizes)
-        else:
-            write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
-        hashes = _hashes(out)
-    new = {
+    selection, hashes = _plan_anew(settings, source, extend=bool(packed and extend))
+    record = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
         "sha256": hashes,
         "selection": dataclasses.asdict(selection),
     }
-    write_atomically(record, json.dumps(new, indent=1).encode())
+    write_atomically(out / SELECTION_RECORD, json.dumps(record, indent=1).encode())
     return selection, inputs
+
+
+def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[Selection, dict[str, str]]:
+    """Write the tables, for a dataset of their own or to extend the one that is there; returns their hashes, too."""
+    out = settings.out
+    finished: set[str] = set()
+    if extend:
+        splits = read_dataset(out).splits  # Finished: only then it is known what is packed.
+        finished = {shard for counts in splits.values() for shard in counts.shards}
+        packed_keys = pq.read_table(out / "index.parquet", columns=["key"])["key"].combine_chunks()
+    # From here to the new record the tables are not whole.
+    (out / SELECTION_RECORD).unlink(missing_ok=True)
+    selection = select_objects(settings, out, source)
+    sizes = settings.views.per_object, settings.shards.samples
+    with Progress("cutting objects into shards"):
+        if extend:
+            extend_plan(out / "objects.parquet", out / "plan.parquet", finished, packed_keys, *sizes)
+        else:
+            write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
+        return selection, _hashes(out)
 
 
 def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
@@ -180,14 +177,14 @@ def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
             raise _refusal(record, old, new)
 
 
-def freeze_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
-    """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `freeze_tables` comes first.
+def record_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
+    """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `select_and_plan` comes first.
 
     Args:
         settings: of the build.
         inputs: hashes of the annotation files.
         vae: which encodes.
-        extend: as in `freeze_tables`.
+        extend: as in `select_and_plan`.
 
     Raises:
         InputError: the folder's shards were planned with other inputs or settings.
@@ -229,21 +226,16 @@ def read_selection(folder: Path) -> Selection:
     return Selection(**stored["selection"])
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(settings: BuildSettings) -> None:
+    """Raises InputError where `out` can be no folder, or holds shards that no build of ours left: they could be overwritten."""
+    out, shards = settings.out, settings.out / "shards"
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be a folder ({error.strerror}); set build.out (--out) to another place") from None
-
-
-def _check_ours(out: Path) -> None:
-    """Raises InputError where shards lie that no build of ours left: they could be overwritten."""
-    shards = out / "shards"
-    if (
-        shards.is_dir()
-        and next(shards.iterdir(), None)
-        and not any((out / name).exists() for name in (PLAN_RECORD, SELECTION_RECORD))
-    ):
+    if settings.upload or any((out / name).exists() for name in (PLAN_RECORD, SELECTION_RECORD)):
+        return
+    if shards.is_dir() and next(shards.iterdir(), None):
         raise InputError(foreign_shards(str(shards)))
 
 
@@ -257,7 +249,7 @@ def foreign_shards(place: str) -> str:
 
 def _hashes(out: Path) -> dict[str, str]:
     """SHA-256 of each table that is there."""
-    return {name: file_sha256(out / name) for name in _TABLES if (out / name).is_file()}
+    return {name: file_sha256(out / name) for name in PLAN_TABLES if (out / name).is_file()}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

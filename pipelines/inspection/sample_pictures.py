@@ -12,7 +12,7 @@ from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.sample_codec import Sample
 from pipelines.config import SourceSettings
-from pipelines.dataset.object_mask import decode_segmentation
+from pipelines.dataset.samples import decode_segmentation
 from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord

@@ -85,7 +85,7 @@ class World:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of each shard of a dataset, which must be sealed."""
+    """SHA-256 of each shard of a dataset, which must be finished."""
     read_dataset(out)
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((out / "shards").glob("*.tar"))}
 

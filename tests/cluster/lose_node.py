@@ -17,7 +17,7 @@ import ray
 import ray._private.state
 from ray.cluster_utils import Cluster
 
-from pipelines.dataset.packing_actors import pack_on_ray
+from pipelines.dataset.pack import pack_on_ray
 from tests.conftest import settings_of
 
 

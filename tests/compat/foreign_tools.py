@@ -34,7 +34,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pbe_core.errors import InputError, run_program
 from pipelines.config import BuildSettings
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.write_plan import select_and_plan
 from tests.compat.foreign_known import SLACK, TOOLS, VERSIONS, Format, Tool, versions
 from tests.compat.foreign_world import TruePhoto, as_stored, make_world
 
@@ -181,7 +181,7 @@ class Bench:
         everything = {"min_area": 0, "max_area": 1, "reject_flags": (), "near_duplicate_iou": None}
         target = self.folder / "read" / f"{start.tool.name}, {start.format}{start.reader}"
         try:
-            freeze_tables(BuildSettings.model_validate({"out": target, "source": source, "selection": everything}))
+            select_and_plan(BuildSettings.model_validate({"out": target, "source": source, "selection": everything}))
         except InputError as error:
             return replace(start, written=written, problem=str(error))
         objects = pq.read_table(target / "objects.parquet").to_pylist()

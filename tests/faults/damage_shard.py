@@ -1,4 +1,4 @@
-"""Damage to one real shard, again and again: verify.py must find each, and name the sample where the bytes alone tell.
+"""Damage to one real shard, again and again: verify.py must find each, and name the sample whose member is hurt.
 
     python -m tests.faults.damage_shard
 
@@ -17,15 +17,44 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from pbe_core.dataset_reader import member_places
 from pbe_core.settings import REPOSITORY
-from pipelines.dataset.verify_dataset import parse_record, read_rows
-from pipelines.dataset.verify_tars import BLOCK, Place, layout
-from pipelines.verify import verify_dataset
+from pipelines.dataset.verify import verify_dataset
 from tests.conftest import build_options, run_build
 from tiny_world.make_photos import make_world
+
+BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one member lies in a tar, by the index."""
+
+    key: str
+    name: str
+    offset: int
+    length: int
+
+    @property
+    def start(self) -> int:
+        """Where its header begins."""
+        return self.offset - BLOCK
+
+    @property
+    def end(self) -> int:
+        """Where the next header begins."""
+        return self.offset + self.length + -self.length % BLOCK
+
+
+def layout(part: Path) -> list[Place]:
+    """All members of a shard in their order, by its part of the index."""
+    rows = pq.read_table(part).to_pylist()
+    found = [Place(row["key"], name, at["offset"], at["length"]) for row in rows for name, at in member_places(row).items()]
+    return sorted(found, key=lambda place: place.offset)
 
 
 @dataclass(frozen=True)
@@ -40,7 +69,7 @@ class Damage:
     bit: int | None = None
     """Null cuts."""
     key: str | None = None
-    """The sample that is hurt, or of several the first; null where it is none."""
+    """The sample one of whose members is hurt, or of several the first; null where it is none."""
 
     def apply(self, data: bytes) -> bytes:
         """The damaged content."""
@@ -67,8 +96,7 @@ def part_of(places: list[Place], offset: int) -> tuple[str, str | None]:
     for place in places:
         if offset < place.end:
             inside = offset - place.offset
-            part = "header" if inside < 0 else place.name if inside < place.length else "padding"
-            return part, place.key
+            return ("header" if inside < 0 else place.name, place.key) if inside < place.length else ("padding", None)
     return "end of the archive", None
 
 
@@ -85,25 +113,32 @@ def damages(folder: Path, shard: str, cuts: int, flips: int, others: int, every:
         seed: of all that is random.
     """
     rng = random.Random(seed)
-    places = layout(read_rows(folder, shard, parse_record((folder / f"{shard}.json").read_bytes())) or [])
+    places = layout(folder / f"{shard}.index.parquet")
     name = f"{shard}.tar"
     size = (folder / name).stat().st_size
     for place in places[::every]:
         yield Damage("tar cut where a member begins", name, place.start, None, place.key)
     for offset in rng.sample(range(1, size), cuts):
-        yield Damage("tar cut anywhere", name, offset, None, part_of(places, offset)[1])
+        yield Damage(
+            "tar cut anywhere",
+            name,
+            offset,
+            None,
+            next((each.key for each in places if offset < each.offset + each.length), None),
+        )
     for offset in (rng.randrange(size) for _ in range(flips)):
         part, key = part_of(places, offset)
-        yield Damage(f"bit of the tar: {part}", name, offset, rng.randrange(8), key)
+        # Headers and padding have no checksum in the index: the tar's hash tells, and no sample is named.
+        yield Damage(f"bit of the tar: {part}", name, offset, rng.randrange(8), None if part == "header" else key)
     for other, kind in ((f"{shard}.index.parquet", "bit of the index part"), (f"{shard}.json", "bit of the commit record")):
         size = (folder / other).stat().st_size
         for offset in (rng.randrange(size) for _ in range(others)):
             yield Damage(kind, other, offset, rng.randrange(8))
     # Headers and padding are few of a tar's bytes: some are flipped on purpose.
     for place in rng.sample(places, max(1, others // 5)):
-        yield Damage("bit of the tar: header", name, place.start + rng.randrange(BLOCK), rng.randrange(8), place.key)
+        yield Damage("bit of the tar: header", name, place.start + rng.randrange(BLOCK), rng.randrange(8))
         if place.length % BLOCK:
-            yield Damage("bit of the tar: padding", name, place.offset + place.length, rng.randrange(8), place.key)
+            yield Damage("bit of the tar: padding", name, place.offset + place.length, rng.randrange(8))
 
 
 def damage_one_by_one(dataset: Path, shard: str, todo: list[Damage], by_command: int) -> Report:

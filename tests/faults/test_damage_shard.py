@@ -13,6 +13,6 @@ def test_all_damage_to_a_shard_is_found(dataset, tmp_path):
     report = damage_one_by_one(copy, shard, todo, 1)
     assert report.missed == []
     assert len({damage.kind for damage in todo}) >= 7
-    # Where structure is hurt, the sample is always named; in a latent's numbers, only the hash can tell.
-    for kind in ("tar cut where a member begins", "tar cut anywhere", "bit of the tar: header", "bit of the tar: padding"):
-        assert report.named[kind] == report.of_samples[kind] > 0, kind
+    assert report.named == report.of_samples
+    assert report.of_samples["tar cut where a member begins"] > 0
+    assert report.of_samples.total() > 10

@@ -7,11 +7,11 @@ import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,12 @@ from pbe_core.sample_codec import decode_sample
 from pbe_core.settings import REPOSITORY, preset
 from pbe_core.vae import load_vae
 from pipelines import build, preview
-from pipelines.dataset import packing_actors as workers
+from pipelines.dataset import pack
+from pipelines.dataset.folder import ShardFolder, ShardState, photos_came
 from pipelines.dataset.pack import ShardPacker
-from pipelines.dataset.plan_shards import plan_samples, planned_shards
-from pipelines.dataset.records import ShardFolder, can_be_mended
+from pipelines.dataset.plan_shards import Plan, PlanRow, plan_samples
 from pipelines.dataset.samples import Failure, prepare_photo, prepare_sample
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.write_plan import select_and_plan
 from pipelines.geometry import fill_outline
 from schemas.sample import MEMBER_NAMES
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
@@ -46,6 +46,10 @@ from tests.conftest import VAE, build_options, run_build, settings_of
 def hashes(dataset: Path) -> dict[str, str]:
     """SHA-256 of every shard, index part and record."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((dataset / "shards").iterdir())}
+
+
+def a_row(dataset: Path) -> PlanRow:
+    return Plan(dataset / "plan.parquet").rows("train-000000")[0]
 
 
 def stream(dataset: Path) -> list[dict]:
@@ -202,9 +206,9 @@ def test_a_bad_photo_costs_its_own_samples_and_nothing_else(dataset, photos, tmp
     settings = settings_of(broken, tmp_path / "out")
     outcomes = []
     for split, photo in sorted({(row["split"], row["photo_id"]) for row in objects}):
-        rows = [{**row, "view": 0, "key": f"{row['object_id']}_0"} for row in objects if row["photo_id"] == photo]
+        rows = [PlanRow.of({**row, "view": 0, "key": f"{row['object_id']}_0"}) for row in objects if row["photo_id"] == photo]
         outcomes += prepare_photo(rows, settings)
-        assert {row["split"] for row in rows} == {split}
+        assert {row.split for row in rows} == {split}
     codes = {outcome.photo_id: outcome.code for outcome in outcomes if isinstance(outcome, Failure)}
     assert codes == dict(zip((photo for _, photo in victims), ["decode_error", "not_an_image", "missing"], strict=True))
     assert len(outcomes) == len(objects)
@@ -244,7 +248,7 @@ def test_a_shard_that_is_whole_is_not_packed_again(photos, dataset, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
     packer = ShardPacker(settings_of(photos, out), read_dataset(out).fingerprint, "cpu")
     record = json.loads((out / "shards" / "train-000000.json").read_text())
-    assert packer.pack(0)["sha256"] == record["sha256"]
+    assert packer.pack(0) == ShardState("packed", {name: record[name] for name in SHARD_RECORDS.names})
     assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps
 
 
@@ -253,21 +257,21 @@ def test_samples_are_not_given_up_because_their_photos_are_gone(photos, dataset,
     out, fewer = tmp_path / "out", tmp_path / "photos"
     shutil.copytree(dataset, out)
     shutil.copytree(photos, fewer)
-    plan = pq.ParquetFile(out / "plan.parquet").read_row_group(0).to_pylist()
-    gone = next(row["photo_id"] for row in plan if row["split"] == "train")
+    plan = Plan(out / "plan.parquet").rows("train-000000")
+    gone = plan[0].photo_id
     (fewer / "train" / f"{gone}.jpg").unlink()
     made, record = hashes(out), json.loads((out / "shards" / "train-000000.json").read_text())
     packer = ShardPacker(settings_of(fewer, out), read_dataset(out).fingerprint, "cpu")
-    assert packer.pack(0)["sha256"] == record["sha256"]
+    assert packer.pack(0).name == "packed"
     assert hashes(out) == made
     assert json.loads((out / "shards" / "train-000000.json").read_text()) == record
 
-    packer.shards.forget("train-000000")
+    packer.folder.forget("train-000000")
     with pytest.raises(InputError, match=rf"train-000000 held \d+ samples? .*{gone}: missing.*put these photos back, or remove"):
         packer.pack(0)
     assert (out / "shards" / "train-000000.tar").stat().st_size == record["bytes"]
     (out / "shards" / "train-000000.index.parquet").unlink()
-    assert packer.pack(0)["failures"] == {"missing": sum(row["photo_id"] == gone for row in plan)}
+    assert packer.pack(0).record["failures"] == {"missing": sum(row.photo_id == gone for row in plan)}
 
 
 def test_shards_of_anybody_else_are_left_alone(photos, dataset, tmp_path):
@@ -278,7 +282,7 @@ def test_shards_of_anybody_else_are_left_alone(photos, dataset, tmp_path):
     for name in others:
         (out / "shards" / name).write_text("{}")
     with pytest.raises(InputError, match=r"shards: holds files, but neither plan\.json nor selection\.json is beside it"):
-        freeze_tables(settings_of(photos, out))
+        select_and_plan(settings_of(photos, out))
     for name in ("plan.json", "selection.json"):
         shutil.copy(dataset / name, out / name)
     shards = ShardFolder(settings_of(photos, out))
@@ -302,10 +306,10 @@ def test_what_cannot_be_read_is_not_called_damaged(photos, dataset, tmp_path):
     records = shards.read_records(["train-000000"], [read_dataset(out).fingerprint])
     tar = out / "shards" / "train-000000.tar"
     tar.unlink()
-    assert shards.rehash(records) == {"train-000000": "shards/train-000000.tar is not there"}
+    assert shards.rehash(records.values()) == {"train-000000": "shards/train-000000.tar is not there"}
     tar.mkdir()  # Opening it is an error of its own.
     with pytest.raises(InputError, match=r"shards/train-000000\.tar: cannot be read .* nothing was changed"):
-        shards.rehash(records)
+        shards.rehash(records.values())
 
 
 def test_a_shard_is_packed_again_only_if_a_photo_came_back(photos, dataset, tmp_path):
@@ -315,10 +319,10 @@ def test_a_shard_is_packed_again_only_if_a_photo_came_back(photos, dataset, tmp_
     def failed(photo_id: str, code: str) -> list[dict]:
         return [{"split": "train", "photo_id": photo_id, "file_name": None, "code": code}]
 
-    assert can_be_mended(failed(photo, "missing"), settings)
-    assert not can_be_mended(failed("gone", "missing"), settings)
-    assert not can_be_mended(failed(photo, "no_square"), settings)
-    assert not can_be_mended([], settings)
+    assert photos_came(failed(photo, "missing"), settings)
+    assert not photos_came(failed("gone", "missing"), settings)
+    assert not photos_came(failed(photo, "no_square"), settings)
+    assert not photos_came([], settings)
 
 
 def test_records_are_believed_only_while_they_fit(dataset, photos, tmp_path):
@@ -347,43 +351,17 @@ def test_records_are_believed_only_while_they_fit(dataset, photos, tmp_path):
     assert not believed()
 
 
-@pytest.mark.long
-def test_a_killed_build_goes_on_to_the_same_bytes(dataset, photos, tmp_path):
-    """SIGKILL to the driver and all its children as soon as the first shard is done; then the same command again."""
-    out = tmp_path / "out"
-    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *build_options(photos, out)]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 900
-    while not list((out / "shards").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "dataset.json").exists()
-    done = {path: path.stat().st_mtime_ns for path in (out / "shards").glob("*.json")}
-    assert 0 < len(done) < len(hashes(dataset)) / 3
-    (out / "shards" / f".train-000001.tar.{'0' * 32}.tmp").write_bytes(b"left by a dead attempt")
-    run_build(*build_options(photos, out))
-    assert hashes(out) == hashes(dataset)
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in done.items()), "a finished shard was packed again"
-
-
-def test_a_dataset_is_unsealed_while_a_shard_is_made_again(dataset, photos, tmp_path, monkeypatch):
+def test_a_dataset_is_unfinished_while_a_shard_is_made_again(dataset, photos, tmp_path, monkeypatch):
     """Otherwise a stopped repacking would leave an index that points into other bytes."""
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
-    monkeypatch.setattr(workers, "pack_on_ray", lambda settings, identity, groups, _: [(group, "stopped") for group in groups])
+    identity, planned = read_dataset(copy).fingerprint, Plan(copy / "plan.parquet").shards
+    monkeypatch.setattr(pack, "pack_on_ray", lambda settings, identity, groups, _: [(group, "stopped") for group in groups])
     settings = settings_of(photos, copy)
-    build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
+    build.pack_missing(settings, ShardFolder(settings), identity, planned)
     assert read_dataset(copy), "nothing was missing"
     (copy / "shards" / "train-000000.json").unlink()
-    _, errors, _ = build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
+    _, errors, _ = build.pack_missing(settings, ShardFolder(settings), identity, planned)
     assert errors == {"train-000000": "stopped"}
     with pytest.raises(InputError, match="not finished"):
         read_dataset(copy)
@@ -393,18 +371,18 @@ def test_a_shard_of_a_worker_that_was_lost_on_its_way_back_is_done(dataset, phot
     """Its record tells, whatever Ray says of the worker; nothing is made twice."""
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
+    identity, planned = read_dataset(copy).fingerprint, Plan(copy / "plan.parquet").shards
     settings = settings_of(photos, copy)
     packer, packed = ShardPacker(settings, identity, "cpu"), []
 
     def pack_and_die(settings, identity, groups, progress):
         for group in groups:
-            packed.append(packer.pack(group)["shard"])
+            packed.append(packer.pack(group).record["shard"])
             yield group, "the actor died"
 
-    monkeypatch.setattr(workers, "pack_on_ray", pack_and_die)
+    monkeypatch.setattr(pack, "pack_on_ray", pack_and_die)
     (copy / "shards" / "train-000000.json").unlink()
-    records, errors, _ = build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)
+    records, errors, _ = build.pack_missing(settings, ShardFolder(settings), identity, planned)
     assert packed == ["train-000000"]
     assert not errors
     assert records.keys() == planned.keys()
@@ -414,7 +392,7 @@ def test_the_time_that_a_plan_is_compared_with_is_packing_alone(dataset, photos,
     """How long Ray takes to start, and how long one waits for a place on a cluster, says nothing about an encoder."""
     copy = tmp_path / "copy"
     shutil.copytree(dataset, copy)
-    identity, planned = read_dataset(copy).fingerprint, planned_shards(copy / "plan.parquet")
+    identity, planned = read_dataset(copy).fingerprint, Plan(copy / "plan.parquet").shards
     settings, now = settings_of(photos, copy), [0.0]
     packer = ShardPacker(settings, identity, "cpu")
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -427,11 +405,13 @@ def test_the_time_that_a_plan_is_compared_with_is_packing_alone(dataset, photos,
             packer.pack(group)
             yield group, ""
 
-    monkeypatch.setattr(workers, "pack_on_ray", wait_and_pack)
-    for shard in ("train-000000", "train-000002"):
+    monkeypatch.setattr(pack, "pack_on_ray", wait_and_pack)
+    (copy / "shards" / "train-000000.json").unlink()
+    assert build.pack_missing(settings, ShardFolder(settings), identity, planned)[1:] == ({}, None), "of a part nothing is said"
+    for shard in planned:
         (copy / "shards" / f"{shard}.json").unlink()
-    assert build.pack_missing(settings, ShardFolder(settings), identity, [identity], planned)[1:] == ({}, 60)
-    assert packer.samples_done == planned["train-000002"], "what an actor tells of a shard while it packs"
+    assert build.pack_missing(settings, ShardFolder(settings), identity, planned)[1:] == ({}, 30 * len(planned))
+    assert packer.samples_done == list(planned.values())[-1], "what an actor tells of a shard while it packs"
 
 
 def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, monkeypatch):
@@ -448,7 +428,7 @@ def test_a_sample_that_is_not_finite_fails_its_shard(photos, dataset, tmp_path, 
 
 
 def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, capsys, monkeypatch):
-    """The plan loses a column behind the program's back: every shard fails, the status says so, nothing is sealed."""
+    """The plan loses a column behind the program's back: every shard fails, the status says so, nothing is finalized."""
     out = tmp_path / "out"
     out.mkdir()
     for name in ("plan.json", "selection.json", *(path.name for path in dataset.glob("*.parquet"))):
@@ -456,9 +436,8 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, tmp_path, c
     table = pq.read_table(out / "plan.parquet")
     position = table.schema.get_field_index("x_min")
     with pq.ParquetWriter(out / "plan.parquet", table.schema.remove(position)) as writer:
-        for group in range(pq.ParquetFile(dataset / "plan.parquet").num_row_groups):
-            rows = pq.ParquetFile(dataset / "plan.parquet").read_row_group(group)
-            writer.write_table(rows.remove_column(position))
+        writer.write_table(table.remove_column(position))
+        writer.add_key_value_metadata({"shards": json.dumps(Plan(dataset / "plan.parquet").shards)})
     record = json.loads((out / "selection.json").read_text())
     record["sha256"]["plan.parquet"] = file_sha256(out / "plan.parquet")
     (out / "selection.json").write_text(json.dumps(record))
@@ -477,7 +456,7 @@ def test_the_plan_does_not_depend_on_the_order_of_rows(dataset, photos, tmp_path
         header, *rows = path.read_text().splitlines()
         path.write_text("\n".join([header, *reversed(rows)]) + "\n")
     settings = settings_of(shuffled, tmp_path / "out")
-    freeze_tables(settings)
+    select_and_plan(settings)
     for name in ("plan", "objects"):
         assert pq.read_table(tmp_path / "out" / f"{name}.parquet").equals(pq.read_table(dataset / f"{name}.parquet")), name
 
@@ -501,17 +480,17 @@ def test_the_plan_holds_every_view_of_every_object_once(photos, dataset):
 
 def test_mask_kinds_come_in_the_configured_share(photos, dataset):
     """150 views with 2 masks: the share of Bessel masks lies within four standard deviations of the setting."""
-    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0]}
+    row = a_row(dataset)
     photo = np.zeros((200, 240, 3), np.uint8)
     for share in (0.5, 0.2):
         settings = settings_of(photos, dataset, "--masks.arbitrary_mask_prob", str(share))
-        made = [prepare_sample({**row, "object_id": f"x-{n}"}, photo, "00", settings) for n in range(150)]
+        made = [prepare_sample(replace(row, object_id=f"x-{n}"), photo, "00", settings) for n in range(150)]
         kinds = [kind for sample in made for kind in sample.record.mask_kinds]
         assert abs(kinds.count("bessel") / 300 - share) < 4 * (share * (1 - share) / 300) ** 0.5
 
 
 def test_views_that_no_square_holds_are_padded_and_counted_or_rejected(photos, dataset):
-    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0], "x_min": 0.05, "x_max": 0.95, "y_min": 0.2, "y_max": 0.8}
+    row = replace(a_row(dataset), x_min=0.05, x_max=0.95, y_min=0.2, y_max=0.8)
     photo = np.random.default_rng(0).integers(0, 255, (100, 300, 3)).astype(np.uint8)
     padded = prepare_sample(row, photo, "00", settings_of(photos, dataset))
     assert padded.record.padded
@@ -521,10 +500,10 @@ def test_views_that_no_square_holds_are_padded_and_counted_or_rejected(photos, d
 
 
 def test_masks_stay_on_the_photo_in_padded_views(photos, dataset):
-    row = {**pq.read_table(dataset / "plan.parquet").to_pylist()[0], "x_min": 0.02, "x_max": 0.98, "y_min": 0.0, "y_max": 1.0}
+    row = replace(a_row(dataset), x_min=0.02, x_max=0.98, y_min=0.0, y_max=1.0)
     photo = np.zeros((100, 300, 3), np.uint8)
     for number in range(20):
-        sample = prepare_sample({**row, "object_id": f"x-{number}"}, photo, "00", settings_of(photos, dataset))
+        sample = prepare_sample(replace(row, object_id=f"x-{number}"), photo, "00", settings_of(photos, dataset))
         _, top, side = sample.record.window
         rows = np.flatnonzero(sample.masks.any(axis=(0, 2)))
         assert rows.min() >= (0 - top) / side * 128 - 1
@@ -586,7 +565,7 @@ def test_photos_split_by_their_first_digit_are_found(photos, dataset, tmp_path):
         folder = digits / f"train_{path.name[0]}"
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    row = next(row for row in pq.read_table(dataset / "plan.parquet").to_pylist() if row["split"] == "train")
+    row = a_row(dataset)
     made = [prepare_photo([row], settings_of(root, dataset))[0] for root in (photos, digits)]
     assert made[0].record == made[1].record
     assert np.array_equal(made[0].view, made[1].view)
@@ -623,7 +602,7 @@ def test_an_attempt_that_was_overtaken_leaves_what_is_recorded(photos, dataset, 
         yield from samples(rows, failures)
 
     monkeypatch.setattr(other, "_samples", overtaken)
-    record = other.pack(0)
+    record = other.pack(0).record
     assert [path.stat().st_mtime_ns for path in sorted((out / "shards").glob("*"))] == stamps
     assert record["sha256"] == hashes(out)["train-000000.tar"] == hashes(dataset)["train-000000.tar"]
 

@@ -29,9 +29,9 @@ from pbe_core.sample_codec import encode_sample
 from pbe_core.settings import REPOSITORY, load_settings
 from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
-from pipelines.dataset.card import card_text, count_photos, public_settings, write_card
-from pipelines.dataset.card_head import card_head, hub_licence
-from pipelines.verify import verify_dataset
+from pipelines.dataset.card import card_head, card_text, count_photos, hub_licence, public_settings, write_card
+from pipelines.dataset.plan_shards import writing_plan
+from pipelines.dataset.verify import verify_dataset
 from schemas.dataset import DatasetInfo, SplitCounts
 from schemas.sample import MEMBER_NAMES, SampleRecord
 from schemas.tables import INDEX, PLAN
@@ -341,7 +341,7 @@ def test_the_hubs_identifier_is_given_only_for_one_licence_of_all(licences, name
 
 def write_tables(folder: Path, shards: dict[str, list[tuple[str, str | None, bool]]], name: str = "Cat") -> None:
     """Plan and index: shard -> (photo, licence, whether its sample could be made)."""
-    with pq.ParquetWriter(folder / "plan.parquet", PLAN) as plan, pq.ParquetWriter(folder / "index.parquet", INDEX) as index:
+    with writing_plan(folder / "plan.parquet") as add, pq.ParquetWriter(folder / "index.parquet", INDEX) as index:
         for number, (shard, samples) in enumerate(shards.items()):
             rows = []
             for position, (photo, licence, made) in enumerate(samples):
@@ -350,7 +350,7 @@ def write_tables(folder: Path, shards: dict[str, list[tuple[str, str | None, boo
                 row |= {"shard": shard, "split": shard.split("-")[0], "key": key, "object_id": key[:-2], "photo_id": photo}
                 rows.append((row | {"licence": licence, "label_name": name, "rotation": 0}, made))
             words = {field.name: "" for field in PLAN if pa.types.is_dictionary(field.type)}
-            plan.write_table(pa.Table.from_pylist([words | row for row, _ in rows], PLAN))
+            add(pa.Table.from_pylist([words | row for row, _ in rows], PLAN))
             place = {"offset": 0, "length": 1, "crc32": 0}
             members = {field.name: place for field in INDEX if pa.types.is_struct(field.type)}
             index.write_table(pa.Table.from_pylist([{**row, **members} for row, made in rows if made], INDEX))

@@ -21,7 +21,7 @@ from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawling import live, workers
 from pipelines.crawling.driver import _may_take
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.write_plan import select_and_plan
 from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.hostile_server import HostileServer, good_photo
 
@@ -44,7 +44,7 @@ def settings_of(
 
 def crawl_photos(settings: BuildSettings) -> tuple[int, str]:
     """The stage in this process: its exit status, and what it said."""
-    freeze_tables(settings)
+    select_and_plan(settings)
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
         status = crawl.crawl_photos(settings)
     return status, said.getvalue()
@@ -159,7 +159,7 @@ def test_a_full_disk_ends_the_run_with_one_message_and_keeps_what_is_recorded(cl
         urls = {f"{number:04d}": server.url(f"/good/{number}") for number in range(300)}
         options = {"crawl.photos_per_part": 10}
         settings = settings_of(tmp_path, urls, [server.port], **options)
-        freeze_tables(settings)
+        select_and_plan(settings)
         store = settings.source.photos
         store.mkdir()
         (store / "store.json").write_text(json.dumps({"version": 1, "photos_of": "open_images"}))

@@ -25,10 +25,10 @@ from pbe_core.randomness import hash_column
 from pbe_core.settings import preset
 from pipelines import build
 from pipelines.dataset import plan_shards as shards_module
-from pipelines.dataset.plan_shards import PackedKeys, extend_plan, planned_shards
-from pipelines.dataset.records import ShardFolder
-from pipelines.dataset.write_plan import accepted_fingerprints, freeze_tables
-from pipelines.verify import verify_dataset
+from pipelines.dataset.folder import ShardFolder
+from pipelines.dataset.plan_shards import PackedKeys, Plan, extend_plan
+from pipelines.dataset.verify import verify_dataset
+from pipelines.dataset.write_plan import accepted_fingerprints, select_and_plan
 from schemas.dataset import DatasetInfo
 from tests.conftest import build_options, run_build, settings_of
 
@@ -71,7 +71,7 @@ def extended(photos, tmp_path_factory) -> Extended:
     out = folder / "dataset"
     options = build_options(here, out)
     settings = settings_of(here, out, *HALF)
-    freeze_tables(settings)
+    select_and_plan(settings)
     first = pq.read_table(out / "plan.parquet")
     hidden = first.filter([split == "train" for split in first["split"].to_pylist()])["photo_id"][0].as_py()
     away = folder / "away.jpg"
@@ -135,8 +135,8 @@ def test_the_same_command_again_finds_nothing_to_do(extended):
     before = hashes_of(extended.out / "shards")
     settings = settings_of(extended.photos, extended.out)
     stamps = {path.name: path.stat().st_mtime_ns for path in extended.out.iterdir()}
-    freeze_tables(settings, extend=True)
-    freeze_tables(settings)
+    select_and_plan(settings, extend=True)
+    select_and_plan(settings)
     assert {path.name: path.stat().st_mtime_ns for path in extended.out.iterdir()} == stamps
     assert hashes_of(extended.out / "shards") == before
 
@@ -180,7 +180,7 @@ def test_without_being_asked_nothing_is_added(extended, tmp_path):
     with pytest.raises(
         InputError, match=r"settings\.selection\.subset: 0\.5 -> 1\.0\); give another --out, or --extend, which keeps"
     ):
-        freeze_tables(settings_of(extended.photos, copy_of(extended, tmp_path)))
+        select_and_plan(settings_of(extended.photos, copy_of(extended, tmp_path)))
 
 
 def test_fewer_objects_are_no_extension(extended, tmp_path):
@@ -190,9 +190,9 @@ def test_fewer_objects_are_no_extension(extended, tmp_path):
     with pytest.raises(
         InputError, match=r"\d+ samples of the dataset belong to boxes that these settings or annotations do not accept"
     ):
-        freeze_tables(settings_of(extended.photos, out, "--selection.subset", "0.1"), extend=True)
+        select_and_plan(settings_of(extended.photos, out, "--selection.subset", "0.1"), extend=True)
     assert (out / "plan.parquet").read_bytes() == plan
-    freeze_tables(settings_of(extended.photos, out, *HALF))
+    select_and_plan(settings_of(extended.photos, out, *HALF))
     assert (out / "plan.parquet").read_bytes() == plan
     assert (out / "selection.json").read_bytes() == (extended.before / "selection.json").read_bytes()
 
@@ -201,18 +201,18 @@ def test_an_unfinished_build_cannot_be_extended(extended, tmp_path):
     out = copy_of(extended, tmp_path)
     (out / "dataset.json").unlink()
     with pytest.raises(InputError, match="the build in this folder is not finished"):
-        freeze_tables(settings_of(extended.photos, out), extend=True)
+        select_and_plan(settings_of(extended.photos, out), extend=True)
 
 
 def test_an_extension_that_was_killed_between_its_tables_is_made_again(extended, tmp_path):
     """The plan was replaced, its record was not."""
     out = copy_of(extended, tmp_path)
     settings = settings_of(extended.photos, out)
-    freeze_tables(settings, extend=True)
+    select_and_plan(settings, extend=True)
     plan = (out / "plan.parquet").read_bytes()
     assert plan == (extended.out / "plan.parquet").read_bytes()
     (out / "selection.json").unlink()
-    freeze_tables(settings, extend=True)
+    select_and_plan(settings, extend=True)
     assert (out / "plan.parquet").read_bytes() == plan
     assert isinstance(DatasetInfo.model_validate(json.loads((out / "dataset.json").read_bytes())), DatasetInfo)
 
@@ -222,12 +222,11 @@ def test_a_shard_into_which_nothing_could_be_packed_gives_its_number_to_no_other
     out = copy_of(extended, tmp_path)
     packed = pq.read_table(out / "index.parquet", columns=["key", "shard"])
     packed = packed.filter([shard != "train-000000" for shard in packed["shard"].to_pylist()])["key"].combine_chunks()
-    before = planned_shards(out / "plan.parquet")
+    before = Plan(out / "plan.parquet").shards
     settings = settings_of(extended.photos, out)
     sizes = settings.views.per_object, settings.shards.samples
     extend_plan(out / "objects.parquet", out / "plan.parquet", before.keys(), packed, *sizes)
-    after = planned_shards(out / "plan.parquet")
-    assert len(after) == pq.ParquetFile(out / "plan.parquet").num_row_groups
+    after = Plan(out / "plan.parquet").shards
     assert before.keys() - after.keys() == {"train-000000"}
     assert sum(after.values()) == sum(before.values())
     record = out / "shards" / "train-000000.json"

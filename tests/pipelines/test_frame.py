@@ -13,8 +13,8 @@ from pbe_core.images.decode import decode_photo
 from pipelines.annotations import open_source
 from pipelines.annotations.photo_names import size_in_frame
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.dataset.object_mask import decode_segmentation
-from pipelines.dataset.samples import prepare_photo
+from pipelines.dataset.plan_shards import PlanRow
+from pipelines.dataset.samples import decode_segmentation, prepare_photo
 from pipelines.dataset.write_plan import fingerprint
 from pipelines.selection.objects import select_objects
 from tests.coco_files import annotation, image, write
@@ -58,7 +58,7 @@ def references_of(settings: BuildSettings) -> list[tuple[dict[str, Any], np.ndar
     select_objects(settings, settings.out)
     found = []
     for row in pq.read_table(settings.out / "objects.parquet").to_pylist():
-        (sample,) = prepare_photo([{**row, "key": f"{row['object_id']}_0", "view": 0}], settings)
+        (sample,) = prepare_photo([PlanRow.of({**row, "key": f"{row['object_id']}_0", "view": 0})], settings)
         assert hasattr(sample, "reference"), sample
         assert sample.record.photo_size == (WIDTH, HEIGHT)
         found.append((row, decode_photo(sample.reference, frame="stored"), sample.record))

@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from pbe_core.settings import load_settings, preset
 from pbe_core.vae import load_vae
 from pipelines.config import BuildSettings, LatentSettings
-from pipelines.dataset.encode import load_encoder
+from pipelines.dataset.pack import load_encoder
 
 SIZE, MASKS = 64, 2
 

@@ -21,10 +21,11 @@ from pbe_core.images.crop import Rectangle
 from pbe_core.settings import load_settings, preset
 from pipelines import plan
 from pipelines.config import BuildSettings
-from pipelines.dataset import summary
+from pipelines.dataset import estimate as estimates
+from pipelines.dataset import plan_shards
 from pipelines.dataset.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_pixels, encoder_times, estimate, latent_layout
-from pipelines.dataset.plan_shards import plan_samples, planned_shards
-from pipelines.dataset.write_plan import freeze_tables, read_selection
+from pipelines.dataset.plan_shards import Plan, plan_samples, write_plan, writing_plan
+from pipelines.dataset.write_plan import read_selection, select_and_plan
 from pipelines.geometry import reference_size, reference_window
 from pipelines.photos import photo_keys
 from pipelines.selection.objects import Selection
@@ -88,9 +89,9 @@ def test_a_plan_needs_no_photo_and_no_weights_and_a_build_goes_on_from_it(photos
     assert (out / "report.html").is_file()
     assert not (out / "plan.json").exists()
     stamp = (out / "objects.parquet").stat().st_mtime_ns
-    freeze_tables(settings_of(tables, out))
+    select_and_plan(settings_of(tables, out))
     assert (out / "objects.parquet").stat().st_mtime_ns == stamp, "tables that fit are taken as they are"
-    freeze_tables(settings_of(tables, out, "--selection.min_area", "0.05"))
+    select_and_plan(settings_of(tables, out, "--selection.min_area", "0.05"))
     assert (out / "objects.parquet").stat().st_mtime_ns != stamp, "and made anew for other settings"
 
 
@@ -106,7 +107,7 @@ def test_what_the_plan_said_is_near_what_came(dataset, photos, capsys, monkeypat
     assert 0.6 < said["bytes_on_disk"] / came < 1.6
     status, text, _ = call_plan(capsys, monkeypatch, *build_options(photos, dataset))
     assert status == 0
-    assert "What the plan said, and what came" in text
+    assert "Estimated and made" in text
     assert "100.0%" in text
 
 
@@ -137,9 +138,9 @@ def test_only_what_is_downloaded_is_called_a_download(dataset, photos, tmp_path)
 
 
 def test_a_plan_names_one_shard_in_the_singular(capsys, monkeypatch):
-    monkeypatch.setattr(summary, "_CONSOLE", Console(file=None, width=160))
+    monkeypatch.setattr(estimates, "_CONSOLE", Console(file=None, width=160))
     said = Estimate(1, 1, 1, 1, 1000, {}, 1, 300_000, None, 0, 3, (4, 8), [])
-    summary.print_estimate(said)
+    estimates.print_estimate(said)
     assert "1 object in 1 photo," in capsys.readouterr().out
 
 
@@ -172,8 +173,6 @@ def test_arrays_are_estimated_to_the_byte(dataset, photos):
 
 
 def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
-    from pipelines.dataset import estimate as module
-
     known = (
         ("measured", "A", "stable-diffusion-v1", "fp32", 10),
         ("computed", "A", "stable-diffusion-v1", "fp32", 99),
@@ -184,7 +183,7 @@ def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
     names = ("kind", "device", "vae", "precision", "pictures_per_second")
     rows = [{**dict(zip(names, row, strict=True)), "size_px": 512} for row in known]
     (tmp_path / "encoder_rates.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
     found = {time.device: (time.hours, time.kind) for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 512)}
     assert found == {"B": (0.25, "computed"), "A": (1.0, "measured")}
     half = {time.device: time.hours for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 256)}
@@ -192,11 +191,9 @@ def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
 
 
 def test_the_tables_of_rates_are_there_and_a_missing_one_is_named(tmp_path, monkeypatch):
-    from pipelines.dataset import estimate as module
-
     devices = [time.device for time in encoder_times(1000, "stable-diffusion-v1", "bf16", 512)]
     assert len(devices) >= 3
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
     with pytest.raises(
         InputError, match=r"encoder_rates\.json: no such table; make it with `python -m benchmarks\.encoder_rate`"
     ):
@@ -217,10 +214,35 @@ def test_a_vae_is_known_by_its_config(tmp_path):
         latent_layout(str(tmp_path))
 
 
-def test_planned_shards_are_the_row_groups(dataset):
-    shards = planned_shards(dataset / "plan.parquet")
-    assert sum(shards.values()) == len(pq.read_table(dataset / "plan.parquet"))
-    assert list(shards) == sorted(shards)
+@pytest.mark.parametrize("rows_per_group", [1, 12, 10_000])
+def test_a_plan_is_read_shard_by_shard(tmp_path, monkeypatch, rows_per_group):
+    """However many shards share a row group."""
+    monkeypatch.setattr(plan_shards, "ROWS_PER_GROUP", rows_per_group)
+    path, table = tmp_path / "plan.parquet", pa.concat_tables([objects("train", 23), objects("validation", 9)])
+    pq.write_table(table, tmp_path / "objects.parquet")
+    write_plan(tmp_path / "objects.parquet", path, 2, 5)
+    plan, whole = Plan(path), pq.read_table(path)
+    assert plan.shards == {name: 5 if name != "train-000009" else 1 for name in plan.shards} | {"validation-000003": 3}
+    assert [shard for shard, rows in plan.tables(["key"]) for _ in range(len(rows))] == whole["shard"].to_pylist()
+    assert [row.key for shard in plan.shards for row in plan.rows(shard)] == whole["key"].to_pylist()
+    assert {row.split for row in plan.rows("validation-000001")} == {"validation"}
+    assert pq.read_metadata(path).num_row_groups == {1: 14, 12: 5, 10_000: 1}[rows_per_group]
+
+
+def test_the_footer_of_a_plan_stays_small(tmp_path):
+    """Every packing actor reads it: 5 MB at the 7,309 shards of Open Images."""
+    (shard,) = plan_samples([objects("train", 1000)], 1, 1000)
+    with writing_plan(tmp_path / "plan.parquet") as add:
+        for number in range(50):
+            add(shard.set_column(0, PLAN.field("shard"), pa.repeat(f"train-{number:06d}", 1000)))
+    assert len(Plan(tmp_path / "plan.parquet").shards) == 50
+    assert pq.read_metadata(tmp_path / "plan.parquet").serialized_size / 50 * 7309 < 5e6
+
+
+def test_a_plan_of_another_version_is_one_line(tmp_path):
+    pq.write_table(PLAN.empty_table(), tmp_path / "plan.parquet")
+    with pytest.raises(InputError, match=r"plan\.parquet: .*remove selection\.json"):
+        Plan(tmp_path / "plan.parquet")
 
 
 def test_no_selection_is_an_error_that_names_the_folder(tmp_path: Path):
@@ -237,9 +259,9 @@ def test_tables_of_a_packed_folder_are_not_made_anew_for_other_rules(dataset, ph
         if not left:
             (out / "selection.json").unlink()
         with pytest.raises(InputError, match=r"plan\.json: this folder was planned .*selection\.min_area: 0\.02 -> 0\.05"):
-            freeze_tables(settings_of(photos, out, "--selection.min_area", "0.05"))
+            select_and_plan(settings_of(photos, out, "--selection.min_area", "0.05"))
         assert (out / "objects.parquet").read_bytes() == before
-    selection, _ = freeze_tables(settings_of(photos, out, "--selection.all_reasons", "true"))
+    selection, _ = select_and_plan(settings_of(photos, out, "--selection.all_reasons", "true"))
     assert selection.objects == read_dataset(out).books.objects
     assert (out / "objects.parquet").read_bytes() == before
     assert pq.read_table(out / "rejects.parquet")["reasons"].null_count == 0
@@ -250,12 +272,12 @@ def test_what_outlines_are_asked_of_is_a_part_of_the_tables(photos, tmp_path):
     out = tmp_path / "out"
     instances = write(tmp_path / "instances.json", [annotation(1)])
     source = ["--source.kind", "coco", "--source.annotations", str(instances)]
-    freeze_tables(settings_of(photos, out, *source))
+    select_and_plan(settings_of(photos, out, *source))
     stamp = (out / "objects.parquet").stat().st_mtime_ns
-    freeze_tables(settings_of(photos, out, *source, "--references.side", "100"))
+    select_and_plan(settings_of(photos, out, *source, "--references.side", "100"))
     assert (out / "objects.parquet").stat().st_mtime_ns == stamp
     for option in (("background", "grey"), ("padding", "4")):
-        freeze_tables(settings_of(photos, out, *source, f"--references.{option[0]}", option[1]))
+        select_and_plan(settings_of(photos, out, *source, f"--references.{option[0]}", option[1]))
         assert (out / "objects.parquet").stat().st_mtime_ns != stamp
         stamp = (out / "objects.parquet").stat().st_mtime_ns
 
@@ -268,7 +290,7 @@ def test_an_input_that_is_gone_is_a_difference_too(photos, dataset, tmp_path):
     before = (out / "objects.parquet").read_bytes()
     (tables / "class-descriptions-boxable.csv").unlink()
     with pytest.raises(InputError, match=r"inputs\.class-descriptions-boxable\.csv: .* -> null"):
-        freeze_tables(settings_of(tables, out))
+        select_and_plan(settings_of(tables, out))
     assert (out / "objects.parquet").read_bytes() == before
 
 
@@ -277,13 +299,13 @@ def test_tables_that_are_gone_or_cut_are_made_again(photos, dataset, tmp_path):
     shutil.copytree(dataset, out, ignore=shutil.ignore_patterns("shards"))
     (out / "objects.parquet").unlink()
     (out / "plan.parquet").write_bytes((dataset / "plan.parquet").read_bytes()[:-10])
-    freeze_tables(settings_of(photos, out))
+    select_and_plan(settings_of(photos, out))
     for name in ("objects", "rejects", "plan"):
         assert (out / f"{name}.parquet").read_bytes() == (dataset / f"{name}.parquet").read_bytes(), name
     for text in ("[]", "{}", "{"):
         (out / "selection.json").write_text(text)
         with pytest.raises(InputError, match=r"selection\.json: damaged"):
-            freeze_tables(settings_of(photos, out))
+            select_and_plan(settings_of(photos, out))
 
 
 def test_a_plan_with_other_packing_settings_leaves_a_packed_folder_alone(photos, dataset, capsys, monkeypatch):
@@ -296,12 +318,12 @@ def test_a_plan_with_other_packing_settings_leaves_a_packed_folder_alone(photos,
 
 def test_a_missing_survey_is_named(photos, tmp_path):
     with pytest.raises(InputError, match="nowhere"):
-        freeze_tables(settings_of(photos, tmp_path / "out", "--source.survey", str(tmp_path / "nowhere")))
+        select_and_plan(settings_of(photos, tmp_path / "out", "--source.survey", str(tmp_path / "nowhere")))
 
 
 def test_class_names_are_text_and_no_markup(capsys, monkeypatch):
-    monkeypatch.setattr(summary, "_CONSOLE", Console(file=None, width=120))
-    summary.print_selection(Selection(boxes=2, objects=2, objects_by_class={"train": {"[/red]": 1, "[red]x": 1}}))
+    monkeypatch.setattr(estimates, "_CONSOLE", Console(file=None, width=120))
+    estimates.print_selection(Selection(boxes=2, objects=2, objects_by_class={"train": {"[/red]": 1, "[red]x": 1}}))
     said = capsys.readouterr().out
     assert "[/red]" in said
     assert "[red]x" in said
@@ -331,9 +353,9 @@ def test_own_boxes_in_px_are_planned_anew_when_a_photo_comes(tmp_path):
     kept = tmp_path / "b.jpg"
     (tmp_path / "photos" / "b.jpg").rename(kept)
     settings_now = load_settings(BuildSettings, "build", options, preset("tiny"))
-    assert freeze_tables(settings_now)[0].rejects == {"unknown_photo": 3}
+    assert select_and_plan(settings_now)[0].rejects == {"unknown_photo": 3}
     kept.rename(tmp_path / "photos" / "b.jpg")
-    selection, _ = freeze_tables(settings_now)
+    selection, _ = select_and_plan(settings_now)
     assert (selection.objects, selection.rejects) == (2, {"outside_photo": 1, "empty_box": 1})
     assert selection.examples["outside_photo"] == ["boxes.csv, line 4, column x_max: 320, and the photo is 200 px wide"]
     assert selection.examples["empty_box"] == ["boxes.csv, line 5, column x_max: 5, not more than x_min, 20; is x_max a width?"]
@@ -343,16 +365,16 @@ def test_own_boxes_in_px_are_planned_anew_when_a_photo_comes(tmp_path):
 def test_out_must_be_a_folder(photos, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(InputError, match=r"out: cannot be a folder .*--out"):
-        freeze_tables(settings_of(photos, tmp_path / "out"))
+        select_and_plan(settings_of(photos, tmp_path / "out"))
 
 
 def test_what_a_user_may_not_expect_is_noted(real_data, tmp_path):
     tables = tmp_path / "tables"
     shutil.copytree(real_data / "open_images_mini", tables, ignore=shutil.ignore_patterns("*.jpg"))
     person = ["--selection.include_labels", "[Person]", "--selection.min_side", "20"]
-    with_hierarchy, _ = freeze_tables(settings_of(tables, tmp_path / "a", *person))
+    with_hierarchy, _ = select_and_plan(settings_of(tables, tmp_path / "a", *person))
     (tables / "bbox_labels_600_hierarchy.json").unlink()
-    without, _ = freeze_tables(settings_of(tables, tmp_path / "b", *person))
+    without, _ = select_and_plan(settings_of(tables, tmp_path / "b", *person))
     assert without.objects < with_hierarchy.objects
     assert "no class hierarchy" in without.notes[0]
     assert [note for note in with_hierarchy.notes if "hierarchy" in note] == []

@@ -23,6 +23,7 @@ from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pipelines.dataset import counts as counting
 from pipelines.dataset.counts import ASPECT_EDGES, CELLS, SHARE_EDGES, bin_counts, count_coverage, in_order, sample_rows
+from pipelines.dataset.plan_shards import PlanRow
 from pipelines.dataset.samples import prepare_sample
 from pipelines.inspection import charts
 from pipelines.inspection.figures import PERCENTILES, collect_figures, draw_mask_shares, find_settings
@@ -274,7 +275,7 @@ def test_mask_shares_are_those_that_a_build_would_store(tmp_path, photos):
     drawn = [draw_mask_shares(row, find_settings(tmp_path, settings, None)) for row in rows]
     packed = []
     for row in rows:
-        full = {name: row.get(name) for name in OBJECTS.names} | {"view": 0, "key": "key"}
+        full = PlanRow.of({name: row.get(name) for name in OBJECTS.names} | {"view": 0, "key": "key"})
         prepared = prepare_sample(full, np.zeros((row["height"], row["width"], 3), np.uint8), "", settings)
         left, top, right, bottom = prepared.record.box_in_view
         share = (right - left) * (bottom - top) / settings.views.size**2

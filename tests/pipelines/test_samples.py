@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,15 +14,15 @@ from PIL import Image
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
-from pipelines.dataset.object_mask import decode_segmentation, encode_segmentation
-from pipelines.dataset.samples import OF_PHOTOS, Failure, prepare_photo, prepare_sample
+from pipelines.dataset.plan_shards import PlanRow
+from pipelines.dataset.samples import OF_PHOTOS, Failure, decode_segmentation, encode_segmentation, prepare_photo, prepare_sample
 from pipelines.photos import photo_path
 from schemas.tables import FAILURE_CODES, OBJECTS
 
-ROW = dict.fromkeys(OBJECTS.names) | {
+ROW = PlanRow.of(dict.fromkeys(OBJECTS.names) | {
     "key": "p-0_0", "view": 0, "split": "train", "photo_id": "p", "object_id": "p-0", "label": "/m/1", "label_name": "Disc",
     "x_min": 0.25, "x_max": 0.5, "y_min": 0.1, "y_max": 0.4,
-}  # fmt: skip
+})  # fmt: skip
 
 
 def settings_for(
@@ -47,7 +48,7 @@ def photo_with_a_box(width: int = 200, height: int = 120) -> np.ndarray:
 def test_photo_and_box_are_turned_together(rotation, tmp_path):
     (tmp_path / "train").mkdir()
     Image.fromarray(photo_with_a_box()).save(tmp_path / "train" / "p.jpg", quality=95)
-    sample = prepare_photo([{**ROW, "rotation": rotation}], settings_for(tmp_path, references={"padding": 0}))[0]
+    sample = prepare_photo([replace(ROW, rotation=rotation)], settings_for(tmp_path, references={"padding": 0}))[0]
     sideways = rotation in (90, 270)
     assert sample.record.rotation == (rotation or 0)
     assert sample.record.photo_size == ((120, 200) if sideways else (200, 120))
@@ -64,7 +65,7 @@ def test_exif_counts_where_boxes_were_drawn_on_what_viewers_show(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.rot90(photo_with_a_box())).save(buffer, "JPEG", quality=95, exif=exif)
     (tmp_path / "any name.jpg").write_bytes(buffer.getvalue())
-    row = {**ROW, "file_name": "any name.jpg"}
+    row = replace(ROW, file_name="any name.jpg")
     shown = prepare_photo([row], settings_for(tmp_path, None, {"padding": 0}, kind="boxes", unit="fraction"))[0]
     assert shown.record.photo_size == (200, 120)
     assert decode_photo(shown.reference, frame="stored")[..., 0].mean() > 230
@@ -78,7 +79,7 @@ def test_outlines_are_kept_and_cut_the_reference_if_wished(background, tmp_path)
     photo = photo_with_a_box()
     pixels = np.zeros((120, 200), bool)
     pixels[20:40, 60:80] = True
-    row = {**ROW, "segmentation": encode_segmentation(pixels), "width": 200, "height": 120}
+    row = replace(ROW, segmentation=encode_segmentation(pixels), width=200, height=120)
     sample = prepare_sample(row, photo, "00", settings_for(tmp_path, references={"padding": 5, "background": background}))
     reference = decode_photo(sample.reference, frame="stored")
     height, width = reference.shape[:2]
@@ -96,7 +97,7 @@ def test_outlines_are_kept_and_cut_the_reference_if_wished(background, tmp_path)
     [((200, 120), False), ((400, 240), False), ((401, 240), False), ((120, 200), True), ((200, 100), True)],
 )
 def test_a_photo_of_another_shape_than_the_annotations_say_is_not_used(size, fails, tmp_path):
-    row = {**ROW, "width": size[0], "height": size[1]}
+    row = replace(ROW, width=size[0], height=size[1])
     sample = prepare_sample(row, photo_with_a_box(), "00", settings_for(tmp_path))
     assert isinstance(sample, Failure) == fails
     if fails:
@@ -118,7 +119,7 @@ def test_rules_in_px_are_asked_of_the_photo_where_the_tables_are_silent(rules, c
     """The box has 50 x 36 px."""
     sample = prepare_sample(ROW, photo_with_a_box(), "00", settings_for(tmp_path, rules))
     assert (sample.code if isinstance(sample, Failure) else None) == code
-    known = {**ROW, "width": 200, "height": 120}
+    known = replace(ROW, width=200, height=120)
     assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, rules)), Failure)
 
 
@@ -126,7 +127,7 @@ def test_a_jpeg_without_an_end_mark_is_packed_or_refused_as_is_set(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(photo_with_a_box()).save(buffer, "JPEG", quality=95)
     (tmp_path / "p.jpg").write_bytes(buffer.getvalue()[:-2])
-    rows = [{**ROW, "file_name": "p.jpg"}]
+    rows = [replace(ROW, file_name="p.jpg")]
     [sample] = prepare_photo(rows, settings_for(tmp_path, kind="coco"))
     assert sample.record.photo_size == (200, 120)
     [failure] = prepare_photo(rows, settings_for(tmp_path, kind="coco", missing_end_mark="refuse"))
@@ -139,7 +140,7 @@ def test_views_are_zoomed_as_the_settings_say(tmp_path):
     windows = {}
     for zoom in ("published", "free"):
         settings = settings_for(tmp_path, views={"zoom": zoom})
-        rows = [{**ROW, "view": view} for view in range(40)]
+        rows = [replace(ROW, view=view) for view in range(40)]
         windows[zoom] = [prepare_sample(row, photo_with_a_box(), "00", settings).record.window for row in rows]
     assert all(side == 120 - 2 * top for _, top, side in windows["published"])
     assert not all(side == 120 - 2 * top for _, top, side in windows["free"])
@@ -175,7 +176,7 @@ LOOP, TOO_LONG = "loop.jpg", f"{'x' * 300}.jpg"
 def test_a_name_that_the_system_refuses_costs_its_own_samples(name, code, tmp_path):
     (tmp_path / LOOP).symlink_to(LOOP)
     (tmp_path / "folder.jpg").mkdir()
-    rows = [{**ROW, "file_name": name, "view": view} for view in (0, 1)]
+    rows = [replace(ROW, file_name=name, view=view) for view in (0, 1)]
     failures = prepare_photo(rows, settings_for(tmp_path, kind="boxes", unit="fraction"))
     assert [failure.code for failure in failures] == [code, code]
     assert code in FAILURE_CODES
@@ -193,7 +194,7 @@ def test_a_photo_that_cannot_be_read_costs_its_own_samples(number, code, tmp_pat
     (tmp_path / "a.jpg").touch()
     monkeypatch.setattr(Path, "read_bytes", fail)
     settings = settings_for(tmp_path, kind="boxes", unit="fraction")
-    failure = prepare_photo([{**ROW, "file_name": "a.jpg"}], settings)[0]
+    failure = prepare_photo([replace(ROW, file_name="a.jpg")], settings)[0]
     assert (failure.code, failure.detail) == (code, f"{os.strerror(number)}: {tmp_path / 'a.jpg'}")
 
 
@@ -206,7 +207,7 @@ def test_a_trouble_of_the_machine_is_no_photos_fault(broken, tmp_path, monkeypat
     monkeypatch.setattr(Path, broken, fail)
     settings = settings_for(tmp_path, kind="boxes", unit="fraction")
     with pytest.raises(OSError, match="Too many open files"):
-        prepare_photo([{**ROW, "file_name": "a.jpg"}], settings)
+        prepare_photo([replace(ROW, file_name="a.jpg")], settings)
 
 
 def test_a_photo_is_found_in_its_second_place_where_the_first_is_unreadable(tmp_path):

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import verify
-from pipelines.dataset import write_plan as freeze
+from pipelines.dataset import verify, write_plan
 from tests.conftest import settings_of
 
 
@@ -31,14 +30,14 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *names: str) ->
 
 def test_a_plan_is_at_work_while_it_reads_annotations_and_hashes_tables(photos: Path, tmp_path: Path, monkeypatch):
     names = "open_source", "hash_inputs", "_hashes", "write_plan"
-    shown = watched(monkeypatch, freeze, *names)
+    shown = watched(monkeypatch, write_plan, *names)
     for _ in range(2):  # The second one finds the tables of the first.
-        freeze.freeze_tables(settings_of(photos, tmp_path / "out"))
+        write_plan.select_and_plan(settings_of(photos, tmp_path / "out"))
     assert shown == dict.fromkeys(names, True)
 
 
-def test_verify_is_at_work_from_the_plan_to_the_last_comparison(dataset: Path, monkeypatch):
-    names = "read_plan", "read_records", "check_shard", "find_duplicates"
+def test_verify_is_at_work_from_the_plan_to_the_last_table(dataset: Path, monkeypatch):
+    names = "_check_plan", "_read_records", "_check_shard"
     shown = watched(monkeypatch, verify, *names)
     assert not verify.verify_dataset(dataset).findings
     assert shown == dict.fromkeys(names, True)

@@ -24,8 +24,8 @@ from pbe_core.images.sheets import PINK
 from pbe_core.sample_codec import Sample
 from pbe_core.settings import REPOSITORY
 from pipelines import trace_sample
-from pipelines.dataset.object_mask import encode_segmentation
-from pipelines.dataset.write_plan import freeze_tables
+from pipelines.dataset.samples import encode_segmentation
+from pipelines.dataset.write_plan import select_and_plan
 from pipelines.inspection import sample_pictures
 from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
 from pipelines.inspection.sample_pictures import reference_with_outline, trace_sheet
@@ -156,7 +156,7 @@ def test_a_sample_that_failed_is_told_with_the_reason(tables, index):
 def strict(dataset, photos, tmp_path_factory) -> Path:
     """A folder in which most boxes were rejected, and none became a sample."""
     folder = tmp_path_factory.mktemp("strict")
-    freeze_tables(settings_of(photos, folder, "--selection.min_area", "0.15"))
+    select_and_plan(settings_of(photos, folder, "--selection.min_area", "0.15"))
     pq.write_table(INDEX.empty_table(), folder / "index.parquet")
     pq.write_table(FAILURES.empty_table(), folder / "failures.parquet")
     return folder
@@ -165,7 +165,7 @@ def strict(dataset, photos, tmp_path_factory) -> Path:
 def test_a_rejected_box_is_told_with_the_rule(strict, photos, tmp_path):
     """The ids of rejected boxes are those that a build with no rules gives them."""
     loose = ["--selection.min_area", "0", "--selection.max_area", "1", "--selection.near_duplicate_iou", "null"]
-    freeze_tables(settings_of(photos, tmp_path, *loose, "--selection.reject_flags", "[]"))
+    select_and_plan(settings_of(photos, tmp_path, *loose, "--selection.reject_flags", "[]"))
 
     def box(row: dict) -> tuple:
         return tuple(row[name] for name in ("photo_id", "label", *COORDINATES))

@@ -1,11 +1,11 @@
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 
 from pbe_core.errors import InputError
 from pipelines.config import RaySettings
-from pipelines.dataset.packing_actors import PackingActor, pack_on_ray, share_out
+from pipelines.dataset.pack import PackingActor, pack_on_ray, share_out
+from pipelines.dataset.plan_shards import writing_plan
 from schemas.tables import PLAN
 from tests.conftest import settings_of
 
@@ -53,7 +53,8 @@ def test_what_a_person_can_mend_is_told_in_one_line(photos, tmp_path):
     row = {field.name: "" if pa.types.is_string(field.type) else None if field.nullable else 0 for field in PLAN}
     words = {field.name: "train" for field in PLAN if pa.types.is_dictionary(field.type)}
     plan = pa.Table.from_pylist([{**row, **words, "shard": "train-000000", "photo_id": "p"}], PLAN)
-    pq.write_table(plan, settings.out / "plan.parquet")
+    with writing_plan(settings.out / "plan.parquet") as add:
+        add(plan)
     said = PackingActor(settings, "x", "cpu").work(0)
     assert said.startswith(f"{settings.source.photos}: this photo store has no tables")
     assert "\n" not in said
