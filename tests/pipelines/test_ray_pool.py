@@ -1,7 +1,9 @@
 """The pool of actors on a real Ray: lost processes, the memory monitor, progress from within a unit."""
 
+import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -194,3 +196,63 @@ def test_all_errors_of_ray_itself_mean_that_a_process_is_gone(kind):
     assert is_lost(error)
     said = what_was_lost(error, FEWER)
     assert ("memory" in said) == (FEWER in said) == (kind in ("OutOfMemoryError", "ActorUnavailableError"))
+
+
+class Several:
+    """An async worker with several units at hand, which it notes. Unit 3 ends its process, each time; those from 7 on last."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.at_hand: set[int] = set()
+        self.stopping = asyncio.Event()
+
+    async def ready(self) -> None: ...
+
+    async def work(self, unit: int) -> str:
+        self.at_hand.add(unit)
+        with (self.folder / "at_hand").open("a") as file:
+            file.write(" ".join(map(str, sorted(self.at_hand))) + "\n")
+        if unit == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit >= 7:
+            await self.stopping.wait()
+        await asyncio.sleep(0.05)
+        self.at_hand.discard(unit)
+        return ""
+
+    async def done(self) -> float:
+        return 0
+
+    async def stop(self) -> None:
+        self.stopping.set()
+
+
+def seen_at_hand(folder: Path) -> list[set[int]]:
+    path = folder / "at_hand"
+    return [set(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_unit_that_ends_its_actor_takes_no_other_unit_with_it(one_node, tmp_path):
+    """Of several at hand nobody knows which it was: each is given out again, alone."""
+    make = ray.remote(Several).options(**actor_options(1, at_once=8))
+    outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 1, range(6), Progress("working"), FEWER, at_once=8))
+    assert {unit for unit, error in outcomes.items() if error} == {3}
+    assert outcomes.keys() == set(range(6))
+    at_hand = seen_at_hand(tmp_path)
+    assert max(map(len, at_hand)) > 1
+    assert sum(3 in units for units in at_hand) >= 3
+    assert {3} in at_hand
+
+
+def test_an_actor_without_progress_gets_further_units_and_a_stop_ends_what_lasts(one_node, tmp_path):
+    make = ray.remote(Several).options(**actor_options(1, at_once=8))
+    outcomes = work_on_ray(
+        lambda: make.remote(str(tmp_path)),
+        1,
+        range(7, 17),
+        Progress("working"),
+        FEWER,
+        at_once=8,
+        stops=lambda: max(map(len, seen_at_hand(tmp_path)), default=0) == 8,
+    )
+    assert dict(outcomes) == dict.fromkeys(range(7, 15), "")
