@@ -285,6 +285,22 @@ def test_a_host_that_is_down_is_tried_once_after_each_cool_down_and_then_given_u
     assert pauses == pytest.approx([FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST], rel=0.11)
 
 
+def test_who_waits_for_a_connection_when_a_host_fails_does_not_ask_it():
+    async def story() -> None:
+        crawl = Crawl(connections=1, concurrency=5, failures=1)
+        other = asyncio.create_task(crawl.ask("another host", seconds=5))
+        await asyncio.sleep(1)
+        asking = [asyncio.create_task(crawl.ask(failure=down)) for _ in range(3)]
+        await other
+        await asyncio.sleep(FIRST / 2)
+        assert len(crawl.starts[HOST]) == 1
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
+    run(story)
+
+
 def test_no_cool_down_is_longer_than_the_longest(monkeypatch):
     monkeypatch.setattr(hosts, "COOL_DOWNS", 8)
 
