@@ -47,7 +47,7 @@ from pipelines.crawling.rounds import (
     sweep,
 )
 from pipelines.crawling.tables import count_codes, find_placeholders, merge, verify_store
-from pipelines.crawling.wanted import list_wanted, read_sources
+from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
 from pipelines.crawling.workers import Stop, crawl_on_ray
 from pipelines.dataset.write_plan import freeze_tables
 from pipelines.on_ray import find_cluster
@@ -110,44 +110,9 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     store = settings.source.photos
     open_store(store, settings.source.photos_of)
     stop = Stop()
-    errors: dict[int, str] = {}
     try:
         with stop, lock_folder(store, "another crawl is using this photo store; wait for it, or stop it"):
-            with Progress("reading what the store has"):
-                parts = read_parts(store)
-                sweep(store, parts)
-                merge(store, parts)
-
-            def list_photos() -> pa.Table:
-                return list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
-
-            with Progress("listing the wanted photos"):
-                wanted = list_photos()
-                keys = wanted["key"].combine_chunks()
-                asked = photos_to_ask(store, wanted, again)
-            del wanted  # Millions of rows: while photos come, nobody needs them.
-            known = quarantined_keys(store)
-            if not len(asked):
-                print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
-            while len(asked) and not errors and not stop.signal:
-                with Progress("dividing the photos into parts"):
-                    parts = read_parts(store)
-                    placeholders = find_placeholders(store, parts)
-                    chosen = freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
-                del asked
-                pa.default_memory_pool().release_unused()
-                with Progress("crawling", sum(chosen.sizes), "photos") as progress:
-                    errors = crawl_on_ray(chosen, sources, settings, progress, stop)
-                parts = read_parts(store)
-                if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
-                    raise KeyboardInterrupt
-                with Progress("making the store's tables"):
-                    merge(store, parts)
-                    # Placeholders show only now, when many have come. Another source may have the photos themselves.
-                    asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
-                known = quarantined_keys(store)
-            with Progress("counting what has come"):
-                counts = count_codes(store, keys)
+            counts, errors = crawl_rounds(settings, sources, again, stop)
     except KeyboardInterrupt:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGINT)
@@ -161,6 +126,50 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
         print(f"error: of {number_of(counts[''], 'photo')} nothing was recorded; the others are kept, run again", file=sys.stderr)
         return 1
     return 0
+
+
+def crawl_rounds(
+    settings: BuildSettings, sources: Sequence[PhotoSource], again: Collection[str], stop: Stop
+) -> tuple[Counter[str], dict[int, str]]:
+    """Crawl the missing photos, then placeholders from later sources; returns outcomes (`count_codes`) and errors of parts."""
+    store = settings.source.photos
+    errors: dict[int, str] = {}
+    with Progress("reading what the store has"):
+        parts = read_parts(store)
+        sweep(store, parts)
+        merge(store, parts)
+
+    def list_photos() -> pa.Table:
+        return list_wanted(settings.out / "objects.parquet", open_source(settings), list(sources))
+
+    with Progress("listing the wanted photos"):
+        wanted = list_photos()
+        keys = wanted["key"].combine_chunks()
+        asked = photos_to_ask(store, wanted, again)
+    del wanted  # Millions of rows: while photos come, nobody needs them.
+    known = quarantined_keys(store)
+    if not len(asked):
+        print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
+    while len(asked) and not errors and not stop.signal:
+        with Progress("dividing the photos into parts"):
+            parts = read_parts(store)
+            placeholders = find_placeholders(store, parts)
+            chosen = freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
+        del asked
+        pa.default_memory_pool().release_unused()
+        with Progress("crawling", sum(chosen.sizes), "photos") as progress:
+            errors = crawl_on_ray(chosen, sources, settings, progress, stop)
+        parts = read_parts(store)
+        if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
+            raise KeyboardInterrupt
+        with Progress("making the store's tables"):
+            merge(store, parts)
+            # Placeholders show only now, when many have come. Another source may have the photos themselves.
+            asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
+        known = quarantined_keys(store)
+    with Progress("counting what has come"):
+        counts = count_codes(store, keys)
+    return counts, errors
 
 
 def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:

@@ -180,7 +180,7 @@ class HostLimits:
                 _notify(host)
         if error and wait > LONGEST_COOL_DOWN_SECONDS:
             _give_up(host, error, f"{name} is left for another run: it asks for a pause of {wait:.0f} s (Retry-After)")
-        elif error and failing and (host.half_open or not wait):
+        elif error and failing:
             if host.cool_downs == COOL_DOWNS:
                 last = error.detail[:_DETAIL_LENGTH]
                 _give_up(host, error, f"{name} is left for another run after {COOL_DOWNS} cool-downs; last: {last}")

@@ -400,7 +400,7 @@ def test_only_faults_of_the_host_count_against_it():
 
 @pytest.mark.parametrize("code", ["http_429", "http_5xx", "http_403"])
 def test_a_host_is_not_asked_before_it_wants_to_be(code):
-    """Also by photos that wait already; and it is no failure: it does not count towards giving up."""
+    """Also by photos that wait already."""
 
     async def story() -> list[float]:
         crawl = Crawl(concurrency=3, failures=100)
