@@ -233,20 +233,15 @@ class RaySettings(Group):
 
 
 class HostSettings(Group):
-    """How gently each web host is treated, by all nodes together."""
+    """How gently each web host is treated, by all processes of all nodes together."""
 
     requests_per_second: float = Field(20, gt=0)
-    """To one host, over the whole cluster."""
+    """To one host."""
     concurrency: int = Field(10, ge=1)
-    """Requests to one host at once, over the whole cluster."""
+    """Requests to one host at once."""
     failures: int = Field(10, ge=1)
-    """So many failures of a host in a row make it rest, while other hosts go on."""
-    rest_seconds: float = Field(30, gt=0)
-    """Length of its first rest; each further one without a success between is twice as long."""
-    longest_rest_seconds: float = Field(600, gt=0)
-    """No rest is longer; a host that asks for a longer one (Retry-After) is left for another run."""
-    rests: int = Field(4, ge=0)
-    """After so many rests in a row the host's photos are left for another run, with the code of its last failure."""
+    """After so many failures of a host in a row a process leaves it alone for 30 s, then longer each time, while others go on;
+    after four such cool-downs the host's photos are left for another run."""
 
 
 class CrawlSettings(Group):
@@ -262,31 +257,24 @@ class CrawlSettings(Group):
     """Addresses that are not public and may be asked all the same: an intranet's 10.1.0.0/16, or 127.0.0.1:8000 with its port."""
     per_host: HostSettings = HostSettings()
     workers: int | None = Field(None, ge=1)
-    """Crawling processes; null means one for each CPU of the cluster, and 8 at most."""
+    """Crawling processes; null means one for each CPU of the cluster, and 8 at most. They divide the limits of web hosts, and are
+    never more than `per_host.concurrency` or `per_host.requests_per_second`."""
     connections: int = Field(32, ge=1)
     """Photos in flight at once in each process."""
     attempts: int = Field(4, ge=1)
     """How often a photo is asked for at each source while the failure is one that may pass."""
-    backoff_seconds: float = Field(1, gt=0)
-    """Longest wait before the second attempt, doubled before each further one up to a minute; a random share of it is waited."""
-    connect_seconds: float = Field(10, gt=0)
-    """Until a connection stands, encryption included."""
     total_seconds: float = Field(120, gt=0)
     """Until an answer is here, redirects included."""
     slow_bytes_per_second: int = Field(1024, ge=1)
-    """An answer that comes more slowly over slow_seconds is given up."""
-    slow_seconds: float = Field(10, gt=0)
+    """An answer that comes more slowly for 10 s is given up."""
     max_bytes: int = Field(50_000_000, ge=1)
     """Of one photo, as sent and as unpacked."""
-    max_redirects: int = Field(5, ge=0)
     min_side: int = Field(64, ge=1)
     """Photos whose shorter side is below this, in px, are `too_small`."""
     check_originals: bool = True
     """Whether what {url} gives must have the metadata's OriginalSize and OriginalMD5."""
     opt_out: tuple[str, ...] = ("noai", "noimageai", "noindex", "noimageindex")
     """Words of a server's X-Robots-Tag that make a photo `opted_out`."""
-    placeholder_ids: int = Field(10, ge=2)
-    """The same bytes under so many ids, where no OriginalMD5 vouches for them, are a placeholder."""
     photos_per_part: int = Field(500, ge=1)
     """Photos that are stored and recorded together: what a crash may cost each process."""
     storage: dict[str, dict[str, Any]] = Field({})

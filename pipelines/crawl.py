@@ -18,7 +18,7 @@ import difflib
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.table import Table
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder
@@ -36,11 +37,7 @@ from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
 from pipelines.crawling.addresses import AddressRules
 from pipelines.crawling.buckets import check_object_stores
-from pipelines.crawling.driver import crawl_on_ray
-from pipelines.crawling.live import Display, summary_table
-from pipelines.crawling.merging import count_codes, find_placeholders, merge
 from pipelines.crawling.rounds import (
-    Round,
     freeze_round,
     open_store,
     photos_to_ask,
@@ -49,9 +46,9 @@ from pipelines.crawling.rounds import (
     read_parts,
     sweep,
 )
-from pipelines.crawling.stopping import Stop
-from pipelines.crawling.verify import verify_store
+from pipelines.crawling.tables import count_codes, find_placeholders, merge, verify_store
 from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
+from pipelines.crawling.workers import Stop, crawl_on_ray
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.on_ray import find_cluster
 from pipelines.photos import is_store
@@ -63,8 +60,8 @@ _LONGEST_EXAMPLE = 160
 
 
 @dataclass(frozen=True)
-class Acts:
-    """What to do this time, beside getting what is missing."""
+class Flags:
+    """Options that are no settings: what to do this time, beside getting what is missing."""
 
     again: frozenset[str] = frozenset()
     """Codes whose photos are asked for again."""
@@ -74,12 +71,12 @@ class Acts:
 def main() -> int:
     """The story of a crawl."""
     help_first(BuildSettings, "build", __doc__, preset("tiny"))
-    acts, rest = read_acts(sys.argv[1:])
+    flags, rest = read_flags(sys.argv[1:])
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     store = settings.source.photos
-    if acts.verify and acts.again:
+    if flags.verify and flags.again:
         raise InputError("--verify fetches nothing; give it without --retry and --refresh")
-    if acts.verify:
+    if flags.verify:
         if not is_store(store):
             raise InputError(f"{store}: no photo store here; set --source.photos to the one to verify")
         return print_problems(settings)
@@ -92,7 +89,7 @@ def main() -> int:
     selection, _ = select_and_plan(settings)
     for note in selection.notes:
         print(f"note: {note}", file=sys.stderr)
-    return crawl_photos(settings, acts.again)
+    return crawl_photos(settings, flags.again)
 
 
 def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
@@ -113,46 +110,14 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     store = settings.source.photos
     open_store(store, settings.source.photos_of)
     stop = Stop()
-    errors: dict[int, str] = {}
     try:
         with stop, lock_folder(store, "another crawl is using this photo store; wait for it, or stop it"):
-            with Progress("reading what the store has"):
-                parts = read_parts(store)
-                sweep(store, parts)
-                merge(store, parts, settings.crawl.placeholder_ids)
-
-            def list_photos() -> pa.Table:
-                return list_wanted(settings.out / "objects.parquet", open_source(settings), sources)
-
-            with Progress("listing the wanted photos"):
-                wanted = list_photos()
-                keys = wanted["key"].combine_chunks()
-                asked = photos_to_ask(store, wanted, again)
-            del wanted  # Millions of rows: while photos come, nobody needs them.
-            known = quarantined_keys(store)
-            if not len(asked):
-                print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
-            while len(asked) and not errors and not stop.signal:
-                with Progress("dividing the photos into parts"):
-                    chosen = begin_round(settings, asked)
-                del asked
-                pa.default_memory_pool().release_unused()
-                errors = crawl_round(settings, sources, chosen, stop)
-                parts = read_parts(store)
-                if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
-                    raise KeyboardInterrupt
-                with Progress("making the store's tables"):
-                    merge(store, parts, settings.crawl.placeholder_ids)
-                    # Placeholders show only now, when many have come. Another source may have the photos themselves.
-                    asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
-                known = quarantined_keys(store)
-            with Progress("counting what has come"):
-                counts = count_codes(store, keys)
+            counts, errors = crawl_rounds(settings, sources, again, stop)
     except KeyboardInterrupt:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGINT)
     print_outcomes(settings, counts)
-    for message, units in Counter(errors.values()).items():  # A full disk is told once.
+    for message, units in Counter(errors.values()).items():  # One line for a full disk.
         print(f"{number_of(units, 'part')} could not be made: {message}", file=sys.stderr)
     if stop.signal:
         print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
@@ -163,22 +128,52 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     return 0
 
 
-def begin_round(settings: BuildSettings, asked: pa.Table) -> Round:
-    """Freeze a list of photos to get."""
+def crawl_rounds(
+    settings: BuildSettings, sources: Sequence[PhotoSource], again: Collection[str], stop: Stop
+) -> tuple[Counter[str], dict[int, str]]:
+    """Crawl the missing photos, then placeholders from later sources; returns outcomes (`count_codes`) and errors of parts."""
     store = settings.source.photos
-    parts = read_parts(store)
-    placeholders = find_placeholders(store, parts, settings.crawl.placeholder_ids)
-    return freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
+    errors: dict[int, str] = {}
+    with Progress("reading what the store has"):
+        parts = read_parts(store)
+        sweep(store, parts)
+        merge(store, parts)
 
+    def list_photos() -> pa.Table:
+        return list_wanted(settings.out / "objects.parquet", open_source(settings), list(sources))
 
-def crawl_round(settings: BuildSettings, sources: list[PhotoSource], chosen: Round, stop: Stop) -> dict[int, str]:
-    """Get a round's photos; returns the errors of parts that could not be made."""
-    with Display(sum(chosen.sizes)) as display:
-        return crawl_on_ray(chosen, sources, settings, display, stop)
+    with Progress("listing the wanted photos"):
+        wanted = list_photos()
+        keys = wanted["key"].combine_chunks()
+        asked = photos_to_ask(store, wanted, again)
+    del wanted  # Millions of rows: while photos come, nobody needs them.
+    known = quarantined_keys(store)
+    if not len(asked):
+        print("nothing to ask for: each photo has an outcome; --retry asks again for those that failed", file=sys.stderr)
+    while len(asked) and not errors and not stop.signal:
+        with Progress("dividing the photos into parts"):
+            parts = read_parts(store)
+            placeholders = find_placeholders(store, parts)
+            chosen = freeze_round(store, asked, settings.crawl.photos_per_part, parts, placeholders)
+        del asked
+        pa.default_memory_pool().release_unused()
+        with Progress("crawling", sum(chosen.sizes), "photos") as progress:
+            errors = crawl_on_ray(chosen, sources, settings, progress, stop)
+        parts = read_parts(store)
+        if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
+            raise KeyboardInterrupt
+        with Progress("making the store's tables"):
+            merge(store, parts)
+            # Placeholders show only now, when many have come. Another source may have the photos themselves.
+            asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
+        known = quarantined_keys(store)
+    with Progress("counting what has come"):
+        counts = count_codes(store, keys)
+    return counts, errors
 
 
 def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
-    """The table in which the books balance, and where everything is."""
+    """The table of outcomes, whose counts add up to the wanted photos, and where everything is."""
     store = settings.source.photos
     console = Console()
     console.print(summary_table(counts))
@@ -195,15 +190,34 @@ def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
         console.print(f"what failed, and why: {store / 'failures.parquet'}", soft_wrap=True, highlight=False)
 
 
+def summary_table(counts: Mapping[str, int]) -> Table:
+    """Where every wanted photo went; "" are those of which nothing is recorded yet."""
+    table = Table(title="What became of the wanted photos", title_justify="left")
+    table.add_column("outcome")
+    table.add_column("photos", justify="right")
+    table.add_column("may come later")
+    table.add_column("meaning")
+    total = sum(counts.values())
+    table.add_row("wanted", f"{total:,}", "", "")
+    table.add_section()
+    for code, count in counts.items():
+        if code:
+            outcome = OUTCOMES[code]
+            table.add_row(code, f"{count:,}", "yes" if outcome.transient else "", outcome.meaning)
+        else:
+            table.add_row("not asked for yet", f"{count:,}", "yes", "nothing is recorded: the same command goes on")
+    return table
+
+
 def examples(store: Path, codes: Collection[str]) -> dict[str, str]:
-    """What was said of one photo of each of these codes."""
-    said: dict[str, str] = {}
+    """The detail of one photo of each of these codes."""
+    found: dict[str, str] = {}
     for batch in pq.ParquetFile(store / "failures.parquet").iter_batches(columns=["code", "detail"]):
-        for code in set(codes) - said.keys():
+        for code in set(codes) - found.keys():
             details = batch["detail"].filter(pc.equal(batch["code"].cast(pa.string()), code)).drop_null()
             if len(details):
-                said[code] = details[0].as_py()
-    return {code: said[code] for code in codes if code in said}
+                found[code] = details[0].as_py()
+    return {code: found[code] for code in codes if code in found}
 
 
 def print_problems(settings: BuildSettings) -> int:
@@ -219,7 +233,7 @@ def print_problems(settings: BuildSettings) -> int:
     return 0
 
 
-def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
+def read_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
     """The options that are no settings, and the other arguments.
 
     Raises:
@@ -239,7 +253,7 @@ def read_acts(arguments: Sequence[str]) -> tuple[Acts, list[str]]:
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise InputError(f"--retry {word}: no such outcome{hint}; give transient, all, or some of {', '.join(failures)}")
         again.update(groups.get(word, (word,)))
-    return Acts(frozenset(again), given.verify), rest
+    return Flags(frozenset(again), given.verify), rest
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ OUTCOMES = {
     "dns": Outcome("the host's name cannot be resolved", transient=True),
     "connect": Outcome("no connection to the host: refused, unreachable, or cut before an answer began", transient=True),
     "tls": Outcome("no encrypted connection: the certificate or the handshake is wrong", transient=True),
-    "timeout": Outcome(
-        "no connection, no answer or not all of it in time (crawl.connect_seconds, crawl.total_seconds)", transient=True
-    ),
+    "timeout": Outcome("no connection, no answer or not all of it in time (crawl.total_seconds)", transient=True),
     "too_slow": Outcome("the answer came more slowly than crawl.slow_bytes_per_second", transient=True),
     "incomplete": Outcome("the answer ended before its announced length, or was cut off", transient=True),
     "bad_response": Outcome("the answer is no HTTP, or is compressed in a way that it must not be", transient=True),
@@ -44,7 +42,7 @@ OUTCOMES = {
     "http_4xx": Outcome("another HTTP 4xx", transient=False),
     "http_5xx": Outcome("the server failed: HTTP 5xx", transient=True),
     "http_other": Outcome("a success or redirect that is none: HTTP 204, 206, 300, ...", transient=False),
-    "redirect_loop": Outcome("redirects that come back to where they were, or more than crawl.max_redirects", transient=False),
+    "redirect_loop": Outcome("redirects that come back to where they were, or more than five", transient=False),
     "opted_out": Outcome("the server's X-Robots-Tag or tdm-reservation says that this is not for such use", transient=False),
     # What must not be asked.
     "bad_url": Outcome("there is no URL, or it cannot be read as one", transient=False),

@@ -574,7 +574,6 @@ TROUBLES = {
     "/garbage": "bad_response",
     "/long-header": "bad_response",
     "/many-headers": "bad_response",
-    "/interim/9": "bad_response",
     "/no-location": "bad_response",
     "/redirect?to=http://[": "bad_response",
     "/reset": "connect",
@@ -603,7 +602,7 @@ LATE = {
     "/slow-body": "too_slow",
     "/stalls": "too_slow",
 }
-"""The same where crawl.total_seconds (timeout) or crawl.slow_seconds (too_slow) is short; else each lasts a minute or two."""
+"""The same where crawl.total_seconds (timeout) or web.SLOW_SECONDS (too_slow) is short; else each lasts a minute or two."""
 
 # The first words that are routes: the public coroutines of the server, all of which take a request.
 ROUTES = frozenset(

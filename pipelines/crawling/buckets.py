@@ -22,7 +22,8 @@ import fsspec
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from pipelines.config import CrawlSettings
-from pipelines.crawling.fetched import Fetched, FetchError
+from pipelines.crawling import web
+from pipelines.crawling.answers import Fetched, FetchError
 
 Close = Callable[[], Awaitable[None]]
 
@@ -153,10 +154,10 @@ def check_object_stores(sources: Iterable[str], settings: CrawlSettings) -> None
 def fetch_error(error: Exception, protocol: str, settings: CrawlSettings) -> FetchError:
     """What an exception of fsspec, or of a library below it, means; with the HTTP status and Retry-After where it has them."""
     answer, status = _s3_answer(error), _status(error)
-    said = answer.get("Error", {})
+    answered = answer.get("Error", {})
     meanings = _meanings(error)
-    code = S3_CODES.get(str(said.get("Code"))) or (meanings if status is None else _of_status(status))
-    detail = _without_secrets(f"{said['Code']}: {said.get('Message', '')}" if "Code" in said else error, settings)
+    code = S3_CODES.get(str(answered.get("Code"))) or (meanings if status is None else _of_status(status))
+    detail = _without_secrets(f"{answered['Code']}: {answered.get('Message', '')}" if "Code" in answered else error, settings)
     options = settings.storage.get(protocol, {})
     public = PUBLIC.get(protocol, {})
     if code in ("http_403", "credentials") and any(options.get(name) != value for name, value in public.items()):
@@ -232,7 +233,7 @@ def _make_file_system(protocol: str, settings: CrawlSettings) -> Any:
     options = dict(settings.storage.get(protocol, {}))
     if protocol == "s3":
         config = {
-            "connect_timeout": settings.connect_seconds,
+            "connect_timeout": web.CONNECT_SECONDS,
             "read_timeout": settings.total_seconds,
             "max_pool_connections": settings.connections,
             "retries": {"total_max_attempts": 1},
@@ -267,7 +268,7 @@ async def _connect(system: Any, protocol: str, settings: CrawlSettings) -> Close
     if protocol == "gs":
         # Without the decorator that retries, and that logs a traceback for each failure.
         system._request = inspect.unwrap(system._request).__get__(system)
-        system.requests_timeout = system.requests_timeout or aiohttp.ClientTimeout(sock_connect=settings.connect_seconds)
+        system.requests_timeout = system.requests_timeout or aiohttp.ClientTimeout(sock_connect=web.CONNECT_SECONDS)
         system.session_kwargs.setdefault("connector", aiohttp.TCPConnector(limit=settings.connections))
         close = (await system._set_session()).close
     return close

@@ -9,7 +9,7 @@ for each source:  ask ──▶ bytes ──▶ inspect ──▶ ok, with the b
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,11 +21,11 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from pbe_core.images.decode import PhotoError
 from pipelines.config import CrawlSettings
+from pipelines.crawling.answers import Demands, Fetched, FetchError, inspect
 from pipelines.crawling.buckets import ObjectStores
-from pipelines.crawling.fetched import Fetched, FetchError
-from pipelines.crawling.inspection import Demands, inspect
+from pipelines.crawling.hosts import HostLimits
 from pipelines.crawling.wanted import PhotoSource
-from pipelines.crawling.web import Gate, WebClient
+from pipelines.crawling.web import WebClient
 from pipelines.photos import photo_path
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
@@ -33,6 +33,8 @@ from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 _LONGEST_DETAIL = 1000
 # By these a source takes a photo back.
 _GONE = ("http_404", "http_410", "opted_out", "missing")
+BACKOFF_SECONDS = 1.0
+"""Longest wait before the second attempt, doubled before each further one; a random share of it is waited."""
 _LONGEST_WAIT = 60.0
 _PLACE = [name for name in PHOTO_INDEX.names if name not in ("key", "split", "photo_id", "url", "source", "http_status")]
 
@@ -46,82 +48,20 @@ class PhotoResult:
     data: bytes | None = None
     """To be stored; none where it failed, lies elsewhere, or is stored already."""
     extension: str = ""
-    received: int = 0
-    """Bytes that came for it over a network."""
-
-
-class Throttle:
-    """A gate to web hosts that also bounds what one process holds in memory: photos in flight, and photos not yet inspected."""
-
-    def __init__(self, gate: Gate | None, connections: int, hold: Callable[[bool], None] | None = None) -> None:
-        """`hold` tells the gate to let nobody pass, since there is no room, and to go on."""
-        self.gate = gate
-        self.hold = hold
-        self.connections = connections
-        self.in_flight = asyncio.Semaphore(connections)
-        self.has_room = asyncio.Event()
-        self.has_room.set()
-        self.asking = 0
-        self.uninspected = 0
-
-    @contextlib.asynccontextmanager
-    async def request(self, host: str) -> AsyncIterator[None]:
-        """As the gate's own; the host's turn comes first, so that a host that rests keeps no other one waiting."""
-        assert self.gate is not None
-        async with self.gate.request(host), self.slot():
-            yield
-
-    @property
-    def busy(self) -> int:
-        """Photos being asked for or looked at right now."""
-        return self.asking + self.uninspected
-
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One of the process's connections."""
-        async with self.in_flight:
-            await self.has_room.wait()
-            self.asking += 1
-            try:
-                yield
-            finally:
-                self.asking -= 1
-
-    @contextlib.contextmanager
-    def inspecting(self) -> Any:
-        """Around the time between a photo's arrival and its end in memory."""
-        self.uninspected += 1
-        if self.uninspected == self.connections:
-            self.has_room.clear()
-            if self.hold:
-                self.hold(True)
-        try:
-            yield
-        finally:
-            self.uninspected -= 1
-            if self.uninspected == self.connections - 1:
-                self.has_room.set()
-                if self.hold:
-                    self.hold(False)
 
 
 class Fetcher:
-    """Gets photos, for one process; an async context manager. Opens no connection before the first photo that needs one."""
+    """Gets photos, for one process; an async context manager. Opens no connection before the first photo that needs one.
 
-    def __init__(
-        self,
-        sources: Sequence[PhotoSource],
-        settings: CrawlSettings,
-        demands: Demands,
-        gate: Gate | None,
-        threads: int = 1,
-        hold: Callable[[bool], None] | None = None,
-    ) -> None:
+    `settings.per_host` are the limits of this process.
+    """
+
+    def __init__(self, sources: Sequence[PhotoSource], settings: CrawlSettings, demands: Demands) -> None:
         self.sources = sources
         self.settings = settings
         self.demands = demands
-        self.throttle = Throttle(gate, settings.connections, hold)
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="inspect")
+        self.limits = HostLimits(settings.per_host, settings.connections)
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="inspect")
         self.closing = contextlib.AsyncExitStack()
         self.web: WebClient | None = None
         self.buckets: ObjectStores | None = None
@@ -129,7 +69,7 @@ class Fetcher:
     async def __aenter__(self) -> "Fetcher":
         kinds = {source.kind for source in self.sources}
         if "web" in kinds:
-            self.web = await self.closing.enter_async_context(WebClient(self.settings, self.throttle))
+            self.web = await self.closing.enter_async_context(WebClient(self.settings, self.limits))
         if "bucket" in kinds:
             self.buckets = ObjectStores(self.settings)
             self.closing.push_async_callback(self.buckets.close)
@@ -166,16 +106,16 @@ class Fetcher:
                     break
             except MemoryError:
                 raise
-            except Exception as error:  # One photo must never end a run; what nobody foresaw is at least told.
+            except Exception as error:  # One photo must never end a run; what nobody foresaw is at least recorded.
                 detail = f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL]
                 failures.append((source, url, FetchError("unexpected", detail)))
         return self._failed(photo, failures, attempts)
 
     def _again(self) -> AsyncRetrying:
-        """Attempts at one source. What a host's Retry-After asks for is kept by the gate, for all photos of that host."""
+        """Attempts at one source. A host's Retry-After is kept by `HostLimits`, for all photos of that host."""
         return AsyncRetrying(
             stop=stop_after_attempt(self.settings.attempts),
-            wait=wait_random_exponential(multiplier=self.settings.backoff_seconds, max=_LONGEST_WAIT),
+            wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=_LONGEST_WAIT),
             retry=retry_if_exception(_may_pass),
             reraise=True,
         )
@@ -194,7 +134,7 @@ class Fetcher:
         file, offset = None, 0
         if source.kind in ("folder", "tars"):
             file, offset, length = self._find(source, photo)
-            async with self.throttle.slot():
+            async with self.limits.slot():
                 data = await asyncio.get_running_loop().run_in_executor(
                     self.pool, _read_range, file, offset, length, self.settings.max_bytes
                 )
@@ -203,7 +143,7 @@ class Fetcher:
             fetched = await self._download(source, str(url), photo, original)
         if fetched.not_modified:
             return self._kept(photo, attempts, fetched)
-        with self.throttle.inspecting():
+        with self.limits.inspecting():
             try:
                 found = await asyncio.get_running_loop().run_in_executor(
                     self.pool, inspect, fetched.data, photo, original, self.demands
@@ -226,13 +166,13 @@ class Fetcher:
         }
         if file is not None:
             return PhotoResult(row | {"file": str(file), "offset": offset, "length": len(fetched.data)})
-        return PhotoResult(row, fetched.data, found.facts.format, len(fetched.data))
+        return PhotoResult(row, fetched.data, found.facts.format)
 
     async def _download(self, source: PhotoSource, url: str, photo: Mapping[str, Any], original: bool) -> Fetched:
         expected = photo["original_bytes"] if original else None
         if source.kind == "bucket":
             assert self.buckets is not None
-            async with self.throttle.slot():
+            async with self.limits.slot():
                 return await self.buckets.fetch(url, expected_bytes=expected)
         assert self.web is not None
         before = photo["before"]
@@ -258,16 +198,16 @@ class Fetcher:
         before = photo["before"]
         row = self._row(photo, before["source"], OK, attempts, fetched.url or before["url"], fetched.http_status)
         kept = {name: before[name] for name in _PLACE}
-        news = {"etag": fetched.etag or before["etag"], "last_modified": fetched.last_modified or before["last_modified"]}
-        return PhotoResult(row | kept | news, received=len(fetched.data))
+        validators = {"etag": fetched.etag or before["etag"], "last_modified": fetched.last_modified or before["last_modified"]}
+        return PhotoResult(row | kept | validators)
 
     def _failed(
         self, photo: Mapping[str, Any], failures: Sequence[tuple[PhotoSource, str | None, FetchError]], attempts: int
     ) -> PhotoResult:
-        """Told by the failure that may pass, if there is one, else by the last source for which the tables give a URL."""
-        told = [failed for failed in failures if failed[2].code != "bad_url"] or failures
-        told = told[-1:] if told[-1][2].code == "opted_out" else told
-        source, url, failure = next((failed for failed in reversed(told) if failed[2].transient), told[-1])
+        """Recorded is the failure that may pass, if there is one, else by the last source for which the tables give a URL."""
+        candidates = [failed for failed in failures if failed[2].code != "bad_url"] or failures
+        candidates = candidates[-1:] if candidates[-1][2].code == "opted_out" else candidates
+        source, url, failure = next((failed for failed in reversed(candidates) if failed[2].transient), candidates[-1])
         several = len(failures) > 1
         detail = "; ".join(f"{other.text}: {error}" if several else error.detail for other, _, error in failures)[
             :_LONGEST_DETAIL
@@ -277,7 +217,7 @@ class Fetcher:
         if before and before["sha256"] in self.demands.placeholders and not before["verified"]:
             # No source has anything else; the placeholder stays where it is.
             return PhotoResult(row | {"code": "placeholder", "transient": False} | {name: before[name] for name in _PLACE})
-        if before and failure.code not in _GONE:  # What we have is not lost because a server is down, or wants a login, today.
+        if before and failure.code not in _GONE:  # What we have is not lost because a server is down, or asks for a login, today.
             return PhotoResult(
                 row | {"code": OK, "transient": False} | {name: before[name] for name in (*_PLACE, "source", "url")}
             )

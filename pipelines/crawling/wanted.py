@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pbe_core.errors import InputError
 from pipelines.annotations.source import Source
 from pipelines.config import CrawlSettings
-from pipelines.crawling.fetched import FetchError
+from pipelines.crawling.answers import FetchError
 from pipelines.crawling.tar_files import match_members, scan_tars
 from pipelines.photos import as_listed, each_once, known_about, photo_keys
 from schemas.tables import WANTED, with_plain_words

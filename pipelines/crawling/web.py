@@ -1,6 +1,6 @@
 """One GET of a URL that nobody vouches for.
 
-    URL ─▶ scheme, host ─▶ the gate's pass for this host ─▶ connection ─▶ status, headers ─▶ body ─▶ Fetched
+    URL ─▶ scheme, host ─▶ limits of this host ─▶ connection ─▶ status, headers ─▶ body ─▶ Fetched
              ▲                                              addresses.py        │
              └──────────────────────── redirect ────────────────────────────────┘
 
@@ -10,11 +10,11 @@ Whatever the other side does ends in a `Fetched` or a `FetchError`, within `craw
 
 import asyncio
 import email.utils
-import functools
 import importlib.metadata
 import ipaddress
 import re
 import socket
+import zlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -23,15 +23,13 @@ from typing import Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
-from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from pbe_core.images.kinds import ACCEPTED
-from pbe_core.words import noun, number_of
+from pbe_core.words import noun
 from pipelines.config import CrawlSettings
 from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
-from pipelines.crawling.fetched import Fetched, FetchError
-from pipelines.crawling.receiving import AnswerBody, AnswerReader
+from pipelines.crawling.answers import Fetched, FetchError
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
@@ -50,11 +48,20 @@ _HOST_NAME = re.compile(r"(?=.{1,254}$)([a-zA-Z0-9_-]{1,63}\.)*[a-zA-Z0-9_-]{1,6
 # Below the 5 s of Apache and Node, so that a connection is not used just when the server closes it; and few enough are open.
 _IDLE_SECONDS = 4
 _DNS_CACHE_SECONDS = 60
+CONNECT_SECONDS = 10.0
+"""Until a connection stands, encryption included."""
+SLOW_SECONDS = 10.0
+"""For so long an answer may be slower than crawl.slow_bytes_per_second."""
+MOST_REDIRECTS = 5
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_UNPACKED_AT_ONCE = 2**20
+# Of a photo in gzip, which bounds the time that unpacking takes; bgzip, which makes many, has one for each 64 kB of a photo.
+_MOST_MEMBERS = 1000
 
 
 @runtime_checkable
-class Gate(Protocol):
-    """Who says when a host may be asked; `hosts.HostGate`."""
+class Limits(Protocol):
+    """Limits of hosts; `hosts.HostLimits`."""
 
     def request(self, host: str) -> AbstractAsyncContextManager[None]:
         """Entered before a request to `host` (host:port, lower case) and left when its answer was read."""
@@ -63,14 +70,14 @@ class Gate(Protocol):
 class WebClient:
     """One GET at a time per call, with every guard; holds the connection pool of a process. An async context manager."""
 
-    def __init__(self, settings: CrawlSettings, gate: Gate, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
+    def __init__(self, settings: CrawlSettings, limits: Limits, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
         """Nothing is opened yet.
 
         Raises:
             InputError: if `crawl.allowed_addresses` cannot be read.
         """
         self._settings = settings
-        self._gate = gate
+        self._limits = limits
         self._rules = AddressRules(settings.allowed_addresses)
         self._getaddrinfo = getaddrinfo
 
@@ -82,15 +89,12 @@ class WebClient:
             socket_factory=self._rules.checked_socket,
             ttl_dns_cache=_DNS_CACHE_SECONDS,
             keepalive_timeout=_IDLE_SECONDS,
-            limit=0,  # The gate bounds them.
+            limit=0,  # `HostLimits` bounds them.
         )
-        # aiohttp has no public way to give it another reader; tests fail should it stop using this one.
-        reader: type[ResponseHandler] = AnswerReader
-        connector._factory = functools.partial(reader, loop=asyncio.get_running_loop())
         contact = f" (+{settings.contact})" if settings.contact else ""
         self._session = aiohttp.ClientSession(
             connector=connector,
-            timeout=aiohttp.ClientTimeout(total=None, connect=settings.connect_seconds, sock_connect=None),
+            timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_connect=None),
             headers={
                 "User-Agent": f"{ROBOT}/{importlib.metadata.version('paint-by-example')}{contact}",
                 "Accept": _ACCEPT,
@@ -129,13 +133,11 @@ class WebClient:
         seconds = self._settings.total_seconds
         clock = asyncio.get_running_loop().time
         while hop not in seen:
-            if len(seen) > self._settings.max_redirects:
-                raise FetchError(
-                    "redirect_loop", f"more than {number_of(self._settings.max_redirects, 'redirect')} (crawl.max_redirects)"
-                )
+            if len(seen) > MOST_REDIRECTS:
+                raise FetchError("redirect_loop", f"more than {MOST_REDIRECTS} redirects")
             seen.add(hop)
-            # Waiting for the pass is our own politeness, not the server's slowness: it is not counted.
-            async with self._gate.request(f"{hop.host_subcomponent}:{hop.port}"):
+            # Waiting for the limits is our own politeness, not the server's slowness: it is not counted.
+            async with self._limits.request(f"{hop.host_subcomponent}:{hop.port}"):
                 started = clock()
                 answer = await self._ask(hop, headers, expected_bytes, seconds)
                 seconds -= clock() - started
@@ -145,11 +147,11 @@ class WebClient:
         raise FetchError("redirect_loop", f"redirects come back to {_shown(str(hop))}")
 
     async def _once(self, request: ClientRequest, ask: ClientHandlerType) -> ClientResponse:
-        """A middleware that names failures before aiohttp sees them: it would ask again at once, and past the gate."""
+        """A middleware that names failures before aiohttp sees them: it would ask again at once, and past the limits of hosts."""
         try:
             return await ask(request)
         except (aiohttp.ClientError, OSError) as error:
-            raise _no_answer(error, request.url, self._settings.connect_seconds) from error
+            raise _no_answer(error, request.url) from error
 
     async def _ask(self, url: URL, conditions: dict[str, str], expected_bytes: int | None, seconds: float) -> Fetched | URL:
         """One request: what came, or where else to ask."""
@@ -206,17 +208,17 @@ class WebClient:
             body.check(announced)
             if expected_bytes is not None and not packed and announced != expected_bytes:
                 raise FetchError("size_mismatch", f"{announced} {noun(announced, 'bytes')} announced, {expected_bytes} expected")
-        window = settings.slow_bytes_per_second * settings.slow_seconds
+        window = settings.slow_bytes_per_second * SLOW_SECONDS
         try:
             while not response.content.at_eof():
                 # Windows follow each other; one ends early when its bytes are here. What becomes too slow is given up after two.
                 arrived = 0
-                async with asyncio.timeout(settings.slow_seconds):
+                async with asyncio.timeout(SLOW_SECONDS):
                     while arrived < window and (chunk := await response.content.readany()):
                         arrived += len(chunk)
                         body.add(chunk)
         except TimeoutError as error:
-            pace = f"{arrived} {noun(arrived, 'bytes')} within {settings.slow_seconds:g} s (crawl.slow_bytes_per_second)"
+            pace = f"{arrived} {noun(arrived, 'bytes')} within {SLOW_SECONDS:g} s (crawl.slow_bytes_per_second)"
             raise FetchError("too_slow", f"only {pace} after {body.received} {noun(body.received, 'bytes')}") from error
         except aiohttp.ClientResponseError as error:
             raise FetchError("bad_response", _shown(error.message)) from error
@@ -229,6 +231,51 @@ class WebClient:
         if expected_bytes is not None and len(photo) != expected_bytes:
             raise FetchError("size_mismatch", f"{len(photo)} {noun(len(photo), 'bytes')}, {expected_bytes} expected")
         return photo
+
+
+class AnswerBody:
+    """The bytes of an answer as they come, unpacked, and never many more than `limit`."""
+
+    def __init__(self, limit: int, packed: bool) -> None:
+        self.received = 0
+        self._limit = limit
+        self._photo = bytearray()
+        self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB) if packed else None
+        self._members = 1
+
+    def check(self, size: int) -> None:
+        """Raises FetchError: too_large."""
+        if size > self._limit:
+            raise FetchError("too_large", f"{size} {noun(size, 'bytes')} or more, {self._limit} allowed (crawl.max_bytes)")
+
+    def add(self, chunk: bytes) -> None:
+        """Raises FetchError: too_large, or bad_response where unpacking fails."""
+        self.received += len(chunk)
+        self.check(self.received)
+        if not self._unpacker:
+            self._photo += chunk
+            return
+        while chunk:
+            if self._unpacker.eof:
+                # Members of a gzip file follow each other (RFC 1952, section 2.2).
+                self._members += 1
+                if self._members > _MOST_MEMBERS:
+                    raise FetchError("bad_response", f"cannot be unpacked: more than {_MOST_MEMBERS:,} gzip members")
+                self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
+            try:
+                self._photo += self._unpacker.decompress(chunk, _UNPACKED_AT_ONCE)
+            except zlib.error as error:
+                raise FetchError("bad_response", f"cannot be unpacked: {error}") from error
+            self.check(len(self._photo))
+            chunk = self._unpacker.unused_data or self._unpacker.unconsumed_tail
+
+    def finished(self) -> bytes:
+        """All of it. Raises FetchError: incomplete, or not_an_image where there is nothing."""
+        if self.received and self._unpacker and not self._unpacker.eof:
+            raise FetchError("incomplete", f"what is packed into {self.received} {noun(self.received, 'bytes')} has no end")
+        if not self._photo:
+            raise FetchError("not_an_image", "an empty answer")
+        return bytes(self._photo)
 
 
 def _as_url(text: str, base: URL | None = None) -> URL:
@@ -278,22 +325,22 @@ def _redirected(response: ClientResponse, base: URL) -> URL:
         raise FetchError(code, f"redirected to {error.detail}", http_status=response.status) from error
 
 
-def _no_answer(error: Exception, url: URL, connect_seconds: float) -> FetchError:
+def _no_answer(error: Exception, url: URL) -> FetchError:
     """What to call it when no answer began."""
-    said = f"{url.host}: {_shown(str(error))}"
+    message = f"{url.host}: {_shown(str(error))}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return FetchError("timeout", f"no connection to {url.host} within {connect_seconds:g} s (crawl.connect_seconds)")
+        return FetchError("timeout", f"no connection to {url.host} within {CONNECT_SECONDS:g} s")
     if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
         return FetchError("blocked_address", f"{url.host}: {error.os_error}")
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return FetchError("dns", said)
+        return FetchError("dns", message)
     if isinstance(error, aiohttp.ClientSSLError):
-        return FetchError("tls", said)
+        return FetchError("tls", message)
     if isinstance(error, aiohttp.InvalidURL):
-        return FetchError("bad_url", said)
+        return FetchError("bad_url", message)
     if isinstance(error, aiohttp.ClientResponseError):
         return FetchError("bad_response", f"{url.host}: {_shown(error.message)}")
-    return FetchError("connect", said)
+    return FetchError("connect", message)
 
 
 def _opt_outs(tags: Sequence[str]) -> set[str]:
@@ -302,7 +349,7 @@ def _opt_outs(tags: Sequence[str]) -> set[str]:
     Each is a list of directives, where `name:` says for which robot the rest of it is.
     https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag#xrobotstag
     """
-    said = set()
+    words = set()
     for tag in tags:
         robot = "*"
         for directive in tag.lower().split(","):
@@ -310,8 +357,8 @@ def _opt_outs(tags: Sequence[str]) -> set[str]:
             if colon and re.fullmatch("[a-z*][a-z0-9_./*-]*", name) and name not in _WITH_VALUE:
                 robot, directive = name, rest
             if robot in ("*", ROBOT):
-                said.add(directive.strip())
-    return said | {"noindex", "nofollow"} if "none" in said else said
+                words.add(directive.strip())
+    return words | {"noindex", "nofollow"} if "none" in words else words
 
 
 def _seconds_until(retry_after: str | None) -> float | None:

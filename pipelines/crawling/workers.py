@@ -1,63 +1,192 @@
-"""One process that crawls: an asyncio loop with many photos in flight, and a part for each unit of them."""
+"""A round on Ray: processes that crawl its units, and a stop in good order.
+
+    units ──ray_pool──▶ CrawlWorker on each node ──▶ photos, many at once ──▶ a part for each unit (on disk)
+
+Each process has an equal share of each web host's limits (hosts.py). Nothing but whether it worked comes back, never pixels.
+"""
 
 import asyncio
 import contextlib
 import gc
+import os
+import signal
+import sys
 import traceback
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from pbe_core.errors import InputError
+from pbe_core.progress import Progress
 from pipelines.config import BuildSettings
+from pipelines.crawling.answers import Demands
 from pipelines.crawling.fetching import Fetcher
-from pipelines.crawling.hosts import HostGate
-from pipelines.crawling.inspection import Demands
-from pipelines.crawling.ledger import HostReport, Lease
-from pipelines.crawling.parts import PartWriter, SupersededError
-from pipelines.crawling.progress import Progress
-from pipelines.crawling.rounds import Round
+from pipelines.crawling.hosts import most_processes, share_of
+from pipelines.crawling.rounds import PartWriter, Round, SupersededError, part_name, read_part
 from pipelines.crawling.wanted import PhotoSource
+from pipelines.on_ray import start_ray
+from pipelines.ray_pool import actor_options, work_on_ray
+from schemas.outcomes import OK
 
+MOST_WORKERS = 8
+MOST_UNITS = 32
+"""Of one process at once: while photos of some wait for hosts that cool down, those of others come."""
+MOST_ERRORS = 3
+"""After so many units in a row that could not be made (a full disk, say) no further one is tried in this run."""
+_FEWER = "fewer crawling processes need less: lower build.crawl.workers or build.crawl.connections"
+# A share of a CPU, so that a cluster that is busy otherwise still has a place for them: mostly they wait.
+_CPUS_PER_WORKER = 0.1
 _GARBAGE = (20_000, 20, 20)
-_TELL_SECONDS = 0.5
-_STALL_SECONDS = 1.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Why a unit has no part; never because of a photo."""
+class Stop:
+    """Whether a person, or the machine, stops the crawl: Ctrl-C, SIGTERM, a closed terminal. A context manager.
 
-    text: str
-    of_all: bool = False
-    """Whether all other units would have it, too: a full disk, a folder that is gone."""
-    lost: bool = False
-    """Whether its worker is, with all that it had at hand."""
+    While photos are in flight (`gently`) the signal is noted, and the crawl ends in good order. Else, and the second time, it
+    raises `KeyboardInterrupt`.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.gently = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        self._before = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}  # nohup ignores SIGHUP.
+        # What a handler raises gets lost where Python runs it within a callback, as when it forks; here it leaves a byte.
+        self._arrived, self._arrives = os.pipe()
+        for end in (self._arrived, self._arrives):
+            os.set_blocking(end, False)
+        self._woken_before = signal.set_wakeup_fd(self._arrives, warn_on_full_buffer=False)
+        # Of what got lost Python prints a traceback, which tells nobody anything. While it starts, Ray's own handler is there.
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._show_unraisable
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._woken_before)
+        sys.unraisablehook = self._unraisable_before
+        os.close(self._arrived)
+        os.close(self._arrives)
+
+    def _show_unraisable(self, unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, (KeyboardInterrupt, SystemExit)):
+            self._unraisable_before(unraisable)
+
+    def listen(self) -> None:
+        """Handle signals, also where another handler was set meanwhile, and those that this one may have lost."""
+        for number in self._before:
+            signal.signal(number, self._handle)
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._arrived, 100):
+                if number in self._before:
+                    self._handle(number, None)
+
+    def _handle(self, number: int, _: Any) -> None:
+        again, self.signal = self.signal, self.signal or number
+        if again or not self.gently:
+            raise KeyboardInterrupt
+        print("\nstopping: keeping what has come (once more to stop at once)", file=sys.stderr, flush=True)
+
+
+def crawl_on_ray(
+    chosen: Round, sources: Sequence[PhotoSource], settings: BuildSettings, progress: Progress, stop: Stop
+) -> dict[int, str]:
+    """Crawl all units of a round on all nodes, until they are done or `stop` is set.
+
+    Returns:
+        The error of each unit that could not be made: of the machine, or of ours, never of a photo.
+
+    Raises:
+        InputError: the cluster has no CPU.
+    """
+    count = _start(chosen, sources, settings, progress, stop)
+    make = ray.remote(CrawlWorker).options(scheduling_strategy="SPREAD", **actor_options(_CPUS_PER_WORKER, at_once=MOST_UNITS))
+    actors: list[Any] = []
+    errors: dict[int, str] = {}
+    codes: Counter[str] = Counter()
+    in_a_row = stored = 0
+
+    def start() -> Any:
+        share = share_of(settings.crawl.per_host, len(actors), count)
+        own = settings.model_copy(update={"crawl": settings.crawl.model_copy(update={"per_host": share})})
+        actors.append(make.remote(chosen, sources, own))
+        return actors[-1]
+
+    stop.gently = True
+    try:
+        done = work_on_ray(
+            start,
+            count,
+            range(len(chosen.sizes)),
+            progress,
+            _FEWER,
+            MOST_UNITS,
+            lambda: stop.signal or in_a_row >= MOST_ERRORS,
+        )
+        for unit, error in done:
+            if error:
+                in_a_row += 1
+                if not stop.signal:
+                    errors[unit] = error
+                continue
+            in_a_row = 0
+            progress.update(chosen.sizes[unit])
+            if part := read_part(chosen.store / "parts" / f"{part_name(chosen.number, unit)}.json"):
+                codes.update(part.codes)
+                stored += part.stored_bytes
+                progress.say(_state(codes, stored))
+    finally:
+        for actor in actors:
+            ray.kill(actor)  # What hangs, too: its parts are not recorded, so nothing is half there.
+        stop.gently = False
+    return errors
+
+
+def _start(chosen: Round, sources: Sequence[PhotoSource], settings: BuildSettings, progress: Progress, stop: Stop) -> int:
+    """Start Ray; returns how many processes crawl."""
+    if not ray.is_initialized():
+        progress.say("starting Ray")
+        try:
+            start_ray(settings.ray.address)
+        except SystemExit:  # What Ray makes of a SIGTERM while it starts.
+            stop.signal = stop.signal or signal.SIGTERM
+            raise KeyboardInterrupt from None
+        stop.listen()  # Ray has put a handler of its own.
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if not cpus:
+        raise InputError("the Ray cluster has no CPU to crawl on; add a node, or set build.ray.address to another one")
+    count = min(settings.crawl.workers or min(cpus, MOST_WORKERS), len(chosen.sizes))
+    if any(source.kind == "web" for source in sources):
+        count = min(count, most_processes(settings.crawl.per_host))
+    return count
+
+
+def _state(codes: Counter[str], stored: int) -> str:
+    others = Counter({code: number for code, number in codes.items() if code != OK})
+    counts = [f"ok {codes[OK]:,}", *(f"{code} {number:,}" for code, number in others.most_common())]
+    return " · ".join([*counts, f"{stored / 1e6:,.0f} MB stored"])
 
 
 class CrawlWorker:
-    """Crawls units, several at once. An async Ray actor."""
+    """Crawls units, several at once: an asyncio loop with many photos in flight. An async Ray actor."""
 
-    def __init__(
-        self,
-        chosen: Round,
-        sources: Sequence[PhotoSource],
-        settings: BuildSettings,
-        ledger: str,
-        name: str,
-    ) -> None:
-        """Nothing is opened yet; `ledger` is the name of the actor, `name` that of this worker, also when it is started again."""
+    def __init__(self, chosen: Round, sources: Sequence[PhotoSource], settings: BuildSettings) -> None:
+        """Nothing is opened yet; `settings.crawl.per_host` are the limits of this process."""
         # Photos at hand are many objects and no garbage; to look for some as often as Python does takes a tenth of the time.
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
         self.round = chosen
-        self.settings = settings.crawl
-        self.ledger = ray.get_actor(ledger)
-        self.name = name
-        self.progress = Progress()
-        self.stopping = asyncio.Event()
+        self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
+        self.finished: dict[int, int] = {}
+        """Unit at hand -> photos of it that have an outcome."""
         demands = Demands(
             frame=settings.source.photo_frame,
             max_pixels=settings.source.max_photo_pixels,
@@ -65,91 +194,58 @@ class CrawlWorker:
             placeholders=frozenset(chosen.placeholders),
             missing_end_mark=settings.source.missing_end_mark,
         )
-        self.gate = HostGate(settings.crawl.per_host, self._renew, capacity=settings.crawl.connections)
-        self.fetcher = Fetcher(sources, settings.crawl, demands, self.gate, hold=self.gate.hold)
-        self.last_news: dict[int, float] = {}
-        """When a photo of each unit at hand was last done with."""
+        self.fetcher = Fetcher(sources, settings.crawl, demands)
         self.opened: asyncio.Task[Any] | None = None
-        self.running: list[asyncio.Task[None]] = []
 
     async def ready(self) -> None:
         """That this returns means that the worker has found its place."""
         if self.opened is None:
-            self.opened = asyncio.ensure_future(self._open())
+            self.opened = asyncio.ensure_future(self.fetcher.__aenter__())
         await self.opened
 
-    async def _open(self) -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # A ledger that begins again has heard of nobody.
-            await self.ledger.arrive.remote(self.name)
-        await self.fetcher.__aenter__()
-        self.running = [asyncio.ensure_future(self.gate.run()), asyncio.ensure_future(self._tell())]
+    async def done(self) -> float:
+        """Photos of the units at hand that have an outcome."""
+        return sum(self.finished.values())
 
-    async def _tell(self) -> None:
-        while True:
-            await asyncio.sleep(_TELL_SECONDS)
-            with contextlib.suppress(ray.exceptions.RayError):
-                await self.ledger.tell.remote(self.name, self._now())
-
-    async def _renew(self, reports: dict[str, HostReport]) -> dict[str, Lease]:
-        leases: dict[str, Lease] = await self.ledger.renew.remote(self.name, reports)
-        return leases
-
-    def _now(self) -> Progress:
-        now = asyncio.get_running_loop().time()
-        self.progress.in_flight = self.fetcher.throttle.busy
-        self.progress.stalled = sum(now - last > _STALL_SECONDS for last in self.last_news.values())
-        return self.progress
-
-    async def crawl(self, unit: int) -> Trouble | None:
-        """Crawl one unit and make its part."""
-        await self.ready()
+    async def work(self, unit: int) -> str:
+        """Crawl one unit and make its part; returns why there is none, which is never because of a photo."""
         writer = PartWriter(self.round.store, self.round.number, unit)
         tasks: list[asyncio.Task[None]] = []
+        self.finished[unit] = 0
         try:
             await asyncio.to_thread(writer.check_round)
             photos = await asyncio.to_thread(self.round.read_unit, unit)
-            if self.stopping.is_set():
-                return None
-            self.last_news[unit] = asyncio.get_running_loop().time()
+            if self.stopping:
+                return ""
             tasks = [asyncio.create_task(self._photo(photo, writer)) for photo in photos]
             self.tasks.update(tasks)
             try:
                 await asyncio.gather(*tasks)
             except asyncio.CancelledError:
-                if not self.stopping.is_set():
+                if not self.stopping:
                     raise
                 # Stopped: what has come is kept, the rest is for the next run.
                 await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.to_thread(writer.commit)
         except (SupersededError, OSError) as error:  # The message has it all.
-            return Trouble(f"{type(error).__name__}: {error}", of_all=True)
+            return f"{type(error).__name__}: {error}"
         except Exception:
-            return Trouble(traceback.format_exc())
+            return traceback.format_exc()
         finally:
             for task in tasks:
                 task.cancel()
             self.tasks.difference_update(tasks)
-            self.last_news.pop(unit, None)
+            del self.finished[unit]
             writer.abandon()
-        return None
+        return ""
 
     async def _photo(self, photo: dict[str, Any], writer: PartWriter) -> None:
         outcome = await self.fetcher.fetch(photo)
         writer.add(outcome.row, outcome.data, outcome.extension)
-        self.last_news[writer.unit] = asyncio.get_running_loop().time()
-        self.progress.codes[outcome.row["code"]] += 1
-        self.progress.received += outcome.received
+        self.finished[writer.unit] += 1
 
     async def stop(self) -> None:
-        """Let go of everything that is in flight; parts that are begun are committed with what they have."""
-        self.stopping.set()
+        """Cancel everything that is in flight; parts that are begun are committed with what they have."""
+        self.stopping = True
         for task in self.tasks:
             task.cancel()
-
-    async def close(self) -> None:
-        """The last report, and the end of all connections."""
-        for task in self.running:
-            task.cancel()
-        await self.ledger.leave.remote(self.name, self._now())
-        if self.opened:
-            await self.fetcher.__aexit__(None, None, None)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.crawling.rounds import read_parts
-from pipelines.crawling.verify import verify_store
+from pipelines.crawling.tables import verify_store
 from schemas.outcomes import OK
 from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.faults.marked import MarkedProcesses

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.crawling.verify import verify_store
+from pipelines.crawling.tables import verify_store
 from tests.crawl_world import crawl_command, crawl_options
 from tests.faults.kill_build import build_command, hashes_of
 from tests.faults.kill_train import results as train_results

@@ -14,8 +14,9 @@ import pytest
 
 from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
+from pipelines.crawling import web
+from pipelines.crawling.answers import Fetched, FetchError
 from pipelines.crawling.buckets import ObjectStores, check_object_stores, fetch_error
-from pipelines.crawling.fetched import Fetched, FetchError
 from tests.s3_server import KEY, SECRET, S3Server, s3_server
 
 PHOTO = bytes(range(256)) * 20
@@ -237,6 +238,7 @@ def test_a_store_that_does_not_finish_is_given_up_in_time(protocol, begin):
 def test_a_store_that_does_not_take_the_connection_is_given_up_in_time(protocol, monkeypatch):
     """Its queue is full, so that the system drops what would open another one."""
     _needs(protocol)
+    monkeypatch.setattr(web, "CONNECT_SECONDS", 0.3)
     monkeypatch.setattr("s3fs.S3FileSystem.connect_timeout", 3600)  # The library's own, which must not count.
     with contextlib.ExitStack() as sockets:
         deaf = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
@@ -245,7 +247,7 @@ def test_a_store_that_does_not_take_the_connection_is_given_up_in_time(protocol,
             waiting.setblocking(False)
             waiting.connect_ex(deaf.getsockname())
         endpoint = f"http://127.0.0.1:{deaf.getsockname()[1]}"
-        error = failure(storage_of(protocol, endpoint), f"{protocol}://photos/one.jpg", connect_seconds=0.3, total_seconds=3600)
+        error = failure(storage_of(protocol, endpoint), f"{protocol}://photos/one.jpg", total_seconds=3600)
     assert error.code == "timeout"
 
 

@@ -1,8 +1,9 @@
-"""Workers and the driver on a real Ray: a host that rests, a busy cluster, progress, what ends a run early, other sources."""
+"""Workers on a real Ray: a host that cools down, a busy cluster, progress, what ends a run early, other sources."""
 
 import io
 import json
 import logging
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,12 +16,11 @@ import pytest
 import ray
 
 from pbe_core.errors import InputError
+from pbe_core.progress import Progress
 from pbe_core.settings import REPOSITORY, load_settings, preset
 from pipelines import crawl
 from pipelines.annotations import open_source
 from pipelines.config import BuildSettings, with_absolute_paths
-from pipelines.crawling import live, workers
-from pipelines.crawling.driver import _may_take
 from pipelines.dataset.write_plan import select_and_plan
 from tests.crawl_world import crawl_command, crawl_options, write_tables
 from tests.hostile_server import HostileServer, good_photo
@@ -54,8 +54,8 @@ def codes_of(settings: BuildSettings) -> dict[str, str]:
     return {row["photo_id"]: row["code"] for row in pq.read_table(settings.source.photos / "status.parquet").to_pylist()}
 
 
-def test_a_host_that_rests_stops_no_other(tmp_path):
-    """One photo in ten lies at a host that asks for a long pause: more units than a worker has at once wait for it."""
+def test_a_host_that_cools_down_stops_no_other(tmp_path):
+    """One photo in ten lies at a host that asks for a long pause: nearly each unit waits for it."""
     pause = 300  # Nobody waits so long: it ends when the others have come.
     with HostileServer() as good, HostileServer() as busy:
         urls = {
@@ -63,7 +63,7 @@ def test_a_host_that_rests_stops_no_other(tmp_path):
             for number in range(200)
         }
         allowed = json.dumps([f"127.0.0.1:{server.port}" for server in (good, busy)])
-        options = {"crawl.allowed_addresses": allowed, "crawl.workers": 1, "crawl.photos_per_part": 10}
+        options = {"crawl.allowed_addresses": allowed, "crawl.workers": 1, "crawl.photos_per_part": 20}
         tables = write_tables(tmp_path / "tables", urls)
         with subprocess.Popen(
             crawl_command(crawl_options(tables, tmp_path / "store", tmp_path / "out", None, others=options)),
@@ -75,23 +75,11 @@ def test_a_host_that_rests_stops_no_other(tmp_path):
             while len(good.hits) < 180 and time.monotonic() < deadline:
                 time.sleep(0.1)
             crawling.terminate()
-        # All of them came while the other host rested, though nearly each unit waits for that.
+        # All of them came while the other host cooled down, though nearly each unit waits for that.
         assert crawling.returncode == 143
         assert len(good.times("/good/")) == len(good.hits) == 180
         first, *_ = busy.times("/busy/")
         assert max(good.times("/good/")) < first + pause
-
-
-def test_a_unit_that_failed_before_is_alone_with_its_worker():
-    """If one of its photos kills the worker, it takes no other unit with it."""
-    assert _may_take(7, set(), {7: 1}, stalled=0)
-    assert _may_take(7, {1, 2}, {}, stalled=0)
-    assert not _may_take(7, {1}, {7: 1}, stalled=0)
-    assert not _may_take(7, {1}, {1: 1}, stalled=0)
-    # Units that only wait for hosts kill nobody; or hosts that rest would hold up all others again.
-    assert _may_take(7, {1}, {7: 1}, stalled=1)
-    assert _may_take(7, {1, 2}, {1: 1}, stalled=2)
-    assert not _may_take(7, {1, 2}, {1: 1}, stalled=1)
 
 
 def test_workers_find_a_place_on_a_busy_cluster(cluster, tmp_path):
@@ -111,30 +99,25 @@ def test_workers_find_a_place_on_a_busy_cluster(cluster, tmp_path):
     ray.kill(holder)
 
 
-def test_what_is_shown_counts_photos_of_every_kind_of_source(cluster, tmp_path, monkeypatch):
-    """Local ones, too, for which no web host is asked."""
-    shown: list[tuple[dict, int, int]] = []
+def test_progress_counts_photos_of_every_kind_of_source(cluster, tmp_path, monkeypatch):
+    """Local ones, too, for which no web host is asked: with a rate, the time that is left, and outcomes."""
+    shown: list[str] = []
 
-    class Watched(live.Display):
-        def show(self, codes, received, in_flight, hosts) -> None:
-            shown.append((dict(codes), received, in_flight))
-            super().show(codes, received, in_flight, hosts)
+    class Watched(Progress):
+        def say(self, status: str) -> None:
+            super().say(status)
+            shown.append(self.line())
 
-    monkeypatch.setattr(crawl, "Display", Watched)
-    monkeypatch.setattr(live, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(crawl, "Progress", Watched)
     (tmp_path / "photos" / "train").mkdir(parents=True)
     urls = {}
-    for number in range(400):
+    for number in range(100):
         (tmp_path / "photos" / "train" / f"{number:04d}.jpg").write_bytes(good_photo(f"{number}", 640, 480))
         urls[f"{number:04d}"] = ""
     settings = settings_of(tmp_path, urls, [], [str(tmp_path / "photos")], **{"crawl.photos_per_part": 10})
-    # So slow that there is something to see on a quick machine.
-    monkeypatch.setattr(workers, "_TELL_SECONDS", 0.05)
-    status, said = crawl_photos(settings)
-    assert status == 0
+    assert crawl_photos(settings)[0] == 0
     assert set(codes_of(settings).values()) == {"ok"}
-    assert any(codes.get("ok", 0) > 0 for codes, _, _ in shown) or "of 400 photos" in said
-    assert "crawling" in said
+    assert any(re.match(r"crawling: [1-9]\d* of 100 photos .*photos/s, .* left, ok \d+ ", line) for line in shown), shown
 
 
 def test_placeholders_are_asked_for_at_the_next_source_in_the_same_run(cluster, tmp_path):

@@ -1,7 +1,9 @@
 """The pool of actors on a real Ray: lost processes, the memory monitor, progress from within a unit."""
 
+import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -163,12 +165,13 @@ def test_what_is_done_of_a_unit_shows_while_it_goes_on(one_node, tmp_path):
 def test_a_late_answer_does_not_count_a_finished_unit_twice(one_node):
     """An actor answers how far it is when it can: by then its unit may be done, and counted as a whole."""
     progress = Progress("packing", total=40, unit="samples")
-    pool = ray_pool._Pool(deque(), progress, FEWER)
-    pool.at_hand[1] = 5.0
-    pool.asked[ray.put(20.0)] = 0  # Unit 0 is not running any more.
+    actor = ray_pool._Actor(None, units={0})
+    pool = ray_pool._Pool(deque(), progress, FEWER, 1, bool, [actor])
+    pool.asked[ray.put(20.0)] = actor
+    pool.forget(actor, 0)
     pool.look()
-    pool.forget(1)
-    assert progress.at_hand == 0
+    actor.units.add(1)
+    assert actor.done == progress.at_hand == 0
 
 
 def test_waiting_for_ray_is_told_and_taken_back(one_node, tmp_path):
@@ -206,3 +209,63 @@ def test_all_errors_of_ray_itself_mean_that_a_process_is_gone(kind):
     assert is_lost(error)
     said = what_was_lost(error, FEWER)
     assert ("memory" in said) == (FEWER in said) == (kind in ("OutOfMemoryError", "ActorUnavailableError"))
+
+
+class Several:
+    """An async worker with several units at hand, which it notes. Unit 3 ends its process, each time; those from 7 on last."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.at_hand: set[int] = set()
+        self.stopping = asyncio.Event()
+
+    async def ready(self) -> None: ...
+
+    async def work(self, unit: int) -> str:
+        self.at_hand.add(unit)
+        with (self.folder / "at_hand").open("a") as file:
+            file.write(" ".join(map(str, sorted(self.at_hand))) + "\n")
+        if unit == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if unit >= 7:
+            await self.stopping.wait()
+        await asyncio.sleep(0.05)
+        self.at_hand.discard(unit)
+        return ""
+
+    async def done(self) -> float:
+        return 0
+
+    async def stop(self) -> None:
+        self.stopping.set()
+
+
+def seen_at_hand(folder: Path) -> list[set[int]]:
+    path = folder / "at_hand"
+    return [set(map(int, line.split())) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_unit_that_ends_its_actor_takes_no_other_unit_with_it(one_node, tmp_path):
+    """Of several at hand nobody knows which it was: each is given out again, alone."""
+    make = ray.remote(Several).options(**actor_options(1, at_once=8))
+    outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 1, range(6), Progress("working"), FEWER, at_once=8))
+    assert {unit for unit, error in outcomes.items() if error} == {3}
+    assert outcomes.keys() == set(range(6))
+    at_hand = seen_at_hand(tmp_path)
+    assert max(map(len, at_hand)) > 1
+    assert sum(3 in units for units in at_hand) >= 3
+    assert {3} in at_hand
+
+
+def test_an_actor_without_progress_gets_further_units_and_a_stop_ends_what_lasts(one_node, tmp_path):
+    make = ray.remote(Several).options(**actor_options(1, at_once=8))
+    outcomes = work_on_ray(
+        lambda: make.remote(str(tmp_path)),
+        1,
+        range(7, 17),
+        Progress("working"),
+        FEWER,
+        at_once=8,
+        stops=lambda: max(map(len, seen_at_hand(tmp_path)), default=0) == 8,
+    )
+    assert dict(outcomes) == dict.fromkeys(range(7, 15), "")

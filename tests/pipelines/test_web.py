@@ -20,11 +20,10 @@ from hypothesis.strategies import binary, integers, ip_addresses, lists, sampled
 
 from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
-from pipelines.crawling import receiving, web
+from pipelines.crawling import web
 from pipelines.crawling.addresses import AddressRefused, AddressRules
-from pipelines.crawling.fetched import Fetched, FetchError
-from pipelines.crawling.receiving import AnswerBody
-from pipelines.crawling.web import WebClient
+from pipelines.crawling.answers import Fetched, FetchError
+from pipelines.crawling.web import AnswerBody, WebClient
 from schemas.outcomes import OUTCOMES
 from tests.hostile_server import ETAG, LARGE, LATE, MAX_BYTES, MODIFIED, ROUTES, TROUBLES, HostileServer, good_photo
 
@@ -49,6 +48,13 @@ class OpenGate:
             self.diary.append(f"out {host}")
 
 
+@pytest.fixture(autouse=True)
+def limits(monkeypatch):
+    """What `client` sets is set back."""
+    for name in ("CONNECT_SECONDS", "SLOW_SECONDS", "MOST_REDIRECTS"):
+        monkeypatch.setattr(web, name, getattr(web, name))
+
+
 @pytest.fixture(scope="module")
 def server():
     with HostileServer({"a.jpg": good_photo()}) as server:
@@ -62,11 +68,12 @@ def other():
         yield server
 
 
-def client(server, *, gate=None, getaddrinfo=socket.getaddrinfo, **options):
+def client(server, *, gate=None, getaddrinfo=socket.getaddrinfo, connect=600, slow=600, redirects=5, **options):
     """A client that may ask `server`, with time limits that nothing reaches: those that something shall reach are given."""
-    usual = {"connect_seconds": 600, "total_seconds": 600, "slow_seconds": 600, "max_bytes": MAX_BYTES}
+    web.CONNECT_SECONDS, web.SLOW_SECONDS, web.MOST_REDIRECTS = connect, slow, redirects
     allowed = (f"127.0.0.1:{server.port}",)
-    return WebClient(CrawlSettings(**{"allowed_addresses": allowed, **usual, **options}), gate or OpenGate(), getaddrinfo)
+    given = {"allowed_addresses": allowed, "total_seconds": 600, "max_bytes": MAX_BYTES, **options}
+    return WebClient(CrawlSettings(**given), gate or OpenGate(), getaddrinfo)
 
 
 async def outcome(client, url, **wishes):
@@ -123,7 +130,7 @@ CODES = {
     "/robots?tag=noai": "opted_out",
     "/redirect?to=http://169.254.169.254:1/latest/meta-data/": "blocked_address",
 }
-QUICK = {"timeout": {"total_seconds": 0.4}, "too_slow": {"slow_seconds": 0.3}}
+QUICK = {"timeout": {"total_seconds": 0.4}, "too_slow": {"slow": 0.3}}
 
 
 @pytest.mark.parametrize(("path", "code"), CODES.items(), ids=CODES)
@@ -141,7 +148,7 @@ GOOD = ["/photos/a.jpg", "/chunked", "/until-closed", "/gzip-photo", "/gzip-phot
         "/gzip-photo?encoding=deflate", "/gzip-in-members", "/etag", "/last-modified", "/strange-etag",
         "/tdm?value=0", "/robots?tag=all"]  # fmt: skip
 ODD = ["/html-as-jpeg", "/large-png", "/png-text", "/png-profile", "/heic", "/no-end-mark", "/truncated",
-       "/good", "/cookie", "/interim/8"]  # fmt: skip
+       "/good", "/cookie", "/interim/9"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", GOOD)
@@ -161,7 +168,7 @@ def test_all_routes_of_the_server_are_used():
 
 def test_chunks_that_are_none_end_the_fetch(server):
     """What aiohttp makes of them depends on when they come; the time limits hold."""
-    assert ask(server, "/bad-chunks", slow_seconds=0.3).code in ("incomplete", "too_slow", "bad_response")
+    assert ask(server, "/bad-chunks", slow=0.3).code in ("incomplete", "too_slow", "bad_response")
 
 
 def test_the_error_says_what_the_server_said(server):
@@ -204,13 +211,13 @@ def test_any_retry_after_is_a_bounded_wait_or_none(value):
 def test_no_connection_in_time(server):
     """A server that never answers a TLS handshake, and a name that never resolves."""
     event = threading.Event()
-    error = ask(server, server.url("/good").replace("http", "https"), connect_seconds=0.3)
-    assert (error.code, "connect_seconds" in error.detail) == ("timeout", True)
+    error = ask(server, server.url("/good").replace("http", "https"), connect=0.3)
+    assert (error.code, "no connection" in error.detail) == ("timeout", True)
     try:
-        error = ask(server, "http://hangs.example/", getaddrinfo=lambda *_, **__: event.wait(60), connect_seconds=0.3)
+        error = ask(server, "http://hangs.example/", getaddrinfo=lambda *_, **__: event.wait(60), connect=0.3)
     finally:
         event.set()
-    assert (error.code, "connect_seconds" in error.detail) == ("timeout", True)
+    assert (error.code, "no connection" in error.detail) == ("timeout", True)
 
 
 def test_dead_names_do_not_hold_up_others(server):
@@ -267,14 +274,14 @@ def test_waiting_for_the_pass_does_not_count(server):
 
 def test_what_is_slow_enough_comes(server):
     """Many windows of 100 bytes, all of which come in time; then 20 bytes per s against 250."""
-    steady = {"slow_bytes_per_second": 1, "slow_seconds": 100}
+    steady = {"slow_bytes_per_second": 1, "slow": 100}
     assert ask(server, "/slow-body?interval=0.01&step=40", **steady).data == good_photo()
-    assert ask(server, "/slow-body?interval=0.05&step=1", slow_bytes_per_second=250, slow_seconds=0.4).code == "too_slow"
+    assert ask(server, "/slow-body?interval=0.05&step=1", slow_bytes_per_second=250, slow=0.4).code == "too_slow"
 
 
 def test_the_slow_are_given_up_after_two_windows(server):
     """The first has its bytes early; the second has none."""
-    error = ask(server, "/stalls", slow_seconds=0.3, slow_bytes_per_second=3000)
+    error = ask(server, "/stalls", slow=0.3, slow_bytes_per_second=3000)
     assert error.code == "too_slow"
     assert error.detail.startswith("only 0 bytes within 0.3 s")
     assert error.detail.endswith("after 1000 bytes")
@@ -324,7 +331,7 @@ def test_what_is_given_up_is_not_drained(server):
 
 def test_what_unpacks_to_more_than_is_allowed_is_not_unpacked(monkeypatch):
     """What is packed may be a thousand times as long. The limit bounds the memory: no more than one step goes beyond it."""
-    monkeypatch.setattr(receiving, "_UNPACKED_AT_ONCE", 100)
+    monkeypatch.setattr(web, "_UNPACKED_AT_ONCE", 100)
     body = AnswerBody(1000, packed=True)
     with pytest.raises(FetchError, match="too_large"):
         body.add(gzip.compress(bytes(1500)))
@@ -333,29 +340,9 @@ def test_what_unpacks_to_more_than_is_allowed_is_not_unpacked(monkeypatch):
 
 def test_a_photo_in_too_many_members_is_none(server, monkeypatch):
     """Those without content cost time and add nothing to the bytes that are counted: the limit bounds the time."""
-    monkeypatch.setattr(receiving, "_MOST_MEMBERS", 10)
+    monkeypatch.setattr(web, "_MOST_MEMBERS", 10)
     assert isinstance(ask(server, "/gzip-in-members?empty=8"), Fetched)
     assert ask(server, "/gzip-in-members?empty=9").code == "bad_response"
-
-
-def test_few_interim_answers_are_parsed(server, monkeypatch):
-    """They may come many at once; the limit bounds the time for which other requests of the process wait."""
-    parsed = []
-    feed = receiving.AnswerReader.feed_data
-
-    def counted(self, data, size=0):
-        parsed.append(data[0].code)
-        feed(self, data, size)
-
-    monkeypatch.setattr(receiving.AnswerReader, "feed_data", counted)
-    monkeypatch.setattr(receiving, "_MOST_INTERIM", 2)
-    monkeypatch.setattr(receiving, "_HEAD_SLICE", 50)  # Two of them.
-    assert isinstance(ask(server, "/interim/2"), Fetched)
-    assert parsed == [100, 100, 200]
-    parsed.clear()
-    assert ask(server, "/interim/12").code == "bad_response"
-    assert parsed == [100] * len(parsed)
-    assert len(parsed) <= 4
 
 
 @given(binary(max_size=200), integers(1, 5), lists(integers(0, 400)), integers(1, 40), sampled_from(["gzip", "deflate"]))
@@ -368,7 +355,7 @@ def test_unpacking_gives_what_was_packed(data, members, cuts, step, encoding):
     edges = sorted({0, len(packed), *(cut for cut in cuts if cut < len(packed))})
     body = AnswerBody(len(packed) + len(expected), packed=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(receiving, "_UNPACKED_AT_ONCE", step)
+        patch.setattr(web, "_UNPACKED_AT_ONCE", step)
         for start, end in itertools.pairwise(edges):
             body.add(packed[start:end])
     if expected:
@@ -560,9 +547,9 @@ def test_redirects_lead_on(server, other):
 def test_redirects_have_an_end(server):
     ask(server, "/loop/a/end", "/itself/end")
     assert [server.hits[path] for path in ("/loop/a/end", "/loop/b/end", "/itself/end")] == [1, 1, 1]
-    assert ask(server, "/chain/3/end", max_redirects=2).code == "redirect_loop"
+    assert ask(server, "/chain/3/end", redirects=2).code == "redirect_loop"
     assert [server.hits[f"/chain/{left}/end"] for left in (3, 2, 1, 0)] == [1, 1, 1, 0]
-    assert isinstance(ask(server, "/good", max_redirects=0), Fetched)
+    assert isinstance(ask(server, "/good", redirects=0), Fetched)
 
 
 def test_a_redirect_in_latin_1(server):
@@ -816,7 +803,7 @@ def test_a_thousand_of_everything(server):
     async def go():
         nonlocal peak
         waiting = iter(range(1000))
-        async with client(server, total_seconds=0.5, slow_seconds=0.2) as it:
+        async with client(server, total_seconds=0.5, slow=0.2) as it:
 
             async def work():
                 nonlocal peak
