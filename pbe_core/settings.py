@@ -35,6 +35,8 @@ SECTIONS = ("build", "train")
 BASE = "base"
 NO_CONFIG = "none"
 REPOSITORY = Path(__file__).resolve().parent.parent
+"""The folder that holds the packages: the checkout or, of an installed wheel, Python's folder of packages."""
+PRESETS = REPOSITORY / "configs"
 
 ProgramType = TypeVar("ProgramType", bound="Program")
 
@@ -75,7 +77,7 @@ class Program(BaseSettings):
 
 def preset(name: str) -> Path:
     """The path of a preset that ships with the project, e.g. `preset("tiny")`."""
-    return REPOSITORY / "configs" / f"{name}.yaml"
+    return PRESETS / f"{name}.yaml"
 
 
 def load_settings(
@@ -142,10 +144,7 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
 
 def _read_layers(path: Path, section: str) -> list[tuple[Path, dict[str, Any]]]:
     """A config file, its base, the base's base, and so on: each with its own values of the section."""
-    if not path.is_file() and (REPOSITORY / path).is_file():
-        path = REPOSITORY / path  # `ray submit` starts a copy of the program in another folder.
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file; the presets are in {_shown(REPOSITORY / 'configs')}")
+    path = _find_config_file(path)
     layers: list[tuple[Path, dict[str, Any]]] = []
     while True:
         content = _read_file(path)
@@ -165,6 +164,16 @@ def _read_layers(path: Path, section: str) -> list[tuple[Path, dict[str, Any]]]:
             circle = " -> ".join(str(one) for one in [*(seen for seen, _ in layers), below])
             raise InputError(f"{path}: its base leads back to a file that leads here: {circle}; take one `{BASE}` out")
         path = below
+
+
+def _find_config_file(path: Path) -> Path:
+    """A config file: as its path says, or a preset by its name (`tiny`) or by its path in the project (`configs/tiny.yaml`)."""
+    # Installed, or started by `ray submit`, a program runs in another folder.
+    for found in (path, REPOSITORY / path, PRESETS / f"{path}.yaml"):
+        if found.is_file():
+            return found
+    names = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+    raise InputError(f"{path}: no such config file; presets, by name: {names}, in {_shown(PRESETS)}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from rich.table import Table
 from pbe_core.errors import InputError, machine_error, run_program
 from pbe_core.files import atomic_file, sweep, write_atomically
 from pbe_core.images.decode import PhotoError, decode_photo
-from pbe_core.images.sheets import Picture, fit, sheet
+from pbe_core.images.sheets import Picture, fit, save_picture, sheet
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
@@ -42,7 +42,6 @@ from pipelines.config import BuildSettings, RaySettings, SourceSettings
 from pipelines.on_ray import find_cluster, start_ray
 from pipelines.photo_folder import check_photos, read_photo_file
 from pipelines.photo_list import as_listed, each_once, known_about
-from pipelines.preview import save_picture
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.selection.rules import PHOTO_ID
 from pipelines.selection.same_photo import PHOTO_LIST, SURVEY_RECORD, perceptual_hash, read_survey, same_photos

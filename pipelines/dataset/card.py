@@ -109,11 +109,11 @@ VAE is the one named above, as a folder or hub id: the trainer compares its weig
 
 ## Attribution
 
-Each sample's `json` member names the photo's `author`, `licence` and `url`, as far as the source of the photos told them. From
-the toolkit's repository, this shows them for a sample's key, and where all of its parts come from:
+Each sample's `json` member names the photo's `author`, `licence` and `url`, as far as the source of the photos told them. With
+the toolkit installed, this shows them for a sample's key, and where all of its parts come from:
 
 ```sh
-python pipelines/trace_sample.py KEY DATASET
+pbe inspect trace KEY DATASET
 ```
 
 References and kept views are parts of the photos and latents are made from them: the photos' licences hold for them. Boxes and

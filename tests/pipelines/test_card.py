@@ -327,7 +327,7 @@ def test_the_commands_are_those_of_the_project(card):
     assert (REPOSITORY / train[1]).is_file()
     settings = load_settings(TrainSettings, "train", train[2:])
     assert (settings.dataset, settings.model.vae, settings.out) == (Path("DATASET"), "VAE", Path("RUN"))
-    assert (REPOSITORY / trace[1]).is_file()
+    assert trace == ["pbe", "inspect", "trace", "KEY", "DATASET"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pipelines.inspection.packed import packed_mask_shares
 
 from pbe_core.dataset_reader import read_dataset, read_sample
 from pbe_core.errors import InputError
@@ -26,7 +27,6 @@ from pipelines.dataset.counts import ASPECT_EDGES, CELLS, SHARE_EDGES, bin_count
 from pipelines.dataset.samples import prepare_sample
 from pipelines.inspection import charts
 from pipelines.inspection.figures import PERCENTILES, collect_figures, draw_mask_shares, find_settings
-from pipelines.inspection.packed import packed_mask_shares
 from pipelines.inspection.report import render_page, show_count, show_percent, show_size, write_report
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
 from schemas.tables import COORDINATES, FLAGS, INDEX, OBJECTS, PLAN, REJECT_REASONS, REJECTS
@@ -688,7 +688,7 @@ def test_sizes_are_shown_in_their_units(size, shown):
 
 def test_the_command_writes_both_files_and_names_what_is_missing(tmp_path):
     folder = write_folder(tmp_path / "dataset", object_rows(20))
-    command = [sys.executable, str(REPOSITORY / "pipelines" / "make_report.py"), str(folder)]
+    command = [sys.executable, str(REPOSITORY / "pipelines" / "inspect_dataset.py"), "report", str(folder)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, str(folder / "report.html")), done.stderr
     assert (folder / "report.json").is_file()

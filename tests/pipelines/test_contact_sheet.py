@@ -13,7 +13,8 @@ from PIL import Image
 from pbe_core.dataset_reader import read_classes
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.sheets import PINK
-from pipelines import preview
+from pipelines import inspect_dataset
+from pipelines.inspection import contact_sheet as preview
 from tests.conftest import VAE
 
 
@@ -25,9 +26,9 @@ def cell(picture: np.ndarray, row: int, column: int, size: int) -> np.ndarray:
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
     """The command in this process: exit status, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["preview.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        run_program(preview.main)
+        run_program(inspect_dataset.main)
     return int(caught.value.code or 0), *capsys.readouterr()
 
 
@@ -116,16 +117,15 @@ def test_the_command_writes_what_the_functions_draw(dataset, photos, tmp_path, c
         (["--by", "class", "--count", 2, "--each", 1], preview.class_sheet(dataset, count=2, each=1)),
         (["--labels", name], preview.class_sheet(dataset, labels=[name])),
     ):
-        status, printed, _ = call(capsys, monkeypatch, "dataset", dataset, "--out", out, *options)
+        status, printed, _ = call(capsys, monkeypatch, "preview", dataset, "--out", out, *options)
         assert status == 0
-        assert printed.startswith(f"{out}\n")
-        assert ("decoded from their latents" in printed) == ("--photos" not in options)
+        assert printed == f"{out}\n"
         assert np.array_equal(np.array(Image.open(out)), expected)
-    assert call(capsys, monkeypatch, "dataset", dataset, "--out", out, "--count", 0) == (
+    assert call(capsys, monkeypatch, "preview", dataset, "--out", out, "--count", 0) == (
         2,
         "",
         "error: --count 0, --each 4: must be 1 or more\n",
     )
-    status, _, said = call(capsys, monkeypatch, "dataset", dataset, "--out", out, "--photos", tmp_path)
+    status, _, said = call(capsys, monkeypatch, "preview", dataset, "--out", out, "--photos", tmp_path)
     assert status == 2
     assert f"{tmp_path}: photo " in said

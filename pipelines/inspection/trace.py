@@ -1,12 +1,5 @@
-"""From a sample back to where it came from: its box, its photo and author, how it was cut, where it lies.
+"""From a sample back to where it came from: its box, its photo and author, how it was cut, where it lies."""
 
-    python pipelines/trace_sample.py KEY DATASET [--photos FOLDER] [--out picture.png]
-
-KEY is a sample's key, an object's id, or the beginning of one that no other object's begins with. The picture shows all parts of
-the sample; latents are shown as the dataset's own VAE decodes them.
-"""
-
-import argparse
 import difflib
 import re
 import sys
@@ -21,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_core.dataset_reader import find_places, member_places, read_dataset, read_sample, take_rows
-from pbe_core.errors import InputError, run_program
+from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
-from pbe_core.images.sheets import Picture
+from pbe_core.images.sheets import Picture, save_picture
 from pbe_core.progress import Progress
 from pbe_core.sample_codec import Sample
-from pipelines.inspection.sample_pictures import photo_source, trace_sheet
+from pipelines.inspection.sample_pictures import decode_means, load_recorded_vae, photo_source, trace_sheet
 from pipelines.photo_folder import read_photo
 from pipelines.selection.rejected import rejected_boxes
 from schemas.dataset import DatasetInfo
@@ -39,6 +32,39 @@ Row = dict[str, Any]
 _CANDIDATES = 2000
 _LISTED = 4
 _FLAG_STATES = {1: "yes", 0: "no", -1: "unknown"}
+
+
+def trace(name: str, dataset: Path, photos: Path | None = None, out: Path | None = None, vae: str | None = None) -> None:
+    """Print all that is known of a sample and, where `out` says so, draw all parts of it.
+
+    Args:
+        name: a sample's key, the beginning of one, or an object's id.
+        dataset: its folder.
+        photos: the photo folder or photo store, if not where the build had it.
+        out: PNG to write.
+        vae: where the dataset's VAE is, if not where the build had it.
+
+    Raises:
+        InputError: no sample is meant, or several.
+    """
+    info = read_dataset(dataset)
+    with Progress("looking for the sample"):
+        row, others = find_sample(dataset, name)
+        sample = read_sample(dataset, row)
+        found = read_object(dataset, row["object_id"])
+    photo, about_photo = read_recorded_photo(sample.record, info, photos)
+    sections = describe(row, others, found, sample, info)
+    dict(sections)["photo"]["file"] = about_photo
+    if out:
+        decoded: list[Picture] = []
+        try:
+            with Progress("decoding the latents"):
+                decoded = decode_means(load_recorded_vae(info, vae), np.concatenate([sample.latent[None], sample.masked]))
+            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
+        except InputError as error:
+            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
+        save_picture(trace_sheet(sample, photo, decoded), out)
+    print_sections(sections)
 
 
 def find_sample(dataset: Path, name: str) -> tuple[Row, list[str]]:
@@ -255,43 +281,3 @@ def _corners(rectangle: tuple[float, float, float, float]) -> str:
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
-    parser.add_argument("key", help="a sample's key, the beginning of one, or an object's id")
-    parser.add_argument("dataset", type=Path, help="folder of the dataset")
-    parser.add_argument("--photos", type=Path, help="folder of the photos (default: where the build had them)")
-    parser.add_argument("--out", type=Path, help="PNG to write: all parts of the sample")
-    parser.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
-    options = parser.parse_args()
-    info = read_dataset(options.dataset)
-    with Progress("looking for the sample"):
-        row, others = find_sample(options.dataset, options.key)
-        sample = read_sample(options.dataset, row)
-        found = read_object(options.dataset, row["object_id"])
-    photo, about_photo = read_recorded_photo(sample.record, info, options.photos)
-    sections = describe(row, others, found, sample, info)
-    dict(sections)["photo"]["file"] = about_photo
-    if options.out:
-        # These load PyTorch and diffusers, which takes seconds; the table needs neither.
-        from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
-        from pipelines.preview import save_picture
-
-        decoded: list[Picture] = []
-        try:
-            with Progress("decoding the latents"):
-                vae = load_recorded_vae(info, options.vae)
-                decoded = decode_means(vae, np.concatenate([sample.latent[None], sample.masked]))
-            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
-        except InputError as error:
-            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
-        save_picture(trace_sheet(sample, photo, decoded), options.out)
-    print_sections(sections)
-    if options.out:
-        print(options.out)
-
-
-if __name__ == "__main__":
-    run_program(main)
