@@ -27,8 +27,12 @@ def pbe(tmp_path_factory) -> Path:
     """The command of an environment with the wheel, and with the packages of this one but for its own copy of the project."""
     folder = tmp_path_factory.mktemp("wheel")
     # Of a copy: a build leaves files, and takes what an earlier one has left.
-    unneeded = shutil.ignore_patterns(".*", "__pycache__", "data", "runs", "build", "*.egg-info", "docs", "tests", "findings")
-    shutil.copytree(REPOSITORY, folder / "source", ignore=unneeded)
+    (folder / "source").mkdir()
+    for path in REPOSITORY.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder / "source")
+        elif not path.name.startswith(".") and path.name not in ("build", "data", "docs", "findings", "runs", "tests"):
+            shutil.copytree(path, folder / "source" / path.name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
     subprocess.run([*pip, "wheel", *options, str(folder / "source")], check=True)

@@ -76,7 +76,7 @@ def class_sheet(
 ) -> Picture:
     """One row for each class: views with box and first mask beside their references, for a random choice of its samples.
 
-    The caption says of views that are not cut from photos what they are.
+    Without photos, captions say what the views are.
 
     Args:
         dataset: its folder.
@@ -116,13 +116,9 @@ def class_sheet(
 
 
 def origin_of_views(samples: Sequence[Sample]) -> str:
-    """What views are that are shown without photos."""
-    decoded = sum(sample.view is None for sample in samples)
-    if not decoded:
-        return "view.jpg"
-    if decoded < len(samples):
-        return f"{decoded} of {number_of(len(samples), 'view')} decoded from their latents, others view.jpg"
-    return "view decoded from its latent" if decoded == 1 else "views decoded from their latents"
+    """What views are that are shown without photos; a decoded latent is softer than its photo."""
+    origins = {"decoded latent" if sample.view is None else "view.jpg" for sample in samples}
+    return "views: " + " or ".join(sorted(origins, reverse=True))
 
 
 def find_classes(dataset: Path, classes: Classes, labels: Sequence[str]) -> list[int]:

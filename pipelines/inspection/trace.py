@@ -27,6 +27,7 @@ from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
 Row = dict[str, Any]
+Section = tuple[str, dict[str, str]]
 
 # Keys that are looked at where a name means none, or several.
 _CANDIDATES = 2000
@@ -124,7 +125,7 @@ def read_recorded_photo(record: SampleRecord, info: DatasetInfo, photos: Path | 
     return photo, f"in {source.photos}, the very bytes that the sample was cut from"
 
 
-def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[tuple[str, dict[str, str]]]:
+def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[Section]:
     """All that is known of a sample, in sections of names and values.
 
     Args:
@@ -134,76 +135,71 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
         sample: itself.
         info: of the dataset.
     """
-    record = sample.record
-    height, width = sample.masks.shape[1:]
-    turned = f"{record.rotation} degrees counterclockwise" if found["rotation"] is not None else "unknown, not turned"
-    padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
-    shares = sample.masks.mean(axis=(1, 2)).tolist()
-    masks = zip(record.mask_kinds, shares, record.mask_polygons, strict=True)
+    record, vae = sample.record, info.vae
+    own = {
+        "key": record.key,
+        "object": record.object_id,
+        "other views": ", ".join(others) or "none",
+        "split": record.split,
+        "shard": f"shards/{row['shard']}.tar, position {row['position']}",
+        "seed": f"{record.seed}",
+    }
+    box = {
+        "label": f"{record.label_name} ({record.label})",
+        "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
+        "area": f"{found['area_share']:.2%} of the photo",
+        **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
+    }
+    places = member_places(row).items()
+    members = {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in places}
+    recorded = {
+        "source": vae.source,
+        "weights' SHA-256": vae.sha256,
+        "scaling factor": f"{vae.scaling_factor:g} (latents are stored unscaled)",
+        "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell",
+    }
+    photo = _describe_photo(record, turned=found["rotation"] is not None)
     return [
-        (
-            "sample",
-            {
-                "key": record.key,
-                "object": record.object_id,
-                "other views": ", ".join(others) or "none",
-                "split": record.split,
-                "shard": f"shards/{row['shard']}.tar, position {row['position']}",
-                "seed": f"{record.seed}",
-            },
-        ),
-        (
-            "box",
-            {
-                "label": f"{record.label_name} ({record.label})",
-                "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
-                "area": f"{found['area_share']:.2%} of the photo",
-                **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
-            },
-        ),
-        (
-            "photo",
-            {
-                "id": record.photo_id,
-                "file name": record.file_name or "by its id",
-                "URL": record.url or "unknown",
-                "author": record.author or "unknown",
-                "licence": record.licence or "unknown",
-                "SHA-256": record.photo_sha256,
-                "rotation": turned,
-                "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
-            },
-        ),
-        (
-            "cut",
-            {
-                "box": f"{_corners(record.box)} in px of the photo",
-                "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
-                "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
-                "reference": f"{_corners(record.reference_window)} in px of the photo",
-                **{
-                    f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
-                    for number, (kind, share, polygon) in enumerate(masks)
-                },
-            },
-        ),
-        (
-            "members",
-            {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in member_places(row).items()},
-        ),
-        (
-            "VAE",
-            {
-                "source": info.vae.source,
-                "weights' SHA-256": info.vae.sha256,
-                "scaling factor": f"{info.vae.scaling_factor:g} (latents are stored unscaled)",
-                "latent": f"{info.vae.latent_channels} channels, {info.vae.downsampling} px of the view to a cell",
-            },
-        ),
+        ("sample", own),
+        ("box", box),
+        ("photo", photo),
+        ("cut", _describe_cut(sample)),
+        ("members", members),
+        ("VAE", recorded),
     ]
 
 
-def print_sections(sections: list[tuple[str, dict[str, str]]]) -> None:
+def _describe_photo(record: SampleRecord, turned: bool) -> dict[str, str]:
+    return {
+        "id": record.photo_id,
+        "file name": record.file_name or "by its id",
+        "URL": record.url or "unknown",
+        "author": record.author or "unknown",
+        "licence": record.licence or "unknown",
+        "SHA-256": record.photo_sha256,
+        "rotation": f"{record.rotation} degrees counterclockwise" if turned else "unknown, not turned",
+        "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
+    }
+
+
+def _describe_cut(sample: Sample) -> dict[str, str]:
+    record = sample.record
+    height, width = sample.masks.shape[1:]
+    padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
+    masks = zip(record.mask_kinds, sample.masks.mean(axis=(1, 2)).tolist(), record.mask_polygons, strict=True)
+    return {
+        "box": f"{_corners(record.box)} in px of the photo",
+        "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
+        "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
+        "reference": f"{_corners(record.reference_window)} in px of the photo",
+        **{
+            f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
+            for number, (kind, share, polygon) in enumerate(masks)
+        },
+    }
+
+
+def print_sections(sections: list[Section]) -> None:
     """One table. On a terminal long values are folded to its width; into a file or pipe each stands on one line."""
     table = Table(show_header=False)
     for _ in range(3):

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from diffusers import AutoencoderKL
 from PIL import Image
-from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
 
-from pbe_core.dataset_reader import find_places, read_classes, read_dataset, read_sample, take_rows
+from pbe_core.dataset_reader import find_places, read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.decode import decode_photo
 from pbe_core.images.sheets import PINK
@@ -27,8 +26,8 @@ from pbe_core.settings import REPOSITORY
 from pipelines import inspect_dataset
 from pipelines.dataset.object_mask import encode_segmentation
 from pipelines.dataset.write_plan import freeze_tables
-from pipelines.inspection import sample_pictures, trace
-from pipelines.inspection.sample_pictures import reference_with_outline, trace_sheet
+from pipelines.inspection import trace
+from pipelines.inspection.sample_pictures import decode_means, load_recorded_vae, reference_with_outline, trace_sheet
 from pipelines.selection.rejected import rejected_boxes
 from schemas.dataset import DatasetInfo
 from schemas.tables import COORDINATES, FAILURES, INDEX
@@ -86,15 +85,6 @@ def test_rows_are_found_and_taken_by_place_across_row_groups(tmp_path):
     path.write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"table.parquet: cannot be read"):
         take_rows(path, [0])
-
-
-def test_classes_of_samples_are_those_of_the_index(dataset, index):
-    classes = read_classes(dataset)
-    assert [classes.labels[code] for code in classes.codes] == [row["label"] for row in index]
-    assert [classes.names[code] for code in classes.codes] == [row["label_name"] for row in index]
-    counts = classes.counts()[classes.by_frequency()].tolist()
-    assert counts == sorted(counts, reverse=True)
-    assert sum(counts) == len(index)
 
 
 def test_a_key_its_beginning_and_an_object_mean_the_sample(dataset, index):
@@ -275,16 +265,6 @@ def test_the_picture_shows_all_parts(dataset, photos, index, info, kept):
     alone = trace_sheet(kept, None)
     assert alone.shape[1] == 2 * (256 + 6) + 6
     assert np.abs(_cell(alone, 0, 0) - kept_view).mean() < 1
-
-
-def test_regions_are_drawn_into_what_is_there_and_say_so(kept, monkeypatch):
-    """A decoded latent is no photo."""
-    shown: list[str] = []
-    monkeypatch.setattr(sample_pictures, "sheet", lambda rows, titles, **rest: shown.append(titles[1][1]) or rows[0][0])
-    photo, decoded = np.zeros((900, 900, 3), np.uint8), [np.zeros((128, 128, 3), np.uint8)] * (1 + len(kept.masks))
-    for own, sample in ((photo, kept), (None, kept), (None, dataclasses.replace(kept, view=None))):
-        trace_sheet(sample, own, decoded)
-    assert shown == ["view, cut from the photo: box, region", "view.jpg: box, region", "latent.npy, decoded: box, region"]
 
 
 def _cell(picture: np.ndarray, row: int, column: int) -> np.ndarray:
