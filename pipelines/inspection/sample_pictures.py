@@ -31,7 +31,7 @@ def photo_source(info: DatasetInfo, photos: Path | None = None) -> SourceSetting
     told = info.settings["source"]
     if photos is None or str(photos) == told["photos"]:
         return SourceSettings(**told)
-    return SourceSettings(**{**told, "photos": photos, "photos_url": None})
+    return SourceSettings(**{**told, "photos": photos})
 
 
 def photos_of(samples: Sequence[Sample], info: DatasetInfo, photos: Path) -> Iterator[Picture]:
