@@ -43,8 +43,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import today
-from pbe_core.devices import cpu_name, device_name
 from pbe_core.errors import InputError, run_program
+from pbe_core.machine import cpu_name, device_name
 from pbe_core.settings import REPOSITORY
 from pbe_train.checkpoints.known_sizes import VAE_SIZES
 from pbe_train.config import Precision

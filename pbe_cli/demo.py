@@ -2,8 +2,8 @@
 
     data/tiny/photos ──▶ data/tiny/dataset ──▶ runs/tiny ──▶ runs/tiny/demo.png
 
-Each step is a program of its own. Stopped, the same command goes on where it was. Two CPU cores, no GPU and no network are
-enough: about 14 minutes with all steps.
+All but the first step are programs of their own. Stopped, the same command goes on where it was. Two CPU cores, no GPU and no
+network are enough: about 14 minutes with all steps.
 """
 
 import argparse
@@ -31,16 +31,16 @@ def main() -> int:
     options = parser.parse_args()
     if min(options.photos, options.steps) < 1:
         raise InputError(f"--photos {options.photos}, --steps {options.steps}: must be 1 or more")
-    validation = max(16, round(options.photos * VALIDATION_SHARE))
+    if not (PHOTOS / "class-descriptions-boxable.csv").is_file():  # Written last.
+        from tiny_world.make_photos import make_world
+
+        make_world(PHOTOS, options.photos, max(16, round(options.photos * VALIDATION_SHARE)), seed=0, processes=1)
     steps = [
         ["pbe_cli", "build", "--config", "tiny"],
         # The last step draws the picture.
         ["pbe_cli", "train", "--config", "tiny", "--steps", str(options.steps), "--pictures.every", "0"],
         ["pbe_train.demo", "--model", str(RUN), "--dataset", str(DATASET), "--out", str(RUN / "demo.png")],
     ]
-    if not (PHOTOS / "class-descriptions-boxable.csv").is_file():
-        world = ["--out", str(PHOTOS), "--train", str(options.photos), "--validation", str(validation)]
-        steps.insert(0, ["tiny_world.make_photos", *world])
     for module, *rest in steps:
         status = run_module(module, rest)
         if status:
@@ -54,7 +54,8 @@ def run_module(module: str, arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         while True:
             try:
-                return process.wait()
+                status = process.wait()
+                return status if status >= 0 else 128 - status
             except KeyboardInterrupt:  # The terminal tells both.
                 continue
 

@@ -103,7 +103,7 @@ def load_settings(
         print("       every option below overrides one of its keys.\n")
         values = {}
     elif os.environ.get("RANK", "0") == "0":  # torchrun starts a program many times.
-        print(f"settings: {_told(config, section, by_default=len(rest) == len(arguments))}", flush=True)
+        print(f"settings: {_origin(config, section, by_default=len(rest) == len(arguments))}", flush=True)
     try:
         given_values = _without_empty(values, program)
         return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **given_values)
@@ -122,7 +122,7 @@ def find_config(arguments: Sequence[str], default: Path | None) -> tuple[Path | 
     return None if chosen.config == Path(NO_CONFIG) else chosen.config, rest
 
 
-def _told(config: Path | None, section: str, by_default: bool) -> str:
+def _origin(config: Path | None, section: str, by_default: bool) -> str:
     """Where settings come from, in words."""
     if config is None:
         return "no config file, plain defaults"
@@ -223,8 +223,8 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     given = [option for option in options if f"{option}.".startswith(f"{key}.") or key.startswith(f"{option}.")]
-    said_in = path and _said_in(path, section, first["loc"])
-    where = f"--{sorted(given)[0]}" if given else f"{said_in}: `{section}.{key}`" if said_in else f"`{section}.{key}`"
+    from_file = path and _file_of(path, section, first["loc"])
+    where = f"--{sorted(given)[0]}" if given else f"{from_file}: `{section}.{key}`" if from_file else f"`{section}.{key}`"
     if first["type"] == "extra_forbidden":
         parent = key.rpartition(".")[0]
         siblings = [name for name in field_names(program) if name.rpartition(".")[0] == parent]
@@ -237,7 +237,7 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     return f"{where}: {message.removeprefix('value error, ')}{got}"
 
 
-def _said_in(path: Path, section: str, key: Sequence[int | str]) -> Path:
+def _file_of(path: Path, section: str, key: Sequence[int | str]) -> Path:
     """Of a config file and its bases, the one whose value of this key counts; the file itself where none has it."""
     for layer, values in _read_layers(path, section):
         found: Any = values

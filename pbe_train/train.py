@@ -24,9 +24,9 @@ from torch import nn
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder, sweep
+from pbe_core.machine import make_room_for_multiprocessing
 from pbe_core.progress import Progress as Work
 from pbe_core.randomness import name_hash
-from pbe_core.sockets import make_room_for_multiprocessing
 from pbe_core.vae import weights_sha256
 from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.checkpoint_writer import CheckpointWriter

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pbe_core.devices import device_name
+from pbe_core.machine import device_name
 from pbe_core.words import number_of
 from pipelines.dataset.estimate import Estimate
 from pipelines.selection.objects import Selection

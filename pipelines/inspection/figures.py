@@ -231,13 +231,13 @@ def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | 
             "objects": photos["objects"].get(split, 0),
             "planned": plan["samples"].get(split, 0),
             "shards": plan["shards"].get(split, 0),
-            **_came(info, split),
+            **_actual(info, split),
         }
         for split in in_order({*photos["photos"], *plan["samples"]})
     ]
 
 
-def _came(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
+def _actual(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
     """What was packed of a split; of a finished dataset nothing is 0."""
     if info is None:
         return dict.fromkeys(("samples", "packed_shards", "bytes"))
