@@ -4,8 +4,8 @@ Usage:  python -m benchmarks.encoder_rate --size 512 --batch 8 --precision fp32 
         python -m benchmarks.encoder_rate --size 512 --precision bf16 --device cuda --vae CompVis/stable-diffusion-v1-4
 
 measures the encoder as a build uses it (pictures come from and latents go to the CPU's memory), prints the table and puts the
-rate into benchmarks/results/encoder_rates.json. Without --vae it is that of Stable Diffusion v1 with random weights: the same
-arithmetic, nothing to download.
+rate into pipelines/dataset/rates/encoder_rates.json. Without --vae it is that of Stable Diffusion v1 with random
+weights: the same arithmetic, nothing to download.
 
 The file holds `{"rows": [...]}`, each row with
 
@@ -42,17 +42,18 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import RESULTS, today
-from pbe_core.devices import cpu_name, device_name
+from benchmarks.machine import today
 from pbe_core.errors import InputError, run_program
+from pbe_core.machine import cpu_name, device_name
 from pbe_core.settings import REPOSITORY
 from pbe_train.checkpoints.networks import VAE_SIZES
 from pbe_train.config import Precision
 from pbe_train.training.flops import arithmetic_of, find_gpu
 from pipelines.config import LatentSettings
+from pipelines.dataset.estimate import RATES
 from pipelines.dataset.pack import Encoder, load_encoder
 
-TABLE = RESULTS / "encoder_rates.json"
+TABLE = RATES / "encoder_rates.json"
 ALONE = 0.75  # Share of the CPU's time; below it a rate says little.
 KEY = ("device", "vae", "precision", "size_px")
 STABLE_DIFFUSION = "stable-diffusion-v1"

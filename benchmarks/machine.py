@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pbe_core.devices import cpu_name
+from pbe_core.machine import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
 

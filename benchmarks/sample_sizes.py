@@ -2,7 +2,7 @@
 
     python -m benchmarks.sample_sizes DATASET [DATASET ...]
 
-Writes benchmarks/results/sample_sizes.json: means over all samples of the datasets, and how many they are. Arrays are not in
+Writes pipelines/dataset/rates/sample_sizes.json: means over all samples of the datasets, and how many they are. Arrays are not in
 it: their size is known.
 """
 
@@ -17,9 +17,10 @@ from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import run_program
 from pbe_core.files import write_atomically
 from pbe_core.images.decode import decode_photo
+from pipelines.dataset.estimate import RATES
 from schemas.sample import MEMBER_NAMES
 
-OUT = Path(__file__).resolve().parent / "results" / "sample_sizes.json"
+OUT = RATES / "sample_sizes.json"
 
 
 def measure(datasets: list[Path]) -> dict[str, float]:

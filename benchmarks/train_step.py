@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.machine import RESULTS, describe_versions, today
-from pbe_core.devices import cpu_name, device_name
 from pbe_core.errors import InputError, run_program
+from pbe_core.machine import cpu_name, device_name
 from pbe_core.settings import load_settings, preset
 from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_config
 from pbe_train.config import ModelSettings, Precision, TrainSettings

@@ -35,6 +35,8 @@ SECTIONS = ("build", "train")
 BASE = "base"
 NO_CONFIG = "none"
 REPOSITORY = Path(__file__).resolve().parent.parent
+"""The folder that holds the packages: the checkout or, of an installed wheel, Python's folder of packages."""
+PRESETS = REPOSITORY / "configs"
 
 ProgramType = TypeVar("ProgramType", bound="Program")
 
@@ -75,7 +77,7 @@ class Program(BaseSettings):
 
 def preset(name: str) -> Path:
     """The path of a preset that ships with the project, e.g. `preset("tiny")`."""
-    return REPOSITORY / "configs" / f"{name}.yaml"
+    return PRESETS / f"{name}.yaml"
 
 
 def load_settings(
@@ -101,7 +103,7 @@ def load_settings(
         print("       every option below overrides one of its keys.\n")
         values = {}
     elif os.environ.get("RANK", "0") == "0":  # torchrun starts a program many times.
-        print(f"settings: {_told(config, section, by_default=len(rest) == len(arguments))}", flush=True)
+        print(f"settings: {_origin(config, section, by_default=len(rest) == len(arguments))}", flush=True)
     try:
         given_values = _without_empty(values, program)
         return CliApp.run(program, cli_args=rest, cli_settings_source=None, cli_exit_on_error=False, **given_values)
@@ -120,7 +122,7 @@ def find_config(arguments: Sequence[str], default: Path | None) -> tuple[Path | 
     return None if chosen.config == Path(NO_CONFIG) else chosen.config, rest
 
 
-def _told(config: Path | None, section: str, by_default: bool) -> str:
+def _origin(config: Path | None, section: str, by_default: bool) -> str:
     """Where settings come from, in words."""
     if config is None:
         return "no config file, plain defaults"
@@ -142,10 +144,7 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
 
 def _read_layers(path: Path, section: str) -> list[tuple[Path, dict[str, Any]]]:
     """A config file, its base, the base's base, and so on: each with its own values of the section."""
-    if not path.is_file() and (REPOSITORY / path).is_file():
-        path = REPOSITORY / path  # `ray submit` starts a copy of the program in another folder.
-    if not path.is_file():
-        raise InputError(f"{path}: no such config file; the presets are in {_shown(REPOSITORY / 'configs')}")
+    path = _find_config_file(path)
     layers: list[tuple[Path, dict[str, Any]]] = []
     while True:
         content = _read_file(path)
@@ -165,6 +164,16 @@ def _read_layers(path: Path, section: str) -> list[tuple[Path, dict[str, Any]]]:
             circle = " -> ".join(str(one) for one in [*(seen for seen, _ in layers), below])
             raise InputError(f"{path}: its base leads back to a file that leads here: {circle}; take one `{BASE}` out")
         path = below
+
+
+def _find_config_file(path: Path) -> Path:
+    """A config file: as its path says, or a preset by its name (`tiny`) or by its path in the project (`configs/tiny.yaml`)."""
+    # Installed, or started by `ray submit`, a program runs in another folder.
+    for found in (path, REPOSITORY / path, PRESETS / f"{path}.yaml"):
+        if found.is_file():
+            return found
+    names = ", ".join(sorted(preset.stem for preset in PRESETS.glob("*.yaml")))
+    raise InputError(f"{path}: no such config file; presets, by name: {names}, in {_shown(PRESETS)}")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -214,8 +223,8 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     given = [option for option in options if f"{option}.".startswith(f"{key}.") or key.startswith(f"{option}.")]
-    said_in = path and _said_in(path, section, first["loc"])
-    where = f"--{sorted(given)[0]}" if given else f"{said_in}: `{section}.{key}`" if said_in else f"`{section}.{key}`"
+    from_file = path and _file_of(path, section, first["loc"])
+    where = f"--{sorted(given)[0]}" if given else f"{from_file}: `{section}.{key}`" if from_file else f"`{section}.{key}`"
     if first["type"] == "extra_forbidden":
         parent = key.rpartition(".")[0]
         siblings = [name for name in field_names(program) if name.rpartition(".")[0] == parent]
@@ -228,7 +237,7 @@ def _explain(program: type[BaseModel], error: ValidationError, path: Path | None
     return f"{where}: {message.removeprefix('value error, ')}{got}"
 
 
-def _said_in(path: Path, section: str, key: Sequence[int | str]) -> Path:
+def _file_of(path: Path, section: str, key: Sequence[int | str]) -> Path:
     """Of a config file and its bases, the one whose value of this key counts; the file itself where none has it."""
     for layer, values in _read_layers(path, section):
         found: Any = values

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_validator
 
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
@@ -154,8 +154,6 @@ class TrainSettings(Program):
 
     dataset: Path
     """Dataset folder that a build left (it holds dataset.json), or its URL: s3://bucket/dataset."""
-    dataset_url: str | None = Field(None, exclude=True)
-    """Not to be given: the URL, where `dataset` is one."""
     storage: dict[str, Any] = Field({}, exclude=True)
     """Options for that URL, as fsspec takes them for its protocol: {"endpoint_url": "https://..."}. Written to no file."""
     split: str = "train"
@@ -209,12 +207,21 @@ class TrainSettings(Program):
     resume: str = "auto"
     """`auto`: go on from the newest checkpoint in `out`, if any; `never`: start anew; or a run folder or a checkpoint folder."""
 
-    @model_validator(mode="before")
+    _dataset_url: str | None = PrivateAttr(None)
+
+    @property
+    def dataset_url(self) -> str | None:
+        """The URL, where `dataset` was given as one."""
+        return self._dataset_url
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _url_is_kept_whole(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _url_is_kept_whole(cls, values: Any, handler: ModelWrapValidatorHandler["TrainSettings"]) -> "TrainSettings":
+        settings = handler(values)
         # As a path, s3://bucket would lose a slash.
-        given = values.get("dataset")
-        return {**values, "dataset_url": str(given) if is_url(given) else None}
+        if isinstance(values, dict) and is_url(values.get("dataset")):
+            settings._dataset_url = str(values["dataset"])
+        return settings
 
     @field_serializer("dataset")
     def _dataset_as_given(self, _: Path) -> str:

@@ -17,24 +17,7 @@ from pbe_core.words import number_of
 
 def main() -> None:
     """Paint and write the sheet."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
-    parser.add_argument("--dataset", required=True, help="dataset folder or URL")
-    parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
-    parser.add_argument("--split", default="validation", help="split whose samples are shown")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--count", type=int, default=8, help="rows; every second one gets another object's reference")
-    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
-    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
-    parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
-    options = parser.parse_args()
-    if min(options.count, options.steps, options.batch) < 1:
-        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
-
+    options = parse_options()
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
     from pbe_train.checkpoints.from_pretrained import load_run
     from pbe_train.data.remote_shards import open_reader
@@ -64,6 +47,28 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet(rows, ["source", "region", "reference", "result"], captions)).save(options.out)
     print(f"{options.out}: {number_of(len(rows), 'edit')} by step {run.step} of {options.model}")
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
+    parser.add_argument("--dataset", required=True, help="dataset folder or URL")
+    parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
+    parser.add_argument("--split", default="validation", help="split whose samples are shown")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write")
+    parser.add_argument("--count", type=int, default=8, help="rows; every second one gets another object's reference")
+    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
+    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
+    parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
+    options = parser.parse_args()
+    if min(options.count, options.steps, options.batch) < 1:
+        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
+    return options
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ from torch import nn
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder, sweep
+from pbe_core.machine import make_room_for_multiprocessing
 from pbe_core.progress import Progress as Work
-from pbe_core.sockets import make_room_for_multiprocessing
 from pbe_core.vae import weights_sha256
 from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.init_from_pretrained import write_report

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder, sweep, write_atomically
+from pbe_core.images.sheets import save_picture
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
@@ -40,9 +41,9 @@ from pipelines.dataset.finalize import finalize
 from pipelines.dataset.folder import Record, ShardFolder, fetch_tables, share_tables
 from pipelines.dataset.plan_shards import Plan
 from pipelines.dataset.write_plan import accepted_fingerprints, record_plan, select_and_plan
+from pipelines.inspection.contact_sheet import contact_sheet
 from pipelines.on_ray import find_cluster
 from pipelines.photos import check_photos
-from pipelines.preview import contact_sheet, save_picture
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo, VaeIdentity
 

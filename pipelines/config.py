@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_validator
 
 from pbe_core.images.decode import EndMark, Frame
 from pbe_core.settings import Group, Program
@@ -53,10 +53,14 @@ class SourceSettings(Group):
     missing_end_mark: EndMark = "accept"
     """What becomes of a JPEG that has all its pixels and lacks only its end mark: `accept` uses it, `refuse` fails it with code
     `no_end_mark`. One that lacks pixels is a `decode_error` either way."""
-    photos_url: str | None = None
-    """URL of the photo store; a URL given as `photos` comes here. Its tables are then kept in `photos`, a folder of each node."""
     storage: dict[str, Any] = Field({})
-    """Options for `photos_url`, as fsspec takes them for its protocol."""
+    """Options for `photos` behind a URL, as fsspec takes them for its protocol."""
+    _photos_url: str | None = PrivateAttr(None)
+
+    @property
+    def photos_url(self) -> str | None:
+        """URL of the photo store, where `photos` was given as one; `photos` is then each node's folder for its tables."""
+        return self._photos_url
 
     @property
     def photo_frame(self) -> Frame:
@@ -68,11 +72,19 @@ class SourceSettings(Group):
         """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
         return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _url_is_of_a_store(cls, values: dict[str, Any]) -> dict[str, Any]:
-        url = values.get("photos")
-        return {**values, "photos": work_folder(str(url)), "photos_url": url} if is_url(url) else values
+    def _url_is_of_a_store(cls, values: Any, handler: ModelWrapValidatorHandler["SourceSettings"]) -> "SourceSettings":
+        url = values.get("photos") if isinstance(values, dict) else None
+        if not is_url(url):
+            return handler(values)
+        settings = handler({**values, "photos": work_folder(str(url))})
+        settings._photos_url = str(url)
+        return settings
+
+    @field_serializer("photos")
+    def _photos_as_given(self, photos: Path) -> str:
+        return public_url(self._photos_url) if self._photos_url else str(photos)
 
     @model_validator(mode="after")
     def _unit_is_declared(self) -> "SourceSettings":
@@ -318,8 +330,7 @@ class BuildSettings(Program):
         """All settings as a dataset keeps them: without what may hold keys and passwords, and without whom to write to."""
         hidden: Any = {"storage": True, "source": {"storage"}, "crawl": {"storage", "contact"}}
         told = self.model_dump(mode="json", exclude=hidden)
-        for group, name in ((told, "upload"), (told["source"], "photos_url")):
-            group[name] = public_url(group[name]) if group[name] else group[name]
+        told["upload"] = public_url(told["upload"]) if told["upload"] else None
         told["crawl"]["sources"] = [public_url(source) for source in told["crawl"]["sources"]]
         return told
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 
 from pbe_core.errors import InputError
+from pbe_core.machine import fits, short_folder
 from pbe_core.progress import print_line
-from pbe_core.sockets import fits, short_folder
 
 # A cluster that is there answers in milliseconds. Ray itself would ask for minutes, and print what only its authors understand.
 _CONNECT_SECONDS = 10

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pbe_core.errors import InputError, run_program
+from pbe_core.images.sheets import save_picture
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
@@ -24,7 +25,6 @@ from pipelines.annotations import open_source
 from pipelines.config import BuildSettings
 from pipelines.on_ray import find_cluster
 from pipelines.photos import check_photos
-from pipelines.preview import save_picture
 from pipelines.selection.duplicate_scan import caption_of, draw_pairs, finish, freeze_list, list_photos, scan_missing
 from pipelines.selection.duplicates import read_scan
 

@@ -1,6 +1,7 @@
 """What the project promises as a whole: README's commands exist, the wings stay apart, nothing phones home."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from pbe_cli.__main__ import COMMANDS
 from pbe_core.settings import REPOSITORY, field_names
 from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
 
 CAPTURED: Any = {"cwd": REPOSITORY, "capture_output": True, "text": True}
 # Programs that read their settings from a file.
-SETTINGS_OF = ("plan", "build", "crawl", "survey", "train.py", "cost")
+SETTINGS_OF = ("plan", "build", "crawl", "survey", "train", "cost")
 GUARD = """
 import os, socket, sys
 for name in ("RAY_USAGE_STATS_ENABLED", "NO_ALBUMENTATIONS_UPDATE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY"):
@@ -61,33 +63,41 @@ HELP = """
 import contextlib, io, runpy
 heavy = ("torch", "diffusers", "transformers", "matplotlib")
 for program in sys.argv[1:]:
-    sys.argv = [program, "--help"]
+    sys.argv = [program, "--help"] if "." in program else ["pbe", program, "--help"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        if program.endswith(".py"):
-            runpy.run_path(program, run_name="__main__")
-        else:
-            runpy.run_module(program, run_name="__main__")
-    print(program, [name for name in heavy if name in sys.modules], said.getvalue().strip().splitlines()[0])
+        runpy.run_module(program if "." in program else "pbe_cli", run_name="__main__")
+    print(json.dumps([program, [name for name in heavy if name in sys.modules], said.getvalue().strip()]))
 """
 
 
-def test_help_is_each_programs_own_and_loads_no_large_library():
+def test_help_is_each_programs_own_however_it_is_started_and_loads_no_large_library():
     """PyTorch, diffusers and matplotlib take seconds to load."""
-    programs = [f"pipelines/{name}.py" for name in ("plan", "build", "crawl", "survey", "verify", "trace_sample", "preview")]
-    programs += ["pipelines/make_report.py", "pbe_train/train.py"]
-    programs += [f"pbe_train.{name}" for name in ("sample", "evaluate", "demo", "export", "cost")]
-    command = [sys.executable, "-c", f"import sys\n{HELP}", *programs]
+    programs = [program for name, (module, _) in COMMANDS.items() for program in (name, module)]
+    command = [sys.executable, "-c", f"import json, sys\n{HELP}", *programs]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == programs
-    for program, line in zip(programs, lines, strict=True):
-        assert " [] " in line, line
-        source = REPOSITORY / (program if program.endswith(".py") else f"{program.replace('.', '/')}.py")
-        own = (ast.get_docstring(ast.parse(source.read_text())) or "").splitlines()[0]
-        # Programs with settings print their own text first, the others argparse's line of usage.
-        assert line.partition(" [] ")[2].startswith((own, "usage: ")), line
-        assert (line.partition(" [] ")[2] == own) == any(name in program for name in SETTINGS_OF), line
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [program for program, _, _ in told] == programs
+    assert all(not heavy for _, heavy, _ in told), told
+    texts = {program: text for program, _, text in told}
+    for name, (module, _) in COMMANDS.items():
+        own = (ast.get_docstring(ast.parse((REPOSITORY / f"{module.replace('.', '/')}.py").read_text())) or "").splitlines()[0]
+        # Programs with settings print their own text first, the others argparse's usage, which names the command.
+        assert texts[name].startswith(own if name in SETTINGS_OF else f"usage: pbe {name} "), texts[name]
+        assert own in " ".join(texts[name].split())
+        # But for the usage, which names the program and is wrapped behind that.
+        assert texts[name].partition("\noptions:")[2] == texts[module].partition("\noptions:")[2] != ""
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), ([], 2), (["trian"], 2)])
+def test_the_command_lists_its_commands_and_loads_nothing(words, status):
+    code = "import runpy, sys, atexit; atexit.register(lambda: print([m for m in ('numpy', 'pydantic') if m in sys.modules]));"
+    code += f"sys.argv[1:] = {words}; runpy.run_module('pbe_cli', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], **CAPTURED)
+    assert done.returncode == status
+    assert all(name in done.stdout + done.stderr for name in COMMANDS)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert ("`train`" in done.stderr) == bool(words == ["trian"])
 
 
 def test_readme_names_only_targets_that_exist():
@@ -96,9 +106,8 @@ def test_readme_names_only_targets_that_exist():
     assert {"shards", "test", "demo"} <= named <= targets
 
 
-PRODUCT = [
-    path for package in ("schemas", "pbe_core", "pipelines", "pbe_train") for path in sorted((REPOSITORY / package).rglob("*.py"))
-]
+PACKAGES = ("schemas", "pbe_core", "pipelines", "pbe_train", "pbe_cli")
+PRODUCT = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
 
 def test_the_pages_that_the_code_points_to_are_there():

@@ -1,11 +1,14 @@
 """Contact sheets: rows of pictures under a caption, for people to look at."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from pbe_core.files import atomic_file
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 Colour = tuple[int, int, int]
@@ -116,3 +119,10 @@ def sheet(
                 draw.text((left, top), title, "black", font)
             canvas.paste(Image.fromarray(fit(picture, cell)), (left, top + (line if titles else 0)))
     return np.array(canvas)
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a PNG, wholly or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

@@ -3,7 +3,7 @@
     objects, settings ──▶ samples, shards, bytes on disk, bytes to download, pictures to encode ──rates──▶ hours by device
 
 Arrays are counted exactly. What depends on pictures is estimated from `sample_sizes.json`, the encoder's time from
-`encoder_rates.json`, both in benchmarks/results: programs in benchmarks/ measure them and write them anew.
+`encoder_rates.json`, both in the folder `rates`: programs in benchmarks/ measure them and write them anew.
 """
 
 import json
@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pbe_core.devices import device_name
 from pbe_core.errors import InputError
+from pbe_core.machine import device_name
 from pbe_core.settings import REPOSITORY
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
@@ -29,7 +29,7 @@ from schemas.dataset import DatasetInfo
 from schemas.tables import REJECT_REASONS
 
 ESTIMATE_RECORD = "estimate.json"
-RESULTS = REPOSITORY / "benchmarks" / "results"
+RATES = Path(__file__).parent / "rates"
 # Published copies of Open Images have a long side of 1024 px; 4:3 is what cameras make most.
 UNKNOWN_PHOTO_SIZE = (1024, 768)
 # All boxable photos of Open Images as published at 1024 px: the card of https://huggingface.co/datasets/vikhyatk/openimages-bbox
@@ -149,7 +149,7 @@ def member_sizes(settings: BuildSettings, channels: int, downsampling: int, refe
         downsampling: view px per latent cell.
         reference_pixels: mean px of a reference.
     """
-    rates = _read_rates(RESULTS / "sample_sizes.json", "benchmarks.sample_sizes")
+    rates = _read_rates(RATES / "sample_sizes.json", "benchmarks.sample_sizes")
     size, masks = settings.views.size, settings.masks.per_view
     latent = 2 * channels * (size // downsampling) ** 2 * np.dtype(np.float16).itemsize
     contents = {
@@ -190,7 +190,7 @@ def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[En
 
     Rates of the same VAE at another size are scaled by the number of px: the encoder is nearly all convolutions.
     """
-    table = _read_rates(RESULTS / "encoder_rates.json", "benchmarks.encoder_rate")
+    table = _read_rates(RATES / "encoder_rates.json", "benchmarks.encoder_rate")
     best: dict[tuple[str, str], EncoderTime] = {}
     for row in sorted(table["rows"], key=lambda row: abs(row["size_px"] - size), reverse=True):
         known = Path(row["vae"]).name == Path(vae).name and Path(row["vae"]).parent.name == Path(vae).parent.name

@@ -6,39 +6,42 @@ plan.parquet    ──┘                   samples and shards by split
 a seeded sample of objects ──the build's own geometry──▶ shares of the view that masks cover
 
 Of a finished dataset, classes and all that follows are counted of the objects that have samples, and a seeded sample of these is
-read from the shards (packed.py): what came, and not what was planned.
+read from the shards.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt64
 from pydantic import ValidationError
 
-from pbe_core.dataset_reader import read_dataset
+from pbe_core.dataset_reader import read_dataset, take_rows
 from pbe_core.errors import InputError
 from pbe_core.images.crop import is_padded, whole_photo
-from pbe_core.randomness import generator
+from pbe_core.randomness import generator, hash_column
+from pbe_core.sample_codec import decode_masks
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
 from pipelines.dataset.counts import (
     SHARE_EDGES,
     bin_counts,
     binned,
+    chosen_places,
     count_objects,
     count_plan,
     count_rejects,
     in_order,
+    read_batches,
     sample_rows,
 )
 from pipelines.geometry import bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
-from pipelines.inspection.packed import packed_mask_shares, packed_objects
 from schemas.dataset import DatasetInfo, SplitCounts
+from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES
 
 SAMPLED_OBJECTS = 2000
@@ -227,13 +230,13 @@ def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | 
             "objects": photos["objects"].get(split, 0),
             "planned": plan["samples"].get(split, 0),
             "shards": plan["shards"].get(split, 0),
-            **_came(info, split),
+            **_actual(info, split),
         }
         for split in in_order({*photos["photos"], *plan["samples"]})
     ]
 
 
-def _came(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
+def _actual(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
     """What was packed of a split; of a finished dataset nothing is 0."""
     if info is None:
         return dict.fromkeys(("samples", "packed_shards", "bytes"))
@@ -252,3 +255,55 @@ def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
         "padded": info.books.padded_views,
         "masks": info.books.masks,
     }
+
+
+def packed_objects(folder: Path) -> UInt64[np.ndarray, " objects"]:
+    """Hashes (`hash_column`) of the ids of all objects that have a sample, sorted. Holds 8 bytes for each sample.
+
+    Raises:
+        InputError: the index is not there or damaged.
+    """
+    batches = read_batches(folder / "index.parquet", ["object_id"])
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(hash_column(batch.column(0)) for batch in batches)]))
+
+
+def packed_mask_shares(folder: Path, count: int, seed: int) -> dict[str, list[float]] | None:
+    """Shares of the view's area that objects' boxes and masks cover, of a seeded sample of `count` samples.
+
+    Returns:
+        `object`, and each kind of mask: shares, 0 to 1. Nothing where shards are not in this folder, as of a build into a bucket.
+
+    Raises:
+        InputError: the index or a sample is damaged.
+    """
+    shares: dict[str, list[float]] = {"object": [], "box": [], "bessel": []}
+    try:
+        for record, covered in _read_some(folder, count, seed):
+            left, top, right, bottom = record.box_in_view
+            shares["object"].append((right - left) * (bottom - top) / covered[1] ** 2)
+            for kind, share in zip(record.mask_kinds, covered[0], strict=True):
+                shares[kind].append(share)
+    except FileNotFoundError:
+        return None
+    return shares
+
+
+def _read_some(folder: Path, count: int, seed: int) -> Iterator[tuple[SampleRecord, tuple[list[float], int]]]:
+    """Record of each chosen sample, the share that each of its masks covers, and the view's side in px."""
+    index = folder / "index.parquet"
+    places = chosen_places(index, count, seed).tolist()
+    for row in take_rows(index, places, ["key", "shard", "json", "mask_json"]):
+        path = folder / "shards" / f"{row['shard']}.tar"
+        record, masks = (_read_member(path, row[name]) for name in ("json", "mask_json"))
+        try:
+            decoded = decode_masks(masks)
+            yield SampleRecord.model_validate_json(record), (decoded.mean(axis=(1, 2)).tolist(), decoded.shape[-1])
+        except ValueError as error:
+            cause = " ".join(str(error).split())
+            raise InputError(f"{path}, key {row['key']}: damaged ({cause}); pipelines/verify.py tells all that is") from None
+
+
+def _read_member(path: Path, place: dict[str, Any]) -> bytes:
+    with path.open("rb") as file:
+        file.seek(place["offset"])
+        return file.read(place["length"])

@@ -1,10 +1,14 @@
-"""Pictures of a sample's parts: its photo with box and window, its view, its reference; all of them in one picture."""
+"""Pictures of a sample's parts: photo with box and window, view, reference, decoded latents; and all of them in one picture.
+
+Functions that decode latents load PyTorch and diffusers, which takes seconds; the others do without.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float16, UInt8
 
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Rectangle, Window, cut_view
@@ -17,13 +21,16 @@ from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 
 def photo_source(info: DatasetInfo, photos: Path | None = None) -> SourceSettings:
     """Where a dataset's photos are: where the build had them, or in another photo folder or photo store."""
     told = info.settings["source"]
     if photos is None or str(photos) == told["photos"]:
         return SourceSettings(**told)
-    return SourceSettings(**{**told, "photos": photos, "photos_url": None})
+    return SourceSettings(**{**told, "photos": photos})
 
 
 def photos_of(samples: Sequence[Sample], info: DatasetInfo, photos: Path) -> Iterator[Picture]:
@@ -105,3 +112,60 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
         titles=[[title for title, _ in row] for row in rows],
         cell=min(512, max(256, sample.masks.shape[-1])),
     )
+
+
+def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "AutoencoderKL":
+    """The VAE that made a dataset's latents.
+
+    Args:
+        info: of the dataset.
+        source: folder or hub id, where the VAE is not any more where the build had it.
+
+    Raises:
+        InputError: it cannot be loaded, or has other weights than the one that made the latents.
+    """
+    from pbe_core.vae import load_vae, weights_sha256
+
+    chosen = source or info.vae.source
+    try:
+        vae = load_vae(chosen)
+    except InputError as error:
+        raise InputError(f"{error}; give the dataset's VAE with --vae") from None
+    found = weights_sha256(vae.state_dict())
+    if found != info.vae.sha256:
+        raise InputError(
+            f"{chosen}: the weights of this VAE have the hash {found[:12]}..., those that made the latents "
+            f"{info.vae.sha256[:12]}...; give the dataset's VAE with --vae"
+        )
+    return vae
+
+
+def decode_means(
+    vae: "AutoencoderKL", posteriors: Float16[np.ndarray, "pictures two_channels height width"]
+) -> list[UInt8[np.ndarray, "size size 3"]]:
+    """What the VAE makes of the means of posteriors (mean, then standard deviation; unscaled). RGB, 0-255."""
+    import torch
+
+    means = torch.from_numpy(posteriors[:, : posteriors.shape[1] // 2].astype(np.float32))
+    with torch.inference_mode():
+        # One at a time: a picture of 512 px takes Stable Diffusion's decoder more than a GB.
+        decoded = [vae.decode(mean[None]).sample[0] for mean in means]
+    return [((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for pixels in decoded]
+
+
+def views_of(samples: Sequence[Sample], info: DatasetInfo, vae: str | None = None) -> list[Picture]:
+    """The view of each sample without its photo: view.jpg where the dataset keeps it, else decoded from its latent.
+
+    Args:
+        samples: of one dataset.
+        info: of the dataset.
+        vae: where its VAE is, if not where the build had it.
+
+    Raises:
+        InputError: latents must be decoded, and the VAE is not there or another one.
+    """
+    decoder = load_recorded_vae(info, vae) if any(sample.view is None for sample in samples) else None
+    return [
+        decode_means(decoder, sample.latent[None])[0] if sample.view is None else decode_photo(sample.view, frame="stored")
+        for sample in samples
+    ]

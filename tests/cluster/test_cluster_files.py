@@ -117,7 +117,7 @@ def test_a_node_gets_all_that_an_installation_needs_and_no_data(name):
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
     packages = {pattern.removesuffix("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
     needed = {*packages, *project["project"]["license-files"], project["project"]["readme"], "pyproject.toml", "constraints.txt"}
-    assert needed | {"configs", "tiny_world/weights"} == set(mounts.values())
+    assert needed == set(mounts.values())
     assert all((REPOSITORY / path).exists() for path in mounts.values())
     copied = re.findall(r"^COPY --chown=ray (.+) \S+$", (CLUSTERS / "Dockerfile").read_text(), re.MULTILINE)
     assert set(" ".join(copied).split()) == set(mounts.values())

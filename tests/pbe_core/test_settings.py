@@ -163,8 +163,16 @@ def test_of_many_ranks_one_says_it(config, capsys, monkeypatch):
     assert capsys.readouterr().out == f"settings: {path}\n"
 
 
-def test_a_missing_config_file_is_named():
-    with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file"):
+def test_a_preset_is_found_from_anywhere_by_its_path_in_the_project_and_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for named in ("tiny", "configs/tiny.yaml", str(preset("tiny"))):
+        assert read_section(Path(named), "build")["views"]["size"] == 128
+    (tmp_path / "tiny").write_text("build: {views: {size: 64}}")
+    assert read_section(Path("tiny"), "build")["views"]["size"] == 64, "a file that is here goes first"
+
+
+def test_a_missing_config_file_is_named_with_the_presets():
+    with pytest.raises(InputError, match=r"nowhere\.yaml: no such config file; presets, by name: coco, open_images, tiny"):
         load_settings(Settings, "build", ["--config", "nowhere.yaml"])
 
 

@@ -30,7 +30,7 @@ from pbe_core.images.decode import decode_photo
 from pbe_core.sample_codec import decode_sample
 from pbe_core.settings import REPOSITORY, preset
 from pbe_core.vae import load_vae
-from pipelines import build, preview
+from pipelines import build
 from pipelines.dataset import pack
 from pipelines.dataset.folder import ShardFolder, ShardState, photos_came
 from pipelines.dataset.pack import ShardPacker
@@ -38,6 +38,7 @@ from pipelines.dataset.plan_shards import Plan, PlanRow, plan_samples
 from pipelines.dataset.samples import Failure, prepare_photo, prepare_sample
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.geometry import fill_outline
+from pipelines.inspection import contact_sheet as preview
 from schemas.sample import MEMBER_NAMES
 from schemas.tables import FAILURES, INDEX, OBJECTS, PLAN, REJECTS, SHARD_RECORDS
 from tests.conftest import VAE, build_options, run_build, settings_of

@@ -174,12 +174,12 @@ def test_no_password_is_kept_in_the_dataset(photos, tmp_path):
     secret = ["https://ann:pw@example.org/{image_id}.jpg?sig=abc#x", "HTTP://ann@example.org?sig=abc"]
     crawl = {"sources": [*kept, *secret], "contact": "ann@example.org", "storage": {"s3": {"key": "AK"}}}
     given = settings_of(photos, tmp_path).model_dump()
-    source = given["source"] | {"photos_url": "s3://key:pw@bucket/store?token=1", "storage": {"secret": "SK"}}
+    source = given["source"] | {"photos": "s3://key:pw@bucket/store?token=1", "storage": {"secret": "SK"}}
     changed = {"upload": "s3://key:pw@bucket/dataset?token=1", "storage": {"secret": "SK"}, "crawl": crawl, "source": source}
     told = BuildSettings(**{**given, **changed}).told()
     assert told["crawl"]["sources"] == [*kept, "https://example.org/{image_id}.jpg", "HTTP://example.org"]
     assert told["upload"] == "s3://bucket/dataset"
-    assert told["source"]["photos_url"] == "s3://bucket/store"
+    assert told["source"]["photos"] == "s3://bucket/store"
     assert not re.search(r":pw|ann@|sig=|token=|\bAK\b|\bSK\b", json.dumps(told))
     assert BuildSettings(**told).crawl.contact is None
 
@@ -317,7 +317,7 @@ def test_the_commands_are_those_of_the_project(card):
     assert (REPOSITORY / train[1]).is_file()
     settings = load_settings(TrainSettings, "train", train[2:])
     assert (settings.dataset, settings.model.vae, settings.out) == (Path("DATASET"), "VAE", Path("RUN"))
-    assert (REPOSITORY / trace[1]).is_file()
+    assert trace == ["pbe", "inspect", "trace", "KEY", "DATASET"]
 
 
 @pytest.mark.parametrize(

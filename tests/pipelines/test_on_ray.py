@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from pbe_core import sockets
+from pbe_core import machine
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pipelines import build, crawl, on_ray, survey
@@ -133,6 +133,6 @@ def test_the_usual_folder_is_taken_where_it_fits(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp")
     assert folder_for_sockets() is None
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("x" * 80)))
-    monkeypatch.setattr(sockets, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
+    monkeypatch.setattr(machine, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
     with pytest.raises(InputError, match=r"too long a name for Ray's sockets; set RAY_TMPDIR to a folder of a short name"):
         folder_for_sockets()

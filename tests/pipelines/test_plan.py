@@ -183,7 +183,7 @@ def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
     names = ("kind", "device", "vae", "precision", "pictures_per_second")
     rows = [{**dict(zip(names, row, strict=True)), "size_px": 512} for row in known]
     (tmp_path / "encoder_rates.json").write_text(json.dumps({"rows": rows}))
-    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
+    monkeypatch.setattr(estimates, "RATES", tmp_path)
     found = {time.device: (time.hours, time.kind) for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 512)}
     assert found == {"B": (0.25, "computed"), "A": (1.0, "measured")}
     half = {time.device: time.hours for time in encoder_times(36_000, "stable-diffusion-v1", "fp32", 256)}
@@ -193,7 +193,7 @@ def test_encoder_times_scale_with_pictures_and_px(tmp_path, monkeypatch):
 def test_the_tables_of_rates_are_there_and_a_missing_one_is_named(tmp_path, monkeypatch):
     devices = [time.device for time in encoder_times(1000, "stable-diffusion-v1", "bf16", 512)]
     assert len(devices) >= 3
-    monkeypatch.setattr(estimates, "RESULTS", tmp_path)
+    monkeypatch.setattr(estimates, "RATES", tmp_path)
     with pytest.raises(
         InputError, match=r"encoder_rates\.json: no such table; make it with `python -m benchmarks\.encoder_rate`"
     ):

@@ -17,18 +17,17 @@ import pytest
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from pbe_core.dataset_reader import find_places, read_classes, read_dataset, read_sample, take_rows
+from pbe_core.dataset_reader import find_places, read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.decode import decode_photo
 from pbe_core.images.sheets import PINK
 from pbe_core.sample_codec import Sample
 from pbe_core.settings import REPOSITORY
-from pipelines import trace_sample
+from pipelines import inspect_dataset
 from pipelines.dataset.samples import encode_segmentation
 from pipelines.dataset.write_plan import select_and_plan
-from pipelines.inspection import sample_pictures
-from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
-from pipelines.inspection.sample_pictures import reference_with_outline, trace_sheet
+from pipelines.inspection import trace
+from pipelines.inspection.sample_pictures import decode_means, load_recorded_vae, reference_with_outline, trace_sheet
 from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo
 from schemas.tables import COORDINATES, FAILURES, INDEX
@@ -64,9 +63,9 @@ def tables(dataset, tmp_path) -> Path:
 
 def call(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
     """The command in this process: exit status, what it printed, what it said on stderr."""
-    monkeypatch.setattr(sys, "argv", ["trace_sample.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["inspect_dataset.py", "trace", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        run_program(trace_sample.main)
+        run_program(inspect_dataset.main)
     said = capsys.readouterr()
     return int(caught.value.code or 0), said.out, said.err
 
@@ -88,20 +87,11 @@ def test_rows_are_found_and_taken_by_place_across_row_groups(tmp_path):
         take_rows(path, [0])
 
 
-def test_classes_of_samples_are_those_of_the_index(dataset, index):
-    classes = read_classes(dataset)
-    assert [classes.labels[code] for code in classes.codes] == [row["label"] for row in index]
-    assert [classes.names[code] for code in classes.codes] == [row["label_name"] for row in index]
-    counts = classes.counts()[classes.by_frequency()].tolist()
-    assert counts == sorted(counts, reverse=True)
-    assert sum(counts) == len(index)
-
-
 def test_a_key_its_beginning_and_an_object_mean_the_sample(dataset, index):
     for row in index[::17]:
         key = row["key"]
         for name in (key, row["object_id"], key[:-4]):
-            assert trace_sample.find_sample(dataset, name) == (row, [])
+            assert trace.find_sample(dataset, name) == (row, [])
 
 
 def test_of_several_views_the_exact_one_or_the_first_is_meant(tables):
@@ -111,10 +101,10 @@ def test_of_several_views_the_exact_one_or_the_first_is_meant(tables):
     views = [{**first, "key": f"{first['object_id']}_{view}"} for view in (10, 2, 0, 1)]
     pq.write_table(pa.concat_tables([table.slice(1), pa.Table.from_pylist(views, table.schema)]), tables / "index.parquet")
     key, object_id = first["key"], first["object_id"]
-    assert trace_sample.find_sample(tables, f"{object_id}_1")[0]["key"] == f"{object_id}_1"
-    row, others = trace_sample.find_sample(tables, object_id)
+    assert trace.find_sample(tables, f"{object_id}_1")[0]["key"] == f"{object_id}_1"
+    row, others = trace.find_sample(tables, object_id)
     assert (row["key"], others) == (key, [f"{object_id}_{view}" for view in (1, 2, 10)])
-    assert trace_sample.find_sample(tables, f"{object_id}_")[0]["key"] == key
+    assert trace.find_sample(tables, f"{object_id}_")[0]["key"] == key
 
 
 def test_a_beginning_of_several_objects_is_refused_with_some_of_them(dataset, index):
@@ -122,19 +112,19 @@ def test_a_beginning_of_several_objects_is_refused_with_some_of_them(dataset, in
     alike = [row["key"] for row in index if row["key"].startswith(beginning)]
     assert len(alike) > 1
     with pytest.raises(InputError, match=rf"{len(alike)} keys begin with `{beginning}` \({alike[0]}, .*give more of the key"):
-        trace_sample.find_sample(dataset, beginning)
+        trace.find_sample(dataset, beginning)
 
 
 def test_an_unknown_key_is_told_with_the_nearest(dataset, index):
     key = index[5]["key"]
     for wrong in (f"{key[:-5]}{'0' if key[-5] != '0' else '1'}{key[-4:]}", key.replace("-", "_", 1), f"x{key[1:]}"):
         with pytest.raises(InputError, match="no sample has a key that begins with") as caught:
-            trace_sample.find_sample(dataset, wrong)
+            trace.find_sample(dataset, wrong)
         assert key in str(caught.value)
     with pytest.raises(InputError, match=f"a key looks like {index[0]['key']}"):
-        trace_sample.find_sample(dataset, "zzzzzz")
+        trace.find_sample(dataset, "zzzzzz")
     with pytest.raises(InputError, match="KEY is empty"):
-        trace_sample.find_sample(dataset, "")
+        trace.find_sample(dataset, "")
 
 
 def test_a_sample_that_failed_is_told_with_the_reason(tables, index):
@@ -145,7 +135,7 @@ def test_a_sample_that_failed_is_told_with_the_reason(tables, index):
     pq.write_table(pa.Table.from_pylist([failure], FAILURES), tables / "failures.parquet")
     for name in (lost["key"], lost["object_id"]):
         with pytest.raises(InputError) as caught:
-            trace_sample.find_sample(tables, name)
+            trace.find_sample(tables, name)
         message = str(caught.value)
         assert f"{lost['key']} was planned, but could not be made: decode_error, the pixels cannot be decoded" in message
         assert "(cut short)" in message
@@ -181,7 +171,7 @@ def test_a_rejected_box_is_told_with_the_rule(strict, photos, tmp_path):
                 (reject["row"], reject["file"], reject["reason"])
             ]
         with pytest.raises(InputError, match=f"the box {object_id} was rejected: {reject['reason']}, ") as caught:
-            trace_sample.find_sample(strict, f"{object_id}_0")
+            trace.find_sample(strict, f"{object_id}_0")
         assert f"(row {reject['row']} of {reject['file']})" in str(caught.value)
 
 
@@ -192,7 +182,7 @@ def test_a_photo_whose_boxes_were_all_rejected_is_told_with_the_rules(strict):
     photo, reasons = max(by_photo.items(), key=lambda item: (len(set(item[1])), len(item[1])))
     assert len(reasons) > 1
     with pytest.raises(InputError, match=rf"{len(reasons)} such boxes were rejected \(") as caught:
-        trace_sample.find_sample(strict, photo)
+        trace.find_sample(strict, photo)
     assert all(f"{reason} {reasons.count(reason)}" in str(caught.value) for reason in reasons)
 
 
@@ -236,15 +226,15 @@ def _bytes(dataset: Path, row: dict, member: str) -> bytes:
 
 def test_unknown_flags_and_rotation_stay_unknown(dataset, index, info):
     row = index[0]
-    found = trace_sample.read_object(dataset, row["object_id"]) | {"is_occluded": -1, "is_inside": 0, "rotation": None}
-    sections = dict(trace_sample.describe(row, [], found, read_sample(dataset, row), info))
+    found = trace.read_object(dataset, row["object_id"]) | {"is_occluded": -1, "is_inside": 0, "rotation": None}
+    sections = dict(trace.describe(row, [], found, read_sample(dataset, row), info))
     assert sections["box"]["occluded"] == "unknown"
     assert sections["box"]["inside"] == "no"
     assert sections["photo"]["rotation"] == "unknown, not turned"
 
 
 def test_text_of_strangers_cannot_steer_the_terminal(capsys):
-    trace_sample.print_sections([("photo", {"author": "[red]\x1b[2J\nx[/]"})])
+    trace.print_sections([("photo", {"author": "[red]\x1b[2J\nx[/]"})])
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert r"[red]\x1b[2J\nx[/]" in printed
@@ -252,7 +242,7 @@ def test_text_of_strangers_cannot_steer_the_terminal(capsys):
 
 def test_the_picture_shows_all_parts(dataset, photos, index, info, kept):
     """Each part's cell holds what the part holds."""
-    photo, about = trace_sample.read_recorded_photo(kept.record, info, photos)
+    photo, about = trace.read_recorded_photo(kept.record, info, photos)
     assert "the very bytes" in about
     vae = load_recorded_vae(info)
     decoded = decode_means(vae, np.concatenate([kept.latent[None], kept.masked]))
@@ -277,16 +267,6 @@ def test_the_picture_shows_all_parts(dataset, photos, index, info, kept):
     assert np.abs(_cell(alone, 0, 0) - kept_view).mean() < 1
 
 
-def test_regions_are_drawn_into_what_is_there_and_say_so(kept, monkeypatch):
-    """A decoded latent is no photo."""
-    shown: list[str] = []
-    monkeypatch.setattr(sample_pictures, "sheet", lambda rows, titles, **rest: shown.append(titles[1][1]) or rows[0][0])
-    photo, decoded = np.zeros((900, 900, 3), np.uint8), [np.zeros((128, 128, 3), np.uint8)] * (1 + len(kept.masks))
-    for own, sample in ((photo, kept), (None, kept), (None, dataclasses.replace(kept, view=None))):
-        trace_sheet(sample, own, decoded)
-    assert shown == ["view, cut from the photo: box, region", "view.jpg: box, region", "latent.npy, decoded: box, region"]
-
-
 def _cell(picture: np.ndarray, row: int, column: int) -> np.ndarray:
     top, left = 6 + row * (256 + 6 + 36) + 36, 6 + column * (256 + 6)
     return picture[top : top + 256, left : left + 256].astype(int)
@@ -309,15 +289,15 @@ def test_another_photo_and_none_are_told_and_not_shown(info, kept, photos, tmp_p
     record = kept.record
     path = tmp_path / record.split / f"{record.photo_id}.jpg"
     path.parent.mkdir()
-    photo, about = trace_sample.read_recorded_photo(record, info, tmp_path)
+    photo, about = trace.read_recorded_photo(record, info, tmp_path)
     assert photo is None
     assert about.startswith("not here (missing: ")
     shutil.copy(next(path for path in (photos / "train").glob("*.jpg") if path.stem != record.photo_id), path)
-    photo, about = trace_sample.read_recorded_photo(record, info, tmp_path)
+    photo, about = trace.read_recorded_photo(record, info, tmp_path)
     assert photo is None
     assert hashlib.sha256(path.read_bytes()).hexdigest() in about
     assert "another one" in about
-    assert trace_sample.read_recorded_photo(record, info, None)[0] is not None, "the build's own folder is the default"
+    assert trace.read_recorded_photo(record, info, None)[0] is not None, "the build's own folder is the default"
 
 
 def test_another_vae_is_told_and_decodes_nothing(dataset, index, kept, tmp_path, capsys, monkeypatch):
@@ -336,7 +316,7 @@ def test_another_vae_is_told_and_decodes_nothing(dataset, index, kept, tmp_path,
 
 def test_the_command_runs_as_readers_start_it(dataset, index, tmp_path):
     """By path: the folder of scripts comes first on Python's path then."""
-    command = [sys.executable, str(REPOSITORY / "pipelines" / "trace_sample.py"), index[0]["object_id"], str(dataset)]
+    command = [sys.executable, str(REPOSITORY / "pipelines" / "inspect_dataset.py"), "trace", index[0]["object_id"], str(dataset)]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "new" / "picture.png")], cwd=tmp_path, capture_output=True, text=True
     )

@@ -10,7 +10,7 @@ from pbe_core.settings import REPOSITORY
 LOADED = """
 import multiprocessing, sys, torch
 from torch.utils.data import DataLoader
-from pbe_core.sockets import make_room_for_multiprocessing
+from pbe_core.machine import make_room_for_multiprocessing
 
 class Squares(torch.utils.data.Dataset):
     def __len__(self): return 4

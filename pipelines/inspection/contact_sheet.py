@@ -1,11 +1,5 @@
-"""Look at what was made: contact sheets of a dataset, and masks alone.
+"""Contact sheets of a dataset, of samples at random or by class; and a sheet of masks alone."""
 
-python pipelines/preview.py dataset DATASET --out sheet.png [--photos FOLDER]
-python pipelines/preview.py dataset DATASET --out sheet.png --by class [--labels Cat,Dog]
-python pipelines/preview.py masks --out masks.png
-"""
-
-import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pbe_core.dataset_reader import Classes, read_classes, read_dataset, read_sample, take_rows
-from pbe_core.errors import InputError, run_program
-from pbe_core.files import atomic_file
+from pbe_core.errors import InputError
 from pbe_core.images.crop import Rectangle, whole_photo
 from pbe_core.images.decode import decode_photo
 from pbe_core.images.sheets import Picture, sheet, tint
-from pbe_core.progress import Progress
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import Sample
 from pbe_core.words import number_of
@@ -32,6 +24,7 @@ from pipelines.inspection.sample_pictures import (
     reference_with_outline,
     view_with_box,
     view_with_mask,
+    views_of,
 )
 
 
@@ -56,8 +49,6 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
         both = zip(photos_of(samples, info, photos), samples, strict=True)
         shown = [(photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)) for photo, sample in both]
     else:
-        from pipelines.inspection.decoded_latents import views_of  # It loads PyTorch and diffusers, which takes seconds.
-
         own = zip(views_of(samples, info, vae), samples, strict=True)
         shown = [(view_with_box(view, sample.record), view) for view, sample in own]
     rows, captions = [], []
@@ -84,7 +75,7 @@ def class_sheet(
 ) -> Picture:
     """One row for each class: views with box and first mask beside their references, for a random choice of its samples.
 
-    The caption says of views that are not cut from photos what they are.
+    Without photos, captions say what the views are.
 
     Args:
         dataset: its folder.
@@ -114,8 +105,6 @@ def class_sheet(
     if photos:
         views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
     else:
-        from pipelines.inspection.decoded_latents import views_of
-
         views = views_of(samples, info, vae)
     by_label: dict[str, list[Picture]] = {classes.labels[place]: [] for place in places}
     for sample, view in zip(samples, views, strict=True):
@@ -126,13 +115,9 @@ def class_sheet(
 
 
 def origin_of_views(samples: Sequence[Sample]) -> str:
-    """What views are that are shown without photos."""
-    decoded = sum(sample.view is None for sample in samples)
-    if not decoded:
-        return "view.jpg"
-    if decoded < len(samples):
-        return f"{decoded} of {number_of(len(samples), 'view')} decoded from their latents, others view.jpg"
-    return "view decoded from its latent" if decoded == 1 else "views decoded from their latents"
+    """What views are that are shown without photos; a decoded latent is softer than its photo."""
+    origins = {"decoded latent" if sample.view is None else "view.jpg" for sample in samples}
+    return "views: " + " or ".join(sorted(origins, reverse=True))
 
 
 def find_classes(dataset: Path, classes: Classes, labels: Sequence[str]) -> list[int]:
@@ -175,51 +160,6 @@ def mask_sheet(count: int = 64, size: int = 128, columns: int = 8, seed: int = 0
     return sheet(rows, cell=size)
 
 
-def save_picture(picture: Picture, path: Path) -> None:
-    """Write a PNG, wholly or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-
-
 def _read_samples(dataset: Path, places: list[int]) -> list[Sample]:
     """The samples at places of the index, in its order."""
     return [read_sample(dataset, row) for row in take_rows(dataset / "index.parquet", places)]
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    commands = parser.add_subparsers(dest="what", required=True)
-    dataset = commands.add_parser("dataset", help="photo with box, view under each mask, reference; or samples by class")
-    dataset.add_argument("dataset", type=Path, help="folder of the dataset")
-    dataset.add_argument("--photos", type=Path, help="folder of the photos it was built from (default: shown without photos)")
-    dataset.add_argument("--by", choices=("random", "class"), default="random", help="samples, or a row for each class")
-    dataset.add_argument("--labels", help="classes to show, by name or id: Cat,Dog (default: those of most samples)")
-    dataset.add_argument("--count", type=int, default=12, help="samples to show, or classes (default: %(default)s)")
-    dataset.add_argument("--each", type=int, default=4, help="samples of each class (default: %(default)s)")
-    dataset.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
-    masks = commands.add_parser("masks", help="64 masks, box and Bessel in turn")
-    for command in (dataset, masks):
-        command.add_argument("--out", type=Path, required=True, help="PNG to write")
-        command.add_argument("--seed", type=int, default=0, help="which random choice (default: %(default)s)")
-    options = parser.parse_args()
-    if options.what == "masks":
-        picture = mask_sheet(seed=options.seed)
-    elif min(options.count, options.each) < 1:
-        raise InputError(f"--count {options.count}, --each {options.each}: must be 1 or more")
-    elif options.by == "class" or options.labels:
-        labels = options.labels.split(",") if options.labels else ()
-        with Progress("drawing"):
-            picture = class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
-    else:
-        with Progress("drawing"):
-            picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
-    save_picture(picture, options.out)
-    print(options.out)
-    if options.what == "dataset" and not options.photos:
-        print("no --photos: views are view.jpg, or decoded from their latents, as each caption says")
-
-
-if __name__ == "__main__":
-    run_program(main)

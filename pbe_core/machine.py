@@ -1,4 +1,4 @@
-"""Folders with names that are short enough for sockets.
+"""What depends on the machine: what its devices are called, and folders with names that are short enough for sockets.
 
 The path of a Unix socket has 107 bytes at most. Batch systems set TMPDIR to longer names, and then Ray does not start, and
 PyTorch's loader processes hand nothing over, for ever.
@@ -7,6 +7,7 @@ PyTorch's loader processes hand nothing over, for ever.
 import atexit
 import multiprocessing
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
@@ -41,3 +42,20 @@ def make_room_for_multiprocessing() -> None:
     if folder:
         chosen["tempdir"] = str(folder)  # Children inherit it.
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def device_name() -> str:
+    """The GPU that PyTorch would use, else the processor."""
+    import torch  # It takes seconds to load, and many who import this never ask.
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,12 +1,5 @@
-"""From a sample back to where it came from: its box, its photo and author, how it was cut, where it lies.
+"""From a sample back to where it came from: its box, its photo and author, how it was cut, where it lies."""
 
-    python pipelines/trace_sample.py KEY DATASET [--photos FOLDER] [--out picture.png]
-
-KEY is a sample's key, an object's id, or the beginning of one that no other object's begins with. The picture shows all parts of
-the sample; latents are shown as the dataset's own VAE decodes them.
-"""
-
-import argparse
 import difflib
 import re
 import sys
@@ -21,12 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from pbe_core.dataset_reader import find_places, member_places, read_dataset, read_sample, take_rows
-from pbe_core.errors import InputError, run_program
+from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
-from pbe_core.images.sheets import Picture
+from pbe_core.images.sheets import Picture, save_picture
 from pbe_core.progress import Progress
 from pbe_core.sample_codec import Sample
-from pipelines.inspection.sample_pictures import photo_source, trace_sheet
+from pipelines.inspection.sample_pictures import decode_means, load_recorded_vae, photo_source, trace_sheet
 from pipelines.photos import read_photo
 from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo
@@ -34,11 +27,45 @@ from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
 Row = dict[str, Any]
+Section = tuple[str, dict[str, str]]
 
 # Keys that are looked at where a name means none, or several.
 _CANDIDATES = 2000
 _LISTED = 4
 _FLAG_STATES = {1: "yes", 0: "no", -1: "unknown"}
+
+
+def trace(name: str, dataset: Path, photos: Path | None = None, out: Path | None = None, vae: str | None = None) -> None:
+    """Print all that is known of a sample and, where `out` says so, draw all parts of it.
+
+    Args:
+        name: a sample's key, the beginning of one, or an object's id.
+        dataset: its folder.
+        photos: the photo folder or photo store, if not where the build had it.
+        out: PNG to write.
+        vae: where the dataset's VAE is, if not where the build had it.
+
+    Raises:
+        InputError: no sample is meant, or several.
+    """
+    info = read_dataset(dataset)
+    with Progress("looking for the sample"):
+        row, others = find_sample(dataset, name)
+        sample = read_sample(dataset, row)
+        found = read_object(dataset, row["object_id"])
+    photo, about_photo = read_recorded_photo(sample.record, info, photos)
+    sections = describe(row, others, found, sample, info)
+    dict(sections)["photo"]["file"] = about_photo
+    if out:
+        decoded: list[Picture] = []
+        try:
+            with Progress("decoding the latents"):
+                decoded = decode_means(load_recorded_vae(info, vae), np.concatenate([sample.latent[None], sample.masked]))
+            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
+        except InputError as error:
+            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
+        save_picture(trace_sheet(sample, photo, decoded), out)
+    print_sections(sections)
 
 
 def find_sample(dataset: Path, name: str) -> tuple[Row, list[str]]:
@@ -98,7 +125,7 @@ def read_recorded_photo(record: SampleRecord, info: DatasetInfo, photos: Path | 
     return photo, f"in {source.photos}, the very bytes that the sample was cut from"
 
 
-def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[tuple[str, dict[str, str]]]:
+def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[Section]:
     """All that is known of a sample, in sections of names and values.
 
     Args:
@@ -108,76 +135,71 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
         sample: itself.
         info: of the dataset.
     """
-    record = sample.record
-    height, width = sample.masks.shape[1:]
-    turned = f"{record.rotation} degrees counterclockwise" if found["rotation"] is not None else "unknown, not turned"
-    padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
-    shares = sample.masks.mean(axis=(1, 2)).tolist()
-    masks = zip(record.mask_kinds, shares, record.mask_polygons, strict=True)
+    record, vae = sample.record, info.vae
+    own = {
+        "key": record.key,
+        "object": record.object_id,
+        "other views": ", ".join(others) or "none",
+        "split": record.split,
+        "shard": f"shards/{row['shard']}.tar, position {row['position']}",
+        "seed": f"{record.seed}",
+    }
+    box = {
+        "label": f"{record.label_name} ({record.label})",
+        "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
+        "area": f"{found['area_share']:.2%} of the photo",
+        **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
+    }
+    places = member_places(row).items()
+    members = {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in places}
+    recorded = {
+        "source": vae.source,
+        "weights' SHA-256": vae.sha256,
+        "scaling factor": f"{vae.scaling_factor:g} (latents are stored unscaled)",
+        "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell",
+    }
+    photo = _describe_photo(record, turned=found["rotation"] is not None)
     return [
-        (
-            "sample",
-            {
-                "key": record.key,
-                "object": record.object_id,
-                "other views": ", ".join(others) or "none",
-                "split": record.split,
-                "shard": f"shards/{row['shard']}.tar, position {row['position']}",
-                "seed": f"{record.seed}",
-            },
-        ),
-        (
-            "box",
-            {
-                "label": f"{record.label_name} ({record.label})",
-                "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
-                "area": f"{found['area_share']:.2%} of the photo",
-                **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
-            },
-        ),
-        (
-            "photo",
-            {
-                "id": record.photo_id,
-                "file name": record.file_name or "by its id",
-                "URL": record.url or "unknown",
-                "author": record.author or "unknown",
-                "licence": record.licence or "unknown",
-                "SHA-256": record.photo_sha256,
-                "rotation": turned,
-                "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
-            },
-        ),
-        (
-            "cut",
-            {
-                "box": f"{_corners(record.box)} in px of the photo",
-                "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
-                "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
-                "reference": f"{_corners(record.reference_window)} in px of the photo",
-                **{
-                    f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
-                    for number, (kind, share, polygon) in enumerate(masks)
-                },
-            },
-        ),
-        (
-            "members",
-            {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in member_places(row).items()},
-        ),
-        (
-            "VAE",
-            {
-                "source": info.vae.source,
-                "weights' SHA-256": info.vae.sha256,
-                "scaling factor": f"{info.vae.scaling_factor:g} (latents are stored unscaled)",
-                "latent": f"{info.vae.latent_channels} channels, {info.vae.downsampling} px of the view to a cell",
-            },
-        ),
+        ("sample", own),
+        ("box", box),
+        ("photo", photo),
+        ("cut", _describe_cut(sample)),
+        ("members", members),
+        ("VAE", recorded),
     ]
 
 
-def print_sections(sections: list[tuple[str, dict[str, str]]]) -> None:
+def _describe_photo(record: SampleRecord, turned: bool) -> dict[str, str]:
+    return {
+        "id": record.photo_id,
+        "file name": record.file_name or "by its id",
+        "URL": record.url or "unknown",
+        "author": record.author or "unknown",
+        "licence": record.licence or "unknown",
+        "SHA-256": record.photo_sha256,
+        "rotation": f"{record.rotation} degrees counterclockwise" if turned else "unknown, not turned",
+        "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
+    }
+
+
+def _describe_cut(sample: Sample) -> dict[str, str]:
+    record = sample.record
+    height, width = sample.masks.shape[1:]
+    padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
+    masks = zip(record.mask_kinds, sample.masks.mean(axis=(1, 2)).tolist(), record.mask_polygons, strict=True)
+    return {
+        "box": f"{_corners(record.box)} in px of the photo",
+        "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
+        "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
+        "reference": f"{_corners(record.reference_window)} in px of the photo",
+        **{
+            f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
+            for number, (kind, share, polygon) in enumerate(masks)
+        },
+    }
+
+
+def print_sections(sections: list[Section]) -> None:
     """One table. On a terminal long values are folded to its width; into a file or pipe each stands on one line."""
     table = Table(show_header=False)
     for _ in range(3):
@@ -255,43 +277,3 @@ def _corners(rectangle: tuple[float, float, float, float]) -> str:
 
 def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
-    parser.add_argument("key", help="a sample's key, the beginning of one, or an object's id")
-    parser.add_argument("dataset", type=Path, help="folder of the dataset")
-    parser.add_argument("--photos", type=Path, help="folder of the photos (default: where the build had them)")
-    parser.add_argument("--out", type=Path, help="PNG to write: all parts of the sample")
-    parser.add_argument("--vae", help="the dataset's VAE, if it is not where the build had it: folder or hub id")
-    options = parser.parse_args()
-    info = read_dataset(options.dataset)
-    with Progress("looking for the sample"):
-        row, others = find_sample(options.dataset, options.key)
-        sample = read_sample(options.dataset, row)
-        found = read_object(options.dataset, row["object_id"])
-    photo, about_photo = read_recorded_photo(sample.record, info, options.photos)
-    sections = describe(row, others, found, sample, info)
-    dict(sections)["photo"]["file"] = about_photo
-    if options.out:
-        # These load PyTorch and diffusers, which takes seconds; the table needs neither.
-        from pipelines.inspection.decoded_latents import decode_means, load_recorded_vae
-        from pipelines.preview import save_picture
-
-        decoded: list[Picture] = []
-        try:
-            with Progress("decoding the latents"):
-                vae = load_recorded_vae(info, options.vae)
-                decoded = decode_means(vae, np.concatenate([sample.latent[None], sample.masked]))
-            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
-        except InputError as error:
-            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
-        save_picture(trace_sheet(sample, photo, decoded), options.out)
-    print_sections(sections)
-    if options.out:
-        print(options.out)
-
-
-if __name__ == "__main__":
-    run_program(main)
