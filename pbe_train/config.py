@@ -273,7 +273,10 @@ CHANGEABLE = {
 
 # Settings in checkpoints of the version before, by group: new names; those that only say how a run is watched; and those that are
 # constants now, with their values.
-RENAMED = {"": {"guidance_dropout": "condition_dropout", "most_skipped": "max_nonfinite_steps", "checkpoints_kept": "keep_last"}}
+RENAMED = {
+    "": {"guidance_dropout": "condition_dropout", "most_skipped": "max_nonfinite_steps", "checkpoints_kept": "keep_last"},
+    "loader": {"on_damage": "on_corrupt", "most_replaced": "max_corrupt_samples"},
+}
 DROPPED = {"": ("watchdog_minutes",), "pictures": ("split", "guidance", "scheduler"), "validation": ("samples",)}
 STRONG = {"erase": 0.3, "light": 0.5, "gamma": 0.3, "colour": 0.3, "resolution": 0.3, "blur": 0.2, "compression": 0.2}
 CONSTANT: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ After each step the hooks follow, in this order on all ranks (`Hooks`):
 
     stop        do all ranks stop after this step? Then it counts as one that is saved
     log         a line of metrics, once its numbers are here: some steps later, or before a checkpoint, which says that the lines
-                before it are written. Too many steps whose gradient is not finite, or damaged samples, end the run here
+                before it are written. Too many steps whose gradient is not finite, or corrupt samples, end the run here
     validate    the loss of held-out samples: the last line of a step
     save        the checkpoint; weights that are not finite end the run before it
     paint       pictures: after the checkpoint, since a run without the memory for them would never come past this step
@@ -183,7 +183,7 @@ class Hooks:
             if run.settings.loader.on_corrupt == "replace":
                 # All ranks count the same samples, so that beyond the limit all of them stop here.
                 found = run.distributed.gather(run.loader.take_replaced())
-                for line in run.damaged.add(one for some in found for one in some):
+                for line in run.corrupt.add(one for some in found for one in some):
                     if self.progress:
                         print(line, file=sys.stderr, flush=True)
         if self._pending and (saves or self._pending.ready()):
@@ -250,9 +250,9 @@ def announce(run: Training) -> Progress:
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "settings.yaml").write_text(dump_settings(settings, "train"), encoding="utf-8")
     print(describe(run), flush=True)
-    if run.account:
-        write_report(run.account, settings.out)
-        print(run.account.lines(), flush=True)
+    if run.start:
+        write_report(run.start, settings.out)
+        print(run.start.lines(), flush=True)
     every = {PICTURES: settings.pictures.every, HELD_OUT: settings.validation.every if run.validation else 0}
     return Progress(settings, run.step, flops_of(run), every)
 
@@ -275,7 +275,7 @@ def finish(run: Training, progress: Progress | None) -> None:
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:
         progress.close()
-        progress.summary(len(run.nonfinite.steps), len(run.damaged.seen))
+        progress.summary(len(run.nonfinite.steps), len(run.corrupt.seen))
         record = {"step": settings.steps, "weights_sha256": hashes}
         (settings.out / "finished.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         ranks = number_of(run.distributed.world_size, "rank")

@@ -48,7 +48,7 @@ class Training:
     identity: RunIdentity
     checkpoint: Path | None
     """Where the run goes on from."""
-    account: LoadReport | None
+    start: LoadReport | None
     """Where the weights of a new run are from."""
     step: int
     model: PaintByExampleModel
@@ -65,7 +65,7 @@ class Training:
     validation: Validation | None
     metrics: Metrics
     nonfinite: NonfiniteSteps
-    damaged: CorruptSamples
+    corrupt: CorruptSamples
 
     def is_due(self, every: int) -> bool:
         """Whether something that is done every so many steps, and after the last one, is done after this one; 0 = never."""
@@ -87,7 +87,7 @@ def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
     precision = distributed.choose_precision(settings.precision)
     check_agreement(distributed, checkpoint, state, reader, precision)
 
-    model, account = make_model(settings, vae, state)
+    model, start = make_model(settings, vae, state)
     model = prepare(model, settings.model, distributed.device).train()
     trained = model.trained()
     optimizer = make_optimizer(trained, settings.optimizer)
@@ -112,7 +112,7 @@ def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
         vae=vae,
         identity=identity,
         checkpoint=checkpoint,
-        account=account,
+        start=start,
         step=step,
         model=model,
         parallel=distributed.wrap(model),
@@ -126,7 +126,7 @@ def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
         validation=make_validation(settings, distributed, reference_size),
         metrics=metrics,
         nonfinite=NonfiniteSteps(),
-        damaged=CorruptSamples(settings.loader.max_corrupt_samples),
+        corrupt=CorruptSamples(settings.loader.max_corrupt_samples),
     )
 
 

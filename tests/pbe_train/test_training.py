@@ -419,6 +419,7 @@ def test_a_checkpoint_of_the_version_before_is_read_with_the_names_of_today(worl
     settings = state["settings"]
     for key, name in {"guidance_dropout": "condition_dropout", "checkpoints_kept": "keep_last"}.items():
         settings[key] = settings.pop(name)
+    settings["loader"]["on_damage"] = settings["loader"].pop("on_corrupt")
     settings["watchdog_minutes"] = 3.0
     settings["pictures"]["guidance"] = [2.0]
     settings["augmentation"]["flip"] = 0.5
