@@ -171,7 +171,8 @@ class ShardCache:
                 return None
             fcntl.flock(file, fcntl.LOCK_SH)
             if os.fstat(file.fileno()).st_nlink:
-                os.utime(file.fileno())  # The oldest use goes first.
+                now = time.time_ns()  # The kernel's own clock has ticks of milliseconds.
+                os.utime(file.fileno(), ns=(now, now))  # The oldest use goes first.
                 return file
             file.close()  # Evicted after it was opened and before it was locked.
 
