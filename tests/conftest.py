@@ -35,7 +35,6 @@ from filelock import FileLock
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
-from tests.forked import run_forked
 
 torch.set_num_threads(2)
 # How long an example takes tells what else the machine does, and nothing of the code.
@@ -75,7 +74,7 @@ def run_build(*options: str, check: bool = True) -> subprocess.CompletedProcess[
     command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", "--ray.address", standing_ray(), *options]
     # Where this process has had a Ray of its own, that has left word that tokens are asked for.
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    done = run_forked(command, REPOSITORY, environment)
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     out = Path(command[command.index("--out") + 1]) if "--out" in command else None
     if done.returncode == 0 and out and (out / "dataset.json").is_file():
