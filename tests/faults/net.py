@@ -50,7 +50,7 @@ from safetensors import safe_open
 PARTS = ("tiny", "open_images_mini", "coco_mini", "losses", "edit", "export", "help")
 LIBRARIES = ("torch", "numpy", "opencv-python-headless", "diffusers", "transformers", "albumentations", "pillow", "pyarrow")
 RAY = {"ray.address": "local", "ray.actors": 2, "ray.gpus_per_actor": 0}
-QUIET = {"log_every": 1, "threads": 1, "loader.workers": 0, "pictures.every": 0, "validation.samples": 64}
+QUIET = {"log_every": 1, "threads": 1, "loader.workers": 0, "pictures.every": 0}
 REAL = {
     "open_images_mini": {"config": "configs/open_images.yaml"},
     "coco_mini": {"config": "configs/coco.yaml", "references.background": "grey", "source.validation_share": 0.2},
@@ -67,7 +67,7 @@ PUBLISHED = {
     "model.unet.cross_attention_dim": 64,
     "model.conditioner_blocks": 1,
 }
-COMMANDS = ("plan", "build", "crawl", "survey", "verify", "trace_sample", "preview", "make_report")
+COMMANDS = ("plan", "build", "crawl", "survey", "verify", "inspect_dataset")
 HELP = [f"pipelines/{name}.py" for name in COMMANDS]
 HELP += ["pbe_train/train.py", *(f"-m pbe_train.{name}" for name in ("sample", "evaluate", "demo", "export", "cost"))]
 MISSING = "(not there)"
