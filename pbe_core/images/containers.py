@@ -1,7 +1,7 @@
 """Files of formats that hold more than pixels, made ready for Pillow: what is not needed is left out, what is too much is found.
 
     PNG ──lean_png──▶ the same pixels without texts and colour profile, which are packed and may be long
-    ICO ──icon_picture──▶ its largest picture alone
+    ICO ──icon_picture──▶ its largest picture alone: Pillow decodes an icon before one can ask how large it is
     JPEG 2000 ──codestream_parts──▶ how much memory its decoder will take for tables, which Pillow does not bound
     JPEG ──with_end_mark──▶ the same with its end mark, if that is all it lacks
 
@@ -19,22 +19,20 @@ import hashlib
 import io
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+# Of a text that may say how a photo is turned, and of a colour profile, those of printers have about 2 MB. Pillow's own is 1 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 # The texts in which Pillow looks for an orientation.
 _ORIENTATION_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-# Pillow's own limit for a text that was compressed. Orientations in longer ones are not read.
-_TEXT_BYTES = 1 << 20
-# As much as a JPEG can hold; profiles of printers have about 2 MB.
-_PROFILE_BYTES = 16 << 20
 _ICON_ENTRY = struct.Struct("<4B2H2I")
 END_OF_IMAGE = b"\xff\xd9"
-_START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN = b"\xff\xda"
+"""Within a scan's own data, 0xFF is always followed by 0."""
 # Frames of each kind of JPEG but for DHT, JPG and DAC, which have numbers between theirs.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _COEFFICIENTS = 64
@@ -44,9 +42,7 @@ _PADDING = 4096
 
 
 def lean_png(file: io.BytesIO | io.BufferedReader, header_only: bool = False) -> io.BytesIO:
-    """A PNG without its colour profile and texts, but for those that may say how it is turned.
-
-    Pillow refuses a PNG with a profile or text of more than 1 MB; nothing here is unpacked but what may hold an orientation.
+    """A PNG without its colour profile and texts, but for those that may say how it is turned: one of each keyword.
 
     Args:
         file: the PNG, read from its beginning.
@@ -54,61 +50,23 @@ def lean_png(file: io.BytesIO | io.BufferedReader, header_only: bool = False) ->
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    lean = io.BytesIO(file.read(len(_PNG_SIGNATURE)))
-    lean.seek(0, io.SEEK_END)
-    seen = set()
-    while len(head := file.read(8)) == 8:
-        name = head[4:]
-        if header_only and name == b"IDAT":
-            lean.write(head)
-            break
+    lean = io.BytesIO()
+    lean.write(file.read(len(_PNG_SIGNATURE)))
+    wanted = set(_ORIENTATION_TEXTS)
+    while len(head := file.read(8)) == 8 and not (header_only and head[4:] == b"IDAT"):
         # With the checksum. A length that lies must not allocate what it says.
         body = file.read(min(int.from_bytes(head[:4], "big") + 4, size - file.tell()))
         keyword = body[:80].partition(b"\0")[0]
-        # Of texts with one keyword the first is the one that counts; a file may hold thousands.
-        repeated = keyword in seen
-        if name in _PNG_TEXTS:
-            seen.add(keyword)
-        if name == b"iCCP" or (name in _PNG_TEXTS and (repeated or not _may_turn(name, keyword, body[:-4]))):
+        if head[4:] == b"iCCP" or (head[4:] in _PNG_TEXTS and keyword not in wanted):
             continue
+        wanted.discard(keyword)
         lean.write(head + body)
-        if name == b"IEND":
+        if head[4:] == b"IEND":
             break
+    else:
+        lean.write(head)
     lean.seek(0)
     return lean
-
-
-def _may_turn(name: bytes, keyword: bytes, text: bytes) -> bool:
-    """Whether a PNG's text may hold an orientation, and Pillow will read it."""
-    if keyword not in _ORIENTATION_TEXTS:
-        return False
-    packed = text[len(keyword) + 1 :]
-    if name == b"tEXt" or (name == b"iTXt" and packed[:1] == b"\0"):
-        return True
-    # zTXt: method, text. iTXt: 1, method, language and translated keyword, each with a zero byte at its end, text.
-    packed = packed[1:] if name == b"zTXt" else packed[2:].split(b"\0", 2)[-1]
-    return _unpacked(packed, _TEXT_BYTES) is not None
-
-
-def png_profile(data: bytes) -> bytes | None:
-    """The colour profile of a PNG, up to 16 MB of it unpacked; None if it has none, a longer or a damaged one."""
-    place = len(_PNG_SIGNATURE)
-    while (head := data[place : place + 8])[4:] not in (b"", b"IDAT"):
-        length = int.from_bytes(head[:4], "big")
-        if head[4:] == b"iCCP":
-            packed = data[place + 8 : place + 8 + length].partition(b"\0")[2]
-            return _unpacked(packed[1:], _PROFILE_BYTES)
-        place += length + 12
-    return None
-
-
-def _unpacked(data: bytes, most: int) -> bytes | None:
-    unpacker = zlib.decompressobj()
-    try:
-        found = unpacker.decompress(data, most)
-    except zlib.error:
-        return None
-    return found if unpacker.eof else None
 
 
 def icon_picture(data: bytes) -> tuple[bytes, int] | None:
@@ -222,7 +180,7 @@ def _parts(size: tuple[int, ...], style: bytes, own_precincts: bool, layers: int
 
 def lacks_end_mark(data: bytes) -> bool:
     """Whether no end mark follows a JPEG's scans. Previews within it have their own, and so may what follows it."""
-    if data.endswith(END_OF_IMAGE) or data.rfind(END_OF_IMAGE) > data.rfind(_START_OF_SCAN):
+    if data.endswith(END_OF_IMAGE) or data.rfind(END_OF_IMAGE) > data.rfind(START_OF_SCAN):
         return False
     return not any(code == END_OF_IMAGE[1] for code, _ in _segments(data))
 
@@ -278,7 +236,7 @@ def _has_all_scans(data: bytes) -> bool:
     for code, body in _segments(data):
         if code in _FRAMES and len(body) >= 6:
             precise = {component: [False] * _COEFFICIENTS for component in body[6 : 6 + 3 * body[5] : 3]}
-        elif code == _START_OF_SCAN[1]:
+        elif code == START_OF_SCAN[1]:
             if len(body) < 1 or len(body) < 4 + 2 * body[0]:
                 return False
             first, last, bits = body[1 + 2 * body[0] : 4 + 2 * body[0]]

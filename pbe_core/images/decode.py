@@ -19,10 +19,10 @@ from typing import Literal
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import AvifImagePlugin, ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
-from pbe_core.images.containers import codestream_parts, icon_picture, lacks_end_mark, lean_png, png_profile, with_end_mark
-from pbe_core.images.kinds import AVIF, HEAD_BYTES, ICO, JPEG, JPEG_2000, PNG, TIFF, WEBP, Kind, accepted_names, kind_of
+from pbe_core.images.containers import START_OF_SCAN, codestream_parts, icon_picture, lacks_end_mark, lean_png, with_end_mark
+from pbe_core.images.kinds import HEAD_BYTES, ICO, JPEG, JPEG_2000, PNG, TIFF, Kind, accepted_names, kind_of
 
 # Limits are ours and checked from the header; Pillow's own would warn first and raise only at twice the number.
 Image.MAX_IMAGE_PIXELS = None
@@ -39,9 +39,6 @@ MAX_JPEG_SCANS = 100
 # Each packet or code block of a JPEG 2000 costs OpenJPEG about 300 bytes: this bounds the memory that a photo takes. One of 100
 # megapixels has some 100,000 of them, or a million in tiles of 64 px.
 MAX_CODESTREAM_PARTS = 2_000_000
-_START_OF_SCAN = b"\xff\xda"  # Within a scan's own data, 0xFF is always followed by 0.
-# Not every build of Pillow has them.
-_FEATURES = {AVIF: "avif", WEBP: "webp", JPEG_2000: "jpg_2000"}
 _TURNED_BACK = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -79,12 +76,12 @@ def file_error(error: OSError, file: Path) -> PhotoError | OSError:
 
 
 def decode_photo(
-    data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS, missing_end_mark: EndMark = "accept"
+    photo: bytes | Image.Image, *, frame: Frame, max_pixels: int = MAX_PIXELS, missing_end_mark: EndMark = "accept"
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a photo to RGB, 0-255.
 
     Args:
-        data: the file's bytes.
+        photo: the file's bytes; or a picture that Pillow has opened, of which only `frame` is asked.
         frame: `stored` gives the pixels as they lie in the file (Open Images' boxes are in that frame); `exif` turns them as the
             file says: its EXIF, a TIFF's tag, an AVIF's `irot` and `imir`, or XMP where there is nothing else.
         max_pixels: refuse larger photos, judged by the header.
@@ -96,17 +93,21 @@ def decode_photo(
     Raises:
         PhotoError: with code `not_an_image`, `unsupported_format`, `too_many_pixels`, `no_end_mark` or `decode_error`.
     """
-    image = load_photo(data, frame=frame, max_pixels=max_pixels, missing_end_mark=missing_end_mark)
+    image = load_photo(photo, frame=frame, max_pixels=max_pixels, missing_end_mark=missing_end_mark)
+    if isinstance(photo, Image.Image) and photo.mode == "I":  # Of a file these are 16 bits; here nobody knows what is white.
+        raise PhotoError("decode_error", "its pixels are 32-bit numbers; convert it to 8 or 16 bits")
     with _coded():
         return _to_rgb(image)
 
 
-def load_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS, missing_end_mark: EndMark = "accept") -> Image.Image:
+def load_photo(
+    photo: bytes | Image.Image, *, frame: Frame, max_pixels: int = MAX_PIXELS, missing_end_mark: EndMark = "accept"
+) -> Image.Image:
     """A photo as a picture of Pillow in its own mode, decoded and turned: what `decode_photo` makes RGB of.
 
     Args and errors are those of `decode_photo`.
     """
-    image, _ = _open_whole(data, max_pixels, missing_end_mark)
+    image = photo if isinstance(photo, Image.Image) else _open_whole(photo, max_pixels, missing_end_mark)[0]
     with _coded():
         return _turned(image, frame)
 
@@ -123,29 +124,6 @@ def decode_jpeg(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     if pixels is None:
         raise PhotoError("decode_error", f"a damaged JPEG, or no JPEG but {kind.name}")
     return pixels
-
-
-def photo_of_image(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """What `decode_photo` makes of a picture's file, in frame `exif`, of a picture that Pillow has read already.
-
-    Raises:
-        PhotoError: with code `decode_error`.
-    """
-    if image.mode == "I":  # Of a file these are 16 bits; here nobody knows what is white.
-        raise PhotoError("decode_error", "its pixels are 32-bit numbers; convert it to 8 or 16 bits")
-    turned = turned_image(image)
-    with _coded():
-        return _to_rgb(turned)
-
-
-def turned_image(image: Image.Image) -> Image.Image:
-    """What `load_photo` makes of a picture's file, in frame `exif`, of a picture that Pillow has opened already.
-
-    Raises:
-        PhotoError: with code `decode_error`.
-    """
-    with _coded():
-        return ImageOps.exif_transpose(image)
 
 
 def photo_size(photo: bytes | Path, *, frame: Frame, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -216,7 +194,10 @@ def colour_profile(data: bytes) -> tuple[str, bytes | None]:
         PhotoError: as `photo_size`.
     """
     image, kind = _open(io.BytesIO(data), MAX_PIXELS)
-    return image.mode, png_profile(data) if kind == PNG else image.info.get("icc_profile")
+    if kind == PNG:  # Which was opened without it. What Pillow refuses is damaged, or longer than any profile.
+        with contextlib.suppress(Exception):
+            image = Image.open(io.BytesIO(data), formats=(PNG.pillow,))
+    return image.mode, image.info.get("icc_profile")
 
 
 def _size(file: io.BytesIO | io.BufferedReader, frame: Frame, max_pixels: int) -> tuple[int, int]:
@@ -231,7 +212,7 @@ def _open_whole(data: bytes, max_pixels: int, missing_end_mark: EndMark) -> tupl
     """A photo that is opened, not decoded, after all checks that need its whole file."""
     image, kind = _open(io.BytesIO(data), max_pixels)
     if kind == JPEG:
-        if (scans := data.count(_START_OF_SCAN)) > MAX_JPEG_SCANS:
+        if (scans := data.count(START_OF_SCAN)) > MAX_JPEG_SCANS:
             raise PhotoError("decode_error", f"a JPEG of {scans:,} scans, more than {MAX_JPEG_SCANS}: it would take too long")
         if lacks_end_mark(data):
             with _coded():
@@ -251,7 +232,10 @@ def _open_whole(data: bytes, max_pixels: int, missing_end_mark: EndMark) -> tupl
 def _open(file: io.BytesIO | io.BufferedReader, max_pixels: int, header_only: bool = False) -> tuple[Image.Image, Kind]:
     kind = kind_of(file.read(HEAD_BYTES))
     file.seek(0)
-    _check_kind(kind)
+    if not kind.is_picture:
+        raise PhotoError("not_an_image", kind.name)
+    if not kind.pillow:
+        raise PhotoError("unsupported_format", f"{kind.name}; formats that are read: {accepted_names()}")
     pillow = kind.pillow
     if kind == ICO:
         found = icon_picture(file.read())
@@ -276,16 +260,6 @@ def _open(file: io.BytesIO | io.BufferedReader, max_pixels: int, header_only: bo
         with _coded():
             _check_tiff(image, max_pixels)
     return image, kind
-
-
-def _check_kind(kind: Kind) -> None:
-    """Raise PhotoError for what is no photo of an accepted format, or of none that this build of Pillow has."""
-    if not kind.is_picture:
-        raise PhotoError("not_an_image", kind.name)
-    if not kind.pillow:
-        raise PhotoError("unsupported_format", f"{kind.name}; formats that are read: {accepted_names()}")
-    if kind in _FEATURES and not features.check(_FEATURES[kind]):
-        raise PhotoError("unsupported_format", f"{kind.name}, which this build of Pillow does not read; install another")
 
 
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, max_pixels: int) -> None:

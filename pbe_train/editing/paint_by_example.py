@@ -77,7 +77,7 @@ class PaintByExample:
         Raises:
             InputError: there is no such model, or not a whole one; no such device, weights or precision.
         """
-        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, ("fp32", "bf16", "fp16"))):
+        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, _TYPES)):
             if value not in known:
                 raise InputError(f"{name} {value!r}: give one of {', '.join(known)}")
         there = find_device(device)
@@ -131,19 +131,15 @@ class PaintByExample:
         how = SamplingSettings(guidance, steps, scheduler)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
+
+            def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]], first: int = first) -> None:
+                assert callback
+                callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
+
             part = slice(first, first + batch_size)
-            painted = edit(
-                self.run,
-                photos[part],
-                regions[part],
-                shown[part],
-                seeds[part],
-                how,
-                size=size,
-                blend=blend,
-                watch=_watched(callback, first) if callback else None,
-            )
-            edited += [with_profile(photo, given) for photo, given in zip(painted, images[part], strict=True)]
+            given = photos[part], regions[part], shown[part], seeds[part]
+            painted = edit(self.run, *given, how, size=size, blend=blend, watch=watch if callback else None)
+            edited += [with_profile(photo, source) for photo, source in zip(painted, images[part], strict=True)]
         return edited[0] if one else edited
 
 
@@ -151,21 +147,17 @@ def _read(
     images: list[Picture], masks: list[Picture], references: list[list[Picture]], one: bool
 ) -> tuple[list[AnyPhoto], list[AnyMask], list[list[AnyPhoto]]]:
     """Photos, masks and references as arrays, each decoded once. Raises InputError for what is unreadable or does not fit."""
-    photos = [read_photo(each, _named("image", number, one)) for number, each in enumerate(images)]
-    regions = [read_mask(each, _named("mask", number, one)) for number, each in enumerate(masks)]
-    for number, (region, photo) in enumerate(zip(regions, photos, strict=True)):
-        check_mask(region, photo, _shown(masks[number], "mask", number, one), _shown(images[number], "image", number, one))
-    shown = [[read_photo(each, _named("reference", number, one)) for each in group] for number, group in enumerate(references)]
+    photos, regions, shown = [], [], []
+    for number, (image, mask, group) in enumerate(zip(images, masks, references, strict=True)):
+        image_name, mask_name, reference_name = (what if one else f"{what} {number}" for what in ("image", "mask", "reference"))
+        photos.append(read_photo(image, image_name))
+        regions.append(read_mask(mask, mask_name))
+        files = (
+            picture if isinstance(picture, (str, Path)) else name for picture, name in ((mask, mask_name), (image, image_name))
+        )
+        check_mask(regions[-1], photos[-1], *files)
+        shown.append([read_photo(each, reference_name) for each in group])
     return photos, regions, shown
-
-
-def _watched(callback: Callable[[Preview], object], first: int) -> Callable[[int, int, Callable[[], list[AnyPhoto]]], None]:
-    """`edit`'s watch of the edits that begin with number `first`, for a callback of previews."""
-
-    def watch(step: int, of: int, made: Callable[[], list[AnyPhoto]]) -> None:
-        callback(Preview(step, of, first, lambda: [Image.fromarray(photo) for photo in made()]))
-
-    return watch
 
 
 def _listed(
@@ -174,35 +166,18 @@ def _listed(
     reference: Picture | Sequence[Picture | Sequence[Picture]],
     seed: Seeds,
 ) -> tuple[list[Picture], list[Picture], list[list[Picture]], list[int]]:
-    """The same as lists of one length; references as a list for each photo.
-
-    Raises:
-        InputError: they are not as many, or there is none.
-    """
-    images: list[Picture] = list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]
-    masks: list[Picture] = list(mask) if isinstance(mask, (list, tuple)) else [mask]  # type: ignore[list-item]
-    given = list(reference) if isinstance(reference, (list, tuple)) else [reference]
+    """The same as lists of one length, with references as a list for each photo. Raises InputError where they are not as many."""
+    images, masks, given = (list(each) if isinstance(each, (list, tuple)) else [each] for each in (image, mask, reference))
     # Of one photo, a list is several references of one object.
-    groups = [given] if not isinstance(image, (list, tuple)) else given
+    groups = given if isinstance(image, (list, tuple)) else [given]
     references = [list(each) if isinstance(each, (list, tuple)) else [each] for each in groups]
     several = isinstance(seed, Sequence) or (isinstance(seed, np.ndarray) and seed.ndim > 0)
     seeds = [whole_number(each, "seed") for each in (seed if several else [seed] * len(images))]  # type: ignore[union-attr]
     counts = {"images": len(images), "masks": len(masks), "references": len(references), "seeds": len(seeds)}
-    if len(set(counts.values())) > 1 or not images:
+    if len(set(counts.values())) > 1 or not images or not all(references):
         found = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise InputError(f"{found}: give as many of each, and at least one")
-    if not all(references):
-        empty = [bool(each) for each in references].index(False)
-        raise InputError(f"reference {empty}: an empty list; give a photo of what to paint")
     return images, masks, references, seeds  # type: ignore[return-value]
-
-
-def _named(what: str, number: int, one: bool) -> str:
-    return what if one else f"{what} {number}"
-
-
-def _shown(picture: Picture, what: str, number: int, one: bool) -> str:
-    return str(picture) if isinstance(picture, (str, Path)) else _named(what, number, one)
 
 
 def find_device(device: torch.device | str | None) -> torch.device:
@@ -250,19 +225,15 @@ class OneAtATime:
         for group in groups:
             for network in group:
                 network.to("cpu")
-                network.register_forward_pre_hook(self._bring(group))
+                network.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
 
-    def _bring(self, group: list[nn.Module]) -> Any:
-        def bring(*_: Any) -> None:
-            if self.there is group:
-                return
+    def _bring(self, group: list[nn.Module]) -> None:
+        if self.there is not group:
             for network in self.there:
                 network.to("cpu")
             for network in group:
                 network.to(self.device)
             self.there = group
-
-        return bring
 
 
 def _halves(vae: Any) -> list[list[nn.Module]]:

@@ -12,12 +12,12 @@ import operator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int32, Num, Shaped, UInt8, UInt16
+from jaxtyping import Num, Shaped, UInt8
 from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyMask, AnyPhoto
-from pbe_core.images.decode import PhotoError, colour_profile, decode_photo, load_photo, photo_of_image, turned_image
+from pbe_core.images.decode import PhotoError, colour_profile, decode_photo, load_photo
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of other types (`read_mask`)."""
@@ -29,8 +29,7 @@ _NEARLY_BLACK = 32
 _COLOURFUL = 64
 # Darker colours at the edge of what counts are its antialiasing.
 _EDGE_SHARE = 0.1
-# Colours in a file of a palette; more are a photo's.
-_PALETTE = 256
+# Values that a message names; of more, the range.
 _SHOWN = 4
 
 
@@ -45,18 +44,19 @@ def read_photo(picture: Picture, name: str = "the photo") -> AnyPhoto:
         InputError: no such file, no readable photo, or an array of another shape or type.
     """
     if isinstance(picture, np.ndarray):
-        return _checked(picture, name)
-    if isinstance(picture, Image.Image):
-        try:
-            return photo_of_image(picture)
-        except PhotoError as error:
-            raise InputError(f"{name}: Pillow cannot read it ({error}); give another picture") from None
-    if not isinstance(picture, str | Path):
-        raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
+        grey = picture.ndim == 2
+        if picture.dtype != np.uint8 or not (grey or picture.shape[2:] == (3,)) or not picture.size:
+            raise InputError(
+                f"{name}: an array of {picture.dtype} {list(picture.shape)}; give uint8, 0-255, RGB [height, width, 3] or grey "
+                "[height, width]"
+            )
+        # Views of other arrays may be mirrored, strided or read-only, which PyTorch does not take.
+        return np.repeat(picture[..., None], 3, axis=2) if grey else np.require(picture, requirements=["C", "W"])
     try:
-        return decode_photo(_read_file(picture), frame="exif")
+        return decode_photo(_file_or_picture(picture, name), frame="exif")
     except PhotoError as error:
-        raise InputError(f"{picture}: not a readable photo ({error}); give another file") from None
+        named = picture if isinstance(picture, str | Path) else name
+        raise InputError(f"{named}: not a readable photo ({error}); give another one") from None
 
 
 def read_mask(picture: Picture, name: str = "the mask") -> AnyMask:
@@ -123,142 +123,81 @@ def whole_number(value: object, name: str) -> int:
         raise InputError(f"{name} {value!r}: must be a whole number") from None
 
 
-def _checked(array: np.ndarray, name: str) -> AnyPhoto:
-    grey = array.ndim == 2
-    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
-        raise InputError(
-            f"{name}: an array of {array.dtype} {list(array.shape)}; give uint8, 0-255, RGB [height, width, 3] or grey "
-            "[height, width]"
-        )
-    # Views of other arrays may be mirrored, strided or read-only, which PyTorch does not take.
-    return np.repeat(array[..., None], 3, axis=2) if grey else np.require(array, requirements=["C", "W"])
-
-
 def _mask_values(picture: object, name: str) -> np.ndarray:
-    """What a mask of a file or of Pillow holds: grey levels in whatever range it has them, or RGB; turned as its EXIF says.
-
-    Raises:
-        InputError: it cannot be read, or is transparent in places.
-    """
-    if not isinstance(picture, str | Path | Image.Image):
-        raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
-    of_file = not isinstance(picture, Image.Image)
+    """What a mask of a file or of Pillow holds: grey levels in whatever range it has them, or RGB; turned as its EXIF says."""
     try:
-        image = turned_image(picture) if isinstance(picture, Image.Image) else load_photo(_read_file(picture), frame="exif")
+        image = load_photo(_file_or_picture(picture, name), frame="exif")
     except PhotoError as error:
         raise InputError(f"{name}: not a readable picture ({error}); give another mask") from None
-    if image.has_transparency_data:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
-            raise InputError(
-                f"{name}: the mask is transparent in places (alpha {_told(alpha.ravel())}), so it is unclear what is to be "
-                "repainted; save it without transparency, white where it is to be repainted and black elsewhere"
-            )
+    if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise InputError(
+            f"{name}: the mask is transparent in places, so it is unclear what is to be repainted; save it without transparency, "
+            "white where it is to be repainted and black elsewhere"
+        )
     if image.mode in ("1", "L", "F") or image.mode.startswith("I"):
         values = np.asarray(image)
         # Of some formats Pillow reads 16 bits as 32.
-        return np.clip(values, 0, 65535).astype(np.uint16) if of_file and image.mode.startswith("I") else values
+        of_file = image.mode.startswith("I") and not isinstance(picture, Image.Image)
+        return np.clip(values, 0, 65535).astype(np.uint16) if of_file else values
     return np.asarray(image.convert("RGB"))
 
 
-def _read_file(path: str | Path) -> bytes:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; give the path of a photo")
+def _file_or_picture(picture: object, name: str) -> bytes | Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    if not isinstance(picture, str | Path):
+        raise InputError(f"{name}: {type(picture).__name__} is no picture; give a file, a picture of Pillow, or an array")
     try:
-        return Path(path).read_bytes()
+        return Path(picture).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give another file") from None
+        raise InputError(f"{picture}: cannot be read ({error.strerror}); give the path of a photo") from None
 
 
 def _bright_levels(values: Shaped[np.ndarray, "height width"], name: str) -> AnyMask:
-    """Where a grey mask is to be repainted.
-
-    Args:
-        values: of any type.
-        name: what errors call the mask.
-
-    Raises:
-        InputError: values of which one cannot tell, or none of which counts.
-    """
+    """Where a grey mask of any type is to be repainted; InputError for values that leave it in doubt, or of which none counts."""
     if values.dtype == bool:
         return values
     if not np.isfinite(values).all():
         raise InputError(f"{name}: the mask holds NaN or infinity; {_WAY_OUT}")
-    levels, highest = values.ravel(), values.max()
+    highest = values.max()
     if highest in (0, 1, 255) and ((values == 0) | (values == highest)).all():
         marked: AnyMask = (values == highest) & (highest > 0)
         return marked
+    told = f"{name}: the mask's values are {_told(values.ravel())}"
     if values.dtype.kind == "f":
         if values.min() < 0 or highest > 1:
-            raise InputError(
-                f"{name}: the mask's values are floats, {_told(levels)}; give floats from 0 to 1, or uint8 from 0 to 255"
-            )
+            raise InputError(f"{told}; give floats from 0 to 1, or uint8 from 0 to 255")
         bright = values > 0.5
     elif values.dtype in (np.uint8, np.uint16):
-        _check_for_classes(levels, name)
+        found = np.flatnonzero(np.bincount(values.ravel()))
+        # Numbers of classes, with 255 for unknown: white would be the wrong one of them.
+        if len(found) == 3 and found[0] == 0 and found[1] < _NEARLY_BLACK and found[2] == 255:
+            raise InputError(f"{told}, which may be numbers of classes; {_WAY_OUT}, or use 0 and 1 alone")
         bright = values > np.iinfo(values.dtype).max // 2
     else:
         raise InputError(
-            f"{name}: the mask's values are of {values.dtype}, {_told(levels)}, which says nothing of white; give uint8 from 0 "
-            "to 255, booleans, or 0 and 1"
+            f"{told}, of {values.dtype}, which says nothing of white; give uint8 from 0 to 255, booleans, or 0 and 1"
         )
     if not bright.any():
-        raise InputError(f"{name}: the mask's values are {_told(levels)}, and none is brighter than mid grey; {_WAY_OUT}")
+        raise InputError(f"{told}, and none is brighter than mid grey; {_WAY_OUT}")
     return bright
 
 
-def _check_for_classes(levels: UInt8[np.ndarray, " n"] | UInt16[np.ndarray, " n"], name: str) -> None:
-    """Raise InputError for what looks like numbers of classes, with 255 for unknown: white would be the wrong one of them."""
-    found = np.flatnonzero(np.bincount(levels))
-    if len(found) == 3 and found[0] == 0 and found[1] < _NEARLY_BLACK and found[2] == 255:
-        raise InputError(
-            f"{name}: the mask's values are {_told(levels)}, which may be numbers of classes; {_WAY_OUT}, or use 0 and 1 alone"
-        )
-
-
 def _bright_colours(values: UInt8[np.ndarray, "height width 3"], name: str) -> AnyMask:
-    """Where a mask in colours is to be repainted.
-
-    Args:
-        values: RGB, 0-255.
-        name: what errors call the mask.
-
-    Raises:
-        InputError: a darker colour is there that may be meant, or nothing counts.
-    """
+    """Where a mask in colours is to be repainted; InputError for a darker colour that may be meant, or where nothing counts."""
     bright: AnyMask = values.mean(axis=2) > 127
-    colours = values.reshape(-1, 3)
-    spread = values.max(axis=2) - values.min(axis=2)
-    dark_colours = ~bright & (spread >= _COLOURFUL)
+    dark_colours = ~bright & (values.max(axis=2) - values.min(axis=2) >= _COLOURFUL)
     if bright.any() and dark_colours.sum() <= _EDGE_SHARE * bright.sum():
         return bright
-    found = len(np.unique(_packed(colours)))
-    if found > _PALETTE:
-        raise InputError(f"{name}: the mask has {found:,} colours, as a photo has; {_WAY_OUT}")
-    counted = f"of these only {_told(values[bright], shares=False)} counts" if bright.any() else "none is brighter than mid grey"
-    raise InputError(f"{name}: the mask's colours are {_told(colours)}, and {counted}; {_WAY_OUT}")
+    packed = values.astype(np.int32) @ np.array((1 << 16, 1 << 8, 1), np.int32)
+    counted = f"of these only {_told(packed[bright], '#{:06x}')} counts" if bright.any() else "none is brighter than mid grey"
+    raise InputError(f"{name}: the mask's colours are {_told(packed.ravel(), '#{:06x}')}, and {counted}; {_WAY_OUT}")
 
 
-def _told(values: Num[np.ndarray, " n"] | UInt8[np.ndarray, "n 3"], shares: bool = True) -> str:
-    """Levels or colours for a message: the most common ones, with or without their shares, or the range of many levels."""
-    colours = values.ndim == 2
-    if colours:
-        values = _packed(values)
+def _told(values: Num[np.ndarray, " n"], form: str = "{:g}") -> str:
+    """Levels or colours for a message: the most common ones, or the range of many levels."""
     found, counts = np.unique(values, return_counts=True)
-    if len(found) > _SHOWN and not colours:
-        return f"{_number(found[0])} to {_number(found[-1])}"
-    names = []
-    for place in np.argsort(-counts, kind="stable")[:_SHOWN]:
-        value = f"#{found[place]:06x}" if colours else _number(found[place])
-        names.append(f"{value} ({counts[place] / counts.sum():.1%})" if shares else value)
-    return ", ".join(names) + (", ..." if len(found) > _SHOWN else "")
-
-
-def _packed(colours: UInt8[np.ndarray, "n 3"]) -> Int32[np.ndarray, " n"]:
-    """Each colour as one number, 0xRRGGBB."""
-    packed: np.ndarray = colours.astype(np.int32) @ np.array((1 << 16, 1 << 8, 1), np.int32)
-    return packed
-
-
-def _number(value: np.generic) -> str:
-    return f"{value.item():g}" if value.dtype.kind == "f" else str(value.item())
+    if len(found) > _SHOWN and form == "{:g}":
+        return f"{found[0]:g} to {found[-1]:g}"
+    common = found[np.argsort(-counts, kind="stable")[:_SHOWN]]
+    return ", ".join(form.format(value) for value in common) + (", ..." if len(found) > _SHOWN else "")

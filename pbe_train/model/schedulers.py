@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pbe_core.errors import InputError
+from pbe_core.words import number_of
 from pbe_train.config import TIMESTEPS, Prediction
 
 SCHEDULE = {
@@ -35,20 +36,40 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "skip_prk_steps": True,
 }
-ELSEWHERE = {
+SPACING = "trailing"
+"""How timesteps lie in the schedule, where a scheduler does not say."""
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDIMParallelScheduler",
+    "PNDMScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "DEISMultistepScheduler",
+    "UniPCMultistepScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "DDPMScheduler",
+    "DDPMParallelScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "SASolverScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
+"""Those that follow this schedule, and draw from no other generators than they are given."""
+# Options that would lead to another schedule, or tell the model other timesteps than the noise has; and values that do not.
+_ELSEWHERE = {
     "trained_betas": None,
     "use_flow_sigmas": False,
     "rescale_betas_zero_snr": False,
     "interpolation_type": "linear",
     "timestep_type": "discrete",
 }
-"""Options that would lead to another schedule, or tell the model other timesteps than the noise has; and values that do not."""
-SPACING = "trailing"
-"""How timesteps lie in the schedule, where a scheduler does not say."""
-COUNTING_BACK = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
-"""Schedulers whose steps are all of one length, whatever their timesteps are."""
-OTHERS = "give another number of steps, other options, or another scheduler"
-EXAMPLES = "for example DDIMScheduler or DPMSolverMultistepScheduler"
+# Schedulers whose steps are all of one length, whatever their timesteps are.
+_COUNTING_BACK = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+_OTHERS = "give another number of steps, other options, or another scheduler"
 
 # What `diffusers` samples with: one of its schedulers by name, the same with options as Python writes them, or an object.
 Scheduler: TypeAlias = str | SchedulerMixin
@@ -68,36 +89,21 @@ def make_scheduler(scheduler: Scheduler, prediction: Prediction) -> Any:
         prediction: what the model predicts.
 
     Raises:
-        InputError: diffusers has no such scheduler, or it cannot be put on this schedule (flow matching, EDM, inversion).
+        InputError: it is none of `SCHEDULERS`, or does not take the options.
     """
-    name, said = _read(scheduler)
-    kind: Any = getattr(diffusers, name, None)
-    if SchedulerMixin not in getattr(kind, "__mro__", ()):
-        # diffusers has a stand-in for each class whose packages are not installed.
-        lacking = ", ".join(getattr(kind, "_backends", ()))
-        raise InputError(
-            f"{name}: needs packages that are not all installed here ({lacking}); {EXAMPLES} does not"
-            if lacking
-            else f"{name}: diffusers has no such scheduler; {EXAMPLES}"
-        )
-    # `from_config` drops what a constructor does not take: another schedule would be followed silently.
+    name, chosen = _read(scheduler)
+    if name not in SCHEDULERS:
+        raise InputError(f"{name}: no scheduler for the schedule of the training; give one of {', '.join(SCHEDULERS)}")
+    kind = getattr(diffusers, name)
     taken = inspect.signature(kind.__init__).parameters
-    step = inspect.signature(kind.step).parameters.values() if hasattr(kind, "step") else ()
-    plain = step and {each.name for each in step if each.default is each.empty} <= {"self", "model_output", "timestep", "sample"}
-    elsewhere = InputError(f"{name}: does not sample on the schedule of the training (scaled linear betas); {EXAMPLES} does")
-    if "beta_schedule" not in taken or "prediction_type" not in taken or "Inverse" in name or not plain:
-        raise elsewhere
-    fixed = SCHEDULE | ELSEWHERE | {"prediction_type": prediction}
-    if isinstance(scheduler, str) and (wrong := [option for option in said if option not in taken or option in fixed]):
+    fixed = SCHEDULE | _ELSEWHERE | {"prediction_type": prediction}
+    # `from_config` drops what a constructor does not take.
+    if isinstance(scheduler, str) and (wrong := [option for option in chosen if option not in taken or option in fixed]):
         choice = ", ".join(option for option in list(taken)[1:] if option not in fixed)
         raise InputError(f"{name}: {wrong[0]} is no option that may be chosen; those are {choice}")
-    own = {"timestep_spacing": SPACING} | said | fixed
+    options = {"timestep_spacing": SPACING} | chosen | fixed
     with _one_line(name, "give other options, or another scheduler"):
-        made = kind.from_config({key: value for key, value in own.items() if key in taken})
-    # Some shift the schedule by options of their own.
-    if not torch.allclose(made.alphas_cumprod.float(), training_schedule(prediction).alphas_cumprod, atol=1e-6):
-        raise elsewhere
-    return made
+        return kind.from_config({key: value for key, value in options.items() if key in taken})
 
 
 def begin(scheduler: Any, steps: int, device: torch.device) -> None:
@@ -111,23 +117,16 @@ def begin(scheduler: Any, steps: int, device: torch.device) -> None:
     Raises:
         InputError: it cannot make so many steps, or leaves the schedule of the training with them, or leads to no picture.
     """
-    what = _said(scheduler, steps)
+    what = f"{type(scheduler).__name__} with {number_of(steps, 'step')}"
     if steps > TIMESTEPS:
         raise InputError(f"{what}: the schedule of the training has {TIMESTEPS}; give fewer steps")
-    with _one_line(what, OTHERS):
+    with _one_line(what, _OTHERS):
         scheduler.set_timesteps(_Steps(steps), device=device)
-    times = scheduler.timesteps
-    if times.min() < 0 or times.max() >= TIMESTEPS:
-        outside = times.min() if times.min() < 0 else times.max()
-        raise InputError(
-            f"{what}: comes to timestep {outside:g}, and the schedule of the training has {TIMESTEPS}, from 0; "
-            f"give fewer steps, or other options"
-        )
-    # The noise that is left after the last step. Some schedulers end where they begin, if there is but one step.
+    first, last = scheduler.timesteps.max(), scheduler.timesteps.min()
+    # Some schedulers end where they begin, if there is but one step.
     left = float(scheduler.sigmas[-1]) if hasattr(scheduler, "sigmas") else 0.0
-    if times.max() < TIMESTEPS / 2 or left > 1:
-        where = f"begins at timestep {times.max():g}" if times.max() < TIMESTEPS / 2 else f"ends at a noise of {left:.1f}"
-        raise InputError(f"{what}: {where} and would paint noise; {OTHERS}")
+    if last < 0 or not TIMESTEPS / 2 <= first < TIMESTEPS or left > 1:
+        raise InputError(f"{what}: from timestep {first:g} to {last:g} and a noise of {left:.1f} it paints no picture; {_OTHERS}")
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise it looks for the place of the first timestep, and of two that are the same takes the second one.
         scheduler.set_begin_index(0)
@@ -152,11 +151,11 @@ def step(
     Raises:
         InputError: diffusers fails.
     """
-    if type(scheduler).__name__ in COUNTING_BACK:
+    if type(scheduler).__name__ in _COUNTING_BACK:
         # They go back by 1000 // steps from each timestep, which leads past or short of the next one unless steps divide 1000.
         scheduler.num_inference_steps = Fraction(TIMESTEPS, _stride(scheduler.timesteps.tolist(), number))
     extra = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    with _one_line(_said(scheduler, len(scheduler.timesteps)), OTHERS):
+    with _one_line(f"{type(scheduler).__name__} with {number_of(len(scheduler.timesteps), 'step')}", _OTHERS):
         return scheduler.step(predicted, scheduler.timesteps[number], latents, **extra)
 
 
@@ -187,26 +186,18 @@ def _read(scheduler: Scheduler) -> tuple[str, dict[str, Any]]:
     if isinstance(scheduler, SchedulerMixin):
         # diffusers notes which options were left at their default.
         left = scheduler.config.get("_use_default_values", ())
-        chosen = {key: value for key, value in scheduler.config.items() if key[0] != "_" and key not in left}
-        return type(scheduler).__name__, chosen
-    if not isinstance(scheduler, str):
-        return getattr(scheduler, "__name__", type(scheduler).__name__), {}
-    if scheduler.isidentifier():
-        return scheduler, {}
+        return type(scheduler).__name__, {
+            key: value for key, value in scheduler.config.items() if key not in left and key[0] != "_"
+        }
     try:
-        call = ast.parse(scheduler.strip(), mode="eval").body
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            return call.func.id, {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+        match ast.parse(str(scheduler).strip(), mode="eval").body:
+            case ast.Name(name):
+                return name, {}
+            case ast.Call(ast.Name(name), [], keywords):
+                return name, {str(word.arg): ast.literal_eval(word.value) for word in keywords}
     except (SyntaxError, ValueError):
         pass
-    raise InputError(
-        f"{scheduler}: diffusers has no such scheduler; {EXAMPLES}, or one with options: "
-        "DPMSolverMultistepScheduler(use_karras_sigmas=True, solver_order=2)"
-    )
-
-
-def _said(scheduler: Any, steps: int) -> str:
-    return f"{type(scheduler).__name__} with {steps} step{'' if steps == 1 else 's'}"
+    raise InputError(f"{scheduler}: no scheduler; give a name, or one with options: DPMSolverMultistepScheduler(solver_order=3)")
 
 
 @contextmanager
@@ -217,6 +208,4 @@ def _one_line(what: str, way_out: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        problem = " ".join(str(error).split())
-        kind = "" if problem and isinstance(error, ValueError | NotImplementedError) else f"{type(error).__name__} in diffusers "
-        raise InputError(f"{what}: {kind}{problem}; {way_out}".replace(" ;", ";")) from error
+        raise InputError(f"{what}: {type(error).__name__} in diffusers: {' '.join(str(error).split())}; {way_out}") from error

@@ -1,6 +1,5 @@
 import csv
 import io
-import os
 import re
 import struct
 import subprocess
@@ -22,23 +21,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def turned_jpeg() -> tuple[bytes, np.ndarray]:
-    """A 40x20 JPEG whose EXIF asks for a quarter turn, and its stored pixels."""
-    pixels = np.zeros((20, 40, 3), np.uint8)
-    pixels[:, :20] = (200, 30, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(Image.fromarray(pixels), "JPEG", quality=100, subsampling=0, exif=exif.tobytes()), pixels
-
-
-def test_the_frame_decides_about_exif():
-    data, pixels = turned_jpeg()
-    stored, turned = decode_photo(data, frame="stored"), decode_photo(data, frame="exif")
-    assert np.abs(stored.astype(int) - pixels).max() <= 8
-    assert turned.shape == (40, 20, 3)
-    assert np.array_equal(turned, np.rot90(stored, -1))
 
 
 @pytest.mark.parametrize(
@@ -77,19 +59,22 @@ SHOWN = {
     8: lambda pixels: np.rot90(pixels, 1),
 }
 LOSSLESS = {
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "PNG": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
     "TIFF": {},
     "TIFF, packed": {"compression": "tiff_lzw"},
     "TIFF, JPEG": {"compression": "jpeg", "quality": 100},
     "TIFF, pages": {"save_all": True, "append_images": [Image.new("L", (9, 9))]},
     "TIFF, CMYK": {},
     "TIFF, 16 bits": {},
-    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
 }
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 @pytest.mark.parametrize("orientation", SHOWN)
-def test_each_frame_is_what_it_says_in_every_format(kind, orientation):
+def test_each_frame_is_what_it_says_in_every_format(kind, orientation, tmp_path):
     """Pillow turns TIFF whatever is asked; boxes on the pixels as stored would lie elsewhere."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -99,30 +84,16 @@ def test_each_frame_is_what_it_says_in_every_format(kind, orientation):
     elif kind == "TIFF, 16 bits":
         pixels = np.repeat(pixels[..., :1], 3, axis=2)
         image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
-    data = encoded(image, kind.partition(",")[0], exif=exif, **LOSSLESS[kind])
+    data, path = encoded(image, kind.partition(",")[0], exif=exif, **LOSSLESS[kind]), tmp_path / "photo"
+    path.write_bytes(data)
     for frame, expected in (("stored", pixels), ("exif", SHOWN[orientation](pixels))):
         decoded = decode_photo(data, frame=frame)
         assert decoded.shape == expected.shape
-        assert np.abs(decoded.astype(int) - expected).max() <= 2, frame
-        assert photo_size(data, frame=frame) == expected.shape[1::-1]
+        assert np.abs(decoded.astype(int) - expected).max() <= (8 if kind == "JPEG" else 2), frame
+        assert photo_size(data, frame=frame) == photo_size(path, frame=frame) == expected.shape[1::-1]
         facts = check_photo(data, frame=frame)
         assert (facts.width, facts.height) == (40, 20)
         assert facts.exif_orientation in ({1, None} if orientation == 1 else {orientation})
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
-@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 5, 6, 7, 8])
-@pytest.mark.parametrize("frame", ["stored", "exif"])
-def test_the_size_is_that_of_the_decoded_photo(kind, orientation, frame, tmp_path):
-    """Boxes in px are divided by it: where it were not turned with the photo, they would lie elsewhere."""
-    exif = Image.Exif()
-    if orientation:
-        exif[0x0112] = orientation
-    data = encoded(Image.new("RGB", (40, 20)), kind, exif=exif)
-    height, width, _ = decode_photo(data, frame=frame).shape
-    path = tmp_path / "photo"
-    path.write_bytes(data)
-    assert photo_size(data, frame=frame) == photo_size(path, frame=frame) == (width, height)
 
 
 def test_a_png_may_say_behind_its_pixels_how_it_is_turned():
@@ -150,10 +121,6 @@ def test_a_size_has_the_errors_of_a_photo(tmp_path):
     assert photo_size(data, frame="exif", max_pixels=800) == (40, 20)
     with pytest.raises(PhotoError, match="too_many_pixels: 40x20 px, more than 799"):
         photo_size(data, frame="exif", max_pixels=799)
-    with pytest.raises(PhotoError, match="unsupported_format: PostScript"):
-        photo_size(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
-    with pytest.raises(PhotoError, match="not_an_image: an HTML page"):
-        photo_size(b"<!DOCTYPE html>\n<html>404</html>", frame="stored")
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(PhotoError, match="missing"):
             photo_size(path, frame="stored")
@@ -168,13 +135,6 @@ def test_limits_are_checked_before_decoding():
         decode_photo(header, frame="stored", max_pixels=1200)
 
 
-def test_postscript_is_never_run():
-    """Pillow hands EPS to Ghostscript, which executes it."""
-    with pytest.raises(PhotoError) as caught:
-        decode_photo(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", frame="stored")
-    assert caught.value.code == "unsupported_format"
-
-
 def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
     def exhausted(*_: object) -> None:
         raise MemoryError
@@ -185,36 +145,23 @@ def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
         decode_photo(data, frame="stored")
 
 
-def test_a_truncated_jpeg_is_an_error_and_no_grey_pixels():
-    data = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
-    with pytest.raises(PhotoError) as caught:
-        decode_photo(data[: len(data) // 2], frame="stored")
-    assert caught.value.code == "decode_error"
-
-
 def test_hostile_files_give_pixels_or_a_code(real_data):
     """Against what Pillow does with each file: what cannot be opened or loaded is damaged, the rest decodes."""
     folder = real_data / "hostile_images"
-    rows = list(csv.DictReader((folder / "expected.csv").open()))
-    for row in rows:
+    fine = 0
+    for row in csv.DictReader((folder / "expected.csv").open()):
         data = (folder / row["file"]).read_bytes()
-        if row["kind"] == "bomb" or (row["pillow_open"] == "ok" and row["pillow_load"] == "ok"):
-            continue
-        with pytest.raises(PhotoError) as caught:
-            decode_photo(data, frame="exif")
-        assert caught.value.code == "decode_error", row["file"]
-    bomb = next(row for row in rows if row["kind"] == "bomb")
-    with pytest.raises(PhotoError, match="too_many_pixels"):
-        decode_photo((folder / bomb["file"]).read_bytes(), frame="exif")
-    fine = [row for row in rows if row["kind"] != "bomb" and row["pillow_open"] == "ok" and row["pillow_load"] == "ok"]
-    assert len(fine) >= 10
-    for row in fine:
-        photo = decode_photo((folder / row["file"]).read_bytes(), frame="exif")
-        assert photo.shape[2] == 3, row["file"]
-        assert photo.dtype == np.uint8, row["file"]
-        for frame in ("exif", "stored"):
-            height, width, _ = decode_photo((folder / row["file"]).read_bytes(), frame=frame).shape
-            assert photo_size(folder / row["file"], frame=frame) == (width, height), row["file"]
+        if row["kind"] != "bomb" and row["pillow_open"] == row["pillow_load"] == "ok":
+            fine += 1
+            for frame in ("exif", "stored"):
+                photo = decode_photo(data, frame=frame)
+                assert (photo.shape[2], photo.dtype) == (3, np.uint8), row["file"]
+                assert photo_size(folder / row["file"], frame=frame) == photo.shape[1::-1], row["file"]
+        else:
+            with pytest.raises(PhotoError) as caught:
+                decode_photo(data, frame="exif")
+            assert caught.value.code == ("too_many_pixels" if row["kind"] == "bomb" else "decode_error"), row["file"]
+    assert fine >= 10
 
 
 def text_chunk(kind: bytes, content: bytes) -> bytes:
@@ -224,7 +171,6 @@ def text_chunk(kind: bytes, content: bytes) -> bytes:
 LONG = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks.
 
 
-@pytest.mark.parametrize("place", ["before the pixels", "behind them"])
 @pytest.mark.parametrize(
     "chunk",
     [
@@ -235,17 +181,17 @@ LONG = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks.
     ],
     ids=["zTXt", "iTXt", "XMP", "profile"],
 )
-def test_a_png_may_have_long_texts_and_profiles(chunk, place, tmp_path):
+def test_a_png_may_have_long_texts_and_profiles(chunk, tmp_path):
     """Nothing of them is needed, however many there are."""
-    data = encoded(Image.fromarray(four_colours()))
-    start = data.index(b"IDAT") - 4 if place == "before the pixels" else data.index(b"IEND") - 4
-    full = data[:start] + chunk * 3 + data[start:]
-    path = tmp_path / "photo.png"
-    path.write_bytes(full)
-    for frame in ("stored", "exif"):
-        assert np.array_equal(decode_photo(full, frame=frame), four_colours())
-        assert check_photo(full, frame=frame).format == "png"
-        assert photo_size(full, frame=frame) == photo_size(path, frame=frame) == (40, 20)
+    data, path = encoded(Image.fromarray(four_colours())), tmp_path / "photo.png"
+    for behind in (b"IDAT", b"IEND"):
+        start = data.index(behind) - 4
+        full = data[:start] + chunk * 3 + data[start:]
+        path.write_bytes(full)
+        for frame in ("stored", "exif"):
+            assert np.array_equal(decode_photo(full, frame=frame), four_colours())
+            assert check_photo(full, frame=frame).format == "png"
+            assert photo_size(full, frame=frame) == photo_size(path, frame=frame) == (40, 20)
 
 
 @pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"tEXt"])
@@ -267,12 +213,11 @@ def test_texts_that_turn_a_png_are_kept(chunk):
 
 
 def test_a_long_colour_profile_of_a_png_is_read():
-    profile = bytes(2**21)
     data = encoded(Image.fromarray(four_colours()))
     start = data.index(b"IDAT") - 4
+    for packed, profile in ((LONG, bytes(2**21)), (b"damaged", None), (zlib.compress(bytes(2**25)), None)):
+        assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + packed) + data[start:]) == ("RGB", profile)
     assert colour_profile(data) == ("RGB", None)
-    assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + LONG) + data[start:]) == ("RGB", profile)
-    assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + LONG[:99]) + data[start:]) == ("RGB", None)
 
 
 JPEGS = {
@@ -349,26 +294,26 @@ def test_a_tile_is_not_larger_than_a_photo_may_be():
         photo_size(data, frame="stored", max_pixels=1535)
 
 
+GREEN = Image.new("RGB", (64, 64), (10, 200, 30))
+CLEAR = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+GREY = Image.new("L", (64, 64), 90)
+SIZES = {"sizes": [(16, 16), (64, 64)]}
+
+
 @pytest.mark.parametrize(
     ("kind", "image", "options", "expected"),
     [
-        ("AVIF", Image.new("RGB", (64, 64), (10, 200, 30)), {"quality": 100, "subsampling": "4:4:4"}, (10, 200, 30)),
-        ("AVIF", Image.new("RGBA", (64, 64), (0, 0, 0, 0)), {}, (255, 255, 255)),
-        ("AVIF", Image.new("L", (64, 64), 90), {}, (90, 90, 90)),
-        ("AVIF", Image.new("L", (64, 64), 90), {"save_all": True, "append_images": [Image.new("L", (64, 64))]}, (90, 90, 90)),
-        ("JPEG2000", Image.new("RGB", (64, 64), (10, 200, 30)), {}, (10, 200, 30)),
-        ("JPEG2000", Image.new("RGB", (64, 64), (10, 200, 30)), {"no_jp2": True, "tile_size": (32, 32)}, (10, 200, 30)),
-        ("JPEG2000", Image.new("LA", (64, 64), (0, 0)), {}, (255, 255, 255)),
-        ("JPEG2000", Image.new("RGBA", (64, 64), (10, 200, 30, 255)), {}, (10, 200, 30)),
-        ("JPEG2000", Image.fromarray(np.full((64, 64), 257 * 99, np.uint16)), {}, (99, 99, 99)),
-        ("ICO", Image.new("RGB", (64, 64), (10, 200, 30)), {"sizes": [(16, 16), (64, 64)]}, (10, 200, 30)),
-        ("ICO", Image.new("RGBA", (64, 64), (0, 0, 0, 0)), {"sizes": [(64, 64)], "bitmap_format": "bmp"}, (255, 255, 255)),
-        (
-            "ICO",
-            Image.new("RGB", (64, 64), (10, 200, 30)),
-            {"sizes": [(16, 16), (64, 64)], "bitmap_format": "bmp"},
-            (10, 200, 30),
-        ),
+        ("AVIF", GREEN, {"quality": 100, "subsampling": "4:4:4"}, (10, 200, 30)),
+        ("AVIF", CLEAR, {}, 255),
+        ("AVIF", GREY, {}, 90),
+        ("AVIF", GREY, {"save_all": True, "append_images": [Image.new("L", (64, 64))]}, 90),
+        ("JPEG2000", GREEN, {}, (10, 200, 30)),
+        ("JPEG2000", GREEN, {"no_jp2": True, "tile_size": (32, 32)}, (10, 200, 30)),
+        ("JPEG2000", Image.new("LA", (64, 64), (0, 0)), {}, 255),
+        ("JPEG2000", Image.fromarray(np.full((64, 64), 257 * 99, np.uint16)), {}, 99),
+        ("ICO", GREEN, SIZES, (10, 200, 30)),
+        ("ICO", GREEN, {**SIZES, "bitmap_format": "bmp"}, (10, 200, 30)),
+        ("ICO", CLEAR, {"sizes": [(64, 64)], "bitmap_format": "bmp"}, 255),
     ],
 )
 def test_avif_jpeg_2000_and_icons_are_photos(kind, image, options, expected, tmp_path):
@@ -433,40 +378,37 @@ def test_a_jpeg_2000_may_not_ask_for_more_tables_than_we_allow(monkeypatch):
     assert codestream_parts(b"\xff\x4f" + size) == codestream_parts(b"\xff\x4f\xff\x51") == codestream_parts(b"") == 0
 
 
-def test_damaged_photos_say_nothing_on_the_terminal(tmp_path):
-    """Pillow warns of damaged metadata with its own path; what matters of it is a photo's code."""
-    short = encoded(Image.new("RGB", (16, 16)), "TIFF")
-    script = tmp_path / "decode.py"
-    script.write_text(
-        f"""
-import io, sys, warnings
+SILENT = """
+import io, sys
 from PIL import Image
 from pbe_core.images.decode import PhotoError, check_photo, decode_photo
+def encoded(image, kind, **options):
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
 palette = Image.new("P", (4, 4))
 palette.putpalette([0, 0, 0, 9, 9, 9])
-file = io.BytesIO()
-palette.save(file, "PNG", transparency=bytes((0, 128)))
 exif = Image.Exif()
 exif[0x0110] = "a model with a long name"
-exif[0x8769] = {{0x9286: b"comment " * 9}}
-other = io.BytesIO()
-Image.new("RGB", (16, 16)).save(other, "JPEG", exif=exif.tobytes()[:60])
-broken = {short!r}[:-20]
-for data in (file.getvalue(), other.getvalue(), broken, {short!r}[:60]):
+exif[0x8769] = {0x9286: b"comment " * 9}
+small = Image.new("RGB", (16, 16))
+tiff = encoded(small, "TIFF")
+damaged = encoded(palette, "PNG", transparency=bytes((0, 128))), encoded(small, "JPEG", exif=exif.tobytes()[:60])
+for data in (*damaged, tiff[:-20], tiff[:60]):
     for frame in ("stored", "exif"):
         for decode in (decode_photo, check_photo):
             try:
                 decode(data, frame=frame)
-            except PhotoError:
-                pass
-print("done")
+            except PhotoError as error:
+                print(error.code)
 """
-    )
-    command = [sys.executable, "-W", "always", str(script)]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."}
-    )
-    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+def test_damaged_photos_say_nothing_on_the_terminal():
+    """Pillow warns of damaged metadata with its own path; what matters of it is a photo's code."""
+    command = [sys.executable, "-W", "always", "-c", SILENT]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"decode_error"}
+    assert done.stderr == ""
 
 
 def test_the_same_photo_gives_the_same_words_each_time():

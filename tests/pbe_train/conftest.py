@@ -9,6 +9,10 @@ from jaxtyping import install_import_hook
 # Shapes in signatures are checked while tests run.
 install_import_hook("pbe_train", "beartype.beartype")
 
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -29,3 +33,22 @@ def one_thread() -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)  # A session's fixtures are made before those of its modules.
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def run_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, which no test changes."""
+    from pbe_train.train import train
+    from pbe_train.training.distributed import Distributed
+
+    out = tmp_path_factory.mktemp("run")
+    train(world.settings(out, "--steps=2"), Distributed(0, 1, torch.device("cpu")))
+    return out
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types are not checked on the way in, as for a user: a stand-in may take a model's place, and a wrong type arrives."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

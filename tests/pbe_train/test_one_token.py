@@ -1,9 +1,6 @@
 """The attention to one token against the whole attention; which parameters that leaves without effect; layout and compilation."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +9,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pbe_core.errors import InputError
 from pbe_train.config import CHANGEABLE, ModelSettings, UNetSettings
 from pbe_train.model.one_token import SkippedNorm
-from pbe_train.model.paint_model import PaintByExampleModel, assemble, laid_out_as, new_unet, prepare
-from tests.pbe_train.small_world import World
+from pbe_train.model.paint_model import PaintByExampleModel, assemble, laid_out_as, new_unet, prepare, uncompiled
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMALL = UNetSettings(
     block_out_channels=(16, 32),
     attention=(True, True),
@@ -35,8 +30,8 @@ DEAD = re.compile(
 
 def make_model(seed: int = 0, **options) -> PaintByExampleModel:
     torch.manual_seed(seed)
-    settings = ModelSettings(encoder="none", vae="none", unet=SMALL, conditioner_blocks=2, **options)
-    return assemble(settings, new_unet(SMALL, 4), CLIPVisionModel(ENCODER)).train()
+    settings = ModelSettings(**{"encoder": "none", "vae": "none", "unet": SMALL, "conditioner_blocks": 2, **options})
+    return assemble(settings, new_unet(settings.unet, 4), CLIPVisionModel(ENCODER)).train()
 
 
 def make_batch(dtype: torch.dtype = torch.float32, count: int = 3) -> tuple[torch.Tensor, ...]:
@@ -182,50 +177,28 @@ def test_moments_come_back_in_the_layout_of_their_parameter():
     torch.testing.assert_close(*steps)
 
 
-COMPILED = """
-import sys
-import torch
-from torch._dynamo.utils import counters
-from pbe_train.config import TrainSettings
-from pbe_train.checkpoints.networks import build_model
-from pbe_train.model.paint_model import prepare, uncompiled
-from pbe_core.settings import load_settings
+@pytest.mark.usefixtures("unchecked")
+def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Graphs are what differs from eager; kernels for them, which take a minute to make, are tested with the VAE."""
+    from torch._dynamo.utils import counters
 
-# Graphs are what differs from eager; kernels for them, which take a minute to make, are tested with the VAE.
-compile_in_place = torch.nn.Module.compile
-torch.nn.Module.compile = lambda module, **options: compile_in_place(module, backend="aot_eager", **options)
-settings = load_settings(TrainSettings, "train", sys.argv[1:]).model
-smaller = settings.unet.model_copy(update={"block_out_channels": (16,), "attention": (True,)})
-settings = settings.model_copy(update={"unet": smaller})
-torch.set_num_threads(1)
-losses, shapes = [], (4, 4, 1)
-for compiles in (False, True):
-    torch.manual_seed(0)
-    chosen = settings.model_copy(update={"compile": compiles})
-    model = prepare(build_model(chosen, 4), chosen, torch.device("cpu")).train()
-    torch.manual_seed(1)
-    given = [torch.randn(2, channels, 4, 4) for channels in shapes]
-    given += [torch.tensor([5, 700]), torch.randn(2, 3, 32, 32), torch.tensor([False, True])]
-    loss = model(*given).square().mean()
-    loss.backward()
-    norm = torch.stack([parameter.grad.norm() for parameter in model.trained().values()]).norm()
-    losses.append((float(loss), float(norm)))
-    names = [*model.kept(), *model.trained(), *model.state_dict()]
-    assert not [name for name in names if "_orig_mod" in name]
-    compiled = counters["stats"]["unique_graphs"]
-    assert bool(compiled) == compiles, compiled
-    with uncompiled():
-        model.unet(torch.randn(3, 9, 4, 4), torch.tensor([1, 2, 3]), torch.randn(3, 1, 32))
-    assert counters["stats"]["unique_graphs"] == compiled
-print(*losses[0], *losses[1])
-"""
-
-
-def test_a_compiled_model_computes_the_same(world: World, tmp_path: Path):
-    """In a process of its own: compilation goes through the functions as they are, not as the checks of tests wrap them."""
-    command = [sys.executable, "-c", COMPILED, "--config", str(world.config)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    eager_loss, eager_norm, compiled_loss, compiled_norm = map(float, done.stdout.splitlines()[-1].split())
-    assert compiled_loss == pytest.approx(eager_loss, rel=1e-4)
-    assert compiled_norm == pytest.approx(eager_norm, rel=1e-4)
+    compile_in_place = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **options: compile_in_place(module, backend="aot_eager", **options)
+    )
+    smaller = SMALL.model_copy(update={"block_out_channels": (16,), "attention": (True,)})
+    losses = []
+    for compiles in (False, True):
+        model = make_model(unet=smaller)
+        prepare(model, ModelSettings(encoder="", vae="", compile=compiles), torch.device("cpu"))
+        counters.clear()
+        loss = model(*make_batch()).square().mean()
+        loss.backward()
+        losses.append((loss, torch.stack([gradient.norm() for gradient in gradients(model).values()]).norm()))
+        assert not [name for name in (*model.kept(), *model.trained(), *model.state_dict()) if "_orig_mod" in name]
+        compiled = counters["stats"]["unique_graphs"]
+        assert bool(compiled) == compiles
+        with uncompiled():
+            model.unet(torch.randn(2, 9, 4, 4), torch.tensor([1, 2]), torch.randn(2, 1, 24))
+        assert counters["stats"]["unique_graphs"] == compiled
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-4)

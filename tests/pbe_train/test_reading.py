@@ -1,15 +1,11 @@
 """Photos and masks as people have them: which are read, as what, and what is said of the others."""
 
-import struct
-import zlib
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from pbe_core.errors import InputError
-from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
+from pbe_train.editing.reading import read_mask
 
 REGION = np.zeros((20, 30), bool)
 REGION[5:10, 5:15] = True
@@ -69,29 +65,28 @@ def test_arrays_of_all_types_are_masks(array):
     assert np.array_equal(read_mask(array), REGION)
 
 
+DARK = "none is brighter than mid grey"
 REFUSED = {
-    "a grey that is too dark": (
-        MARKED * 100,
-        r"the mask's values are 0 \(91\.7%\), 100 \(8\.3%\), and none is brighter than mid",
-    ),
-    "many of them": (np.arange(600).reshape(20, 30).astype(np.uint8) % 99, "the mask's values are 0 to 98, and none"),
-    "three px wide": (MARKED[:, 4:7] * 100, r"the mask's values are 0 \(.*\), 100 \(.*\), and none is brighter"),
-    "12 bits in 16": (MARKED.astype(np.uint16) * 4095, r"0 \(91\.7%\), 4095 \(8\.3%\), and none is brighter than mid grey"),
-    "numbers of classes": (VOC, r"0 \(.*\), 15 \(.*\), 255 \(.*\), which may be numbers of classes; .* or use 0 and 1 alone"),
+    "a grey that is too dark": (MARKED * 100, f"values are 0, 100, and {DARK}; paint"),
+    "many of them": (np.arange(600).reshape(20, 30).astype(np.uint8) % 99, f"values are 0 to 98, and {DARK}"),
+    "three px wide": (MARKED[:, 4:7] * 100, f"values are 0, 100, and {DARK}"),
+    "12 bits in 16": (MARKED.astype(np.uint16) * 4095, f"0, 4095, and {DARK}"),
+    "numbers of classes": (VOC, "0, 15, 255, which may be numbers of classes; .* or use 0 and 1 alone"),
     "a class in its colours": (
         palette(VOC, _15=(128, 0, 0), _255=(224, 224, 192)),
-        r"the mask's colours are #000000 .*, #800000 .*, #e0e0c0 .*, and of these only #e0e0c0 counts; paint",
+        "colours are #000000, #800000, #e0e0c0, and of these only #e0e0c0 counts; paint",
     ),
-    "a dark colour alone": (palette(MARKED, _1=(128, 0, 0)), "colours are #000000 .*, #800000 .*, and none is brighter than mid"),
-    "alpha": (
-        Image.fromarray(np.dstack([np.zeros((20, 30, 3), np.uint8), MARKED * 255])),
-        r"transparent in places \(alpha 0 \(91\.7%\), 255 \(8\.3%\)\)",
+    "a dark colour alone": (palette(MARKED, _1=(128, 0, 0)), f"colours are #000000, #800000, and {DARK}"),
+    "a photo": (
+        np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8),
+        "colours are #.*, .*, and of these only .* counts",
     ),
-    "floats that are too dark": (MARKED * 0.25, r"values are 0 \(91\.7%\), 0\.25 \(8\.3%\), and none is brighter"),
-    "floats beyond 1": (MARKED * 7.5, r"values are floats, 0 \(91\.7%\), 7\.5 \(8\.3%\); give floats from 0 to 1"),
+    "alpha": (Image.fromarray(np.dstack([np.zeros((20, 30, 3), np.uint8), MARKED * 255])), "transparent in places"),
+    "floats that are too dark": (MARKED * 0.25, f"values are 0, 0.25, and {DARK}"),
+    "floats beyond 1": (MARKED * 7.5, "values are 0, 7.5; give floats from 0 to 1"),
     "NaN": (np.where(REGION, np.nan, 0), "holds NaN or infinity"),
-    "integers of a range nobody knows": (MARKED.astype(np.int32) * 9, r"values are of int32, 0 .*, 9 .*; give uint8"),
-    "integers of Pillow": (Image.fromarray(MARKED.astype(np.int32) * 9), r"values are of int32, 0 .*, 9 .*; give uint8"),
+    "integers of a range nobody knows": (MARKED.astype(np.int32) * 9, "values are 0, 9, of int32.*; give uint8"),
+    "integers of Pillow": (Image.fromarray(MARKED.astype(np.int32) * 9), "values are 0, 9, of int32.*; give uint8"),
     "no numbers": (MARKED.astype(object), r"an array of object \[20, 30\]; give uint8, 0-255"),
 }
 
@@ -100,25 +95,9 @@ REFUSED = {
 def test_what_leaves_a_doubt_is_one_line_with_the_values(name):
     mask, message = REFUSED[name]
     with pytest.raises(InputError, match=rf"^layer 3: .*{message}") as caught:
-        check_mask(read_mask(mask, "layer 3"), np.zeros((20, 30, 3), np.uint8))
+        read_mask(mask, "layer 3")
     assert "\n" not in str(caught.value)
 
 
-def test_a_photo_that_is_given_as_a_mask():
-    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    with pytest.raises(InputError, match=r"^mask: the mask has 600 colours, as a photo has; paint what is to be repainted white"):
-        read_mask(noise, "mask")
-
-
-def test_a_long_colour_profile_goes_with_the_result(tmp_path: Path):
-    """Pillow reads profiles of PNGs up to 1 MB."""
-    path, profile = tmp_path / "photo.png", bytes(2**21)
-    Image.new("RGB", (8, 8)).save(path)
-    data = path.read_bytes()
-    content = b"iCCPprofile\0\0" + zlib.compress(profile)
-    place = data.index(b"IDAT") - 4
-    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
-    path.write_bytes(data[:place] + chunk + data[place:])
-    made = with_profile(read_photo(path), path)
-    assert made.info["icc_profile"] == profile
-    made.save(tmp_path / "out.jpg", icc_profile=profile)
+def test_a_transparent_layer_without_transparent_px_is_a_mask():
+    assert np.array_equal(read_mask(Image.fromarray(np.dstack([MARKED * 255] * 3 + [np.full_like(MARKED, 255)]))), REGION)

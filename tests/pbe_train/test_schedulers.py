@@ -5,10 +5,11 @@ What is right is known where the pictures are normal: then the best denoiser is 
 
 import inspect
 import re
-from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, SchedulerMixin
@@ -16,37 +17,14 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from pbe_core.errors import InputError
 from pbe_train.config import TIMESTEPS
 from pbe_train.model.diffusion import paint_latents
-from pbe_train.model.schedulers import Scheduler, begin, make_scheduler, training_schedule
+from pbe_train.model.schedulers import SCHEDULERS, Scheduler, begin, make_scheduler, training_schedule
 
-# Without the check of argument types that tests put around it: the denoiser is no `PaintByExampleModel`.
-paint_unchecked = inspect.unwrap(paint_latents)
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 MEAN, DEVIATION = 2.0, 0.5
 SHARES = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64).square().neg().add(1).cumprod(0)
-STRAIGHT = (
-    "DDIMScheduler",
-    "DDIMParallelScheduler",
-    "PNDMScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-)
-"""Schedulers that draw no noise on their way."""
-DRAWING = (
-    "DDPMScheduler",
-    "DDPMParallelScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "SASolverScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-)
-"""Those that do."""
+DRAWING = [name for name in SCHEDULERS if "Ancestral" in name or name.startswith(("DDPM", "SA", "LCM", "TCD"))]
+"""Schedulers that draw noise on their way."""
 
 
 class NormalPictures:
@@ -69,14 +47,14 @@ class NormalPictures:
 def paint(scheduler: Scheduler, steps: int, side: int = 16, model: object = None) -> torch.Tensor:
     given = torch.zeros(1, 4, side, side), torch.ones(1, 1, side, side), torch.zeros(1, 1, 3)
     how = {"seeds": [0], "guidance": 1.0, "prediction": "epsilon"}
-    return paint_unchecked(model or NormalPictures(), *given, scheduler=scheduler, steps=steps, **how)
+    return paint_latents(model or NormalPictures(), *given, scheduler=scheduler, steps=steps, **how)
 
 
-@pytest.fixture(scope="module")
-def exact() -> torch.Tensor:
-    """What the noise of `paint` becomes after infinitely many steps from the last timestep: normal numbers stay normal."""
-    last = SHARES[-1]
-    return MEAN + DEVIATION * (first_noise() - last.sqrt() * MEAN) / (last * DEVIATION**2 + 1 - last).sqrt()
+def started(scheduler: Scheduler, steps: int) -> SchedulerMixin:
+    """A scheduler before its first step."""
+    made = make_scheduler(scheduler, "epsilon")
+    begin(made, steps, torch.device("cpu"))
+    return made
 
 
 def first_noise() -> torch.Tensor:
@@ -93,39 +71,36 @@ def first_noise() -> torch.Tensor:
     return seen[0]
 
 
-@pytest.mark.parametrize("scheduler", STRAIGHT)
+@pytest.fixture
+def exact() -> torch.Tensor:
+    """What the noise of `paint` becomes after infinitely many steps from the last timestep: normal numbers stay normal."""
+    last = SHARES[-1]
+    return MEAN + DEVIATION * (first_noise() - last.sqrt() * MEAN) / (last * DEVIATION**2 + 1 - last).sqrt()
+
+
+@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name not in DRAWING])
 def test_more_steps_never_paint_worse(exact: torch.Tensor, scheduler: str):
     """Also where they do not divide 1000, and where diffusers counts one timestep too many (61)."""
-    counts = [1, 3, 10, 50, 61, 334, 501, 1000]
-    if scheduler == "LMSDiscreteScheduler":  # It computes an integral for each step, which takes long.
-        counts = counts[:-3]
+    counts = [1, 3, 10, 61] + [334] * (scheduler != "LMSDiscreteScheduler")  # It computes an integral for each step.
     apart = [(paint(scheduler, steps) - exact).abs().mean().item() for steps in counts]
     assert all(later <= before + 1e-3 for before, later in pairwise(apart)), apart
     assert apart[3] < 0.03
-    assert apart[-1] < 0.005
+    assert apart[-1] < 0.01
 
 
 @pytest.mark.parametrize("scheduler", DRAWING)
 def test_schedulers_that_draw_noise_come_to_the_mean_as_well(scheduler: str):
-    most = 50 if scheduler in ("LCMScheduler", "TCDScheduler") else 501
-    for steps in (1, 10, 49, most):
+    for steps in (1, 10, 49):
         assert paint(scheduler, steps, side=48).mean().item() == pytest.approx(MEAN, abs=0.03)
-
-
-def test_all_schedulers_that_are_taken_are_tested_here():
-    taken = set()
-    for name in dir(diffusers):
-        try:
-            taken.add(type(make_scheduler(name, "epsilon")).__name__)
-        except InputError:
-            continue
-    assert taken == {*STRAIGHT, *DRAWING}
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_timesteps_begin_at_the_last_and_are_as_many_as_was_asked_for(scheduler: str):
+    """Above all where rounding gives `trailing` of diffusers one too many."""
+    rounded = [steps for steps in range(1, TIMESTEPS + 1) if len(np.arange(TIMESTEPS, 0, -TIMESTEPS / steps)) > steps]
+    assert (rounded[0], len(rounded)) == (61, 62)
     made = make_scheduler(scheduler, "epsilon")
-    for steps in range(1, TIMESTEPS + 1):
+    for steps in (1, 2, 7, 334, 501, 1000, *rounded):
         begin(made, steps, torch.device("cpu"))
         times = torch.unique(made.timesteps).tolist()  # PNDM goes to its second timestep twice.
         assert len(times) == steps
@@ -134,11 +109,10 @@ def test_timesteps_begin_at_the_last_and_are_as_many_as_was_asked_for(scheduler:
 
 def test_the_published_timesteps_are_there_for_who_asks():
     """By an object, or by name; an option that is left at diffusers' default is not chosen."""
-    published = list(range(981, 0, -20))
+    published, ours = list(range(981, 0, -20)), list(range(999, 0, -20))
     for given in (DDIMScheduler(timestep_spacing="leading"), 'DDIMScheduler(timestep_spacing="leading")'):
-        assert start(given, 50).timesteps.tolist() == published
-    for given in (DDIMScheduler(), "DDIMScheduler"):
-        assert start(given, 50).timesteps.tolist() == list(range(999, 0, -20))
+        assert started(given, 50).timesteps.tolist() == published
+    assert started(DDIMScheduler(), 50).timesteps.tolist() == started("DDIMScheduler", 50).timesteps.tolist() == ours
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler"])
@@ -152,55 +126,32 @@ def test_where_steps_divide_the_schedule_nothing_is_painted_otherwise_than_diffu
     assert torch.equal(paint(f"{name}(timestep_spacing='{spacing}')", 20), latents)
 
 
-def start(scheduler: Scheduler, steps: int) -> SchedulerMixin:
-    """A scheduler before its first step."""
-    made = make_scheduler(scheduler, "epsilon")
-    begin(made, steps, torch.device("cpu"))
-    return made
-
-
-def said(do: Callable[[int], object], steps: int) -> str:
-    """What is wrong with so many steps, in one line; nothing where all is well."""
-    try:
-        do(steps)
-    except InputError as error:
-        return str(error)
-    return ""
-
-
 def test_the_model_is_told_the_timestep_of_the_noise():
     """In diffusers this option lays noise levels otherwise than the timesteps beside them."""
     assert torch.equal(paint(EulerDiscreteScheduler(interpolation_type="log_linear"), 20), paint("EulerDiscreteScheduler", 20))
 
 
-SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
-
-
-@pytest.mark.parametrize("name", [*STRAIGHT, *DRAWING])
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_whatever_options_are_given_something_is_painted_or_one_line_said(name: str):
-    """Spacings, and noise levels by formulas, of which several may share a timestep."""
-    kind = getattr(diffusers, name)
-    taken = inspect.signature(kind.__init__).parameters
-    chosen = [{option: True} for option in SIGMAS if option in taken]
+    """Spacings, and noise levels by formulas, of which several may share a timestep. One step may be too few."""
+    taken = inspect.signature(getattr(diffusers, name).__init__).parameters
+    sigmas = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+    chosen = [{option: True} for option in sigmas if option in taken]
     chosen += [{"timestep_spacing": spacing} for spacing in ("leading", "linspace") if "timestep_spacing" in taken]
-    most = 50 if name in ("LCMScheduler", "TCDScheduler") else TIMESTEPS
     for options in chosen or [{}]:
-        given = kind(**options)
-        told = {steps: said(lambda steps, given=given: paint(given, steps, side=2), steps) for steps in (1, 2, 3, 50)}
-        assert [steps for steps, problem in told.items() if problem] in ([], [1]), options
-        assert not told[1] or "and would paint noise; give another number" in told[1]
-        if not name.startswith("KDPM2"):  # These take seconds to set so many timesteps.
-            problem = said(lambda steps, given=given: start(given, steps), most)
-            assert not problem or options == {"timestep_spacing": "leading"}
+        given = getattr(diffusers, name)(**options)
+        with suppress(InputError):
+            paint(given, 1, side=2)
+        for steps in (2, 12):
+            paint(given, steps, side=2)
 
 
 @pytest.mark.parametrize(
     ("scheduler", "steps"),
     [
-        *((f"{name}(use_beta_sigmas=True)", 50) for name in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")),
-        ("DEISMultistepScheduler(use_beta_sigmas=True)", 1000),
+        ("DPMSolverMultistepScheduler(use_beta_sigmas=True)", 50),
+        ("UniPCMultistepScheduler(use_beta_sigmas=True)", 50),
         ("DPMSolverSinglestepScheduler(use_beta_sigmas=True)", 61),
-        ("DPMSolverMultistepScheduler(use_karras_sigmas=True)", 999),
     ],
 )
 def test_two_noise_levels_of_one_timestep_are_both_gone_through(exact: torch.Tensor, scheduler: str, steps: int):
@@ -208,61 +159,44 @@ def test_two_noise_levels_of_one_timestep_are_both_gone_through(exact: torch.Ten
     assert (paint(scheduler, steps) - exact).abs().mean() < 0.03
 
 
-def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not():
-    other = {"beta_start": 0.5, "trained_betas": [0.5] * 1000, "prediction_type": "v_prediction"}
-    given = DPMSolverMultistepScheduler(use_karras_sigmas=True, **other)
+@pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
+@pytest.mark.parametrize("other", [{}, {"rescale_betas_zero_snr": True}, {"beta_start": 0.5, "trained_betas": [0.5] * 1000}])
+def test_a_schedulers_own_options_are_kept_and_its_schedule_is_not(kind: type, other: dict):
+    """Also in what it leaves at its default, which diffusers notes, and would not have changed."""
+    taken = inspect.signature(kind.__init__).parameters
+    own = {"use_karras_sigmas": True} if "use_karras_sigmas" in taken else {}
+    given = kind(**own, prediction_type="v_prediction", **{name: value for name, value in other.items() if name in taken})
     made = make_scheduler(given, "epsilon")
     assert made is not given
-    assert made.config.use_karras_sigmas
-    assert (made.config.beta_start, made.config.prediction_type) == (0.00085, "epsilon")
-    assert made.betas[0].item() == pytest.approx(0.00085)
-
-
-@pytest.mark.parametrize("given", [DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-@pytest.mark.parametrize("options", [{}, {"rescale_betas_zero_snr": True}, {"use_karras_sigmas": True}])
-def test_a_scheduler_with_options_of_its_own_follows_the_schedule_of_the_training(given, options):
-    """Also in what it leaves at its default, which diffusers notes, and would not have changed."""
-    own = {name: value for name, value in options.items() if name in inspect.signature(given).parameters}
-    made, expected = make_scheduler(given(**own), "epsilon"), training_schedule("epsilon")
-    assert torch.equal(made.alphas_cumprod, expected.alphas_cumprod)
+    assert torch.equal(made.alphas_cumprod, training_schedule("epsilon").alphas_cumprod)
+    assert made.config.prediction_type == "epsilon"
     assert not made.config.get("clip_sample", False)
+    assert {name: made.config[name] for name in own} == own
 
 
 @pytest.mark.parametrize(
     ("scheduler", "steps", "message"),
     [
         ("LCMScheduler", 60, "^LCMScheduler with 60 steps: .*give another number"),
-        ("DDIMScheduler", 1001, "^DDIMScheduler with 1001 steps: .* give fewer steps$"),
-        ("DDIMScheduler(timestep_spacing='leading')", 1, "^DDIMScheduler with 1 step: begins at timestep 1 "),
-        ("DEISMultistepScheduler(use_karras_sigmas=True)", 1, "with 1 step: ends at a noise of 14.6"),
-        ("DDPMScheduler(variance_type='learned')", 3, "^DDPMScheduler with 3 steps: TypeError in diffusers .*; give another"),
+        ("DDIMScheduler", 1001, "^DDIMScheduler with 1,001 steps: .* give fewer steps$"),
+        ("DDIMScheduler(timestep_spacing='leading')", 1, "^DDIMScheduler with 1 step: from timestep 1 "),
+        ("DDIMScheduler(timestep_spacing='leading')", 1000, "with 1,000 steps: from timestep 1000 "),
+        ("DEISMultistepScheduler(use_karras_sigmas=True)", 1, "a noise of 14.6"),
+        ("DDPMScheduler(variance_type='learned')", 3, "^DDPMScheduler with 3 steps: TypeError in diffusers.*; give another"),
+        ("UNet2DModel", 3, "no scheduler for the schedule of the training; give one of DDIM"),
+        ("FlowMatchEulerDiscreteScheduler", 3, "no scheduler for the schedule"),
+        ("CogVideoXDDIMScheduler", 3, "no scheduler for the schedule"),
+        ("DDIMScheduler(eta=1)", 3, "eta is no option that may be chosen; those are .*timestep_spacing"),
+        ("DDIMScheduler(beta_start=0.1)", 3, "beta_start is no option that may be chosen"),
+        ("DPMSolverMultistepScheduler(algorithm_type='dpmsolver')", 3, "`final_sigmas_type` zero .*; give other options"),
+        ("DDIMScheduler(timestep_spacing=leading)", 3, "no scheduler; give a name"),
+        ("DDIMScheduler(", 3, "no scheduler; give a name"),
+        ("DDIMScheduler('leading')", 3, "no scheduler; give a name"),
+        ("__import__('os').getcwd()", 3, "no scheduler; give a name"),
     ],
 )
-def test_steps_that_cannot_be_made_are_one_line(scheduler, steps, message):
+def test_what_cannot_be_painted_with_is_one_line(scheduler: str, steps: int, message: str):
     with pytest.raises(InputError, match=message) as caught:
         paint(scheduler, steps)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("UNet2DModel", "diffusers has no such scheduler"),
-        ("EDMEulerScheduler", "does not sample on the schedule of the training"),
-        ("FlowMatchEulerDiscreteScheduler", "does not sample on the schedule of the training"),
-        ("DDIMInverseScheduler", "does not sample on the schedule of the training"),
-        ("UnCLIPScheduler", ""),
-        ("CogVideoXDDIMScheduler", "does not sample on the schedule of the training"),
-        ("DDIMScheduler(eta=1)", "eta is no option that may be chosen; those are .*timestep_spacing"),
-        ("DDIMScheduler(beta_start=0.1)", "beta_start is no option that may be chosen"),
-        ("DDIMScheduler(prediction_type='sample')", "prediction_type is no option that may be chosen"),
-        ("DPMSolverMultistepScheduler(algorithm_type='dpmsolver')", "`final_sigmas_type` zero .*; give other options"),
-        ("DDIMScheduler(timestep_spacing=leading)", "diffusers has no such scheduler"),
-        ("DDIMScheduler(", "diffusers has no such scheduler"),
-        ("DDIMScheduler('leading')", "diffusers has no such scheduler"),
-        ("__import__('os').getcwd()", "diffusers has no such scheduler"),
-    ],
-)
-def test_other_schedulers_are_refused(name, message):
-    with pytest.raises(InputError, match=f"^{re.escape(name.partition('(')[0])}.*: {message}"):
-        make_scheduler(name, "epsilon")
+    assert re.match(re.escape(scheduler.partition("(")[0]), str(caught.value))
