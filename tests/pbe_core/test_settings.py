@@ -28,9 +28,15 @@ class Settings(Program):
 
 @pytest.fixture
 def config(tmp_path):
-    def write(text: str) -> str:
-        path = tmp_path / "config.yaml"
+    """Writes a config file; with another text, one in a folder of its own, whose base the first may be."""
+
+    def write(text: str, own: str = "") -> str:
+        path = tmp_path / ("base.yaml" if own else "config.yaml")
         path.write_text(text)
+        if own:
+            path = tmp_path / "own" / "config.yaml"
+            path.parent.mkdir()
+            path.write_text(own)
         return str(path)
 
     return write
@@ -41,10 +47,6 @@ def test_command_line_goes_over_file_goes_over_defaults(config):
     settings = load_settings(Settings, "build", ["--config", path, "--views.kind", "round"])
     assert (settings.out, settings.views.size, settings.views.kind) == (Path("a"), 64, "round")
     assert load_settings(Settings, "build", ["--config", path, "--views.size", "32"]).views.size == 32
-
-
-def test_dumped_settings_read_back_equal(config):
-    settings = Settings(out=Path("b"), views=Views(size=96))
     assert load_settings(Settings, "build", ["--config", config(dump_settings(settings, "build"))]) == settings
 
 
@@ -72,37 +74,21 @@ def test_what_is_wrong_is_said_on_one_line_with_its_place(config, text, options,
         assert part in message
 
 
-@pytest.fixture
-def layers(tmp_path):
-    """A base and a file in a folder of its own that changes it."""
-
-    def write(base: str, own: str) -> str:
-        (tmp_path / "base.yaml").write_text(base)
-        (tmp_path / "own").mkdir()
-        (tmp_path / "own" / "config.yaml").write_text(own)
-        return str(tmp_path / "own" / "config.yaml")
-
-    return write
-
-
-def test_a_file_goes_over_its_base_key_by_key(layers):
+def test_a_file_goes_over_its_base_key_by_key(config, capsys):
     base = "build: {out: a, views: {size: 64, kind: round}}\ntrain: {out: c}\n"
-    path = layers(base, "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
+    path = config(base, "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
     settings = load_settings(Settings, "build", ["--config", path])
     assert (settings.out, settings.views.size, settings.views.kind) == (Path("a"), 32, "round")
+    assert capsys.readouterr().out == f"settings: {path} over {Path(path).parent.parent / 'base.yaml'}\n"
     assert load_settings(Settings, "train", ["--config", path]) == Settings(out=Path("c"))
     assert load_settings(Settings, "build", ["--config", path, "--views.size", "8"]).views.size == 8
 
 
-def test_a_null_goes_over_a_value_but_an_empty_group_says_nothing(layers):
-    path = layers("build: {out: a, views: {size: 64}, label: x}", "base: ../base.yaml\nbuild: {views: , label: }\n")
-    assert read_section(Path(path), "build") == {"out": "a", "views": {"size": 64}, "label": None}
-
-
-def test_a_base_has_a_base_of_its_own(layers, tmp_path):
-    path = layers("base: first.yaml\nbuild: {views: {kind: round}}", "base: ../base.yaml\nbuild: {out: b}")
+def test_a_base_has_a_base_and_a_null_goes_over_a_value_but_an_empty_group_says_nothing(config, tmp_path):
+    own = "base: ../base.yaml\nbuild: {out: b, views: , label: }"
+    path = config("base: first.yaml\nbuild: {label: x, views: {kind: round}}", own)
     (tmp_path / "first.yaml").write_text("build: {out: a, views: {size: 64, kind: square}}")
-    assert read_section(Path(path), "build") == {"out": "b", "views": {"size": 64, "kind": "round"}}
+    assert read_section(Path(path), "build") == {"out": "b", "views": {"size": 64, "kind": "round"}, "label": None}
 
 
 @pytest.mark.parametrize(
@@ -120,9 +106,9 @@ def test_a_base_has_a_base_of_its_own(layers, tmp_path):
         ("", "bases: ../base.yaml", ["no section `bases`", "did you mean `base`"]),
     ],
 )
-def test_what_is_wrong_with_a_base_is_said_of_the_file_that_says_it(layers, base, own, parts):
+def test_what_is_wrong_with_a_base_is_said_of_the_file_that_says_it(config, base, own, parts):
     with pytest.raises(InputError) as caught:
-        load_settings(Settings, "build", ["--config", layers(base, own)])
+        load_settings(Settings, "build", ["--config", config(base, own)])
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -147,12 +133,6 @@ def test_the_first_line_says_which_file_was_read(config, capsys, options, said):
     assert capsys.readouterr().out == f"settings: {said.format(path=path)}\n"
     settings = load_settings(Settings, "build", [*options, "--out", "a"], Path(path))
     assert settings == Settings(out=Path("a"), views=Views(kind="square" if "none" in options else "round"))
-
-
-def test_the_first_line_names_what_a_file_changes(layers, capsys):
-    path = layers("build: {out: a}", "base: ../base.yaml\nbuild: {views: {size: 32}}\n")
-    load_settings(Settings, "build", ["--config", path])
-    assert capsys.readouterr().out == f"settings: {path} over {Path(path).parent.parent / 'base.yaml'}\n"
 
 
 def test_of_many_ranks_one_says_it(config, capsys, monkeypatch):

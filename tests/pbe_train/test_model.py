@@ -1,7 +1,5 @@
 """The model's parts against their definitions and against diffusers."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -152,15 +150,12 @@ class Oracle:
         return noise if self.prediction == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * self.latent
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_error_of_what_is_predicted(prediction):
     """A denoiser that knows the noise by the forward process has no loss; one that says 0 has the target's power."""
-    batch = Batch(
-        torch.randn(4, 13, 8, 8),
-        torch.zeros(4, 8, 8, 3, dtype=torch.uint8),
-        torch.tensor([0, 10, 500, 999]),
-        torch.zeros(4).bool(),
-    )
+    times, dropped = torch.tensor([0, 10, 500, 999]), torch.zeros(4).bool()
+    batch = Batch(torch.randn(4, 13, 8, 8), torch.zeros(4, 8, 8, 3, dtype=torch.uint8), times, dropped)
     schedule = training_schedule(prediction)
 
     def oracle(noisy, masked, mask_channel, timestep, reference, dropped):
@@ -170,18 +165,12 @@ def test_the_loss_is_the_error_of_what_is_predicted(prediction):
 
     assert noise_losses(oracle, schedule, batch).tolist() == pytest.approx([0] * 4, abs=1e-6)
     nothing = noise_losses(lambda noisy, *_: torch.zeros_like(noisy), schedule, batch)
-    target = oracle(schedule.add_noise(batch.planes[:, :4], batch.planes[:, 9:], batch.timestep), *_given(batch))
+    noisy = schedule.add_noise(batch.planes[:, :4], batch.planes[:, 9:], batch.timestep)
+    target = Oracle(batch.planes[:, :4], prediction).predict(noisy, None, None, batch.timestep, None)
     assert nothing.tolist() == pytest.approx(target.square().mean(dim=(1, 2, 3)).tolist(), rel=1e-4)
 
 
-# Without the check of argument types that tests put around it: the oracle is no `PaintByExampleModel`.
-paint_unchecked = inspect.unwrap(paint_latents)
-
-
-def _given(batch: Batch) -> tuple[torch.Tensor, ...]:
-    return batch.planes[:, 4:8], batch.planes[:, 8:9], batch.timestep, batch.reference, batch.dropped
-
-
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
     """A model that knows the latent leads any noise to it, for both kinds of prediction; taken for the other kind it does not."""
@@ -190,7 +179,7 @@ def test_sampling_ends_where_a_perfect_denoiser_points(prediction):
     how = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
     given = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(2, 1, 3)
     other = "v_prediction" if prediction == "epsilon" else "epsilon"
-    apart = [(paint_unchecked(oracle, *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
+    apart = [(paint_latents(oracle, *given, **how, prediction=kind) - latent).abs().mean() for kind in (prediction, other)]
     assert apart[0] < 0.03  # What is left is the noise of the first timestep, at which sampling ends.
     assert apart[1] > 2 * apart[0]
 
@@ -202,9 +191,7 @@ def paint(model: PaintByExampleModel, number: int | slice, seeds: list[int], **o
     return paint_latents(model, masked[number], mask_channel[number], model.conditioner(references[number]), seeds=seeds, **how)
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "EulerAncestralDiscreteScheduler", "PNDMScheduler"]
-)
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_an_item_does_not_depend_on_its_neighbours(model: PaintByExampleModel, scheduler):
     together = paint(model, slice(None), [4, 5, 6], scheduler=scheduler)
     alone = paint(model, slice(1, 2), [5], scheduler=scheduler)
@@ -212,12 +199,13 @@ def test_an_item_does_not_depend_on_its_neighbours(model: PaintByExampleModel, s
     assert not torch.allclose(paint(model, slice(1, 2), [6], scheduler=scheduler), alone, atol=1e-2)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler"])
 def test_previews_show_where_the_model_is_going(scheduler, prediction):
     """An oracle foresees its latent at once, whatever is sampled with; each step is told."""
     latent, seen = torch.randn(1, 4, 8, 8), []
-    paint_unchecked(
+    paint_latents(
         *(Oracle(latent, prediction), torch.zeros(1, 4, 8, 8), torch.ones(1, 1, 8, 8), torch.zeros(1, 1, 3)),
         seeds=[0],
         guidance=1.0,
