@@ -45,52 +45,37 @@ _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"))
 _RAW = "a camera's raw format"
 _VIDEO = "video"
-# Offset, bytes there, name.
-_OTHER_PICTURES: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
-    (0, b"II\xbc", "JPEG XR"),
-    (0, b"%PDF-", "PDF"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
-    (0, b"8BPS", "Photoshop (PSD)"),
-    (0, b"gimp xcf", "GIMP (XCF)"),
-    (0, b"FUJIFILMCCD-RAW", _RAW),
-    (0, b"IIRO", _RAW),
-    (0, b"IIRS", _RAW),
-    (0, b"MMOR", _RAW),
-    (0, b"IIU\0", _RAW),
-    (0, b"FOVb", _RAW),
-    (0, b"\0MRM", _RAW),
-    (0, b"qoif", "QOI"),
-    (0, b"DDS ", "DDS"),
-    (0, b"icns", "ICNS"),
-    (0, b"\0\0\2\0", "a Windows cursor (CUR)"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"#?RGBE", "Radiance HDR"),
-    (0, b"SIMPLE  =", "FITS"),
-    (128, b"DICM", "DICOM"),
-    (0, b"\x01\xda", "SGI"),
-    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
-    (0, b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"),
-    (0, b"AT&TFORM", "DjVu"),
-    (0, b"BPG\xfb", "BPG"),
-    (0, b"FLIF", "FLIF"),
-    (0, b"\x8aMNG", "MNG"),
-    (0, b"\x8bJNG", "JNG"),
-    (0, b"\xabKTX ", "KTX"),
-    (0, b"/* XPM */", "XPM"),
-    (0, b"PF\n", "PFM"),
-    (0, b"Pf\n", "PFM"),
-    (0, b"P7\n", "PAM"),
-    (0, b"\x1aE\xdf\xa3", _VIDEO),  # WebM and Matroska.
-    (0, b"\0\0\1\xba", _VIDEO),
-    (0, b"\0\0\1\xb3", _VIDEO),
-    (0, b"FLV\1", _VIDEO),
-    (0, b"OggS", _VIDEO),
-)
+_OTHER_PICTURES: dict[str, tuple[bytes, ...]] = {
+    _RAW: (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\0", b"FOVb", b"\0MRM"),
+    # WebM and Matroska, MPEG, Flash, Ogg.
+    _VIDEO: (b"\x1aE\xdf\xa3", b"\0\0\1\xba", b"\0\0\1\xb3", b"FLV\1", b"OggS"),
+    "JPEG-LS": (b"\xff\xd8\xff\xf7",),
+    "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"),
+    "JPEG XR": (b"II\xbc",),
+    "PDF": (b"%PDF-",),
+    "PostScript": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "Photoshop (PSD)": (b"8BPS",),
+    "GIMP (XCF)": (b"gimp xcf",),
+    "QOI": (b"qoif",),
+    "DDS": (b"DDS ",),
+    "ICNS": (b"icns",),
+    "a Windows cursor (CUR)": (b"\0\0\2\0",),
+    "OpenEXR": (b"\x76\x2f\x31\x01",),
+    "Radiance HDR": (b"#?RADIANCE", b"#?RGBE"),
+    "FITS": (b"SIMPLE  =",),
+    "SGI": (b"\x01\xda",),
+    "Sun raster": (b"\x59\xa6\x6a\x95",),
+    "a Windows metafile (WMF)": (b"\xd7\xcd\xc6\x9a",),
+    "DjVu": (b"AT&TFORM",),
+    "BPG": (b"BPG\xfb",),
+    "FLIF": (b"FLIF",),
+    "MNG": (b"\x8aMNG",),
+    "JNG": (b"\x8bJNG",),
+    "KTX": (b"\xabKTX ",),
+    "XPM": (b"/* XPM */",),
+    "PFM": (b"PF\n", b"Pf\n"),
+    "PAM": (b"P7\n",),
+}
 _OTHER_FILES = (
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` gets the file itself"),
     (b"PK\3\4", "a ZIP archive"),
@@ -108,8 +93,10 @@ def kind_of(head: bytes) -> Kind:
         return Kind(_VIDEO)  # QuickTime without a header.
     if head.startswith(b"II*\0") and head[8:10] == b"CR":  # Canon's CR2.
         return Kind(_RAW)
-    for offset, mark, name in _OTHER_PICTURES:
-        if head.startswith(mark, offset):
+    if head.startswith(b"DICM", 128):
+        return Kind("DICOM")
+    for name, marks in _OTHER_PICTURES.items():
+        if head.startswith(marks):
             return Kind(name)
     return _accepted(head) or _no_picture(head)
 

@@ -1,4 +1,4 @@
-"""Painting with a trained model: load a run, paint held-out samples, edit photos."""
+"""A trained model that paints: from masked views and references to painted views."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ from torch import Tensor
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_train.config import TrainSettings
-from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures, to_tensor
+from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures
 from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import decode_latents, paint_latents
 from pbe_train.model.paint_model import PaintByExampleModel
@@ -142,10 +142,6 @@ class Run:
         with self.arithmetic():
             tokens = self.model.conditioner(self._see([photo for each in shown for photo in each]))
         return torch.stack([part.mean(dim=0) for part in torch.split(tokens, counts)])
-
-    def encode(self, views: UInt8[np.ndarray, "batch size size 3"]) -> Float[Tensor, "batch channels height width"]:
-        """Views -> scaled latents (posterior means)."""
-        return self.encode_pixels(to_tensor(views).float() / 127.5 - 1)
 
     @torch.no_grad()
     def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:

@@ -19,8 +19,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.crop import Window, cut, cut_mask, paste
 from pbe_train import PaintByExample, sample
 from pbe_train.checkpoints.from_pretrained import load_run
-from pbe_train.editing.edit_photos import choose_window
-from pbe_train.editing.paint_by_example import Preview
+from pbe_train.editing.paint_by_example import Preview, choose_window
 from pbe_train.model import pipeline
 from pbe_train.model.pipeline import Run
 
