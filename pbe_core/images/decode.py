@@ -9,7 +9,6 @@ import contextlib
 import errno
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -322,8 +321,6 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _first_line(error: Exception, kind: Kind | None = None) -> str:
-    if kind and isinstance(error, UnidentifiedImageError):  # Which says no more.
+    if kind and isinstance(error, UnidentifiedImageError):  # Which says no more than an address in memory.
         return f"a damaged {kind.name}, or a variant of it that is not read"
-    # Pillow names the object that it reads from, with its address: the same photo must give the same words each time.
-    text = re.sub(r"<_io\.\w+ (object at|name=)[^>]*>", "the file", f"{type(error).__name__}: {error}")
-    return text.splitlines()[0][:200]
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

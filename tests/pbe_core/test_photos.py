@@ -23,21 +23,10 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("image", "expected"),
-    [
-        (Image.new("L", (3, 2), 77), (77, 77, 77)),
-        (Image.fromarray(np.full((2, 3), 257 * 99, np.uint16)), (99, 99, 99)),
-        (Image.new("RGBA", (3, 2), (0, 0, 0, 0)), (255, 255, 255)),
-        (Image.new("RGBA", (3, 2), (10, 20, 30, 255)), (10, 20, 30)),
-        (Image.new("P", (3, 2), 0).convert("P"), (0, 0, 0)),
-    ],
-    ids=["grey", "16 bit", "transparent", "opaque", "palette"],
-)
-def test_every_mode_becomes_rgb(image, expected):
-    photo = decode_photo(encoded(image), frame="stored")
-    assert photo.shape == (2, 3, 3)
-    assert (photo == expected).all()
+def refused(message: str, data: bytes, decoders=(decode_photo, check_photo), **how: object) -> None:
+    for decode in decoders:
+        with pytest.raises(PhotoError, match=message):
+            decode(data, **{"frame": "stored", **how})
 
 
 def four_colours() -> np.ndarray:
@@ -45,6 +34,33 @@ def four_colours() -> np.ndarray:
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:10, :20], pixels[:10, 20:], pixels[10:, :20] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     return pixels
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(*chunks: bytes, before: bytes = b"IDAT") -> bytes:
+    """The four colours, with these chunks before another one."""
+    data = encoded(Image.fromarray(four_colours()))
+    place = data.index(before) - 4
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("L", (3, 2), 77), 77),
+        (Image.fromarray(np.full((2, 3), 257 * 99, np.uint16)), 99),
+        (Image.new("RGBA", (3, 2), (0, 0, 0, 0)), 255),
+        (Image.new("RGBA", (3, 2), (10, 20, 30, 255)), (10, 20, 30)),
+        (Image.new("P", (3, 2), 0), 0),
+    ],
+)
+def test_every_mode_becomes_rgb(image, expected):
+    photo = decode_photo(encoded(image), frame="stored")
+    assert photo.shape == (2, 3, 3)
+    assert (photo == expected).all()
 
 
 # How a photo is shown that is stored upright and says 1 to 8.
@@ -99,40 +115,19 @@ def test_each_frame_is_what_it_says_in_every_format(kind, orientation, tmp_path)
 def test_a_png_may_say_behind_its_pixels_how_it_is_turned():
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(Image.new("RGB", (40, 20)), exif=exif)
-    start = data.index(b"eXIf") - 4
-    chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
-    end = data.index(b"IEND") - 4
-    late = data[:start] + data[start + len(chunk) : end] + chunk + data[end:]
+    late = png(chunk(b"eXIf", exif.tobytes()[6:]), before=b"IEND")
     assert decode_photo(late, frame="exif").shape == (40, 20, 3)
     assert photo_size(late, frame="exif") == (20, 40)
 
 
-def test_the_header_alone_tells_the_size():
+def test_the_header_alone_tells_the_size_and_has_the_errors_of_a_photo(tmp_path):
     """A photo that is damaged further on has a size all the same, so asking for it did not decode it."""
     data = encoded(Image.effect_noise((640, 480), 90).convert("RGB"), "JPEG")[:2000]
-    assert photo_size(data, frame="exif") == (640, 480)
-    with pytest.raises(PhotoError, match="decode_error"):
-        decode_photo(data, frame="exif")
-
-
-def test_a_size_has_the_errors_of_a_photo(tmp_path):
-    data = encoded(Image.new("RGB", (40, 20)), "JPEG")
-    assert photo_size(data, frame="exif", max_pixels=800) == (40, 20)
-    with pytest.raises(PhotoError, match="too_many_pixels: 40x20 px, more than 799"):
-        photo_size(data, frame="exif", max_pixels=799)
+    assert photo_size(data, frame="exif", max_pixels=640 * 480) == (640, 480)
+    refused("decode_error", data)
+    refused("too_many_pixels: 640x480 px, more than 307,199", data, (photo_size, decode_photo), max_pixels=640 * 480 - 1)
     for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(PhotoError, match="missing"):
-            photo_size(path, frame="stored")
-
-
-def test_limits_are_checked_before_decoding():
-    """The header announces more px than follow it: decoding first would fail otherwise. The limit bounds time and memory."""
-    header = encoded(Image.new("1", (1, 1)), "PPM").replace(b"1 1", b"40 30")
-    with pytest.raises(PhotoError, match="too_many_pixels"):
-        decode_photo(header, frame="stored", max_pixels=1000)
-    with pytest.raises(PhotoError, match="decode_error"):
-        decode_photo(header, frame="stored", max_pixels=1200)
+        refused("missing", path, [photo_size])
 
 
 def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
@@ -164,60 +159,50 @@ def test_hostile_files_give_pixels_or_a_code(real_data):
     assert fine >= 10
 
 
-def text_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 LONG = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks.
 
 
+@pytest.mark.parametrize("before", [b"IDAT", b"IEND"])
 @pytest.mark.parametrize(
-    "chunk",
+    "long",
     [
-        text_chunk(b"zTXt", b"Comment\0\0" + LONG),
-        text_chunk(b"iTXt", b"Comment\0\1\0en\0Kommentar\0" + LONG),
-        text_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
-        text_chunk(b"iCCP", b"profile\0\0" + LONG),
+        chunk(b"zTXt", b"Comment\0\0" + LONG),
+        chunk(b"iTXt", b"Comment\0\1\0en\0Kommentar\0" + LONG),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + LONG),
+        chunk(b"iCCP", b"profile\0\0" + LONG),
     ],
     ids=["zTXt", "iTXt", "XMP", "profile"],
 )
-def test_a_png_may_have_long_texts_and_profiles(chunk, tmp_path):
+def test_a_png_may_have_long_texts_and_profiles(long, before, tmp_path):
     """Nothing of them is needed, however many there are."""
-    data, path = encoded(Image.fromarray(four_colours())), tmp_path / "photo.png"
-    for behind in (b"IDAT", b"IEND"):
-        start = data.index(behind) - 4
-        full = data[:start] + chunk * 3 + data[start:]
-        path.write_bytes(full)
-        for frame in ("stored", "exif"):
-            assert np.array_equal(decode_photo(full, frame=frame), four_colours())
-            assert check_photo(full, frame=frame).format == "png"
-            assert photo_size(full, frame=frame) == photo_size(path, frame=frame) == (40, 20)
+    data, path = png(long, long, long, before=before), tmp_path / "photo.png"
+    path.write_bytes(data)
+    for frame in ("stored", "exif"):
+        assert np.array_equal(decode_photo(data, frame=frame), four_colours())
+        assert check_photo(data, frame=frame).format == "png"
+        assert photo_size(data, frame=frame) == photo_size(path, frame=frame) == (40, 20)
 
 
-@pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"tEXt"])
-def test_texts_that_turn_a_png_are_kept(chunk):
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt"])
+def test_texts_that_turn_a_png_are_kept(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
-    if chunk == b"iTXt":
-        keyword, text = b"XML:com.adobe.xmp", b'<x tiff:Orientation="6"/>'
-        content = keyword + b"\0\1\0\0\0" + zlib.compress(text)
-    else:
-        keyword, text = b"Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n".encode()
-        content = keyword + (b"\0\0" + zlib.compress(text) if chunk == b"zTXt" else b"\0" + text)
-    data = encoded(Image.fromarray(four_colours()))
-    start = data.index(b"IDAT") - 4
-    turned = data[:start] + text_chunk(chunk, content) + text_chunk(b"zTXt", b"Comment\0\0" + LONG) + data[start:]
+    keyword, text = b"Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n".encode()
+    content = {
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b'<x tiff:Orientation="6"/>'),
+        b"zTXt": keyword + b"\0\0" + zlib.compress(text),
+        b"tEXt": keyword + b"\0" + text,
+    }
+    turned = png(chunk(kind, content[kind]), chunk(b"zTXt", b"Comment\0\0" + LONG))
     assert np.array_equal(decode_photo(turned, frame="exif"), SHOWN[6](four_colours()))
     assert photo_size(turned, frame="exif") == (20, 40)
     assert check_photo(turned, frame="stored").exif_orientation == 6
 
 
 def test_a_long_colour_profile_of_a_png_is_read():
-    data = encoded(Image.fromarray(four_colours()))
-    start = data.index(b"IDAT") - 4
     for packed, profile in ((LONG, bytes(2**21)), (b"damaged", None), (zlib.compress(bytes(2**25)), None)):
-        assert colour_profile(data[:start] + text_chunk(b"iCCP", b"p\0\0" + packed) + data[start:]) == ("RGB", profile)
-    assert colour_profile(data) == ("RGB", None)
+        assert colour_profile(png(chunk(b"iCCP", b"p\0\0" + packed))) == ("RGB", profile)
+    assert colour_profile(png()) == ("RGB", None)
 
 
 JPEGS = {
@@ -247,9 +232,7 @@ def test_a_jpeg_that_lacks_only_its_end_mark_has_all_its_pixels(options, mode):
     for cut in (data[:-2], data[:-1], data[:-2] + bytes(5000)):
         assert np.array_equal(decode_photo(cut, frame="stored"), expected)
         check_photo(cut, frame="exif")
-        for decode in (decode_photo, check_photo):
-            with pytest.raises(PhotoError, match=r"no_end_mark: .* source\.missing_end_mark: accept takes it"):
-                decode(cut, frame="stored", missing_end_mark="refuse")
+        refused(r"no_end_mark: .* source\.missing_end_mark: accept takes it", cut, missing_end_mark="refuse")
 
 
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
@@ -260,28 +243,22 @@ def test_a_jpeg_that_lacks_pixels_is_damaged(options):
     marks = [match.start() + begin for match in re.finditer(rb"\xff[\xc4\xd0-\xd7\xda]", data[begin:]) if match.start()]
     places = [*np.linspace(begin + 20, len(data) - 6, 25, dtype=int), *marks[:: max(1, len(marks) // 10)]]
     for place in places:
-        for decode in (decode_photo, check_photo):
-            with pytest.raises(PhotoError, match="decode_error"):
-                decode(data[:place], frame="stored")
-    with pytest.raises(PhotoError, match="decode_error"):
-        decode_photo(data[: len(data) // 2] + bytes(5000), frame="stored")
+        refused("decode_error", data[:place])
+    refused("decode_error", data[: len(data) // 2] + bytes(5000))
 
 
-def raw_like(**tags: object) -> bytes:
+def raw_like(tags: dict[int, object]) -> bytes:
     directory = TiffImagePlugin.ImageFileDirectory_v2()
-    for name, value in tags.items():
-        number = int(name[1:])
-        directory.tagtype[number] = {254: 4, 330: 4, 50706: 1, 322: 4, 323: 4}[number]
+    for number, value in tags.items():
+        directory.tagtype[number] = 1 if number == 50706 else 4
         directory[number] = value
     return encoded(Image.new("RGB", (16, 16)), "TIFF", tiffinfo=directory)
 
 
-@pytest.mark.parametrize("tags", [{"_50706": bytes((1, 4, 0, 0))}, {"_254": 1, "_330": 8}], ids=["DNG", "a small copy first"])
-def test_a_cameras_raw_file_is_not_taken_for_its_thumbnail(tags):
-    for decode in (decode_photo, check_photo, photo_size):
-        with pytest.raises(PhotoError, match=r"unsupported_format: .*raw format"):
-            decode(raw_like(**tags), frame="stored")
-    assert decode_photo(raw_like(_254=1), frame="stored").shape == (16, 16, 3), "nothing says that there is another picture"
+def test_a_cameras_raw_file_is_not_taken_for_its_thumbnail():
+    for tags in ({50706: bytes((1, 4, 0, 0))}, {254: 1, 330: 8}):  # DNG; a small copy first.
+        refused(r"unsupported_format: .*raw format", raw_like(tags), (decode_photo, check_photo, photo_size))
+    assert decode_photo(raw_like({254: 1}), frame="stored").shape == (16, 16, 3), "nothing says that there is another picture"
 
 
 def test_a_tile_is_not_larger_than_a_photo_may_be():
@@ -290,8 +267,7 @@ def test_a_tile_is_not_larger_than_a_photo_may_be():
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
     assert photo_size(data, frame="stored", max_pixels=1536) == (16, 16)
-    with pytest.raises(PhotoError, match="too_many_pixels: tiles of 1,536 px"):
-        photo_size(data, frame="stored", max_pixels=1535)
+    refused("too_many_pixels: tiles of 1,536 px", data, [photo_size], max_pixels=1535)
 
 
 GREEN = Image.new("RGB", (64, 64), (10, 200, 30))
@@ -325,37 +301,36 @@ def test_avif_jpeg_2000_and_icons_are_photos(kind, image, options, expected, tmp
     path.write_bytes(data)
     assert photo_size(path, frame="exif") == (64, 64)
     assert check_photo(data, frame="exif").format == {"AVIF": "avif", "JPEG2000": "jp2", "ICO": "ico"}[kind]
-    for decode in (decode_photo, check_photo, photo_size):
-        with pytest.raises(PhotoError, match="too_many_pixels"):
-            decode(data, frame="stored", max_pixels=64 * 64 - 1)
+    refused("too_many_pixels", data, (decode_photo, check_photo, photo_size), max_pixels=64 * 64 - 1)
     for cut in (len(data) // 2, 40):
-        with pytest.raises(PhotoError, match="decode_error"):
-            decode_photo(data[:cut], frame="stored")
+        refused("decode_error", data[:cut])
+
+
+def icon(*pictures: tuple[int, bytes]) -> bytes:
+    """An icon file of pictures with their sides in its list, where 0 is 256."""
+    entries, place = b"", 6 + 16 * len(pictures)
+    for side, picture in pictures:
+        entries += struct.pack("<4B2H2I", side, side, 0, 0, 1, 32, len(picture), place)
+        place += len(picture)
+    return struct.pack("<3H", 0, 1, len(pictures)) + entries + b"".join(picture for _, picture in pictures)
 
 
 def test_the_largest_picture_of_an_icon_is_taken():
     """By its own header: the list's numbers end at 256, and of two as large the one with more colours is better."""
     small, large = encoded(Image.new("RGB", (16, 16), "red")), encoded(Image.new("RGB", (300, 300), "blue"))
-    entries, place = b"", 6 + 2 * 16
-    for picture, side in ((small, 16), (large, 0)):
-        entries += struct.pack("<4B2H2I", side, side, 0, 0, 1, 32, len(picture), place)
-        place += len(picture)
-    icon = b"\0\0\1\0\2\0" + entries + small + large
-    assert decode_photo(icon, frame="stored").shape == (300, 300, 3)
-    assert photo_size(icon, frame="stored") == (300, 300)
+    data = icon((16, small), (0, large))
+    assert decode_photo(data, frame="stored").shape == (300, 300, 3)
+    assert photo_size(data, frame="stored") == (300, 300)
     deep, shallow = Image.new("RGB", (32, 32), "blue"), Image.new("RGB", (32, 32), "red").quantize(2)
     both = encoded(shallow, "ICO", sizes=[(32, 32)], bitmap_format="bmp", append_images=[deep])
     assert tuple(decode_photo(both, frame="stored")[0, 0]) == (0, 0, 255)
 
 
 def test_an_icon_is_measured_before_pillow_decodes_it():
-    """It decodes an icon while it opens it, and asks no limit of what is in there."""
-    header = struct.pack(">I4s2I5B", 13, b"IHDR", 300, 300, 8, 2, 0, 0, 0)
-    picture = b"\x89PNG\r\n\x1a\n" + header + bytes(4)
-    icon = b"\0\0\1\0\1\0" + struct.pack("<4B2H2I", 0, 0, 0, 0, 1, 32, len(picture), 22) + picture
-    for decode in (decode_photo, check_photo, photo_size):
-        with pytest.raises(PhotoError, match="too_many_pixels: an icon of 90,000 px"):
-            decode(icon, frame="stored", max_pixels=89_999)
+    """It decodes an icon while it opens it, and asks no limit of what is in there. Here a header is all there is."""
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4s2I5B", 13, b"IHDR", 300, 300, 8, 2, 0, 0, 0) + bytes(4)
+    data = icon((0, header))
+    refused("too_many_pixels: an icon of 90,000 px", data, (decode_photo, check_photo, photo_size), max_pixels=89_999)
 
 
 def test_a_jpeg_2000_may_not_ask_for_more_tables_than_we_allow(monkeypatch):
@@ -366,9 +341,7 @@ def test_a_jpeg_2000_may_not_ask_for_more_tables_than_we_allow(monkeypatch):
     assert 64 * 64 * 3 < parts < 2 * 64 * 64 * 3
     check_photo(data, frame="stored")
     monkeypatch.setattr(photos, "MAX_CODESTREAM_PARTS", parts - 1)
-    for decode in (decode_photo, check_photo):
-        with pytest.raises(PhotoError, match=r"decode_error: a JPEG 2000 of .* it takes too much memory"):
-            decode(data, frame="stored")
+    refused(r"decode_error: a JPEG 2000 of .* it takes too much memory", data)
     bare = encoded(Image.new("RGB", (256, 256)), "JPEG2000", codeblock_size=(4, 4), no_jp2=True)
     assert codestream_parts(bare) == parts
     # Precincts of 2 x 2 px in a photo of 100 x 100: headers alone.
@@ -413,13 +386,9 @@ def test_damaged_photos_say_nothing_on_the_terminal():
 
 def test_the_same_photo_gives_the_same_words_each_time():
     """Failures are a part of a shard's record, whose bytes must not depend on an address in memory."""
-    details = set()
-    for _ in range(3):
-        with pytest.raises(PhotoError) as caught:
-            decode_photo(b"no photo at all", frame="stored")
-        details.add(caught.value.detail)
-    assert len(details) == 1
-    assert "0x" not in details.pop()
+    with pytest.raises(PhotoError) as caught:
+        decode_photo(b"\xff\xd8 and no more", frame="stored")
+    assert "0x" not in caught.value.detail
 
 
 def test_a_jpeg_may_have_so_many_scans(monkeypatch):
@@ -430,9 +399,7 @@ def test_a_jpeg_may_have_so_many_scans(monkeypatch):
     monkeypatch.setattr(photos, "MAX_JPEG_SCANS", scans)
     check_photo(data, frame="stored")
     monkeypatch.setattr(photos, "MAX_JPEG_SCANS", scans - 1)
-    for decode in (check_photo, decode_photo):
-        with pytest.raises(PhotoError, match=f"decode_error: a JPEG of {scans} scans"):
-            decode(data, frame="stored")
+    refused(f"decode_error: a JPEG of {scans} scans", data)
 
 
 def test_what_is_checked_is_what_can_be_decoded(real_data):
