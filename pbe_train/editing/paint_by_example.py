@@ -276,7 +276,10 @@ def place(run: Run, device: torch.device, precision: Precision, offload: bool) -
             network.to(device)
     if not offload:
         return run
-    OneAtATime(device, [[run.model.conditioner], [run.model.unet], *_halves(run.vae)])
+    vae: Any = run.vae
+    # What a VAE's `encode` and `decode` call; neither calls the VAE itself.
+    halves = [[vae.encoder, vae.quant_conv], [vae.post_quant_conv, vae.decoder]]
+    OneAtATime(device, [[run.model.conditioner], [run.model.unet], *halves])
     return replace(run, offloaded_from=device)
 
 
@@ -285,13 +288,13 @@ class OneAtATime:
 
     Args:
         device: where they compute.
-        groups: networks that work together.
+        groups: networks that work together; some may be None.
     """
 
-    def __init__(self, device: torch.device, groups: list[list[nn.Module]]) -> None:
+    def __init__(self, device: torch.device, groups: list[list[nn.Module | None]]) -> None:
         self.device = device
         self.there: list[nn.Module] = []
-        for group in groups:
+        for group in ([network for network in each if network is not None] for each in groups):
             for network in group:
                 network.to("cpu")
                 network.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
@@ -303,9 +306,3 @@ class OneAtATime:
             for network in group:
                 network.to(self.device)
             self.there = group
-
-
-def _halves(vae: Any) -> list[list[nn.Module]]:
-    """What a VAE's `encode` and `decode` call; neither calls the VAE itself."""
-    encoding, decoding = [vae.encoder, vae.quant_conv], [vae.post_quant_conv, vae.decoder]
-    return [[part for part in half if part is not None] for half in (encoding, decoding)]
