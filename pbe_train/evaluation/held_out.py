@@ -134,7 +134,6 @@ def paint_held_out(
         progress.partly(0)
         progress.update(count)
         for one, view in zip(samples[part], views, strict=True):
-            window = Window(0, 0, len(view))
             kept = one.sample.view if blend else None
-            painted.append(view if kept is None else paste(kept, view, one.mask, window))
+            painted.append(view if kept is None else paste(kept, view, one.mask, Window(0, 0, len(view))))
     return painted

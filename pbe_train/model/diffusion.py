@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from pbe_core.errors import InputError
@@ -103,17 +103,8 @@ def paint_latents(
 def _foreseen(sampler: Any, stepped: Any, predicted: Tensor, time: Tensor, noisy: Tensor) -> Tensor:
     """The clean latents that a prediction points to: what the scheduler says, or what its schedule implies."""
     if getattr(stepped, "pred_original_sample", None) is not None:
-        said: Tensor = stepped.pred_original_sample
-        return said
+        return stepped.pred_original_sample  # type: ignore[no-any-return]
     share: Tensor = sampler.alphas_cumprod.to(noisy.device)[int(time)]
     if sampler.config.prediction_type == "epsilon":
         return (noisy - (1 - share).sqrt() * predicted) / share.sqrt()
     return share.sqrt() * noisy - (1 - share).sqrt() * predicted
-
-
-def decode_latents(
-    vae: nn.Module, latents: Float[Tensor, "batch channels height width"], scale: float
-) -> Float[Tensor, "batch 3 view view"]:
-    """Scaled latents -> RGB, about [-1, 1]."""
-    with torch.no_grad():
-        return vae.decode(latents / scale).sample  # type: ignore[operator, no-any-return]

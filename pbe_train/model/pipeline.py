@@ -17,7 +17,7 @@ from pbe_core.images import AnyPhoto
 from pbe_train.config import TrainSettings
 from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures
 from pbe_train.data.references import fit_reference
-from pbe_train.model.diffusion import decode_latents, paint_latents
+from pbe_train.model.diffusion import paint_latents
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.model.schedulers import Scheduler
 
@@ -150,12 +150,13 @@ class Run:
             mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
         return mean.float() * self.identity.scaling_factor
 
+    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
         """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
-        parts = torch.split(latents, DECODED_AT_ONCE)
-        scale = self.identity.scaling_factor
+        vae: Any = self.vae
+        parts = torch.split(latents / self.identity.scaling_factor, DECODED_AT_ONCE)
         with self.arithmetic():
-            return np.concatenate([to_pictures(decode_latents(self.vae, part.to(self.device), scale)) for part in parts])
+            return np.concatenate([to_pictures(vae.decode(part.to(self.device)).sample) for part in parts])
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:

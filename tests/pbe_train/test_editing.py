@@ -20,7 +20,6 @@ from pbe_core.images.crop import Window, cut, cut_mask, paste
 from pbe_train import PaintByExample, sample
 from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.editing.paint_by_example import Preview, choose_window
-from pbe_train.model import pipeline
 from pbe_train.model.pipeline import Run
 
 SHAPE = (40, 60)
@@ -293,8 +292,8 @@ def test_a_photo_is_edited_as_it_is_seen(paint: PaintByExample, tmp_path: Path):
 
 
 def test_views_are_decoded_a_few_at_a_time(paint: PaintByExample, monkeypatch: pytest.MonkeyPatch):
-    whole, sizes = pipeline.decode_latents, []
-    monkeypatch.setattr(pipeline, "decode_latents", lambda vae, part, scale: sizes.append(len(part)) or whole(vae, part, scale))
+    whole, sizes = paint.run.vae.decode, []
+    monkeypatch.setattr(paint.run.vae, "decode", lambda latents: sizes.append(len(latents)) or whole(latents))
     assert paint.run.decode(torch.randn(9, 4, 4, 4)).shape == (9, 32, 32, 3)
     assert sizes == [4, 4, 1]
 
