@@ -224,8 +224,11 @@ def edit(
             for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
         ]
 
-    foreseen = watch and (lambda step, of, views: watch(step, of, lambda: pasted(views())))
-    return pasted(run.paint(run.encode_pixels(pixels), view_masks, references, seeds, how, foreseen))
+    def watch_views(step: int, of: int, foreseen: Callable[[], UInt8[np.ndarray, "batch size size 3"]]) -> None:
+        assert watch
+        watch(step, of, lambda: pasted(foreseen()))
+
+    return pasted(run.paint(run.encode_pixels(pixels), view_masks, references, seeds, how, watch_views if watch else None))
 
 
 def choose_window(mask: AnyMask) -> Window:
