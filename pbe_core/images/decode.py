@@ -186,19 +186,6 @@ def check_photo(data: bytes, *, frame: Frame, max_pixels: int = MAX_PIXELS, miss
     return PhotoFacts(width, height, kind.extension, known)
 
 
-def colour_profile(data: bytes) -> tuple[str, bytes | None]:
-    """Pillow's mode of a photo, and its ICC profile if it has one that can be read.
-
-    Raises:
-        PhotoError: as `photo_size`.
-    """
-    image, kind = _open(io.BytesIO(data), MAX_PIXELS)
-    if kind == PNG:  # Which was opened without it. What Pillow refuses is damaged, or longer than any profile.
-        with contextlib.suppress(Exception):
-            image = Image.open(io.BytesIO(data), formats=(PNG.pillow,))
-    return image.mode, image.info.get("icc_profile")
-
-
 def _size(file: io.BytesIO | io.BufferedReader, frame: Frame, max_pixels: int) -> tuple[int, int]:
     image, _ = _open(file, max_pixels, header_only=frame == "stored")
     with _coded():

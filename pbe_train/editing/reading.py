@@ -8,6 +8,7 @@ A mask is True where the photo is to be repainted. Of its values these mean that
     colours                            ──▶ brighter than mid grey, unless what is darker is a colour, too
 """
 
+import contextlib
 import operator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyMask, AnyPhoto
-from pbe_core.images.decode import PhotoError, colour_profile, decode_photo, load_photo
+from pbe_core.images.decode import PhotoError, decode_photo, load_photo
 
 Picture = str | Path | Image.Image | np.ndarray
 """A file; a picture of Pillow; or an array, RGB [H, W, 3] or grey [H, W], 0-255, for a mask also of other types (`read_mask`)."""
@@ -105,11 +106,13 @@ def check_mask(mask: AnyMask, photo: AnyPhoto, mask_name: object = "the mask", p
 
 def with_profile(photo: AnyPhoto, source: Picture) -> Image.Image:
     """A picture of Pillow with the colour profile of the photo that it was made of: else the same bytes are other colours."""
-    made = Image.fromarray(photo)
-    if isinstance(source, str | Path):
-        mode, profile = colour_profile(Path(source).read_bytes())
-    else:
-        mode, profile = (source.mode, source.info.get("icc_profile")) if isinstance(source, Image.Image) else ("", None)
+    made, mode, profile = Image.fromarray(photo), "", None
+    if isinstance(source, Image.Image):
+        mode, profile = source.mode, source.info.get("icc_profile")
+    elif isinstance(source, str | Path):
+        # What Pillow refuses here, of what has been decoded, is a profile that is damaged, or longer than any.
+        with contextlib.suppress(Exception), Image.open(source) as opened:
+            mode, profile = opened.mode, opened.info.get("icc_profile")
     if profile and mode in ("RGB", "RGBA"):  # Those of CMYK and grey say nothing of RGB.
         made.info["icc_profile"] = profile
     return made

@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 
 from pbe_core.images import decode as photos
 from pbe_core.images.containers import codestream_parts
-from pbe_core.images.decode import PhotoError, check_photo, colour_profile, decode_photo, photo_size
+from pbe_core.images.decode import PhotoError, check_photo, decode_photo, photo_size
 from pbe_core.settings import REPOSITORY
 
 
@@ -197,12 +197,6 @@ def test_texts_that_turn_a_png_are_kept(kind):
     assert np.array_equal(decode_photo(turned, frame="exif"), SHOWN[6](four_colours()))
     assert photo_size(turned, frame="exif") == (20, 40)
     assert check_photo(turned, frame="stored").exif_orientation == 6
-
-
-def test_a_long_colour_profile_of_a_png_is_read():
-    for packed, profile in ((LONG, bytes(2**21)), (b"damaged", None), (zlib.compress(bytes(2**25)), None)):
-        assert colour_profile(png(chunk(b"iCCP", b"p\0\0" + packed))) == ("RGB", profile)
-    assert colour_profile(png()) == ("RGB", None)
 
 
 JPEGS = {

@@ -1,11 +1,14 @@
 """Photos and masks as people have them: which are read, as what, and what is said of the others."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from pbe_core.errors import InputError
-from pbe_train.editing.reading import read_mask
+from pbe_train.editing.reading import read_mask, read_photo, with_profile
 
 REGION = np.zeros((20, 30), bool)
 REGION[5:10, 5:15] = True
@@ -101,3 +104,17 @@ def test_what_leaves_a_doubt_is_one_line_with_the_values(name):
 
 def test_a_transparent_layer_without_transparent_px_is_a_mask():
     assert np.array_equal(read_mask(Image.fromarray(np.dstack([MARKED * 255] * 3 + [np.full_like(MARKED, 255)]))), REGION)
+
+
+@pytest.mark.parametrize(
+    ("packed", "profile"),
+    [(zlib.compress(bytes(2**21)), bytes(2**21)), (b"damaged", None), (zlib.compress(bytes(2**25)), None)],
+)
+def test_a_long_colour_profile_goes_with_the_result(packed, profile, tmp_path):
+    """Pillow by itself reads those of PNGs up to 1 MB; one that cannot be read does not keep the photo from being edited."""
+    path, content = tmp_path / "photo.png", b"iCCPprofile\0\0" + packed
+    Image.new("RGB", (8, 8)).save(path)
+    data = path.read_bytes()
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    path.write_bytes(data[:33] + chunk + data[33:])  # Behind the header.
+    assert with_profile(read_photo(path), path).info.get("icc_profile") == profile
