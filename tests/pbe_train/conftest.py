@@ -4,7 +4,7 @@ import os
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Before anything imports albumentations.
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Shapes in signatures are checked while tests run.
 install_import_hook("pbe_train", "beartype.beartype")
@@ -12,7 +12,6 @@ install_import_hook("pbe_train", "beartype.beartype")
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -49,6 +48,7 @@ def run_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """Types are not checked on the way in, as for a user: a stand-in may take a model's place, and a wrong type arrives."""
-    jaxtyping.config.update("jaxtyping_disable", True)
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
     yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    config.update("jaxtyping_disable", before)
