@@ -11,8 +11,10 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -44,22 +46,13 @@ _STYLE: dict[Any, Any] = {
 def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars, the first label on top: one bar a label, its parts (one a series) side by side, the sum at its end."""
     figure, axes = _axes(0.24 * len(labels) + 0.8)
-    places = np.arange(len(labels))
-    ends = np.zeros(len(labels))
-    for (part, counts), colour in zip(series.items(), SERIES, strict=False):
-        axes.barh(places, counts, left=ends, height=0.72, color=colour, label=part)
-        ends = ends + np.array(counts)
-    for place, end in zip(places.tolist(), ends.tolist(), strict=True):
+    ends = _bars(axes, labels, series, SERIES, 0.72)
+    for place, end in enumerate(ends.tolist()):
         axes.annotate(f"{int(end):,}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(places, [short_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, max(1, ends.max(initial=0)) * 1.12)  # Room for the longest bar's number.
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _whole_numbers(axes, "x")
-    if len(series) > 1:
-        _legend(axes, len(series))
+    _whole_numbers(axes.xaxis)
+    _legend(axes, series)
     return _inline(figure, name)
 
 
@@ -67,20 +60,12 @@ def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[in
 def share_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars of equal length, each divided into up to three parts; the second recedes."""
     figure, axes = _axes(0.3 * len(labels) + 0.75)
-    places = np.arange(len(labels))
     totals = np.maximum(1, np.sum(list(series.values()), axis=0))
-    ends = np.zeros(len(labels))
-    for (part, counts), colour in zip(series.items(), (FIRST, FAINT, SECOND), strict=False):
-        shares = np.array(counts) / totals
-        axes.barh(places, shares, left=ends, height=0.66, color=colour, label=part)
-        ends = ends + shares
-    axes.set_yticks(places, [short_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    shares = {part: np.array(counts) / totals for part, counts in series.items()}
+    _bars(axes, labels, shares, (FIRST, FAINT, SECOND), 0.66)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    _legend(axes, len(series))
+    _legend(axes, series)
     return _inline(figure, name)
 
 
@@ -117,8 +102,7 @@ def aspect_histogram(
     reach = max(high, 1 / low)
     axes.set_xscale("log", base=2)
     axes.set_xlim(1 / reach, reach)
-    ticks = [2.0**power for power in range(-5, 6) if 1 / reach <= 2.0**power <= reach]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(-5, 6) if 1 / reach <= 2.0**power <= reach]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}"))
     axes.set_xlabel("width : height, logarithmic")
     _finish_histogram(axes, "objects", series, rules)
@@ -144,7 +128,7 @@ def count_chart(name: str, counts: Sequence[int], above: int, xlabel: str, ylabe
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y")
-    _whole_numbers(axes, "y")
+    _whole_numbers(axes.yaxis)
     return _inline(figure, name)
 
 
@@ -158,12 +142,11 @@ def maps(name: str, grids: Mapping[str, Sequence[Sequence[int]]]) -> Markup:
             np.array(grid), extent=(0, 1, 1, 0), vmin=0, vmax=max(1, np.max(grid)), cmap="viridis", interpolation="nearest"
         )
         axes.set_title(title)
-        for axis, ends in ((axes.xaxis, ("left", "right")), (axes.yaxis, ("top", "bottom"))):
-            axis.set_ticks([0, 1], ends)
-        axes.get_xticklabels()[0].set_ha("left")
-        axes.get_xticklabels()[1].set_ha("right")
-        axes.get_yticklabels()[0].set_va("top")
-        axes.get_yticklabels()[1].set_va("bottom")
+        axes.set_xticks([0, 1], ["left", "right"])
+        axes.set_yticks([0, 1], ["top", "bottom"])
+        for x_label, y_label in zip(axes.get_xticklabels(), axes.get_yticklabels(), strict=True):
+            x_label.set_ha(x_label.get_text())
+            y_label.set_va(y_label.get_text())
         axes.tick_params(length=0)
         bar = figure.colorbar(picture, ax=axes, aspect=24, pad=0.03)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -181,6 +164,21 @@ def short_name(text: str) -> str:
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _bars(
+    axes: Axes, labels: Sequence[str], series: Mapping[str, Any], colours: Sequence[str], height: float
+) -> Float[np.ndarray, " labels"]:
+    """Draw horizontal bars, the parts of each side by side; returns where each ends."""
+    places, ends = np.arange(len(labels)), np.zeros(len(labels))
+    for (part, lengths), colour in zip(series.items(), colours, strict=False):
+        axes.barh(places, lengths, left=ends, height=height, color=colour, label=part)
+        ends = ends + np.array(lengths)
+    axes.set_yticks(places, [short_name(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return ends
 
 
 def _steps(
@@ -203,7 +201,7 @@ def _finish_histogram(axes: Axes, counted: str, series: Mapping[str, Sequence[in
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(counted)
     axes.grid(axis="y")
-    _whole_numbers(axes, "y")
+    _whole_numbers(axes.yaxis)
     axes.margins(y=0.16)  # Room for the names of the rules.
     axes.set_ylim(bottom=0)
     for rule, value in rules.items():
@@ -220,17 +218,16 @@ def _finish_histogram(axes: Axes, counted: str, series: Mapping[str, Sequence[in
                 va="top",
                 fontsize=8,
             )
-    if len(series) > 1:
-        _legend(axes, len(series))
+    _legend(axes, series)
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def _legend(axes: Axes, series: Mapping[str, object]) -> None:
     """Above the drawing: nothing is hidden by it, whatever is drawn."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+    if len(series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0.2)
 
 
-def _whole_numbers(axes: Axes, which: str) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
+def _whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
 
