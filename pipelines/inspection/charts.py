@@ -6,7 +6,7 @@ matplotlib draws with the placeholder colours below; each becomes a CSS variable
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -80,15 +80,11 @@ def share_histogram(
 ) -> Markup:
     """Histograms over shares (of a photo, of a view) on a logarithmic axis; settings that bound them as dashed lines."""
     figure, axes = _axes(2.9)
-    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    low, high = _steps(axes, edges, series, rules)
     steps = (1, 2, 5) if high / low < 2000 else (1,)
     ticks = [step * 10.0**decade for decade in range(-6, 1) for step in steps]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
-    axes.set_xlabel(f"share of the {of}, logarithmic")
-    _finish_histogram(axes, counted, series, rules)
+    _logarithmic(axes, 10, low, high, ticks, lambda share: f"{100 * share:.6g} %")
+    _label(axes, f"share of the {of}, logarithmic", counted, series, rules)
     return _inline(figure, name)
 
 
@@ -98,14 +94,10 @@ def aspect_histogram(
 ) -> Markup:
     """Histograms over width / height on a logarithmic axis with 1:1 in its middle."""
     figure, axes = _axes(2.9)
-    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
-    reach = max(high, 1 / low)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(1 / reach, reach)
-    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in range(-5, 6) if 1 / reach <= 2.0**power <= reach]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}"))
-    axes.set_xlabel("width : height, logarithmic")
-    _finish_histogram(axes, "objects", series, rules)
+    low, high = _steps(axes, edges, series, rules)
+    reach, ticks = max(high, 1 / low), [2.0**power for power in range(-5, 6)]
+    _logarithmic(axes, 2, 1 / reach, reach, ticks, lambda ratio: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}")
+    _label(axes, "width : height, logarithmic", "objects", series, rules)
     return _inline(figure, name)
 
 
@@ -182,42 +174,45 @@ def _bars(
 
 
 def _steps(
-    axes: Axes, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Sequence[float]
+    axes: Axes, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]
 ) -> tuple[float, float]:
     """Draw the outlines of histograms, the first filled. Returns the range that holds anything, a bin more to each side."""
     for number, ((part, counts), colour) in enumerate(zip(series.items(), SERIES, strict=False)):
         axes.stairs(counts, edges, color=colour, fill=not number, alpha=None if number else 0.85, linewidth=1.6, label=part)
     used = np.flatnonzero(np.sum(list(series.values()), axis=0))
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, len(edges) - 2)
-    low, high = edges[max(0, first - 1)], edges[min(len(edges) - 1, last + 2)]
-    low, high = min([low, *(0.9 * rule for rule in rules)]), max([high, *(1.1 * rule for rule in rules)])
+    limits = [rule for rule in rules.values() if rule]
+    low = min([edges[max(0, first - 1)], *(0.9 * limit for limit in limits)])
+    high = max([edges[min(len(edges) - 1, last + 2)], *(1.1 * limit for limit in limits)])
     # At least a factor of nine, so that the axis has numbers; but a share has no room above one.
     middle, reach = float(np.sqrt(low * high)), max(3.0, float(np.sqrt(high / low)))
     return middle / reach, max(high, min(edges[-1], middle * reach))
 
 
-def _finish_histogram(axes: Axes, counted: str, series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]) -> None:
+def _logarithmic(axes: Axes, base: int, low: float, high: float, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+    axes.set_xscale("log", base=base)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _label(axes: Axes, below: str, counted: str, series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]) -> None:
+    """What a histogram's axes are, its legend, and its rules as dashed lines."""
+    axes.set_xlabel(below)
     axes.set_ylabel(counted)
     axes.grid(axis="y")
     _whole_numbers(axes.yaxis)
     axes.margins(y=0.16)  # Room for the names of the rules.
     axes.set_ylim(bottom=0)
+    middle = np.sqrt(np.prod(axes.get_xlim()))
     for rule, value in rules.items():
         if value:
             axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            middle = np.sqrt(np.prod(axes.get_xlim()))
-            axes.annotate(
-                rule,
-                (value, 1),
-                (4 if value < middle else -4, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="left" if value < middle else "right",
-                va="top",
-                fontsize=8,
-            )
+            side, shift = ("left", 4) if value < middle else ("right", -4)
+            place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": side, "va": "top"}
+            axes.annotate(rule, (value, 1), (shift, -2), fontsize=8, **place)
     _legend(axes, series)
 
 
