@@ -10,31 +10,39 @@ The code is in pipelines/inspection/. `report` needs the plan alone: it shows wh
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
+
+if TYPE_CHECKING:
+    from pbe_core.images.sheets import Picture
 
 
 def main() -> None:
     """Command line. What draws takes seconds to load, which --help does without."""
     options = parse_options()
-    {"report": report, "preview": preview, "trace": trace_sample, "masks": masks}[options.what](options)
+    if options.what == "report":
+        from pipelines.inspection.report import write_report
+
+        options.out = options.out or options.dataset / "report.html"
+        with Progress("drawing the report"):
+            write_report(options.dataset, None, options.out)
+    elif options.what == "trace":
+        from pipelines.inspection.trace import trace
+
+        trace(options.key, options.dataset, options.photos, options.out, options.vae)
+    else:
+        from pbe_core.images.sheets import save_picture
+        from pipelines.inspection.contact_sheet import mask_sheet
+
+        save_picture(preview(options) if options.what == "preview" else mask_sheet(seed=options.seed), options.out)
     if options.out:
         print(options.out)
 
 
-def report(options: argparse.Namespace) -> None:
-    """The page, and its numbers beside it."""
-    from pipelines.inspection.report import write_report
-
-    options.out = options.out or options.dataset / "report.html"
-    with Progress("drawing the report"):
-        write_report(options.dataset, None, options.out)
-
-
-def preview(options: argparse.Namespace) -> None:
+def preview(options: argparse.Namespace) -> "Picture":
     """A contact sheet."""
-    from pbe_core.images.sheets import save_picture
     from pipelines.inspection.contact_sheet import class_sheet, contact_sheet
 
     if min(options.count, options.each) < 1:
@@ -42,25 +50,8 @@ def preview(options: argparse.Namespace) -> None:
     labels = options.labels.split(",") if options.labels else ()
     with Progress("drawing"):
         if options.by == "class" or labels:
-            picture = class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
-        else:
-            picture = contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
-    save_picture(picture, options.out)
-
-
-def trace_sample(options: argparse.Namespace) -> None:
-    """A table about one sample, and a picture of its parts."""
-    from pipelines.inspection.trace import trace
-
-    trace(options.key, options.dataset, options.photos, options.out, options.vae)
-
-
-def masks(options: argparse.Namespace) -> None:
-    """A sheet of 64 masks."""
-    from pbe_core.images.sheets import save_picture
-    from pipelines.inspection.contact_sheet import mask_sheet
-
-    save_picture(mask_sheet(seed=options.seed), options.out)
+            return class_sheet(options.dataset, options.photos, labels, options.count, options.each, options.seed, options.vae)
+        return contact_sheet(options.dataset, options.photos, options.count, options.seed, options.vae)
 
 
 def parse_options() -> argparse.Namespace:

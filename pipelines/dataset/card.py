@@ -75,27 +75,23 @@ def card_text(out: Path, info: DatasetInfo) -> str:
     licences: Counter[str | None] = Counter()
     for (_, licence), count in photos.items():
         licences[licence] += count
-    kinds, vae = info.books.masks, info.vae
+    books, kinds, vae = info.books, info.books.masks, info.vae
+    boxes = {"boxes read": books.boxes, "accepted: objects": books.objects}
+    samples = {"samples planned": books.planned, "in the shards": books.samples}
     values: dict[str, Any] = {
         "info": info,
         "masks_of_a_view": number_of(info.masks_per_view, "mask"),
         "splits": _split_rows(info, photos),
         "count_of_classes": number_of(len(classes.labels), "class", "classes"),
         "classes": _class_rows(classes),
-        "boxes": _count_rows(
-            [("boxes read", info.books.boxes), ("accepted: objects", info.books.objects)],
-            "rejected", info.books.rejects, REJECT_REASONS,
-        ),
-        "samples": _count_rows(
-            [("samples planned", info.books.planned), ("in the shards", info.books.samples)],
-            "failed", info.books.failures, FAILURE_CODES,
-        ),
+        "boxes": _count_rows(boxes, "rejected", books.rejects, REJECT_REASONS),
+        "samples": _count_rows(samples, "failed", books.failures, FAILURE_CODES),
         "licences": [
             ["unknown" if licence is None else _text(licence), f"{count:,}"]
             for licence, count in sorted(licences.items(), key=lambda item: (-item[1], item[0] or ""))
         ],
-        "padded": f"{info.books.padded_views:,}",
-        "packed": f"{info.books.samples:,}",
+        "padded": f"{books.padded_views:,}",
+        "packed": f"{books.samples:,}",
         "mask_kinds": ", ".join(f"{kinds[kind]:,} {kind} ({kinds[kind] / sum(kinds.values()):.0%})" for kind in sorted(kinds)),
         "vae": _text(_public_text(vae.source)),
         "members": [[f"`{each.name}`", each.layout, each.meaning + " (optional)" * each.optional] for each in MEMBERS],
@@ -108,10 +104,8 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "size": info.view_size,
         "scale": vae.scaling_factor,
         "scale_short": f"{vae.scaling_factor:g}",
-        "settings": yaml.safe_dump(
-            {"build": public_settings(info.settings)}, sort_keys=False, allow_unicode=True, width=120
-        ),
-    }  # fmt: skip
+        "settings": yaml.safe_dump({"build": public_settings(info.settings)}, sort_keys=False, allow_unicode=True, width=120),
+    }
     return f"{DatasetCard.from_template(head, template_path=str(_TEMPLATE), **values)}\n"
 
 
@@ -240,16 +234,11 @@ def _public_text(text: str, *, folder: bool = False) -> str:
 
 
 def _split_rows(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> list[list[str]]:
-    counts = {
-        split: (
-            info.splits[split].samples,
-            sum(count for (own, _), count in photos.items() if own == split),
-            len(info.splits[split].shards),
-            info.splits[split].bytes,
-        )
-        for split in in_order(set(info.splits))
-    }
-    counts["all"] = tuple(map(sum, zip(*counts.values(), strict=True)))  # type: ignore[assignment]
+    counts: dict[str, tuple[int, ...]] = {}
+    for split in in_order(set(info.splits)):
+        own = info.splits[split]
+        counts[split] = (own.samples, sum(n for (name, _), n in photos.items() if name == split), len(own.shards), own.bytes)
+    counts["all"] = tuple(map(sum, zip(*counts.values(), strict=True)))
     return [[split, *(f"{count:,}" for count in own)] for split, own in counts.items()]
 
 
@@ -261,10 +250,8 @@ def _class_rows(classes: Classes) -> list[list[str]]:
     return [*rows, [number_of(len(rest), "other"), "", f"{counts[rest].sum():,}"]] if rest else rows
 
 
-def _count_rows(
-    totals: list[tuple[str, int]], outcome: str, counts: dict[str, int], meanings: Mapping[str, str]
-) -> list[list[str]]:
-    rows = [[name, f"{count:,}", ""] for name, count in totals]
+def _count_rows(totals: dict[str, int], outcome: str, counts: dict[str, int], meanings: Mapping[str, str]) -> list[list[str]]:
+    rows = [[name, f"{count:,}", ""] for name, count in totals.items()]
     return rows + [[f"{outcome}: `{code}`", f"{count:,}", meanings.get(code, "")] for code, count in counts.items()]
 
 

@@ -4,20 +4,22 @@ Tables may have millions of rows, so they stream by, batch after batch, and only
 dicts and finite numbers, ready for JSON.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Float, Int64, Num, UInt64
+from jaxtyping import Bool, Float, Int64, Num, UInt64
 
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, hash_column
 from pipelines.config import SPLITS
+from pipelines.dataset.plan_shards import Plan
 from schemas.tables import COORDINATES, FLAGS, REJECT_REASONS
 
 # Shares of a photo or view: twenty bins a decade, from a box of 3 x 3 px in a photo of a megapixel to the whole.
@@ -28,54 +30,83 @@ CELLS = 32
 MAX_COUNTED_PER_PHOTO = 30
 EXAMPLES = 5
 _MAX_DETAIL = 300
-# Read as dictionaries, and counted as numbers; a shard's name is a string in the schema, but repeats as words do.
-_WORDS = ("split", "label", "label_name", "reason", "file", "shard")
+# Read as dictionaries, and counted as numbers.
+_WORDS = ("split", "label", "label_name", "reason", "file")
+_NUMBERS = (*COORDINATES, "width", "height", "area_share")
 _BATCH_ROWS = 65_536
 
 
-def count_objects(path: Path, packed: UInt64[np.ndarray, " objects"] | None = None) -> dict[str, dict[str, Any]]:
+def count_objects(path: Path, unmade: UInt64[np.ndarray, " objects"] | None = None) -> dict[str, dict[str, Any]]:
     """Figures of objects.parquet: classes, areas, aspects, positions, photos and flags; and `accepted`, its photos.
 
     Args:
         path: of the table.
-        packed: sorted hashes of ids: all but `accepted` is counted of these objects alone.
+        unmade: sorted hashes (`hash_column`) of ids: all but `accepted` is counted without these objects.
 
     Raises:
         InputError: the table cannot be read or lacks a column; so for the other tables.
     """
-    counters: dict[str, _Counter] = {
-        "classes": _Classes(),
-        "areas": _Areas(),
-        "aspects": _Aspects(),
-        "positions": _Positions(),
-        "photos": _Photos(),
-        "flags": _Flags(),
-    }
-    if packed is None:
-        _stream(path, list(counters.values()))
-        accepted = counters["photos"]
-    else:
-        accepted = _Photos()
-        for batch in read_batches(path, [*_columns_of(counters.values()), "object_id"]):
-            accepted.add(batch)
-            shown = batch.filter(_among(batch.column("object_id"), packed))
-            for counter in counters.values():
-                counter.add(shown)
-    return {name: counter.result() for name, counter in {**counters, "accepted": accepted}.items()}
+    shown, accepted = _Objects(), _Photos()
+    columns = ["split", "photo_id", "label", "label_name", *FLAGS, *_NUMBERS]
+    for batch in read_batches(path, columns if unmade is None else [*columns, "object_id"]):
+        accepted.add(batch)
+        shown.add(batch if unmade is None else batch.filter(pa.array(~_among(batch.column("object_id"), unmade))))
+    return {**shown.result(), "accepted": accepted.result()}
 
 
 def count_rejects(path: Path) -> dict[str, Any]:
     """Figures of rejects.parquet: rejected boxes by rule, in the documented order, with the first few malformed rows of each."""
-    rejects = _Rejects()
-    _stream(path, [rejects])
-    return rejects.result()
+    counts: Counter[str] = Counter()
+    broken: Counter[str] = Counter()
+    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for batch in read_batches(path, ("reason", "reasons", "detail", "file", "row")):
+        counts.update(_count(batch.column("reason")))
+        broken.update(_count(pc.list_flatten(batch.column("reasons"))))
+        malformed = batch.filter(pc.is_valid(batch.column("detail")))
+        reasons = malformed.column("reason").cast(pa.string())
+        for reason in reasons.unique().to_pylist():
+            wanted = EXAMPLES - len(examples[reason])
+            for row in malformed.filter(pc.equal(reasons, reason)).slice(0, wanted).to_pylist():
+                examples[reason].append({"file": row["file"], "row": row["row"], "detail": _shortened(row["detail"])})
+    reasons = [*REJECT_REASONS, *sorted(counts.keys() - REJECT_REASONS.keys())]
+    return {
+        "rejected": counts.total(),
+        "all_reasons": bool(broken),
+        "reasons": [
+            {
+                "reason": reason,
+                "meaning": REJECT_REASONS.get(reason, ""),
+                "boxes": counts[reason],
+                "broken": broken[reason] if broken else None,
+                "examples": examples.get(reason, []),
+            }
+            for reason in reasons
+        ],
+    }
 
 
-def count_plan(path: Path) -> dict[str, Any]:
-    """Figures of plan.parquet: planned samples and shards by split."""
-    plan = _Plan()
-    _stream(path, [plan])
-    return plan.result()
+def count_plan(path: Path) -> dict[str, Counter[str]]:
+    """Planned samples and shards by split, as the footer of plan.parquet tells."""
+    with _readable(path):
+        planned = Plan(path).shards
+    samples: Counter[str] = Counter()
+    for shard, count in planned.items():
+        samples[shard.rpartition("-")[0]] += count
+    return {"samples": samples, "shards": Counter(shard.rpartition("-")[0] for shard in planned)}
+
+
+def hash_unmade(path: Path, views: int) -> UInt64[np.ndarray, " objects"]:
+    """Sorted hashes (`hash_column`) of the ids of all objects that have no sample. Holds 8 bytes for each sample that failed.
+
+    Args:
+        path: failures.parquet of a finished dataset: planned samples are there or have a sample.
+        views: planned of each object.
+    """
+    hashes = [np.zeros(0, np.uint64)]
+    for batch in read_batches(path, ["key"]):
+        hashes.append(hash_column(pc.replace_substring_regex(batch.column("key"), r"_\d+$", "")))
+    objects, failed = np.unique(np.concatenate(hashes), return_counts=True)
+    return objects[failed >= views]
 
 
 def in_order(splits: set[str]) -> list[str]:
@@ -107,7 +138,7 @@ def count_coverage(
 
 def sample_rows(path: Path, columns: Sequence[str], count: int, seed: int) -> pa.Table:
     """A seeded choice of `count` rows of a table (all, if it has no more), in the table's order; streamed."""
-    chosen = chosen_places(path, count, seed)
+    chosen = choose(pq.read_metadata(path).num_rows, count, seed, path.name)
     taken, start = [], 0
     for batch in read_batches(path, columns):
         first, last = np.searchsorted(chosen, (start, start + len(batch)))
@@ -116,10 +147,9 @@ def sample_rows(path: Path, columns: Sequence[str], count: int, seed: int) -> pa
     return pa.Table.from_batches(taken) if taken else pq.read_table(path, columns=list(columns))
 
 
-def chosen_places(path: Path, count: int, seed: int) -> Int64[np.ndarray, " rows"]:
-    """Places of a seeded choice of `count` rows of a table (all, if it has no more), sorted."""
-    total = pq.read_metadata(path).num_rows
-    return np.sort(generator(seed, "report", path.name).choice(total, min(count, total), replace=False))
+def choose(total: int, count: int, seed: int, name: str) -> Int64[np.ndarray, " rows"]:
+    """Places of a seeded choice of `count` of `total` rows of the table `name` (all, if it has no more), sorted."""
+    return np.sort(generator(seed, "report", name).choice(total, min(count, total), replace=False))
 
 
 def bin_counts(values: Num[np.ndarray, " values"], edges: Float[np.ndarray, " edges"]) -> Int64[np.ndarray, " edges+1"]:
@@ -134,113 +164,86 @@ def binned(counts: Int64[np.ndarray, " places"]) -> dict[str, Any]:
     return {"below": int(counts[0]), "counts": counts[1:-1].tolist(), "above": int(counts[-1])}
 
 
-@runtime_checkable
-class _Counter(Protocol):
-    """Something counted while a table streams by: `add` sees each batch once, with at least `columns`; `result` is for JSON."""
+def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Stream some columns of a table, words as dictionaries.
 
-    @property
-    def columns(self) -> tuple[str, ...]: ...
+    Raises:
+        InputError: the table is not there, cannot be read or lacks a column.
+    """
+    with _readable(path), pq.ParquetFile(path, read_dictionary=[name for name in columns if name in _WORDS]) as table:
+        missing = [name for name in columns if name not in table.schema_arrow.names]
+        if missing:
+            raise InputError(f"{path}: no column {missing[0]}; it was made by another version, run the build again")
+        # One row group at a time: a reader of all of them keeps what it has read of each.
+        for group in range(table.num_row_groups):
+            yield from table.iter_batches(_BATCH_ROWS, [group], list(columns))
 
-    def add(self, batch: pa.RecordBatch) -> None: ...
 
-    def result(self) -> dict[str, Any]: ...
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged table into an InputError."""
+    try:
+        yield
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet table ({' '.join(str(error).split())}); run the build again") from None
 
 
-class _Classes:
-    """Objects by class and split, the largest class first."""
-
-    columns = ("split", "label", "label_name")
+class _Objects:
+    """Figures of objects, batch after batch."""
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.classes: dict[str, Counter[str]] = defaultdict(Counter)
         self.names: dict[str, str] = {}
+        self.areas = np.zeros(len(SHARE_EDGES) + 1, np.int64)
+        self.aspects = {unit: np.zeros(len(ASPECT_EDGES) + 1, np.int64) for unit in ("pixels", "fractions")}
+        self.coverage, self.centres = (np.zeros((CELLS, CELLS), np.int64) for _ in range(2))
+        self.flags = {flag: np.zeros(3, np.int64) for flag in FLAGS}
+        self.photos = _Photos()
 
     def add(self, batch: pa.RecordBatch) -> None:
-        for (split, label, name), count in _count_words(batch, *self.columns).items():
-            self.counts[split, label] += count
-            self.names.setdefault(label, name)
-
-    def result(self) -> dict[str, Any]:
-        total: Counter[str] = Counter()
-        for (_, label), count in self.counts.items():
-            total[label] += count
-        splits = in_order({split for split, _ in self.counts})
-        return {
-            "splits": splits,
-            "objects": sum(total.values()),
-            "classes": [
-                {
-                    "label": label,
-                    "name": self.names[label],
-                    "objects": count,
-                    "by_split": [self.counts[split, label] for split in splits],
-                }
-                for label, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))
-            ],
-        }
-
-
-class _Areas:
-    """Histogram of box area / photo area."""
-
-    columns = ("area_share",)
-
-    def __init__(self) -> None:
-        self.counts = np.zeros(len(SHARE_EDGES) + 1, np.int64)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self.counts += bin_counts(_numbers(batch, "area_share"), SHARE_EDGES)
-
-    def result(self) -> dict[str, Any]:
-        return {"edges": SHARE_EDGES.tolist(), **binned(self.counts)}
-
-
-class _Aspects:
-    """Histograms of width / height: in px where the tables tell the photo's size, in fractions of the photo where they do not."""
-
-    columns = (*COORDINATES, "width", "height")
-
-    def __init__(self) -> None:
-        self.counts = {unit: np.zeros(len(ASPECT_EDGES) + 1, np.int64) for unit in ("pixels", "fractions")}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        x_min, x_max, y_min, y_max = (_numbers(batch, name) for name in COORDINATES)
-        photo_width, photo_height = _numbers(batch, "width"), _numbers(batch, "height")  # NaN where unknown
+        for group in _group(batch, "label", "label_name", "split").to_pylist():
+            self.classes[group["label"]][group["split"]] += group["count_all"]
+            self.names.setdefault(group["label"], group["label_name"])
+        # NaN where a photo's size is unknown.
+        numbers = [batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False) for name in _NUMBERS]
+        x_min, x_max, y_min, y_max, width, height, area = numbers
+        self.areas += bin_counts(area, SHARE_EDGES)
         aspects = (x_max - x_min) / (y_max - y_min)
-        known = (photo_width > 0) & (photo_height > 0)
-        in_pixels = aspects[known] * photo_width[known] / photo_height[known]
-        self.counts["pixels"] += bin_counts(in_pixels, ASPECT_EDGES)
-        self.counts["fractions"] += bin_counts(aspects[~known], ASPECT_EDGES)
-
-    def result(self) -> dict[str, Any]:
-        return {"edges": ASPECT_EDGES.tolist(), **{unit: binned(counts) for unit, counts in self.counts.items()}}
-
-
-class _Positions:
-    """Where in the photo objects are: how many boxes overlap each cell of a grid, and how many have their centre in it."""
-
-    columns = COORDINATES
-
-    def __init__(self) -> None:
-        self.coverage = np.zeros((CELLS, CELLS), np.int64)
-        self.centres = np.zeros((CELLS, CELLS), np.int64)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        x_min, x_max, y_min, y_max = (_numbers(batch, name) for name in COORDINATES)
+        known = (width > 0) & (height > 0)
+        self.aspects["pixels"] += bin_counts(aspects[known] * width[known] / height[known], ASPECT_EDGES)
+        self.aspects["fractions"] += bin_counts(aspects[~known], ASPECT_EDGES)
         self.coverage += count_coverage(x_min, x_max, y_min, y_max, CELLS)
-        column, row = (
-            np.clip((low + high) / 2 * CELLS, 0, CELLS - 1).astype(np.int64) for low, high in ((x_min, x_max), (y_min, y_max))
-        )
+        middles = ((y_min + y_max) / 2, (x_min + x_max) / 2)
+        row, column = (np.clip(middle * CELLS, 0, CELLS - 1).astype(np.int64) for middle in middles)
         self.centres += np.bincount(row * CELLS + column, minlength=CELLS**2).reshape(CELLS, CELLS)
+        for flag, counts in self.flags.items():
+            counts += np.bincount(batch.column(flag).to_numpy().astype(np.int64) + 1, minlength=3)
+        self.photos.add(batch)
 
     def result(self) -> dict[str, Any]:
-        return {"cells": CELLS, "coverage": self.coverage.tolist(), "centres": self.centres.tolist()}
+        splits = in_order({split for counts in self.classes.values() for split in counts})
+        classes = [
+            {
+                "label": label,
+                "name": self.names[label],
+                "objects": counts.total(),
+                "by_split": [counts[split] for split in splits],
+            }
+            for label, counts in sorted(self.classes.items(), key=lambda item: (-item[1].total(), item[0]))
+        ]
+        flags = {flag: dict(zip(("unknown", "no", "yes"), own.tolist(), strict=True)) for flag, own in self.flags.items()}
+        return {
+            "classes": {"splits": splits, "objects": sum(each["objects"] for each in classes), "classes": classes},
+            "areas": {"edges": SHARE_EDGES.tolist(), **binned(self.areas)},
+            "aspects": {"edges": ASPECT_EDGES.tolist(), **{unit: binned(counts) for unit, counts in self.aspects.items()}},
+            "positions": {"cells": CELLS, "coverage": self.coverage.tolist(), "centres": self.centres.tolist()},
+            "photos": self.photos.result(),
+            "flags": flags,
+        }
 
 
 class _Photos:
     """Photos by split, and by how many objects they have. Relies on the order of objects.parquet: a photo's rows are adjacent."""
-
-    columns = ("split", "photo_id")
 
     def __init__(self) -> None:
         self.photos: Counter[str] = Counter()
@@ -248,32 +251,29 @@ class _Photos:
         self.counts = np.zeros(MAX_COUNTED_PER_PHOTO + 2, np.int64)
         self.largest = 0
         # The photo at the end of the last batch may go on in the next one.
-        self.open_photo: tuple[str, str] | None = None
-        self.open_objects = 0
+        self.last: tuple[str, str] | None = None
+        self.last_objects = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
         if not len(batch):
             return
-        split, photo = batch.column("split"), batch.column("photo_id")
-        codes = split.indices.to_numpy()
-        begins = np.ones(len(batch), bool)
-        begins[1:] = pc.not_equal(photo[1:], photo[:-1]).to_numpy(zero_copy_only=False) | (codes[1:] != codes[:-1])
-        begins[0] = self.open_photo != (split[0].as_py(), photo[0].as_py())
-        starts = np.flatnonzero(begins)
-        for counts, where in ((self.photos, codes[starts]), (self.objects, codes)):
-            for code, count in enumerate(np.bincount(where).tolist()):
-                counts[split.dictionary[code].as_py()] += count
-
-        # Lengths between the starts; the first piece belongs to the photo left open, the last one stays open.
-        pieces = np.diff(np.r_[0, starts, len(batch)])
-        pieces[0] += self.open_objects
-        self._close(pieces[:-1])
-        self.open_photo, self.open_objects = (split[-1].as_py(), photo[-1].as_py()), int(pieces[-1])
+        groups = _group(batch, "split", "photo_id")
+        self.objects.update(_count(batch.column("split")))
+        self.photos.update(_count(groups["split"]))
+        first, last = ((groups["split"][place].as_py(), groups["photo_id"][place].as_py()) for place in (0, -1))
+        lengths = groups["count_all"].to_numpy().copy()
+        if first == self.last:
+            lengths[0] += self.last_objects
+            self.photos[first[0]] -= 1
+        else:
+            self._close(np.array([self.last_objects]))
+        self._close(lengths[:-1])
+        self.last, self.last_objects = last, int(lengths[-1])
 
     def result(self) -> dict[str, Any]:
-        self._close(np.array([self.open_objects]))
-        self.open_photo, self.open_objects = None, 0
-        photos, objects = sum(self.photos.values()), sum(self.objects.values())
+        self._close(np.array([self.last_objects]))
+        self.last, self.last_objects = None, 0
+        photos = self.photos.total()
         return {
             "photos": dict(+self.photos),
             "objects": dict(+self.objects),
@@ -282,140 +282,33 @@ class _Photos:
                 "objects": list(range(1, MAX_COUNTED_PER_PHOTO + 1)),
                 "counts": self.counts[1:-1].tolist(),
                 "above": int(self.counts[-1]),
-                "mean": objects / photos if photos else None,
+                "mean": self.objects.total() / photos if photos else None,
                 "largest": self.largest,
             },
         }
 
     def _close(self, lengths: Int64[np.ndarray, " photos"]) -> None:
-        lengths = lengths[lengths > 0]  # Nothing was open, or the batch begins with another photo.
         self.counts += np.bincount(np.minimum(lengths, MAX_COUNTED_PER_PHOTO + 1), minlength=len(self.counts))
         self.largest = max(self.largest, int(lengths.max(initial=0)))
 
 
-class _Flags:
-    """How many objects have each flag: yes (1), no (0), unknown (-1)."""
-
-    columns = FLAGS
-
-    def __init__(self) -> None:
-        self.counts = {flag: np.zeros(3, np.int64) for flag in FLAGS}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        for flag, counts in self.counts.items():
-            counts += np.bincount(batch.column(flag).to_numpy().astype(np.int64) + 1, minlength=3)
-
-    def result(self) -> dict[str, Any]:
-        return {flag: dict(zip(("unknown", "no", "yes"), counts.tolist(), strict=True)) for flag, counts in self.counts.items()}
+def _group(batch: pa.RecordBatch, *columns: str) -> pa.Table:
+    """How often (`count_all`) each combination of values stands in these columns, in the order in which they are met."""
+    return pa.Table.from_batches([batch]).group_by(list(columns), use_threads=False).aggregate([([], "count_all")])
 
 
-class _Rejects:
-    """Rejected boxes by rule, in the documented order, with the first few malformed rows of each."""
-
-    columns = ("reason", "reasons", "detail", "file", "row")
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.broken: Counter[str] = Counter()
-        self.examples: dict[str, list[dict[str, Any]]] = {}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        for (reason,), count in _count_words(batch, "reason").items():
-            self.counts[reason] += count
-        for entry in pc.list_flatten(batch.column("reasons")).value_counts().to_pylist():
-            self.broken[entry["values"]] += entry["counts"]
-        malformed = batch.filter(pc.is_valid(batch.column("detail")))
-        codes = malformed.column("reason").indices.to_numpy()
-        for code in np.unique(codes).tolist():
-            self._add_examples(malformed.take(np.flatnonzero(codes == code)[:EXAMPLES]).to_pylist())
-
-    def result(self) -> dict[str, Any]:
-        reasons = [*REJECT_REASONS, *sorted(self.counts.keys() - REJECT_REASONS.keys())]
-        return {
-            "rejected": sum(self.counts.values()),
-            "all_reasons": bool(self.broken),
-            "reasons": [
-                {
-                    "reason": reason,
-                    "meaning": REJECT_REASONS.get(reason, ""),
-                    "boxes": self.counts[reason],
-                    "broken": self.broken[reason] if self.broken else None,
-                    "examples": self.examples.get(reason, []),
-                }
-                for reason in reasons
-            ],
-        }
-
-    def _add_examples(self, rows: list[dict[str, Any]]) -> None:
-        examples = self.examples.setdefault(rows[0]["reason"], [])
-        for row in rows[: EXAMPLES - len(examples)]:
-            examples.append({"file": row["file"], "row": row["row"], "detail": _shortened(row["detail"], _MAX_DETAIL)})
+def _count(values: pa.Array | pa.ChunkedArray) -> dict[str, int]:
+    return {each["values"]: each["counts"] for each in values.value_counts().to_pylist()}
 
 
-class _Plan:
-    """Planned samples and shards by split."""
-
-    columns = ("split", "shard")
-
-    def __init__(self) -> None:
-        self.samples: Counter[str] = Counter()
-        self.shards: dict[str, set[str]] = {}
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        for (split, shard), count in _count_words(batch, *self.columns).items():
-            self.samples[split] += count
-            self.shards.setdefault(split, set()).add(shard)
-
-    def result(self) -> dict[str, Any]:
-        return {"samples": dict(self.samples), "shards": {split: len(shards) for split, shards in self.shards.items()}}
-
-
-def _among(ids: pa.Array, packed: UInt64[np.ndarray, " objects"]) -> pa.Array:
+def _among(ids: pa.Array, hashes: UInt64[np.ndarray, " objects"]) -> Bool[np.ndarray, " ids"]:
     """Whether each id is one of those whose sorted hashes these are."""
-    hashes = hash_column(ids)
-    places = np.minimum(np.searchsorted(packed, hashes), max(0, len(packed) - 1))
-    return pa.array(packed[places] == hashes if len(packed) else np.zeros(len(ids), bool))
+    if not len(hashes):
+        return np.zeros(len(ids), bool)
+    own = hash_column(ids)
+    found: np.ndarray = hashes[np.minimum(np.searchsorted(hashes, own), len(hashes) - 1)] == own
+    return found
 
 
-def _stream(path: Path, counters: Sequence[_Counter]) -> None:
-    for batch in read_batches(path, _columns_of(counters)):
-        for counter in counters:
-            counter.add(batch)
-
-
-def _columns_of(counters: Iterable[_Counter]) -> list[str]:
-    return list(dict.fromkeys(name for counter in counters for name in counter.columns))
-
-
-def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Stream some columns of a table, words as dictionaries.
-
-    Raises:
-        InputError: the table is not there, cannot be read or lacks a column.
-    """
-    try:
-        metadata = pq.read_metadata(path)
-        missing = [name for name in columns if name not in metadata.schema.to_arrow_schema().names]
-        if missing:
-            raise InputError(f"{path}: no column {missing[0]}; it was made by another version, run the build again")
-        words = [name for name in columns if name in _WORDS]
-        with pq.ParquetFile(path, metadata=metadata, read_dictionary=words) as table:
-            yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet table ({' '.join(str(error).split())}); run the build again") from None
-
-
-def _count_words(batch: pa.RecordBatch, *columns: str) -> dict[tuple[str, ...], int]:
-    """How often each combination of words stands in these columns."""
-    groups = pa.Table.from_batches([batch]).group_by(list(columns)).aggregate([([], "count_all")]).to_pylist()
-    return {tuple(group[name] for name in columns): group["count_all"] for group in groups}
-
-
-def _numbers(batch: pa.RecordBatch, name: str) -> Float[np.ndarray, " rows"]:
-    """A column as float64; NaN where it is null."""
-    values: np.ndarray = batch.column(name).cast(pa.float64()).to_numpy(zero_copy_only=False)
-    return values
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_DETAIL else f"{text[: _MAX_DETAIL - 1]}…"

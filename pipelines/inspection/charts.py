@@ -6,13 +6,15 @@ matplotlib draws with the placeholder colours below; each becomes a CSS variable
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
@@ -44,22 +46,13 @@ _STYLE: dict[Any, Any] = {
 def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars, the first label on top: one bar a label, its parts (one a series) side by side, the sum at its end."""
     figure, axes = _axes(0.24 * len(labels) + 0.8)
-    places = np.arange(len(labels))
-    ends = np.zeros(len(labels))
-    for (part, counts), colour in zip(series.items(), SERIES, strict=False):
-        axes.barh(places, counts, left=ends, height=0.72, color=colour, label=part)
-        ends = ends + np.array(counts)
-    for place, end in zip(places.tolist(), ends.tolist(), strict=True):
+    ends = _bars(axes, labels, series, SERIES, 0.72)
+    for place, end in enumerate(ends.tolist()):
         axes.annotate(f"{int(end):,}", (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(places, [short_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.set_xlim(0, max(1, ends.max(initial=0)) * 1.12)  # Room for the longest bar's number.
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    _whole_numbers(axes, "x")
-    if len(series) > 1:
-        _legend(axes, len(series))
+    _whole_numbers(axes.xaxis)
+    _legend(axes, series)
     return _inline(figure, name)
 
 
@@ -67,20 +60,12 @@ def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[in
 def share_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars of equal length, each divided into up to three parts; the second recedes."""
     figure, axes = _axes(0.3 * len(labels) + 0.75)
-    places = np.arange(len(labels))
     totals = np.maximum(1, np.sum(list(series.values()), axis=0))
-    ends = np.zeros(len(labels))
-    for (part, counts), colour in zip(series.items(), (FIRST, FAINT, SECOND), strict=False):
-        shares = np.array(counts) / totals
-        axes.barh(places, shares, left=ends, height=0.66, color=colour, label=part)
-        ends = ends + shares
-    axes.set_yticks(places, [short_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.4, -0.6)
+    shares = {part: np.array(counts) / totals for part, counts in series.items()}
+    _bars(axes, labels, shares, (FIRST, FAINT, SECOND), 0.66)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    _legend(axes, len(series))
+    _legend(axes, series)
     return _inline(figure, name)
 
 
@@ -95,15 +80,11 @@ def share_histogram(
 ) -> Markup:
     """Histograms over shares (of a photo, of a view) on a logarithmic axis; settings that bound them as dashed lines."""
     figure, axes = _axes(2.9)
-    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
+    low, high = _steps(axes, edges, series, rules)
     steps = (1, 2, 5) if high / low < 2000 else (1,)
     ticks = [step * 10.0**decade for decade in range(-6, 1) for step in steps]
-    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g} %"))
-    axes.set_xlabel(f"share of the {of}, logarithmic")
-    _finish_histogram(axes, counted, series, rules)
+    _logarithmic(axes, 10, low, high, ticks, lambda share: f"{100 * share:.6g} %")
+    _label(axes, f"share of the {of}, logarithmic", counted, series, rules)
     return _inline(figure, name)
 
 
@@ -113,15 +94,10 @@ def aspect_histogram(
 ) -> Markup:
     """Histograms over width / height on a logarithmic axis with 1:1 in its middle."""
     figure, axes = _axes(2.9)
-    low, high = _steps(axes, edges, series, [rule for rule in rules.values() if rule])
-    reach = max(high, 1 / low)
-    axes.set_xscale("log", base=2)
-    axes.set_xlim(1 / reach, reach)
-    ticks = [2.0**power for power in range(-5, 6) if 1 / reach <= 2.0**power <= reach]
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}"))
-    axes.set_xlabel("width : height, logarithmic")
-    _finish_histogram(axes, "objects", series, rules)
+    low, high = _steps(axes, edges, series, rules)
+    reach, ticks = max(high, 1 / low), [2.0**power for power in range(-5, 6)]
+    _logarithmic(axes, 2, 1 / reach, reach, ticks, lambda ratio: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}")
+    _label(axes, "width : height, logarithmic", "objects", series, rules)
     return _inline(figure, name)
 
 
@@ -144,7 +120,7 @@ def count_chart(name: str, counts: Sequence[int], above: int, xlabel: str, ylabe
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(axis="y")
-    _whole_numbers(axes, "y")
+    _whole_numbers(axes.yaxis)
     return _inline(figure, name)
 
 
@@ -158,12 +134,11 @@ def maps(name: str, grids: Mapping[str, Sequence[Sequence[int]]]) -> Markup:
             np.array(grid), extent=(0, 1, 1, 0), vmin=0, vmax=max(1, np.max(grid)), cmap="viridis", interpolation="nearest"
         )
         axes.set_title(title)
-        for axis, ends in ((axes.xaxis, ("left", "right")), (axes.yaxis, ("top", "bottom"))):
-            axis.set_ticks([0, 1], ends)
-        axes.get_xticklabels()[0].set_ha("left")
-        axes.get_xticklabels()[1].set_ha("right")
-        axes.get_yticklabels()[0].set_va("top")
-        axes.get_yticklabels()[1].set_va("bottom")
+        axes.set_xticks([0, 1], ["left", "right"])
+        axes.set_yticks([0, 1], ["top", "bottom"])
+        for x_label, y_label in zip(axes.get_xticklabels(), axes.get_yticklabels(), strict=True):
+            x_label.set_ha(x_label.get_text())
+            y_label.set_va(y_label.get_text())
         axes.tick_params(length=0)
         bar = figure.colorbar(picture, ax=axes, aspect=24, pad=0.03)
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -183,54 +158,71 @@ def _axes(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def _bars(
+    axes: Axes, labels: Sequence[str], series: Mapping[str, Any], colours: Sequence[str], height: float
+) -> Float[np.ndarray, " labels"]:
+    """Draw horizontal bars, the parts of each side by side; returns where each ends."""
+    places, ends = np.arange(len(labels)), np.zeros(len(labels))
+    for (part, lengths), colour in zip(series.items(), colours, strict=False):
+        axes.barh(places, lengths, left=ends, height=height, color=colour, label=part)
+        ends = ends + np.array(lengths)
+    axes.set_yticks(places, [short_name(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    return ends
+
+
 def _steps(
-    axes: Axes, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Sequence[float]
+    axes: Axes, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]
 ) -> tuple[float, float]:
     """Draw the outlines of histograms, the first filled. Returns the range that holds anything, a bin more to each side."""
     for number, ((part, counts), colour) in enumerate(zip(series.items(), SERIES, strict=False)):
         axes.stairs(counts, edges, color=colour, fill=not number, alpha=None if number else 0.85, linewidth=1.6, label=part)
     used = np.flatnonzero(np.sum(list(series.values()), axis=0))
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, len(edges) - 2)
-    low, high = edges[max(0, first - 1)], edges[min(len(edges) - 1, last + 2)]
-    low, high = min([low, *(0.9 * rule for rule in rules)]), max([high, *(1.1 * rule for rule in rules)])
+    limits = [rule for rule in rules.values() if rule]
+    low = min([edges[max(0, first - 1)], *(0.9 * limit for limit in limits)])
+    high = max([edges[min(len(edges) - 1, last + 2)], *(1.1 * limit for limit in limits)])
     # At least a factor of nine, so that the axis has numbers; but a share has no room above one.
     middle, reach = float(np.sqrt(low * high)), max(3.0, float(np.sqrt(high / low)))
     return middle / reach, max(high, min(edges[-1], middle * reach))
 
 
-def _finish_histogram(axes: Axes, counted: str, series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]) -> None:
+def _logarithmic(axes: Axes, base: int, low: float, high: float, ticks: Sequence[float], text: Callable[[float], str]) -> None:
+    axes.set_xscale("log", base=base)
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _label(axes: Axes, below: str, counted: str, series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]) -> None:
+    """What a histogram's axes are, its legend, and its rules as dashed lines."""
+    axes.set_xlabel(below)
     axes.set_ylabel(counted)
     axes.grid(axis="y")
-    _whole_numbers(axes, "y")
+    _whole_numbers(axes.yaxis)
     axes.margins(y=0.16)  # Room for the names of the rules.
     axes.set_ylim(bottom=0)
+    middle = np.sqrt(np.prod(axes.get_xlim()))
     for rule, value in rules.items():
         if value:
             axes.axvline(value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            middle = np.sqrt(np.prod(axes.get_xlim()))
-            axes.annotate(
-                rule,
-                (value, 1),
-                (4 if value < middle else -4, -2),
-                xycoords=("data", "axes fraction"),
-                textcoords="offset points",
-                ha="left" if value < middle else "right",
-                va="top",
-                fontsize=8,
-            )
-    if len(series) > 1:
-        _legend(axes, len(series))
+            side, shift = ("left", 4) if value < middle else ("right", -4)
+            place: Any = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": side, "va": "top"}
+            axes.annotate(rule, (value, 1), (shift, -2), fontsize=8, **place)
+    _legend(axes, series)
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def _legend(axes: Axes, series: Mapping[str, object]) -> None:
     """Above the drawing: nothing is hidden by it, whatever is drawn."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
+    if len(series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(series), borderaxespad=0.2)
 
 
-def _whole_numbers(axes: Axes, which: str) -> None:
-    axis = axes.xaxis if which == "x" else axes.yaxis
+def _whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
 

@@ -1,31 +1,35 @@
-"""Contact sheets of a dataset, of samples at random or by class; and a sheet of masks alone."""
+"""Pictures of a dataset: sheets of samples at random or by class, a sheet of masks alone, all parts of one sample.
+
+Functions that decode latents load PyTorch and diffusers, which takes seconds; the others do without.
+"""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Float16, UInt8
 
 from pbe_core.dataset_reader import Classes, read_classes, read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError
-from pbe_core.images.crop import Rectangle, whole_photo
-from pbe_core.images.decode import decode_photo
-from pbe_core.images.sheets import Picture, sheet, tint
+from pbe_core.images.crop import Rectangle, Window, cut_view, whole_photo
+from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import Sample
 from pbe_core.words import number_of
+from pipelines.config import SourceSettings
+from pipelines.dataset.samples import decode_segmentation
 from pipelines.geometry import bessel_polygon, extend_box, fill_outline, square_window
-from pipelines.inspection.sample_pictures import (
-    cut_recorded_view,
-    photo_with_box,
-    photos_of,
-    reference_with_outline,
-    view_with_box,
-    view_with_mask,
-    views_of,
-)
+from pipelines.photos import read_photo
+from schemas.dataset import DatasetInfo
+from schemas.sample import SampleRecord
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -45,21 +49,12 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
     total = pq.read_metadata(dataset / "index.parquet").num_rows
     chosen = generator(seed, "preview").choice(total, min(count, total), replace=False)
     samples = _read_samples(dataset, chosen.tolist())
-    if photos:
-        both = zip(photos_of(samples, info, photos), samples, strict=True)
-        shown = [(photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)) for photo, sample in both]
-    else:
-        own = zip(views_of(samples, info, vae), samples, strict=True)
-        shown = [(view_with_box(view, sample.record), view) for view, sample in own]
     rows, captions = [], []
-    for sample, (first, view) in zip(samples, shown, strict=True):
+    for sample, (boxed, view) in zip(samples, _boxed_and_views(samples, info, photos, vae), strict=True):
         record = sample.record
-        masked = [tint(view, mask) for mask in sample.masks]
-        rows.append([first, *masked, decode_photo(sample.reference, frame="stored")])
-        notes = ["padded"] * record.padded
-        if not photos:
-            notes.append(origin_of_views([sample]))
-        captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join([*record.mask_kinds, *notes])})")
+        rows.append([boxed, *(tint(view, mask) for mask in sample.masks), decode_photo(sample.reference, frame="stored")])
+        notes = [*record.mask_kinds, *["padded"] * record.padded, *([] if photos else [origin_of_views([sample])])]
+        captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join(notes)})")
     masks = [f"view, mask {number}" for number in range(info.masks_per_view)]
     return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference"], captions, cell=200)
 
@@ -91,10 +86,9 @@ def class_sheet(
     """
     info = read_dataset(dataset)
     classes = read_classes(dataset)
-    places = find_classes(dataset, classes, labels) if labels else classes.by_frequency()[:count]
     samples: list[Sample] = []
-    captions = []
-    for place in places:
+    captions, rows = [], {}
+    for place in find_classes(dataset, classes, labels) if labels else classes.by_frequency()[:count]:
         own = np.flatnonzero(classes.codes == place)
         # By the class's name: the choice does not depend on which other classes are shown.
         random = generator(seed, "preview", classes.labels[place])
@@ -102,16 +96,11 @@ def class_sheet(
         samples += chosen
         notes = [] if photos else [f"({origin_of_views(chosen)})"]
         captions.append("  ".join([classes.names[place], classes.labels[place], number_of(len(own), "sample"), *notes]))
-    if photos:
-        views = list(map(cut_recorded_view, photos_of(samples, info, photos), samples))
-    else:
-        views = views_of(samples, info, vae)
-    by_label: dict[str, list[Picture]] = {classes.labels[place]: [] for place in places}
-    for sample, view in zip(samples, views, strict=True):
-        by_label[sample.record.label] += [view_with_mask(view, sample, 0), reference_with_outline(sample)]
-    rows = list(by_label.values())
-    longest = max(len(row) for row in rows) // 2
-    return sheet(rows, ["view: box, mask 0", "reference"] * longest, captions, cell=160)
+        rows[classes.labels[place]] = list[Picture]()
+    for sample, (_, view) in zip(samples, _boxed_and_views(samples, info, photos, vae), strict=True):
+        rows[sample.record.label] += [view_with_mask(view, sample, 0), reference_with_outline(sample)]
+    longest = max(len(row) for row in rows.values()) // 2
+    return sheet([*rows.values()], ["view: box, mask 0", "reference"] * longest, captions, cell=160)
 
 
 def origin_of_views(samples: Sequence[Sample]) -> str:
@@ -160,6 +149,144 @@ def mask_sheet(count: int = 64, size: int = 128, columns: int = 8, seed: int = 0
     return sheet(rows, cell=size)
 
 
+def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture] = ()) -> Picture:
+    """All parts of a sample in one picture.
+
+    Args:
+        sample: the sample.
+        photo: the one that it was cut from, as it was turned; its part is left out where it is not there.
+        decoded: latent.npy, then masked.npy as the VAE decodes them; left out where there are none.
+    """
+    record = sample.record
+    parts: list[tuple[str, Picture]] = []
+    views: list[tuple[str, Picture]] = []
+    if photo is not None:
+        parts.append(("photo: box, window", photo_with_box(photo, record)))
+        views.append(("view, cut from the photo", cut_recorded_view(photo, sample)))
+    if sample.view is not None:
+        views.append(("view.jpg", decode_photo(sample.view, frame="stored")))
+    if decoded:
+        views.append(("latent.npy, decoded", decoded[0]))
+    outlined = ", outlined" if record.reference_mask is not None else ""
+    parts += [*views, (f"ref.jpg{outlined}", reference_with_outline(sample))]
+    rows, captions = [parts], [f"{record.key}  {record.label_name}  {record.split}"]
+    for number, (kind, mask) in enumerate(zip(record.mask_kinds, sample.masks, strict=True)):
+        row: list[tuple[str, Picture]] = [("mask.json", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]
+        if views:
+            row.append((f"{views[0][0]}: box, region", view_with_mask(views[0][1], sample, number)))
+        if decoded:
+            row.append(("masked.npy, decoded", decoded[1 + number]))
+        rows.append(row)
+        captions.append(f"mask {number}: {kind}, {mask.mean():.0%} of the view")
+    return sheet(
+        [[picture for _, picture in row] for row in rows],
+        captions=captions,
+        titles=[[title for title, _ in row] for row in rows],
+        cell=min(512, max(256, sample.masks.shape[-1])),
+    )
+
+
+def photo_source(info: DatasetInfo, photos: Path | None = None) -> SourceSettings:
+    """Where a dataset's photos are: where the build had them, or in another photo folder or photo store."""
+    told = info.settings["source"]
+    if photos is None or str(photos) == told["photos"]:
+        return SourceSettings(**told)
+    return SourceSettings(**{**told, "photos": photos})
+
+
+def photo_with_box(photo: Picture, record: SampleRecord) -> Picture:
+    """The photo with the box (pink) and the view's window (white)."""
+    return frame(frame(photo, Window(*record.window).rectangle().pixels(), WHITE), Rectangle(*record.box).pixels())
+
+
+def view_with_box(view: Picture, record: SampleRecord, colour: Colour = PINK) -> Picture:
+    """The view with the box."""
+    return frame(view, Rectangle(*record.box_in_view).pixels(), colour)
+
+
+def view_with_mask(view: Picture, sample: Sample, number: int) -> Picture:
+    """The view with one of its masks (pink) and the box (white)."""
+    return view_with_box(tint(view, sample.masks[number]), sample.record, WHITE)
+
+
+def reference_with_outline(sample: Sample) -> Picture:
+    """The reference with the outline of the object's own pixels, where these are known."""
+    reference = decode_photo(sample.reference, frame="stored")
+    counts = sample.record.reference_mask
+    if counts is None:
+        return reference
+    return outline(reference, decode_segmentation(counts, reference.shape[1], reference.shape[0]))
+
+
+def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "AutoencoderKL":
+    """The VAE that made a dataset's latents.
+
+    Args:
+        info: of the dataset.
+        source: folder or hub id, where the VAE is not any more where the build had it.
+
+    Raises:
+        InputError: it cannot be loaded, or has other weights than the one that made the latents.
+    """
+    from pbe_core.vae import load_vae, weights_sha256
+
+    chosen = source or info.vae.source
+    try:
+        vae = load_vae(chosen)
+    except InputError as error:
+        raise InputError(f"{error}; give the dataset's VAE with --vae") from None
+    found = weights_sha256(vae.state_dict())
+    if found != info.vae.sha256:
+        raise InputError(
+            f"{chosen}: the weights of this VAE have the hash {found[:12]}..., those that made the latents "
+            f"{info.vae.sha256[:12]}...; give the dataset's VAE with --vae"
+        )
+    return vae
+
+
+def decode_means(
+    vae: "AutoencoderKL", posteriors: Float16[np.ndarray, "pictures two_channels height width"]
+) -> list[UInt8[np.ndarray, "size size 3"]]:
+    """What the VAE makes of the means of posteriors (mean, then standard deviation; unscaled). RGB, 0-255."""
+    import torch
+
+    means = torch.from_numpy(posteriors[:, : posteriors.shape[1] // 2].astype(np.float32))
+    with torch.inference_mode():
+        # One at a time: a picture of 512 px takes Stable Diffusion's decoder more than a GB.
+        decoded = [vae.decode(mean[None]).sample[0] for mean in means]
+    return [((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for pixels in decoded]
+
+
 def _read_samples(dataset: Path, places: list[int]) -> list[Sample]:
     """The samples at places of the index, in its order."""
     return [read_sample(dataset, row) for row in take_rows(dataset / "index.parquet", places)]
+
+
+def _boxed_and_views(
+    samples: Sequence[Sample], info: DatasetInfo, photos: Path | None, vae: str | None
+) -> Iterator[tuple[Picture, Picture]]:
+    """The photo of each sample with box and window, and its view. Without photos, the view with the box takes the photo's place.
+
+    A view without photos is view.jpg where the dataset keeps it, else decoded from its latent.
+    """
+    if photos is None:
+        decoder = load_recorded_vae(info, vae) if any(sample.view is None for sample in samples) else None
+        for sample in samples:
+            if sample.view is not None:
+                view = decode_photo(sample.view, frame="stored")
+            else:
+                view = decode_means(decoder, sample.latent[None])[0]
+            yield view_with_box(view, sample.record), view
+        return
+    source = photo_source(info, photos)
+    for sample in samples:
+        try:
+            photo, _ = read_photo(sample.record.model_dump(), source)
+        except PhotoError as error:
+            raise InputError(f"{photos}: photo {sample.record.photo_id} of the dataset cannot be shown: {error}") from None
+        yield photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)
+
+
+def cut_recorded_view(photo: Picture, sample: Sample) -> UInt8[np.ndarray, "size size 3"]:
+    """The view of a sample, cut from its photo once more, to be looked at: antialiased, whatever `views.resize` was."""
+    return cut_view(photo, Window(*sample.record.window), sample.masks.shape[-1])

@@ -1,7 +1,7 @@
 """The numbers of the report, from the tables of a dataset folder.
 
 objects.parquet ──┐                   classes, areas, aspects, positions, objects per photo, flags
-rejects.parquet ──┼──counting.py──▶   rejects by rule, malformed rows
+rejects.parquet ──┼──counts.py──────▶ rejects by rule, malformed rows
 plan.parquet    ──┘                   samples and shards by split
 a seeded sample of objects ──the build's own geometry──▶ shares of the view that masks cover
 
@@ -17,31 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt64
+from jaxtyping import Float
 from pydantic import ValidationError
 
-from pbe_core.dataset_reader import read_dataset, take_rows
+from pbe_core.dataset_reader import read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError
 from pbe_core.images.crop import is_padded, whole_photo
-from pbe_core.randomness import generator, hash_column
-from pbe_core.sample_codec import decode_masks
+from pbe_core.randomness import generator
+from pbe_core.sample_codec import Sample
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings, MaskSettings, SelectionSettings, ViewSettings
 from pipelines.dataset.counts import (
     SHARE_EDGES,
     bin_counts,
     binned,
-    chosen_places,
+    choose,
     count_objects,
     count_plan,
     count_rejects,
+    hash_unmade,
     in_order,
-    read_batches,
     sample_rows,
 )
 from pipelines.geometry import bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
 from schemas.dataset import DatasetInfo, SplitCounts
-from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES
 
 SAMPLED_OBJECTS = 2000
@@ -78,7 +77,8 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
             raise InputError(f"{folder / name}: no such table; run `python pipelines/plan.py` or the build for this folder first")
     info = read_dataset(folder) if (folder / "dataset.json").is_file() else None
     known = find_settings(folder, settings, info)
-    objects = count_objects(folder / "objects.parquet", packed_objects(folder) if info else None)
+    unmade = hash_unmade(folder / "failures.parquet", known.views.per_object) if info else None
+    objects = count_objects(folder / "objects.parquet", unmade)
     rejects = count_rejects(folder / "rejects.parquet")
     splits = _by_split(objects["accepted"], count_plan(folder / "plan.parquet"), info)
 
@@ -113,18 +113,22 @@ def collect_figures(folder: Path, settings: BuildSettings | None = None) -> dict
         "positions": objects["positions"],
         "objects_per_photo": objects["photos"]["per_photo"],
         "flags": objects["flags"],
-        "masks": (info and packed_masks(folder, info, known)) or mask_shares(folder / "objects.parquet", known),
+        "masks": (info and packed_masks(folder, info, known.seed)) or mask_shares(folder / "objects.parquet", known),
     }
 
 
 def find_settings(folder: Path, settings: BuildSettings | None, info: DatasetInfo | None) -> KnownSettings:
     """The settings given, else those that the folder's records tell: dataset.json, plan.json or (no masks yet) selection.json."""
+    told: dict[str, Any] = {}
+    origin = None
     if settings:
         told, origin = settings.model_dump(mode="json"), "as given"
     elif info:
         told, origin = info.settings, "dataset.json"
-    else:
-        told, origin = _recorded_settings(folder)
+    for name in () if origin else ("selection.json", "plan.json"):
+        # Missing, or of another version: the tables can be shown all the same, without the rules that made them.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            told, origin = dict(json.loads((folder / name).read_bytes())["fingerprint"]["settings"]), name
     try:
         seed, selection = int(told["seed"]), SelectionSettings.model_validate(told["selection"])
     except (KeyError, TypeError, ValueError):
@@ -134,14 +138,6 @@ def find_settings(folder: Path, settings: BuildSettings | None, info: DatasetInf
     except (KeyError, ValidationError):
         return KnownSettings(seed, selection, ViewSettings(), MaskSettings(), origin, None)
     return KnownSettings(seed, selection, views, masks, origin, origin)
-
-
-def _recorded_settings(folder: Path) -> tuple[dict[str, Any], str]:
-    for name in ("plan.json", "selection.json"):
-        # Missing, or of another version: the tables can be shown all the same, without the rules that made them.
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return dict(json.loads((folder / name).read_bytes())["fingerprint"]["settings"]), name
-    return {}, ""
 
 
 def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECTS) -> dict[str, Any]:
@@ -167,10 +163,20 @@ def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECT
     }
 
 
-def packed_masks(folder: Path, info: DatasetInfo, settings: KnownSettings, count: int = SAMPLED_OBJECTS) -> dict[str, Any] | None:
-    """The same of a finished dataset, as its shards hold them; nothing where these are not in the folder."""
-    shares = packed_mask_shares(folder, count, settings.seed)
-    if shares is None:
+def packed_masks(folder: Path, info: DatasetInfo, seed: int, count: int = SAMPLED_OBJECTS) -> dict[str, Any] | None:
+    """The same of a seeded sample of `count` samples of a finished dataset; nothing where its shards are not in the folder.
+
+    Raises:
+        InputError: a part of the index or a sample is damaged.
+    """
+    shares: dict[str, list[float]] = {"object": [], "box": [], "bessel": []}
+    try:
+        for sample in _read_some(folder, count, seed):
+            left, top, right, bottom = sample.record.box_in_view
+            shares["object"].append((right - left) * (bottom - top) / sample.masks.shape[-1] ** 2)
+            for kind, mask in zip(sample.record.mask_kinds, sample.masks, strict=True):
+                shares[kind].append(float(mask.mean()))
+    except FileNotFoundError:  # As of a build into a bucket.
         return None
     return {
         "of": "samples",
@@ -178,6 +184,20 @@ def packed_masks(folder: Path, info: DatasetInfo, settings: KnownSettings, count
         "view_size": info.view_size,
         **_binned_shares({kind: np.array(own) for kind, own in shares.items()}),
     }
+
+
+def _read_some(folder: Path, count: int, seed: int) -> Iterator[Sample]:
+    """A choice of samples, by their shards' parts of the index: the footer of index.parquet grows with the shards."""
+    sizes = json.loads((folder / "shards" / "sizes.json").read_bytes())
+    tars, starts = list(sizes), np.cumsum([0, *sizes.values()])
+    places = choose(int(starts[-1]), count, seed, "index.parquet")
+    numbers = np.searchsorted(starts, places, side="right") - 1
+    for number in np.unique(numbers).tolist():
+        tar = folder / "shards" / tars[number]
+        if not tar.is_file():
+            raise FileNotFoundError(tar)
+        rows = take_rows(tar.with_suffix(".index.parquet"), (places[numbers == number] - starts[number]).tolist())
+        yield from (read_sample(folder, row) for row in rows)
 
 
 def _binned_shares(shares: Mapping[str, Float[np.ndarray, " shares"]]) -> dict[str, Any]:
@@ -222,26 +242,23 @@ def _rules(known: KnownSettings, *names: str) -> dict[str, Any]:
 
 
 def _by_split(photos: dict[str, Any], plan: dict[str, Any], info: DatasetInfo | None) -> list[dict[str, Any]]:
-    """One row a split; what came is null where nothing is packed."""
-    return [
-        {
-            "split": split,
-            "photos": photos["photos"].get(split, 0),
-            "objects": photos["objects"].get(split, 0),
-            "planned": plan["samples"].get(split, 0),
-            "shards": plan["shards"].get(split, 0),
-            **_actual(info, split),
-        }
-        for split in in_order({*photos["photos"], *plan["samples"]})
-    ]
-
-
-def _actual(info: DatasetInfo | None, split: str) -> dict[str, int | None]:
-    """What was packed of a split; of a finished dataset nothing is 0."""
-    if info is None:
-        return dict.fromkeys(("samples", "packed_shards", "bytes"))
-    packed = info.splits.get(split, SplitCounts(shards=[], samples=0, bytes=0))
-    return {"samples": packed.samples, "packed_shards": len(packed.shards), "bytes": packed.bytes}
+    """One row a split; what came is null where nothing is packed, and 0 where nothing of a finished dataset's split is."""
+    rows = []
+    for split in in_order({*photos["photos"], *plan["samples"]}):
+        came = info.splits.get(split, SplitCounts(shards=[], samples=0, bytes=0)) if info else None
+        rows.append(
+            {
+                "split": split,
+                "photos": photos["photos"].get(split, 0),
+                "objects": photos["objects"].get(split, 0),
+                "planned": plan["samples"][split],
+                "shards": plan["shards"][split],
+                "samples": came and came.samples,
+                "packed_shards": len(came.shards) if came else None,
+                "bytes": came and came.bytes,
+            }
+        )
+    return rows
 
 
 def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
@@ -255,55 +272,3 @@ def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
         "padded": info.books.padded_views,
         "masks": info.books.masks,
     }
-
-
-def packed_objects(folder: Path) -> UInt64[np.ndarray, " objects"]:
-    """Hashes (`hash_column`) of the ids of all objects that have a sample, sorted. Holds 8 bytes for each sample.
-
-    Raises:
-        InputError: the index is not there or damaged.
-    """
-    batches = read_batches(folder / "index.parquet", ["object_id"])
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(hash_column(batch.column(0)) for batch in batches)]))
-
-
-def packed_mask_shares(folder: Path, count: int, seed: int) -> dict[str, list[float]] | None:
-    """Shares of the view's area that objects' boxes and masks cover, of a seeded sample of `count` samples.
-
-    Returns:
-        `object`, and each kind of mask: shares, 0 to 1. Nothing where shards are not in this folder, as of a build into a bucket.
-
-    Raises:
-        InputError: the index or a sample is damaged.
-    """
-    shares: dict[str, list[float]] = {"object": [], "box": [], "bessel": []}
-    try:
-        for record, covered in _read_some(folder, count, seed):
-            left, top, right, bottom = record.box_in_view
-            shares["object"].append((right - left) * (bottom - top) / covered[1] ** 2)
-            for kind, share in zip(record.mask_kinds, covered[0], strict=True):
-                shares[kind].append(share)
-    except FileNotFoundError:
-        return None
-    return shares
-
-
-def _read_some(folder: Path, count: int, seed: int) -> Iterator[tuple[SampleRecord, tuple[list[float], int]]]:
-    """Record of each chosen sample, the share that each of its masks covers, and the view's side in px."""
-    index = folder / "index.parquet"
-    places = chosen_places(index, count, seed).tolist()
-    for row in take_rows(index, places, ["key", "shard", "json", "mask_json"]):
-        path = folder / "shards" / f"{row['shard']}.tar"
-        record, masks = (_read_member(path, row[name]) for name in ("json", "mask_json"))
-        try:
-            decoded = decode_masks(masks)
-            yield SampleRecord.model_validate_json(record), (decoded.mean(axis=(1, 2)).tolist(), decoded.shape[-1])
-        except ValueError as error:
-            cause = " ".join(str(error).split())
-            raise InputError(f"{path}, key {row['key']}: damaged ({cause}); pipelines/verify.py tells all that is") from None
-
-
-def _read_member(path: Path, place: dict[str, Any]) -> bytes:
-    with path.open("rb") as file:
-        file.seek(place["offset"])
-        return file.read(place["length"])

@@ -92,57 +92,38 @@ def render_page(figures: dict[str, Any]) -> str:
 
 def draw_charts(figures: dict[str, Any]) -> dict[str, Markup]:
     """All charts, as SVG, by the name of their section."""
-    splits = figures["classes"]["splits"]
-    classes = figures["classes"]["classes"][:SHOWN_CLASSES]
-    broken = [entry for entry in figures["rejects"]["reasons"] if entry["boxes"]]
     areas, aspects, masks, flags, photos = (figures[name] for name in ("areas", "aspects", "masks", "flags", "objects_per_photo"))
+    classes = figures["classes"]["classes"][:SHOWN_CLASSES]
+    by_split = {
+        split: [entry["by_split"][place] for entry in classes] for place, split in enumerate(figures["classes"]["splits"])
+    }
+    broken = [entry for entry in figures["rejects"]["reasons"] if entry["boxes"]]
     # A rule about px says nothing about fractions.
     longest = aspects["max_aspect"] if any(aspects["pixels"]["counts"]) else None
-    units = {"px": aspects["pixels"], "fractions of the photo": aspects["fractions"]}
+    units = {"px": aspects["pixels"]["counts"], "fractions of the photo": aspects["fractions"]["counts"]}
+    curves = {title: masks[kind]["counts"] for kind, title in _MASK_NAMES.items()}
+    limits = {name: areas[name] for name in ("min_area", "max_area")}
+    maps = {
+        "boxes that overlap the cell": figures["positions"]["coverage"],
+        "boxes with their centre in it": figures["positions"]["centres"],
+    }
+    answers = {answer: [flags[flag][answer] for flag in _FLAG_NAMES] for answer in ("yes", "no", "unknown")}
     return {
         "rejects": charts.bar_chart(
             "rejects", [entry["reason"] for entry in broken], {"boxes": [entry["boxes"] for entry in broken]}
         ),
-        "classes": charts.bar_chart(
-            "classes",
-            [entry["name"] for entry in classes],
-            {split: [entry["by_split"][place] for entry in classes] for place, split in enumerate(splits)},
-        ),
-        "areas": charts.share_histogram(
-            "areas",
-            areas["edges"],
-            {"objects": areas["counts"]},
-            "photo's area",
-            "objects",
-            {"min_area": areas["min_area"], "max_area": areas["max_area"]},
-        ),
-        "masks": charts.share_histogram(
-            "masks",
-            masks["edges"],
-            {title: masks[kind]["counts"] for kind, title in _MASK_NAMES.items()},
-            "view's area",
-            _MASKS_OF[masks["of"]],
-            {},
-        ),
+        "classes": charts.bar_chart("classes", [entry["name"] for entry in classes], by_split),
+        "areas": charts.share_histogram("areas", areas["edges"], {"objects": areas["counts"]}, "photo's area", "objects", limits),
+        "masks": charts.share_histogram("masks", masks["edges"], curves, "view's area", _MASKS_OF[masks["of"]], {}),
         "aspects": charts.aspect_histogram(
             "aspects",
             aspects["edges"],
-            {unit: binned["counts"] for unit, binned in units.items() if any(binned["counts"])},
+            {unit: counts for unit, counts in units.items() if any(counts)},
             {"1 : max_aspect": 1 / longest, "max_aspect : 1": longest} if longest else {},
         ),
-        "positions": charts.maps(
-            "positions",
-            {
-                "boxes that overlap the cell": figures["positions"]["coverage"],
-                "boxes with their centre in it": figures["positions"]["centres"],
-            },
-        ),
+        "positions": charts.maps("positions", maps),
         "photos": charts.count_chart("photos", photos["counts"], photos["above"], "objects in the photo", "photos"),
-        "flags": charts.share_chart(
-            "flags",
-            list(_FLAG_NAMES.values()),
-            {answer: [flags[flag][answer] for flag in _FLAG_NAMES] for answer in ("yes", "no", "unknown")},
-        ),
+        "flags": charts.share_chart("flags", list(_FLAG_NAMES.values()), answers),
     }
 
 

@@ -19,7 +19,7 @@ from pbe_core.images.decode import PhotoError
 from pbe_core.images.sheets import Picture, save_picture
 from pbe_core.progress import Progress
 from pbe_core.sample_codec import Sample
-from pipelines.inspection.sample_pictures import decode_means, load_recorded_vae, photo_source, trace_sheet
+from pipelines.inspection.contact_sheet import decode_means, load_recorded_vae, photo_source, trace_sheet
 from pipelines.photos import read_photo
 from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo
@@ -27,7 +27,7 @@ from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
 Row = dict[str, Any]
-Section = tuple[str, dict[str, str]]
+Sections = dict[str, dict[str, str]]
 
 # Keys that are looked at where a name means none, or several.
 _CANDIDATES = 2000
@@ -55,15 +55,15 @@ def trace(name: str, dataset: Path, photos: Path | None = None, out: Path | None
         found = read_object(dataset, row["object_id"])
     photo, about_photo = read_recorded_photo(sample.record, info, photos)
     sections = describe(row, others, found, sample, info)
-    dict(sections)["photo"]["file"] = about_photo
+    sections["photo"]["file"] = about_photo
     if out:
         decoded: list[Picture] = []
         try:
             with Progress("decoding the latents"):
                 decoded = decode_means(load_recorded_vae(info, vae), np.concatenate([sample.latent[None], sample.masked]))
-            dict(sections)["VAE"]["here"] = "the very weights that made the latents"
+            sections["VAE"]["here"] = "the very weights that made the latents"
         except InputError as error:
-            dict(sections)["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
+            sections["VAE"]["here"] = f"not used, and the picture shows no decoded latents: {error}"
         save_picture(trace_sheet(sample, photo, decoded), out)
     print_sections(sections)
 
@@ -125,7 +125,7 @@ def read_recorded_photo(record: SampleRecord, info: DatasetInfo, photos: Path | 
     return photo, f"in {source.photos}, the very bytes that the sample was cut from"
 
 
-def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> list[Section]:
+def describe(row: Row, others: list[str], found: Row, sample: Sample, info: DatasetInfo) -> Sections:
     """All that is known of a sample, in sections of names and values.
 
     Args:
@@ -136,125 +136,103 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
         info: of the dataset.
     """
     record, vae = sample.record, info.vae
-    own = {
-        "key": record.key,
-        "object": record.object_id,
-        "other views": ", ".join(others) or "none",
-        "split": record.split,
-        "shard": f"shards/{row['shard']}.tar, position {row['position']}",
-        "seed": f"{record.seed}",
-    }
-    box = {
-        "label": f"{record.label_name} ({record.label})",
-        "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
-        "area": f"{found['area_share']:.2%} of the photo",
-        **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
-    }
-    places = member_places(row).items()
-    members = {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in places}
-    recorded = {
-        "source": vae.source,
-        "weights' SHA-256": vae.sha256,
-        "scaling factor": f"{vae.scaling_factor:g} (latents are stored unscaled)",
-        "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell",
-    }
-    photo = _describe_photo(record, turned=found["rotation"] is not None)
-    return [
-        ("sample", own),
-        ("box", box),
-        ("photo", photo),
-        ("cut", _describe_cut(sample)),
-        ("members", members),
-        ("VAE", recorded),
-    ]
-
-
-def _describe_photo(record: SampleRecord, turned: bool) -> dict[str, str]:
-    return {
-        "id": record.photo_id,
-        "file name": record.file_name or "by its id",
-        "URL": record.url or "unknown",
-        "author": record.author or "unknown",
-        "licence": record.licence or "unknown",
-        "SHA-256": record.photo_sha256,
-        "rotation": f"{record.rotation} degrees counterclockwise" if turned else "unknown, not turned",
-        "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
-    }
-
-
-def _describe_cut(sample: Sample) -> dict[str, str]:
-    record = sample.record
     height, width = sample.masks.shape[1:]
     padded = ", reaches beyond the photo, padded by reflection" if record.padded else ""
     masks = zip(record.mask_kinds, sample.masks.mean(axis=(1, 2)).tolist(), record.mask_polygons, strict=True)
     return {
-        "box": f"{_corners(record.box)} in px of the photo",
-        "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
-        "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
-        "reference": f"{_corners(record.reference_window)} in px of the photo",
-        **{
-            f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
-            for number, (kind, share, polygon) in enumerate(masks)
+        "sample": {
+            "key": record.key,
+            "object": record.object_id,
+            "other views": ", ".join(others) or "none",
+            "split": record.split,
+            "shard": f"shards/{row['shard']}.tar, position {row['position']}",
+            "seed": f"{record.seed}",
+        },
+        "box": {
+            "label": f"{record.label_name} ({record.label})",
+            "fractions of the photo": "  ".join(f"{name} {found[name]:.6g}" for name in COORDINATES),
+            "area": f"{found['area_share']:.2%} of the photo",
+            **{name.removeprefix("is_").replace("_", " "): _FLAG_STATES[found[name]] for name in FLAGS},
+        },
+        "photo": {
+            "id": record.photo_id,
+            "file name": record.file_name or "by its id",
+            **{name: getattr(record, name.lower()) or "unknown" for name in ("URL", "author", "licence")},
+            "SHA-256": record.photo_sha256,
+            "rotation": "unknown, not turned" if found["rotation"] is None else f"{record.rotation} degrees counterclockwise",
+            "size": f"{record.photo_size[0]} x {record.photo_size[1]} px, as turned",
+        },
+        "cut": {
+            "box": f"{_corners(record.box)} in px of the photo",
+            "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
+            "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
+            "reference": f"{_corners(record.reference_window)} in px of the photo",
+            **{
+                f"mask {number}": f"{kind}, {share:.1%} of the view, {len(polygon)} points"
+                for number, (kind, share, polygon) in enumerate(masks)
+            },
+        },
+        "members": {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in member_places(row).items()},
+        "VAE": {
+            "source": vae.source,
+            "weights' SHA-256": vae.sha256,
+            "scaling factor": f"{vae.scaling_factor:g} (latents are stored unscaled)",
+            "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell",
         },
     }
 
 
-def print_sections(sections: list[Section]) -> None:
+def print_sections(sections: Sections) -> None:
     """One table. On a terminal long values are folded to its width; into a file or pipe each stands on one line."""
     table = Table(show_header=False)
     for _ in range(3):
         table.add_column(overflow="fold")
-    for heading, values in sections:
+    for heading, values in sections.items():
         for number, (name, value) in enumerate(values.items()):
             # Names of authors and classes come from foreign files: no markup, and nothing that steers a terminal.
-            table.add_row("" if number else heading, name, Text(_printable(value)))
+            printable = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in value)
+            table.add_row("" if number else heading, name, Text(printable))
         table.add_section()
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
 def _explain_unknown(dataset: Path, name: str) -> str:
     """Why no sample has a key that begins with a name: it failed, its box was rejected, or there is no such thing."""
-    path = dataset / "failures.parquet"
+    index, rejects, path = (dataset / f"{table}.parquet" for table in ("index", "rejects", "failures"))
     failures = take_rows(path, find_places(path, "key", lambda keys: pc.starts_with(keys, name), _CANDIDATES))
     if failures:
         failure = next((failure for failure in failures if failure["key"] == name), failures[0])
-        code = failure["code"]
+        meaning = FAILURE_CODES.get(failure["code"], "an unknown code")
         others = f"; {len(failures) - 1:,} more that begin so failed, too" if len(failures) > 1 else ""
         return (
-            f"{path}: {failure['key']} was planned, but could not be made: {code}, {FAILURE_CODES.get(code, 'an unknown code')} "
+            f"{path}: {failure['key']} was planned, but could not be made: {failure['code']}, {meaning} "
             f"({' '.join(failure['detail'].split())}){others}"
         )
-    rejects = rejected_boxes(dataset / "rejects.parquet", name)
-    if rejects:
-        path = dataset / "rejects.parquet"
-        if len(rejects) > 1:
-            reasons = Counter(reject["reason"] for reject in rejects)
-            counted = ", ".join(f"{reason} {reasons[reason]}" for reason in REJECT_REASONS if reason in reasons)
-            return f"{path}: no sample has a key that begins with `{name}`; {len(rejects)} such boxes were rejected ({counted})"
-        reject = rejects[0]
+    none = f"no sample has a key that begins with `{name}`"
+    rejected = rejected_boxes(rejects, name)
+    if len(rejected) > 1:
+        reasons = Counter(reject["reason"] for reject in rejected)
+        counted = ", ".join(f"{reason} {reasons[reason]}" for reason in REJECT_REASONS if reason in reasons)
+        return f"{rejects}: {none}; {len(rejected)} such boxes were rejected ({counted})"
+    for reject in rejected:
         return (
-            f"{path}: the box {reject['object_id']} was rejected: {reject['reason']}, {REJECT_REASONS[reject['reason']]} "
+            f"{rejects}: the box {reject['object_id']} was rejected: {reject['reason']}, {REJECT_REASONS[reject['reason']]} "
             f"(row {reject['row']} of {reject['file']})"
         )
-    near = _nearest(dataset, name)
-    return f"{dataset / 'index.parquet'}: no sample has a key that begins with `{name}`" + (
-        f"; the nearest are {_listed(near)}" if near else f"; a key looks like {_first_key(dataset)}"
-    )
+    near = _nearest(index, name)
+    known = f"the nearest are {_listed(near)}" if near else f"a key looks like {take_rows(index, [0], ['key'])[0]['key']}"
+    return f"{index}: {none}; {known}"
 
 
-def _nearest(dataset: Path, name: str) -> list[str]:
+def _nearest(index: Path, name: str) -> list[str]:
     """Keys that are nearly this one: of those that begin or end alike, no more than `_CANDIDATES` are compared."""
     beginning, end = name[:6], re.sub(r"_\d*$", "", name)[-6:]
 
     def alike(keys: Any) -> Any:
         return pc.or_(pc.starts_with(keys, beginning), pc.match_substring(keys, end))
 
-    candidates = list(find_places(dataset / "index.parquet", "key", alike, _CANDIDATES).values())
+    candidates = list(find_places(index, "key", alike, _CANDIDATES).values())
     return difflib.get_close_matches(name, candidates, n=_LISTED, cutoff=0.5)
-
-
-def _first_key(dataset: Path) -> str:
-    return str(take_rows(dataset / "index.parquet", [0], ["key"])[0]["key"])
 
 
 def _object_id(key: str) -> str:
@@ -273,7 +251,3 @@ def _listed(keys: list[str]) -> str:
 def _corners(rectangle: tuple[float, float, float, float]) -> str:
     x_min, y_min, x_max, y_max = (f"{round(value, 1):g}" for value in rectangle)
     return f"({x_min}, {y_min}) to ({x_max}, {y_max})"
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
