@@ -329,9 +329,6 @@ REJECT_REASONS = {
     "outside_photo": "a coordinate lies outside the photo",
     "empty_box": "the box has no area: min >= max",
     "bad_flag": "a flag is none of 1, 0, -1; an empty one is unknown",
-    # Older datasets have these two: a box is good without its outline, and nothing goes by the ids of annotations.
-    "bad_segmentation": "older datasets only: the polygons or the RLE cannot be read",
-    "duplicate_id": "older datasets only: another row of the file has the same id",
     "unknown_label": "the label is not in the source's list of classes",
     "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
     "same_photo": "the photo is there under another id too, and that one is kept",

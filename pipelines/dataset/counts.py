@@ -5,9 +5,9 @@ dicts and finite numbers, ready for JSON.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -43,100 +43,39 @@ def count_objects(path: Path, packed: UInt64[np.ndarray, " objects"] | None = No
     Raises:
         InputError: the table cannot be read or lacks a column; so for the other tables.
     """
-    classes: Counter[tuple[str, ...]] = Counter()
-    areas = np.zeros(len(SHARE_EDGES) + 1, np.int64)
-    aspects = {unit: np.zeros(len(ASPECT_EDGES) + 1, np.int64) for unit in ("pixels", "fractions")}
-    coverage, centres = np.zeros((2, CELLS, CELLS), np.int64)
-    flags = {flag: np.zeros(3, np.int64) for flag in FLAGS}
-    photos, accepted = _Photos(), _Photos()
-    columns = ["split", "photo_id", "object_id", "label", "label_name", "area_share", *COORDINATES, "width", "height", *FLAGS]
-    for batch in read_batches(path, columns):
-        accepted.add(batch)
-        if packed is not None:
-            batch = batch.filter(_among(batch.column("object_id"), packed))
-            photos.add(batch)
-        classes.update(_count_words(batch, "split", "label", "label_name"))
-        areas += bin_counts(_numbers(batch, "area_share"), SHARE_EDGES)
-        x_min, x_max, y_min, y_max = (_numbers(batch, name) for name in COORDINATES)
-        ratios = (x_max - x_min) / (y_max - y_min)
-        width, height = _numbers(batch, "width"), _numbers(batch, "height")  # NaN where unknown
-        known = (width > 0) & (height > 0)
-        aspects["pixels"] += bin_counts(ratios[known] * width[known] / height[known], ASPECT_EDGES)
-        aspects["fractions"] += bin_counts(ratios[~known], ASPECT_EDGES)
-        coverage += count_coverage(x_min, x_max, y_min, y_max, CELLS)
-        column, row = (
-            np.clip(middle * CELLS, 0, CELLS - 1).astype(np.int64) for middle in ((x_min + x_max) / 2, (y_min + y_max) / 2)
-        )
-        centres += np.bincount(row * CELLS + column, minlength=CELLS**2).reshape(CELLS, CELLS)
-        for flag, counts in flags.items():
-            counts += np.bincount(batch.column(flag).to_numpy().astype(np.int64) + 1, minlength=3)
-    return {
-        "classes": _by_class(classes),
-        "areas": {"edges": SHARE_EDGES.tolist(), **binned(areas)},
-        "aspects": {"edges": ASPECT_EDGES.tolist(), **{unit: binned(counts) for unit, counts in aspects.items()}},
-        "positions": {"cells": CELLS, "coverage": coverage.tolist(), "centres": centres.tolist()},
-        "photos": (accepted if packed is None else photos).result(),
-        "flags": {flag: dict(zip(("unknown", "no", "yes"), counts.tolist(), strict=True)) for flag, counts in flags.items()},
-        "accepted": accepted.result(),
+    counters: dict[str, _Counter] = {
+        "classes": _Classes(),
+        "areas": _Areas(),
+        "aspects": _Aspects(),
+        "positions": _Positions(),
+        "photos": _Photos(),
+        "flags": _Flags(),
     }
-
-
-def _by_class(counts: Counter[tuple[str, ...]]) -> dict[str, Any]:
-    """Objects by class and split, the largest class first, from counts of (split, label, name)."""
-    total: Counter[str] = Counter()
-    own: Counter[tuple[str, str]] = Counter()
-    names: dict[str, str] = {}
-    for (split, label, name), count in counts.items():
-        total[label] += count
-        own[split, label] += count
-        names.setdefault(label, name)
-    splits = in_order({split for split, _ in own})
-    classes = [
-        {"label": label, "name": names[label], "objects": count, "by_split": [own[split, label] for split in splits]}
-        for label, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))
-    ]
-    return {"splits": splits, "objects": sum(total.values()), "classes": classes}
+    if packed is None:
+        _stream(path, list(counters.values()))
+        accepted = counters["photos"]
+    else:
+        accepted = _Photos()
+        for batch in read_batches(path, [*_columns_of(counters.values()), "object_id"]):
+            accepted.add(batch)
+            shown = batch.filter(_among(batch.column("object_id"), packed))
+            for counter in counters.values():
+                counter.add(shown)
+    return {name: counter.result() for name, counter in {**counters, "accepted": accepted}.items()}
 
 
 def count_rejects(path: Path) -> dict[str, Any]:
     """Figures of rejects.parquet: rejected boxes by rule, in the documented order, with the first few malformed rows of each."""
-    counts: Counter[str] = Counter()
-    broken: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, Any]]] = {}
-    for batch in read_batches(path, ("reason", "reasons", "detail", "file", "row")):
-        counts.update({reason: count for (reason,), count in _count_words(batch, "reason").items()})
-        broken.update(
-            {entry["values"]: entry["counts"] for entry in pc.list_flatten(batch.column("reasons")).value_counts().to_pylist()}
-        )
-        malformed = batch.filter(pc.is_valid(batch.column("detail")))
-        codes = malformed.column("reason").indices.to_numpy()
-        for code in np.unique(codes).tolist():
-            rows = malformed.take(np.flatnonzero(codes == code)[:EXAMPLES]).to_pylist()
-            shown = examples.setdefault(rows[0]["reason"], [])
-            for row in rows[: EXAMPLES - len(shown)]:
-                shown.append({"file": row["file"], "row": row["row"], "detail": _shortened(row["detail"])})
-    reasons = [
-        {
-            "reason": reason,
-            "meaning": REJECT_REASONS.get(reason, ""),
-            "boxes": counts[reason],
-            "broken": broken[reason] if broken else None,
-            "examples": examples.get(reason, []),
-        }
-        for reason in [*REJECT_REASONS, *sorted(counts.keys() - REJECT_REASONS.keys())]
-    ]
-    return {"rejected": sum(counts.values()), "all_reasons": bool(broken), "reasons": reasons}
+    rejects = _Rejects()
+    _stream(path, [rejects])
+    return rejects.result()
 
 
 def count_plan(path: Path) -> dict[str, Any]:
     """Figures of plan.parquet: planned samples and shards by split."""
-    samples: Counter[str] = Counter()
-    shards: dict[str, set[str]] = {}
-    for batch in read_batches(path, ("split", "shard")):
-        for (split, shard), count in _count_words(batch, "split", "shard").items():
-            samples[split] += count
-            shards.setdefault(split, set()).add(shard)
-    return {"samples": dict(samples), "shards": {split: len(own) for split, own in shards.items()}}
+    plan = _Plan()
+    _stream(path, [plan])
+    return plan.result()
 
 
 def in_order(splits: set[str]) -> list[str]:
@@ -195,47 +134,240 @@ def binned(counts: Int64[np.ndarray, " places"]) -> dict[str, Any]:
     return {"below": int(counts[0]), "counts": counts[1:-1].tolist(), "above": int(counts[-1])}
 
 
-class _Photos:
-    """Photos by split, and by how many objects they have. Relies on the order of objects.parquet: a photo's rows are adjacent.
+@runtime_checkable
+class _Counter(Protocol):
+    """Something counted while a table streams by: `add` sees each batch once, with at least `columns`; `result` is for JSON."""
 
-    Holds 8 bytes for each photo.
-    """
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def add(self, batch: pa.RecordBatch) -> None: ...
+
+    def result(self) -> dict[str, Any]: ...
+
+
+class _Classes:
+    """Objects by class and split, the largest class first."""
+
+    columns = ("split", "label", "label_name")
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.names: dict[str, str] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for (split, label, name), count in _count_words(batch, *self.columns).items():
+            self.counts[split, label] += count
+            self.names.setdefault(label, name)
+
+    def result(self) -> dict[str, Any]:
+        total: Counter[str] = Counter()
+        for (_, label), count in self.counts.items():
+            total[label] += count
+        splits = in_order({split for split, _ in self.counts})
+        return {
+            "splits": splits,
+            "objects": sum(total.values()),
+            "classes": [
+                {
+                    "label": label,
+                    "name": self.names[label],
+                    "objects": count,
+                    "by_split": [self.counts[split, label] for split in splits],
+                }
+                for label, count in sorted(total.items(), key=lambda item: (-item[1], item[0]))
+            ],
+        }
+
+
+class _Areas:
+    """Histogram of box area / photo area."""
+
+    columns = ("area_share",)
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(len(SHARE_EDGES) + 1, np.int64)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.counts += bin_counts(_numbers(batch, "area_share"), SHARE_EDGES)
+
+    def result(self) -> dict[str, Any]:
+        return {"edges": SHARE_EDGES.tolist(), **binned(self.counts)}
+
+
+class _Aspects:
+    """Histograms of width / height: in px where the tables tell the photo's size, in fractions of the photo where they do not."""
+
+    columns = (*COORDINATES, "width", "height")
+
+    def __init__(self) -> None:
+        self.counts = {unit: np.zeros(len(ASPECT_EDGES) + 1, np.int64) for unit in ("pixels", "fractions")}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        x_min, x_max, y_min, y_max = (_numbers(batch, name) for name in COORDINATES)
+        photo_width, photo_height = _numbers(batch, "width"), _numbers(batch, "height")  # NaN where unknown
+        aspects = (x_max - x_min) / (y_max - y_min)
+        known = (photo_width > 0) & (photo_height > 0)
+        in_pixels = aspects[known] * photo_width[known] / photo_height[known]
+        self.counts["pixels"] += bin_counts(in_pixels, ASPECT_EDGES)
+        self.counts["fractions"] += bin_counts(aspects[~known], ASPECT_EDGES)
+
+    def result(self) -> dict[str, Any]:
+        return {"edges": ASPECT_EDGES.tolist(), **{unit: binned(counts) for unit, counts in self.counts.items()}}
+
+
+class _Positions:
+    """Where in the photo objects are: how many boxes overlap each cell of a grid, and how many have their centre in it."""
+
+    columns = COORDINATES
+
+    def __init__(self) -> None:
+        self.coverage = np.zeros((CELLS, CELLS), np.int64)
+        self.centres = np.zeros((CELLS, CELLS), np.int64)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        x_min, x_max, y_min, y_max = (_numbers(batch, name) for name in COORDINATES)
+        self.coverage += count_coverage(x_min, x_max, y_min, y_max, CELLS)
+        column, row = (
+            np.clip((low + high) / 2 * CELLS, 0, CELLS - 1).astype(np.int64) for low, high in ((x_min, x_max), (y_min, y_max))
+        )
+        self.centres += np.bincount(row * CELLS + column, minlength=CELLS**2).reshape(CELLS, CELLS)
+
+    def result(self) -> dict[str, Any]:
+        return {"cells": CELLS, "coverage": self.coverage.tolist(), "centres": self.centres.tolist()}
+
+
+class _Photos:
+    """Photos by split, and by how many objects they have. Relies on the order of objects.parquet: a photo's rows are adjacent."""
+
+    columns = ("split", "photo_id")
 
     def __init__(self) -> None:
         self.photos: Counter[str] = Counter()
         self.objects: Counter[str] = Counter()
-        self.starts: list[Int64[np.ndarray, " photos"]] = []
-        """Number of each photo's first row."""
-        self.last: tuple[str, str] | None = None
+        self.counts = np.zeros(MAX_COUNTED_PER_PHOTO + 2, np.int64)
+        self.largest = 0
+        # The photo at the end of the last batch may go on in the next one.
+        self.open_photo: tuple[str, str] | None = None
+        self.open_objects = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Count the next rows, which have `split` and `photo_id`."""
         if not len(batch):
             return
         split, photo = batch.column("split"), batch.column("photo_id")
         codes = split.indices.to_numpy()
         begins = np.ones(len(batch), bool)
         begins[1:] = pc.not_equal(photo[1:], photo[:-1]).to_numpy(zero_copy_only=False) | (codes[1:] != codes[:-1])
-        begins[0] = self.last != (split[0].as_py(), photo[0].as_py())
-        self.last = split[-1].as_py(), photo[-1].as_py()
-        self.starts.append(np.flatnonzero(begins) + self.objects.total())
-        for counts, where in ((self.photos, codes[begins]), (self.objects, codes)):
-            counts.update(dict(zip(split.dictionary.to_pylist(), np.bincount(where).tolist(), strict=False)))
+        begins[0] = self.open_photo != (split[0].as_py(), photo[0].as_py())
+        starts = np.flatnonzero(begins)
+        for counts, where in ((self.photos, codes[starts]), (self.objects, codes)):
+            for code, count in enumerate(np.bincount(where).tolist()):
+                counts[split.dictionary[code].as_py()] += count
+
+        # Lengths between the starts; the first piece belongs to the photo left open, the last one stays open.
+        pieces = np.diff(np.r_[0, starts, len(batch)])
+        pieces[0] += self.open_objects
+        self._close(pieces[:-1])
+        self.open_photo, self.open_objects = (split[-1].as_py(), photo[-1].as_py()), int(pieces[-1])
 
     def result(self) -> dict[str, Any]:
-        """The counts, for JSON."""
-        photos, objects = self.photos.total(), self.objects.total()
-        lengths = np.diff(np.concatenate([*self.starts, [objects]]))
-        counts = np.bincount(np.minimum(lengths, MAX_COUNTED_PER_PHOTO + 1), minlength=MAX_COUNTED_PER_PHOTO + 2)
-        per_photo = {
-            "photos": photos,
-            "objects": list(range(1, MAX_COUNTED_PER_PHOTO + 1)),
-            "counts": counts[1:-1].tolist(),
-            "above": int(counts[-1]),
-            "mean": objects / photos if photos else None,
-            "largest": int(lengths.max(initial=0)),
+        self._close(np.array([self.open_objects]))
+        self.open_photo, self.open_objects = None, 0
+        photos, objects = sum(self.photos.values()), sum(self.objects.values())
+        return {
+            "photos": dict(+self.photos),
+            "objects": dict(+self.objects),
+            "per_photo": {
+                "photos": photos,
+                "objects": list(range(1, MAX_COUNTED_PER_PHOTO + 1)),
+                "counts": self.counts[1:-1].tolist(),
+                "above": int(self.counts[-1]),
+                "mean": objects / photos if photos else None,
+                "largest": self.largest,
+            },
         }
-        return {"photos": dict(+self.photos), "objects": dict(+self.objects), "per_photo": per_photo}
+
+    def _close(self, lengths: Int64[np.ndarray, " photos"]) -> None:
+        lengths = lengths[lengths > 0]  # Nothing was open, or the batch begins with another photo.
+        self.counts += np.bincount(np.minimum(lengths, MAX_COUNTED_PER_PHOTO + 1), minlength=len(self.counts))
+        self.largest = max(self.largest, int(lengths.max(initial=0)))
+
+
+class _Flags:
+    """How many objects have each flag: yes (1), no (0), unknown (-1)."""
+
+    columns = FLAGS
+
+    def __init__(self) -> None:
+        self.counts = {flag: np.zeros(3, np.int64) for flag in FLAGS}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for flag, counts in self.counts.items():
+            counts += np.bincount(batch.column(flag).to_numpy().astype(np.int64) + 1, minlength=3)
+
+    def result(self) -> dict[str, Any]:
+        return {flag: dict(zip(("unknown", "no", "yes"), counts.tolist(), strict=True)) for flag, counts in self.counts.items()}
+
+
+class _Rejects:
+    """Rejected boxes by rule, in the documented order, with the first few malformed rows of each."""
+
+    columns = ("reason", "reasons", "detail", "file", "row")
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for (reason,), count in _count_words(batch, "reason").items():
+            self.counts[reason] += count
+        for entry in pc.list_flatten(batch.column("reasons")).value_counts().to_pylist():
+            self.broken[entry["values"]] += entry["counts"]
+        malformed = batch.filter(pc.is_valid(batch.column("detail")))
+        codes = malformed.column("reason").indices.to_numpy()
+        for code in np.unique(codes).tolist():
+            self._add_examples(malformed.take(np.flatnonzero(codes == code)[:EXAMPLES]).to_pylist())
+
+    def result(self) -> dict[str, Any]:
+        reasons = [*REJECT_REASONS, *sorted(self.counts.keys() - REJECT_REASONS.keys())]
+        return {
+            "rejected": sum(self.counts.values()),
+            "all_reasons": bool(self.broken),
+            "reasons": [
+                {
+                    "reason": reason,
+                    "meaning": REJECT_REASONS.get(reason, ""),
+                    "boxes": self.counts[reason],
+                    "broken": self.broken[reason] if self.broken else None,
+                    "examples": self.examples.get(reason, []),
+                }
+                for reason in reasons
+            ],
+        }
+
+    def _add_examples(self, rows: list[dict[str, Any]]) -> None:
+        examples = self.examples.setdefault(rows[0]["reason"], [])
+        for row in rows[: EXAMPLES - len(examples)]:
+            examples.append({"file": row["file"], "row": row["row"], "detail": _shortened(row["detail"], _MAX_DETAIL)})
+
+
+class _Plan:
+    """Planned samples and shards by split."""
+
+    columns = ("split", "shard")
+
+    def __init__(self) -> None:
+        self.samples: Counter[str] = Counter()
+        self.shards: dict[str, set[str]] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for (split, shard), count in _count_words(batch, *self.columns).items():
+            self.samples[split] += count
+            self.shards.setdefault(split, set()).add(shard)
+
+    def result(self) -> dict[str, Any]:
+        return {"samples": dict(self.samples), "shards": {split: len(shards) for split, shards in self.shards.items()}}
 
 
 def _among(ids: pa.Array, packed: UInt64[np.ndarray, " objects"]) -> pa.Array:
@@ -243,6 +375,16 @@ def _among(ids: pa.Array, packed: UInt64[np.ndarray, " objects"]) -> pa.Array:
     hashes = hash_column(ids)
     places = np.minimum(np.searchsorted(packed, hashes), max(0, len(packed) - 1))
     return pa.array(packed[places] == hashes if len(packed) else np.zeros(len(ids), bool))
+
+
+def _stream(path: Path, counters: Sequence[_Counter]) -> None:
+    for batch in read_batches(path, _columns_of(counters)):
+        for counter in counters:
+            counter.add(batch)
+
+
+def _columns_of(counters: Iterable[_Counter]) -> list[str]:
+    return list(dict.fromkeys(name for counter in counters for name in counter.columns))
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -275,5 +417,5 @@ def _numbers(batch: pa.RecordBatch, name: str) -> Float[np.ndarray, " rows"]:
     return values
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_DETAIL else f"{text[: _MAX_DETAIL - 1]}…"
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -238,8 +238,9 @@ def test_photos_are_joined_and_those_that_are_not_listed_are_errors_of_their_row
     missing = [("train", "gone", "unknown_photo"), ("validation", "c", "unknown_photo")]
     assert [(row["split"], row["photo_id"], row["reason"]) for row in rejects] == missing
     assert (selection.photos, selection.photos_with_boxes, selection.photos_without_boxes) == (3, 3, 2)
-    _, objects, _ = run(source_of(rows, photos), tmp_path)
+    unlisted, objects, _ = run(source_of(rows, photos), tmp_path, {"min_side": 1})
     assert {(row["split"], row["photo_id"]): row["url"] for row in objects}["train", "gone"] is None
+    assert "how large the photos of 2 objects are" in unlisted.notes[0]
 
 
 def test_of_two_rows_of_a_photo_contents_decide_which_counts(tmp_path):
