@@ -55,8 +55,9 @@ def _table(columns: str, rows: Iterable[tuple[object, ...]]) -> list[str]:
 def _fields(model: type[BaseModel]) -> list[str]:
     rows = []
     for name, field in model.model_fields.items():
-        plain = isinstance(field.annotation, type) and "[" not in str(field.annotation)
-        kind = field.annotation.__name__ if plain else str(field.annotation)
+        kind = str(field.annotation)
+        if isinstance(field.annotation, type) and "[" not in kind:
+            kind = field.annotation.__name__
         rows.append((f"`{name}`", f"`{kind.replace('typing.', '').replace('schemas.dataset.', '')}`", field.description or ""))
     return _table("field, type, meaning", rows)
 

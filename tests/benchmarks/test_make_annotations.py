@@ -31,7 +31,7 @@ OFFICIAL_PHOTO_COLUMNS = (
     "ImageID,Subset,OriginalURL,OriginalLandingURL,License,AuthorProfileURL,Author,Title,"
     "OriginalSize,OriginalMD5,Thumbnail300KURL,Rotation"
 )
-ROWS, PHOTOS = 42_000, 5_000
+ROWS, PHOTOS = 21_000, 2_500
 MALFORMED = 20  # Of ROWS.
 
 
@@ -163,9 +163,9 @@ def test_bytes_depend_on_the_seed_alone(folder, tmp_path):
 
 
 def test_a_smaller_one_looks_alike(boxes, tmp_path):
-    make_annotations(tmp_path, ROWS // 4, PHOTOS // 4, seed=3)
+    make_annotations(tmp_path, ROWS // 2, PHOTOS // 2, seed=3)
     small = pd.read_csv(tmp_path / f"{BOX_FILE}.csv")
-    assert len(small) == ROWS // 4
+    assert len(small) == ROWS // 2
     assert area_rule(small).mean() == pytest.approx(area_rule(boxes).mean(), abs=0.04)
 
 
