@@ -19,8 +19,6 @@ from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_vae, weights_sha256
 from schemas.dataset import Books
 from schemas.document import document
-from schemas.sample import MEMBERS, SampleRecord
-from schemas.tables import TABLES
 
 
 def test_the_page_on_the_format_is_what_the_schemas_say():
@@ -28,27 +26,16 @@ def test_the_page_on_the_format_is_what_the_schemas_say():
     assert page == document(), "docs/data-format.md is stale: run `make docs`"
 
 
-def test_the_page_names_every_column_and_member():
-    page = document()
-    names = [field.name for schema in TABLES.values() for field in schema] + [member.name for member in MEMBERS]
-    assert all(f"`{name}`" in page for name in [*names, *SampleRecord.model_fields])
-
-
 def test_random_streams_are_pinned():
     """These numbers may never change: every dataset and every training run would."""
     assert name_hash(0, "photo order", "abc") == 2173592768969061212
     assert uniform(0, "photo order", "abc") == 2173592768969061212 // 2**11 / 2**53
     draws = [uniform("test", number) for number in range(4000)]
-    assert min(draws) < 0.01
-    assert 0.99 < max(draws) < 1
+    assert 0 < min(draws) < 0.01 < 0.99 < max(draws) < 1
     assert sum(draws) / 4000 == pytest.approx(0.5, abs=0.02)
     assert generator(0, "abc", "view", 0).integers(0, 1000, 4).tolist() == [726, 116, 833, 694]
-
-
-def test_random_streams_of_different_names_differ():
     names = [(0, "a"), (1, "a"), (0, "b"), ("0", "a"), (0, "a", 0), ("ab",), ("a", "b")]
-    draws = {tuple(generator(*name).integers(0, 2**60, 2).tolist()) for name in names}
-    assert len(draws) == len(names)
+    assert len({tuple(generator(*name).integers(0, 2**60, 2).tolist()) for name in names}) == len(names)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -72,10 +59,8 @@ def test_the_identity_of_weights_is_their_values():
 
 
 def test_no_vae_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"{tmp_path}.*no AutoencoderKL here"):
         load_vae(str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-    assert "no AutoencoderKL here" in str(caught.value)
 
 
 def test_books_that_do_not_balance_are_told():
@@ -88,24 +73,17 @@ def test_books_that_do_not_balance_are_told():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (None, "no dataset here"),
-        ("{", "damaged"),
-        ('{"format_version": 1}', "build the dataset again"),
-        ('{"format_version": 1, "old": 1}', "format version 1, this program reads"),
+        ("other", "", "no dataset here"),
+        ("plan.parquet", "", "not finished"),
+        ("dataset.json", "{", "damaged"),
+        ("dataset.json", '{"format_version": 1, "old": 1}', "format version 1, this program reads .*build the dataset again"),
     ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path: Path, content: str | None, message: str):
-    if content is not None:
-        (tmp_path / "dataset.json").write_text(content)
+def test_what_is_no_dataset_is_refused(tmp_path: Path, name: str, content: str, message: str):
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
-        read_dataset(tmp_path)
-
-
-def test_an_unfinished_build_is_told_from_no_build(tmp_path: Path):
-    (tmp_path / "plan.parquet").touch()
-    with pytest.raises(InputError, match="not finished"):
         read_dataset(tmp_path)
 
 
