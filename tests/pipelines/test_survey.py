@@ -193,34 +193,41 @@ def test_a_bad_photo_costs_itself_alone_and_is_looked_at_again(world, tmp_path, 
 
 
 def test_only_what_is_missing_is_done_again_to_the_same_tables(world, tmp_path, monkeypatch, capsys):
-    """An unexpected error fails its chunk by name and leaves the survey unfinished; the next run goes on."""
+    """An error that is no photo's fails its chunk by name and leaves the survey unfinished; the next run goes on."""
     monkeypatch.setattr(duplicate_scan, "PHOTOS_PER_CHUNK", 7)
-    out = tmp_path / "survey"
+    folder, out = tmp_path / "photos", tmp_path / "survey"
+    shutil.copytree(world.folder, folder)
     shutil.copytree(world.survey, out)
     tables = [(out / f"{name}.parquet").read_bytes() for name in ("photos", "same_photos")]
     parts = [out / "parts" / f"{number:06d}.parquet" for number in range(8)]
     parts[2].unlink()
+    parts[2].mkdir()
     parts[3].write_bytes(parts[3].read_bytes()[:-10])
-    shutil.copy(parts[5], parts[4])
     foreign = pq.read_table(parts[6])
     identity = json.loads((out / "survey.json").read_text())["identity"].encode()
     notes = {name: text.replace(identity, identity[::-1]) for name, text in foreign.schema.metadata.items()}
     pq.write_table(foreign.replace_schema_metadata(notes), parts[6])
+    missing = pq.ParquetFile(parts[4]).read(columns=["split", "photo_id"]).to_pylist()[0]
+    shutil.copy(parts[5], parts[4])
     (out / "parts" / f".000001.parquet.{'0' * 32}.tmp").write_bytes(b"left by a dead attempt")
+    photo = folder / missing["split"] / f"{missing['photo_id']}.jpg"
+    photo.rename(tmp_path / photo.name)
     before = stamps(out)
-    (out / "photo_list.parquet").rename(tmp_path / "photo_list.parquet")
-    assert call_survey(world.folder, out, "--ray.attempts", "1") == 1
+    assert call_survey(folder, out, "--ray.attempts", "1") == 1
     said = capsys.readouterr().err
     assert "chunk 2 failed 1 time" in said
-    assert "photo_list.parquet" in said
-    assert "4 of 8 chunks failed" in said
+    assert "1 of 8 chunks failed" in said
     with pytest.raises(InputError, match="not finished"):
         read_scan(out)
-    (tmp_path / "photo_list.parquet").rename(out / "photo_list.parquet")
-    assert call_survey(world.folder, out) == 0
+    parts[2].rmdir()
+    (tmp_path / photo.name).rename(photo)
+    between = stamps(out)
+    assert call_survey(folder, out) == 0
     assert [(out / f"{name}.parquet").read_bytes() for name in ("photos", "same_photos")] == tables
     after = stamps(out)
-    assert {name for name in before if after[name] == before[name]} == {parts[number].name for number in (0, 1, 5, 7)}
+    assert {number for number in range(8) if before[parts[number].name] == after[parts[number].name]} == {0, 1, 5, 7}
+    again = {number for number in range(8) if between.get(parts[number].name) != after[parts[number].name]}
+    assert again == {2, 4}, "what failed, as a chunk or as a photo"
     assert not list((out / "parts").glob(".*"))
 
 
