@@ -484,10 +484,10 @@ def test_no_order_of_rows_decides_anything(tmp_path_factory, changes, rules, shu
 
 
 def test_buckets_and_row_groups_change_nothing(tmp_path, monkeypatch):
-    """The same objects, in row groups of one size, with one bucket and one run, and with many of both."""
+    """The same objects by split, photo and object, in row groups of one size, with one bucket and run, and with many of both."""
     monkeypatch.setattr(objects_stage, "_ROW_GROUP", 64)
-    rows = many(100, 5)
-    rules = {"nested_share": 0.9, "max_per_photo": 3, "max_per_class": 60}
+    rows = [{**row, "split": "validation" if int(row["photo_id"][1:]) % 3 == 0 else "train"} for row in many(100, 5)]
+    rules = {"nested_share": 0.9, "max_per_photo": 3, "max_per_class": 40}
     one = run(source_of(rows, batch=50), tmp_path / "one", rules)
     monkeypatch.setattr(partition, "ROWS_PER_FILE", 100)
     monkeypatch.setattr(partition, "ROWS_AT_ONCE", 10)
@@ -496,7 +496,12 @@ def test_buckets_and_row_groups_change_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "many" / "objects.parquet").read_bytes() == (tmp_path / "one" / "objects.parquet").read_bytes()
     assert sorted(map(str, in_parts[2])) == sorted(map(str, one[2]))
     metadata = pq.ParquetFile(tmp_path / "many" / "objects.parquet").metadata
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [64, 64, 180 - 128]
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    assert sizes[:-1] == [64] * (len(one[1]) // 64)
+    order = [(row["split"], row["photo_id"]) for row in one[1]]
+    assert [split for split, _ in order] == sorted(split for split, _ in order)
+    assert len(list(itertools.groupby(order))) == len(set(order)), "rows of a photo stand together"
+    assert order != sorted(order)
 
 
 def test_absurd_ids_cost_their_rows_and_no_memory(tmp_path):
@@ -528,16 +533,6 @@ def test_what_killed_attempts_left_is_swept(tmp_path):
     (dead / "boxes-00000.arrow").touch()
     (tmp_path / f".objects.parquet.{'0' * 32}.tmp").touch()
     run(source_of(boxes(FAR)), tmp_path)
-
-
-def test_objects_stand_by_split_photo_and_object(tmp_path):
-    rows = [{**row, "split": "validation" if int(row["photo_id"][1:]) % 3 == 0 else "train"} for row in many(50, 4)]
-    _, objects, _ = run(source_of(rows), tmp_path, PLAIN)
-    splits = [row["split"] for row in objects]
-    assert splits == sorted(splits)
-    order = [(row["split"], row["photo_id"]) for row in objects]
-    assert len(list(itertools.groupby(order))) == len(set(order)) == 50
-    assert order != sorted(order)
 
 
 def test_ids_are_pinned_and_change_with_every_coordinate_and_the_label(tmp_path):
