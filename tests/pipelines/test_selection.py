@@ -26,7 +26,7 @@ from pipelines.selection import objects as objects_stage
 from pipelines.selection import partition, selector
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.partition import SpillFiles, partition_by_photo
-from pipelines.selection.rules import choose_classes, class_limits, quotas, suppress
+from pipelines.selection.rules import above_max_aspect, below_min_side, choose_classes, class_limits, quotas, suppress
 from pipelines.selection.selector import object_shares
 from schemas.tables import BOXES, COORDINATES, FLAGS, OBJECTS, PHOTOS, REJECT_REASONS, REJECTS
 
@@ -133,6 +133,12 @@ def test_a_row_that_cannot_be_read_has_this_reason_alone(tmp_path):
     found = {row["row"]: (row["reasons"], row["detail"]) for row in rejects}
     assert found[1][0] == ["bad_row"]
     assert found[2] == (["no_label", "bad_flag", "unknown_photo"], "the label is empty")
+
+
+def test_sides_and_aspect_are_px_up_to_rounding():
+    asked = SelectionSettings(min_side=40, max_aspect=5)
+    assert below_min_side(np.array([39.99, 40 - 1e-9, 40]), asked).tolist() == [True, False, False]
+    assert above_max_aspect(np.full(3, 40.0), np.array([200, 200 + 1e-9, 200.01]), asked).tolist() == [False, False, True]
 
 
 def outlined(photo: str, share: float) -> dict:
