@@ -38,19 +38,11 @@ from schemas.tables import SAME_PHOTOS, WORD, one_word
 
 # Strongest evidence first: one file, what the tables have on the original, the file's bytes, what the photo shows.
 EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
-# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. Measured on 74 photos of Open Images and COCO:
-#                                                             coarse   detail   found at coarse <= 3, 6
-#   saved at JPEG quality 30 to 90, 0.25 to 1 times the size    <= 2     <= 4           100 %, 100 %
-#   brighter by 10 %, gamma 0.8, or 0.5 % of each side cut      <= 6     <= 6            94 %, 100 %
-#   brighter by 25 %                                            <= 6    <= 10            72 %, 100 %
-#   1 % of each side cut                                        <= 8     <= 8            70 %,  99 %
-#   different photos, 2,701 pairs                              >= 14    >= 16             0 %,   0 %
-#   their sixteenths, far plainer pictures, 700,336 pairs      >= 10                      0 %,   0 %
-# Among millions of photos some plain ones come within 6 by chance; the detail rules nearly all of those out, and costs no copy.
+# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ: on 74 real photos they differ in at most 2 and 4 if saved
+# again or made smaller, in 8 and 10 if edited or cut a little; different photos in at least 14 and 16 (docs/decisions.md).
 MAX_DISTANCE = 6
 MAX_DETAIL_DISTANCE = 12
-# In grey levels. Of the 74 photos the plainest has 24. Made ever fainter, and then saved at JPEG quality 60, none is lost down to
-# 4, 7 % between 3 and 4, 15 % between 2 and 3, 44 % between 1 and 2.
+# In grey levels. The plainest of these photos has 24; made fainter and saved again, none is lost down to 4, 15 % between 2 and 3.
 MIN_STRUCTURE = 2.0
 # The 64 lowest frequencies outside the 8 x 8 block of `coarse`, (row, column), diagonal by diagonal.
 _DETAIL = tuple(
