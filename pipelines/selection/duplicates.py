@@ -38,8 +38,8 @@ from schemas.tables import SAME_PHOTOS, WORD, one_word
 
 # Strongest evidence first: one file, what the tables have on the original, the file's bytes, what the photo shows.
 EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
-# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ: on 74 real photos they differ in at most 2 and 4 if saved
-# again or made smaller, in 8 and 10 if edited or cut a little; different photos in at least 14 and 16 (docs/decisions.md).
+# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. On 74 real photos these are at most 2 and 4 if saved
+# again or made smaller, in 8 and 10 if edited or cut a little; different photos in 14 and 16 at least (docs/decisions.md).
 MAX_DISTANCE = 6
 MAX_DETAIL_DISTANCE = 12
 # In grey levels. The plainest of these photos has 24; made fainter and saved again, none is lost down to 4, 15 % between 2 and 3.
