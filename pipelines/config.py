@@ -173,8 +173,6 @@ class MaskSettings(Group):
     """Probability that a mask is an arbitrary shape of Bessel curves; otherwise it is the extended box (paper: 0.5)."""
     max_extension: float = Field(0.4, ge=0, le=1)
     """Largest share of the free space on each side that the extended box takes (paper's code: 0.4)."""
-    points_per_edge: int = Field(20, ge=2)
-    """Points sampled on each Bessel curve (paper: 20; its code takes 18)."""
     jitter: tuple[int, int] = (1, 5)
     """Smallest and largest offset of each point along each axis in photo px (paper: 1 to 5)."""
 
@@ -201,8 +199,6 @@ class ReferenceSettings(Group):
     background: Literal["keep", "grey"] = "keep"
     """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
     Objects that are too little of their reference are rejected then: selection.min_object_share."""
-    jpeg_quality: int = Field(95, ge=50, le=100)
-    """JPEG quality of ref.jpg and view.jpg."""
 
 
 class LatentSettings(Group):

@@ -20,7 +20,6 @@ Everything up to rasterising happens in photo pixels, as published: the jitter o
 Pure geometry: no I/O, an explicit random generator.
 """
 
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -32,6 +31,8 @@ from jaxtyping import Bool, Float, UInt8
 from pbe_core.images.crop import Rectangle, Resizing, Window, resize, whole_photo
 from schemas.sample import MaskKind
 
+POINTS_PER_EDGE = 20
+"""Points sampled on each Bessel curve, as the paper has it; its code takes 18."""
 _SUBPIXEL_BITS = 6
 
 Zoom = Literal["published", "free"]
@@ -153,16 +154,9 @@ def bessel_curves(box: Rectangle, extended: Rectangle, points_per_edge: int) -> 
     control = np.array(
         [[middle_x, extended.y_min], [extended.x_max, middle_y], [middle_x, extended.y_max], [extended.x_min, middle_y]]
     )[:, None]
-    of_start, of_control, of_end = _bezier_weights(points_per_edge)
-    curves: np.ndarray = of_start * start + of_control * control + of_end * end
+    t = (np.arange(points_per_edge) / points_per_edge)[:, None]
+    curves: np.ndarray = (1 - t) ** 2 * start + 2 * t * (1 - t) * control + t**2 * end
     return curves.reshape(-1, 2)
-
-
-@functools.cache
-def _bezier_weights(points: int) -> Float[np.ndarray, "3 points 1"]:
-    """Of start, control point and end at t = 0, 1/points, ..."""
-    t = (np.arange(points) / points)[:, None]
-    return np.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])
 
 
 def bessel_polygon(

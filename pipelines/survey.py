@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.sheets import save_picture
@@ -75,29 +75,25 @@ def print_summary(folder: Path) -> None:
         plain += batch["perceptual_hash"].null_count - batch["width"].null_count
     same = survey.same.to_pylist()
     across = [pair for pair in same if pair["split"] != pair["kept_split"]]
-    table = Table(title="What the photos are like", title_justify="left")
-    table.add_column("outcome")
-    table.add_column("split")
-    table.add_column("photos", justify="right")
-    for (code, split), count in sorted(codes.items(), key=lambda item: (item[0][0] != "ok", item[0])):
-        table.add_row("ok" if code == "ok" else f"failed: {code}", split, f"{count:,}")
-    table.add_row("ok, but too plain for a perceptual hash", "", f"{plain:,}")
-    table.add_section()
     groups = {(pair["kept_split"], pair["kept_photo_id"]) for pair in same}
-    table.add_row("groups of the same photo, of which one is kept", "", f"{len(groups):,}")
-    table.add_row("the others in these groups", "", f"{len(same):,}")
-    for by, count in Counter(pair["by"] for pair in same).most_common():
-        table.add_row(f"of these found by {by}", "", f"{count:,}")
-    table.add_row("of these in another split than the one kept", "", f"{len(across):,}")
-    console = Console()
-    console.print(table)
+    by_code = sorted(codes.items(), key=lambda item: (item[0][0] != "ok", item[0]))
+    rows = [
+        *(("ok" if code == "ok" else f"failed: {code}", split, count) for (code, split), count in by_code),
+        ("ok, but too plain for a perceptual hash", "", plain),
+        ("groups of the same photo, of which one is kept", "", len(groups)),
+        ("the others in these groups", "", len(same)),
+        *((f"of these found by {by}", "", count) for by, count in Counter(pair["by"] for pair in same).most_common()),
+        ("of these in another split than the one kept", "", len(across)),
+    ]
+    table = Table("outcome", "split", Column("photos", justify="right"), title="What the photos are like", title_justify="left")
+    for outcome, split, count in rows:
+        table.add_row(outcome, split, f"{count:,}")
+    Console().print(table)
     for pair in across[:PAIRS_PRINTED]:
-        console.print(caption_of(pair), soft_wrap=True, highlight=False)
+        print(caption_of(pair))
     if len(across) > PAIRS_PRINTED:
-        console.print(
-            f"... and {len(across) - PAIRS_PRINTED:,} more in {folder / 'same_photos.parquet'}", soft_wrap=True, highlight=False
-        )
-    console.print(f"survey: {folder}", soft_wrap=True, highlight=False)
+        print(f"... and {len(across) - PAIRS_PRINTED:,} more in {folder / 'same_photos.parquet'}")
+    print(f"survey: {folder}")
 
 
 if __name__ == "__main__":

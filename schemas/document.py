@@ -1,5 +1,7 @@
 """Write `docs/data-format.md` from the schemas: `python -m schemas.document > docs/data-format.md` (or `make docs`)."""
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel
 
 from schemas import dataset, sample
@@ -43,25 +45,26 @@ STORE_LAYOUT = """\
 """
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+def _table(columns: str, rows: Iterable[tuple[object, ...]]) -> list[str]:
+    """A table as Markdown, and an empty line."""
+    names = columns.split(", ")
+    cells = [names, ["---"] * len(names), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return [*(f"| {' | '.join(row)} |" for row in cells), ""]
 
 
 def _fields(model: type[BaseModel]) -> list[str]:
-    lines = ["| field | type | meaning |", "| --- | --- | --- |"]
+    rows = []
     for name, field in model.model_fields.items():
-        kind = (
-            field.annotation.__name__
-            if isinstance(field.annotation, type) and "[" not in str(field.annotation)
-            else str(field.annotation)
-        )
-        kind = kind.replace("typing.", "").replace("schemas.dataset.", "")
-        lines.append(f"| `{name}` | `{_cell(kind)}` | {_cell(field.description or '')} |")
-    return lines
+        kind = str(field.annotation)
+        if isinstance(field.annotation, type) and "[" not in kind:
+            kind = field.annotation.__name__
+        rows.append((f"`{name}`", f"`{kind.replace('typing.', '').replace('schemas.dataset.', '')}`", field.description or ""))
+    return _table("field, type, meaning", rows)
 
 
 def document() -> str:
     """The whole page as Markdown."""
+    members = ((f"`{m.name}`", m.layout, f"{m.meaning}{' (optional)' if m.optional else ''}") for m in sample.MEMBERS)
     lines = [
         "# Data format",
         "",
@@ -75,37 +78,26 @@ def document() -> str:
         "One object in one view with its K masks. The key is `<object id>_<view>`: ASCII, no dots, unique in the dataset, stable",
         "between builds. C channels and h × w cells are those of the VAE's latent; S is the view's side in px.",
         "",
-        "| member | layout | what |",
-        "| --- | --- | --- |",
+        *_table("member, layout, what", members),
+        "Fields of `json`:",
+        "",
+        *_fields(sample.SampleRecord),
+        "## dataset.json",
+        "",
     ]
-    for member in sample.MEMBERS:
-        lines.append(f"| `{member.name}` | {member.layout} | {member.meaning}{' (optional)' if member.optional else ''} |")
-    lines += ["", "Fields of `json`:", "", *_fields(sample.SampleRecord), "", "## dataset.json", ""]
     for part in (dataset.DatasetInfo, dataset.VaeIdentity, dataset.SplitCounts, dataset.Books):
-        lines += [f"`{part.__name__}`: {part.__doc__}", "", *_fields(part), ""]
+        lines += [f"`{part.__name__}`: {part.__doc__}", "", *_fields(part)]
     lines += ["## A photo store", "", STORE_LAYOUT, "## Tables", ""]
     for name, schema in TABLES.items():
-        lines += [
-            f"### {name}",
-            "",
-            schema.metadata[b"about"].decode(),
-            "",
-            "| column | type | null | meaning |",
-            "| --- | --- | --- | --- |",
-        ]
-        for field in schema:
-            null = "yes" if field.nullable else "no"
-            lines.append(
-                f"| `{field.name}` | `{_cell(str(field.type))}` | {null} | {_cell(field.metadata[b'meaning'].decode())} |"
-            )
-        lines.append("")
+        fields = (
+            (f"`{field.name}`", f"`{field.type}`", "yes" if field.nullable else "no", field.metadata[b"meaning"].decode())
+            for field in schema
+        )
+        lines += [f"### {name}", "", schema.metadata[b"about"].decode(), "", *_table("column, type, null, meaning", fields)]
     for heading, codes in (("Reasons of rejects", REJECT_REASONS), ("Codes of failures", FAILURE_CODES)):
-        lines += [f"## {heading}", "", "| code | meaning |", "| --- | --- |"]
-        lines += [*(f"| `{code}` | {meaning} |" for code, meaning in codes.items()), ""]
-    lines += ["## Outcomes of photos", "", "| code | asking again may help | meaning |", "| --- | --- | --- |"]
-    for code, outcome in OUTCOMES.items():
-        lines.append(f"| `{code}` | {'yes' if outcome.transient else 'no'} | {outcome.meaning} |")
-    lines.append("")
+        lines += [f"## {heading}", "", *_table("code, meaning", ((f"`{code}`", meaning) for code, meaning in codes.items()))]
+    outcomes = ((f"`{code}`", "yes" if outcome.transient else "no", outcome.meaning) for code, outcome in OUTCOMES.items())
+    lines += ["## Outcomes of photos", "", *_table("code, asking again may help, meaning", outcomes)]
     return "\n".join(lines)
 
 

@@ -11,6 +11,8 @@ PHOTO_ERRORS = {
     "no_end_mark": "a JPEG that lacks its end mark and no pixels, and source.missing_end_mark is refuse",
     "decode_error": "the pixels cannot be decoded: a damaged or truncated file, or a variant of its format that is not read",
 }
+# What a crawl finds as a build does.
+_AS_READ = ("not_an_image", "unsupported_format", "no_end_mark", "decode_error")
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,7 @@ OUTCOMES = {
     "too_large": Outcome("more bytes than crawl.max_bytes, as announced, as sent or as unpacked", transient=False),
     "size_mismatch": Outcome("another number of bytes than the metadata's OriginalSize", transient=False),
     "hash_mismatch": Outcome("another MD5 than the metadata's OriginalMD5", transient=False),
-    "not_an_image": Outcome("the bytes are no picture: an error page, an empty file, another kind of data", transient=False),
-    "unsupported_format": Outcome(
-        "a picture or video of a format that is not read (docs/own-data.md lists those that are)", transient=False
-    ),
-    "no_end_mark": Outcome(
-        "a JPEG that lacks its end mark and no pixels, and source.missing_end_mark is refuse", transient=False
-    ),
-    "decode_error": Outcome(
-        "the pixels cannot be decoded: a damaged or truncated file, or a variant of its format that is not read", transient=False
-    ),
+    **{code: Outcome(PHOTO_ERRORS[code], transient=False) for code in _AS_READ},
     "too_many_pixels": Outcome("the header announces more pixels than source.max_photo_pixels", transient=False),
     "too_small": Outcome("the shorter side is below crawl.min_side px", transient=False),
     "placeholder": Outcome("the same bytes came for many ids: a picture that says that the photo is gone", transient=False),

@@ -27,8 +27,12 @@ def with_plain_words(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in schema])
 
 
-def _field(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"meaning": meaning})
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, nullable=False, metadata={"meaning": meaning})
+
+
+def _nullable(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
 
 
 def _plain(field: pa.Field) -> pa.Field:
@@ -52,30 +56,26 @@ _BOX = [
     _field("is_depiction", pa.int8(), "a drawing or print of the object, not the object (1, 0, -1 unknown)"),
     _field("is_inside", pa.int8(), "the photo was taken from inside the object (1, 0, -1 unknown)"),
 ]
-_SEGMENTATION = _field(
+_SEGMENTATION = _nullable(
     "segmentation",
     pa.string(),
     "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); null if not known",
-    nullable=True,
 )
 _OBJECT_ID = _field(
     "object_id", pa.string(), "<photo_id>-<12 hex digits of a hash of label and coordinates>: the same in every build"
 )
 _SOURCE = [
-    _field("file_name", pa.string(), "the photo's file below the photo folder; null where the id alone tells it", nullable=True),
-    _field(
-        "width", pa.int32(), "the photo's width in px, in the frame of its boxes; null if the tables do not say", nullable=True
-    ),
-    _field("height", pa.int32(), "the photo's height in px, likewise", nullable=True),
-    _field(
+    _nullable("file_name", pa.string(), "the photo's file below the photo folder; null where the id alone tells it"),
+    _nullable("width", pa.int32(), "the photo's width in px, in the frame of its boxes; null if the tables do not say"),
+    _nullable("height", pa.int32(), "the photo's height in px, likewise"),
+    _nullable(
         "rotation",
         pa.int16(),
         "degrees counterclockwise (0, 90, 180, 270) by which photo and boxes are turned before use; null if unknown",
-        nullable=True,
     ),
-    _field("url", pa.string(), "where the photo was published; null if the source does not say", nullable=True),
-    _field("author", pa.string(), "the photo's author; null if the source does not say", nullable=True),
-    _field("licence", WORD, "the photo's licence, as a URL; null if the source does not say", nullable=True),
+    _nullable("url", pa.string(), "where the photo was published; null if the source does not say"),
+    _nullable("author", pa.string(), "the photo's author; null if the source does not say"),
+    _nullable("licence", WORD, "the photo's licence, as a URL; null if the source does not say"),
 ]
 
 BOXES = pa.schema(
@@ -89,8 +89,8 @@ BOXES = pa.schema(
             pa.int64(),
             "from 1: the line less one, for the header (CSV), the line (JSON Lines), or the place in `annotations` (COCO)",
         ),
-        _field("problem", WORD, "what is wrong with the row by itself: a reason below; null if nothing is", nullable=True),
-        _field("detail", pa.string(), "what is wrong, in words, with the cell or key", nullable=True),
+        _nullable("problem", WORD, "what is wrong with the row by itself: a reason below; null if nothing is"),
+        _nullable("detail", pa.string(), "what is wrong, in words, with the cell or key"),
     ],
     metadata={"about": "All boxes of the source, one row each, as the annotation reader yields them in record batches."},
 )
@@ -98,11 +98,9 @@ PHOTOS = pa.schema(
     [
         *_PHOTO,
         *_SOURCE,
-        _field(
-            "thumbnail_url", pa.string(), "where a smaller copy was published; null if the source does not say", nullable=True
-        ),
-        _field("original_md5", pa.string(), "MD5 of the published original, in base64; null if not known", nullable=True),
-        _field("original_bytes", pa.int64(), "size of the published original; null if not known", nullable=True),
+        _nullable("thumbnail_url", pa.string(), "where a smaller copy was published; null if the source does not say"),
+        _nullable("original_md5", pa.string(), "MD5 of the published original, in base64; null if not known"),
+        _nullable("original_bytes", pa.int64(), "size of the published original; null if not known"),
     ],
     metadata={"about": "What the source's tables say about its photos, as the annotation reader yields them in record batches."},
 )
@@ -110,18 +108,17 @@ SURVEY = pa.schema(
     [
         *_PHOTO,
         _field("code", WORD, "`ok`, or why it cannot be used: a code of failures below"),
-        _field("detail", pa.string(), "what is wrong, in words; null if nothing is", nullable=True),
-        _field("sha256", pa.string(), "SHA-256 of the file, hex; null if there is none", nullable=True),
-        _field("bytes", pa.int64(), "size of the file; null if there is none", nullable=True),
-        _field("width", pa.int32(), "width in px, in the frame of the boxes; null if it cannot be decoded", nullable=True),
-        _field("height", pa.int32(), "height in px, likewise", nullable=True),
-        _field(
+        _nullable("detail", pa.string(), "what is wrong, in words; null if nothing is"),
+        _nullable("sha256", pa.string(), "SHA-256 of the file, hex; null if there is none"),
+        _nullable("bytes", pa.int64(), "size of the file; null if there is none"),
+        _nullable("width", pa.int32(), "width in px, in the frame of the boxes; null if it cannot be decoded"),
+        _nullable("height", pa.int32(), "height in px, likewise"),
+        _nullable(
             "perceptual_hash",
             pa.uint64(),
             "64-bit pHash of what the photo shows, by which copies are found; null if it cannot be decoded or shows too little",
-            nullable=True,
         ),
-        _field("detail_hash", pa.uint64(), "64 bits of finer detail, by which a copy is confirmed; null likewise", nullable=True),
+        _nullable("detail_hash", pa.uint64(), "64 bits of finer detail, by which a copy is confirmed; null likewise"),
     ],
     metadata={
         "about": "What the photos' files are like (`photos.parquet` of a survey, and its `parts/`), one row per photo that has "
@@ -141,11 +138,10 @@ SAME_PHOTOS = pa.schema(
             "`perceptual_hash` if it takes similar ones; each may lead through a third photo. `photo_id` if one id is in two "
             "splits",
         ),
-        _field(
+        _nullable(
             "distance",
             pa.int8(),
             "where `by` is perceptual_hash: bits in which the two perceptual hashes differ, if both have one; else null",
-            nullable=True,
         ),
     ],
     metadata={
@@ -171,13 +167,8 @@ REJECTS = pa.schema(
     [
         *[field for field in BOXES if field.name not in ("problem", "detail", "segmentation")],
         _field("reason", WORD, "the first rule that the box breaks, in the order below"),
-        _field(
-            "reasons",
-            pa.list_(pa.string()),
-            "all rules that it breaks, where `selection.all_reasons` is set; else null",
-            nullable=True,
-        ),
-        _field("detail", pa.string(), "for malformed rows: what is wrong, in words; else null", nullable=True),
+        _nullable("reasons", pa.list_(pa.string()), "all rules that it breaks, where `selection.all_reasons` is set; else null"),
+        _nullable("detail", pa.string(), "for malformed rows: what is wrong, in words; else null"),
     ],
     metadata={"about": "Boxes that were not accepted (`rejects.parquet`), with the reason. objects + rejects = boxes."},
 )
@@ -199,12 +190,12 @@ _TIME = pa.timestamp("ms", tz="UTC")
 _STATUS = [
     _field("code", WORD, "what became of the photo, as a code below"),
     _field("transient", pa.bool_(), "whether asking again may help"),
-    _field("detail", pa.string(), "what went wrong, in words, at each source; null if nothing did", nullable=True),
+    _nullable("detail", pa.string(), "what went wrong, in words, at each source; null if nothing did"),
     _field("attempts", pa.int16(), "how often it was asked for, over all sources, when it was last wanted"),
     _field("asked_at", _TIME, "when it was last asked for"),
     _field("source", WORD, "the entry of crawl.sources that gave it, or that was asked last"),
-    _field("url", pa.string(), "what was asked for last, after redirects; null for local files", nullable=True),
-    _field("http_status", pa.int16(), "of the last answer; null if there was none", nullable=True),
+    _nullable("url", pa.string(), "what was asked for last, after redirects; null for local files"),
+    _nullable("http_status", pa.int16(), "of the last answer; null if there was none"),
 ]
 _PLACE = [
     _field("file", WORD, "the tar that holds the photo, below the store; or the absolute path of a file that is used in place"),
@@ -213,11 +204,11 @@ _PLACE = [
     _field("sha256", pa.string(), "SHA-256 of these, hex; checked whenever they are read"),
     _field("width", pa.int32(), "width in px, as stored"),
     _field("height", pa.int32(), "height in px, as stored"),
-    _field("exif_orientation", pa.int8(), "EXIF orientation, 1 to 8; null if there is none", nullable=True),
+    _nullable("exif_orientation", pa.int8(), "EXIF orientation, 1 to 8; null if there is none"),
     _field("verified", pa.bool_(), "whether the metadata's OriginalMD5 vouches for these bytes"),
     _field("fetched_at", _TIME, "when these bytes came"),
-    _field("etag", pa.string(), "the answer's ETag; null if it had none", nullable=True),
-    _field("last_modified", pa.string(), "the answer's Last-Modified; null if it had none", nullable=True),
+    _nullable("etag", pa.string(), "the answer's ETag; null if it had none"),
+    _nullable("last_modified", pa.string(), "the answer's Last-Modified; null if it had none"),
 ]
 PHOTO_STATUS = pa.schema(
     [_PHOTO_KEY, *_PHOTO, *_STATUS],
@@ -242,15 +233,14 @@ WANTED = pa.schema(
         _PHOTO_KEY,
         *_PHOTO,
         *[field for field in PHOTOS if field.name in ("file_name", "url", "thumbnail_url", "original_md5", "original_bytes")],
-        _field("tar", WORD, "a tar of photos that has it, as an absolute path; null if none has", nullable=True),
-        _field("tar_offset", pa.int64(), "where the photo's bytes begin in it", nullable=True),
-        _field("tar_length", pa.int64(), "how many bytes these are", nullable=True),
-        _field("skip", pa.int16(), "how many of crawl.sources are passed over: they gave a placeholder", nullable=True),
-        _field(
+        _nullable("tar", WORD, "a tar of photos that has it, as an absolute path; null if none has"),
+        _nullable("tar_offset", pa.int64(), "where the photo's bytes begin in it"),
+        _nullable("tar_length", pa.int64(), "how many bytes these are"),
+        _nullable("skip", pa.int16(), "how many of crawl.sources are passed over: they gave a placeholder"),
+        _nullable(
             "before",
             pa.struct([_plain(field) for field in PHOTO_INDEX if field.name not in ("key", "split", "photo_id")]),
             "where it is asked for again: its row of the photo index, or of the quarantine",
-            nullable=True,
         ),
     ],
     metadata={
@@ -279,7 +269,7 @@ INDEX = pa.schema(
         _field("masked_npy", MEMBER_LOCATION, "byte range of masked.npy"),
         _field("ref_jpg", MEMBER_LOCATION, "byte range of ref.jpg"),
         _field("json", MEMBER_LOCATION, "byte range of json"),
-        _field("view_jpg", MEMBER_LOCATION, "byte range of view.jpg; null where views are not kept", nullable=True),
+        _nullable("view_jpg", MEMBER_LOCATION, "byte range of view.jpg; null where views are not kept"),
     ],
     metadata={
         "about": "Random access (`index.parquet`): where each member of each sample lies, and the CRC-32 of its bytes "
@@ -313,7 +303,7 @@ FAILURES = pa.schema(
         _field("key", pa.string(), "key of the sample"),
         _field("split", pa.string(), "split of its photo"),
         _field("photo_id", pa.string(), "its photo"),
-        _field("file_name", pa.string(), "the photo's file, where the source names files", nullable=True),
+        _nullable("file_name", pa.string(), "the photo's file, where the source names files"),
         _field("code", pa.string(), "what went wrong, as a code"),
         _field("detail", pa.string(), "what went wrong, in words"),
     ],
@@ -329,9 +319,6 @@ REJECT_REASONS = {
     "outside_photo": "a coordinate lies outside the photo",
     "empty_box": "the box has no area: min >= max",
     "bad_flag": "a flag is none of 1, 0, -1; an empty one is unknown",
-    # Older datasets have these two: a box is good without its outline, and nothing goes by the ids of annotations.
-    "bad_segmentation": "older datasets only: the polygons or the RLE cannot be read",
-    "duplicate_id": "older datasets only: another row of the file has the same id",
     "unknown_label": "the label is not in the source's list of classes",
     "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
     "same_photo": "the photo is there under another id too, and that one is kept",

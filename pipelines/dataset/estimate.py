@@ -7,6 +7,8 @@ Arrays are counted exactly. What depends on pictures is estimated from `sample_s
 """
 
 import json
+import math
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from pbe_core.errors import InputError
 from pbe_core.machine import device_name
@@ -26,7 +28,7 @@ from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import check_photos, is_store, photo_keys
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
-from schemas.tables import REJECT_REASONS
+from schemas.tables import COORDINATES, REJECT_REASONS
 
 ESTIMATE_RECORD = "estimate.json"
 RATES = Path(__file__).parent / "rates"
@@ -193,8 +195,7 @@ def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[En
     table = _read_rates(RATES / "encoder_rates.json", "benchmarks.encoder_rate")
     best: dict[tuple[str, str], EncoderTime] = {}
     for row in sorted(table["rows"], key=lambda row: abs(row["size_px"] - size), reverse=True):
-        known = Path(row["vae"]).name == Path(vae).name and Path(row["vae"]).parent.name == Path(vae).parent.name
-        if not known or row["precision"] != precision:
+        if Path(row["vae"]).parts[-2:] != Path(vae).parts[-2:] or row["precision"] != precision:
             continue
         rate = row["pictures_per_second"] * (row["size_px"] / size) ** 2
         # The nearest size comes last and stays.
@@ -211,74 +212,54 @@ def as_json(estimated: Estimate) -> bytes:
 
 def print_selection(selection: Selection) -> None:
     """Where every box went, the largest classes, and the first malformed rows."""
-    table = Table(title="Boxes", title_justify="left")
-    table.add_column("outcome")
-    table.add_column("count", justify="right")
-    table.add_column("share", justify="right")
-    table.add_column("meaning")
-    table.add_row("read", f"{selection.boxes:,}", "", "")
-    table.add_row("accepted: objects", f"{selection.objects:,}", _share(selection.objects, selection.boxes), "")
-    for reason, count in selection.rejects.items():
-        table.add_row(f"rejected: {reason}", f"{count:,}", _share(count, selection.boxes), REJECT_REASONS[reason])
-    table.add_section()
-    if selection.photos:
-        table.add_row("photos in the tables", f"{selection.photos:,}", "", "")
-        table.add_row(
-            "without a box", f"{selection.photos_without_boxes:,}", _share(selection.photos_without_boxes, selection.photos), ""
-        )
-    table.add_row("photos with boxes", f"{selection.photos_with_boxes:,}", "", "")
-    table.add_row(
-        "photos with objects",
-        f"{selection.photos_with_objects:,}",
-        _share(selection.photos_with_objects, selection.photos_with_boxes),
-        "",
-    )
-    for how, count in selection.same_photos.items():
-        meaning = "of these in another split: a leak, if kept" if how == "across_splits" else f"found by {how}"
-        table.add_row("photos under two ids" if how != "across_splits" else "across splits", f"{count:,}", "", meaning)
+    found = selection
+    table = Table("outcome", _right("count"), _right("share"), "meaning", title="Boxes", title_justify="left")
+    table.add_row("read", f"{found.boxes:,}")
+    for outcome, count, whole, meaning in (
+        ("accepted: objects", found.objects, found.boxes, ""),
+        *((f"rejected: {reason}", count, found.boxes, REJECT_REASONS[reason]) for reason, count in found.rejects.items()),
+        ("photos in the tables", found.photos, 0, ""),
+        ("without a box", found.photos_without_boxes, found.photos, ""),
+        ("photos with boxes", found.photos_with_boxes, 0, ""),
+        ("photos with objects", found.photos_with_objects, found.photos_with_boxes, ""),
+        *((f"photos under two ids: {how}", count, 0, "") for how, count in found.same_photos.items()),
+    ):
+        if count or whole:  # Some tables list no photos.
+            table.add_row(outcome, f"{count:,}", _share(count, whole), meaning)
     _CONSOLE.print(table)
-    _print_classes(selection)
-    for note in selection.notes:
-        _CONSOLE.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
-    for reason, examples in selection.examples.items():
-        for example in examples:
-            _CONSOLE.print(f"{reason}: {example}", highlight=False, markup=False, soft_wrap=True)
+    _print_classes(found)
+    examples = [f"{reason}: {example}" for reason, shown in found.examples.items() for example in shown]
+    for line in [*(f"note: {note}" for note in found.notes), *examples]:
+        _CONSOLE.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_estimate(plan: Estimate) -> None:
     """What the plan will make and cost."""
-    table = Table(title="What the build will make", title_justify="left")
-    table.add_column("what")
-    table.add_column("how much", justify="right")
-    table.add_column("how that is known")
-    origin = f"at most: {number_of(plan.objects, 'object')} in {number_of(plan.photos, 'photo')}, as far as these can be used"
-    table.add_row("samples", f"{plan.samples:,}", origin)
-    table.add_row("shards", f"{plan.shards:,}", "")
     each = plan.bytes_on_disk / max(1, plan.samples) / 1e3
-    table.add_row("on disk", _size(plan.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos")
+    missing = f": {number_of(plan.photos_to_fetch, 'photo')} not here yet" if plan.photos_to_fetch < plan.photos else ""
+    origin = f"at most: {number_of(plan.objects, 'object')} in {number_of(plan.photos, 'photo')}, as far as these can be used"
+    latents = f"views and masked views; a VAE of {plan.latent[0]} channels, f = {plan.latent[1]}"
+    rows = [
+        ("samples", f"{plan.samples:,}", origin),
+        ("shards", f"{plan.shards:,}", ""),
+        ("on disk", _size(plan.bytes_on_disk), f"about {each:,.0f} kB a sample; JPEGs as measured on real photos"),
+    ]
     if plan.download is not None:
-        which = f"{number_of(plan.photos_to_fetch, 'photo')} not here yet" if plan.photos_to_fetch < plan.photos else ""
-        table.add_row(
-            "download", _size(plan.download), f"the published copies of 1024 px, by their mean size{which and f': {which}'}"
-        )
+        rows.append(("download", _size(plan.download), f"the published copies of 1024 px, by their mean size{missing}"))
     if plan.download_originals is not None:
-        table.add_row(
-            "or, originals",
-            _size(plan.download_originals),
-            f"OriginalSize of {number_of(plan.photos_of_known_size, 'photo')}",
-        )
-    table.add_row(
-        "pictures to encode",
-        f"{plan.pictures:,}",
-        f"views and masked views; a VAE of {plan.latent[0]} channels, f = {plan.latent[1]}",
-    )
+        known = f"OriginalSize of {number_of(plan.photos_of_known_size, 'photo')}"
+        rows.append(("or, originals", _size(plan.download_originals), known))
+    rows.append(("pictures to encode", f"{plan.pictures:,}", latents))
     for time in plan.encoder:
         how = "measured" if time.kind == "measured" else "computed from its peak, not measured"
-        table.add_row(
-            f"one {time.device}, {time.precision}", _time(time.hours), f"{time.pictures_per_second:,.1f} pictures/s, {how}"
-        )
+        rate = f"{time.pictures_per_second:,.1f} pictures/s, {how}"
+        rows.append((f"one {time.device}, {time.precision}", _time(time.hours), rate))
     if not plan.encoder:
-        table.add_row("encoder's time", "?", "no rate of this VAE and precision; `python -m benchmarks.encoder_rate` measures it")
+        no_rate = "no rate of this VAE and precision; `python -m benchmarks.encoder_rate` measures it"
+        rows.append(("encoder's time", "?", no_rate))
+    table = Table("what", _right("how much"), "how that is known", title="What the build will make", title_justify="left")
+    for row in rows:
+        table.add_row(*row)
     _CONSOLE.print(table)
 
 
@@ -287,9 +268,8 @@ def print_comparison(estimated: Estimate, actual: DatasetInfo, packing_seconds: 
 
     The time is compared with that of one such device as this program sees, where the table of rates has it.
     """
-    table = Table(title="Estimated and made", title_justify="left")
-    for name in ("what", "estimate", "actual", "actual / estimate"):
-        table.add_column(name, justify="left" if name == "what" else "right")
+    columns = (_right(name) for name in ("estimate", "actual", "actual / estimate"))
+    table = Table("what", *columns, title="Estimated and made", title_justify="left")
     made = actual.books.samples
     size = sum(split.bytes for split in actual.splits.values())
     shards = sum(len(split.shards) for split in actual.splits.values())
@@ -312,20 +292,13 @@ def _reference_pixels(settings: BuildSettings) -> float:
     if settings.references.resize == "published":
         return settings.references.side**2
     total, count = 0.0, 0
-    columns = ["x_min", "x_max", "y_min", "y_max", "width", "height"]
+    columns = [*COORDINATES, "width", "height"]
     for batch in pq.ParquetFile(settings.out / "objects.parquet").iter_batches(columns=columns):
-        photo = [
-            batch.column(name).fill_null(unknown).to_numpy(zero_copy_only=False)
-            for name, unknown in zip(("width", "height"), UNKNOWN_PHOTO_SIZE, strict=True)
-        ]
-        sides = [
-            np.minimum(
-                (batch.column(f"{axis}_max").to_numpy() - batch.column(f"{axis}_min").to_numpy()) * length
-                + 2 * settings.references.padding,
-                length,
-            )
-            for axis, length in zip("xy", photo, strict=True)
-        ]
+        sides = []
+        for axis, side, unknown in zip("xy", ("width", "height"), UNKNOWN_PHOTO_SIZE, strict=True):
+            length = batch.column(side).fill_null(unknown).to_numpy(zero_copy_only=False)
+            share = batch.column(f"{axis}_max").to_numpy() - batch.column(f"{axis}_min").to_numpy()
+            sides.append(np.minimum(share * length + 2 * settings.references.padding, length))
         # As pipelines/geometry.py does it, for columns.
         scale = np.minimum(1, settings.references.side / np.minimum(*sides))
         scale = np.minimum(scale, settings.references.max_side / np.maximum(*sides))
@@ -337,24 +310,16 @@ def _reference_pixels(settings: BuildSettings) -> float:
 def _read_rates(path: Path, program: str) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table; make it with `python -m {program}` (see benchmarks/README.md)") from None
-    except ValueError:
-        raise InputError(f"{path}: not JSON; make it again with `python -m {program}`") from None
+    except (FileNotFoundError, ValueError):
+        raise InputError(f"{path}: no such table, or not JSON; make it with `python -m {program}`") from None
     return content
 
 
 def _print_classes(selection: Selection) -> None:
     splits = sorted(selection.objects_by_class)
-    totals: dict[str, int] = {}
-    for counts in selection.objects_by_class.values():
-        for name, count in counts.items():
-            totals[name] = totals.get(name, 0) + count
+    totals = sum((Counter(counts) for counts in selection.objects_by_class.values()), Counter[str]())
     largest = sorted(totals, key=lambda name: (-totals[name], name))
-    table = Table(title="Objects by class", title_justify="left")
-    table.add_column("class")
-    for split in splits:
-        table.add_column(split, justify="right")
+    table = Table("class", *map(_right, splits), title="Objects by class", title_justify="left")
     for name in largest[:_CLASSES]:
         table.add_row(escape(name), *(f"{selection.objects_by_class[split].get(name, 0):,}" for split in splits))
     if len(largest) > _CLASSES:
@@ -363,16 +328,18 @@ def _print_classes(selection: Selection) -> None:
     _CONSOLE.print(table)
 
 
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else ""
 
 
-def _size(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:.1f} TB"
+def _size(count: float) -> str:
+    units = ("B", "kB", "MB", "GB", "TB")
+    power = min(int(math.log10(max(1, count))) // 3, len(units) - 1)
+    return f"{count / 1000**power:.{min(power, 1)}f} {units[power]}"
 
 
 def _time(hours: float) -> str:

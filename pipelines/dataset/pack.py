@@ -37,7 +37,7 @@ from pbe_core.words import noun, number_of
 from pipelines.config import BuildSettings, LatentSettings, RaySettings
 from pipelines.dataset.folder import Record, ShardFolder, ShardState, fetch_plan
 from pipelines.dataset.plan_shards import Plan, PlanRow
-from pipelines.dataset.samples import Failure, Prepared, prepare_photo
+from pipelines.dataset.samples import JPEG_QUALITY, Failure, Prepared, prepare_photo
 from pipelines.on_ray import start_ray
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.threads import in_order
@@ -244,7 +244,7 @@ class ShardPacker:
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
             for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
                 kept = sample.record.split in self.settings.views.keep
-                view = jpeg_bytes(sample.view, self.settings.references.jpeg_quality) if kept else None
+                view = jpeg_bytes(sample.view, JPEG_QUALITY) if kept else None
                 problem = find_problem(sample.record, encoded[0], encoded[1:], sample.masks)
                 if problem:
                     raise ValueError(

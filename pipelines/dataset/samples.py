@@ -18,6 +18,7 @@ from pipelines.annotations.photo_names import same_shape
 from pipelines.config import BuildSettings, ReferenceSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.geometry import (
+    POINTS_PER_EDGE,
     bessel_polygon,
     box_in_photo,
     cut_reference,
@@ -35,6 +36,8 @@ from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
 from schemas.sample import MaskKind, SampleRecord
 
 Polygon = tuple[tuple[float, float], ...]
+# Of ref.jpg and view.jpg.
+JPEG_QUALITY = 95
 
 # Codes of failures of the photo, not of what is cut from it.
 OF_PHOTOS = frozenset({*PHOTO_ERRORS, *OUTCOMES, "not_crawled", "changed"})
@@ -129,7 +132,7 @@ def prepare_sample(
         seed=settings.seed,
     )
     view = cut_view(photo, window, views.size, views.resize)
-    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, settings.references.jpeg_quality))
+    return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, JPEG_QUALITY))
 
 
 def _draw_masks(
@@ -178,7 +181,7 @@ def draw_mask(
     kind: MaskKind
     if random.random() < options.arbitrary_mask_prob:
         kind = "bessel"
-        outline = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
+        outline = bessel_polygon(box, extended, POINTS_PER_EDGE, options.jitter, random)
         outline = np.clip(outline, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
     else:
         kind = "box"

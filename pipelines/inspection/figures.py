@@ -39,7 +39,7 @@ from pipelines.dataset.counts import (
     in_order,
     sample_rows,
 )
-from pipelines.geometry import bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
+from pipelines.geometry import POINTS_PER_EDGE, bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
 from schemas.dataset import DatasetInfo, SplitCounts
 from schemas.tables import COORDINATES
 
@@ -228,7 +228,7 @@ def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tupl
 
     random = generator(*names, "mask", 0, "shape")
     random.random()  # Packing draws the mask's kind first.
-    polygon = bessel_polygon(box, extended, options.points_per_edge, options.jitter, random)
+    polygon = bessel_polygon(box, extended, POINTS_PER_EDGE, options.jitter, random)
     polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
     corners, polygon = (np.round(window.to_view(points, views.size), 2) for points in (extended.corners(), polygon))
     box_mask, bessel_mask = fill_box(corners, views.size), fill_polygon(polygon, views.size)

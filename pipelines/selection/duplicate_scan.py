@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,12 @@ from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import Picture, fit, sheet
 from pbe_core.progress import Progress
 from pipelines.annotations.source import Source
-from pipelines.config import BuildSettings, RaySettings, SourceSettings
+from pipelines.config import BuildSettings, SourceSettings
 from pipelines.on_ray import start_ray
 from pipelines.photos import as_listed, each_once, known_about, read_photo_file
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.selection.duplicates import PHOTO_LIST, SCAN_RECORD, perceptual_hash, read_scan, same_photos
-from pipelines.selection.rules import PHOTO_ID
+from pipelines.selection.rules import is_photo_id
 from schemas.tables import SURVEY
 
 # One core surveys 70 photos of 1,024 px a second, so that a crash costs a few seconds.
@@ -144,33 +144,22 @@ def scan_missing(chunks: Chunks, settings: BuildSettings) -> dict[int, str]:
     source = settings.source.model_copy(update={"photos": settings.source.photos.resolve()})
     done = sum(size for number, size in enumerate(chunks.sizes) if number not in waiting)
     with Progress("surveying", sum(chunks.sizes), "photos", done) as progress:
+        progress.say("starting Ray")
+        start_ray(settings.ray.address)
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if not cpus:
+            raise InputError(
+                "the Ray cluster has no CPU to survey photos on; add a node, or set build.ray.address to another one"
+            )
+        actors = ray.remote(ScanActor).options(**actor_options(1))
         for _ in range(settings.ray.attempts):
-            if not waiting:
-                break
-            for number, error in scan_on_ray(chunks, source, settings.ray, sorted(waiting), progress):
+            for number, error in work_on_ray(lambda: actors.remote(chunks, source), cpus, sorted(waiting), progress, _FEWER):
                 if error:
                     errors[number] = error
                     continue
                 waiting.remove(number)
                 progress.update(chunks.sizes[number])
     return {number: errors[number] for number in sorted(waiting)}
-
-
-def scan_on_ray(
-    chunks: Chunks, source: SourceSettings, settings: RaySettings, numbers: list[int], progress: Progress
-) -> Iterator[tuple[int, str]]:
-    """Survey chunks on all nodes; yields (number, error or "") as they finish.
-
-    Raises:
-        InputError: the Ray cluster has no CPU.
-    """
-    progress.say("starting Ray")
-    start_ray(settings.address)
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if not cpus:
-        raise InputError("the Ray cluster has no CPU to survey photos on; add a node, or set build.ray.address to another one")
-    make = ray.remote(ScanActor).options(**actor_options(1))
-    yield from work_on_ray(lambda: make.remote(chunks, source), cpus, numbers, progress, _FEWER)
 
 
 class ScanActor:
@@ -217,9 +206,8 @@ def scan_chunk(chunks: Chunks, number: int, source: SourceSettings, count: Calla
         count()
     if rows == before:
         return
-    failures = sum(row["code"] != "ok" for row in rows)
-    part = pa.Table.from_pylist(rows, SURVEY)
-    part = part.replace_schema_metadata({**SURVEY.metadata, **chunks.notes(number, failures)})
+    notes = chunks.notes(number, failures=sum(row["code"] != "ok" for row in rows))
+    part = pa.Table.from_pylist(rows, SURVEY).replace_schema_metadata({**SURVEY.metadata, **notes})
     with atomic_file(chunks.part(number)) as temporary:
         pq.write_table(part, temporary)
 
@@ -257,14 +245,14 @@ def finish(chunks: Chunks) -> None:
             photos = pa.concat_tables([pq.read_table(chunks.part(number)).cast(SURVEY) for number in numbers])
             writer.write_table(photos.combine_chunks())
             codes.update(photos["code"].to_pylist())
-    same = find_scanned_duplicates(chunks.folder)
+    same = _find_duplicates(chunks.folder)
     with atomic_file(chunks.folder / "same_photos.parquet") as temporary:
         pq.write_table(same, temporary)
     record = {"identity": chunks.identity, "photos": sum(chunks.sizes), "codes": dict(codes.most_common()), "same": len(same)}
     write_atomically(chunks.folder / SCAN_RECORD, json.dumps(record, indent=1).encode())
 
 
-def find_scanned_duplicates(folder: Path) -> pa.Table:
+def _find_duplicates(folder: Path) -> pa.Table:
     """Photos of a survey that are there under another id too, by its own hashes and by those of the originals."""
     columns = ["split", "photo_id", "code", "sha256", "perceptual_hash", "detail_hash"]
     photos = pq.read_table(folder / "photos.parquet", columns=columns)
@@ -277,30 +265,21 @@ def find_scanned_duplicates(folder: Path) -> pa.Table:
 
 
 def draw_pairs(folder: Path, source: SourceSettings) -> Picture | None:
-    """Pairs that were found to be the same, for a person to judge, those least alike first; null where none can be drawn."""
+    """Pairs that were found to be the same, for a person to judge, those least alike first; none where none can be drawn."""
     pairs = read_scan(folder).same.to_pylist()
     # Equal hashes need no look. Where only a third photo links two that have no distance, they may be anything.
     pairs.sort(key=lambda pair: -1 if pair["by"] != "perceptual_hash" else 64 if pair["distance"] is None else pair["distance"])
     chosen = pairs[: -PAIRS_DRAWN - 1 : -1]
-    names = {(pair[f"{kept}split"], pair[f"{kept}photo_id"]) for pair in chosen for kept in ("", "kept_")}
-    ids = pa.array([photo_id for _, photo_id in names], pa.string())
-    listed = pq.read_table(folder / "photo_list.parquet", filters=pc.field("photo_id").isin(ids))
-    pictures: dict[tuple[str, str], Picture] = {}
-    for photo in listed.to_pylist():
-        name = photo["split"], photo["photo_id"]
-        if name in names:
-            with contextlib.suppress(PhotoError):  # It failed before, or is not there any more.
-                data = read_photo_file(photo, source)
-                pictures[name] = fit(_decoded(data, source), _CELL)
+    ids = pa.array([pair[name] for pair in chosen for name in ("photo_id", "kept_photo_id")], pa.string())
+    listed = pq.read_table(folder / "photo_list.parquet", filters=pc.field("photo_id").isin(ids)).to_pylist()
+    photos = {(photo["split"], photo["photo_id"]): photo for photo in listed}
     rows, captions = [], []
     for pair in chosen:
-        kept, other = (pair["kept_split"], pair["kept_photo_id"]), (pair["split"], pair["photo_id"])
-        if kept in pictures and other in pictures:
-            rows.append([pictures[kept], pictures[other]])
+        both = (pair["kept_split"], pair["kept_photo_id"]), (pair["split"], pair["photo_id"])
+        with contextlib.suppress(PhotoError):  # One of them failed before, or is not there any more.
+            rows.append([fit(_decoded(read_photo_file(photos[name], source), source), _CELL) for name in both])
             captions.append(caption_of(pair))
-    if not rows:
-        return None
-    return sheet(rows, ("kept", "the same"), captions, cell=_CELL)
+    return sheet(rows, ("kept", "the same"), captions, cell=_CELL) if rows else None
 
 
 def caption_of(pair: Mapping[str, Any]) -> str:
@@ -311,9 +290,7 @@ def caption_of(pair: Mapping[str, Any]) -> str:
 
 def _photos_of(boxes: pa.RecordBatch) -> pa.Table:
     """The photos of a batch of boxes."""
-    usable = pc.and_kleene(
-        pc.is_null(boxes["problem"]), pc.fill_null(pc.match_substring_regex(boxes["photo_id"], PHOTO_ID), False)
-    )
+    usable = pc.and_(pc.is_null(boxes["problem"]), pa.array(is_photo_id(boxes["photo_id"])))
     return as_listed(boxes.select(["split", "photo_id"]).filter(usable), _LISTED)
 
 

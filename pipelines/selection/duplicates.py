@@ -13,7 +13,7 @@ that are empty but for one spot in the same place.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,23 +34,15 @@ from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.partition import SORTED_SPLITS, Partitions, photo_hashes
 from pipelines.selection.rules import pairs_within
-from schemas.tables import SAME_PHOTOS, WORD
+from schemas.tables import SAME_PHOTOS, WORD, one_word
 
 # Strongest evidence first: one file, what the tables have on the original, the file's bytes, what the photo shows.
 EVIDENCE = ("file_name", "original_md5", "url", "sha256", "perceptual_hash")
-# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. Measured on 74 photos of Open Images and COCO:
-#                                                             coarse   detail   found at coarse <= 3, 6
-#   saved at JPEG quality 30 to 90, 0.25 to 1 times the size    <= 2     <= 4           100 %, 100 %
-#   brighter by 10 %, gamma 0.8, or 0.5 % of each side cut      <= 6     <= 6            94 %, 100 %
-#   brighter by 25 %                                            <= 6    <= 10            72 %, 100 %
-#   1 % of each side cut                                        <= 8     <= 8            70 %,  99 %
-#   different photos, 2,701 pairs                              >= 14    >= 16             0 %,   0 %
-#   their sixteenths, far plainer pictures, 700,336 pairs      >= 10                      0 %,   0 %
-# Among millions of photos some plain ones come within 6 by chance; the detail rules nearly all of those out, and costs no copy.
+# Bits of `PerceptualHash.coarse` and `.detail` in which copies may differ. On 74 real photos these are at most 2 and 4 if saved
+# again or made smaller, in 8 and 10 if edited or cut a little; different photos in 14 and 16 at least (docs/decisions.md).
 MAX_DISTANCE = 6
 MAX_DETAIL_DISTANCE = 12
-# In grey levels. Of the 74 photos the plainest has 24. Made ever fainter, and then saved at JPEG quality 60, none is lost down to
-# 4, 7 % between 3 and 4, 15 % between 2 and 3, 44 % between 1 and 2.
+# In grey levels. The plainest of these photos has 24; made fainter and saved again, none is lost down to 4, 15 % between 2 and 3.
 MIN_STRUCTURE = 2.0
 # The 64 lowest frequencies outside the 8 x 8 block of `coarse`, (row, column), diagonal by diagonal.
 _DETAIL = tuple(
@@ -78,12 +70,10 @@ def perceptual_hash(photo: UInt8[np.ndarray, "height width 3"]) -> PerceptualHas
 
     It is made grey, shrunk to 32 x 32 and transformed by an orthonormal DCT. `coarse` are the 8 x 8 lowest frequencies, row by
     row, a bit for each that is above their median; the constant term, which is the mean brightness, has no part in the median.
-    Half of the others are above it, so that distances are even. `detail` is the same of the 64 next frequencies, diagonal by
-    diagonal.
+    `detail` is the same of the 64 next frequencies, diagonal by diagonal.
 
     A photo shows too little if its structure is below `MIN_STRUCTURE` grey levels: the median distance of the coarse frequencies
-    from their median. Bits would then be noise, or, in a flat picture or a smooth gradient, nothing but the same zeros. Variance
-    could not tell: that of a gradient is large.
+    from their median. Bits would then be noise, or the same zeros. Variance could not tell: that of a gradient is large.
 
     Source: the DCT hash of Zauner, Implementation and benchmarking of perceptual image hash functions (2010). `detail` is ours.
     """
@@ -98,24 +88,17 @@ def perceptual_hash(photo: UInt8[np.ndarray, "height width 3"]) -> PerceptualHas
 
 
 def near_pairs(hashes: UInt64[np.ndarray, " hashes"], max_distance: int) -> Int64[np.ndarray, "pairs 2"]:
-    """All pairs of hashes that differ in at most `max_distance` of 64 bits, as places (smaller, larger), sorted. Exact.
+    """All pairs of hashes that differ in at most `max_distance` (0 to 61) of 64 bits, as places (smaller, larger), sorted. Exact.
 
     Divide the bits into d + 3 bands: in a pair that differs in at most d bits, at least 3 bands are untouched (the pigeonhole
     principle). So, for every 3 bands, sort the hashes by these and compare those that agree in them. With d + 1 bands, of which 1
     must agree, there would be fewer sorts, but thousands of times the comparisons. Every band takes bits from all over the hash,
-    since those that stand together are alike in many photos.
-
-    1.9 million random hashes with 1,000 planted pairs: 2 s at distance 3, 13 to 20 s at 6, on one core; 0.1 GB more than the
-    hashes. Time and memory go by the number of pairs too, so give equal hashes once.
+    since those that stand together are alike in many photos. 1.9 million random hashes take 13 to 20 s at distance 6. Time and
+    memory go by the number of pairs too, so give equal hashes once.
 
     Source: Manku et al., Detecting near-duplicates for web crawling (WWW 2007), section 3.
-
-    Raises:
-        ValueError: if `max_distance` is not 0 to 61.
     """
     bands = max_distance + _AGREEING_BANDS
-    if not _AGREEING_BANDS <= bands <= 64:
-        raise ValueError(f"max_distance {max_distance} is not between 0 and {64 - _AGREEING_BANDS} bits")
     masks = [sum(1 << bit for bit in range(band, 64, bands)) for band in range(bands)]
     found = np.zeros(0, np.int64)
     for chosen in itertools.combinations(masks, _AGREEING_BANDS):
@@ -232,7 +215,7 @@ def read_scan(folder: Path) -> DuplicateScan:
     return DuplicateScan(folder, pq.read_table(folder / "same_photos.parquet"))
 
 
-def find_duplicates(partitions: Partitions, source: Source, settings: BuildSettings, scan: "DuplicateScan | None") -> pa.Table:
+def find_duplicates(partitions: Partitions, source: Source, settings: BuildSettings, scan: DuplicateScan | None) -> pa.Table:
     """Photos that are there under another id too, by all that is known of them; rows of `schemas.tables.SAME_PHOTOS`.
 
     That is: what the reader has put together already, what the tables have on the photos' files, and what a scan found.
@@ -242,8 +225,7 @@ def find_duplicates(partitions: Partitions, source: Source, settings: BuildSetti
         for split, photo_id, kept in sorted(source.joined())
     ]
     joined = pa.Table.from_pylist(rows, schema=SAME_PHOTOS)
-    parts = partitions.parts()
-    found = {name: _photos_that_share(partitions, parts, name) for name in ("file_name", "original_md5", "url")}
+    found = {name: _photos_that_share(partitions, name) for name in ("file_name", "original_md5", "url")}
     # Where the annotations are one file, so are all that bear one name: it has no splits and no folders for them.
     if not settings.source.annotations.is_file():
         found["file_name"] = by_place(found["file_name"], settings.source.photos)
@@ -275,11 +257,9 @@ def hashes_by_split(same: pa.Table, seed: int) -> dict[str, UInt64[np.ndarray, "
     return {split: np.unique(photo_hashes(column, seed)) for split, column in ids.items()}
 
 
-def _photos_that_share(partitions: Partitions, parts: Sequence[range], name: str) -> pa.Table:
-    """Photos that have boxes and share the value of a column with another row: split, photo_id and this column.
-
-    Holds a hash of each photo's value, and the photos that are found.
-    """
+def _photos_that_share(partitions: Partitions, name: str) -> pa.Table:
+    """Photos that have boxes and share the value of a column with another row: split, photo_id and this column."""
+    parts = partitions.parts()
     hashes = [hash_column(partitions.photos.read_column(part, name).drop_null()) for part in parts]
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     repeated = values[counts > 1]
@@ -295,7 +275,7 @@ def _photos_that_share(partitions: Partitions, parts: Sequence[range], name: str
         if name == "url":  # `http://` or `unknown` is no photo's address.
             wanted &= pc.fill_null(pc.match_substring_regex(value, _ADDRESS), False).to_numpy(zero_copy_only=False)
         chosen = pa.array(wanted)
-        split = pa.array([partitions.split_of(part)] * int(wanted.sum()), WORD)
+        split = one_word(partitions.split_of(part), int(wanted.sum()))
         tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))
     return pa.concat_tables(tables)
 

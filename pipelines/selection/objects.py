@@ -4,8 +4,9 @@
             ├─ partition by photo ─▶ selector ─▶ candidates ──class quota──▶ objects.parquet
     photos ─┘   (on disk)            part by part          └─▶ rejects.parquet
 
-Memory does not grow with the number of boxes; the partitions take about 100 bytes a box on disk, below the output folder, until
-the stage is over. Objects are sorted by split, hash of the photo and hash of the object, whatever the order of the input was.
+Memory does not grow with the number of boxes, but for 16 bytes a candidate where classes have a quota. The partitions take about
+100 bytes a box on disk, below the output folder, until the stage is over. Objects are sorted by split, hash of the photo and hash
+of the object, whatever the order of the input was.
 """
 
 import os
@@ -13,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,13 @@ from pbe_core.dataset_reader import find_places, take_rows
 from pbe_core.errors import InputError
 from pbe_core.files import atomic_file, sweep, temporary_folder
 from pbe_core.progress import Progress
-from pbe_core.randomness import name_hash
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
-from pipelines.selection.classes import ClassQuota, choose_classes, class_notes
 from pipelines.selection.duplicates import count_duplicates, find_duplicates, hashes_by_split, read_scan
-from pipelines.selection.partition import SORTED_SPLITS, partition_by_photo
-from pipelines.selection.rules import REASONS, box_identity, object_ids
+from pipelines.selection.partition import partition_by_photo
+from pipelines.selection.rules import REASONS, box_identity, choose_classes, class_limits, label_hashes, object_ids
 from pipelines.selection.selector import EXAMPLES, SelectedPart, Selector, numbers
 from pipelines.threads import in_order
 from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS
@@ -97,19 +96,15 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         pool = stack.enter_context(ThreadPoolExecutor(_THREADS, thread_name_prefix="select"))
         scan = read_scan(settings.source.survey) if settings.source.survey else None
         partitions = partition_by_photo(source, settings.seed, folder, scan.read_photos() if scan else ())
-        selection = Selection(boxes=partitions.boxes.rows)
-        labels = partitions.labels.words
-        choice = choose_classes(labels, source, settings.selection)
-        # Own boxes have no class hierarchy, and that of COCO is in its file.
-        notes = list(class_notes(labels, source, settings.selection)) if settings.source.kind == "open_images" else []
+        selection = Selection(boxes=int(partitions.boxes.counts.sum()), notes=list(_notes_on_classes(settings, source)))
+        choice = choose_classes(partitions.labels.words, source, settings.selection)
         same = find_duplicates(partitions, source, settings, scan)
         selection.same_photos = count_duplicates(same)
 
-        tables = [
-            stack.enter_context(_TableWriter(out / f"{name}.parquet", schema))
+        objects, rejects, same_photos = (
+            stack.enter_context(_writing_table(out / f"{name}.parquet", schema))
             for name, schema in (("objects", OBJECTS), ("rejects", REJECTS), ("same_photos", SAME_PHOTOS))
-        ]
-        objects, rejects, same_photos = (table.write for table in tables)
+        )
         same_photos(same)
         dropped = hashes_by_split(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings.seed)
         selector = Selector(partitions, source, settings, choice, dropped)
@@ -118,10 +113,10 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         for accepted in _within_quotas(candidates, selector, selection, folder, rejects):
             _count_objects(accepted, selection)
             objects(accepted.select(OBJECTS.names))
-        _check_counts(selection, source, settings, notes)
-        selection.notes = [*notes, *source.read_notes(), *_notes(selection, settings)]
-    selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
-    selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
+        selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
+        selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
+        _check_counts(selection, source, settings)
+        selection.notes += [*source.read_notes(), *_notes(selection, settings)]
     return selection
 
 
@@ -145,27 +140,26 @@ def rejected_boxes(rejects: Path, name: str) -> list[dict[str, Any]]:
     rows = take_rows(rejects, places, ["photo_id", "label", *COORDINATES, "reason", "file", "row"])
     if not rows:
         return []
-    labels = np.array([name_hash("label", row["label"] or "") for row in rows], np.uint64)
+    labels = label_hashes([row["label"] or "" for row in rows])[:-1]
     edges = [np.array([row[name] for row in rows], np.float64) for name in COORDINATES]  # None becomes NaN.
     ids = object_ids(pa.array([row["photo_id"] for row in rows]), box_identity(labels, *edges)).to_pylist()
     named = [{**row, "object_id": object_id} for row, object_id in zip(rows, ids, strict=True)]
     return [row for row in named if row["object_id"].startswith(beginning)]
 
 
-def _check_counts(selection: Selection, source: Source, settings: BuildSettings, notes: list[str]) -> None:
-    rejected = sum(selection.rejects.values())
+def _check_counts(selection: Selection, source: Source, settings: BuildSettings) -> None:
     boxes = number_of(selection.boxes, "box", "boxes")
-    if selection.boxes != selection.objects + rejected:
-        raise RuntimeError(f"counts do not add up: of {boxes} {selection.objects} were accepted, {rejected} rejected")
+    if selection.boxes != selection.objects + sum(selection.rejects.values()):
+        raise RuntimeError(f"counts do not add up: of {boxes} {selection.objects} were accepted; rejected: {selection.rejects}")
     if not selection.boxes:
         splits = ", ".join(settings.source.splits)
         raise InputError(f"{source.name}: no box in it for the splits {splits}; get another file, or change source.splits")
     if not selection.objects:
-        reasons = ", ".join(f"{reason}: {selection.rejects[reason]:,}" for reason in REASONS if reason in selection.rejects)
-        examples = [selection.examples[reason][0] for reason in REASONS if selection.examples.get(reason)]
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in selection.rejects.items())
+        more = [f"for example {examples[0]}" for examples in selection.examples.values()][:1] + selection.notes
         raise InputError(
             f"{source.name}: none of the {boxes} is accepted ({reasons}; see docs/data-format.md#reasons-of-rejects)"
-            f"{f'; for example {examples[0]}' if examples else ''}{''.join(f'; {note}' for note in notes)}"
+            f"{''.join(f'; {text}' for text in more)}"
         )
 
 
@@ -210,14 +204,15 @@ def _within_quotas(
     if rules.max_per_class is None:
         yield from parts
         return
-    quota = ClassQuota(len(SORTED_SPLITS) * max(1, len(selector.partitions.labels)))
     paths: list[Path] = []
+    groups, drawn = [], []
     for candidates in parts:
-        quota.count(numbers(candidates, "group"), numbers(candidates, "priority"))
+        groups.append(numbers(candidates, "group"))
+        drawn.append(numbers(candidates, "priority"))
         paths.append(folder / f"candidates-{len(paths):05d}.arrow")
         with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_file(file, candidates.schema) as writer:
             writer.write_table(candidates.unify_dictionaries().combine_chunks())
-    limits = quota.limits(rules.max_per_class, rules.class_smoothing, (_read_groups(path) for path in paths))
+    limits = class_limits(np.concatenate(groups), np.concatenate(drawn), rules.max_per_class, rules.class_smoothing)
     over = 0
     for path in paths:
         with pa.OSFile(str(path)) as file:
@@ -231,13 +226,15 @@ def _within_quotas(
         selection.rejects["over_class_cap"] = over
 
 
-def _read_groups(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with pa.OSFile(str(path)) as file:
-        names = pa.ipc.open_file(file).schema.names
-    options = pa.ipc.IpcReadOptions(included_fields=[names.index("group"), names.index("priority")])
-    with pa.OSFile(str(path)) as file:
-        table = pa.ipc.open_file(file, options=options).read_all()
-    return numbers(table, "group"), numbers(table, "priority")
+def _notes_on_classes(settings: BuildSettings, source: Source) -> Iterator[str]:
+    """Own boxes have no class hierarchy, and that of COCO is in its file."""
+    for key in ("include_labels", "exclude_labels"):
+        words = getattr(settings.selection, key)
+        if words and not source.subclasses and settings.source.kind == "open_images":
+            yield (
+                f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read "
+                f"(bbox_labels_600_hierarchy.json belongs beside the annotations; docs/selection.md#files-of-open-images)"
+            )
 
 
 def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
@@ -287,40 +284,30 @@ def _count_objects(objects: pa.Table, selection: Selection) -> None:
     selection.original_bytes += int(pc.sum(sizes).as_py() or 0)
 
 
-class _TableWriter:
-    """A Parquet file, written in parts, that is there only once all is written.
+@contextmanager
+def _writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """A function that takes rows of a Parquet file, which is there once all are written.
 
     Row groups have a fixed size: how the rows were read must not show in the file.
     """
+    waiting: list[pa.Table] = []
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.schema = schema
-        self.waiting: list[pa.Table] = []
+    def write(table: pa.Table) -> None:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _ROW_GROUP:
+            flush(_ROW_GROUP)
 
-    def __enter__(self) -> "_TableWriter":
-        self.stack = ExitStack()
-        temporary = self.stack.enter_context(atomic_file(self.path))
-        self.writer = self.stack.enter_context(pq.ParquetWriter(temporary, self.schema))
-        return self
-
-    def write(self, table: pa.Table) -> None:
-        """Take rows; they are written once a row group is full."""
-        self.waiting.append(table)
-        if sum(map(len, self.waiting)) >= _ROW_GROUP:
-            self._flush(_ROW_GROUP)
-
-    def _flush(self, least: int) -> None:
-        table = pa.concat_tables(self.waiting).unify_dictionaries()
+    def flush(least: int) -> None:
+        table = pa.concat_tables(waiting).unify_dictionaries()
         while len(table) >= least:
-            self.writer.write_table(_with_sorted_words(table.slice(0, _ROW_GROUP)).cast(self.schema), row_group_size=_ROW_GROUP)
+            writer.write_table(_with_sorted_words(table.slice(0, _ROW_GROUP)).cast(schema), row_group_size=_ROW_GROUP)
             table = table.slice(_ROW_GROUP)
-        self.waiting = [table.combine_chunks()]
+        waiting[:] = [table.combine_chunks()]
 
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None and self.waiting:
-            self._flush(1)
-        self.stack.__exit__(*error)
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        yield write
+        if waiting:
+            flush(1)
 
 
 def _with_sorted_words(table: pa.Table) -> pa.Table:
@@ -328,13 +315,8 @@ def _with_sorted_words(table: pa.Table) -> pa.Table:
     for place, name in enumerate(table.column_names):
         if pa.types.is_dictionary(table.schema.field(place).type):
             column = table.column(place).unify_dictionaries().combine_chunks()
-            used = pc.unique(column.indices.drop_null())
-            words = column.dictionary.take(used)
-            order = pc.sort_indices(words)
-            new_place = np.zeros(max(1, len(column.dictionary)), np.int32)
-            new_place[used.take(order).to_numpy()] = np.arange(len(order))
-            indices = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
-            missing = column.is_null().to_numpy(zero_copy_only=False)
-            sorted_column = pa.DictionaryArray.from_arrays(pa.array(new_place[indices], mask=missing), words.take(order))
-            table = table.set_column(place, name, sorted_column)
+            used = column.dictionary.take(pc.unique(column.indices.drop_null()))
+            words = used.take(pc.sort_indices(used))
+            places = pc.index_in(column.dictionary, value_set=words)
+            table = table.set_column(place, name, pa.DictionaryArray.from_arrays(places.take(column.indices), words))
     return table

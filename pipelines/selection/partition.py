@@ -3,9 +3,8 @@
     batches ──collect──▶ half a million rows ──sort by bucket──▶ file 0, file 1, ...   (Arrow, one record batch per bucket)
     bucket b  =  what every file has of it;  neighbouring buckets are read together while they are small
 
-A bucket is a split and the first bits of a photo's hash, so all rows of a photo are in one. The number of rows read at once is
-fixed, so memory is the same for any number of rows (up to some 50 million; from there it grows slowly). The files take about 100
-bytes a row while the selection runs (the partitions of a Grace hash join, Kitsuregawa et al. 1983).
+A bucket is a split and the first bits of a photo's hash, so all rows of a photo are in one (the partitions of a Grace hash join,
+Kitsuregawa et al. 1983). Memory is the same for any number of rows up to some 50 million; files take about 100 bytes a row.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,9 +62,6 @@ class Vocabulary:
         for word in words:
             self.place(word)
 
-    def __len__(self) -> int:
-        return len(self.words)
-
     def place(self, word: str) -> int:
         """The number of a word; a new one is added."""
         if word not in self._places:
@@ -76,8 +72,7 @@ class Vocabulary:
     def encode(self, column: pa.DictionaryArray) -> Int32[np.ndarray, " rows"]:
         """Numbers of a column's words; -1 where it is null."""
         places = np.array([*(-1 if word is None else self.place(word) for word in column.dictionary.to_pylist()), -1], np.int32)
-        indices = column.indices.fill_null(len(places) - 1).to_numpy(zero_copy_only=False)
-        numbers: np.ndarray = places[indices]
+        numbers: np.ndarray = places[column.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
         return numbers
 
     def decode(self, numbers: Int32[np.ndarray, " rows"]) -> pa.DictionaryArray:
@@ -112,11 +107,6 @@ class SpillFiles:
         if self._waiting_rows >= ROWS_PER_FILE:
             self.finish()
 
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return int(self.counts.sum())
-
     def together(self, borders: Sequence[int]) -> list[range]:
         """Ranges of buckets to read at once: each of about `ROWS_AT_ONCE` rows, none across a border; all buckets, in order."""
         ranges, start, rows = [], 0, 0
@@ -135,10 +125,9 @@ class SpillFiles:
         buckets = np.concatenate(self._waiting_buckets)
         self._waiting, self._waiting_buckets, self._waiting_rows = [], [], 0
         # 16 bits sort in linear time, and stably: rows of a bucket keep their order.
-        order = np.argsort(buckets.astype(np.uint16), kind="stable")
+        table = table.take(pa.array(np.argsort(buckets.astype(np.uint16), kind="stable"))).combine_chunks()
         counts = np.bincount(buckets, minlength=self.buckets)
         ends = np.cumsum(counts)
-        table = table.take(pa.array(order)).combine_chunks()
         path = self.folder / f"{self.name}-{len(self._files):05d}.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, self.schema) as writer:
             for bucket in np.flatnonzero(counts).tolist():
@@ -148,9 +137,9 @@ class SpillFiles:
 
     def read(self, buckets: range, names: Sequence[str] | None = None) -> pa.Table:
         """All rows of some buckets, those of a bucket in the order in which they came; all columns, or some alone."""
-        fields = sorted(self.schema.get_field_index(name) for name in names or self.schema.names)
+        schema = pa.schema([field for field in self.schema if names is None or field.name in names])
+        options = pa.ipc.IpcReadOptions(included_fields=[self.schema.get_field_index(name) for name in schema.names])
         parts = []
-        options = pa.ipc.IpcReadOptions(included_fields=fields)
         for path, places in self._files:
             here = [int(place) for place in places[buckets.start : buckets.stop] if place >= 0]
             if here:
@@ -158,7 +147,7 @@ class SpillFiles:
                 with pa.OSFile(str(path)) as file:
                     reader = pa.ipc.open_file(file, options=options)
                     parts += [reader.get_batch(place) for place in here]
-        return pa.Table.from_batches(parts, schema=pa.schema([self.schema.field(field) for field in fields])).combine_chunks()
+        return pa.Table.from_batches(parts, schema=schema).combine_chunks()
 
     def read_column(self, buckets: range, name: str) -> pa.Array:
         """One column of some buckets, without reading the others."""
@@ -194,11 +183,7 @@ class Partitions:
 def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[pa.RecordBatch] = ()) -> Partitions:
     """Read everything that a source has into files below `folder`.
 
-    Args:
-        source: boxes and photos.
-        seed: of the build.
-        folder: for the files.
-        sizes: rows of `schemas.tables.SURVEY`: how large photos are, from a duplicate scan.
+    `sizes` are rows of `schemas.tables.SURVEY`: how large photos are, from a duplicate scan.
     """
     partitions = Partitions(
         boxes=SpillFiles(folder, "boxes", _BOX_ROW),
@@ -255,29 +240,21 @@ def _buckets(split: str, photo: UInt64[np.ndarray, " photos"]) -> Int64[np.ndarr
 def _by_split(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
     """The rows of each split; mostly there is one."""
     column = batch.column("split")
-    if column.null_count:
-        raise ValueError("an annotation reader gave rows without a split")
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     words = column.dictionary.to_pylist()
-    if len(words) == 1:
-        yield words[0], batch
-        return
     for place, word in enumerate(words):
-        part = batch.filter(pc.equal(column.indices, place))
+        part = batch if len(words) == 1 else batch.filter(pc.equal(column.indices, place))
         if len(part):
             yield word, part
 
 
 def _box_rows(batch: pa.RecordBatch, photo: UInt64[np.ndarray, " rows"], partitions: Partitions) -> pa.RecordBatch:
-    problem = batch.column("problem")
-    if unknown := set(problem.dictionary.to_pylist()) - set(REASONS):
-        raise ValueError(f"an annotation reader gave the problem {min(unknown)!r}, none of REJECT_REASONS")
     columns = {name: batch.column(name) for name in _BOX_ROW.names if name in batch.schema.names}
     columns["photo"] = pa.array(photo)
     columns["label"] = pa.array(partitions.labels.encode(batch.column("label")))
     columns["file"] = pa.array(partitions.files.encode(batch.column("file")))
-    columns["problem"] = pa.array(REASON_WORDS.encode(problem).astype(np.int8))
+    columns["problem"] = pa.array(REASON_WORDS.encode(batch.column("problem")).astype(np.int8))
     for name in COORDINATES:
         # + 0.0: -0.0 is the same place as 0.0, and must not look otherwise in a file.
         columns[name] = pa.array(columns[name].fill_null(np.nan).to_numpy(zero_copy_only=False) + 0.0)

@@ -5,23 +5,25 @@ and a box is accepted if it breaks none: who is accepted does not depend on the 
 
     1  a box by itself, and its photo      malformed rows, labels, flags, area, size, subset, photos that are there twice
     2  a box beside others of its photo    duplicates, near-duplicates, nested boxes
-    3  how many                            per photo; then, over all photos of a split, per class (selection/classes.py)
+    3  how many                            per photo (`apply_rules`); then, over all photos of a split, per class (`class_limits`)
 
 Every rule, its default and its source: docs/selection.md. Reasons: `schemas.tables.REJECT_REASONS`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float64, Int8, Int32, Int64, Integer, UInt64
 
+from pbe_core.errors import InputError
 from pbe_core.randomness import mix, name_hash
+from pipelines.annotations.source import Source
 from pipelines.config import SelectionSettings
-from pipelines.selection.classes import ClassChoice
-from schemas.tables import FLAGS, REJECT_REASONS
+from schemas.tables import COORDINATES, FLAGS, REJECT_REASONS
 
 # Ids become file names and sample keys, so no separators and no dots.
 PHOTO_ID = r"^[A-Za-z0-9_-]{1,64}$"
@@ -34,31 +36,33 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of whole photos, as columns of equal length.
-
-    `photo` is a hash of split and photo id. Coordinates are fractions of the photo, NaN where missing. `label` numbers the
-    source's labels, -1 where missing. Flags are 1, 0, -1 (unknown), or `FLAG_MISSING`. `problem` is what the reader found, a
-    place in `REASONS`, or -1. Width and height of the photo are px, NaN where unknown. `listed`: whether the
-    source's tables list the photo (or list no photos); `repeated`: whether it is there under an id that is kept instead.
-    `object_mask` is a hash of the object's mask, 0 where there is none. `object_share` is the share of the reference that this
-    mask covers, NaN where there is none or nothing is cut out by it.
-    """
+    """Boxes of whole photos, as columns of equal length."""
 
     photo: UInt64[np.ndarray, " boxes"]
+    """A hash of split and photo id."""
     photo_id: pa.Array
     label: Int32[np.ndarray, " boxes"]
+    """Numbers the source's labels; -1 where missing."""
     x_min: Float64[np.ndarray, " boxes"]
+    """Coordinates are fractions of the photo, NaN where missing."""
     x_max: Float64[np.ndarray, " boxes"]
     y_min: Float64[np.ndarray, " boxes"]
     y_max: Float64[np.ndarray, " boxes"]
     flags: Mapping[str, Int8[np.ndarray, " boxes"]]
+    """1, 0, -1 (unknown), or `FLAG_MISSING`."""
     problem: Int8[np.ndarray, " boxes"]
+    """What the reader found, a place in `REASONS`; or -1."""
     width: Float64[np.ndarray, " boxes"]
+    """Of the photo, px; NaN where unknown."""
     height: Float64[np.ndarray, " boxes"]
     listed: Bool[np.ndarray, " boxes"]
+    """Whether the source's tables list the photo (or list no photos)."""
     repeated: Bool[np.ndarray, " boxes"]
+    """Whether the photo is there under an id that is kept instead."""
     object_mask: UInt64[np.ndarray, " boxes"]
+    """A hash of the object's mask; 0 where there is none."""
     object_share: Float64[np.ndarray, " boxes"]
+    """Share of the reference that this mask covers; NaN where there is none or nothing is cut out by it."""
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -70,46 +74,99 @@ class Boxes:
         return share
 
 
+@dataclass(frozen=True)
 class RuleMask:
-    """Which rules each box breaks. `broken[rule]` marks boxes; a rule that no box breaks need not be there."""
+    """Which rules each of `count` boxes breaks. `broken[rule]` marks boxes; a rule that no box breaks need not be there."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.broken: dict[str, Bool[np.ndarray, " boxes"]] = {}
+    count: int
+    broken: dict[str, Bool[np.ndarray, " boxes"]] = field(default_factory=dict)
 
     def add(self, reason: str, rows: Bool[np.ndarray, " boxes"]) -> None:
         """Note that these boxes break a rule."""
         if rows.any():
             self.broken[reason] = self.broken[reason] | rows if reason in self.broken else rows
 
-    def keep_only(self, reasons: Sequence[str], rows: Bool[np.ndarray, " boxes"]) -> None:
-        """Forget all but these reasons for some boxes."""
-        for reason in set(self.broken) - set(reasons):
-            self.broken[reason] = self.broken[reason] & ~rows
+    def add_places(self, reason: str, places: Int64[np.ndarray, " broken"]) -> None:
+        """Note that the boxes at these places break a rule."""
+        rows = np.zeros(self.count, bool)
+        rows[places] = True
+        self.add(reason, rows)
 
     def accepted(self) -> Bool[np.ndarray, " boxes"]:
         """Boxes that break no rule so far."""
-        free = np.ones(self.count, bool)
-        for rows in self.broken.values():
-            free &= ~rows
-        return free
+        return self.first_reason() < 0
 
     def first_reason(self) -> Int8[np.ndarray, " boxes"]:
         """The first rule that each box breaks, as a place in `REASONS`; -1 for accepted boxes."""
         first = np.full(self.count, -1, np.int8)
-        for place in range(len(REASONS) - 1, -1, -1):
-            rows = self.broken.get(REASONS[place])
-            if rows is not None:
-                first[rows] = place
+        for place, reason in reversed(list(enumerate(REASONS))):
+            if reason in self.broken:
+                first[self.broken[reason]] = place
         return first
 
     def all_reasons(self) -> pa.ListArray:
         """All rules that each box breaks, in the order of `REASONS`, as lists of strings."""
         reasons = [reason for reason in REASONS if reason in self.broken]
-        table = np.stack([self.broken[reason] for reason in reasons], axis=1) if reasons else np.zeros((self.count, 0), bool)
+        table = np.stack([np.zeros(self.count, bool), *(self.broken[reason] for reason in reasons)], axis=1)
         offsets = np.r_[0, np.cumsum(table.sum(axis=1))].astype(np.int32)
-        words = pa.array(reasons, pa.string()).take(pa.array(np.nonzero(table)[1]))
+        words = pa.array(["", *reasons]).take(pa.array(np.nonzero(table)[1]))
         return pa.ListArray.from_arrays(pa.array(offsets), words)
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """For each word of a list of labels: whether the source lists it, and whether the settings include it."""
+
+    known: Bool[np.ndarray, " labels"]
+    chosen: Bool[np.ndarray, " labels"]
+
+
+def choose_classes(labels: Sequence[str], source: Source, settings: SelectionSettings) -> ClassChoice:
+    """Whether each label is known and chosen.
+
+    Args:
+        labels: class ids as they stand in the boxes.
+        source: for names and hierarchy.
+        settings: `include_labels` and `exclude_labels`: by name or id, each with what lies below it in the hierarchy.
+
+    Raises:
+        InputError: a name in the settings is no class of the source, or of several.
+    """
+    included = below(settings.include_labels, source, "include_labels", labels)
+    excluded = below(settings.exclude_labels, source, "exclude_labels", labels)
+    known = [not source.class_names or label in source.class_names for label in labels]
+    chosen = [(not settings.include_labels or label in included) and label not in excluded for label in labels]
+    return ClassChoice(np.array(known, bool), np.array(chosen, bool))
+
+
+def below(wanted: Iterable[str], source: Source, key: str, present: Sequence[str] = ()) -> set[str]:
+    """The ids of the wanted classes and of all classes below them in the hierarchy.
+
+    Raises:
+        InputError: a name that is no class of the source, or that several classes bear.
+    """
+    stack = [_class_id(word, source.class_names, {*source.subclasses, *present}, key) for word in wanted]
+    found: set[str] = set()
+    while stack:
+        label = stack.pop()
+        if label not in found:
+            found.add(label)
+            stack += source.subclasses.get(label, ())
+    return found
+
+
+def _class_id(word: str, names: Mapping[str, str], others: set[str], key: str) -> str:
+    if word in names or word in others:
+        return word
+    found = [label for label, name in names.items() if name.casefold() == word.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"selection.{key}: several classes are called {word!r}: {', '.join(found)}; give the id of one")
+    close = difflib.get_close_matches(word.casefold(), [name.casefold() for name in names.values()], n=3)
+    meant = sorted({name for name in names.values() if name.casefold() in close})
+    hint = f"did you mean {', '.join(meant)}?" if meant else "give a class's name or id as the source's class list has it"
+    raise InputError(f"selection.{key}: the source has no class {word!r}; {hint}")
 
 
 def apply_rules(
@@ -133,7 +190,8 @@ def apply_rules(
 
 def is_photo_id(photo_ids: pa.Array) -> Bool[np.ndarray, " boxes"]:
     """Whether each can be a photo's id."""
-    return _true(pc.match_substring_regex(photo_ids, PHOTO_ID))
+    values: np.ndarray = pc.fill_null(pc.match_substring_regex(photo_ids, PHOTO_ID), False).to_numpy(zero_copy_only=False)
+    return values
 
 
 def box_identity(
@@ -175,19 +233,18 @@ def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, s
     for place in np.unique(boxes.problem[boxes.problem >= 0]).tolist():
         mask.add(REASONS[place], boxes.problem == place)
     # A row that could not be read, or whose px cannot become fractions, has this reason alone.
-    readable = ~np.isin(boxes.problem, [REASONS.index(reason) for reason in _UNREADABLE])
+    unread = np.isin(boxes.problem, [REASONS.index(reason) for reason in _UNREADABLE])
 
-    coordinates = np.stack([boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max])
-    empty = (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max)  # Comparisons with NaN are false.
-    mask.add("bad_photo_id", readable & ~is_photo_id(boxes.photo_id))
-    mask.add("no_label", readable & (boxes.label < 0))
-    mask.add("bad_number", readable & np.isnan(coordinates).any(axis=0))
-    mask.add("outside_photo", readable & ((coordinates < 0) | (coordinates > 1)).any(axis=0))
-    mask.add("empty_box", readable & empty)
+    coordinates = np.stack([getattr(boxes, name) for name in COORDINATES])
     flags = np.stack([boxes.flags[name] for name in FLAGS])
-    mask.add("bad_flag", readable & ((flags < -1) | (flags > 1)).any(axis=0))
+    mask.add("bad_photo_id", ~is_photo_id(boxes.photo_id))
+    mask.add("no_label", boxes.label < 0)
+    mask.add("bad_number", np.isnan(coordinates).any(axis=0))
+    mask.add("outside_photo", np.any((coordinates < 0) | (coordinates > 1), axis=0))
+    mask.add("empty_box", (boxes.x_min >= boxes.x_max) | (boxes.y_min >= boxes.y_max))  # Of NaN, comparisons are false.
+    mask.add("bad_flag", np.any((flags < -1) | (flags > 1), axis=0))
     mask.add("unknown_label", (boxes.label >= 0) & ~np.append(choice.known, True)[boxes.label])
-    mask.add("unknown_photo", readable & ~boxes.listed)
+    mask.add("unknown_photo", ~unread & ~boxes.listed)
 
     mask.add("same_photo", boxes.repeated)
     if settings.subset < 1:
@@ -196,8 +253,7 @@ def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, s
     mask.add("label_excluded", (boxes.label >= 0) & ~np.append(choice.chosen, True)[boxes.label])
     for flag in settings.reject_flags:
         mask.add(flag, boxes.flags[f"is_{flag}"] == 1)
-    if settings.unknown_flags == "reject":
-        for flag in settings.reject_flags:
+        if settings.unknown_flags == "reject":
             mask.add("unknown_flag", boxes.flags[f"is_{flag}"] == -1)
     area = boxes.area()
     mask.add("too_small", area < settings.min_area)
@@ -208,16 +264,15 @@ def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, s
     mask.add("reference_too_small", below_min_side(shorter, settings))
     mask.add("too_elongated", above_max_aspect(shorter, longer, settings))
     if settings.min_object_share is not None:
-        mask.add("reference_too_empty", boxes.object_share < settings.min_object_share)  # Comparisons with NaN are false.
-    if not readable.all():
-        mask.keep_only(_UNREADABLE, ~readable)
+        mask.add("reference_too_empty", boxes.object_share < settings.min_object_share)
+    if unread.any():
+        for reason in set(mask.broken) - set(_UNREADABLE):
+            mask.broken[reason] = mask.broken[reason] & ~unread
 
 
 def below_min_side(shorter: Float64[np.ndarray, " boxes"], settings: SelectionSettings) -> Bool[np.ndarray, " boxes"]:
     """Whether the shorter side of boxes, px, breaks `min_side`; a side that is it but for rounding does not."""
-    if settings.min_side is None:
-        return np.zeros(len(shorter), bool)
-    return shorter < settings.min_side - _ROUNDING
+    return shorter < (settings.min_side or -np.inf) - _ROUNDING
 
 
 def above_max_aspect(
@@ -235,12 +290,11 @@ def _ask_beside_others(boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], set
     flags = [boxes.flags[name][rows] for name in reversed(FLAGS)]
     order = rows[np.lexsort((boxes.object_mask[rows], *flags, identity[rows], -boxes.area()[rows], boxes.photo[rows]))]
     photo, own = boxes.photo[order], identity[order]
-    duplicate = np.r_[False, (photo[1:] == photo[:-1]) & (own[1:] == own[:-1])][: len(order)]
-    mask.add("duplicate", _marked(len(boxes), order[duplicate]))
+    mask.add_places("duplicate", order[1:][(photo[1:] == photo[:-1]) & (own[1:] == own[:-1])])
     if settings.near_duplicate_iou is None and settings.nested_share is None:
         return
 
-    x_min, x_max, y_min, y_max = (values[order] for values in (boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max))
+    x_min, x_max, y_min, y_max = (getattr(boxes, name)[order] for name in COORDINATES)
     area = boxes.area()[order]
     near: list[np.ndarray] = [np.zeros((2, 0), np.int64)]
     nested = np.zeros(len(order), bool)
@@ -254,9 +308,8 @@ def _ask_beside_others(boxes: Boxes, identity: UInt64[np.ndarray, " boxes"], set
             near.append(np.stack([larger[close], smaller[close]]))
         if settings.nested_share is not None:
             nested[smaller[common >= settings.nested_share * area[smaller]]] = True
-    mask.add("nested", _marked(len(boxes), order[nested]))
-    suppressed = suppress(np.concatenate(near, axis=1), len(order))
-    mask.add("near_duplicate", _marked(len(boxes), order[suppressed]))
+    mask.add_places("nested", order[nested])
+    mask.add_places("near_duplicate", order[suppress(np.concatenate(near, axis=1), len(order))])
 
 
 def pairs_within(
@@ -292,18 +345,13 @@ def suppress(pairs: Int64[np.ndarray, "2 pairs"], count: int) -> Bool[np.ndarray
     rounds as links in the longest chain of boxes that are each too close to the next, which in a photo are few.
     """
     suppressed = np.zeros(count, bool)
-    undecided = np.zeros(count, bool)
-    undecided[pairs[1]] = True
     earlier, later = pairs
-    while undecided.any():
-        kept = ~suppressed & ~undecided
-        fall = later[kept[earlier]]
-        suppressed[fall] = True
-        undecided[fall] = False
-        open_pairs = undecided[later] & ~suppressed[earlier]
-        earlier, later = earlier[open_pairs], later[open_pairs]
-        undecided[:] = False
+    while len(later):
+        undecided = np.zeros(count, bool)
         undecided[later] = True
+        suppressed[later[~suppressed[earlier] & ~undecided[earlier]]] = True
+        still_open = ~suppressed[later] & ~suppressed[earlier]
+        earlier, later = earlier[still_open], later[still_open]
     return suppressed
 
 
@@ -316,17 +364,34 @@ def _cap_photos(
     drawn = priority(identity[rows], boxes.photo[rows], seed, "objects of a photo")
     order = rows[np.lexsort((drawn, boxes.photo[rows]))]
     photo = boxes.photo[order]
-    starts = np.flatnonzero(np.r_[True, photo[1:] != photo[:-1]][: len(order)])
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    mask.add("over_photo_cap", _marked(len(boxes), order[place >= settings.max_per_photo]))
+    mask.add_places("over_photo_cap", order[np.arange(len(order)) - np.searchsorted(photo, photo) >= settings.max_per_photo])
 
 
-def _marked(count: int, places: Int64[np.ndarray, " marked"]) -> Bool[np.ndarray, " boxes"]:
-    rows = np.zeros(count, bool)
-    rows[places] = True
-    return rows
+def quotas(counts: Int64[np.ndarray, "..."], cap: int, smoothing: float) -> Int64[np.ndarray, "..."]:
+    """Objects that each class may keep: all n up to the cap, then cap * (n / cap) ** smoothing, rounded down.
+
+    Source: exponential smoothing of language frequencies in sampling (Conneau et al. 2020, section 3.1), counted from the cap.
+    """
+    beyond = cap * (np.maximum(counts, cap) / cap) ** smoothing * (1 + 1e-9)  # What is whole but for rounding stays whole.
+    allowed: np.ndarray = np.minimum(counts, np.floor(beyond).astype(np.int64))
+    return allowed
 
 
-def _true(column: pa.Array) -> Bool[np.ndarray, " boxes"]:
-    values: np.ndarray = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
-    return values
+def class_limits(
+    group: Int64[np.ndarray, " objects"], drawn: UInt64[np.ndarray, " objects"], cap: int, smoothing: float
+) -> UInt64[np.ndarray, " groups"]:
+    """The largest priority that each group keeps: a class of a split keeps its `quotas`, those of the smallest priority.
+
+    So the choice depends on names alone, and what a smaller cap keeps, a larger one keeps too.
+
+    Args:
+        group: class and split of each object, a small number.
+        drawn: the priority of each object, a hash of its name.
+        cap: objects of a group that are always allowed.
+        smoothing: how far larger groups may go beyond it.
+    """
+    counts = np.bincount(group)
+    ordered = drawn[np.lexsort((drawn, group))]
+    last = np.cumsum(counts) - counts + quotas(counts, cap, smoothing) - 1
+    limits: np.ndarray = ordered[np.maximum(last, 0)]  # Of a group without objects it is any number.
+    return limits

@@ -8,15 +8,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float64, Int64, UInt64
+from jaxtyping import Float64, Int64, UInt64
 
 from pbe_core.randomness import hash_column, mix
 from pipelines.annotations.object_masks import mask_areas
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
-from pipelines.selection.classes import ClassChoice
 from pipelines.selection.partition import REASON_WORDS, SORTED_SPLITS, Partitions, Vocabulary
-from pipelines.selection.rules import FLAG_MISSING, REASONS, Boxes, apply_rules, box_identity, label_hashes, object_ids, priority
+from pipelines.selection.rules import (
+    FLAG_MISSING,
+    REASONS,
+    Boxes,
+    ClassChoice,
+    apply_rules,
+    box_identity,
+    label_hashes,
+    object_ids,
+    priority,
+)
 from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word
 
 EXAMPLES = 3
@@ -73,40 +82,34 @@ class Selector:
         photos = _one_row_each(partitions.photos.read(part), partitions.licences)
         elsewhere = self._in_better_splits(part, split)
         boxes, place = self._boxes(rows, photos, partitions.sizes.read(part), split, elsewhere)
-        identity = box_identity(self.label_hashes[boxes.label], boxes.x_min, boxes.x_max, boxes.y_min, boxes.y_max)
+        identity = box_identity(self.label_hashes[boxes.label], *(getattr(boxes, name) for name in COORDINATES))
         broken = apply_rules(boxes, self.choice, settings.selection, settings.seed, identity)
         first = broken.first_reason()
 
         rejected = np.flatnonzero(first >= 0)
         rejects, examples = self._rejects(rows, boxes, rejected, first[rejected], split)
         if settings.selection.all_reasons:
-            rejects = rejects.set_column(
-                REJECTS.get_field_index("reasons"), "reasons", broken.all_reasons().take(pa.array(rejected))
-            )
+            reasons = broken.all_reasons().take(pa.array(rejected))
+            rejects = rejects.set_column(REJECTS.get_field_index("reasons"), "reasons", reasons)
 
         accepted = np.flatnonzero(first < 0)
         accepted = accepted[np.lexsort((identity[accepted], boxes.photo[accepted]))]
         candidates = self._candidates(rows, boxes, photos, place, identity, accepted, split)
         listed = np.asarray(photos.column("photo"))
-        known = np.ones(len(boxes), bool)
-        for reason in ("bad_row", "bad_photo_id"):
-            known &= first != REASONS.index(reason)
+        known = ~np.isin(first, [REASONS.index(reason) for reason in ("bad_row", "bad_photo_id")])
         counts = Counter(
             photos=len(listed),
             photos_with_boxes=len(np.unique(boxes.photo[known])),
             photos_without_boxes=int((~np.isin(listed, boxes.photo)).sum()),
         )
-        reasons = Counter(
-            {REASONS[reason]: int(count) for reason, count in zip(*np.unique(first[rejected], return_counts=True), strict=True)}
-        )
-        not_scanned = self._not_scanned(part, boxes, known) if settings.source.survey else None
+        found, times = np.unique(first[rejected], return_counts=True)
+        by_reason = Counter({REASONS[reason]: count for reason, count in zip(found.tolist(), times.tolist(), strict=True)})
+        not_scanned = None
+        if settings.source.survey:
+            missing = np.flatnonzero(known & ~np.isin(boxes.photo, partitions.sizes.read_column(part, "photo")))
+            not_scanned = str(boxes.photo_id[int(missing[0])]) if len(missing) else None
         in_two_splits = _in_two_splits(boxes, split, elsewhere)
-        return SelectedPart(split, rejects, candidates, counts, reasons, examples, not_scanned, in_two_splits)
-
-    def _not_scanned(self, part: range, boxes: Boxes, known: Bool[np.ndarray, " boxes"]) -> str | None:
-        scanned = self.partitions.sizes.read_column(part, "photo")
-        missing = np.flatnonzero(known & ~np.isin(boxes.photo, scanned))
-        return str(boxes.photo_id[int(missing[0])]) if len(missing) else None
+        return SelectedPart(split, rejects, candidates, counts, by_reason, examples, not_scanned, in_two_splits)
 
     def _in_better_splits(self, part: range, split: str) -> dict[str, UInt64[np.ndarray, " photos"]]:
         """Photos that have boxes in a split that is kept rather than this one: by a photo's id, a photo is in one split."""
@@ -132,6 +135,7 @@ class Selector:
             width = np.where(np.isnan(width), _joined(sizes, scanned, "width"), width)
             height = np.where(np.isnan(height), _joined(sizes, scanned, "height"), height)
         edges = {name: column(name) for name in COORDINATES}
+        references = self.settings.references
         masks = rows.column("segmentation").combine_chunks()
         boxes = Boxes(
             photo=photo,
@@ -145,18 +149,12 @@ class Selector:
             listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
             repeated=np.isin(photo, np.concatenate([self.dropped[split], *elsewhere.values()])),
             object_mask=_mask_hashes(masks),
-            object_share=self._object_shares(masks, (width, height), edges),
+            # Where nothing is cut out by object masks, or there is no limit, nobody asks.
+            object_share=object_shares(masks, (width, height), edges, references.padding)
+            if references.background == "grey" and self.settings.selection.min_object_share is not None
+            else np.full(len(masks), np.nan),
         )
         return boxes, place
-
-    def _object_shares(
-        self, masks: pa.Array, sides: tuple[np.ndarray, np.ndarray], edges: dict[str, np.ndarray]
-    ) -> Float64[np.ndarray, " boxes"]:
-        """Computed only where it counts: where object masks cut references out, and there is a limit."""
-        references = self.settings.references
-        if references.background == "keep" or self.settings.selection.min_object_share is None:
-            return np.full(len(masks), np.nan)
-        return object_shares(masks, sides, edges, references.padding)
 
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
@@ -218,27 +216,21 @@ class Selector:
             ),
         }
         objects = _table(columns, taken, OBJECTS)
-        group = SORTED_SPLITS.index(split) * len(self.partitions.labels) + label.astype(np.int64)
+        group = SORTED_SPLITS.index(split) * len(self.partitions.labels.words) + label.astype(np.int64)
         drawn = priority(identity[accepted], boxes.photo[accepted], self.settings.seed, "objects of a class")
-        for name, values in (
-            ("file", taken["file"]),
-            ("row", taken["row"]),
-            ("group", pa.array(group)),
-            ("priority", pa.array(drawn)),
-            ("original_bytes", of_photo["original_bytes"]),
-        ):
+        more = {name: taken[name] for name in ("file", "row")} | {"group": pa.array(group), "priority": pa.array(drawn)}
+        for name, values in {**more, "original_bytes": of_photo["original_bytes"]}.items():
             objects = objects.append_column(name, values)
         return objects
 
     def reject_candidates(self, candidates: pa.Table) -> pa.Table:
         """Rows of `REJECTS` for candidates that their class has no place for."""
         reason = "over_class_cap"
+        reasons = [reason] if self.settings.selection.all_reasons else None
         columns = {
             "file": self.partitions.files.decode(numbers(candidates, "file")),
-            "reason": REASON_WORDS.decode(np.full(len(candidates), REASONS.index(reason), np.int32)),
-            "reasons": pa.array([[reason]] * len(candidates), pa.list_(pa.string()))
-            if self.settings.selection.all_reasons
-            else pa.nulls(len(candidates), pa.list_(pa.string())),
+            "reason": one_word(reason, len(candidates)),
+            "reasons": pa.array([reasons] * len(candidates), pa.list_(pa.string())),
             "detail": pa.nulls(len(candidates), pa.string()),
         }
         return _table(columns, candidates, REJECTS)
@@ -258,7 +250,7 @@ def object_shares(
         edges: `x_min`, `x_max`, `y_min` and `y_max` of each box, fractions of the photo; may be anything.
         padding: of the reference, px on each side.
 
-    The reference's window is that of `geometry.references.reference_window`, for columns.
+    The reference's window is that of `geometry.reference_window`, for columns.
     """
     shares = np.full(len(masks), np.nan)
     rows = np.flatnonzero(masks.is_valid().to_numpy(zero_copy_only=False) & np.isfinite(sides[0]) & np.isfinite(sides[1]))

@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 
 from benchmarks import published_recipe
 from benchmarks.packing_world import draw_photo
-from benchmarks.views import gradient_energy, main
+from benchmarks.views import main
 from pbe_core.images.crop import Rectangle, is_padded, whole_photo
 from pbe_core.randomness import generator
 from pipelines.geometry import extend_box, square_window
@@ -38,7 +38,7 @@ def test_our_published_zoom_is_of_the_published_distribution_and_the_free_one_is
     """Sides of views over drawn boxes, where neither squashes and neither photo is square."""
     draw = np.random.default_rng(0)
     sides = {"published": [], "free": [], "code": []}
-    for number in range(1500):
+    for number in range(1200):
         width, height = draw.integers(300, 1024, 2).tolist()
         (left, right), (top, bottom) = (np.sort(draw.uniform(0, side, 2)) for side in (width, height))
         box = Rectangle(left, top, max(right, left + 8), max(bottom, top + 8)).intersection(whole_photo(width, height))
@@ -52,16 +52,9 @@ def test_our_published_zoom_is_of_the_published_distribution_and_the_free_one_is
             if published_recipe.square_crop(extended, width, height, Random(0)):
                 assert not is_padded(window, width, height)
                 sides[zoom].append(window.side / min(width, height))
-    assert min(map(len, sides.values())) > 600
+    assert min(map(len, sides.values())) > 450
     assert ks_2samp(sides["published"], sides["code"]).statistic < 0.05
     assert ks_2samp(sides["free"], sides["code"]).statistic > 0.3
-
-
-def test_gradient_energy_is_that_of_neighbours():
-    picture = np.zeros((4, 4, 3), np.uint8)
-    picture[:, 2:] = 6
-    assert gradient_energy(picture) == 36 / 3
-    assert gradient_energy(np.full((5, 6, 3), 9)) == 0
 
 
 @needs_bezier

@@ -20,7 +20,7 @@ from pipelines.annotations import coco, object_masks
 from pipelines.annotations.object_masks import MAX_OUTLINE, compress_mask
 from pipelines.annotations.source import assign_splits
 from pipelines.config import BuildSettings
-from pipelines.selection.classes import below
+from pipelines.selection.rules import below
 from tests.coco_files import CATEGORIES, annotation, boxes_of, image, opened, photos_of, without, write
 
 

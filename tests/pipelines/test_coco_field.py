@@ -16,8 +16,8 @@ from pbe_core.errors import InputError
 from pipelines.annotations import open_source
 from pipelines.annotations.object_masks import compress_mask
 from pipelines.config import BuildSettings, ReferenceSettings, SelectionSettings, SourceSettings
-from pipelines.selection.classes import below
 from pipelines.selection.objects import Selection, select_objects
+from pipelines.selection.rules import below
 from tests.coco_files import CATEGORIES, annotation, boxes_of, image, opened, photos_of, without, write
 
 POLYGON = [4, 5, 24, 5, 24, 15, 4, 15]

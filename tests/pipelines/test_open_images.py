@@ -28,8 +28,8 @@ from pipelines.annotations.open_images_files import (
 )
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.dataset.write_plan import hash_inputs, select_and_plan
-from pipelines.selection.classes import below
 from pipelines.selection.objects import select_objects
+from pipelines.selection.rules import below
 from schemas.tables import BOXES, PHOTOS
 
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -55,7 +55,6 @@ def test_every_pair_within_a_group_comes_once(groups):
     assert sorted(pairs) == expected
 
 
-@settings(max_examples=200)
 @given(
     seeds=st.lists(HASHES, min_size=1, max_size=8),
     flips=st.lists(st.sets(st.integers(0, 63), max_size=9), max_size=12),
@@ -67,12 +66,6 @@ def test_near_pairs_are_those_that_brute_force_finds(seeds, flips, limit):
     hashes = seeds + changed
     expected = [[i, j] for i, j in itertools.combinations(range(len(hashes)), 2) if distance(hashes[i], hashes[j]) <= limit]
     assert near_pairs(np.array(hashes, np.uint64), limit).tolist() == expected
-
-
-@pytest.mark.parametrize("limit", [-1, 62])
-def test_a_distance_that_no_bands_can_hold_is_refused(limit):
-    with pytest.raises(ValueError, match="between 0 and 61"):
-        near_pairs(np.zeros(2, np.uint64), limit)
 
 
 def test_copies_have_nearly_the_same_hash_and_other_photos_have_not(pictures):
@@ -164,20 +157,22 @@ def verdicts(photos: pa.Table) -> dict[str, tuple[str, str, int | None]]:
 LOOKS = 0x0F1E_2D3C_4B5A_6978
 
 
-def test_each_hash_finds_its_pairs_and_the_held_out_photo_is_kept():
+def test_a_chain_over_several_hashes_is_one_photo_and_the_held_out_one_is_kept():
+    """a, b, c and d agree only two by two, and each by something else; `by` tells the weakest hash that is needed."""
     photos = table(
-        photo("train/a", original_md5="m"),
-        photo("validation/b", original_md5="m"),
-        photo("test/c", sha256="s"),
-        photo("train/d", sha256="s"),
-        photo("validation/e", perceptual_hash=LOOKS, detail_hash=7),
-        photo("train/f", perceptual_hash=LOOKS ^ 0b101, detail_hash=7 ^ 0b11),
-        photo("train/g", original_md5="other", sha256="other", perceptual_hash=~LOOKS % 2**64, detail_hash=7),
+        photo("validation/a", original_md5="m"),
+        photo("train/b", original_md5="m", sha256="s"),
+        photo("train/c", sha256="s", perceptual_hash=LOOKS, detail_hash=0),
+        photo("train/d", perceptual_hash=LOOKS ^ 1, detail_hash=0),
+        photo("train/e", original_md5="other", sha256="other", perceptual_hash=~LOOKS % 2**64, detail_hash=0),
+        photo("test/f", perceptual_hash=LOOKS >> 8, detail_hash=7),
+        photo("train/g", perceptual_hash=LOOKS >> 8 ^ 0b101, detail_hash=7 ^ 0b11),
     )
     assert verdicts(photos) == {
-        "train/a": ("validation/b", "original_md5", None),
-        "train/d": ("test/c", "sha256", None),
-        "train/f": ("validation/e", "perceptual_hash", 2),
+        "train/b": ("validation/a", "original_md5", None),
+        "train/c": ("validation/a", "sha256", None),
+        "train/d": ("validation/a", "perceptual_hash", None),
+        "train/g": ("test/f", "perceptual_hash", 2),
     }
 
 
@@ -188,26 +183,16 @@ def test_a_file_name_in_two_splits_is_one_file_only_where_it_is_one(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
         (tmp_path / split / "x.jpg").write_bytes(b"")
-    names = ["one/x.jpg", "one/x.jpg", "x.jpg", "x.jpg", "x.jpg", "gone.jpg", "gone.jpg", "a\0b", "a\0b"]
-    splits = ["train", "validation", "train", "validation", "train", "train", "train", "train", "validation"]
+    names = ["one/x.jpg", "one/x.jpg", "x.jpg", "x.jpg", "gone.jpg", "gone.jpg", "a\0b", "a\0b"]
+    splits = ["train", "validation", "train", "validation", "train", "train", "train", "validation"]
     rows = [photo(f"{split}/{place}", file_name=name) for place, (split, name) in enumerate(zip(splits, names, strict=True))]
-    assert by_place(table(*rows), tmp_path)["file_name"].to_pylist() == [
-        "one/x.jpg",
-        "one/x.jpg",
-        "train/x.jpg",
-        "validation/x.jpg",
-        "train/x.jpg",
-        "train/gone.jpg",
-        "train/gone.jpg",
-        "train/a\0b",
-        "validation/a\0b",
-    ]
+    places = ["one/x.jpg", "one/x.jpg", *(f"{split}/{name}" for split, name in list(zip(splits, names, strict=True))[2:])]
+    assert by_place(table(*rows), tmp_path)["file_name"].to_pylist() == places
 
 
 def test_what_is_not_known_is_not_the_same():
-    """Nulls are no value: three photos of which nothing is known are three photos."""
-    assert verdicts(table(*[photo(f"train/{name}") for name in "abc"])) == {}
-    assert verdicts(table(photo("train/a", perceptual_hash=0, detail_hash=0), photo("train/b"))) == {}
+    """Nulls are no value: two photos of which nothing is known are two photos."""
+    assert verdicts(table(photo("train/a", perceptual_hash=0, detail_hash=0), photo("train/b"), photo("train/c"))) == {}
 
 
 def test_near_photos_are_the_same_only_if_their_detail_agrees():
@@ -220,45 +205,20 @@ def test_near_photos_are_the_same_only_if_their_detail_agrees():
     assert not found(0, (1 << (MAX_DETAIL_DISTANCE + 1)) - 1)
 
 
-def test_a_chain_over_several_hashes_is_one_photo():
-    """a, b, c and d agree only two by two, and each by something else; `by` tells the weakest hash that is needed."""
-    photos = table(
-        photo("validation/a", original_md5="m"),
-        photo("train/b", original_md5="m", sha256="s"),
-        photo("train/c", sha256="s", perceptual_hash=LOOKS, detail_hash=0),
-        photo("train/d", perceptual_hash=LOOKS ^ 1, detail_hash=0),
-    )
-    assert verdicts(photos) == {
-        "train/b": ("validation/a", "original_md5", None),
-        "train/c": ("validation/a", "sha256", None),
-        "train/d": ("validation/a", "perceptual_hash", None),
-    }
-
-
 def test_tables_with_different_hashes_can_be_put_below_one_another():
     """Two rows of one photo join what both know, and are not two photos."""
     whole = photo("train/b", original_md5="m", sha256="s")
     rest = [photo("validation/a", original_md5="m"), photo("train/c", sha256="s")]
     divided = table(*rest, photo("train/b", original_md5="m"), photo("train/b", sha256="s"), photo("train/b"))
     assert verdicts(divided) == verdicts(table(*rest, whole))
-    assert verdicts(divided.select(["split", "photo_id"])) == {}
     assert verdicts(divided.slice(0, 0)) == {}
 
 
 def test_copies_by_the_thousand_do_not_make_pairs_by_the_million():
     """A placeholder of a photo that is gone: chained, not compared with one another (it would take minutes and 10 GB)."""
-    count = 50_000
+    count = 20_000
     rows = [photo(f"train/{number}", perceptual_hash=LOOKS, detail_hash=0) for number in range(count)]
     assert len(same_photos(table(*rows))) == count - 1
-
-
-@given(st.data())
-def test_the_order_of_rows_does_not_matter(data):
-    rows = [
-        photo(f"{data.draw(st.sampled_from(['train', 'validation']))}/{number}", sha256=data.draw(st.sampled_from("abc")))
-        for number in range(8)
-    ]
-    assert same_photos(table(*rows)).equals(same_photos(table(*data.draw(st.permutations(rows)))))
 
 
 def test_a_scan_that_is_not_there_or_not_finished_is_refused(tmp_path):

@@ -1,6 +1,5 @@
 """The small parts of the contract: randomness, atomic files, weights' identity, dataset.json, pictures, the generated page."""
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_vae, weights_sha256
 from schemas.dataset import Books
 from schemas.document import document
-from schemas.sample import MEMBERS, SampleRecord
-from schemas.tables import TABLES
 
 
 def test_the_page_on_the_format_is_what_the_schemas_say():
@@ -29,36 +26,16 @@ def test_the_page_on_the_format_is_what_the_schemas_say():
     assert page == document(), "docs/data-format.md is stale: run `make docs`"
 
 
-def test_the_page_names_every_column_and_member():
-    page = document()
-    names = [field.name for schema in TABLES.values() for field in schema] + [member.name for member in MEMBERS]
-    assert all(f"`{name}`" in page for name in [*names, *SampleRecord.model_fields])
-
-
 def test_random_streams_are_pinned():
     """These numbers may never change: every dataset and every training run would."""
     assert name_hash(0, "photo order", "abc") == 2173592768969061212
     assert uniform(0, "photo order", "abc") == 2173592768969061212 // 2**11 / 2**53
     draws = [uniform("test", number) for number in range(4000)]
-    assert min(draws) < 0.01
-    assert 0.99 < max(draws) < 1
+    assert 0 < min(draws) < 0.01 < 0.99 < max(draws) < 1
     assert sum(draws) / 4000 == pytest.approx(0.5, abs=0.02)
     assert generator(0, "abc", "view", 0).integers(0, 1000, 4).tolist() == [726, 116, 833, 694]
-
-
-def test_random_streams_of_different_names_differ():
     names = [(0, "a"), (1, "a"), (0, "b"), ("0", "a"), (0, "a", 0), ("ab",), ("a", "b")]
-    draws = {tuple(generator(*name).integers(0, 2**60, 2).tolist()) for name in names}
-    assert len(draws) == len(names)
-
-
-def _draw(_: int) -> list[float]:
-    return generator(3, "x").random(3).tolist()
-
-
-def test_random_streams_do_not_depend_on_the_process():
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.map(_draw, [0])[0] == _draw(0)
+    assert len({tuple(generator(*name).integers(0, 2**60, 2).tolist()) for name in names}) == len(names)
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -82,10 +59,8 @@ def test_the_identity_of_weights_is_their_values():
 
 
 def test_no_vae_is_an_error_that_names_the_folder(tmp_path):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=f"{tmp_path}.*no AutoencoderKL here"):
         load_vae(str(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-    assert "no AutoencoderKL here" in str(caught.value)
 
 
 def test_books_that_do_not_balance_are_told():
@@ -98,24 +73,17 @@ def test_books_that_do_not_balance_are_told():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("name", "content", "message"),
     [
-        (None, "no dataset here"),
-        ("{", "damaged"),
-        ('{"format_version": 1}', "build the dataset again"),
-        ('{"format_version": 1, "old": 1}', "format version 1, this program reads"),
+        ("other", "", "no dataset here"),
+        ("plan.parquet", "", "not finished"),
+        ("dataset.json", "{", "damaged"),
+        ("dataset.json", '{"format_version": 1, "old": 1}', "format version 1, this program reads .*build the dataset again"),
     ],
 )
-def test_what_is_no_dataset_is_refused(tmp_path: Path, content: str | None, message: str):
-    if content is not None:
-        (tmp_path / "dataset.json").write_text(content)
+def test_what_is_no_dataset_is_refused(tmp_path: Path, name: str, content: str, message: str):
+    (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
-        read_dataset(tmp_path)
-
-
-def test_an_unfinished_build_is_told_from_no_build(tmp_path: Path):
-    (tmp_path / "plan.parquet").touch()
-    with pytest.raises(InputError, match="not finished"):
         read_dataset(tmp_path)
 
 
@@ -134,7 +102,7 @@ def test_programs_end_with_a_line_and_a_status(capsys, raised, status, said):
     assert capsys.readouterr().err.startswith(said)
 
 
-@pytest.mark.parametrize(("raised", "status"), [("", 141), ("sys.exit(0)", 141), ("raise BrokenPipeError(32, 'of a server')", 1)])
+@pytest.mark.parametrize(("raised", "status"), [("", 141), ("raise BrokenPipeError(32, 'of a server')", 1)])
 def test_a_program_whose_reader_has_enough_says_nothing(raised: str, status: int):
     """As in `plan.py --help | head`. That a server has ended its connection is another matter."""
     program = (
@@ -146,11 +114,7 @@ def test_a_program_whose_reader_has_enough_says_nothing(raised: str, status: int
     done = subprocess.run([sys.executable, "-c", program], stdout=writes, stderr=subprocess.PIPE, text=True)
     os.close(writes)
     assert done.returncode == status
-    assert done.stderr == (
-        ""
-        if status == 141
-        else "error: [Errno 32] of a server; what was finished is kept: mend that, and the same command goes on from there\n"
-    )
+    assert done.stderr.startswith("error: [Errno 32] of a server") if status == 1 else not done.stderr
 
 
 def test_pictures_keep_their_aspect_and_place():
@@ -170,8 +134,8 @@ def test_pictures_keep_their_aspect_and_place():
     assert not changed[~around].any()
 
 
-@pytest.mark.parametrize("side", [128, 512, 1024, 4000])
-@pytest.mark.parametrize("background", [PINK, WHITE, (0, 0, 0), (230, 20, 40), (128, 128, 128)], ids=str)
+@pytest.mark.parametrize("side", [128, 1024, 4000])
+@pytest.mark.parametrize("background", [PINK, WHITE, (230, 20, 40)], ids=str)
 def test_lines_are_seen_on_things_of_their_own_colour(side, background):
     """A pink box around something red, a white one on snow: in a cell of a sheet, as people look at it."""
     picture = np.full((side, side, 3), background, np.uint8)

@@ -32,16 +32,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    make_world(folder, train_photos=120, validation_photos=30, seed=3, processes=1)
+    make_world(folder, train_photos=60, validation_photos=15, seed=3, processes=1)
     return folder
 
 
-def test_bytes_do_not_depend_on_the_number_of_processes(world: Path, tmp_path: Path) -> None:
-    make_world(tmp_path, train_photos=120, validation_photos=30, seed=3, processes=2)
-    assert files_of(tmp_path) == files_of(world)
-
-
-def test_a_photo_depends_on_its_index_and_seed_only(world: Path, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_number_of_processes_nor_a_photo_on_the_others(world: Path, tmp_path: Path) -> None:
+    make_world(tmp_path / "same", train_photos=60, validation_photos=15, seed=3, processes=2)
+    assert files_of(tmp_path / "same") == files_of(world)
     make_world(tmp_path / "small", train_photos=9, validation_photos=1, seed=3, processes=1)
     photos = {name: data for name, data in files_of(tmp_path / "small").items() if name.endswith(".jpg")}
     assert len(photos) == 10
@@ -65,12 +62,14 @@ def test_the_box_table_is_that_of_open_images(world: Path, split: str) -> None:
         assert all(len(row[edge].split(".")[1]) == 6 for edge in ("XMin", "XMax", "YMin", "YMax"))
         assert row["LabelName"] in names
         assert {row[flag] for flag in FLAGS} <= ({"-1"} if row["Source"] == "activemil" else {"0", "1"})
+    sources = Counter(row["Source"] for row in rows)
+    assert split == "validation" or 0 < sources["activemil"] < sources["xclick"], "unknown flags occur"
 
 
 def test_flags_and_the_area_rule_have_every_outcome() -> None:
     """Otherwise a pipeline that drops or mixes them up would pass on this world."""
     outcomes: Counter[str] = Counter()
-    for index in range(250):
+    for index in range(150):
         scene = plan_scene(0, "train", index)
         for box in boxes_of(scene, *render_scene(scene)[1:]):
             area = (box.x_max - box.x_min) * (box.y_max - box.y_min)
@@ -80,11 +79,6 @@ def test_flags_and_the_area_rule_have_every_outcome() -> None:
                 assert min(box.x_min, box.y_min, 1 - box.x_max, 1 - box.y_max) == 0
     assert all(outcomes[name] > 0 for name in ("small", "large", "group", "occluded", "truncated"))
     assert outcomes["small"] + outcomes["large"] < 0.1 * outcomes["all"]
-
-
-def test_unknown_flags_occur(world: Path) -> None:
-    sources = Counter(row["Source"] for row in rows_of(world / "train-annotations-bbox.csv"))
-    assert 0 < sources["activemil"] < sources["xclick"]
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -115,22 +109,17 @@ def test_splits_share_no_instance_and_no_photo() -> None:
     }
     assert not looks["train"] & looks["validation"]
     for split in looks:
-        shown = {who for index in range(100) for who, _ in plan_scene(0, split, index).objects}
+        shown = {who for index in range(150) for who, _ in plan_scene(0, split, index).objects}
         assert {replace(who, split="", number=0) for who in shown} <= looks[split]
+        assert {who.kind for who in shown} == set(range(len(KINDS)))
     ids = {photo_id(0, split, index) for split in looks for index in range(1000)}
     assert len(ids) == 2000
-
-
-def test_every_kind_occurs_in_every_split() -> None:
-    for split in INSTANCES_PER_KIND:
-        kinds = {who.kind for index in range(150) for who, _ in plan_scene(0, split, index).objects}
-        assert kinds == set(range(len(KINDS)))
 
 
 def test_boxes_are_tight_around_what_is_seen() -> None:
     """Each object is repainted in one pure colour without light, and found again by that colour alone."""
     errors_px = []
-    for index in range(60):
+    for index in range(40):
         scene = plan_scene(0, "train", index)
         if scene.is_group:
             continue
@@ -153,7 +142,7 @@ def test_boxes_are_tight_around_what_is_seen() -> None:
             size = [scene.width, scene.width, scene.height, scene.height]
             box_px = np.multiply([box.x_min, box.x_max, box.y_min, box.y_max], size)
             errors_px.append(box_px - found)
-    assert len(errors_px) > 60
+    assert len(errors_px) > 40
     # Tips thinner than a pixel fade into their shadow; a systematic shift of one pixel would show in the mean.
     assert np.abs(errors_px).max() <= 3
     assert np.abs(np.mean(errors_px, 0)).max() < 0.3

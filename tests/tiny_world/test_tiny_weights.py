@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,8 +20,7 @@ from tiny_world.measure import (
     reference_squares,
     sightings,
 )
-from tiny_world.train_encoder import TEMPERATURE, pair_loss, random_window, repaint_half, tiles_of_instance
-from tiny_world.train_vae import cut_views, level_latents, pieces, stored_photo, tiny_vae
+from tiny_world.train_vae import cut_views, level_latents, stored_photo, tiny_vae
 
 FRESH_SEED = 11
 
@@ -35,15 +33,11 @@ def test_weights_are_small_and_name_no_machine() -> None:
         assert "/" not in json.dumps(config)
 
 
-@pytest.mark.parametrize("hole_share", [0, 1])
-def test_vae_reconstructs_fresh_held_out_views(hole_share: int) -> None:
-    photos = [stored_photo(index, FRESH_SEED, "validation") for index in range(24)]
-    views = cut_views(photos, generator(FRESH_SEED, "test views"), 24, hole_share)
-    assert psnr_db(load_vae(), views).mean() >= 26
-
-
-def test_scaled_latents_of_fresh_held_out_views_have_unit_spread() -> None:
+def test_vae_reconstructs_fresh_held_out_views_from_latents_of_unit_spread() -> None:
     photos = [stored_photo(index, FRESH_SEED, "validation") for index in range(40)]
+    for hole_share in (0, 1):
+        views = cut_views(photos[:12], generator(FRESH_SEED, "test views"), 12, hole_share)
+        assert psnr_db(load_vae(), views).mean() >= 26
     spread = latent_spread(load_vae(), cut_views(photos, generator(FRESH_SEED, "test spread"), 40, hole_share=1 / 3))
     assert spread["scaled_latent_std"] == pytest.approx(1, abs=0.12)
     assert spread["least_channel_std"] > 0.8
@@ -52,7 +46,7 @@ def test_scaled_latents_of_fresh_held_out_views_have_unit_spread() -> None:
 
 
 def test_encoder_knows_the_kind_of_fresh_held_out_objects() -> None:
-    known, asked = (sightings(FRESH_SEED, split, range(n)) for split, n in (("train", 120), ("validation", 40)))
+    known, asked = (sightings(FRESH_SEED, split, range(n)) for split, n in (("train", 100), ("validation", 40)))
     encoder = load_encoder()
     known_tokens = class_tokens(encoder, reference_squares(known, partial(stored_photo, seed=FRESH_SEED, split="train")))
     tokens = class_tokens(encoder, reference_squares(asked, partial(stored_photo, seed=FRESH_SEED, split="validation")))
@@ -77,56 +71,3 @@ def test_levelling_latents_changes_no_reconstruction() -> None:
     # The posterior keeps its proportion of noise to signal in every channel.
     ratio = [p.std.mean((0, 2, 3)) / p.mean.std((0, 2, 3)) for p in (before, after)]
     torch.testing.assert_close(*ratio, atol=1e-4, rtol=1e-3)
-
-
-def test_holes_are_mid_grey_and_only_where_asked() -> None:
-    white = [np.full((140, 180, 3), 255, np.uint8)]
-    whole, holed = (cut_views(white, generator("holes"), 16, share) for share in (0, 1))
-    assert (whole == 1).all()
-    assert set(holed.unique().tolist()) == {0.0, 1.0}
-    assert ((holed == 0).flatten(1).any(1)).all()
-
-
-def test_every_other_tile_is_repainted_in_place() -> None:
-    tiles = torch.from_numpy(np.stack([tiles_of_instance(index, FRESH_SEED)[0] for index in range(2)]))
-    repainted = tiles.clone()
-    repaint_half(repainted, load_vae())
-    error = (repainted.float() - tiles.float()).square().mean((2, 3, 4)).sqrt()
-    assert (error[:, ::2] == 0).all()
-    assert (error[:, 1::2] > 0).all()
-    # Out of 255: no tile became another one, and the smaller picture lost more.
-    assert error.max() < 40
-    assert error[:, 1::4].mean() > error[:, 3::4].mean()
-
-
-def test_pieces_lie_on_the_latent_grid() -> None:
-    columns = torch.arange(128.0).expand(40, 3, 128, 128)
-    left = pieces(columns, generator("pieces"))[:, 0, 0, 0]
-    assert (left % 8 == 0).all()
-    assert len(left.unique()) > 4
-
-
-def test_pair_loss_is_low_only_for_true_partners() -> None:
-    tokens = torch.eye(8)
-    right, found = pair_loss(tokens, tokens)
-    wrong, lost = pair_loss(tokens, tokens.roll(1, 0))
-    assert found == 1
-    assert lost == 0
-    assert wrong - right == pytest.approx(1 / TEMPERATURE, rel=1e-4)
-
-
-def test_windows_hold_the_object() -> None:
-    """Unturned windows: the box's centre stays inside and its share of each side is in the promised range."""
-    edges = np.float32([0.3, 0.6, 0.4, 0.7])
-    checked = 0
-    for index in range(200):
-        window = random_window(edges, generator("window", index))
-        if abs(window[0, 1]) > 1e-6:
-            continue
-        share = np.array([0.3, 0.3]) / np.abs(np.diag(window[:, :2]))
-        centre = (np.array([-0.1, 0.1]) - window[:, 2]) / np.abs(np.diag(window[:, :2]))
-        assert (share >= 0.39).all()
-        assert (share <= 1.06).all()
-        assert (np.abs(centre) + share <= 1.13).all()
-        checked += 1
-    assert checked > 50
