@@ -36,7 +36,7 @@ from tests.hostile_server import HostileServer, good_photo
 PATIENCE_SECONDS = 1800
 _LONGEST_AFTERLIFE_SECONDS = 600
 """Of what Ray itself has started: it looks only now and then whether its parent lives."""
-HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
+HITS = ("the program, and the next run at once", "all processes", "the program", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
 
 
@@ -54,8 +54,6 @@ class Kill:
     """Photos in parts that count."""
     outlived: float | None = None
     """How long the other processes went on, in s; not known where the next run began at once."""
-    late_requests: int = 0
-    """That they made."""
 
 
 @dataclass
@@ -99,19 +97,18 @@ class Killer(MarkedProcesses):
             names += pq.read_table(self.store / "parts" / part.table, columns=["photo_id"])["photo_id"].to_pylist()
         return {name: self.server.hits[f"/photos/{name}"] for name in names}
 
-    def kill(self, process: subprocess.Popen[bytes], hit: str) -> tuple[float | None, int, dict[str, int]]:
-        """End a run; how long its processes outlived that, the requests that they made, and what was recorded then."""
-        requests = len(self.server.requests)
+    def kill(self, process: subprocess.Popen[bytes], hit: str) -> tuple[float | None, dict[str, int]]:
+        """End a run; how long its processes outlived that, and what was recorded then."""
         process.kill()
         if hit == "all processes":
             self.end_all()
         process.wait()
         if hit.endswith("at once"):
-            return None, 0, self.recorded()
+            return None, self.recorded()
         began = time.monotonic()
         while self.alive() and time.monotonic() - began < PATIENCE_SECONDS:
             time.sleep(0.05)
-        return time.monotonic() - began, len(self.server.requests) - requests, self.recorded()
+        return time.monotonic() - began, self.recorded()
 
 
 def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[str, Callable[[float], bool]]:
@@ -160,8 +157,8 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
                 break
             hit = HITS[number % len(HITS)]
             requests = len(server.requests)
-            outlived, late, recorded = killer.kill(process, hit)
-            report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived, late))
+            outlived, recorded = killer.kill(process, hit)
+            report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived))
             report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
             if outlived is not None and outlived > PATIENCE_SECONDS:
                 report.problems.append(f"kill {number + 1}: processes live on")
@@ -195,17 +192,12 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
     """Each photo once and whole, and nothing left lying about."""
     if status:
         yield f"the last run ended with status {status}; see {killer.log}"
-    codes = pq.read_table(killer.store / "status.parquet", columns=["photo_id", "code"]).to_pylist()
-    times = Counter(row["photo_id"] for row in codes if row["code"] == OK)
-    if times != dict.fromkeys(pictures, 1):
-        yield f"status.parquet: {len(times)} photos are ok, {sum(times.values()) - len(times)} of them twice"
-    index = Counter(pq.read_table(killer.store / "index.parquet", columns=["photo_id"])["photo_id"].to_pylist())
-    if index != dict.fromkeys(pictures, 1):
-        yield f"index.parquet: {len(index)} photos, {sum(index.values()) - len(index)} of them twice"
-    problems, photos = verify_store(killer.store)
-    yield from problems
-    if photos != len(pictures):
-        yield f"{photos} photos verified, not {len(pictures)}"
+    for table in ("status", "index"):
+        rows = pq.read_table(killer.store / f"{table}.parquet").to_pylist()
+        names = Counter(row["photo_id"] for row in rows if row.get("code", OK) == OK)
+        if names != dict.fromkeys(pictures, 1):
+            yield f"{table}.parquet: {len(names)} photos, {sum(names.values()) - len(names)} of them twice"
+    yield from verify_store(killer.store)[0]
     for path in killer.store.rglob(".*.tmp"):
         yield f"{path}: left over"
     named = {name for part in read_parts(killer.store) for name in (*part.files, f"{part.name}.json")}
@@ -223,12 +215,11 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
 def print_report(report: Report) -> None:
     """The kills, and what was wrong."""
     table = Table(title=f"{len(report.kills)} kills of a crawl of {report.photos:,} photos", title_justify="left")
-    for name in ("kill", "moment", "s", "requests", "recorded", "outlived by s", "late requests"):
+    for name in ("kill", "moment", "s", "requests", "recorded", "outlived by s"):
         table.add_column(name, justify="left" if name in ("kill", "moment") else "right")
     for kill in report.kills:
         outlived = "" if kill.outlived is None else f"{kill.outlived:.1f}"
-        numbers = (f"{kill.seconds:.1f}", f"{kill.requests:,}", f"{kill.recorded:,}", outlived, f"{kill.late_requests:,}")
-        table.add_row(kill.hit, kill.moment, *numbers)
+        table.add_row(kill.hit, kill.moment, f"{kill.seconds:.1f}", f"{kill.requests:,}", f"{kill.recorded:,}", outlived)
     Console(width=130).print(table)
     extra = report.requests - report.photos
     print(
