@@ -28,7 +28,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,7 +49,7 @@ PATIENCE_SECONDS = 60
 """After this an answer ends that waits for the client to hang up: long against the limits of tests, which must come first."""
 MOST_REDIRECTS = 50
 """So often one path leads in a circle; then a photo comes."""
-End = Literal["kept", "held", "closed", "reset"]
+End = Literal["kept", "closed", "reset"]
 
 
 @functools.cache
@@ -110,25 +110,15 @@ class Answer:
         await self.writer.drain()
         self.request.sent += len(data)
 
-    async def head(self, status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()) -> None:
-        lines = (f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers))
-        await self.write("".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "surrogateescape"))
-
-    async def whole(
-        self, body: bytes, *headers: tuple[str, str], status: str = "200 OK", kind: str = "image/jpeg", length: int | None = None
-    ) -> None:
-        """An answer with its length; the connection lives on."""
-        announced = len(body) if length is None else length
-        await self.head(status, [("Content-Type", kind), ("Content-Length", str(announced)), *headers])
-        await self.write(body)
+    async def whole(self, body: bytes, *headers: str, **others: Any) -> None:
+        """An answer as of `http`; the connection lives on."""
+        await self.write(http(body, *headers, **others))
 
     async def redirect(self, location: str) -> None:
-        await self.whole(b"", ("Location", location), ("Set-Cookie", "id=1; Path=/"), status="302 Found", kind="text/html")
+        await self.whole(b"", f"Location: {location}", "Set-Cookie: id=1; Path=/", status="302 Found", kind="text/html")
 
     async def end(self, how: End) -> None:
-        """The connection is kept, held until the client hangs up, closed, or closed with a TCP reset."""
-        if how == "held":
-            await self.wait_for_the_end()
+        """The connection is kept, closed, or closed with a TCP reset."""
         if how == "reset":
             self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.writer.transport.abort()
@@ -251,11 +241,11 @@ class HostileServer:
         acted = replace(request, path=behaviour.path, query={**request.query, **parse_qs(behaviour.query)})
         await asyncio.sleep(float(acted.option("pause", "0")))
         if acted.words[0] in fixed_answers():
-            data, end = fixed_answers()[acted.words[0]]
+            _, data, end = fixed_answers()[acted.words[0]]
             await answer.write(data)
             await answer.end(end)
-        elif acted.words[0] in ROUTES:
-            await getattr(self, acted.words[0].replace("-", "_"))(acted, answer)
+        elif asyncio.iscoroutinefunction(route := getattr(self, acted.words[0].replace("-", "_"), None)):
+            await route(acted, answer)
         else:
             await answer.whole(b"no such route", status="404 Not Found", kind="text/plain")
 
@@ -281,7 +271,7 @@ class HostileServer:
     async def slow_body(self, request: Request, answer: Answer) -> None:
         """?interval=0.05&step=1: a byte of the photo at a time, or some."""
         data, step = good_photo(), int(request.option("step", "1"))
-        await answer.head(headers=[("Content-Length", str(len(data)))])
+        await answer.write(http(b"", length=len(data)))
         for at in range(0, len(data), step):
             await answer.write(data[at : at + step])
             await asyncio.sleep(float(request.option("interval", "0.05")))
@@ -307,46 +297,39 @@ class HostileServer:
 
     async def status(self, request: Request, answer: Answer) -> None:
         """/status/<code>/<any name>?retry-after=7: that status, and a body where it may have one."""
-        asks = [("Retry-After", value) for value in request.query.get("retry-after", [])]
+        asks = [f"Retry-After: {value}" for value in request.query.get("retry-after", [])]
         code = request.words[1]
-        if code in ("204", "304"):
-            await answer.head(f"{code} Whatever", asks)
-        else:
-            await answer.whole(b"no", *asks, status=f"{code} Whatever", kind="text/plain")
+        empty = code in ("204", "304")
+        await answer.whole(b"" if empty else b"no", *asks, status=f"{code} Whatever", length=None if empty else -1)
 
     async def busy(self, request: Request, answer: Answer) -> None:
         """/busy/<n>/<any name>?retry-after=1: 429 the first n times that this path is asked for, then the photo."""
         if request.times <= int(request.words[1]):
-            wanted = ("Retry-After", request.option("retry-after", "1"))
-            await answer.whole(b"", wanted, status="429 Too Many Requests", kind="text/plain")
+            await answer.whole(b"", f"Retry-After: {request.option('retry-after', '1')}", status="429 Too Many Requests")
         else:
             await answer.whole(good_photo(request.path))
 
     async def fails(self, request: Request, answer: Answer) -> None:
         """/fails/<n>/<any name>: 500 the first n times that this path is asked for, then the photo."""
         if request.times <= int(request.words[1]):
-            await answer.whole(b"", status="500 Internal Server Error", kind="text/plain")
+            await answer.whole(b"", status="500 Internal Server Error")
         else:
             await answer.whole(good_photo(request.path))
 
     async def headers(self, request: Request, answer: Answer) -> None:
         """?X-Robots-Tag=noai&X-Robots-Tag=...&ETag=...: a photo with these headers, which may be no UTF-8."""
-        given = [(name, value) for name, values in request.query.items() for value in values]
-        await answer.whole(good_photo(), *given)
+        await answer.whole(good_photo(), *(f"{name}: {value}" for name, values in request.query.items() for value in values))
 
     async def etag(self, request: Request, answer: Answer) -> None:
         """A photo with an ETag, or 304 to whom has it."""
-        if request.headers.get("if-none-match") == ETAG:
-            await answer.head("304 Not Modified", [("ETag", ETAG)])
-        else:
-            await answer.whole(good_photo(), ("ETag", ETAG))
+        known = request.headers.get("if-none-match") == ETAG
+        await answer.whole(b"" if known else good_photo(), f"ETag: {ETAG}", status="304 Not Modified" if known else "200 OK")
 
     async def last_modified(self, request: Request, answer: Answer) -> None:
         """A photo with a date, or 304 to whom has it."""
-        if request.headers.get("if-modified-since") == MODIFIED:
-            await answer.head("304 Not Modified")
-        else:
-            await answer.whole(good_photo(), ("Last-Modified", MODIFIED))
+        known = request.headers.get("if-modified-since") == MODIFIED
+        dated = [] if known else [f"Last-Modified: {MODIFIED}"]
+        await answer.whole(b"" if known else good_photo(), *dated, status="304 Not Modified" if known else "200 OK")
 
     # Redirects.
 
@@ -385,111 +368,87 @@ def http(body: bytes, *headers: str, status: str = "200 OK", kind: str = "image/
     """A whole answer; a length of -1 is that of the body, null is none."""
     lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", *headers]
     lines += [] if length is None else [f"Content-Length: {len(body) if length < 0 else length}"]
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode() + body
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "surrogateescape") + body
 
 
 @functools.cache
-def fixed_answers() -> dict[str, tuple[bytes, End]]:
-    """Routes that say the same each time: first word of the path -> bytes, and what becomes of the connection then."""
+def fixed_answers() -> dict[str, tuple[str, bytes, End]]:
+    """Routes that say the same each time: first word -> outcome of a photo there, bytes, and what becomes of the connection."""
     photo = good_photo()
     large = photo.ljust(MAX_BYTES + 1000, b"\0")
     zeros = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks, in 2 kB.
     grey = bytes(97 * 72)
-    interim = b"HTTP/1.1 100 Continue\r\n\r\n" * 9
     return {
-        "chunked": (_chunked(photo[:100], photo[100:], b""), "kept"),
-        "until-closed": (http(photo, "Connection: close", length=None), "closed"),
-        "gzip-photo": (_packed(photo), "kept"),
-        "gzip-in-members": (_packed(photo[:1000], more=gzip.compress(photo[1000:], mtime=0)), "kept"),
-        "deflate-photo": (_packed(photo, "deflate"), "kept"),
-        "interim": (interim + http(photo), "kept"),
+        "chunked": ("ok", _chunked(photo[:100], photo[100:], b""), "kept"),
+        "until-closed": ("ok", http(photo, "Connection: close", length=None), "closed"),
+        "gzip-photo": ("ok", _packed(photo), "kept"),
+        "gzip-in-members": ("ok", _packed(photo[:1000], more=gzip.compress(photo[1000:], mtime=0)), "kept"),
+        "deflate-photo": ("ok", _packed(photo, "deflate"), "kept"),
+        "interim": ("ok", b"HTTP/1.1 100 Continue\r\n\r\n" * 9 + http(photo), "kept"),
+        "png-text": ("ok", http(png(96, 72, grey, (b"zTXt", b"Comment\0\0" + zeros))), "kept"),
+        "png-profile": ("ok", http(png(96, 72, grey, (b"iCCP", b"profile\0\0" + zeros))), "kept"),
         # Size.
-        "large-chunked": (_chunked(large, b""), "kept"),
-        "large-length": (http(large), "kept"),
-        "large-stream": (http(large, "Connection: close", length=None), "closed"),
-        "large-gzip": (_packed(large), "kept"),
-        "length-too-long": (http(photo, length=len(photo) + 100), "closed"),
-        "length-too-short": (http(photo, length=len(photo) - 100), "closed"),
-        "chunked-without-end": (_chunked(photo[:256]), "closed"),
-        "bad-chunks": (_chunked(photo[:256]) + b"many\r\n", "held"),
-        "empty": (http(b""), "kept"),
+        "large-chunked": ("too_large", _chunked(large, b""), "kept"),
+        "large-length": ("too_large", http(large), "kept"),
+        "large-stream": ("too_large", http(large, "Connection: close", length=None), "closed"),
+        "large-gzip": ("too_large", _packed(large), "kept"),
+        "length-too-long": ("incomplete", http(photo, length=len(photo) + 100), "closed"),
+        "length-too-short": ("bad_response", http(photo, length=len(photo) - 100), "closed"),
+        "chunked-without-end": ("incomplete", _chunked(photo[:256]), "closed"),
+        "empty": ("not_an_image", http(b""), "kept"),
         # What comes.
-        "html": (http(HTML, kind="text/html; charset=utf-8"), "kept"),
-        "html-as-jpeg": (http(HTML), "kept"),
-        "gzip-garbage": (http(photo, "Content-Encoding: gzip"), "kept"),
-        "large-png": (http(png(1001, 1000, bytes(1002 * 1000)), kind="image/png"), "kept"),
-        "png-text": (http(png(96, 72, grey, (b"zTXt", b"Comment\0\0" + zeros)), kind="image/png"), "kept"),
-        "png-profile": (http(png(96, 72, grey, (b"iCCP", b"profile\0\0" + zeros)), kind="image/png"), "kept"),
-        "heic": (http(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000)), "kept"),
-        "video": (http(b"\0\0\0\x14ftypisom\0\0\0\0isom" + bytes(1000), kind="video/mp4"), "kept"),
-        "no-end-mark": (http(photo[:-2]), "kept"),
-        "truncated": (http(photo[: len(photo) // 2]), "kept"),
+        "html": ("not_an_image", http(HTML, kind="text/html; charset=utf-8"), "kept"),
+        "gzip-garbage": ("incomplete", http(photo, "Content-Encoding: gzip"), "kept"),
+        "video": ("unsupported_format", http(b"\0\0\0\x14ftypisom\0\0\0\0isom" + bytes(1000), kind="video/mp4"), "kept"),
         # No HTTP. aiohttp takes 8 kB for a header, and 128 headers, so that memory has a bound.
-        "no-location": (http(b"", status="302 Found"), "kept"),
-        "reset": (b"", "reset"),
-        "hangs-up": (b"", "closed"),
-        "reset-body": (http(photo[:1000], length=len(photo)), "reset"),
-        "garbage": (np.random.default_rng(0).bytes(4096), "closed"),
-        "long-header": (http(photo, f"X-Long: {'x' * 10_000}"), "kept"),
-        "many-headers": (http(photo, *["X-More: more"] * 140), "kept"),
+        "no-location": ("bad_response", http(b"", status="302 Found"), "kept"),
+        "reset": ("connect", b"", "reset"),
+        "hangs-up": ("connect", b"", "closed"),
+        "reset-body": ("incomplete", http(photo[:1000], length=len(photo)), "reset"),
+        "garbage": ("bad_response", np.random.default_rng(0).bytes(4096), "closed"),
+        "long-header": ("bad_response", http(photo, f"X-Long: {'x' * 10_000}"), "kept"),
+        "many-headers": ("bad_response", http(photo, *["X-More: more"] * 140), "kept"),
+        # What the client takes, and the bytes tell.
+        "html-as-jpeg": ("not_an_image", http(HTML), "kept"),
+        "large-png": ("too_many_pixels", http(png(1001, 1000, bytes(1002 * 1000))), "kept"),
+        "heic": ("unsupported_format", http(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000)), "kept"),
+        "no-end-mark": ("ok", http(photo[:-2]), "kept"),
+        "truncated": ("decode_error", http(photo[: len(photo) // 2]), "kept"),
     }
 
 
+BY_THE_BYTES = ["/html-as-jpeg", "/large-png", "/heic", "/no-end-mark", "/truncated", "/png-text", "/png-profile"]
+_STATUSES = {
+    **dict.fromkeys((204, 206, 300, 304, 305, 999), "http_other"),
+    400: "http_4xx",
+    401: "http_403",
+    403: "http_403",
+    404: "http_404",
+    410: "http_410",
+    418: "http_4xx",
+    429: "http_429",
+    451: "http_410",
+    500: "http_5xx",
+    503: "http_5xx",
+}
 TROUBLES = {
-    "/status/204": "http_other",
-    "/status/300": "http_other",
-    "/status/304": "http_other",
-    "/status/400": "http_4xx",
-    "/status/401": "http_403",
-    "/status/403": "http_403",
-    "/status/404": "http_404",
-    "/status/410": "http_410",
-    "/status/418": "http_4xx",
-    "/status/429": "http_429",
-    "/status/451": "http_410",
-    "/status/500": "http_5xx",
-    "/status/503": "http_5xx",
-    "/length-too-long": "incomplete",
-    "/chunked-without-end": "incomplete",
-    "/reset-body": "incomplete",
-    "/length-too-short": "bad_response",
-    "/gzip-garbage": "incomplete",
-    "/garbage": "bad_response",
-    "/long-header": "bad_response",
-    "/many-headers": "bad_response",
-    "/no-location": "bad_response",
-    "/redirect?to=http://[": "bad_response",
-    "/reset": "connect",
-    "/hangs-up": "connect",
-    "/empty": "not_an_image",
-    "/html": "not_an_image",
-    "/video": "unsupported_format",
+    **{f"/status/{status}": code for status, code in _STATUSES.items()},
+    **{f"/{route}": code for route, (code, _, _) in fixed_answers().items() if code != "ok" and f"/{route}" not in BY_THE_BYTES},
+    "/photos/missing.jpg": "http_404",
     "/headers?tdm-reservation=1": "opted_out",
+    "/headers?X-Robots-Tag=noai": "opted_out",
     "/loop/a": "redirect_loop",
     "/loop/c": "redirect_loop",
     "/chain/6": "redirect_loop",
+    "/redirect?to=http://[": "bad_response",
+    "/redirect?to=http://a%2520b/": "bad_response",
     "/redirect?to=file:///etc/passwd": "blocked_scheme",
     "/redirect?to=ftp://127.0.0.1/a.jpg": "blocked_scheme",
+    "/redirect?to=http://169.254.169.254:1/latest/meta-data/": "blocked_address",
 }
-"""Path -> outcome of a photo there. What follows the first word of a path is free, but for the numbers."""
-LARGE = {
-    "/large-chunked": "too_large",
-    "/large-length": "too_large",
-    "/large-stream": "too_large",
-    "/large-gzip": "too_large",
-}
-"""The same where `MAX_BYTES` is the limit."""
-LATE = {
-    "/never": "timeout",
-    "/slow-headers": "timeout",
-    "/slow-body": "too_slow",
-    "/stalls": "too_slow",
-}
+"""Path -> outcome of a photo there, before its bytes are looked at, where `MAX_BYTES` is the limit."""
+LATE = {"/never": "timeout", "/slow-headers": "timeout", "/slow-body": "too_slow", "/stalls": "too_slow"}
 """The same where crawl.total_seconds (timeout) or web.SLOW_SECONDS (too_slow) is short; else each lasts a minute or two."""
-
-# The first words that are routes: the public coroutines of the server, all of which take a request, and fixed answers.
-_METHODS = (name for name, route in vars(HostileServer).items() if name[0] != "_" and asyncio.iscoroutinefunction(route))
-ROUTES = frozenset([*(name.replace("_", "-") for name in _METHODS), *fixed_answers()])
 
 
 @functools.cache
