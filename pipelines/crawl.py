@@ -54,8 +54,6 @@ from pipelines.on_ray import find_cluster
 from pipelines.photos import is_store
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 
-# A stop must not take long: more photos than these are merged by the next run.
-_MERGED_AT_A_STOP = 300_000
 _LONGEST_EXAMPLE = 160
 
 
@@ -113,10 +111,10 @@ def crawl_photos(settings: BuildSettings, again: Collection[str] = ()) -> int:
     try:
         with stop, lock_folder(store, "another crawl is using this photo store; wait for it, or stop it"):
             counts, errors = crawl_rounds(settings, sources, again, stop)
+        print_outcomes(settings, counts)
     except KeyboardInterrupt:
-        print("stopped: what has come is kept, and the same command goes on from there", file=sys.stderr)
-        return 128 + (stop.signal or signal.SIGINT)
-    print_outcomes(settings, counts)
+        stop.signal = stop.signal or signal.SIGINT
+        errors = {}
     for message, units in Counter(errors.values()).items():  # One line for a full disk.
         print(f"{number_of(units, 'part')} could not be made: {message}", file=sys.stderr)
     if stop.signal:
@@ -159,11 +157,8 @@ def crawl_rounds(
         pa.default_memory_pool().release_unused()
         with Progress("crawling", sum(chosen.sizes), "photos") as progress:
             errors = crawl_on_ray(chosen, sources, settings, progress, stop)
-        parts = read_parts(store)
-        if stop.signal and sum(part.photos for part in parts) > _MERGED_AT_A_STOP:
-            raise KeyboardInterrupt
         with Progress("making the store's tables"):
-            merge(store, parts)
+            merge(store, read_parts(store))
             # Placeholders show only now, when many have come. Another source may have the photos themselves.
             asked = quarantined(store, list_photos, keys, known, settings.crawl.sources)
         known = quarantined_keys(store)
@@ -179,9 +174,8 @@ def print_outcomes(settings: BuildSettings, counts: Counter[str]) -> None:
     console.print(summary_table(counts))
     later = sum(count for code, count in counts.items() if code in TRANSIENT)
     if later:
-        hint = (
-            f"{number_of(later, 'photo')} may come another time: pipelines/crawl.py with the same settings and --retry transient"
-        )
+        count = number_of(later, "photo")
+        hint = f"{count} may come another time: pipelines/crawl.py with the same settings and --retry transient"
         console.print(hint, soft_wrap=True, highlight=False)
     console.print(f"photo store: {store}", soft_wrap=True, highlight=False)
     for code, detail in examples(store, [code for code in counts if code not in (OK, "")]).items():

@@ -1,14 +1,32 @@
-"""Annotations of photos that lie elsewhere: Open Images' tables with one box of each photo, and the crawl's command."""
+"""Open Images' tables with one box of each photo, for photos that lie elsewhere; crawls of them, and what these leave."""
 
+import asyncio
 import csv
+import gc
+import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
+from typing import Any
+from unittest.mock import patch
 
-from pbe_core.settings import REPOSITORY
+import pyarrow.parquet as pq
+import pytest
+
+from pbe_core.errors import run_program
+from pbe_core.progress import Progress
+from pbe_core.settings import REPOSITORY, preset
+from pipelines import crawl
+from pipelines.config import BuildSettings
+from pipelines.crawling.rounds import Round
+from pipelines.crawling.wanted import PhotoSource
+from pipelines.crawling.workers import CrawlWorker, Stop
 
 LABEL = "/m/01yrx"
 
@@ -88,6 +106,72 @@ def run_crawl(options: Sequence[str], *, check: bool = True) -> subprocess.Compl
     done = subprocess.run(crawl_command(options), cwd=REPOSITORY, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+@dataclass
+class Done:
+    """What a program that ran in this process left: as `subprocess.CompletedProcess`."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(program: ModuleType, options: Sequence[str]) -> Done:
+    """A program's main in this process, with the Ray that runs here."""
+    arguments = [f"{program.__name__}.py", "--config", str(preset("tiny")), *options]
+    with (
+        patch.object(sys, "argv", arguments),
+        redirect_stdout(io.StringIO()) as said,
+        redirect_stderr(io.StringIO()) as warned,
+        pytest.raises(SystemExit) as ended,
+    ):
+        run_program(program.main)
+    return Done(int(ended.value.code or 0), said.getvalue(), warned.getvalue())
+
+
+def call_crawl(options: Sequence[str], status: int = 0) -> Done:
+    """Crawl in this process; it must end with this status."""
+    done = call(crawl, options)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def crawl_here(
+    chosen: Round, sources: Sequence[PhotoSource], settings: BuildSettings, progress: Progress, stop: Stop
+) -> dict[int, str]:
+    """In place of `workers.crawl_on_ray`: its worker, in this process, where starting Ray and its actors would take seconds."""
+
+    async def run() -> list[str]:
+        worker = CrawlWorker(chosen, sources, settings)
+        async with worker.fetcher:
+            return await asyncio.gather(*(worker.work(unit) for unit in range(len(chosen.sizes))))
+
+    garbage = gc.get_threshold()
+    try:
+        errors = asyncio.run(run())
+    finally:
+        gc.set_threshold(*garbage)
+        gc.unfreeze()
+    return {unit: error for unit, error in enumerate(errors) if error}
+
+
+def rows_of(store: Path, name: str) -> dict[str, dict[str, Any]]:
+    """A table of a store, by photo."""
+    rows = pq.read_table(store / f"{name}.parquet").to_pylist()
+    assert len({row["photo_id"] for row in rows}) == len(rows), f"{name}: a photo twice"
+    return {row["photo_id"]: row for row in rows}
+
+
+def codes_of(store: Path) -> dict[str, str]:
+    """What became of each photo."""
+    return {photo: row["code"] for photo, row in rows_of(store, "status").items()}
+
+
+def summary_of(done: Done) -> dict[str, int]:
+    """The printed table: outcome -> photos."""
+    found = re.findall(r"^│ (\S+|not asked for yet) +│ +([\d,]+) │", done.stdout, re.MULTILINE)
+    return {outcome: int(count.replace(",", "")) for outcome, count in found}
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -8,8 +8,8 @@
         server.times("/photos/")              # when each began, in s of time.monotonic
         server.answers = 60                   # further requests wait until this is more, or their client hangs up
 
-What each route does stands in the docstring of the method of its name, `-` being `_`; all wait for `?pause=<seconds>` first.
-Everything is made here, the same each time.
+What each route does stands in the docstring of the method of its name, `-` being `_`, or in `fixed_answers`; all wait for
+`?pause=<seconds>` first. Everything is made here, the same each time.
 
 Nothing here harms a program without limits: each answer has an end, in bytes and in time, and is little more than tests allow.
 They lower the limits of the crawl to `MAX_BYTES`, `MAX_PIXELS` and the like, and expect that what is beyond them is refused.
@@ -28,11 +28,11 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -49,6 +49,7 @@ PATIENCE_SECONDS = 60
 """After this an answer ends that waits for the client to hang up: long against the limits of tests, which must come first."""
 MOST_REDIRECTS = 50
 """So often one path leads in a circle; then a photo comes."""
+End = Literal["kept", "closed", "reset"]
 
 
 @functools.cache
@@ -66,18 +67,6 @@ def png(width: int, height: int, pixels: bytes, *chunks: tuple[bytes, bytes]) ->
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     made = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(made)
-
-
-@functools.cache
-def packed_zeros() -> bytes:
-    """2 MiB of zeros, twice what Pillow unpacks, in 2 kB."""
-    return zlib.compress(bytes(2**21), 9)
-
-
-@functools.cache
-def too_large() -> bytes:
-    """A little more than a photo may have."""
-    return good_photo().ljust(MAX_BYTES + 1000, b"\0")
 
 
 @dataclass
@@ -121,26 +110,20 @@ class Answer:
         await self.writer.drain()
         self.request.sent += len(data)
 
-    async def head(self, status: str = "200 OK", headers: Iterable[tuple[str, str]] = ()) -> None:
-        lines = (f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers))
-        await self.write("".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "surrogateescape"))
+    async def whole(self, body: bytes, *headers: str, **others: Any) -> None:
+        """An answer as of `http`; the connection lives on."""
+        await self.write(http(body, *headers, **others))
 
-    async def whole(
-        self, body: bytes, *headers: tuple[str, str], status: str = "200 OK", kind: str = "image/jpeg", length: int | None = None
-    ) -> None:
-        """An answer with its length; the connection lives on."""
-        announced = len(body) if length is None else length
-        await self.head(status, [("Content-Type", kind), ("Content-Length", str(announced)), *headers])
-        await self.write(body)
+    async def redirect(self, location: str) -> None:
+        await self.whole(b"", f"Location: {location}", "Set-Cookie: id=1; Path=/", status="302 Found", kind="text/html")
 
-    async def redirect(self, location: str, *headers: tuple[str, str]) -> None:
-        await self.whole(b"", ("Location", location), *headers, status="302 Found", kind="text/html")
-
-    def reset(self) -> None:
-        """Closes with a TCP reset."""
-        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
-        raise Closed
+    async def end(self, how: End) -> None:
+        """The connection is kept, closed, or closed with a TCP reset."""
+        if how == "reset":
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.writer.transport.abort()
+        if how != "kept":
+            raise Closed
 
     async def wait_for_the_end(self) -> None:
         """Until the client hangs up, or for `PATIENCE_SECONDS`."""
@@ -257,8 +240,12 @@ class HostileServer:
         behaviour = urlsplit(self._behaves.get(request.path, request.path))
         acted = replace(request, path=behaviour.path, query={**request.query, **parse_qs(behaviour.query)})
         await asyncio.sleep(float(acted.option("pause", "0")))
-        if acted.words[0] in ROUTES:
-            await getattr(self, acted.words[0].replace("-", "_"))(acted, answer)
+        if acted.words[0] in fixed_answers():
+            _, data, end = fixed_answers()[acted.words[0]]
+            await answer.write(data)
+            await answer.end(end)
+        elif asyncio.iscoroutinefunction(route := getattr(self, acted.words[0].replace("-", "_"), None)):
+            await route(acted, answer)
         else:
             await answer.whole(b"no such route", status="404 Not Found", kind="text/plain")
 
@@ -279,25 +266,12 @@ class HostileServer:
         """/good/<any name>?width=96&height=72: a photo of its own for each path."""
         await answer.whole(good_photo(request.path, int(request.option("width", "96")), int(request.option("height", "72"))))
 
-    async def chunked(self, request: Request, answer: Answer) -> None:
-        """The photo without a Content-Length, in chunks."""
-        await answer.head(headers=[("Transfer-Encoding", "chunked")])
-        data = good_photo()
-        for part in (data[:100], data[100:], b""):
-            await answer.write(b"%x\r\n%s\r\n" % (len(part), part))
-
-    async def until_closed(self, request: Request, answer: Answer) -> None:
-        """The photo without a length; its end is that of the connection."""
-        await answer.head(headers=[("Connection", "close")])
-        await answer.write(good_photo())
-        raise Closed
-
     # Time.
 
     async def slow_body(self, request: Request, answer: Answer) -> None:
         """?interval=0.05&step=1: a byte of the photo at a time, or some."""
         data, step = good_photo(), int(request.option("step", "1"))
-        await answer.head(headers=[("Content-Length", str(len(data)))])
+        await answer.write(http(b"", length=len(data)))
         for at in range(0, len(data), step):
             await answer.write(data[at : at + step])
             await asyncio.sleep(float(request.option("interval", "0.05")))
@@ -308,144 +282,66 @@ class HostileServer:
         await answer.wait_for_the_end()
 
     async def slow_headers(self, request: Request, answer: Answer) -> None:
-        """?interval=0.05: a hundred headers, one after the other, and then nothing."""
+        """A hundred headers, one after the other, and then nothing."""
         await answer.write(b"HTTP/1.1 200 OK\r\n")
         for _ in range(100):
             await answer.write(b"X-Patience: more\r\n")
-            await asyncio.sleep(float(request.option("interval", "0.05")))
+            await asyncio.sleep(0.05)
         await answer.wait_for_the_end()
 
     async def never(self, request: Request, answer: Answer) -> None:
         """No answer."""
         await answer.wait_for_the_end()
 
-    # Size.
-
-    async def large_chunked(self, request: Request, answer: Answer) -> None:
-        """More than `MAX_BYTES`, in chunks."""
-        await answer.head(headers=[("Transfer-Encoding", "chunked")])
-        for part in (too_large(), b""):
-            await answer.write(b"%x\r\n%s\r\n" % (len(part), part))
-
-    async def large_length(self, request: Request, answer: Answer) -> None:
-        """More than `MAX_BYTES`, of the length that it announces."""
-        await answer.whole(too_large())
-
-    async def large_stream(self, request: Request, answer: Answer) -> None:
-        """More than `MAX_BYTES` without a length; its end is that of the connection."""
-        await answer.head(headers=[("Connection", "close")])
-        await answer.write(too_large())
-        raise Closed
-
-    async def large_gzip(self, request: Request, answer: Answer) -> None:
-        """Less than `MAX_BYTES` that unpack to a little more."""
-        await answer.whole(gzip.compress(too_large(), mtime=0), ("Content-Encoding", "gzip"))
-
-    async def length_too_long(self, request: Request, answer: Answer) -> None:
-        """Announces 100 bytes more than come."""
-        await answer.whole(good_photo(), length=len(good_photo()) + 100)
-        raise Closed
-
-    async def length_too_short(self, request: Request, answer: Answer) -> None:
-        """Announces 100 bytes fewer than come."""
-        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(good_photo()) - 100}\r\n\r\n"
-        await answer.write(head.encode() + good_photo())  # At once: what comes later is not even read.
-        raise Closed
-
-    async def chunked_without_end(self, request: Request, answer: Answer) -> None:
-        """One chunk, and then the connection closes."""
-        await answer.head(headers=[("Transfer-Encoding", "chunked")])
-        await answer.write(b"100\r\n%s\r\n" % good_photo()[:256])
-        raise Closed
-
-    async def bad_chunks(self, request: Request, answer: Answer) -> None:
-        """A chunk whose size is no number."""
-        await answer.head(headers=[("Transfer-Encoding", "chunked")])
-        await answer.write(b"100\r\n%s\r\nmany\r\n" % good_photo()[:256])
-        await answer.wait_for_the_end()
-
-    async def empty(self, request: Request, answer: Answer) -> None:
-        """200 with no byte."""
-        await answer.whole(b"")
-
     # What the server says.
 
     async def status(self, request: Request, answer: Answer) -> None:
         """/status/<code>/<any name>?retry-after=7: that status, and a body where it may have one."""
-        asks = [("Retry-After", value) for value in request.query.get("retry-after", [])]
+        asks = [f"Retry-After: {value}" for value in request.query.get("retry-after", [])]
         code = request.words[1]
-        if code in ("204", "304"):
-            await answer.head(f"{code} Whatever", asks)
-        else:
-            await answer.whole(b"no", *asks, status=f"{code} Whatever", kind="text/plain")
+        empty = code in ("204", "304")
+        await answer.whole(b"" if empty else b"no", *asks, status=f"{code} Whatever", length=None if empty else -1)
 
     async def busy(self, request: Request, answer: Answer) -> None:
         """/busy/<n>/<any name>?retry-after=1: 429 the first n times that this path is asked for, then the photo."""
         if request.times <= int(request.words[1]):
-            wanted = ("Retry-After", request.option("retry-after", "1"))
-            await answer.whole(b"", wanted, status="429 Too Many Requests", kind="text/plain")
+            await answer.whole(b"", f"Retry-After: {request.option('retry-after', '1')}", status="429 Too Many Requests")
         else:
             await answer.whole(good_photo(request.path))
 
     async def fails(self, request: Request, answer: Answer) -> None:
         """/fails/<n>/<any name>: 500 the first n times that this path is asked for, then the photo."""
         if request.times <= int(request.words[1]):
-            await answer.whole(b"", status="500 Internal Server Error", kind="text/plain")
+            await answer.whole(b"", status="500 Internal Server Error")
         else:
             await answer.whole(good_photo(request.path))
 
-    async def robots(self, request: Request, answer: Answer) -> None:
-        """?tag=noai&tag=googlebot:+noindex: a photo with these X-Robots-Tags."""
-        await answer.whole(good_photo(), *(("X-Robots-Tag", tag) for tag in request.query.get("tag", ["noai"])))
-
-    async def tdm(self, request: Request, answer: Answer) -> None:
-        """?value=1: a photo whose rights to text and data mining are reserved."""
-        await answer.whole(good_photo(), ("TDM-Reservation", request.option("value", "1")))
+    async def headers(self, request: Request, answer: Answer) -> None:
+        """?X-Robots-Tag=noai&X-Robots-Tag=...&ETag=...: a photo with these headers, which may be no UTF-8."""
+        await answer.whole(good_photo(), *(f"{name}: {value}" for name, values in request.query.items() for value in values))
 
     async def etag(self, request: Request, answer: Answer) -> None:
         """A photo with an ETag, or 304 to whom has it."""
-        if request.headers.get("if-none-match") == ETAG:
-            await answer.head("304 Not Modified", [("ETag", ETAG)])
-        else:
-            await answer.whole(good_photo(), ("ETag", ETAG))
+        known = request.headers.get("if-none-match") == ETAG
+        await answer.whole(b"" if known else good_photo(), f"ETag: {ETAG}", status="304 Not Modified" if known else "200 OK")
 
     async def last_modified(self, request: Request, answer: Answer) -> None:
         """A photo with a date, or 304 to whom has it."""
-        if request.headers.get("if-modified-since") == MODIFIED:
-            await answer.head("304 Not Modified")
-        else:
-            await answer.whole(good_photo(), ("Last-Modified", MODIFIED))
-
-    async def strange_etag(self, request: Request, answer: Answer) -> None:
-        """A photo whose ETag and date hold bytes that are no UTF-8."""
-        await answer.whole(good_photo(), ("ETag", '"\udce9"'), ("Last-Modified", "\udce9t\udce9"))
-
-    async def cookie(self, request: Request, answer: Answer) -> None:
-        """Sets a cookie and leads to /good."""
-        await answer.redirect("/good/cookie", ("Set-Cookie", "id=1; Path=/"))
+        known = request.headers.get("if-modified-since") == MODIFIED
+        dated = [] if known else [f"Last-Modified: {MODIFIED}"]
+        await answer.whole(b"" if known else good_photo(), *dated, status="304 Not Modified" if known else "200 OK")
 
     # Redirects.
 
     async def redirect(self, request: Request, answer: Answer) -> None:
-        """?to=<anything>: a Location as it is given, even file:///etc/passwd, or bytes that are no UTF-8."""
+        """?to=<anything>: a Location as it is given, even file:///etc/passwd, or bytes that are no UTF-8; and a cookie."""
         await answer.redirect(request.option("to", "/good/redirected"))
 
-    async def no_location(self, request: Request, answer: Answer) -> None:
-        """302 that does not say where to."""
-        await answer.whole(b"", status="302 Found")
-
     async def loop(self, request: Request, answer: Answer) -> None:
-        """/loop/a/<any name> and /loop/b/<any name> lead to each other, `MOST_REDIRECTS` times."""
-        there = {"a": "b", "b": "a"}[request.words[1]]
-        await self._lead(request, answer, "/".join(["/loop", there, *request.words[2:]]))
-
-    async def itself(self, request: Request, answer: Answer) -> None:
-        """Leads to itself, `MOST_REDIRECTS` times."""
-        await self._lead(request, answer, request.path)
-
-    async def _lead(self, request: Request, answer: Answer, there: str) -> None:
+        """/loop/a/<any name> and /loop/b/<any name> lead to each other, `MOST_REDIRECTS` times, and /loop/c/... to itself."""
+        there = {"a": "b", "b": "a", "c": "c"}[request.words[1]]
         if request.times <= MOST_REDIRECTS:
-            await answer.redirect(there)
+            await answer.redirect("/".join(["/loop", there, *request.words[2:]]))
         else:
             await answer.whole(good_photo())
 
@@ -457,159 +353,102 @@ class HostileServer:
         else:
             await answer.whole(good_photo(request.path))
 
-    # What comes.
 
-    async def html(self, request: Request, answer: Answer) -> None:
-        """A page that says that it is one."""
-        await answer.whole(HTML, kind="text/html; charset=utf-8")
-
-    async def html_as_jpeg(self, request: Request, answer: Answer) -> None:
-        """A page that says that it is a photo."""
-        await answer.whole(HTML)
-
-    async def gzip_photo(self, request: Request, answer: Answer) -> None:
-        """?encoding=gzip: a good photo, packed though nobody asked for it."""
-        encoding = request.option("encoding", "gzip")
-        packed = zlib.compress(good_photo()) if encoding == "deflate" else gzip.compress(good_photo(), mtime=0)
-        await answer.whole(packed, ("Content-Encoding", encoding))
-
-    async def gzip_in_members(self, request: Request, answer: Answer) -> None:
-        """?empty=0: a good photo, packed by halves, and so many members without content behind them."""
-        data = good_photo()
-        members = [data[:1000], data[1000:], *[b""] * int(request.option("empty", "0"))]
-        await answer.whole(b"".join(gzip.compress(part, mtime=0) for part in members), ("Content-Encoding", "gzip"))
-
-    async def gzip_cut(self, request: Request, answer: Answer) -> None:
-        """Half of a packed photo, of the length that it announces."""
-        packed = gzip.compress(good_photo(), mtime=0)
-        await answer.whole(packed[: len(packed) // 2], ("Content-Encoding", "gzip"))
-
-    async def gzip_garbage(self, request: Request, answer: Answer) -> None:
-        """A photo that says that it is packed, and is not."""
-        await answer.whole(good_photo(), ("Content-Encoding", "gzip"))
-
-    async def large_png(self, request: Request, answer: Answer) -> None:
-        """A whole picture of a few more px than `MAX_PIXELS`."""
-        await answer.whole(png(1001, 1000, bytes(1002 * 1000)), kind="image/png")
-
-    async def png_text(self, request: Request, answer: Answer) -> None:
-        """A small picture with 2 MiB of packed text."""
-        await answer.whole(png(96, 72, bytes(97 * 72), (b"zTXt", b"Comment\0\0" + packed_zeros())), kind="image/png")
-
-    async def png_profile(self, request: Request, answer: Answer) -> None:
-        """A small picture with a colour profile of 2 MiB."""
-        await answer.whole(png(96, 72, bytes(97 * 72), (b"iCCP", b"profile\0\0" + packed_zeros())), kind="image/png")
-
-    async def heic(self, request: Request, answer: Answer) -> None:
-        """The beginning of a HEIC, called a JPEG."""
-        await answer.whole(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000))
-
-    async def video(self, request: Request, answer: Answer) -> None:
-        """A video that says that it is one."""
-        await answer.whole(b"\0\0\0\x14ftypisom\0\0\0\0isom" + bytes(1000), kind="video/mp4")
-
-    async def no_end_mark(self, request: Request, answer: Answer) -> None:
-        """A JPEG without its last two bytes."""
-        await answer.whole(good_photo()[:-2])
-
-    async def truncated(self, request: Request, answer: Answer) -> None:
-        """Half of a JPEG, of the length that it announces."""
-        await answer.whole(good_photo()[: len(good_photo()) // 2])
-
-    # No HTTP.
-
-    async def reset(self, request: Request, answer: Answer) -> None:
-        """The connection is reset before an answer."""
-        answer.reset()
-
-    async def hangs_up(self, request: Request, answer: Answer) -> None:
-        """The connection is closed before an answer."""
-        raise Closed
-
-    async def reset_body(self, request: Request, answer: Answer) -> None:
-        """The connection is reset within the body."""
-        await answer.whole(good_photo()[:1000], length=len(good_photo()))
-        answer.reset()
-
-    async def garbage(self, request: Request, answer: Answer) -> None:
-        """Bytes that are no HTTP."""
-        await answer.write(np.random.default_rng(0).bytes(4096))
-        raise Closed
-
-    async def long_header(self, request: Request, answer: Answer) -> None:
-        """A photo with a header of 10 kB; aiohttp takes 8 kB, so that memory has a bound."""
-        await answer.whole(good_photo(), ("X-Long", "x" * 10_000))
-
-    async def many_headers(self, request: Request, answer: Answer) -> None:
-        """A photo with 140 headers; aiohttp takes 128, for the same reason."""
-        await answer.whole(good_photo(), *[("X-More", "more")] * 140)
-
-    async def interim(self, request: Request, answer: Answer) -> None:
-        """/interim/<n>/<any name>: a photo after n interim answers (100 Continue)."""
-        await answer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * int(request.words[1]))
-        await answer.whole(good_photo())
+def _packed(data: bytes, encoding: str = "gzip", more: bytes = b"") -> bytes:
+    """An answer whose body is packed, though nobody asked for that."""
+    body = (zlib.compress(data) if encoding == "deflate" else gzip.compress(data, mtime=0)) + more
+    return http(body, f"Content-Encoding: {encoding}")
 
 
+def _chunked(*parts: bytes) -> bytes:
+    return http(b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts), "Transfer-Encoding: chunked", length=None)
+
+
+def http(body: bytes, *headers: str, status: str = "200 OK", kind: str = "image/jpeg", length: int | None = -1) -> bytes:
+    """A whole answer; a length of -1 is that of the body, null is none."""
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", *headers]
+    lines += [] if length is None else [f"Content-Length: {len(body) if length < 0 else length}"]
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode("utf-8", "surrogateescape") + body
+
+
+@functools.cache
+def fixed_answers() -> dict[str, tuple[str, bytes, End]]:
+    """Routes that say the same each time: first word -> outcome of a photo there, bytes, and what becomes of the connection."""
+    photo = good_photo()
+    large = photo.ljust(MAX_BYTES + 1000, b"\0")
+    zeros = zlib.compress(bytes(2**21), 9)  # Twice what Pillow unpacks, in 2 kB.
+    grey = bytes(97 * 72)
+    return {
+        "chunked": ("ok", _chunked(photo[:100], photo[100:], b""), "kept"),
+        "until-closed": ("ok", http(photo, "Connection: close", length=None), "closed"),
+        "gzip-photo": ("ok", _packed(photo), "kept"),
+        "gzip-in-members": ("ok", _packed(photo[:1000], more=gzip.compress(photo[1000:], mtime=0)), "kept"),
+        "deflate-photo": ("ok", _packed(photo, "deflate"), "kept"),
+        "interim": ("ok", b"HTTP/1.1 100 Continue\r\n\r\n" * 9 + http(photo), "kept"),
+        "png-text": ("ok", http(png(96, 72, grey, (b"zTXt", b"Comment\0\0" + zeros))), "kept"),
+        "png-profile": ("ok", http(png(96, 72, grey, (b"iCCP", b"profile\0\0" + zeros))), "kept"),
+        # Size.
+        "large-chunked": ("too_large", _chunked(large, b""), "kept"),
+        "large-length": ("too_large", http(large), "kept"),
+        "large-stream": ("too_large", http(large, "Connection: close", length=None), "closed"),
+        "large-gzip": ("too_large", _packed(large), "kept"),
+        "length-too-long": ("incomplete", http(photo, length=len(photo) + 100), "closed"),
+        "length-too-short": ("bad_response", http(photo, length=len(photo) - 100), "closed"),
+        "chunked-without-end": ("incomplete", _chunked(photo[:256]), "closed"),
+        "empty": ("not_an_image", http(b""), "kept"),
+        # What comes.
+        "html": ("not_an_image", http(HTML, kind="text/html; charset=utf-8"), "kept"),
+        "gzip-garbage": ("incomplete", http(photo, "Content-Encoding: gzip"), "kept"),
+        "video": ("unsupported_format", http(b"\0\0\0\x14ftypisom\0\0\0\0isom" + bytes(1000), kind="video/mp4"), "kept"),
+        # No HTTP. aiohttp takes 8 kB for a header, and 128 headers, so that memory has a bound.
+        "no-location": ("bad_response", http(b"", status="302 Found"), "kept"),
+        "reset": ("connect", b"", "reset"),
+        "hangs-up": ("connect", b"", "closed"),
+        "reset-body": ("incomplete", http(photo[:1000], length=len(photo)), "reset"),
+        "garbage": ("bad_response", np.random.default_rng(0).bytes(4096), "closed"),
+        "long-header": ("bad_response", http(photo, f"X-Long: {'x' * 10_000}"), "kept"),
+        "many-headers": ("bad_response", http(photo, *["X-More: more"] * 140), "kept"),
+        # What the client takes, and the bytes tell.
+        "html-as-jpeg": ("not_an_image", http(HTML), "kept"),
+        "large-png": ("too_many_pixels", http(png(1001, 1000, bytes(1002 * 1000))), "kept"),
+        "heic": ("unsupported_format", http(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(1000)), "kept"),
+        "no-end-mark": ("ok", http(photo[:-2]), "kept"),
+        "truncated": ("decode_error", http(photo[: len(photo) // 2]), "kept"),
+    }
+
+
+BY_THE_BYTES = ["/html-as-jpeg", "/large-png", "/heic", "/no-end-mark", "/truncated", "/png-text", "/png-profile"]
+_STATUSES = {
+    **dict.fromkeys((204, 206, 300, 304, 305, 999), "http_other"),
+    400: "http_4xx",
+    401: "http_403",
+    403: "http_403",
+    404: "http_404",
+    410: "http_410",
+    418: "http_4xx",
+    429: "http_429",
+    451: "http_410",
+    500: "http_5xx",
+    503: "http_5xx",
+}
 TROUBLES = {
-    "/status/204": "http_other",
-    "/status/300": "http_other",
-    "/status/304": "http_other",
-    "/status/400": "http_4xx",
-    "/status/401": "http_403",
-    "/status/403": "http_403",
-    "/status/404": "http_404",
-    "/status/410": "http_410",
-    "/status/418": "http_4xx",
-    "/status/429": "http_429",
-    "/status/451": "http_410",
-    "/status/500": "http_5xx",
-    "/status/503": "http_5xx",
-    "/length-too-long": "incomplete",
-    "/chunked-without-end": "incomplete",
-    "/reset-body": "incomplete",
-    "/gzip-cut": "incomplete",
-    "/length-too-short": "bad_response",
-    "/gzip-garbage": "bad_response",
-    "/gzip-photo?encoding=br": "bad_response",
-    "/garbage": "bad_response",
-    "/long-header": "bad_response",
-    "/many-headers": "bad_response",
-    "/no-location": "bad_response",
-    "/redirect?to=http://[": "bad_response",
-    "/reset": "connect",
-    "/hangs-up": "connect",
-    "/empty": "not_an_image",
-    "/html": "not_an_image",
-    "/video": "unsupported_format",
-    "/tdm": "opted_out",
+    **{f"/status/{status}": code for status, code in _STATUSES.items()},
+    **{f"/{route}": code for route, (code, _, _) in fixed_answers().items() if code != "ok" and f"/{route}" not in BY_THE_BYTES},
+    "/photos/missing.jpg": "http_404",
+    "/headers?tdm-reservation=1": "opted_out",
+    "/headers?X-Robots-Tag=noai": "opted_out",
     "/loop/a": "redirect_loop",
-    "/itself": "redirect_loop",
+    "/loop/c": "redirect_loop",
     "/chain/6": "redirect_loop",
+    "/redirect?to=http://[": "bad_response",
+    "/redirect?to=http://a%2520b/": "bad_response",
     "/redirect?to=file:///etc/passwd": "blocked_scheme",
     "/redirect?to=ftp://127.0.0.1/a.jpg": "blocked_scheme",
+    "/redirect?to=http://169.254.169.254:1/latest/meta-data/": "blocked_address",
 }
-"""Path -> outcome of a photo there. What follows the first word of a path is free, but for the numbers."""
-LARGE = {
-    "/large-chunked": "too_large",
-    "/large-length": "too_large",
-    "/large-stream": "too_large",
-    "/large-gzip": "too_large",
-}
-"""The same where `MAX_BYTES` is the limit."""
-LATE = {
-    "/never": "timeout",
-    "/slow-headers": "timeout",
-    "/slow-body": "too_slow",
-    "/stalls": "too_slow",
-}
+"""Path -> outcome of a photo there, before its bytes are looked at, where `MAX_BYTES` is the limit."""
+LATE = {"/never": "timeout", "/slow-headers": "timeout", "/slow-body": "too_slow", "/stalls": "too_slow"}
 """The same where crawl.total_seconds (timeout) or web.SLOW_SECONDS (too_slow) is short; else each lasts a minute or two."""
-
-# The first words that are routes: the public coroutines of the server, all of which take a request.
-ROUTES = frozenset(
-    name.replace("_", "-")
-    for name, route in vars(HostileServer).items()
-    if not name.startswith("_") and asyncio.iscoroutinefunction(route)
-)
 
 
 @functools.cache

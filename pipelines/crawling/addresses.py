@@ -32,24 +32,16 @@ AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, st
 
 # Of the registries https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry, what the standard
 # library takes for global in one version or another, though nothing that may be asked is there; and one cloud's own.
-_SPECIAL: dict[IPv4Network | IPv6Network, str] = {
-    IPv4Network("100.64.0.0/10"): "carrier's NAT",  # RFC 6598; Alibaba's metadata service is 100.100.100.200.
-    IPv4Network("168.63.129.16/32"): "Azure's host",  # A public number, but what answers is the machine around the virtual one.
-    IPv4Network("192.0.0.0/24"): "protocol assignment",  # RFC 6890; Oracle's metadata service is 192.0.0.192.
-    IPv4Network("192.88.99.0/24"): "6to4 relay",  # RFC 7526
-    IPv6Network("2001::/23"): "protocol assignment",  # RFC 2928; Teredo is in it, whose tunnels end at any IPv4 address.
-    IPv6Network("3fff::/20"): "documentation",  # RFC 9637
-}
-_UNICAST_6 = IPv6Network("2000::/3")  # All that IANA gives out (RFC 4291, section 2.4).
-_COMPATIBLE = IPv6Network("::/96")  # RFC 4291, section 2.5.5.1
-_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1
-
-_RULE = re.compile(
-    r"""(?: \[ (?P<bracketed> [0-9a-fA-F:.]+ ) \] : (?P<bracketed_port> \d{1,5} )
-        |   (?P<with_port> [0-9.]+ | [0-9a-fA-F:.]+/\d{1,3} ) : (?P<port> \d{1,5} )
-        |   (?P<alone> [0-9a-fA-F:.]+ (?: /\d{1,3} )? ) )""",
-    re.VERBOSE,
+_SPECIAL: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("100.64.0.0/10"),  # Carriers' NAT, RFC 6598; Alibaba's metadata service is 100.100.100.200.
+    IPv4Network("168.63.129.16/32"),  # A public number, but what answers is Azure's machine around the virtual one.
+    IPv4Network("192.0.0.0/24"),  # Protocol assignments, RFC 6890; Oracle's metadata service is 192.0.0.192.
+    IPv4Network("192.88.99.0/24"),  # 6to4 relays, RFC 7526
+    IPv6Network("2001::/23"),  # Protocol assignments, RFC 2928; Teredo is in it, whose tunnels end at any IPv4 address.
+    IPv6Network("3fff::/20"),  # Documentation, RFC 9637
 )
+_UNICAST_6 = IPv6Network("2000::/3")  # All that IANA gives out (RFC 4291, section 2.4).
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052, section 2.1
 
 
 class AddressRefused(OSError):
@@ -79,10 +71,9 @@ class AddressRules:
             return f"{address} is not written as an IP address"
         if isinstance(number, IPv6Address) and number.ipv4_mapped:
             number = number.ipv4_mapped
-        if any(number in network and only in (None, port) for network, only in self._allowed):
+        if any(number in network and only in (None, port) for network, only in self._allowed) or _is_public(number):
             return None
-        kind = _kind_of_private(number)
-        return kind and f"{address} is not public ({kind}) and not among crawl.allowed_addresses"
+        return f"{address} is not public and not among crawl.allowed_addresses"
 
     def checked_socket(self, info: AddressInfo) -> socket.socket:
         """A socket for the one address in `info`; aiohttp's `socket_factory`.
@@ -133,41 +124,28 @@ class CheckedResolver(AbstractResolver):
 
 def _network_and_port(rule: str) -> tuple[IPv4Network | IPv6Network, int | None]:
     """One of `crawl.allowed_addresses`; None is any port."""
+    with_port = re.fullmatch(r"(?:\[(.+)\]|([\d.]+|.+/\d+)):(\d{1,5})", rule)
     try:
-        match = _RULE.fullmatch(rule)
-        if not match:
-            raise ValueError("it must be ADDRESS, ADDRESS:PORT, [IPV6]:PORT, NETWORK/PREFIX or NETWORK/PREFIX:PORT, in numbers")
-        network = ipaddress.ip_network(match["bracketed"] or match["with_port"] or match["alone"])
-        port = match["bracketed_port"] or match["port"]
-        if port and not 0 < int(port) < 65536:
+        network = ipaddress.ip_network((with_port[1] or with_port[2]) if with_port else rule)
+        port = int(with_port[3]) if with_port else None
+        if port is not None and not 0 < port < 65536:
             raise ValueError(f"{port} is no port")
     except ValueError as error:
-        raise InputError(f"crawl.allowed_addresses: {rule!r} cannot be read: {error}") from error
-    return network, int(port) if port else None
+        raise InputError(
+            f"crawl.allowed_addresses: {rule!r} cannot be read ({error}); give numbers, as ADDRESS, ADDRESS:PORT, [IPV6]:PORT, "
+            f"NETWORK/PREFIX or NETWORK/PREFIX:PORT"
+        ) from error
+    return network, port
 
 
-def _kind_of_private(number: IPv4Address | IPv6Address) -> str | None:
-    """What an address is that is not globally routable unicast; None for one that is."""
+def _is_public(number: IPv4Address | IPv6Address) -> bool:
+    """Whether an address is globally routable unicast; for IPv6, also whether the IPv4 one is at which its packets end."""
     if isinstance(number, IPv6Address):
         if number in _NAT64:
-            return _kind_of_carried(number, "NAT64", int(number) & 0xFFFF_FFFF)
+            return _is_public(IPv4Address(int(number) & 0xFFFF_FFFF))
         if number.sixtofour:
-            return _kind_of_carried(number, "6to4", int(number.sixtofour))
-        if number in _COMPATIBLE and int(number) > 1:
-            return f"IPv4-compatible, for {IPv4Address(int(number))}"
-    kinds = {
-        "loopback": number.is_loopback,
-        "unspecified": number.is_unspecified,
-        "link-local": number.is_link_local,
-        "multicast": number.is_multicast,
-        "private": number.is_private,
-        **{kind: True for network, kind in _SPECIAL.items() if number in network},
-        "reserved": number.is_reserved or not number.is_global or (number.version == 6 and number not in _UNICAST_6),
-    }
-    return next((kind for kind, applies in kinds.items() if applies), None)
-
-
-def _kind_of_carried(number: IPv6Address, how: str, carried: int) -> str | None:
-    """The same for an IPv6 address whose packets end at an IPv4 one."""
-    kind = _kind_of_private(IPv4Address(carried))
-    return kind and f"{how} for {IPv4Address(carried)}, {kind}"
+            return _is_public(number.sixtofour)
+        if number not in _UNICAST_6:
+            return False
+    special = number.is_multicast or number.is_reserved or any(number in network for network in _SPECIAL)
+    return number.is_global and not special

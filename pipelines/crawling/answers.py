@@ -28,6 +28,12 @@ class Fetched:
     """The server says that what we have is still what it has."""
 
 
+def code_of_status(status: int) -> str:
+    """The outcome that an HTTP status means, where it is no success."""
+    codes = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_410", 429: "http_429", 451: "http_410"}
+    return codes.get(status) or {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
+
+
 class FetchError(Exception):
     """A photo that did not come. `code` is a key of `OUTCOMES`, and not `ok`."""
 

@@ -9,11 +9,10 @@ host: what a busy store says (503 SlowDown) comes back as http_429.
 import asyncio
 import contextlib
 import importlib
-import inspect
 import json
+import logging
 import os
-import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from typing import Any
 
 import aiohttp
@@ -23,9 +22,7 @@ from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from pipelines.config import CrawlSettings
 from pipelines.crawling import web
-from pipelines.crawling.answers import Fetched, FetchError
-
-Close = Callable[[], Awaitable[None]]
+from pipelines.crawling.answers import Fetched, FetchError, code_of_status
 
 # Where the classes are. For gs not the one that fsspec would take: that asks Google's control plane what kind of bucket this is,
 # and again before each photo where it gets no answer (of a bucket of somebody else), with a warning each time (gcsfs 2026.6).
@@ -47,16 +44,13 @@ MEANINGS = (
     ("http_404", {"FileNotFoundError"}),
     ("bad_url", {"ParamValidationError"}),
 )
+_BUSY = ("SlowDown", "Throttling", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests")
 _CREDENTIALS = (
     *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "InvalidSecurity"),
     *("InvalidAccessKeyId", "SignatureDoesNotMatch"),
 )
-STATUSES = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_410", 451: "http_410", 429: "http_429"}
 # Codes of S3 of which the HTTP status (400, 503) says less. https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-S3_CODES = {
-    **dict.fromkeys(("SlowDown", "Throttling", "RequestLimitExceeded", "BandwidthLimitExceeded", "TooManyRequests"), "http_429"),
-    **dict.fromkeys(_CREDENTIALS, "credentials"),
-}
+S3_CODES = {**dict.fromkeys(_BUSY, "http_429"), **dict.fromkeys(_CREDENTIALS, "credentials")}
 # Options that are no secrets, and help in a message.
 TELLING = ("endpoint_url", "region_name", "project")
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -107,8 +101,13 @@ class ObjectStores:
         await self._closing.aclose()
 
     async def _read(self, protocol: str, url: str) -> bytes:
-        system = await self._file_system(protocol)
-        end = self._settings.max_bytes + 1
+        async with self._opening:
+            if protocol not in self._systems:
+                # In a thread, because looking for credentials may ask the network.
+                system = await asyncio.to_thread(_make_file_system, protocol, self._settings)
+                await self._closing.enter_async_context(_connected(system, protocol))
+                self._systems[protocol] = system
+        system, end = self._systems[protocol], self._settings.max_bytes + 1
         try:
             if system.async_impl:
                 return bytes(await system._cat_file(url, start=0, end=end))
@@ -118,15 +117,6 @@ class ObjectStores:
             if _status(error) == 416:
                 return b""
             raise
-
-    async def _file_system(self, protocol: str) -> Any:
-        async with self._opening:
-            if protocol not in self._systems:
-                # In a thread, because looking for credentials may ask the network.
-                system = await asyncio.to_thread(_make_file_system, protocol, self._settings)
-                self._closing.push_async_callback(await _connect(system, protocol, self._settings))
-                self._systems[protocol] = system
-            return self._systems[protocol]
 
 
 def check_object_stores(sources: Iterable[str], settings: CrawlSettings) -> None:
@@ -139,10 +129,15 @@ def check_object_stores(sources: Iterable[str], settings: CrawlSettings) -> None
     Raises:
         InputError: a library is missing, or the options in crawl.storage are not those of the protocol.
     """
+
+    async def connect(protocol: str) -> None:
+        async with _connected(_make_file_system(protocol, settings), protocol):
+            pass
+
     protocols = {source.partition("://")[0] for source in sources}
     for protocol in sorted(protocols & (FILE_SYSTEMS.keys() | settings.storage.keys())):
         try:
-            asyncio.run(_try_options(protocol, settings))
+            asyncio.run(connect(protocol))
         except ImportError as error:
             install = INSTALL.get(protocol, "a library that is not installed")
             raise InputError(f"crawl.sources: {protocol}:// needs {install} ({_without_secrets(error, settings)})") from None
@@ -155,24 +150,18 @@ def fetch_error(error: Exception, protocol: str, settings: CrawlSettings) -> Fet
     """What an exception of fsspec, or of a library below it, means; with the HTTP status and Retry-After where it has them."""
     answer, status = _s3_answer(error), _status(error)
     answered = answer.get("Error", {})
-    meanings = _meanings(error)
-    code = S3_CODES.get(str(answered.get("Code"))) or (meanings if status is None else _of_status(status))
+    code = S3_CODES.get(str(answered.get("Code"))) or (_meaning(error) if status is None else code_of_status(status))
     detail = _without_secrets(f"{answered['Code']}: {answered.get('Message', '')}" if "Code" in answered else error, settings)
-    options = settings.storage.get(protocol, {})
-    public = PUBLIC.get(protocol, {})
+    options, public = settings.storage.get(protocol, {}), PUBLIC.get(protocol, {})
     if code in ("http_403", "credentials") and any(options.get(name) != value for name, value in public.items()):
         detail += f" (if the bucket is public, set crawl.storage: {json.dumps({protocol: public})})"
     after = str(answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after"))
     return FetchError(code, detail, http_status=status, retry_after=float(after) if after.isdecimal() else None)
 
 
-def _meanings(error: Exception) -> str:
+def _meaning(error: Exception) -> str:
     names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
     return next((code for code, kinds in MEANINGS if names & kinds), "unexpected")
-
-
-def _of_status(status: int) -> str:
-    return STATUSES.get(status, f"http_{status // 100}xx" if 400 <= status < 600 else "http_other")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -194,10 +183,7 @@ def _status(error: Exception) -> int | None:
     status = str(_s3_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", getattr(error, "code", None)))
     if status.isdecimal():
         return int(status)
-    for kind, begin, meant in (("OSError", "Forbidden: ", 403), ("ValueError", "Bad Request: ", 400), ("ProxyError", "", 502)):
-        if type(error).__name__ == kind and str(error).startswith(begin):
-            return meant
-    return None
+    return 403 if str(error).startswith("Forbidden: ") else None
 
 
 def _without_secrets(text: str | Exception, settings: CrawlSettings) -> str:
@@ -207,26 +193,16 @@ def _without_secrets(text: str | Exception, settings: CrawlSettings) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         # What is shorter is no secret, but may be a part of any word.
         text = text.replace(secret, "***") if len(secret) >= 4 else text
-    text = re.sub(r"//[^/@\s]*@|\b(AKIA|ASIA)[A-Z0-9]{8,}", "***", text)
     return " ".join(text.split())[:200]
 
 
-def _texts(options: Any) -> Iterator[str]:
+def _texts(options: Mapping[str, Any]) -> Iterator[str]:
     """All texts in options, however deep, but those whose names say that they are no secrets."""
-    if isinstance(options, str):
-        yield options
-    elif isinstance(options, Mapping):
-        for name, value in options.items():
-            if name not in TELLING:
-                yield from _texts(value)
-    elif isinstance(options, (list, tuple)):
-        for value in options:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
             yield from _texts(value)
-
-
-async def _try_options(protocol: str, settings: CrawlSettings) -> None:
-    close = await _connect(_make_file_system(protocol, settings), protocol, settings)
-    await close()
+        elif isinstance(value, str) and name not in TELLING:
+            yield value
 
 
 def _make_file_system(protocol: str, settings: CrawlSettings) -> Any:
@@ -240,8 +216,10 @@ def _make_file_system(protocol: str, settings: CrawlSettings) -> Any:
         }
         options["config_kwargs"] = {**config, **options.get("config_kwargs", {})}
     if protocol == "gs":
+        options.setdefault("requests_timeout", aiohttp.ClientTimeout(sock_connect=web.CONNECT_SECONDS))
         # Bytes as they are stored: unpacked they may be any number.
         options["session_kwargs"] = {"auto_decompress": False, **options.get("session_kwargs", {})}
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs a traceback for each photo that is not there.
     if protocol in FILE_SYSTEMS:
         module, name = FILE_SYSTEMS[protocol]
         kind = getattr(importlib.import_module(module), name)
@@ -253,26 +231,22 @@ def _make_file_system(protocol: str, settings: CrawlSettings) -> Any:
     return kind(**options, skip_instance_cache=True)
 
 
-async def _connect(system: Any, protocol: str, settings: CrawlSettings) -> Close:
-    """Open a file system's connection pool in the running event loop, and switch off the library's own retries.
+@contextlib.asynccontextmanager
+async def _connected(system: Any, protocol: str) -> AsyncIterator[None]:
+    """A file system's connection pool, in the running event loop.
 
-    Whether, when and how often to ask again is for the crawl to decide: else a busy store would look like a slow one.
-
-    Returns:
-        What closes the pool.
+    Whether, when and how often to ask again is for the crawl to decide: else a busy store would look like a slow one. gcsfs has
+    no setting for that, and asks again by itself as long as crawl.total_seconds lets it.
     """
-    close: Close = _nothing
+    session = None
     if protocol == "s3":
         system.retries = 1
-        close = (await system.set_session()).close
-    if protocol == "gs":
-        # Without the decorator that retries, and that logs a traceback for each failure.
-        system._request = inspect.unwrap(system._request).__get__(system)
-        system.requests_timeout = system.requests_timeout or aiohttp.ClientTimeout(sock_connect=web.CONNECT_SECONDS)
-        system.session_kwargs.setdefault("connector", aiohttp.TCPConnector(limit=settings.connections))
-        close = (await system._set_session()).close
-    return close
-
-
-async def _nothing() -> None:
-    pass
+        session = await system.set_session()
+    try:
+        yield
+    finally:
+        if protocol == "gs":
+            with contextlib.suppress(RuntimeError):  # It opens one with the first request.
+                session = system.session
+        if session:
+            await session.close()

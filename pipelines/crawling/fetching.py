@@ -9,6 +9,7 @@ for each source:  ask ──▶ bytes ──▶ inspect ──▶ ok, with the b
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from pbe_core.images.decode import PhotoError
 from pipelines.config import CrawlSettings
@@ -86,47 +85,31 @@ class Fetcher:
         failures: list[tuple[PhotoSource, str | None, FetchError]] = []
         attempts = 0
         for source in self.sources[photo["skip"] or 0 :]:
-            url = None
+            url, failure = None, None
             try:
                 url = source.url_of(photo) if source.kind in ("web", "bucket") else None
-                attempts += 1
-                try:  # Most photos come at once; tenacity would take a tenth of all the time that a small one costs.
-                    return await self._attempt(source, url, photo, attempts)
-                except FetchError as error:
-                    first = error
-                async for attempt in self._again():
-                    with attempt:
-                        if attempt.retry_state.attempt_number == 1:
-                            raise first
-                        attempts += 1
-                        return await self._attempt(source, url, photo, attempts)
+                for number in range(self.settings.attempts):
+                    if number:
+                        # A host's Retry-After is kept by `HostLimits`, for all photos of that host.
+                        await asyncio.sleep(random.uniform(0, min(BACKOFF_SECONDS * 2.0 ** (number - 1), _LONGEST_WAIT)))
+                    attempts += 1
+                    try:
+                        return await self._ask(source, url, photo, attempts)
+                    except FetchError as error:
+                        failure = _alone(error)
+                    if not failure.transient or failure.given_up:
+                        break
             except FetchError as error:
-                failures.append((source, url, error))
-                if error.code == "opted_out":  # Whoever says no at one place says no to copies, too.
-                    break
+                failure = error
             except MemoryError:
                 raise
             except Exception as error:  # One photo must never end a run; what nobody foresaw is at least recorded.
-                detail = f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL]
-                failures.append((source, url, FetchError("unexpected", detail)))
+                failure = FetchError("unexpected", f"{type(error).__name__}: {error}"[:_LONGEST_DETAIL])
+            assert failure
+            failures.append((source, url, failure))
+            if failure.code == "opted_out":  # Whoever says no at one place says no to copies, too.
+                break
         return self._failed(photo, failures, attempts)
-
-    def _again(self) -> AsyncRetrying:
-        """Attempts at one source. A host's Retry-After is kept by `HostLimits`, for all photos of that host."""
-        return AsyncRetrying(
-            stop=stop_after_attempt(self.settings.attempts),
-            wait=wait_random_exponential(multiplier=BACKOFF_SECONDS, max=_LONGEST_WAIT),
-            retry=retry_if_exception(_may_pass),
-            reraise=True,
-        )
-
-    async def _attempt(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> PhotoResult:
-        """As `_ask`, but failures keep nothing alive: a traceback would hold the photo's bytes until memory is next collected."""
-        try:
-            return await self._ask(source, url, photo, attempts)
-        except FetchError as error:
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-            raise
 
     async def _ask(self, source: PhotoSource, url: str | None, photo: Mapping[str, Any], attempts: int) -> PhotoResult:
         before = photo["before"]
@@ -241,8 +224,10 @@ class Fetcher:
         }
 
 
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, FetchError) and error.transient and not error.given_up
+def _alone(error: FetchError) -> FetchError:
+    """The error without its traceback, which would hold the photo's bytes until memory is next collected."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 def _read_range(file: Path, offset: int, length: int | None, max_bytes: int) -> bytes:

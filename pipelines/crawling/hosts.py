@@ -37,7 +37,6 @@ BURST_SECONDS = 0.1
 """Requests that the rate allows within this time may start at once."""
 _JITTER = 0.1
 _DETAIL_LENGTH = 200
-_HOSTS_KEPT = 10_000
 
 
 @dataclass(slots=True, eq=False)
@@ -46,10 +45,6 @@ class _Host:
 
     slots: asyncio.Semaphore
     rate: AsyncLimiter
-    users: int = 0
-    """Requests that wait or are in flight."""
-    used: float = 0.0
-    """When the last request ended."""
     generation: int = 0
     """Number of cool-downs so far. A request that started before a cool-down says nothing about the time after it."""
     in_a_row: int = 0
@@ -83,7 +78,6 @@ class HostLimits:
         self.has_room.set()
         self._in_flight = asyncio.Semaphore(connections)
         self._hosts: dict[str, _Host] = {}
-        self._forget_at = _HOSTS_KEPT
 
     @contextlib.asynccontextmanager
     async def request(self, host: str) -> AsyncIterator[None]:
@@ -95,32 +89,29 @@ class HostLimits:
         Raises:
             FetchError: the host is given up for this run (`given_up`), with the code of its last failure.
         """
-        state = self._host(host)
-        state.users += 1
-        try:
-            async with state.slots:
-                while True:
-                    await _may_start(state)
-                    await state.rate.acquire()
-                    async with self.slot():
-                        if _must_wait(state):  # It failed while this request waited for the rate or for a connection.
-                            continue
-                        generation, state.tried = state.generation, state.half_open
-                        try:
-                            yield
-                        except FetchError as error:
-                            self._note(host, state, generation, error)
-                            raise
-                        else:
-                            self._note(host, state, generation, None)
-                        finally:
-                            if state.tried and generation == state.generation:
-                                state.tried = False
-                                _notify(state)
-                    return
-        finally:
-            state.users -= 1
-            state.used = asyncio.get_running_loop().time()
+        if host not in self._hosts:
+            self._hosts[host] = _Host(asyncio.Semaphore(self.settings.concurrency), _rate(self.settings))
+        state = self._hosts[host]
+        async with state.slots:
+            while True:
+                await _may_start(state)
+                await state.rate.acquire()
+                async with self.slot():
+                    if _must_wait(state):  # It failed while this request waited for the rate or for a connection.
+                        continue
+                    generation, state.tried = state.generation, state.half_open
+                    try:
+                        yield
+                    except FetchError as error:
+                        self._note(host, state, generation, error)
+                        raise
+                    else:
+                        self._note(host, state, generation, None)
+                    finally:
+                        if state.tried and generation == state.generation:
+                            state.tried = False
+                            _notify(state)
+                return
 
     @contextlib.asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -145,24 +136,6 @@ class HostLimits:
             self.uninspected -= 1
             if self.uninspected == self.connections - 1:
                 self.has_room.set()
-
-    def _host(self, name: str) -> _Host:
-        host = self._hosts.get(name)
-        if host is None:
-            if len(self._hosts) >= self._forget_at:
-                self._forget()
-            host = self._hosts[name] = _Host(asyncio.Semaphore(self.settings.concurrency), _rate(self.settings))
-        return host
-
-    def _forget(self) -> None:
-        """Keep the hosts that are in use, have failed, or were asked so recently that their rate still counts."""
-        oldest = asyncio.get_running_loop().time() - BURST_SECONDS - 1 / self.settings.requests_per_second
-        self._hosts = {
-            name: host
-            for name, host in self._hosts.items()
-            if host.users or host.used > oldest or host.in_a_row or host.half_open or host.given_up
-        }
-        self._forget_at = max(_HOSTS_KEPT, 2 * len(self._hosts))
 
     def _note(self, name: str, host: _Host, generation: int, error: FetchError | None) -> None:
         """Take in the outcome of a request that started in `generation`."""

@@ -11,10 +11,8 @@ Files bear the name of their attempt and the record names them, so that two atte
 and the other's files are swept away when the next run begins.
 """
 
-import functools
 import hashlib
 import json
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -35,8 +33,6 @@ from schemas.tables import PHOTO_INDEX, STORED_PHOTOS, WANTED, with_plain_words
 
 # Small enough to copy and to hash in seconds, large enough that a million photos are some hundred files.
 TAR_BYTES = 1_000_000_000
-# A ParquetFile that several threads read at once crashes or hangs the process.
-_READING = threading.Lock()
 _LOST_KEYS = ".keys.parquet"
 _PART_NAME_LENGTH = 13
 _INDEX = with_plain_words(PHOTO_INDEX)
@@ -55,9 +51,9 @@ class Round:
 
     def read_unit(self, unit: int) -> list[dict[str, Any]]:
         """The wanted photos of a unit."""
-        with _READING:
-            group = _opened(_round_file(self.store, self.number, "parquet")).read_row_group(unit)
-        rows: list[dict[str, Any]] = group.to_pylist()
+        rows: list[dict[str, Any]] = (
+            pq.ParquetFile(self.store / f"rounds/{self.number:06d}.parquet").read_row_group(unit).to_pylist()
+        )
         return rows
 
 
@@ -130,11 +126,15 @@ def _is_begun(path: Path) -> bool:
 
 def read_parts(store: Path) -> list[Part]:
     """All parts that count, in order."""
+    found = [read_part(store / "parts" / f"{name}.json") for name in due_parts(store)]
+    return [part for part in found if part]
+
+
+def due_parts(store: Path) -> list[str]:
+    """Names of the parts that count where they are whole, in order: of the newest round, and those that its record names."""
     newest = latest_round(store)
     earlier = read_round_record(store, newest)["parts"] if newest else []
-    names = [*earlier, *(path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json"))]
-    found = [read_part(store / "parts" / f"{name}.json") for name in names]
-    return sorted((part for part in found if part), key=lambda part: (part.round, part.unit))
+    return sorted({*earlier, *(path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json"))})
 
 
 def sweep(store: Path, parts: Iterable[Part]) -> None:
@@ -145,10 +145,7 @@ def sweep(store: Path, parts: Iterable[Part]) -> None:
     more, so that they will be asked for again.
     """
     known = {name: part.name for part in parts for name in (*part.files, f"{part.name}.json")}
-    newest = latest_round(store)
-    due = {*read_round_record(store, newest)["parts"]} if newest else set()
-    recorded = {path.stem for path in (store / "parts").glob(f"{newest:06d}-*.json")}
-    damaged = (due | recorded) - set(known.values())
+    damaged = set(due_parts(store)) - set(known.values())
     for name in damaged:
         (store / "damaged").mkdir(exist_ok=True)
         number, unit = map(int, name.split("-"))
@@ -266,12 +263,6 @@ def read_round_record(store: Path, number: int) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: damaged; put it back from a copy: it says which parts of the store count") from None
     return content
-
-
-@functools.lru_cache(maxsize=1)
-def _opened(path: Path) -> pq.ParquetFile:
-    # A footer of thousands of row groups, parsed once in each process; a round's file never changes.
-    return pq.ParquetFile(path)
 
 
 def part_name(round_number: int, unit: int) -> str:

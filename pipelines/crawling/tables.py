@@ -25,7 +25,7 @@ from jaxtyping import UInt64
 from pbe_core.files import atomic_file
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
-from pipelines.crawling.rounds import Part, latest_round, lost_keys, read_part, read_parts, read_round_record
+from pipelines.crawling.rounds import Part, due_parts, lost_keys, read_part, read_parts
 from pipelines.threads import in_order
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, with_plain_words
@@ -105,14 +105,9 @@ def count_codes(store: Path, wanted: pa.Array) -> Counter[str]:
         store: the photo store, merged.
         wanted: their keys.
     """
-    counts: Counter[str] = Counter()
-    sorted_keys = np.sort(wanted.to_numpy())
-    for batch in pq.ParquetFile(store / "status.parquet").iter_batches(columns=["key", "code"]):
-        keys = batch["key"].to_numpy()
-        place = np.minimum(np.searchsorted(sorted_keys, keys), max(len(sorted_keys) - 1, 0))
-        among = sorted_keys[place] == keys if len(sorted_keys) else np.zeros(len(keys), bool)
-        codes = batch["code"].cast(pa.string()).filter(pa.array(among))
-        counts.update({item["values"]: item["counts"] for item in pc.value_counts(codes).to_pylist()})
+    status = pq.read_table(store / "status.parquet", columns=["key", "code"])
+    codes = status["code"].filter(pc.is_in(status["key"], wanted)).cast(pa.string())
+    counts = Counter({item["values"]: item["counts"] for item in pc.value_counts(codes).to_pylist()})
     ordered = Counter({code: counts[code] for code in OUTCOMES if code in counts})
     if ordered.total() != counts.total() or ordered.total() > len(wanted):
         raise RuntimeError(f"{store}: the counts do not balance: {number_of(len(wanted), 'photo')} wanted, and {dict(counts)}")
@@ -225,18 +220,13 @@ def verify_store(store: Path) -> tuple[list[str], int]:
 
 def _check_records(store: Path) -> Iterator[str]:
     """Parts that should be there and are not whole."""
-    newest = latest_round(store)
-    named = read_round_record(store, newest)["parts"] if newest else []
-    for name in named:
+    for name in due_parts(store):
         path = store / "parts" / f"{name}.json"
         if read_part(path) is None:
             yield (
                 f"{path}: this part's record, or a file that it names, is missing or of another size; "
                 f"crawl again, which gets its photos anew"
             )
-    for path in sorted((store / "parts").glob(f"{newest:06d}-*.json")):
-        if read_part(path) is None:
-            yield f"{path}: a file that this record names is missing or of another size; crawl again, which gets its photos anew"
 
 
 def _check_tables(store: Path, parts: list[Part]) -> Iterator[str]:

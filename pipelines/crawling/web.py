@@ -14,28 +14,25 @@ import importlib.metadata
 import ipaddress
 import re
 import socket
-import zlib
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 from yarl import URL
 
 from pbe_core.images.kinds import ACCEPTED
-from pbe_core.words import noun
+from pbe_core.words import number_of
 from pipelines.config import CrawlSettings
 from pipelines.crawling.addresses import AddressRefused, AddressRules, CheckedResolver, GetAddrInfo
-from pipelines.crawling.answers import Fetched, FetchError
+from pipelines.crawling.answers import Fetched, FetchError, code_of_status
+from pipelines.crawling.hosts import HostLimits
 
 ROBOT = "paint-by-example"
 """What we call ourselves in User-Agent, and what an X-Robots-Tag may call us."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CODES = {401: "http_403", 403: "http_403", 404: "http_404", 410: "http_410", 429: "http_429", 451: "http_410"}
 # Of pages and these the body would come for nothing. Of all else the bytes say what it is: servers are often wrong about photos.
 _PAGES = ("text/html", "application/xhtml+xml")
 _NO_PHOTO = re.compile("video/.*|application/pdf")
@@ -53,24 +50,12 @@ CONNECT_SECONDS = 10.0
 SLOW_SECONDS = 10.0
 """For so long an answer may be slower than crawl.slow_bytes_per_second."""
 MOST_REDIRECTS = 5
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
-_UNPACKED_AT_ONCE = 2**20
-# Of a photo in gzip, which bounds the time that unpacking takes; bgzip, which makes many, has one for each 64 kB of a photo.
-_MOST_MEMBERS = 1000
-
-
-@runtime_checkable
-class Limits(Protocol):
-    """Limits of hosts; `hosts.HostLimits`."""
-
-    def request(self, host: str) -> AbstractAsyncContextManager[None]:
-        """Entered before a request to `host` (host:port, lower case) and left when its answer was read."""
 
 
 class WebClient:
     """One GET at a time per call, with every guard; holds the connection pool of a process. An async context manager."""
 
-    def __init__(self, settings: CrawlSettings, limits: Limits, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
+    def __init__(self, settings: CrawlSettings, limits: HostLimits, getaddrinfo: GetAddrInfo = socket.getaddrinfo) -> None:
         """Nothing is opened yet.
 
         Raises:
@@ -101,8 +86,6 @@ class WebClient:
                 "Accept-Encoding": "identity",
             },
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            auto_decompress=False,
             middlewares=(self._once,),
         )
         return self
@@ -174,9 +157,9 @@ class WebClient:
         if status in _REDIRECTS:
             return _redirected(response, url)
         if status != 200 and not (status == 304 and conditions):
-            code = _CODES.get(status) or {4: "http_4xx", 5: "http_5xx"}.get(status // 100, "http_other")
             retry_after = _seconds_until(sent.get("Retry-After")) if status in (429, 503) else None
-            raise FetchError(code, f"HTTP {status} {_shown(response.reason or '')}", http_status=status, retry_after=retry_after)
+            detail = f"HTTP {status} {_shown(response.reason or '')}"
+            raise FetchError(code_of_status(status), detail, http_status=status, retry_after=retry_after)
         if words := _opt_outs(sent.getall("X-Robots-Tag", [])) & {word.casefold() for word in self._settings.opt_out}:
             raise FetchError("opted_out", f"X-Robots-Tag: {', '.join(sorted(words))}", http_status=status)
         if self._settings.opt_out and sent.get("tdm-reservation", "").strip() == "1":
@@ -193,89 +176,48 @@ class WebClient:
             raise
 
     async def _photo(self, response: ClientResponse, expected_bytes: int | None) -> bytes:
-        """The body, unpacked; given up as soon as it is known to be no use."""
-        settings = self._settings
+        """The body, unpacked by aiohttp a piece at a time; given up as soon as it is known to be no use."""
         if response.content_type in _PAGES:
             raise FetchError("not_an_image", f"a page: {response.content_type}")
         if _NO_PHOTO.fullmatch(response.content_type):
             raise FetchError("unsupported_format", f"the server calls it {response.content_type}")
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-            raise FetchError("bad_response", f"Content-Encoding {_shown(encoding)}, where identity was asked for")
-        packed = encoding not in ("identity", "")
-        body = AnswerBody(settings.max_bytes, packed)
         if announced := response.content_length:
-            body.check(announced)
-            if expected_bytes is not None and not packed and announced != expected_bytes:
-                raise FetchError("size_mismatch", f"{announced} {noun(announced, 'bytes')} announced, {expected_bytes} expected")
-        window = settings.slow_bytes_per_second * SLOW_SECONDS
+            self._check_size(announced)
+            if expected_bytes not in (None, announced) and "Content-Encoding" not in response.headers:
+                raise FetchError("size_mismatch", f"{number_of(announced, 'byte')} announced, {expected_bytes} expected")
+        photo = await self._read(response)
+        if not photo:
+            raise FetchError("not_an_image", "an empty answer")
+        if expected_bytes not in (None, len(photo)):
+            raise FetchError("size_mismatch", f"{number_of(len(photo), 'byte')}, {expected_bytes} expected")
+        return photo
+
+    async def _read(self, response: ClientResponse) -> bytes:
+        """All of the body, while it comes fast enough and is not too large."""
+        photo = bytearray()
+        window = self._settings.slow_bytes_per_second * SLOW_SECONDS
         try:
             while not response.content.at_eof():
                 # Windows follow each other; one ends early when its bytes are here. What becomes too slow is given up after two.
-                arrived = 0
+                before = len(photo)
                 async with asyncio.timeout(SLOW_SECONDS):
-                    while arrived < window and (chunk := await response.content.readany()):
-                        arrived += len(chunk)
-                        body.add(chunk)
+                    while len(photo) < before + window and (chunk := await response.content.readany()):
+                        photo += chunk
+                        self._check_size(len(photo))
         except TimeoutError as error:
-            pace = f"{arrived} {noun(arrived, 'bytes')} within {SLOW_SECONDS:g} s (crawl.slow_bytes_per_second)"
-            raise FetchError("too_slow", f"only {pace} after {body.received} {noun(body.received, 'bytes')}") from error
+            pace = f"{number_of(len(photo) - before, 'byte')} within {SLOW_SECONDS:g} s (crawl.slow_bytes_per_second)"
+            raise FetchError("too_slow", f"only {pace} after {number_of(len(photo), 'byte')}") from error
         except aiohttp.ClientResponseError as error:
             raise FetchError("bad_response", _shown(error.message)) from error
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             # RuntimeError is what aiohttp's stream says when its connection was closed for a chunk that is none.
-            raise FetchError(
-                "incomplete", f"cut off after {body.received} {noun(body.received, 'bytes')}: {_shown(str(error))}"
-            ) from error
-        photo = body.finished()
-        if expected_bytes is not None and len(photo) != expected_bytes:
-            raise FetchError("size_mismatch", f"{len(photo)} {noun(len(photo), 'bytes')}, {expected_bytes} expected")
-        return photo
+            raise FetchError("incomplete", f"cut off after {number_of(len(photo), 'byte')}: {_shown(str(error))}") from error
+        return bytes(photo)
 
-
-class AnswerBody:
-    """The bytes of an answer as they come, unpacked, and never many more than `limit`."""
-
-    def __init__(self, limit: int, packed: bool) -> None:
-        self.received = 0
-        self._limit = limit
-        self._photo = bytearray()
-        self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB) if packed else None
-        self._members = 1
-
-    def check(self, size: int) -> None:
-        """Raises FetchError: too_large."""
-        if size > self._limit:
-            raise FetchError("too_large", f"{size} {noun(size, 'bytes')} or more, {self._limit} allowed (crawl.max_bytes)")
-
-    def add(self, chunk: bytes) -> None:
-        """Raises FetchError: too_large, or bad_response where unpacking fails."""
-        self.received += len(chunk)
-        self.check(self.received)
-        if not self._unpacker:
-            self._photo += chunk
-            return
-        while chunk:
-            if self._unpacker.eof:
-                # Members of a gzip file follow each other (RFC 1952, section 2.2).
-                self._members += 1
-                if self._members > _MOST_MEMBERS:
-                    raise FetchError("bad_response", f"cannot be unpacked: more than {_MOST_MEMBERS:,} gzip members")
-                self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
-            try:
-                self._photo += self._unpacker.decompress(chunk, _UNPACKED_AT_ONCE)
-            except zlib.error as error:
-                raise FetchError("bad_response", f"cannot be unpacked: {error}") from error
-            self.check(len(self._photo))
-            chunk = self._unpacker.unused_data or self._unpacker.unconsumed_tail
-
-    def finished(self) -> bytes:
-        """All of it. Raises FetchError: incomplete, or not_an_image where there is nothing."""
-        if self.received and self._unpacker and not self._unpacker.eof:
-            raise FetchError("incomplete", f"what is packed into {self.received} {noun(self.received, 'bytes')} has no end")
-        if not self._photo:
-            raise FetchError("not_an_image", "an empty answer")
-        return bytes(self._photo)
+    def _check_size(self, size: int) -> None:
+        limit = self._settings.max_bytes
+        if size > limit:
+            raise FetchError("too_large", f"{number_of(size, 'byte')} or more, {limit:,} allowed (crawl.max_bytes)")
 
 
 def _as_url(text: str, base: URL | None = None) -> URL:

@@ -6,9 +6,7 @@ Each process has an equal share of each web host's limits (hosts.py). Nothing bu
 """
 
 import asyncio
-import contextlib
 import gc
-import os
 import signal
 import sys
 import traceback
@@ -57,36 +55,17 @@ class Stop:
     def __enter__(self) -> "Stop":
         handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._before = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}  # nohup ignores SIGHUP.
-        # What a handler raises gets lost where Python runs it within a callback, as when it forks; here it leaves a byte.
-        self._arrived, self._arrives = os.pipe()
-        for end in (self._arrived, self._arrives):
-            os.set_blocking(end, False)
-        self._woken_before = signal.set_wakeup_fd(self._arrives, warn_on_full_buffer=False)
-        # Of what got lost Python prints a traceback, which tells nobody anything. While it starts, Ray's own handler is there.
-        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._show_unraisable
         self.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(self._woken_before)
-        sys.unraisablehook = self._unraisable_before
-        os.close(self._arrived)
-        os.close(self._arrives)
-
-    def _show_unraisable(self, unraisable: Any) -> None:
-        if not issubclass(unraisable.exc_type, (KeyboardInterrupt, SystemExit)):
-            self._unraisable_before(unraisable)
 
     def listen(self) -> None:
-        """Handle signals, also where another handler was set meanwhile, and those that this one may have lost."""
+        """Handle signals, also where another handler was set meanwhile."""
         for number in self._before:
             signal.signal(number, self._handle)
-        with contextlib.suppress(BlockingIOError):
-            for number in os.read(self._arrived, 100):
-                if number in self._before:
-                    self._handle(number, None)
 
     def _handle(self, number: int, _: Any) -> None:
         again, self.signal = self.signal, self.signal or number
@@ -106,31 +85,27 @@ def crawl_on_ray(
     Raises:
         InputError: the cluster has no CPU.
     """
-    count = _start(chosen, sources, settings, progress, stop)
-    make = ray.remote(CrawlWorker).options(scheduling_strategy="SPREAD", **actor_options(_CPUS_PER_WORKER, at_once=MOST_UNITS))
-    actors: list[Any] = []
     errors: dict[int, str] = {}
     codes: Counter[str] = Counter()
+    actors: list[Any] = []
     in_a_row = stored = 0
 
     def start() -> Any:
         share = share_of(settings.crawl.per_host, len(actors), count)
         own = settings.model_copy(update={"crawl": settings.crawl.model_copy(update={"per_host": share})})
-        actors.append(make.remote(chosen, sources, own))
+        options = actor_options(_CPUS_PER_WORKER, at_once=MOST_UNITS)
+        actors.append(ray.remote(CrawlWorker).options(scheduling_strategy="SPREAD", **options).remote(chosen, sources, own))
         return actors[-1]
 
-    stop.gently = True
+    def stops() -> bool:
+        return bool(stop.signal) or in_a_row >= MOST_ERRORS
+
+    stop.gently = True  # Also while Ray starts: what a handler raises gets lost where Python runs it in a callback.
     try:
-        done = work_on_ray(
-            start,
-            count,
-            range(len(chosen.sizes)),
-            progress,
-            _FEWER,
-            MOST_UNITS,
-            lambda: stop.signal or in_a_row >= MOST_ERRORS,
-        )
-        for unit, error in done:
+        count = _start(chosen, sources, settings, progress, stop)
+        if stop.signal:
+            return {}
+        for unit, error in work_on_ray(start, count, range(len(chosen.sizes)), progress, _FEWER, MOST_UNITS, stops):
             if error:
                 in_a_row += 1
                 if not stop.signal:
@@ -141,12 +116,17 @@ def crawl_on_ray(
             if part := read_part(chosen.store / "parts" / f"{part_name(chosen.number, unit)}.json"):
                 codes.update(part.codes)
                 stored += part.stored_bytes
-                progress.say(_state(codes, stored))
+                counts = [f"{code} {number:,}" for code, number in sorted(codes.items(), key=_ok_first)]
+                progress.say(" · ".join([*counts, f"{stored / 1e6:,.0f} MB stored"]))
     finally:
         for actor in actors:
             ray.kill(actor)  # What hangs, too: its parts are not recorded, so nothing is half there.
         stop.gently = False
     return errors
+
+
+def _ok_first(item: tuple[str, int]) -> tuple[bool, int]:
+    return item[0] != OK, -item[1]
 
 
 def _start(chosen: Round, sources: Sequence[PhotoSource], settings: BuildSettings, progress: Progress, stop: Stop) -> int:
@@ -156,9 +136,10 @@ def _start(chosen: Round, sources: Sequence[PhotoSource], settings: BuildSetting
         try:
             start_ray(settings.ray.address)
         except SystemExit:  # What Ray makes of a SIGTERM while it starts.
-            stop.signal = stop.signal or signal.SIGTERM
-            raise KeyboardInterrupt from None
+            stop.signal = signal.SIGTERM
         stop.listen()  # Ray has put a handler of its own.
+    if stop.signal:
+        return 0
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if not cpus:
         raise InputError("the Ray cluster has no CPU to crawl on; add a node, or set build.ray.address to another one")
@@ -166,12 +147,6 @@ def _start(chosen: Round, sources: Sequence[PhotoSource], settings: BuildSetting
     if any(source.kind == "web" for source in sources):
         count = min(count, most_processes(settings.crawl.per_host))
     return count
-
-
-def _state(codes: Counter[str], stored: int) -> str:
-    others = Counter({code: number for code, number in codes.items() if code != OK})
-    counts = [f"ok {codes[OK]:,}", *(f"{code} {number:,}" for code, number in others.most_common())]
-    return " · ".join([*counts, f"{stored / 1e6:,.0f} MB stored"])
 
 
 class CrawlWorker:

@@ -3,15 +3,14 @@
 import http.client
 import io
 import json
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
+from benchmarks import crawl
 from benchmarks.crawl import Look, quarter_means, time_of
 from benchmarks.photo_server import running_server
-from pbe_core.settings import REPOSITORY
 
 
 def test_the_server_keeps_connections_and_books():
@@ -55,12 +54,12 @@ def test_moments_between_two_looks():
     assert quarter_means([(0.0, 1.0)]) == []
 
 
-def test_a_tiny_run(tmp_path):
+def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     results = tmp_path / "results" / "crawl.json"
     options = ["--folder", str(tmp_path), "--photos", "200", "--results", str(results), "--processes", "1"]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.crawl", *options], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out: img2dataset" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["crawl.py", *options])
+    crawl.main()
+    assert "left out: img2dataset" in capsys.readouterr().out
     result = json.loads(results.read_text())
     ways = {way["way"]: way for way in result["ways"]}
     assert {name: way["photos"] for name, way in ways.items()} == {"ours": 200, "one after the other": 20}

@@ -4,7 +4,7 @@
 
 Half of the kills hit the program alone, whose Ray must then end by itself, half of them all of its processes; after some of the
 former the next run begins at once, while the workers of the one before are still at it. The moments are drawn by a seed: after so
-many photos, while a part is committed, while tables are made, while Ray starts. Prints a table; status 1 if anything is wrong.
+many photos, while a part is committed, while tables are made, while Ray starts. Status 1 if anything is wrong.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.crawling.rounds import read_parts
 from pipelines.crawling.tables import verify_store
@@ -36,36 +34,17 @@ from tests.hostile_server import HostileServer, good_photo
 PATIENCE_SECONDS = 1800
 _LONGEST_AFTERLIFE_SECONDS = 600
 """Of what Ray itself has started: it looks only now and then whether its parent lives."""
-HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
+HITS = ("the program, and the next run at once", "all processes", "the program", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
-
-
-@dataclass
-class Kill:
-    """One kill, and what was there afterwards."""
-
-    hit: str
-    moment: str
-    seconds: float
-    """From the start of the run."""
-    requests: int
-    """That the server had seen by then, from the beginning."""
-    recorded: int
-    """Photos in parts that count."""
-    outlived: float | None = None
-    """How long the other processes went on, in s; not known where the next run began at once."""
-    late_requests: int = 0
-    """That they made."""
 
 
 @dataclass
 class Report:
     """What became of a crawl that was killed so often."""
 
-    photos: int
-    kills: list[Kill] = field(default_factory=list)
+    recorded: list[int] = field(default_factory=list)
+    """Photos in parts that count, after each kill."""
     requests: int = 0
-    seconds: float = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -99,19 +78,16 @@ class Killer(MarkedProcesses):
             names += pq.read_table(self.store / "parts" / part.table, columns=["photo_id"])["photo_id"].to_pylist()
         return {name: self.server.hits[f"/photos/{name}"] for name in names}
 
-    def kill(self, process: subprocess.Popen[bytes], hit: str) -> tuple[float | None, int, dict[str, int]]:
-        """End a run; how long its processes outlived that, the requests that they made, and what was recorded then."""
-        requests = len(self.server.requests)
+    def kill(self, process: subprocess.Popen[bytes], hit: str) -> dict[str, int]:
+        """End a run, and wait for its other processes, unless the next one begins at once; what was recorded then."""
         process.kill()
         if hit == "all processes":
             self.end_all()
         process.wait()
-        if hit.endswith("at once"):
-            return None, 0, self.recorded()
-        began = time.monotonic()
-        while self.alive() and time.monotonic() - began < PATIENCE_SECONDS:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not hit.endswith("at once") and self.alive() and time.monotonic() < deadline:
             time.sleep(0.05)
-        return time.monotonic() - began, len(self.server.requests) - requests, self.recorded()
+        return self.recorded()
 
 
 def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[str, Callable[[float], bool]]:
@@ -139,9 +115,8 @@ def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[s
 def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> Report:
     """Crawl `photos` photos, killing it `kills` times, then let it come to its end, and look at what is there."""
     rng = random.Random(seed)
-    report = Report(photos)
+    report = Report()
     pictures = photos_of(photos)
-    began = time.monotonic()
     with HostileServer(pictures) as server, Killer(folder, server, list(pictures)) as killer:
         known: dict[str, int] = {}
         for number in range(kills):
@@ -154,19 +129,15 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
                 if time.monotonic() - started > PATIENCE_SECONDS:
                     raise TimeoutError(f"{moment}: did not come; see {killer.log}")
                 time.sleep(0.001)
-            seconds = time.monotonic() - started
             if process.poll() is not None:
                 report.problems.append(f"kill {number + 1}: the crawl ended by itself, status {process.returncode}")
                 break
             hit = HITS[number % len(HITS)]
-            requests = len(server.requests)
-            outlived, late, recorded = killer.kill(process, hit)
-            report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived, late))
+            recorded = killer.kill(process, hit)
             report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
-            if outlived is not None and outlived > PATIENCE_SECONDS:
-                report.problems.append(f"kill {number + 1}: processes live on")
+            report.recorded.append(len(recorded))
             known = recorded
-            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {requests} requests")
+            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {len(server.requests)} requests")
         # What earlier runs left may write for a while; none of it counts, and the last run takes it away once they have ended.
         deadline = time.monotonic() + PATIENCE_SECONDS
         while killer.alive() and time.monotonic() < deadline:
@@ -177,7 +148,6 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
         report.problems += _lost_or_again(known, final)
         report.problems += _problems_at_the_end(killer, status, pictures)
         report.requests = len(server.requests)
-    report.seconds = time.monotonic() - began
     return report
 
 
@@ -195,17 +165,12 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
     """Each photo once and whole, and nothing left lying about."""
     if status:
         yield f"the last run ended with status {status}; see {killer.log}"
-    codes = pq.read_table(killer.store / "status.parquet", columns=["photo_id", "code"]).to_pylist()
-    times = Counter(row["photo_id"] for row in codes if row["code"] == OK)
-    if times != dict.fromkeys(pictures, 1):
-        yield f"status.parquet: {len(times)} photos are ok, {sum(times.values()) - len(times)} of them twice"
-    index = Counter(pq.read_table(killer.store / "index.parquet", columns=["photo_id"])["photo_id"].to_pylist())
-    if index != dict.fromkeys(pictures, 1):
-        yield f"index.parquet: {len(index)} photos, {sum(index.values()) - len(index)} of them twice"
-    problems, photos = verify_store(killer.store)
-    yield from problems
-    if photos != len(pictures):
-        yield f"{photos} photos verified, not {len(pictures)}"
+    for table in ("status", "index"):
+        rows = pq.read_table(killer.store / f"{table}.parquet").to_pylist()
+        names = Counter(row["photo_id"] for row in rows if row.get("code", OK) == OK)
+        if names != dict.fromkeys(pictures, 1):
+            yield f"{table}.parquet: {len(names)} photos, {sum(names.values()) - len(names)} of them twice"
+    yield from verify_store(killer.store)[0]
     for path in killer.store.rglob(".*.tmp"):
         yield f"{path}: left over"
     named = {name for part in read_parts(killer.store) for name in (*part.files, f"{part.name}.json")}
@@ -220,26 +185,6 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
             yield f"process {process.pid} lives on: {' '.join(process.cmdline())[:100]}"
 
 
-def print_report(report: Report) -> None:
-    """The kills, and what was wrong."""
-    table = Table(title=f"{len(report.kills)} kills of a crawl of {report.photos:,} photos", title_justify="left")
-    for name in ("kill", "moment", "s", "requests", "recorded", "outlived by s", "late requests"):
-        table.add_column(name, justify="left" if name in ("kill", "moment") else "right")
-    for kill in report.kills:
-        outlived = "" if kill.outlived is None else f"{kill.outlived:.1f}"
-        numbers = (f"{kill.seconds:.1f}", f"{kill.requests:,}", f"{kill.recorded:,}", outlived, f"{kill.late_requests:,}")
-        table.add_row(kill.hit, kill.moment, *numbers)
-    Console(width=130).print(table)
-    extra = report.requests - report.photos
-    print(
-        f"{report.requests:,} requests, {extra:,} of them again for photos of which there was no record; {report.seconds:.0f} s"
-    )
-    for problem in report.problems:
-        print(f"WRONG: {problem}")
-    if not report.problems:
-        print("each photo is there once and whole, and none that was recorded was asked for again")
-
-
 def main() -> int:
     """Kill, and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -252,7 +197,12 @@ def main() -> int:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         report = kill_often(given.photos, given.kills, given.seed, folder, lambda line: print(line, flush=True))
-    print_report(report)
+    extra = report.requests - given.photos
+    print(f"{report.requests:,} requests, {extra:,} of them again for photos of which there was no record")
+    for problem in report.problems:
+        print(f"WRONG: {problem}")
+    if not report.problems:
+        print("each photo is there once and whole, and none that was recorded was asked for again")
     return bool(report.problems)
 
 

@@ -1,61 +1,130 @@
-"""Workers on a real Ray: a host that cools down, a busy cluster, progress, what ends a run early, other sources."""
+"""A crawl on a real Ray: its processes are stopped or die, wait for hosts, share a cluster, meet a full disk."""
 
-import io
+import contextlib
+import itertools
 import json
 import logging
+import os
 import re
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
-import pyarrow.parquet as pq
+import psutil
 import pytest
 import ray
 
-from pbe_core.errors import InputError
 from pbe_core.progress import Progress
-from pbe_core.settings import REPOSITORY, load_settings, preset
+from pbe_core.settings import REPOSITORY
 from pipelines import crawl
-from pipelines.annotations import open_source
-from pipelines.config import BuildSettings, with_absolute_paths
-from pipelines.dataset.write_plan import select_and_plan
-from tests.crawl_world import crawl_command, crawl_options, write_tables
+from tests.crawl_world import (
+    Done,
+    call_crawl,
+    codes_of,
+    crawl_command,
+    crawl_here,
+    crawl_options,
+    rows_of,
+    summary_of,
+    write_tables,
+)
 from tests.hostile_server import HostileServer, good_photo
+
+PATIENCE_SECONDS = 900
+"""For what hangs. Nothing is measured by it."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[str]:
+    """A Ray that is there already, so that not each crawl waits for one of its own; its address."""
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
-def settings_of(
-    tmp_path: Path, urls: dict[str, str], ports: list[int], sources=("{url}",), metadata=None, **others: Any
-) -> BuildSettings:
-    tables = write_tables(tmp_path / "tables", urls, metadata)
-    given = {"crawl.allowed_addresses": json.dumps([f"127.0.0.1:{port}" for port in ports]), "crawl.workers": 1, **others}
-    options = crawl_options(tables, tmp_path / "store", tmp_path / "out", None, sources, given)
-    return with_absolute_paths(load_settings(BuildSettings, "build", options, preset("tiny")))
+def start(options: list[str]) -> subprocess.Popen[str]:
+    """A crawl as a terminal starts it: a process group of its own, and not deaf to Ctrl-C, as what runs in the background is."""
+    pipe = subprocess.PIPE
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            crawl_command(options), cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def crawl_photos(settings: BuildSettings) -> tuple[int, str]:
-    """The stage in this process: its exit status, and what it said."""
-    select_and_plan(settings)
-    with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
-        status = crawl.crawl_photos(settings)
-    return status, said.getvalue()
+def hold_after(server: HostileServer, more: int) -> Callable[[], bool]:
+    """Answer so many requests more; whether one is held now."""
+    server.answers = len(server.requests) + more
+    return lambda: len(server.requests) > server.answers
 
 
-def codes_of(settings: BuildSettings) -> dict[str, str]:
-    return {row["photo_id"]: row["code"] for row in pq.read_table(settings.source.photos / "status.parquet").to_pylist()}
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for does not happen"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
 
 
-def test_a_host_that_cools_down_stops_no_other(tmp_path):
-    """One photo in ten lies at a host that asks for a long pause: nearly each unit waits for it."""
+def stopped(process: subprocess.Popen[str], status: int) -> Done:
+    """What a crawl left that was stopped."""
+    said, warned = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == status, warned
+    assert "Traceback" not in warned
+    assert "the same command goes on from there" in warned
+    return Done(process.returncode, said, warned)
+
+
+def test_stopped_in_the_middle_what_came_is_kept_and_not_asked_for_again(tmp_path, monkeypatch):
+    """Ctrl-C, which a terminal sends to all processes, while requests are held. A host's limits hold for both workers."""
+    store, count = tmp_path / "store", 120
+    with HostileServer() as server:
+        urls = {f"{number:016x}": server.url(f"/good/{number:016x}?pause=0.05") for number in range(count)}
+        more = {"crawl.per_host.requests_per_second": 40, "crawl.per_host.concurrency": 3, "crawl.workers": 2}
+        # Nobody waits for a request that is held.
+        more |= {"crawl.photos_per_part": 20, "crawl.connections": 4, "crawl.total_seconds": 3600}
+        options = crawl_options(write_tables(tmp_path / "tables", urls), store, tmp_path / "out", server.port, others=more)
+        held = hold_after(server, 50)
+        process = start(options)
+        wait_until(held, process)
+        refused = call_crawl([*options, "--out", str(tmp_path / "other")], status=2)
+        assert f"error: {store}: another crawl is using this photo store; wait for it, or stop it" in refused.stderr
+        os.killpg(process.pid, signal.SIGINT)
+        done = stopped(process, 130)
+        recorded = {path: server.hits[path] for path in (f"/good/{photo}" for photo in rows_of(store, "status"))}
+        # Lost are at most those that were in flight, or on their way through a worker's decoder: twice its 4 connections.
+        assert len(server.hits) - 16 <= len(recorded) <= 50
+        assert summary_of(done) == {"wanted": count, "ok": len(recorded), "not asked for yet": count - len(recorded)}
+        times = server.times("/good/")
+        for first, last in itertools.combinations(range(len(times)), 2):
+            # Each of two processes may start two at once, 0.1 s of its share; and 3 may have been on their way.
+            assert last - first <= 40 * (times[last] - times[first]) + 10
+        assert server.most_at_once("/good/") <= 3
+
+        server.answers = float("inf")
+        monkeypatch.setattr(crawl, "crawl_on_ray", crawl_here)
+        assert summary_of(call_crawl(options)) == {"wanted": count, "ok": count}
+        assert all(server.hits[path] == hits for path, hits in recorded.items())
+        assert not list(store.rglob("*.tmp"))
+        call_crawl([*options, "--verify"])
+
+
+def test_stopped_while_ray_starts(tmp_path):
+    with HostileServer() as server:
+        server.answers = 0  # Where Ray is quicker than the signal, nothing is in flight for long either.
+        tables = write_tables(tmp_path / "tables", {"a": server.url("/good/a")})
+        process = start(crawl_options(tables, tmp_path / "store", tmp_path / "out", server.port))
+        wait_until(psutil.Process(process.pid).children, process)
+        process.terminate()
+        stopped(process, 143)
+
+
+def test_a_host_that_cools_down_stops_no_other(cluster, tmp_path):
+    """One photo in ten lies at a host that asks for a long pause: nearly each unit waits for it. Then SIGTERM to the program."""
     pause = 300  # Nobody waits so long: it ends when the others have come.
     with HostileServer() as good, HostileServer() as busy:
         urls = {
@@ -63,44 +132,51 @@ def test_a_host_that_cools_down_stops_no_other(tmp_path):
             for number in range(200)
         }
         allowed = json.dumps([f"127.0.0.1:{server.port}" for server in (good, busy)])
-        options = {"crawl.allowed_addresses": allowed, "crawl.workers": 1, "crawl.photos_per_part": 20}
+        more = {"crawl.allowed_addresses": allowed, "crawl.workers": 1, "crawl.photos_per_part": 20, "ray.address": cluster}
         tables = write_tables(tmp_path / "tables", urls)
-        with subprocess.Popen(
-            crawl_command(crawl_options(tables, tmp_path / "store", tmp_path / "out", None, others=options)),
-            cwd=REPOSITORY,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as crawling:
-            deadline = time.monotonic() + pause
-            while len(good.hits) < 180 and time.monotonic() < deadline:
-                time.sleep(0.1)
-            crawling.terminate()
+        process = start(crawl_options(tables, tmp_path / "store", tmp_path / "out", None, others=more))
+        wait_until(lambda: len(good.hits) == 180, process)
+        process.terminate()
+        stopped(process, 143)
         # All of them came while the other host cooled down, though nearly each unit waits for that.
-        assert crawling.returncode == 143
-        assert len(good.times("/good/")) == len(good.hits) == 180
-        first, *_ = busy.times("/busy/")
-        assert max(good.times("/good/")) < first + pause
+        assert len(good.times("/good/")) == 180
+        assert max(good.times("/good/")) < busy.times("/busy/")[0] + pause
 
 
-def test_workers_find_a_place_on_a_busy_cluster(cluster, tmp_path):
-    """Another job has all CPUs but a part of one."""
-
-    @ray.remote
-    class Holder:
-        def there(self) -> None: ...
-
-    holder = Holder.options(num_cpus=1.7).remote()
-    ray.get(holder.there.remote())
+def test_a_process_that_dies_costs_nothing_but_time(cluster, tmp_path):
+    """SIGKILL to the one worker in the middle of its parts; each photo is in the index once."""
     with HostileServer() as server:
-        urls = {f"{number:04d}": server.url(f"/good/{number}") for number in range(60)}
-        settings = settings_of(tmp_path, urls, [server.port], **{"crawl.workers": 2, "crawl.photos_per_part": 5})
-        assert crawl_photos(settings)[0] == 0
-    assert len(codes_of(settings)) == 60
-    ray.kill(holder)
+        urls = {f"{number:016x}": server.url(f"/good/{number}?pause=0.02") for number in range(120)}
+        tables = write_tables(tmp_path / "tables", urls)
+        more = {"crawl.workers": 1, "crawl.photos_per_part": 10, "crawl.per_host.concurrency": 3, "crawl.total_seconds": 3600}
+        options = crawl_options(tables, tmp_path / "store", tmp_path / "out", server.port, others=more)
+        killed: list[int] = []
+
+        def kill() -> None:
+            """While requests are held, so that the crawl cannot be over."""
+            wait_until(hold_after(server, 50))
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # One that ends just now.
+                    if "".join(process.cmdline()[:1]).startswith("ray::CrawlWorker"):
+                        process.kill()
+                        killed.append(process.pid)
+            server.answers = float("inf")
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        done = call_crawl(options)
+        thread.join()
+    assert len(killed) == 1
+    assert summary_of(done) == {"wanted": len(urls), "ok": len(urls)}
+    assert server.most_at_once("/good/") <= 3
+    # Asked again are the photos of parts that were begun, which come one after the other.
+    assert max(server.hits.values()) <= 2
+    assert sum(server.hits.values()) <= len(urls) + 40
+    call_crawl([*options, "--verify"])
 
 
-def test_progress_counts_photos_of_every_kind_of_source(cluster, tmp_path, monkeypatch):
-    """Local ones, too, for which no web host is asked: with a rate, the time that is left, and outcomes."""
+def test_workers_find_a_place_on_a_busy_cluster_and_progress_counts_local_photos(cluster, tmp_path, monkeypatch):
+    """Another job has all CPUs but a part of one. Shown are a rate, the time that is left, and outcomes."""
     shown: list[str] = []
 
     class Watched(Progress):
@@ -108,92 +184,42 @@ def test_progress_counts_photos_of_every_kind_of_source(cluster, tmp_path, monke
             super().say(status)
             shown.append(self.line())
 
+    @ray.remote
+    class Holder:
+        def there(self) -> None: ...
+
     monkeypatch.setattr(crawl, "Progress", Watched)
+    holder = Holder.options(num_cpus=1.7).remote()
+    ray.get(holder.there.remote())
     (tmp_path / "photos" / "train").mkdir(parents=True)
-    urls = {}
-    for number in range(100):
+    for number in range(60):
         (tmp_path / "photos" / "train" / f"{number:04d}.jpg").write_bytes(good_photo(f"{number}", 640, 480))
-        urls[f"{number:04d}"] = ""
-    settings = settings_of(tmp_path, urls, [], [str(tmp_path / "photos")], **{"crawl.photos_per_part": 10})
-    assert crawl_photos(settings)[0] == 0
-    assert set(codes_of(settings).values()) == {"ok"}
-    assert any(re.match(r"crawling: [1-9]\d* of 100 photos .*photos/s, .* left, ok \d+ ", line) for line in shown), shown
-
-
-def test_placeholders_are_asked_for_at_the_next_source_in_the_same_run(cluster, tmp_path):
-    """They show when many have come; those whose MD5 is known need not wait so long."""
-    gone = good_photo("gone")
-    with HostileServer({"gone.jpg": gone}, behaves={f"/first/{number}": "/photos/gone.jpg" for number in range(12)}) as server:
-        urls = {f"{number:04d}": server.url(f"/first/{number}" if number < 12 else f"/good/{number}") for number in range(30)}
-        settings = settings_of(tmp_path, urls, [server.port], ["{url}", server.url("/good/second/{image_id}")])
-        assert crawl_photos(settings)[0] == 0
-        assert set(codes_of(settings).values()) == {"ok"}
-        index = {row["photo_id"]: row for row in pq.read_table(settings.source.photos / "index.parquet").to_pylist()}
-        assert {row["source"] for photo, row in index.items() if int(photo) < 12} == {server.url("/good/second/{image_id}")}
-        assert {row["source"] for photo, row in index.items() if int(photo) >= 12} == {"{url}"}
-        asked = len(server.requests)
-        assert crawl_photos(settings)[0] == 0
-        assert len(server.requests) == asked
+    tables = write_tables(tmp_path / "tables", {f"{number:04d}": "" for number in range(60)})
+    more = {"crawl.workers": 2, "crawl.photos_per_part": 5}
+    call_crawl(crawl_options(tables, tmp_path / "store", tmp_path / "out", None, [str(tmp_path / "photos")], more))
+    ray.kill(holder)
+    assert list(codes_of(tmp_path / "store").values()) == ["ok"] * 60
+    assert any(re.match(r"crawling: [1-9]\d* of 60 photos .*photos/s, .* left, ok \d+ ", line) for line in shown), shown
 
 
 def test_a_full_disk_ends_the_run_with_one_message_and_keeps_what_is_recorded(cluster, tmp_path, monkeypatch):
     """Not three downloads of everything for nothing."""
     with HostileServer() as server:
-        urls = {f"{number:04d}": server.url(f"/good/{number}") for number in range(300)}
-        options = {"crawl.photos_per_part": 10}
-        settings = settings_of(tmp_path, urls, [server.port], **options)
-        select_and_plan(settings)
-        store = settings.source.photos
-        store.mkdir()
+        tables = write_tables(tmp_path / "tables", {f"{number:04d}": server.url(f"/good/{number}") for number in range(300)})
+        more = {"crawl.workers": 1, "crawl.photos_per_part": 10}
+        store = tmp_path / "store"
+        options = crawl_options(tables, store, tmp_path / "out", server.port, others=more)
+        (store / "rounds").mkdir(parents=True)
         (store / "store.json").write_text(json.dumps({"version": 1, "photos_of": "open_images"}))
-        (store / "rounds").mkdir()
         # A folder that takes no files, also of root: /proc.
         (store / "parts").symlink_to("/proc/self/task")
-        monkeypatch.setattr(crawl, "sweep", lambda *_: None)
-        status, said = crawl_photos(settings)
-        assert status == 1
-        assert " could not be made: FileNotFoundError: " in said
-        assert "Traceback" not in said
+        with monkeypatch.context() as patch:
+            patch.setattr(crawl, "sweep", lambda *_: None)
+            done = call_crawl(options, status=1)
+        assert " could not be made: FileNotFoundError: " in done.stderr
+        assert "Traceback" not in done.stderr
         assert len(server.requests) < 300
         (store / "parts").unlink()
         (store / "parts").mkdir()
-        assert crawl_photos(settings)[0] == 0
-    assert len(codes_of(settings)) == 300
-
-
-@pytest.mark.parametrize("places", ["folder", "web", "both"])
-def test_coco_photos_are_looked_for_where_coco_puts_them(tmp_path, places):
-    """With a store for `source.photos`, the folder train2017 is that of the sources."""
-    (tmp_path / "annotations").mkdir()
-    image = {"id": 7, "file_name": "7.jpg", "width": 100, "height": 100}
-    box = {"id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 10, 50, 50], "area": 2500, "iscrowd": 0, "segmentation": []}
-    content = {"images": [image], "annotations": [box], "categories": [{"id": 1, "name": "cat", "supercategory": "animal"}]}
-    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
-    (tmp_path / "coco" / "train2017").mkdir(parents=True)
-    web = "https://images.example.org/{file_name}"
-    sources = {"folder": [str(tmp_path / "coco")], "web": [web], "both": [str(tmp_path / "coco"), web]}[places]
-    options = [
-        *("--source.kind", "coco", "--source.splits", '["train"]', "--source.annotations", str(tmp_path / "annotations")),
-        *("--source.photos", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--crawl.sources", json.dumps(sources)),
-    ]
-    settings = load_settings(BuildSettings, "build", options, preset("tiny"))
-    rows = [row for batch in open_source(settings).read_photos() for row in batch.to_pylist()]
-    assert [row["file_name"] for row in rows] == ["train2017/7.jpg"]
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    settings = load_settings(BuildSettings, "build", [*options[:-1], json.dumps([str(flat)])], preset("tiny"))
-    rows = [row for batch in open_source(settings).read_photos() for row in batch.to_pylist()]
-    assert [row["file_name"] for row in rows] == ["7.jpg"]
-
-
-def test_boxes_in_px_need_sizes_before_there_are_photos(tmp_path):
-    (tmp_path / "boxes.csv").write_text("photo,x_min,y_min,x_max,y_max,url\na.jpg,1,2,30,40,https://x.example.org/a.jpg\n")
-    options = [
-        *("--source.kind", "boxes", "--source.unit", "pixel", "--source.annotations", str(tmp_path / "boxes.csv")),
-        *("--source.photos", str(tmp_path / "store"), "--out", str(tmp_path / "out"), "--crawl.sources", '["{url}"]'),
-    ]
-    with pytest.raises(InputError, match=r"boxes\.csv: boxes in px need the sizes of photos.*add columns width and height"):
-        open_source(load_settings(BuildSettings, "build", options, preset("tiny")))
-    fractions = [option if option != "pixel" else "fraction" for option in options]
-    (tmp_path / "boxes.csv").write_text("photo,x_min,y_min,x_max,y_max\na.jpg,0.1,0.2,0.3,0.4\n")
-    open_source(load_settings(BuildSettings, "build", fractions, preset("tiny")))
+        monkeypatch.setattr(crawl, "crawl_on_ray", crawl_here)
+        assert summary_of(call_crawl(options)) == {"wanted": 300, "ok": 300}

@@ -2,29 +2,24 @@
 
 import asyncio
 import base64
-import dataclasses
 import gc
 import hashlib
-import io
-import tarfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
-from pbe_core.errors import InputError
 from pipelines.config import CrawlSettings
 from pipelines.crawling import fetching, web
 from pipelines.crawling.answers import Demands
 from pipelines.crawling.fetching import Fetcher, PhotoResult
 from pipelines.crawling.wanted import read_sources
 from schemas.tables import STORED_PHOTOS, WANTED
-from tests.hostile_server import LATE, MAX_PIXELS, HostileServer, good_photo
+from tests.hostile_server import MAX_PIXELS, HostileServer, good_photo
 
 NO_LIMITS = {"requests_per_second": 1e6, "concurrency": 1000, "failures": 1_000_000}
 DEMANDS = Demands(frame="stored", max_pixels=MAX_PIXELS, min_side=64, placeholders=frozenset())
@@ -55,9 +50,19 @@ def fetch(settings: CrawlSettings, *photos: dict[str, Any], demands: Demands = D
 
     outcomes = asyncio.run(run())
     # Whatever became of them, the rows fit into the table.
-    whole = [{**outcome.row} for outcome in outcomes]
-    pa.Table.from_pylist(whole, STORED_PHOTOS)
+    pa.Table.from_pylist([{**outcome.row} for outcome in outcomes], STORED_PHOTOS)
     return outcomes
+
+
+def row_of(settings: CrawlSettings, photo: dict[str, Any], demands: Demands = DEMANDS) -> dict[str, Any]:
+    return fetch(settings, photo, demands=demands)[0].row
+
+
+def in_folder(folder: Path, data: bytes) -> CrawlSettings:
+    """Settings of a folder that has `photo_of()`."""
+    (folder / "train").mkdir()
+    (folder / "train" / "abc.jpg").write_bytes(data)
+    return settings_of(None, str(folder), contact=None)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +72,9 @@ def server():
 
 
 def test_a_photo_that_comes_is_told_with_everything(server):
-    settings = settings_of(server, "{url}")
-    [outcome] = fetch(settings, photo_of(url=server.url("/redirect?to=/etag")))
+    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/redirect?to=/etag")))
     data = good_photo()
-    assert outcome.data == data
-    assert outcome.extension == "jpeg"
+    assert (outcome.data, outcome.extension) == (data, "jpeg")
     row = outcome.row
     assert (row["code"], row["transient"], row["detail"], row["attempts"], row["http_status"]) == ("ok", False, None, 1, 200)
     assert (row["url"], row["source"], row["etag"]) == (server.url("/etag"), "{url}", '"v1"')
@@ -81,20 +84,16 @@ def test_a_photo_that_comes_is_told_with_everything(server):
 
 
 def test_sources_are_tried_in_order_until_one_gives_it(server, tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "abc.jpg").write_bytes(good_photo("here"))
-    sources = ("{url}", "{thumbnail_url}", server.url("/good/{split}/{image_id}.jpg"), str(tmp_path))
-    first, second = server.url("/status/404/first"), server.url("/html")
-    [outcome] = fetch(settings_of(server, *sources), photo_of(url=first, thumbnail_url=second))
-    assert outcome.row["source"] == sources[2]
-    assert outcome.row["url"] == server.url("/good/train/abc.jpg")
-    assert outcome.row["attempts"] == 3
-    [outcome] = fetch(settings_of(server, *sources[:2], str(tmp_path)), photo_of(url=first, thumbnail_url=second))
-    assert outcome.row["source"] == str(tmp_path)
+    here = in_folder(tmp_path, good_photo("here")).sources[0]
+    sources = ("{url}", "{thumbnail_url}", server.url("/good/{split}/{file_name}"), here)
+    photo = photo_of(url=server.url("/status/404/first"), thumbnail_url=server.url("/html"), file_name="my cats/Ä #1?.jpg")
+    row = row_of(settings_of(server, *sources), photo)
+    assert (row["source"], row["attempts"]) == (sources[2], 3)
+    assert row["url"] == server.url("/good/train/my%20cats/%C3%84%20%231%3F.jpg")  # File names become parts of URLs.
+    [outcome] = fetch(settings_of(server, *sources[:2], here), photo | {"file_name": None})
+    assert (outcome.row["source"], outcome.data) == (here, None)  # Not copied.
     assert outcome.row["file"] == str(tmp_path / "train" / "abc.jpg")
-    assert outcome.data is None  # Not copied.
-    [outcome] = fetch(settings_of(server, *sources[:3]), photo_of(url=server.url("/good/direct"), thumbnail_url=second))
-    assert outcome.row["url"] == server.url("/good/direct")
+    assert row_of(settings_of(server, *sources), photo | {"url": server.url("/good/direct")})["attempts"] == 1
 
 
 def test_only_what_may_pass_is_asked_again(server):
@@ -102,140 +101,105 @@ def test_only_what_may_pass_is_asked_again(server):
         "/fails/2/a": ("ok", 3),
         "/fails/3/b": ("http_5xx", 3),
         "/status/404/c": ("http_404", 1),
-        "/status/503/d": ("http_5xx", 3),
         "/truncated": ("decode_error", 1),
         "/reset/e": ("connect", 3),
         "/reset-body/f": ("incomplete", 3),
-        "/chain/2/r": ("ok", 1),
         "/loop/a/g": ("redirect_loop", 1),
     }
-    photos = [photo_of(url=server.url(path), photo_id=f"p{number}") for number, path in enumerate(paths)]
-    found = {outcome.row["photo_id"]: outcome for outcome in fetch(settings_of(server, "{url}"), *photos)}
-    for number, (path, (code, attempts)) in enumerate(paths.items()):
-        row = found[f"p{number}"].row
-        assert (row["code"], row["attempts"]) == (code, attempts), path
-        assert server.hits[path] == attempts
-        assert (row["detail"] is None) == (code == "ok")
-
-
-@pytest.mark.parametrize(("code", "total", "slow"), [("timeout", 0.3, 600), ("too_slow", 600, 0.2)])
-def test_what_takes_too_long_is_asked_again(server, monkeypatch, code, total, slow):
-    monkeypatch.setattr(web, "SLOW_SECONDS", slow)
-    settings = settings_of(server, "{url}", attempts=2, total_seconds=total)
-    photos = [photo_of(url=server.url(f"{path}/again")) for path, late in LATE.items() if late == code]
-    for outcome in fetch(settings, *photos):
-        assert (outcome.row["code"], outcome.row["transient"], outcome.row["attempts"]) == (code, True, 2)
+    photos = [photo_of(url=server.url(path), photo_id=path) for path in paths]
+    found = {outcome.row["photo_id"]: outcome.row for outcome in fetch(settings_of(server, "{url}"), *photos)}
+    assert {path: (row["code"], row["attempts"]) for path, row in found.items()} == paths
+    assert {path: server.hits[path] for path in paths} == {path: attempts for path, (_, attempts) in paths.items()}
+    assert all((row["detail"] is None) == (row["code"] == "ok") for row in found.values())
 
 
 def test_a_failure_that_may_pass_tells_more_than_one_that_may_not(server):
     """Else nobody would ask again for a photo whose first source was down for a day."""
     url = server.url("/status/500/x")
-    [outcome] = fetch(settings_of(server, "{url}", "{thumbnail_url}"), photo_of(url=url, thumbnail_url=server.url("/html")))
-    assert (outcome.row["code"], outcome.row["transient"], outcome.row["source"]) == ("http_5xx", True, "{url}")
-    assert outcome.row["url"] == url
-    assert outcome.row["http_status"] == 500
-    for part in ("{url}: http_5xx", "{thumbnail_url}: not_an_image"):
-        assert part in outcome.row["detail"]
+    row = row_of(settings_of(server, "{url}", "{thumbnail_url}"), photo_of(url=url, thumbnail_url=server.url("/html")))
+    assert (row["code"], row["transient"], row["source"]) == ("http_5xx", True, "{url}")
+    assert (row["url"], row["http_status"]) == (url, 500)
+    assert row["detail"].startswith("{url}: http_5xx")
+    assert "{thumbnail_url}: not_an_image" in row["detail"]
+    row = row_of(settings_of(server, "{url}"), photo_of())
+    assert (row["code"], row["detail"]) == ("bad_url", "the tables give this photo no url")
 
 
 def test_who_says_no_is_not_got_round_by_a_copy(server):
-    sources = ("{url}", server.url("/good/copy/{image_id}"))
-    [outcome] = fetch(settings_of(server, *sources), photo_of(url=server.url("/robots")))
-    assert (outcome.row["code"], outcome.row["source"]) == ("opted_out", "{url}")
-    assert not server.hits["/good/copy/abc"]
-    [outcome] = fetch(settings_of(server, *sources, opt_out=["NoAI"]), photo_of(url=server.url("/robots")))
-    assert outcome.row["code"] == "opted_out"
+    robots = server.url("/headers?X-Robots-Tag=noai")
+    settings = settings_of(server, "{url}", server.url("/good/copy/{image_id}"))
+    row = row_of(settings, photo_of(url=robots))
+    assert (row["code"], row["source"], server.hits["/good/copy/abc"]) == ("opted_out", "{url}", 0)
     first = server.url("/status/503/x")
-    [outcome] = fetch(settings_of(server, "{thumbnail_url}", "{url}"), photo_of(thumbnail_url=first, url=server.url("/robots")))
-    assert outcome.row["code"] == "opted_out"
-
-
-def test_photos_without_the_url_that_is_asked_for(server):
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of())
-    assert (outcome.row["code"], outcome.row["detail"]) == ("bad_url", "the tables give this photo no url")
+    assert (
+        row_of(settings_of(server, "{thumbnail_url}", "{url}"), photo_of(thumbnail_url=first, url=robots))["code"] == "opted_out"
+    )
 
 
 def md5_of(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data).digest()).decode()
 
 
-def test_an_original_must_be_what_the_metadata_say(server):
-    data, url = good_photo("/good/x"), server.url("/good/x")
-
-    def outcome_of(**known: Any) -> dict[str, Any]:
-        return fetch(settings_of(server, "{url}"), photo_of(url=url, **known))[0].row
-
-    row = outcome_of(original_md5=md5_of(data), original_bytes=len(data))
-    assert (row["code"], row["verified"]) == ("ok", True)
-    assert outcome_of(original_bytes=len(data))["verified"] is False
-    assert outcome_of(original_md5=md5_of(b"other"))["code"] == "hash_mismatch"
-    assert "MD5" in outcome_of(original_md5=md5_of(b"other"))["detail"]
-    assert outcome_of(original_md5="not base64!")["code"] == "hash_mismatch"
-    assert outcome_of(original_bytes=len(data) + 1)["code"] == "size_mismatch"
-    # A copy elsewhere is another file.
-    copy = settings_of(server, server.url("/good/{image_id}"))
-    assert fetch(copy, photo_of(original_md5=md5_of(b"other"), original_bytes=1))[0].row["code"] == "ok"
-    # And a person may know better.
-    unchecked = settings_of(server, "{url}", check_originals=False)
-    assert fetch(unchecked, photo_of(url=url, original_md5=md5_of(b"other"), original_bytes=1))[0].row["code"] == "ok"
-
-
-def test_an_error_page_is_no_image_rather_than_one_with_another_hash(server):
-    url = server.url("/html-as-jpeg")
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=url, original_md5=md5_of(b"x"), original_bytes=None))
-    assert outcome.row["code"] == "not_an_image"
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/heic"), original_md5=md5_of(b"x")))
-    assert outcome.row["code"] == "unsupported_format"
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/truncated"), original_md5=md5_of(b"x")))
-    assert outcome.row["code"] == "hash_mismatch"
-
-
 @pytest.mark.parametrize(
-    ("path", "code"),
+    ("path", "known", "code", "verified"),
     [
-        ("/large-png", "too_many_pixels"),
-        ("/png-text", "ok"),
-        ("/png-profile", "ok"),
-        ("/no-end-mark", "ok"),
-        ("/truncated", "decode_error"),
-        ("/heic", "unsupported_format"),
-        ("/html-as-jpeg", "not_an_image"),
-        ("/good/small?width=96&height=63", "ok"),
-        ("/good/smaller?width=80&height=56", "too_small"),
+        ("/good/x", {"original_md5": md5_of(good_photo("/good/x")), "original_bytes": len(good_photo("/good/x"))}, "ok", True),
+        ("/good/x", {"original_bytes": len(good_photo("/good/x"))}, "ok", False),
+        ("/good/x", {"original_bytes": 1}, "size_mismatch", None),
+        ("/good/x", {"original_md5": md5_of(b"other")}, "hash_mismatch", None),
+        ("/good/x", {"original_md5": "not base64!"}, "hash_mismatch", None),
+        # What is no photo has another hash, too: that it is none tells more.
+        ("/html-as-jpeg", {"original_md5": md5_of(b"x")}, "not_an_image", None),
+        ("/heic", {"original_md5": md5_of(b"x")}, "unsupported_format", None),
+        ("/truncated", {"original_md5": md5_of(b"x")}, "hash_mismatch", None),
     ],
 )
-def test_what_the_bytes_are(server, path, code):
-    demands = Demands(frame="stored", max_pixels=MAX_PIXELS, min_side=57, placeholders=frozenset())
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url(path)), demands=demands)
-    assert outcome.row["code"] == code
-    assert (outcome.data is None) == (code != "ok")
+def test_an_original_must_be_what_the_metadata_say(server, path, known, code, verified):
+    photo = photo_of(url=server.url(path), **known)
+    row = row_of(settings_of(server, "{url}"), photo)
+    assert (row["code"], row["verified"]) == (code, verified)
+    if path == "/good/x":  # A copy elsewhere is another file, and a person may know better.
+        assert row_of(settings_of(server, server.url("/good/{image_id}")), photo)["code"] == "ok"
+        assert row_of(settings_of(server, "{url}", check_originals=False), photo)["code"] == "ok"
+
+
+def test_what_the_bytes_are(server):
+    expected = {
+        "/large-png": "too_many_pixels",
+        "/png-text": "ok",
+        "/png-profile": "ok",
+        "/no-end-mark": "ok",
+        "/truncated": "decode_error",
+        "/good/small?width=96&height=63": "ok",
+        "/good/smaller?width=80&height=56": "too_small",
+    }
+    photos = [photo_of(url=server.url(path), photo_id=path) for path in expected]
+    outcomes = fetch(settings_of(server, "{url}"), *photos, demands=replace(DEMANDS, min_side=57))
+    assert {outcome.row["photo_id"]: outcome.row["code"] for outcome in outcomes} == expected
+    assert all((outcome.data is None) == (outcome.row["code"] != "ok") for outcome in outcomes)
+    refusing = replace(DEMANDS, missing_end_mark="refuse")
+    assert row_of(settings_of(server, "{url}"), photo_of(url=server.url("/no-end-mark")), refusing)["code"] == "no_end_mark"
 
 
 def test_a_known_placeholder_sends_on_to_the_next_source_unless_its_md5_is_right(server):
     data = good_photo("/good/x")
-    demands = Demands("stored", 1_000_000, 1, frozenset([hashlib.sha256(data).hexdigest()]))
+    demands = replace(DEMANDS, placeholders=frozenset([hashlib.sha256(data).hexdigest()]))
     settings = settings_of(server, "{url}", server.url("/good/other/{image_id}"))
     photo = photo_of(url=server.url("/good/x"))
-    assert fetch(settings, photo, demands=demands)[0].row["source"] == settings.sources[1]
-    vouched = photo | {"original_md5": md5_of(data)}
-    assert fetch(settings, vouched, demands=demands)[0].row["source"] == "{url}"
-    alone = settings_of(server, "{url}")
-    assert fetch(alone, photo, demands=demands)[0].row["code"] == "placeholder"
+    assert row_of(settings, photo, demands)["source"] == settings.sources[1]
+    assert row_of(settings, photo | {"original_md5": md5_of(data)}, demands)["source"] == "{url}"
+    assert row_of(settings_of(server, "{url}"), photo, demands)["code"] == "placeholder"
 
 
 def before_of(outcome: PhotoResult) -> dict[str, Any]:
     names = [field.name for field in WANTED.field("before").type]
-    return {name: outcome.row[name] for name in names} | {
-        "file": "parts/x.tar",
-        "offset": 512,
-        "length": len(outcome.data or b""),
-    }
+    place = {"file": "parts/x.tar", "offset": 512, "length": len(outcome.data or b"")}
+    return {name: outcome.row[name] for name in names} | place
 
 
 @pytest.mark.parametrize("route", ["/etag", "/last-modified"])
 def test_a_photo_that_is_there_is_asked_for_conditionally_and_kept(server, route):
-    settings = settings_of(server, "{url}")
-    photo = photo_of(url=server.url(route))
+    settings, photo = settings_of(server, "{url}"), photo_of(url=server.url(route))
     [first] = fetch(settings, photo)
     [second] = fetch(settings, photo | {"before": before_of(first)})
     assert server.asked(route)[-1].headers.keys() & {"if-none-match", "if-modified-since"}
@@ -247,59 +211,52 @@ def test_a_photo_that_is_there_is_asked_for_conditionally_and_kept(server, route
 
 
 def test_refreshing_keeps_what_is_the_same_replaces_what_changed_and_lets_go_of_what_is_gone(server):
-    settings = settings_of(server, "{url}")
-    url = server.url("/good/same")
+    settings, url = settings_of(server, "{url}"), server.url("/good/same")
     [first] = fetch(settings, photo_of(url=url))
-    before = before_of(first)
-    [same] = fetch(settings, photo_of(url=url, before=before))
+
+    def again(path: str) -> PhotoResult:
+        return fetch(settings, photo_of(url=server.url(path), before=before_of(first)))[0]
+
+    same = again("/good/same")
     assert (same.data, same.row["file"], same.row["code"]) == (None, "parts/x.tar", "ok")
-    [changed] = fetch(settings, photo_of(url=server.url("/good/changed"), before=before))
-    assert changed.data == good_photo("/good/changed")
-    assert changed.row["file"] is None
-    [gone] = fetch(settings, photo_of(url=server.url("/status/410/x"), before=before))
+    changed = again("/good/changed")
+    assert (changed.data, changed.row["file"]) == (good_photo("/good/changed"), None)
+    gone = again("/status/410/x")
     assert (gone.row["code"], gone.row["file"]) == ("http_410", None)
-    [opted_out] = fetch(settings, photo_of(url=server.url("/robots"), before=before))
-    assert opted_out.row["code"] == "opted_out"
-    [down] = fetch(settings, photo_of(url=server.url("/status/503/x"), before=before))
-    assert (down.row["code"], down.row["transient"], down.row["file"], down.row["url"]) == ("ok", False, "parts/x.tar", url)
-    assert "503" in down.row["detail"]
-    [login] = fetch(settings, photo_of(url=server.url("/html"), before=before))
-    assert (login.row["code"], login.row["file"], login.row["url"]) == ("ok", "parts/x.tar", url)
-    assert "a page: text/html" in login.row["detail"]
+    assert again("/headers?X-Robots-Tag=noai").row["code"] == "opted_out"
+    for path, why in (("/status/503/x", "503"), ("/html", "a page: text/html")):  # Down, or a login, today.
+        row = again(path).row
+        assert (row["code"], row["transient"], row["file"], row["url"]) == ("ok", False, "parts/x.tar", url)
+        assert why in row["detail"]
+
+
+# Photos that lie here.
 
 
 def test_photos_in_folders_and_tars_are_used_where_they_lie(tmp_path):
     """And no connection is as much as prepared."""
-    (tmp_path / "photos" / "train_a").mkdir(parents=True)
-    (tmp_path / "photos" / "train_a" / "abc.jpg").write_bytes(good_photo("a"))
-    with tarfile.open(tmp_path / "some.tar", "w") as tar:
-        info = tarfile.TarInfo("train/def.jpg")
-        info.size = len(good_photo("d"))
-        tar.addfile(info, io.BytesIO(good_photo("d")))
-    settings = settings_of(None, str(tmp_path / "photos"), str(tmp_path / "*.tar"), contact=None)
+    settings = in_folder(tmp_path, good_photo("a"))
+    (tmp_path / "some.tar").write_bytes(bytes(512) + good_photo("d"))
+    settings = settings_of(None, *settings.sources, str(tmp_path / "*.tar"), contact=None)
     in_tar = {"tar": str(tmp_path / "some.tar"), "tar_offset": 512, "tar_length": len(good_photo("d"))}
 
     async def run() -> list[PhotoResult]:
         async with Fetcher(read_sources(settings), settings, DEMANDS) as fetcher:
             assert fetcher.web is None
             assert fetcher.buckets is None
-            photos = [photo_of(), photo_of(photo_id="def", **in_tar), photo_of(photo_id="nowhere")]
+            cut = {**in_tar, "tar_length": 100_000}
+            photos = [photo_of(), *(photo_of(photo_id="def", **place) for place in (in_tar, {}, cut))]
             return [await fetcher.fetch(photo) for photo in photos]
 
-    found, tarred, missing = asyncio.run(run())
-    assert (found.row["file"], found.row["offset"]) == (str(tmp_path / "photos" / "train_a" / "abc.jpg"), 0)
+    found, tarred, missing, cut = asyncio.run(run())
+    assert (found.row["file"], found.row["offset"]) == (str(tmp_path / "train" / "abc.jpg"), 0)
     assert found.row["length"] == len(good_photo("a"))
     assert (tarred.row["file"], tarred.row["offset"], tarred.row["length"]) == tuple(in_tar.values())
     assert found.data is tarred.data is None
     assert (missing.row["code"], missing.row["attempts"]) == ("missing", 2)
-    assert "nowhere.jpg" in missing.row["detail"]
-
-
-def test_a_local_file_has_a_limit_too(tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "abc.jpg").write_bytes(bytes(2000))
-    settings = settings_of(None, str(tmp_path), max_bytes=1999)
-    assert fetch(settings, photo_of())[0].row["code"] == "too_large"
+    assert "def.jpg" in missing.row["detail"]
+    assert (cut.row["code"], "shorter than when it was scanned" in cut.row["detail"]) == ("missing", True)
+    assert row_of(settings_of(None, str(tmp_path), max_bytes=99), photo_of())["code"] == "too_large"
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path):
@@ -307,39 +264,21 @@ def test_no_name_leads_out_of_the_folder(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(good_photo())
     (tmp_path / "photos").mkdir()
     settings = settings_of(None, str(tmp_path / "photos"))
-    assert fetch(settings, photo_of(photo_id="../secret", split="."))[0].row["code"] == "missing"
-    assert fetch(settings, photo_of(file_name="../secret.jpg"))[0].row["code"] == "missing"
+    assert row_of(settings, photo_of(photo_id="../secret", split="."))["code"] == "missing"
+    assert row_of(settings, photo_of(file_name="../secret.jpg"))["code"] == "missing"
+
+
+# What a process has at hand.
 
 
 def test_an_error_that_nobody_foresaw_costs_one_photo(server, monkeypatch):
-    from pipelines.crawling import fetching
-
     def broken(data: bytes, *_: Any) -> None:
         raise ZeroDivisionError("who would have thought")
 
     monkeypatch.setattr(fetching, "inspect", broken)
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/good/x")))
-    assert (outcome.row["code"], outcome.row["transient"], outcome.row["attempts"]) == ("unexpected", True, 1)
-    assert outcome.row["detail"] == "ZeroDivisionError: who would have thought"
-
-
-def test_no_more_photos_are_in_flight_than_connections():
-    """The server answers nobody until five ask."""
-    with HostileServer() as server:
-        server.answers = 0
-        settings = settings_of(server, "{url}", connections=5)
-        photos = [photo_of(url=server.url(f"/good/pause/{number}?pause=0.05"), photo_id=f"p{number}") for number in range(40)]
-
-        async def run() -> list[PhotoResult]:
-            async with Fetcher(read_sources(settings), settings, DEMANDS) as fetcher:
-                tasks = [asyncio.create_task(fetcher.fetch(photo)) for photo in photos]
-                while len(server.requests) < 5:
-                    await asyncio.sleep(0.01)
-                server.answers = len(photos)
-                return [await task for task in tasks]
-
-        assert {outcome.row["code"] for outcome in asyncio.run(run())} == {"ok"}
-        assert server.most_at_once("/good/pause/") == 5
+    row = row_of(settings_of(server, "{url}"), photo_of(url=server.url("/good/x")))
+    assert (row["code"], row["transient"], row["attempts"]) == ("unexpected", True, 1)
+    assert row["detail"] == "ZeroDivisionError: who would have thought"
 
 
 def test_photos_wait_outside_while_too_many_are_not_yet_inspected(server, monkeypatch):
@@ -371,86 +310,6 @@ def test_photos_wait_outside_while_too_many_are_not_yet_inspected(server, monkey
     assert 4 <= asyncio.run(run()) <= 8
 
 
-def test_exif_is_told_and_heeded_where_the_boxes_frame_asks_for_it(tmp_path):
-    (tmp_path / "train").mkdir()
-    image = Image.fromarray(np.zeros((80, 120, 3), np.uint8))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "train" / "abc.jpg", exif=exif)
-    for frame in ("stored", "exif"):
-        [outcome] = fetch(settings_of(None, str(tmp_path)), photo_of(), demands=Demands(frame, 10**6, 64, frozenset()))
-        assert (outcome.row["exif_orientation"], outcome.row["width"], outcome.row["height"]) == (6, 120, 80)
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("https://host/photos/", r"the same for every photo; put \{split\} and \{image_id\}"),
-        ("https://host/{imag_id}.jpg", r"nothing is called \{imag_id\} \(did you mean \{image_id\}\?\)"),
-        ("https://host/{}.jpg", r"nothing is called \{\}"),
-        ("https://host/{split", "expected '}'"),
-        ("https://{split}.host/{image_id}", "the host must be the same"),
-        ("https://host/{url}", "is a whole URL; give it alone"),
-        ("ftp://host/{image_id}.jpg", "ftp:// is not read"),
-        ("/no/such/folder", "no such folder"),
-        ("/no/such/*.tar", "no such file"),
-    ],
-)
-def test_sources_that_are_none(source, message):
-    with pytest.raises(InputError, match=message):
-        read_sources(settings_of(None, source))
-
-
-def test_web_servers_are_told_whom_to_write_to(server):
-    for source in ("{url}", "https://host/{image_id}"):
-        with pytest.raises(InputError, match=r"build\.crawl\.contact is not set.*--crawl\.contact"):
-            read_sources(settings_of(None, source, contact=None))
-    fetch(settings_of(server, "{url}"), photo_of(url=server.url("/good/agent")))
-    assert server.asked("/good/agent")[0].headers["user-agent"].startswith("paint-by-example/")
-    assert server.asked("/good/agent")[0].headers["user-agent"].endswith("(+a@b.c)")
-
-
-def test_file_names_become_parts_of_urls(server):
-    [outcome] = fetch(settings_of(server, server.url("/good/{file_name}")), photo_of(file_name="my cats/Ä #1?.jpg"))
-    assert outcome.row["code"] == "ok"
-    assert server.hits["/good/my%20cats/%C3%84%20%231%3F.jpg"] == 1
-
-
-def test_the_bytes_tell_the_format_whatever_the_name_and_the_server_say():
-    files = {}
-    for kind in ("PNG", "AVIF", "JPEG2000", "ICO"):
-        file = io.BytesIO()
-        Image.fromarray(np.zeros((80, 120, 3), np.uint8)).save(file, kind, **({"sizes": [(120, 80)]} if kind == "ICO" else {}))
-        files[f"{kind}.jpg"] = file.getvalue()
-    with HostileServer(files) as other:
-        photos = [photo_of(url=other.url(f"/photos/{name}"), key=number) for number, name in enumerate(files)]
-        outcomes = fetch(settings_of(other, "{url}"), *photos)
-        accepted = {request.headers["accept"] for request in other.requests}
-    assert {outcome.extension: outcome.row["code"] for outcome in outcomes} == dict.fromkeys(("png", "avif", "jp2", "ico"), "ok")
-    assert all("image/avif" in header and "image/jpeg" in header for header in accepted)
-
-
-def test_a_jpeg_without_an_end_mark_is_refused_where_that_is_asked_for(server):
-    demands = dataclasses.replace(DEMANDS, missing_end_mark="refuse")
-    [outcome] = fetch(settings_of(server, "{url}"), photo_of(url=server.url("/no-end-mark")), demands=demands)
-    assert outcome.row["code"] == "no_end_mark"
-    assert "source.missing_end_mark: accept takes it" in outcome.row["detail"]
-
-
-def test_a_tar_that_was_cut_since_it_was_scanned(tmp_path):
-    (tmp_path / "a.tar").write_bytes(bytes(1000))
-    settings = settings_of(None, str(tmp_path / "a.tar"))
-    [outcome] = fetch(settings, photo_of(tar=str(tmp_path / "a.tar"), tar_offset=512, tar_length=10_000))
-    assert (outcome.row["code"], "shorter than when it was scanned" in outcome.row["detail"]) == ("missing", True)
-
-
-def test_paths_of_sources_do_not_depend_on_where_a_worker_starts(tmp_path, monkeypatch):
-    (tmp_path / "photos").mkdir()
-    monkeypatch.chdir(tmp_path)
-    [source] = read_sources(settings_of(None, "photos"))
-    assert source.paths == (Path(tmp_path / "photos"),)
-
-
 def test_what_a_failed_photo_held_is_let_go_at_once(tmp_path, monkeypatch):
     """Not when garbage is collected next: until then thousands of damaged photos would fill the memory."""
     gone: list[int] = []
@@ -462,11 +321,10 @@ def test_what_a_failed_photo_held_is_let_go_at_once(tmp_path, monkeypatch):
     read = fetching._read_range
     monkeypatch.setattr(fetching, "_read_range", lambda *arguments: Bytes(read(*arguments)))
     data = good_photo()[:-300]
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "abc.jpg").write_bytes(data)
+    settings = in_folder(tmp_path, data)
     gc.disable()
     try:
-        outcomes = fetch(settings_of(None, str(tmp_path)), photo_of(), photo_of(key=8))
+        outcomes = fetch(settings, photo_of(), photo_of(key=8))
         for _ in range(6000):  # The thread that has looked at it lets go a moment later.
             if len(gone) < 2:
                 time.sleep(0.01)
