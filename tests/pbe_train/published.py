@@ -5,6 +5,7 @@ Foreign layouts are written here name by name, from what their files hold, and n
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,11 +129,7 @@ def config_of(network: UNet2DConditionModel | AutoencoderKL) -> dict:
 def encoder_state(encoder: PaintByExampleImageEncoder, transformers: int) -> dict[str, Tensor]:
     """Its tensors as transformers 4 or 5 names them."""
     inside = "model.vision_model." if transformers == 4 else "model."
-    state = {}
-    for name, tensor in encoder.state_dict().items():
-        bare = name.removeprefix("model.").removeprefix("vision_model.")
-        state[inside + bare if name.startswith("model.") else name] = tensor.contiguous()
-    return state
+    return {re.sub(r"^model\.(vision_model\.)?", inside, name): tensor for name, tensor in encoder.state_dict().items()}
 
 
 def write_hub(
@@ -240,28 +237,25 @@ def original_state(parts: Published, *, text: bool = False) -> dict[str, Tensor]
     state |= {f"first_stage_model.{name}": tensor for name, tensor in original_vae(parts.vae).items()}
     if text:
         return state | {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.rand(8)}
-    encoder = encoder_state(parts.encoder, 4)
     vision = "cond_stage_model.transformer.vision_model."
-    for name, tensor in encoder.items():
-        if name.startswith("model.vision_model."):
-            state[vision + name.removeprefix("model.vision_model.")] = tensor
+    encoder = encoder_state(parts.encoder, 4)
+    state |= {vision + name.removeprefix("model.vision_model."): t for name, t in encoder.items() if name.startswith("model.")}
     state[vision + "embeddings.position_ids"] = torch.arange(17)[None]
     for number, block in enumerate(parts.encoder.mapper.blocks):
-        at = f"cond_stage_model.mapper.resblocks.{number}."
-        attention = block.attn1
+        at, attention = f"cond_stage_model.mapper.resblocks.{number}.", block.attn1
+        modules = {"attn.c_proj": attention.to_out[0], "ln_1": block.norm1, "ln_2": block.norm3}
+        modules |= {"mlp.c_fc": block.ff.net[0].proj, "mlp.c_proj": block.ff.net[2]}
+        state |= _states({f"{at}{name}": module for name, module in modules.items()})
         for kind in ("weight", "bias"):
             parted = [getattr(layer, kind).data for layer in (attention.to_q, attention.to_k, attention.to_v)]
             state[f"{at}attn.c_qkv.{kind}"] = torch.cat(parted)
-            state[f"{at}attn.c_proj.{kind}"] = getattr(attention.to_out[0], kind).data
-            state[f"{at}ln_1.{kind}"] = getattr(block.norm1, kind).data
-            state[f"{at}ln_2.{kind}"] = getattr(block.norm3, kind).data
-            state[f"{at}mlp.c_fc.{kind}"] = getattr(block.ff.net[0].proj, kind).data
-            state[f"{at}mlp.c_proj.{kind}"] = getattr(block.ff.net[2], kind).data
-    for kind in ("weight", "bias"):
-        state[f"cond_stage_model.final_ln.{kind}"] = getattr(parts.encoder.final_layer_norm, kind).data
-        state[f"proj_out.{kind}"] = getattr(parts.encoder.proj_out, kind).data
+    state |= _states({"cond_stage_model.final_ln": parts.encoder.final_layer_norm, "proj_out": parts.encoder.proj_out})
     state["learnable_vector"] = parts.encoder.uncond_vector.data
     return state
+
+
+def _states(modules: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    return {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
 
 
 def original_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
@@ -294,7 +288,7 @@ def original_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
                 last = 2
         if block.upsamplers:
             modules[f"output_blocks.{number}.{last}.conv"] = block.upsamplers[0].conv
-    return {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
+    return _states(modules)
 
 
 def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
@@ -321,7 +315,7 @@ def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
             modules |= _original_vae_resnet(f"decoder.up.{level}.block.{number}", resnet)
         if block.upsamplers:
             modules[f"decoder.up.{level}.upsample.conv"] = block.upsamplers[0].conv
-    return state | {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
+    return state | _states(modules)
 
 
 def _original_resnet(at: str, resnet: torch.nn.Module) -> dict[str, torch.nn.Module]:
