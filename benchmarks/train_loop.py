@@ -44,7 +44,7 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.randomness import name_hash
 from pbe_core.settings import REPOSITORY, load_settings, preset
 from pbe_core.vae import weights_sha256
-from pbe_train.checkpoints.init_from_pretrained import init_from_pretrained
+from pbe_train.checkpoints.from_pretrained import init_from_pretrained
 from pbe_train.checkpoints.networks import load_dataset_vae
 from pbe_train.config import TrainSettings
 from pbe_train.data.shards import ShardReader

@@ -8,10 +8,9 @@ cache is used if it is complete.
 """
 
 import errno
-import ssl
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from typing import Any, TypeVar
 import huggingface_hub
 import huggingface_hub.utils
 from huggingface_hub import constants
-from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from pbe_core.errors import InputError
 from pbe_core.storage import public_url
@@ -28,6 +27,8 @@ ANSWER_S = max(20.0, constants.HF_HUB_ETAG_TIMEOUT)
 """The longest wait for an answer that is no file: an address, a list of names, headers."""
 PAUSES_S = (2.0, 8.0)
 """Before the second and third attempt at a hub that is busy: many processes of one run may ask at once."""
+
+NOT_THE_HUB = "what answers there is no hub, perhaps a page to log in to the network"
 
 Chooser = Callable[[Collection[str]], list[str]]
 T = TypeVar("T")
@@ -79,7 +80,7 @@ def _fetch(repository: str, choose: Chooser) -> Path | None:
     if missing:
         url = huggingface_hub.hf_hub_url(repository, missing[0])
         if _ask(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=ANSWER_S)).commit_hash is None:
-            raise _not_the_hub()
+            raise _no_network(NOT_THE_HUB)
     for name in missing:
         _ask(lambda name=name: huggingface_hub.hf_hub_download(repository, name, etag_timeout=ANSWER_S))  # type: ignore[misc]
     places = [_cached_file(repository, name, info.sha) for name in wanted]
@@ -91,21 +92,20 @@ def _fetch(repository: str, choose: Chooser) -> Path | None:
 
 def _ask(call: Callable[[], T]) -> T:
     """The result of a call to the hub. Raises _Fault: with what was wrong."""
-    for pause in (*PAUSES_S, None):
+    pauses = iter(PAUSES_S)
+    while True:
         try:
             return call()
         except Exception as error:
             fault = _fault_of(error)
-            if fault is None:
-                raise
-            if not fault.busy or pause is None:
-                raise fault from None
+        pause = next(pauses, None) if fault.busy else None
+        if pause is None:
+            raise fault
         time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
 
 
-def _fault_of(error: BaseException) -> _Fault | None:
-    """What an error of the library means; null for a disk that is full or broken.
+def _fault_of(error: Exception) -> _Fault:
+    """What an error of the library means. Raises it again where it is of a disk that is full or broken.
 
     The HTTP libraries under the hub's have errors of their own, few of which are OSErrors: everything else is the network's.
     """
@@ -119,69 +119,46 @@ def _fault_of(error: BaseException) -> _Fault | None:
             f"it is not, or not whole, in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE forbids to ask the hub",
             "fetch it once without HF_HUB_OFFLINE",
         )
-    if answered := next((each for each in chain if _status(each)), None):
-        return _fault_of_answer(answered)
-    if certificate := next((each for each in chain if isinstance(each, ssl.SSLCertVerificationError)), None):
-        what = f"its certificate is not trusted: {certificate.verify_message}"
-        return _no_network(what, "SSL_CERT_FILE may name the certificates of your network")
+    for each in chain:
+        response: Any = getattr(each, "response", None)
+        if isinstance(getattr(response, "status_code", None), int):
+            return _fault_of_answer(response.status_code, response.headers)
     # An error of the disk has the name of a file.
     if isinstance(error, OSError) and error.filename:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            return None
+            raise error
         return _Fault(f"the cache cannot be written to ({error.filename}: {error.strerror})", "set HF_HOME to a folder that can")
     if isinstance(error, HFValidationError):
         return _Fault("this is no name of a repository of the hub (owner/name)", "check the name")
     if isinstance(error, JSONDecodeError | LookupError | TypeError | AttributeError):
-        return _not_the_hub()
+        return _no_network(NOT_THE_HUB)
     if "Timeout" in type(error).__name__:
         return _no_network("it does not answer in time")
     return _no_network(f"{type(error).__name__}: {' '.join(str(error).split())}"[:160])
 
 
-def _fault_of_answer(error: Any) -> _Fault:
+def _fault_of_answer(status: int, headers: Mapping[str, str]) -> _Fault:
     """What an HTTP status means."""
-    status, headers = _status(error), error.response.headers
-    log_in = "log in with `hf auth login`, or set HF_TOKEN"
-    if isinstance(error, GatedRepoError) or headers.get("X-Error-Code") == "GatedRepo":
-        return _Fault(
-            f"not allowed: the hub gives it only to who has agreed to its terms (HTTP {status}, gated)",
-            f"agree to them on its page on {_endpoint()} and {log_in}",
-        )
-    if status == 401 and isinstance(error, RepositoryNotFoundError):
-        return _Fault(
-            "no such name on the hub, or not allowed: it says the same of private models (HTTP 401)",
-            f"check the name, or {log_in}",
-        )
+    endpoint, log_in = public_url(constants.ENDPOINT), "log in with `hf auth login`, or set HF_TOKEN"
     if status in (401, 403):
-        return _Fault(f"not allowed: the hub refuses it (HTTP {status})", f"{log_in}, with a token that may read it")
+        return _Fault(
+            f"not allowed: the hub refuses it, as it does gated and private models and some that it has not (HTTP {status})",
+            f"check the name, agree to the terms on its page on {endpoint}, and {log_in}",
+        )
     if status == 404:
         return _Fault("no such name: the hub has no such model, or hides it (HTTP 404)", f"check the name, or {log_in}")
-    if status == 429:
+    if status >= 500 or status in (408, 429):
         after = headers.get("Retry-After", "")
         when = f"in {after} s" if after.isdigit() else "in some minutes"
-        return _Fault("the hub is busy: too many requests from here (HTTP 429)", f"try again {when}", busy=True)
-    if status >= 500 or status == 408:
-        return _Fault(f"the hub is busy or out of order (HTTP {status})", "try again in some minutes", busy=True)
-    return _Fault(f"the hub at {_endpoint()} answers HTTP {status}", "check HF_ENDPOINT and the proxy")
+        return _Fault(f"the hub is busy or out of order (HTTP {status})", f"try again {when}", busy=True)
+    return _Fault(f"the hub at {endpoint} answers HTTP {status}", "check HF_ENDPOINT and the proxy")
 
 
-def _no_network(cause: str, hint: str = "") -> _Fault:
-    proxies = "HTTPS_PROXY and HTTP_PROXY name a proxy, HF_ENDPOINT another hub"
-    return _Fault(f"no network: the hub, {_endpoint()}, cannot be reached ({cause})", hint or f"mend that ({proxies})")
-
-
-def _endpoint() -> str:
-    return public_url(constants.ENDPOINT)
-
-
-def _not_the_hub() -> _Fault:
-    return _no_network("what answers there is no hub, perhaps a page to log in to the network")
-
-
-def _status(error: BaseException) -> int:
-    """The HTTP status of an error of any HTTP library; 0 where it has none."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    return status if isinstance(status, int) else 0
+def _no_network(cause: str) -> _Fault:
+    return _Fault(
+        f"no network: the hub, {public_url(constants.ENDPOINT)}, cannot be reached ({cause})",
+        "mend that (HTTPS_PROXY and HTTP_PROXY name a proxy, SSL_CERT_FILE certificates, HF_ENDPOINT another hub)",
+    )
 
 
 def _in_cache(repository: str, choose: Chooser) -> Path | None:

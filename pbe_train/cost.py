@@ -97,11 +97,7 @@ def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
 
 
 def view_size(dataset: Path, config: Path | None) -> tuple[int, str]:
-    """Side of a view in px, and where that is from: the dataset if it is there, else the config's build.
-
-    Raises:
-        InputError: the file that says it is damaged.
-    """
+    """Side of a view in px, and where that is from: the dataset if it is there, else the config. Raises as `configured_view`."""
     path = dataset / "dataset.json"
     if path.is_file():
         try:
@@ -128,12 +124,16 @@ def configured_view(config: Path | None) -> tuple[int, str]:
 
 def show(cost: Cost, settings: TrainSettings, bf16: bool) -> Group:
     """The tables to print."""
-    return Group(
-        _parameters(cost),
-        _arithmetic(cost, settings),
-        _memory(cost, settings, bf16),
-        _hours(cost, settings),
-    )
+    parts = {
+        **cost.parameters,
+        "trained": cost.trained,
+        "without effect on one token, kept as they are": cost.without_effect,
+        "frozen (vision encoder)": cost.frozen,
+    }
+    parameters = _table("Parameters", "part", "million")
+    for number, (part, count) in enumerate(parts.items()):
+        parameters.add_row(part, f"{count / 1e6:,.1f}", end_section=number == len(cost.parameters) - 1)
+    return Group(parameters, _arithmetic(cost, settings), _memory(cost, settings, bf16), _hours(cost, settings))
 
 
 def _table(title: str, *columns: str, caption: str = "") -> Table:
@@ -147,28 +147,15 @@ def _giga(flops: float) -> str:
     return f"{flops / 1e9:,.4g}" if flops < 1e12 else f"{flops / 1e9:,.0f}"
 
 
-def _parameters(cost: Cost) -> Table:
-    table = _table("Parameters", "part", "million")
-    for part, count in cost.parameters.items():
-        table.add_row(part, f"{count / 1e6:,.1f}")
-    table.add_section()
-    table.add_row("trained", f"{cost.trained / 1e6:,.1f}")
-    table.add_row("without effect on one token, kept as they are", f"{cost.without_effect / 1e6:,.1f}")
-    table.add_row("frozen (vision encoder)", f"{cost.frozen / 1e6:,.1f}")
-    return table
-
-
 def _arithmetic(cost: Cost, settings: TrainSettings) -> Table:
     flops, total, encoding = cost.flops, cost.flops.total, 2 * cost.encode
     way = "on" if settings.model.one_token_shortcut and settings.model.tokens == "class" else "off"
-    table = _table(
-        f"Arithmetic per sample at {cost.view} px (one-token shortcut {way})",
-        "part",
-        "GFLOP",
-        "share",
-        caption=f"Counted. Latents are made before: encoding view and masked view in each step would be {_giga(encoding)} GFLOP "
-        f"more, {encoding / (encoding + total):.0%} of such a step.",
+    note = (
+        f"Counted. Latents are made before: encoding view and masked view in each step would be {_giga(encoding)} GFLOP more, "
+        f"{encoding / (encoding + total):.0%} of such a step."
     )
+    title = f"Arithmetic per sample at {cost.view} px (one-token shortcut {way})"
+    table = _table(title, "part", "GFLOP", "share", caption=note)
     parts = {
         "U-Net, forward": flops.unet_forward,
         "U-Net, backward": flops.unet_backward,
@@ -182,44 +169,34 @@ def _arithmetic(cost: Cost, settings: TrainSettings) -> Table:
 
 
 def _memory(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
-    memory = cost.memory
-    checkpointing = settings.model.gradient_checkpointing
-    table = _table(
-        f"Memory of one rank in GiB ({'bf16 autocast' if bf16 else 'fp32'})",
-        "batch per rank",
-        "weights",
-        "gradients",
-        "moments",
-        "average",
-        "activations",
-        "sum",
-        caption="Weights to average: exact. Activations and bf16 copies of the weights: estimated, as the tensors that a forward "
-        "pass saves, counted on shapes alone; kernels' workspaces and the allocator come on top, count on a tenth more."
-        + (" With gradient checkpointing at the least: what is computed again is not counted." if checkpointing else ""),
+    note = (
+        "Weights to average: exact. Activations and bf16 copies of the weights: estimated, as the tensors that a forward pass "
+        "saves, counted on shapes alone; kernels' workspaces and the allocator come on top, count on a tenth more."
     )
-    fixed = [memory.weights, memory.gradients, memory.moments, memory.average]
+    if settings.model.gradient_checkpointing:
+        note += " With gradient checkpointing at the least: what is computed again is not counted."
+    title = f"Memory of one rank in GiB ({'bf16 autocast' if bf16 else 'fp32'})"
+    parts = ("weights", "gradients", "moments", "average")
+    table = _table(title, "batch per rank", *parts, "activations", "sum", caption=note)
+    memory = cost.memory
     for batch in BATCHES:
+        fixed = [getattr(memory, part) for part in parts]
         sizes = [*fixed, memory.casts + batch * memory.activations_per_sample, memory.at(batch)]
         table.add_row(str(batch), *(f"{size / 2**30:,.3g}" if size < 2**30 else f"{size / 2**30:,.1f}" for size in sizes))
     return table
 
 
 def _hours(cost: Cost, settings: TrainSettings) -> Table:
-    table = _table(
-        f"{number_of(cost.samples, 'sample')} ({number_of(settings.steps, 'step')} of {settings.global_batch})",
-        "GPU",
-        "arithmetic",
-        "peak TFLOP/s",
-        "samples/s",
-        "GPU hours",
-        "largest batch",
-        caption=f"Estimated: an MFU of {ASSUMED_UTILISATION:.0%} is assumed of every GPU, that of the best published rate of "
-        "this U-Net on an A100; right to a factor of two perhaps. `python -m benchmarks.train_step` measures yours. Largest "
-        "batch: a power of two per rank, global_batch at most, that leaves a tenth of the memory free.",
+    note = (
+        f"Estimated: an MFU of {ASSUMED_UTILISATION:.0%} is assumed of every GPU, that of the best published rate of this U-Net "
+        "on an A100; right to a factor of two perhaps. `python -m benchmarks.train_step` measures yours. Largest batch: a power "
+        "of two per rank, global_batch at most, that leaves a tenth of the memory free."
     )
+    title = f"{number_of(cost.samples, 'sample')} ({number_of(settings.steps, 'step')} of {settings.global_batch})"
+    columns = ("GPU", "arithmetic", "peak TFLOP/s", "samples/s", "GPU hours", "largest batch")
+    table = _table(title, *columns, caption=note)
     for gpu in sorted(GPUS, key=lambda gpu: cost.hours(gpu, settings.precision)):
-        arithmetic = arithmetic_of(gpu, settings.precision)
-        hours = cost.hours(gpu, settings.precision)
+        arithmetic, hours = arithmetic_of(gpu, settings.precision), cost.hours(gpu, settings.precision)
         batches = [2**power for power in range(settings.global_batch.bit_length())]
         fitting = [batch for batch in batches if cost.memory.at(batch) < 0.9 * gpu.memory_gb * 1e9]
         table.add_row(

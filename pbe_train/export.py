@@ -13,7 +13,18 @@ from pbe_core.progress import Progress
 
 def main() -> None:
     """Load the run, check that the layout can hold it, write."""
-    options = parse_options()
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; for ldm also FOLDER/NAME.ckpt or FOLDER/NAME.safetensors"
+    )
+    parser.add_argument("--format", choices=("diffusers", "ldm"), required=True, help="whose layout")
+    parser.add_argument(
+        "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
+    )
+    options = parser.parse_args()
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
     from pbe_train.checkpoints.export import check_free, export
     from pbe_train.checkpoints.from_pretrained import load_run
@@ -37,28 +48,10 @@ def place(out: Path, form: str) -> tuple[Path, str]:
     from pbe_train.checkpoints.ldm_format import DEFAULT_NAME, SUFFIXES
 
     if out.suffix not in SUFFIXES:
-        if out.suffix in (".pt", ".pth", ".bin"):
-            raise InputError(f"--out {out}: give a folder, or a name that ends in {' or '.join(SUFFIXES)}")
         return out, DEFAULT_NAME
     if form != "ldm":
         raise InputError(f"--out {out}: --format {form} writes a folder; give a name without {out.suffix}")
     return out.parent, out.name
-
-
-def parse_options() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder to write; for ldm also FOLDER/NAME.ckpt or FOLDER/NAME.safetensors"
-    )
-    parser.add_argument("--format", choices=("diffusers", "ldm"), required=True, help="whose layout")
-    parser.add_argument(
-        "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
-    )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

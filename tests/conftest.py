@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -52,6 +53,12 @@ ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=Fal
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: that Python looks through all of it for garbage again and again takes a fifth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @functools.cache

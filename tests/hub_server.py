@@ -75,13 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.answer()
-
     def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{self.command} {path}")
         fitting = [start for start in self.hub.faults if path.startswith(start)]
@@ -92,14 +86,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send(*ANSWERS["no such name"])
         elif path.startswith("/api/models/"):
             files = sorted(str(file.relative_to(self.hub.folder)) for file in self.hub.folder.rglob("*") if file.is_file())
-            content = {
-                "id": path.removeprefix("/api/models/"),
-                "sha": COMMIT,
-                "siblings": [{"rfilename": name} for name in files],
-            }
+            content = {"id": path[len("/api/models/") :], "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
             self.send(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
         else:
             self.file(self.hub.folder / path.split("/", 5)[5])
+
+    do_HEAD = do_GET
 
     def file(self, file: Path) -> None:
         if not file.is_file():

@@ -36,8 +36,14 @@ from pbe_train.checkpoints.key_mapping import (
     prefixed,
     starting_with,
 )
-from pbe_train.checkpoints.pretrained import ModelTensors, PretrainedModel, check_depth, metadata_beside, strict_load
-from pbe_train.checkpoints.tensor_files import read_weights
+from pbe_train.checkpoints.pretrained import (
+    ModelTensors,
+    PretrainedModel,
+    check_depth,
+    metadata_beside,
+    read_weights,
+    strict_load,
+)
 from pbe_train.data.latents import CLIP_MEAN, CLIP_STD
 from pbe_train.model.pipeline import Run
 from pbe_train.model.schedulers import SCHEDULE, SPACING
@@ -78,13 +84,10 @@ def choose_files(source: str, names: Collection[str]) -> list[str]:
         InputError: no such model, or a network of it whose weights are in no form that is read.
     """
     whole = "unet/config.json" in names
-    parts = (
-        {"unet": DIFFUSERS_FILES, "vae": DIFFUSERS_FILES, "image_encoder": TRANSFORMERS_FILES} if whole else {"": DIFFUSERS_FILES}
-    )
+    networks = {"unet/": DIFFUSERS_FILES, "vae/": DIFFUSERS_FILES, "image_encoder/": TRANSFORMERS_FILES}
     # Configurations are small; indices of shards come with their shards.
     chosen = [name for name in names if name.endswith(".json") and name.count("/") < 2 and ".index." not in name]
-    for part, files in parts.items():
-        start = f"{part}/" if part else ""
+    for start, files in networks.items() if whole else [("", DIFFUSERS_FILES)]:
         if f"{start}config.json" not in names:
             continue
         found = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], files)
@@ -303,18 +306,18 @@ def load_diffusers_pipeline(source: str, dtype: torch.dtype = torch.float32) -> 
     folder, inside = locate_folder(str(source)), locate_image_encoder(str(source))
     if folder is None or inside is None:
         raise InputError(f"{source}: no Paint by Example model in diffusers' layout; give a folder that holds image_encoder/")
-    config, vision, conditioner, _ = read_image_encoder(inside)
-    if "proj_out.weight" not in conditioner:
-        raise InputError(f"{inside}: proj_out.weight is missing")
-    encoder = _image_encoder_class()(config, proj_size=conditioner["proj_out.weight"].shape[0]).eval()
-    own = encoder.state_dict()
-    bare = prefixed("model.", bare_encoder_names(starting_with("model.", own)))
-    rest = {name: tensor for name, tensor in own.items() if not name.startswith("model.")}
-    strict_load(bare | rest, prefixed("model.", vision) | conditioner, str(inside), "image encoder")
-    unet = UNet2DConditionModel.from_config(read_config(folder / "unet")).eval()
-    strict_load(unet.state_dict(), read_weights(folder / "unet", DIFFUSERS_FILES), str(folder / "unet"), "U-Net")
+    model = read_diffusers(folder)
+    assert model.conditioner is not None
+    assert model.encoder is not None
+    if model.vae is None or "proj_out.weight" not in model.conditioner:
+        raise InputError(f"{folder}: has no VAE, or no proj_out.weight in image_encoder/")
+    encoder = _image_encoder_class()(model.encoder_config, proj_size=model.conditioner["proj_out.weight"].shape[0]).eval()
+    own = bare_encoder_names({name.removeprefix("model."): tensor for name, tensor in encoder.state_dict().items()})
+    strict_load(own, {**model.encoder, **model.conditioner}, str(inside), "image encoder")
+    unet = UNet2DConditionModel.from_config(model.unet_config).eval()
+    strict_load(unet.state_dict(), model.unet, str(folder / "unet"), "U-Net")
     vae = AutoencoderKL.from_config(read_config(folder / "vae")).eval()
-    strict_load(vae.state_dict(), current_vae_names(read_weights(folder / "vae", DIFFUSERS_FILES)), str(folder / "vae"), "VAE")
+    strict_load(vae.state_dict(), model.vae, str(folder / "vae"), "VAE")
     schedule = read_json(folder / "scheduler" / "scheduler_config.json")
     read_json(folder / "feature_extractor" / "preprocessor_config.json")  # transformers would look for it on the hub.
     return PaintByExamplePipeline(

@@ -14,7 +14,7 @@ from pbe_core.files import file_sha256, sweep, sync, temporary_folder
 from pbe_core.storage import is_url
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
-from pbe_train.checkpoints.init_from_pretrained import GUESSED, OPEN_RAIL, read_report
+from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
 from pbe_train.checkpoints.pretrained import METADATA_FILE, tensors_of
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint
@@ -56,15 +56,13 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
         else:
             write_ldm(run, parts, partial / file, metadata)
         name = folder.name if form == "diffusers" else file
-        card = model_card(run, kept, form, name, read_evaluations(checkpoint.parent.parent), report)
+        card = model_card(run, kept, form, name, _read_evaluations(checkpoint.parent.parent), report)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def check_free(folder: Path) -> None:
     """Refuse a place that holds anything but an earlier export of this program. Raises InputError: with what is there."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: is a file; give a folder")
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     if not there:
@@ -107,12 +105,7 @@ def new_export(folder: Path, metadata: dict[str, Any]) -> Iterator[Path]:
 
 
 def metadata_of(run: Run, report: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What no tensor of an export says; with it the export paints as its run.
-
-    Args:
-        run: what is exported.
-        report: its start.json, if there is one.
-    """
+    """What no tensor of an export says; with it the export paints as its run. `report` is the run's start.json, or null."""
     model, licence = run.settings.model, licence_of(run, report)
     return {
         "painting": {
@@ -134,8 +127,7 @@ def licence_of(run: Run, report: Mapping[str, Any] | None) -> str | None:
     return licence
 
 
-def read_evaluations(run_folder: Path) -> dict[str, str]:
-    """The evaluations in a run folder (`evaluat*.json`): file name -> JSON."""
+def _read_evaluations(run_folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(run_folder.glob("evaluat*.json")):
         try:
@@ -148,16 +140,7 @@ def read_evaluations(run_folder: Path) -> dict[str, str]:
 def model_card(
     run: Run, weights: str, form: str, name: str, evaluations: Mapping[str, str], report: Mapping[str, Any] | None
 ) -> str:
-    """The text of README.md.
-
-    Args:
-        run: what was exported.
-        weights: which of its weights: `ema` or `model`.
-        form: `diffusers` or `ldm`.
-        name: of the export's folder or file.
-        evaluations: file name -> JSON.
-        report: the run's start.json, if there is one.
-    """
+    """The text of README.md; arguments as of `export`, and `name` of its folder or file, `evaluations` by file name as JSON."""
     settings, licence = run.settings.model_dump(mode="json"), licence_of(run, report)
     dataset_card = Path(settings["dataset"]) / "README.md"
     card = ModelCard.from_template(

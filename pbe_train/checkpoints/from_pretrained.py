@@ -1,27 +1,156 @@
-"""A model to paint with: a run of this trainer, or a Paint by Example model in a published layout, exports among them."""
+"""What a pretrained model becomes: the start of a new run, or a model to paint with.
 
+Stable Diffusion 1.x    U-Net ─ 4 input channels + 5 of zeros ─▶ U-Net        conditioner: new
+Paint by Example, run   U-Net ─────────────────────────────────▶ U-Net        conditioner ─▶ conditioner
+
+Nothing is missing, nothing left over, nothing means something else here. The load report (start.json) says where each tensor
+went, what is new, and under what licence the weights are.
+"""
+
+import inspect
+import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float
 from pydantic import ValidationError
+from torch import Tensor
+from transformers import CLIPVisionModel
 
 from pbe_core.errors import InputError
+from pbe_core.files import write_atomically
 from pbe_core.vae import load_vae, local_folder, weights_sha256
+from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.diffusers_format import read_config
-from pbe_train.checkpoints.init_from_pretrained import check_architecture
-from pbe_train.checkpoints.key_mapping import count_blocks
+from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count_blocks, starting_with
 from pbe_train.checkpoints.ldm_format import vae_config_of
 from pbe_train.checkpoints.networks import build_model, load_encoder, read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state
-from pbe_train.config import TrainSettings
+from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
 from pbe_train.model.pipeline import Run, RunIdentity
 
+REPORT_FILE = "start.json"
+OPEN_RAIL = "creativeml-openrail-m"
+GUESSED = ", as Stable Diffusion's, if that is what it was"
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
 RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
+# What may differ between U-Nets of Stable Diffusion 1.x's kind: their sizes. Anything else is another architecture.
+SIZES = {
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+    "cross_attention_dim",
+    "attention_head_dim",
+    "norm_num_groups",
+    "upcast_attention",
+}
+FIRST_LAYER = "conv_in.weight"
+# diffusers' own, in and out, for a configuration that does not say.
+DEFAULT_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Where the weights of a new run are from."""
+
+    source: str
+    """File or folder of the pretrained model."""
+    kind: str
+    loaded: dict[str, int]
+    """Part of the model -> tensors that were loaded into it."""
+    new: list[str]
+    """What the pretrained model does not have, in words."""
+    aside: dict[str, int]
+    """What it has and the new model has no use for -> tensors; 0 for what was not opened."""
+    licence: str | None
+    """Licence of its weights, by the name that the hub gives it; null where it is not known."""
+    licence_guessed: bool = False
+    """Whether that is the licence of what is published in this layout, and nothing says that this is such a model."""
+    otherwise: list[str] = field(default_factory=list)
+    """Settings that differ from those it was trained with."""
+
+    def lines(self) -> str:
+        """The report as a person reads it."""
+        loaded = ", ".join(f"{count} {noun(count, 'tensors')} of the {part}" for part, count in self.loaded.items())
+        aside = ", ".join(f"{what} ({count or 'not opened'})" for what, count in self.aside.items())
+        return (
+            f"start: {self.source} ({self.kind})\n"
+            f"  loaded      {loaded}\n"
+            f"  new         {'; '.join(self.new) or 'nothing'}\n"
+            f"  left aside  {aside or 'nothing'}\n"
+            f"  licence     {self.licence or 'not known'}{GUESSED if self.licence_guessed else ''}"
+            + "".join(f"\n  otherwise   {difference}" for difference in self.otherwise)
+        )
+
+
+def init_from_pretrained(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExampleModel, LoadReport | None]:
+    """The model of a new run, and the report on where its weights are from; null for a run from scratch.
+
+    New parts get their weights from torch's global generator.
+
+    Args:
+        settings: of the run.
+        vae: the dataset's.
+
+    Raises:
+        InputError: the pretrained model is damaged, of another kind or incomplete, or contradicts the settings or the dataset.
+    """
+    channels = int(vae.config.latent_channels)
+    if settings.model.pretrained is None:
+        return build_model(settings.model, channels), None
+    source = read_pretrained(settings.model.pretrained)
+    check_architecture(source, channels)
+    _check_settings(source, settings)
+    if fault := _difference(source.vae, source.vae_sha256, vae.state_dict()):
+        raise InputError(
+            f"{source.where}: its VAE is not the dataset's ({fault}); build the dataset with that VAE (latents.vae), or give a "
+            "model of the dataset's"
+        )
+    encoder = load_encoder(settings.model.encoder)
+    if fault := _difference(source.encoder, source.encoder_sha256, bare_encoder_names(encoder.state_dict())):
+        raise InputError(
+            f"{source.where}: its vision encoder is not model.encoder, {settings.model.encoder} ({fault}); set model.encoder to "
+            f"{source.where if source.encoder else 'that of the run'}"
+        )
+    tensors, new = dict(source.unet), []
+    if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
+        tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
+        new.append(f"{channels + 1} more input channels of unet.conv_in, all 0")
+    elif source.conditioner is None:
+        new.append(f"nothing in unet.conv_in: it has the {channels + 1} more input channels already, all 0")
+    if source.conditioner is None:
+        new.append("the conditioner, at random")
+    model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
+    return model, make_report(source, new, settings.model)
+
+
+def _fill(
+    source: PretrainedModel, settings: ModelSettings, encoder: CLIPVisionModel, unet_config: dict[str, Any], unet: Tensors
+) -> PaintByExampleModel:
+    """A model with these tensors of a U-Net and, where the source has one, its conditioner."""
+    # Not filled with random numbers first: every weight is about to be replaced, and at full size they take a while to draw.
+    with torch.device("meta"):
+        network = UNet2DConditionModel.from_config(unet_config)
+    model = assemble(settings, network.to_empty(device="cpu"), encoder)
+    strict_load(network.state_dict(), unet, source.where, "U-Net")
+    if source.conditioner is not None:
+        strict_load(starting_with("conditioner.", model.kept()), source.conditioner, source.where, "conditioner")
+    return model
+
+
+def widened(weight: Float[Tensor, "out channels height width"]) -> Float[Tensor, "out wide height width"]:
+    """The first layer's weight with input channels for masked view and mask, all 0: at first they change nothing."""
+    channels = weight.shape[1]
+    return torch.cat([weight, weight.new_zeros(weight.shape[0], channels + 1, *weight.shape[2:])], dim=1)
 
 
 def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
@@ -39,7 +168,7 @@ def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", dev
     folder = local_folder(str(source))
     if folder and locate_checkpoint(folder):
         return load_run(folder, weights, device)
-    return from_pretrained(read_pretrained(str(source)), device)
+    return _from_pretrained(read_pretrained(str(source)), device)
 
 
 def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
@@ -73,12 +202,8 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
     return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, state.identity, state.step)
 
 
-def from_pretrained(source: PretrainedModel, device: torch.device | str | None = None) -> Run:
-    """A model in a published layout as if it were a run.
-
-    Raises:
-        InputError: it has no conditioner, or no VAE, or is another kind of model, or its metadata cannot be.
-    """
+def _from_pretrained(source: PretrainedModel, device: torch.device | str | None) -> Run:
+    """A model in a published layout as if it were a run."""
     if source.conditioner is None:
         raise InputError(
             f"{source.where}: a {source.kind.partition(',')[0]} model, which paints by words; train it first "
@@ -86,16 +211,17 @@ def from_pretrained(source: PretrainedModel, device: torch.device | str | None =
         )
     if source.vae is None or source.encoder is None:
         raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs")
-    channels = int(source.unet_config.get("out_channels", 4))
+    channels = int(source.unet_config.get("out_channels", DEFAULT_CHANNELS))
     check_architecture(source, channels)
     settings, view_size = _settings_of(source, count_blocks(source.conditioner, "mapper.blocks."))
+    model = _fill(source, settings.model, load_encoder(source.where), source.unet_config, source.unet)
+    folder = Path(source.where) / "vae"
+    try:
+        vae_config = read_config(folder) if (folder / "config.json").is_file() else vae_config_of(source.vae)
+    except KeyError as error:
+        raise InputError(f"{source.where}: {error} of its VAE is missing: it is cut short") from None
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(source.unet_config)
-        vae = AutoencoderKL.from_config(_vae_config(source))
-    model = assemble(settings.model, unet.to_empty(device="cpu"), load_encoder(source.where))
-    strict_load(unet.state_dict(), source.unet, source.where, "U-Net")
-    kept = {name.removeprefix("conditioner."): own for name, own in model.kept().items() if not name.startswith("unet.")}
-    strict_load(kept, source.conditioner, source.where, "conditioner")
+        vae = AutoencoderKL.from_config(vae_config)
     vae = vae.to_empty(device="cpu").eval().requires_grad_(False)
     strict_load(vae.state_dict(), source.vae, source.where, "VAE")
     identity = RunIdentity(
@@ -134,17 +260,6 @@ def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, i
         raise InputError(f"{source.where}: its metadata (`painting`: {how}) is damaged") from None
 
 
-def _vae_config(source: PretrainedModel) -> dict[str, Any]:
-    folder = Path(source.where) / "vae"
-    assert source.vae is not None
-    if (folder / "config.json").is_file():
-        return read_config(folder)
-    try:
-        return vae_config_of(source.vae)
-    except KeyError as error:
-        raise InputError(f"{source.where}: {error} of its VAE is missing: it is cut short") from None
-
-
 def _check_frozen(
     folder: Path, state: CheckpointState, model: PaintByExampleModel, vae: AutoencoderKL, settings: TrainSettings
 ) -> None:
@@ -160,3 +275,119 @@ def _check_frozen(
 
 def _place(device: torch.device | str | None) -> torch.device:
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_architecture(source: PretrainedModel, channels: int) -> None:
+    """Refuse a U-Net that is not one of Stable Diffusion 1.x's kind, or whose inputs mean something else.
+
+    Args:
+        source: the pretrained model.
+        channels: C of the dataset's VAE.
+
+    Raises:
+        InputError: with the reason.
+    """
+    config = source.unet_config
+    parameters = inspect.signature(UNet2DConditionModel.__init__).parameters
+    for name, value in config.items():
+        usual = parameters[name].default if name in parameters and name not in SIZES else value
+        if value != usual:
+            raise InputError(
+                f"{source.where}: its U-Net is not of Stable Diffusion 1.x's kind ({name} is {value!r}, there it is {usual!r}); "
+                "give a 1.x model"
+            )
+    for name in ("cross_attention_dim", "attention_head_dim", "layers_per_block"):
+        if not isinstance(config.get(name, 1), int):
+            raise InputError(f"{source.where}: its U-Net has {name} {config[name]!r} and not one number; give a 1.x model")
+    inputs, outputs = (config.get(name, DEFAULT_CHANNELS) for name in ("in_channels", "out_channels"))
+    if outputs != channels:
+        raise InputError(
+            f"{source.where}: its U-Net paints latents of {outputs} channels, the dataset's have {channels}; "
+            "give a model of the dataset's VAE"
+        )
+    words, wide = source.conditioner is None, 2 * channels + 1
+    # The published training started from `sd-v1-4-modified-9channel.ckpt`, where the channels beyond the latent's are all 0.
+    weight = source.unet.get(FIRST_LAYER)
+    if words and weight is not None and weight.shape[1] == wide and not weight[:, channels:].any():
+        return
+    if words and inputs == wide:
+        raise InputError(
+            f"{source.where}: an inpainting model: its {inputs} input channels are latent, mask, masked view, with 1 = repaint; "
+            "here they are latent, masked view, mask, with 1 = keep; give the text-to-image model that it was made of"
+        )
+    expected, kind = (channels, "text-to-image") if words else (wide, "Paint by Example")
+    if inputs != expected:
+        raise InputError(f"{source.where}: its U-Net has {inputs} input channels, where {expected} are those of a {kind} model")
+
+
+def _check_settings(source: PretrainedModel, settings: TrainSettings) -> None:
+    """Refuse a pretrained model that the settings contradict."""
+    if source.prediction not in (None, settings.prediction):
+        raise InputError(
+            f"{source.where}: its U-Net predicts {source.prediction}, the setting `prediction` says {settings.prediction}; "
+            f"set it to {source.prediction}"
+        )
+    if source.conditioner is None:
+        return
+    blocks = count_blocks(source.conditioner, "mapper.blocks.")
+    if blocks != settings.model.conditioner_blocks:
+        raise InputError(
+            f"{source.where}: its conditioner has {number_of(blocks, 'block')}; set model.conditioner_blocks to {blocks}, not "
+            f"{settings.model.conditioner_blocks}"
+        )
+
+
+def _difference(theirs: Tensors | None, their_sha256: str | None, ours: Tensors) -> str | None:
+    """The first difference between a pretrained network and ours, in words; null where there is none to be seen."""
+    if their_sha256 is not None:
+        found = weights_sha256(ours)
+        return None if found == their_sha256 else f"weights {their_sha256[:12]}, not {found[:12]}"
+    if theirs is None:
+        return None
+    if odd := theirs.keys() ^ ours.keys():
+        return f"{min(odd)} is in one of them only"
+    # Files in half precision hold rounded values: ours are rounded likewise before they are compared.
+    differs = (name for name in sorted(ours) if not torch.equal(ours[name].cpu().to(theirs[name].dtype), theirs[name]))
+    first = next(differs, None)
+    return first and f"weights {weights_sha256(theirs)[:12]}, not {weights_sha256(ours)[:12]}; first difference in {first}"
+
+
+def make_report(source: PretrainedModel, new: list[str], model: ModelSettings) -> LoadReport:
+    """The report on a pretrained model whose U-Net and conditioner were loaded in full."""
+    conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
+    same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
+    painting = source.metadata.get("painting")
+    # Metadata is a stranger's: what is no table says nothing.
+    had = {**(painting if isinstance(painting, dict) else {}), **source.trained_with}
+    differences = [
+        f"{name} {getattr(model, name)}, where it was trained with {had[name]}; is that meant?"
+        for name in ("tokens", "reference_geometry", "mask_to_latent")
+        if had.get(name, getattr(model, name)) != getattr(model, name)
+    ]
+    run = source.kind == "run of this trainer"
+    known = (read_report(Path(source.where)) or {}) if run else source.metadata
+    is_known = run or "licence" in known
+    return LoadReport(
+        source=source.where,
+        kind=source.kind,
+        loaded={"U-Net": len(source.unet), **conditioner},
+        new=new,
+        aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
+        licence=known.get("licence") if is_known else OPEN_RAIL,
+        licence_guessed=bool(known.get("licence_guessed")) if is_known else True,
+        otherwise=differences,
+    )
+
+
+def write_report(report: LoadReport, run: Path) -> None:
+    """Leave the report in a run folder, as start.json."""
+    write_atomically(run / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())
+
+
+def read_report(checkpoint: Path) -> dict[str, Any] | None:
+    """The start.json of the run that a checkpoint folder is of; null where there is none."""
+    try:
+        content = json.loads((checkpoint.parent.parent / REPORT_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

@@ -34,8 +34,7 @@ from pbe_train.checkpoints.key_mapping import (
     unet_table,
     vae_table,
 )
-from pbe_train.checkpoints.pretrained import METADATA_KEY, ModelTensors, PretrainedModel, check_depth
-from pbe_train.checkpoints.tensor_files import read_tensor_file
+from pbe_train.checkpoints.pretrained import METADATA_KEY, ModelTensors, PretrainedModel, check_depth, read_tensor_file
 from pbe_train.config import TIMESTEPS
 from pbe_train.model.pipeline import Run
 
@@ -86,10 +85,9 @@ def read_ldm(path: Path) -> PretrainedModel:
     # transformers 5 writes one level less.
     bare = f"{LDM_ENCODER}embeddings.patch_embedding.weight" in tensors
     vision_start = LDM_ENCODER if bare else LDM_ENCODER + VISION_MODEL
+    vision = starting_with(vision_start, tensors)
     try:
-        attention, layers = levels_of(unet)
-        config = unet_config_of(unet)
-        vision = starting_with(vision_start, tensors)
+        config, table = unet_config_of(unet), unet_table(*levels_of(unet))
         encoder_config = vision_config_of(vision) if vision else None
     except KeyError as error:
         raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion 1.x model") from None
@@ -97,7 +95,7 @@ def read_ldm(path: Path) -> PretrainedModel:
     aside = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
     vision.pop(POSITION_IDS, None)
-    own_unet, odd_unet = unet_table(attention, layers).to_diffusers(unet)
+    own_unet, odd_unet = table.to_diffusers(unet)
     own_vae, odd_vae = _vae_table(vae).to_diffusers({k: v for k, v in vae.items() if LDM_VAE + k not in placed})
     rest = {name: tensor for name, tensor in tensors.items() if name.startswith(CONDITIONER)}
     conditioner, odd = conditioner_table(count_blocks(rest, MAPPER)).to_diffusers(rest)
@@ -121,21 +119,14 @@ def read_ldm(path: Path) -> PretrainedModel:
         encoder=vision or None,
         encoder_config=encoder_config,
         vae=own_vae or None,
-        # The original code has no other prediction.
-        prediction="epsilon",
+        prediction="epsilon",  # The original code has no other.
         metadata=metadata,
         aside=left,
     )
 
 
 def _left_aside(path: Path, tensors: Tensors, vision_start: str) -> dict[str, list[str]]:
-    """What a training has no use for: what it is -> names of its tensors.
-
-    Together with the networks that is the whole file.
-
-    Raises:
-        InputError: a network that was added to the model.
-    """
+    """What a training has no use for: what it is -> names of its tensors. Together with the networks that is the whole file."""
     # The first beginning that fits counts; null: a network's.
     places = {
         vision_start + POSITION_IDS: "position_ids",
@@ -250,25 +241,25 @@ def check_ldm(run: Run, parts: ModelTensors) -> None:
             f"--format ldm: the run predicts {run.settings.prediction}, the original code samples from predicted noise only; "
             "export with --format diffusers"
         )
-    unet = run.identity.unet
     vae = {**run.vae.config, "scaling_factor": run.identity.scaling_factor}
     vision = run.model.conditioner.model.config
     encoder = {name: getattr(vision, name) for name in VISION_SETTINGS}
-    _compare("U-Net", unet, unet_config_of, _unet_table(unet).to_ldm(parts.unet)[0], UNet2DConditionModel)
-    _compare("VAE", vae, vae_config_of, parts.vae, AutoencoderKL)
-    _compare("vision encoder", encoder, lambda tensors: vision_config_of(tensors).to_dict(), parts.encoder, None)
+    unet = _unet_table(run.identity.unet).to_ldm(parts.unet)[0]
+    _compare("U-Net", run.identity.unet, lambda: _defaults(UNet2DConditionModel) | unet_config_of(unet))
+    _compare("VAE", vae, lambda: _defaults(AutoencoderKL) | vae_config_of(parts.vae))
+    _compare("vision encoder", encoder, lambda: vision_config_of(parts.encoder).to_dict())
 
 
-def _compare(
-    network: str, own: Mapping[str, Any], read: Callable[[Tensors], dict[str, Any]], tensors: Tensors, kind: type | None
-) -> None:
+def _defaults(network: type) -> dict[str, Any]:
+    parameters = inspect.signature(network.__init__).parameters  # type: ignore[misc]
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def _compare(network: str, own: Mapping[str, Any], read_back: Callable[[], dict[str, Any]]) -> None:
     try:
-        found = read(tensors)
+        found = read_back()
     except KeyError as error:
         raise InputError(f"--format ldm: the run's {network} has no {error.args[0]}; export with --format diffusers") from None
-    if kind:
-        parameters = inspect.signature(kind.__init__).parameters  # type: ignore[misc]
-        found = {name: parameter.default for name, parameter in parameters.items() if name != "self"} | found
     for name in sorted(own.keys() & found.keys() - NO_EFFECT):
         ours, theirs = (list(value) if isinstance(value, tuple) else value for value in (own[name], found[name]))
         if ours != theirs:
@@ -311,9 +302,10 @@ def schedule_buffers() -> dict[str, Tensor]:
 
     Source: Ho et al., Denoising diffusion probabilistic models (2020), equations 4 to 7; betas linear in their square root.
     """
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    # On the CPU also where a model's sizes are counted on `meta`.
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64, device="cpu") ** 2
     kept = torch.cumprod(1 - betas, 0)
-    before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), kept[:-1]])
     variance = betas * (1 - before) / (1 - kept)
     buffers = {
         "betas": betas,

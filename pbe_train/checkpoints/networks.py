@@ -4,7 +4,6 @@ Sizes alone serve to count before anything is downloaded, and to measure with ra
 files, or built in for what the paper starts from: Stable Diffusion v1-4 and CLIP ViT-L/14.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from pbe_train.checkpoints.diffusers_format import (
     locate_image_encoder,
     read_diffusers,
     read_image_encoder,
+    read_json,
 )
-from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, starting_with
+from pbe_train.checkpoints.key_mapping import bare_encoder_names, starting_with
 from pbe_train.checkpoints.ldm_format import read_ldm
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_file, read_state
@@ -83,16 +83,12 @@ def read_pretrained(source: str) -> PretrainedModel:
             f"{folder}: neither a model in diffusers' layout (unet/config.json), nor a run of this trainer (checkpoints/), "
             "nor one of its checkpoints (state.json)"
         )
-    return _read_trainer_checkpoint(checkpoint)
-
-
-def _read_trainer_checkpoint(folder: Path) -> PretrainedModel:
-    """A run of this trainer: its moving average, where it keeps one. Encoder and VAE are not in it, only their hashes."""
-    state = read_state(folder)
+    # The moving average, where the run keeps one. Encoder and VAE are not in it, only their hashes.
+    state = read_state(checkpoint)
     averaged = "ema.safetensors" in state.files
-    tensors = read_file(folder, state, "ema" if averaged else "model")
+    tensors = read_file(checkpoint, state, "ema" if averaged else "model")
     return PretrainedModel(
-        where=str(folder),
+        where=str(checkpoint),
         kind="run of this trainer",
         unet_config=state.identity.unet,
         unet=starting_with("unet.", tensors),
@@ -114,10 +110,7 @@ def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict
         unet_config: the U-Net's configuration from a checkpoint; null: that of the settings.
     """
     encoder = load_encoder(settings.encoder)
-    if unet_config is not None:
-        unet = UNet2DConditionModel.from_config(unet_config)
-    else:
-        unet = new_unet(settings.unet, latent_channels)
+    unet = UNet2DConditionModel.from_config(unet_config) if unet_config else new_unet(settings.unet, latent_channels)
     return assemble(settings, unet, encoder)
 
 
@@ -147,27 +140,21 @@ def load_encoder(source: str) -> CLIPVisionModel:
     Raises:
         InputError: nothing of that kind, or an incomplete one.
     """
-    inside = _encoder_inside(source)
-    if inside is None:
-        encoder: CLIPVisionModel = load_network(CLIPVisionModel, source, "image_encoder")
+    if Path(source).expanduser().is_file():
+        whole = read_ldm(Path(source).expanduser())
+        config, tensors = whole.encoder_config, whole.encoder
+    elif folder := locate_image_encoder(source):
+        config, tensors, *_ = read_image_encoder(folder)
     else:
-        # Its random weights are all replaced; they must not take numbers from the generator that new parts are drawn from.
-        with torch.random.fork_rng(devices=[]):
-            encoder = CLIPVisionModel(inside[0])
-        strict_load(bare_encoder_names(encoder.state_dict()), inside[1], source, "vision encoder")
+        encoder: CLIPVisionModel = load_network(CLIPVisionModel, source, "image_encoder")
+        return encoder.eval().requires_grad_(False)
+    if tensors is None:
+        raise InputError(f"{source}: {NO_ENCODER}")
+    # Its random weights are all replaced; they must not take numbers from the generator that new parts are drawn from.
+    with torch.random.fork_rng(devices=[]):
+        encoder = CLIPVisionModel(config)
+    strict_load(bare_encoder_names(encoder.state_dict()), tensors, source, "vision encoder")
     return encoder.eval().requires_grad_(False)
-
-
-def _encoder_inside(source: str) -> tuple[CLIPVisionConfig, Tensors] | None:
-    """Sizes and tensors (bare names) of the vision encoder inside a Paint by Example model; null where the source is none."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        whole = read_ldm(path)
-        if whole.encoder_config is None or whole.encoder is None:
-            raise InputError(f"{source}: {NO_ENCODER}")
-        return whole.encoder_config, whole.encoder
-    folder = locate_image_encoder(source)
-    return read_image_encoder(folder)[:2] if folder else None
 
 
 def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
@@ -239,13 +226,8 @@ def _read_sizes(source: str, subfolder: str, setting: str, key: str, known: str)
     places = (place / "config.json" for folder in folders for place in (folder, folder / subfolder))
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise InputError(
-            f"{source}: no config.json here, and its sizes are not known; set {setting} to a local folder or {known}"
-        )
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError:
-        config = None
-    if not isinstance(config, dict) or (key and key not in config):
+        raise InputError(f"{source}: no config.json here, and sizes not known; set {setting} to a local folder or {known}")
+    config = read_json(path)
+    if key and key not in config:
         raise InputError(f"{path}: not the config of such a network; set {setting} to another folder")
     return config

@@ -85,13 +85,13 @@ def save_checkpoint(
 
     Args:
         out: the run folder.
-        step: steps done.
+        step: as in `CheckpointState`, like `settings`, `identity`, `optimizer_step`, `measures` and `scaler`.
         settings: of the run.
         identity: of the run.
         parts: file name without ending (`model`, `ema`, `optimizer`) -> named tensors.
-        optimizer_step: as `CheckpointState.optimizer_step`.
-        measures: of each rank, as `CheckpointState.measures`.
-        scaler: as `CheckpointState.scaler`.
+        optimizer_step: steps that AdamW has counted.
+        measures: of each rank.
+        scaler: of the loss.
         began_at: the step that the run went on from, if this is its first checkpoint since.
     """
     parent = out / "checkpoints"
@@ -138,13 +138,8 @@ def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
 class CheckpointWriter:
     """Writes checkpoints in the background: a step waits for a copy of the weights, not for the disk.
 
-    One at a time: a second checkpoint waits for the first, so that memory holds one copy, on the CPU. After an error of the disk
-    that copy is tried again. As a context manager it ends when all is written.
-
-    Args:
-        settings: of the run.
-        identity: of the run.
-        began_at: the step that the run goes on from.
+    A second checkpoint waits for the first, so that memory holds one copy, on the CPU. As a context manager it ends when all is
+    written. `began_at` is the step that the run goes on from.
     """
 
     def __init__(self, settings: TrainSettings, identity: RunIdentity, began_at: int) -> None:
@@ -179,8 +174,9 @@ class CheckpointWriter:
         With `last` nothing changes the tensors any more: they are not copied, and this waits until they are on disk.
         """
         self.wait()
-        copies = parts if last else {part: _on_the_cpu(tensors) for part, tensors in parts.items()}
-        given = (self.settings.out, step, self.settings, self.identity, copies, optimizer_step, measures, scaler, self._began_at)
+        if not last:
+            parts = {part: {name: t.detach().to("cpu", copy=True) for name, t in own.items()} for part, own in parts.items()}
+        given = (self.settings.out, step, self.settings, self.identity, parts, optimizer_step, measures, scaler, self._began_at)
         self._writing = self._pool.submit(_save_in_the_end, *given)
         self._began_at = None
         if last:
@@ -196,10 +192,6 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
-
-
-def _on_the_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
 
 
 @tenacity.retry(
@@ -262,20 +254,14 @@ def find_checkpoint(out: Path, resume: str) -> Path | None:
         InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
     """
     saved = list_checkpoints(out)
-    elsewhere = resume not in ("auto", "never") and not Path(resume).resolve().is_relative_to(out.resolve())
     if resume == "auto" or (saved and _was_asked_for(saved[-1], resume)):
         return saved[-1] if saved else None
+    elsewhere = resume != "never" and not Path(resume).resolve().is_relative_to(out.resolve())
+    if saved and (resume == "never" or elsewhere):
+        which = f", and --resume {resume} is another run's" if elsewhere else ""
+        raise InputError(f"{saved[-1]}: this run folder is in use{which}; give another --out, or --resume auto")
     if resume == "never":
-        if saved:
-            raise InputError(
-                f"{saved[-1]}: this run folder is in use; go on from there with --resume auto, or give another --out"
-            )
         return None
-    if saved and elsewhere:
-        raise InputError(
-            f"{saved[-1]}: this run folder is in use, and --resume {resume} is another run's; give another --out, or "
-            "--resume auto"
-        )
     folder = locate_checkpoint(Path(resume))
     if not folder:
         known = f"; {out} has {', '.join(path.name for path in saved)}" if saved else ""
@@ -289,7 +275,7 @@ def _was_asked_for(newest: Path, resume: str) -> bool:
         given = json.loads((newest / "state.json").read_bytes())["settings"]["resume"]
     except (OSError, ValueError, KeyError, TypeError):  # Damaged: `read_state` says so.
         return False
-    return resume not in ("auto", "never") and given == resume
+    return resume != "never" and given == resume
 
 
 def read_state(folder: Path) -> CheckpointState:
@@ -315,20 +301,14 @@ def read_state(folder: Path) -> CheckpointState:
     for name, record in state.files.items():
         file = folder / name
         size = file.stat().st_size if file.is_file() else None
-        if size is None:
-            raise InputError(f"{file}: missing; {_way_out(folder)}")
         if size != record.bytes:
-            raise InputError(f"{file}: {size} bytes, state.json says {record.bytes}; {_way_out(folder)}")
+            found = "missing" if size is None else f"{size} bytes, state.json says {record.bytes}"
+            raise InputError(f"{file}: {found}; {_way_out(folder)}")
     return state
 
 
 def read_file(folder: Path, state: CheckpointState, name: str) -> dict[str, Tensor]:
-    """All tensors of one file of a checkpoint, after its hash was checked.
-
-    Args:
-        folder: of the checkpoint.
-        state: its state.
-        name: `model`, `ema` or `optimizer`.
+    """All tensors of one file (`model`, `ema` or `optimizer`) of a checkpoint, after its hash was checked.
 
     Raises:
         InputError: the file is not there or not what state.json says.
@@ -338,21 +318,12 @@ def read_file(folder: Path, state: CheckpointState, name: str) -> dict[str, Tens
         raise InputError(f"{folder}: this checkpoint has no {path.name}; it has {', '.join(state.files)}")
     if file_sha256(path) != state.files[path.name].sha256:
         raise InputError(f"{path}: SHA-256 is not that in state.json, the file is damaged; {_way_out(folder)}")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file ({error}); {_way_out(folder)}") from None
+    tensors: dict[str, Tensor] = load_file(path)
     return tensors
 
 
 def read_part(folder: Path, state: CheckpointState, name: str, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The named tensors of one file of a checkpoint, after its hash was checked.
-
-    Args:
-        folder: of the checkpoint.
-        state: its state.
-        name: `model`, `ema` or `optimizer`.
-        expected: tensors of the names and shapes that the file must hold, no more and no fewer.
+    """As `read_file`, of tensors that must have the names and shapes of `expected`, no more and no fewer.
 
     Raises:
         InputError: the file is not what state.json says, or does not fit the model.

@@ -207,9 +207,7 @@ GPUS = (
     # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf, appendix A
     Gpu("RTX 4090", ("NVIDIA GeForce RTX 4090",), 24, {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2}),
     # https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf, appendix A
-    Gpu(
-        "RTX 3090", ("NVIDIA GeForce RTX 3090", "GeForce RTX 3090"), 24, {"fp32": 35.6, "tf32": 35.6, "bf16": 71.0, "fp16": 71.0}
-    ),
+    Gpu("RTX 3090", ("NVIDIA GeForce RTX 3090",), 24, {"fp32": 35.6, "tf32": 35.6, "bf16": 71.0, "fp16": 71.0}),
     # https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf
     Gpu("T4", ("Tesla T4",), 16, {"fp32": 8.1, "fp16": 65.0}),
 )

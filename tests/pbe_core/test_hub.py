@@ -1,9 +1,6 @@
 """The hub, as a real server on the loopback interface: whatever it does ends in bounded time, with one line on what it was."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,29 +10,26 @@ import pytest
 import pbe_core.hub
 from pbe_core.errors import InputError
 from pbe_core.hub import fetch
-from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_vae, weights_sha256
 from tests.conftest import VAE
 from tests.hostile_server import untrusted_context
 from tests.hub_server import HubServer
 
-OUT_OF_REACH = r"no network: the hub, https?://127\.0\.0\.1:\d+, cannot be reached \("
+NO_HUB = r"no network: the hub, https?://127\.0\.0\.1:\d+, cannot be reached \("
 FAULTS = {
-    "closes": rf"{OUT_OF_REACH}RemoteProtocolError.*HTTPS_PROXY",
-    "no HTTP": rf"{OUT_OF_REACH}RemoteProtocolError",
-    "silent": rf"{OUT_OF_REACH}it does not answer in time\)",
-    "page": rf"{OUT_OF_REACH}what answers there is no hub",
-    "200": rf"{OUT_OF_REACH}what answers there is no hub",
-    "404": r"no such name: .*HTTP 404",
-    "no such name": r"no such name: .*HTTP 404",
-    "hidden": r"no such name on the hub, or not allowed: .*HTTP 401.* log in",
-    "401": r"not allowed: .*HTTP 401.*HF_TOKEN",
-    "403": r"not allowed: .*HTTP 403",
-    "gated": r"not allowed: .*HTTP 403, gated\); agree to them",
-    "429": r"the hub is busy: .*HTTP 429\); try again in some minutes",
-    "busy for an hour": r"the hub is busy: .*HTTP 429\); try again in 3600 s",
+    "closes": rf"{NO_HUB}RemoteProtocolError.*HTTPS_PROXY",
+    "no HTTP": rf"{NO_HUB}RemoteProtocolError",
+    "silent": rf"{NO_HUB}it does not answer in time\)",
+    "page": rf"{NO_HUB}what answers there is no hub",
+    "200": rf"{NO_HUB}what answers there is no hub",
+    "404": "no such name: .*HTTP 404",
+    "hidden": "not allowed: .*HTTP 401.* log in",
+    "401": "not allowed: .*HTTP 401.*HF_TOKEN",
+    "gated": r"not allowed: .*HTTP 403\); .*agree to the terms",
+    "429": r"the hub is busy .*HTTP 429\); try again in some minutes",
+    "busy for an hour": r"the hub is busy .*HTTP 429\); try again in 3600 s",
     "500": r"the hub is busy or out of order \(HTTP 500\)",
-    "418": r"answers HTTP 418; check HF_ENDPOINT",
+    "418": "answers HTTP 418; check HF_ENDPOINT",
 }
 
 
@@ -72,7 +66,7 @@ def test_one_line_says_what_is_wrong_with_the_hub(fault: str, hub: HubServer, mo
     assert re.search(FAULTS[fault], refusal())
 
 
-@pytest.mark.parametrize("fault", ["closes", "silent", "gated", "429", "page"])
+@pytest.mark.parametrize("fault", ["silent", "gated", "429", "page"])
 def test_a_hub_that_tells_of_files_and_does_not_give_them(fault: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch):
     """As for gated models, whose names are public. The library would try for minutes."""
     hub.faults["/someone/model/resolve"] = fault
@@ -86,13 +80,13 @@ def test_a_file_that_stops_half_way(hub: HubServer, monkeypatch: pytest.MonkeyPa
     lower_limits(monkeypatch)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     hub.faults["/someone/model/resolve/main/diffusion_pytorch_model.safetensors"] = "stops half way"
-    assert re.search(rf"{OUT_OF_REACH}it does not answer in time", refusal())
+    assert re.search(rf"{NO_HUB}it does not answer in time", refusal())
 
 
 def test_a_certificate_that_nobody_trusts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     with HubServer(Path(VAE), tls=untrusted_context()) as hub:
         hub.use(monkeypatch, tmp_path / "cache")
-        assert "its certificate is not trusted: self-signed certificate); SSL_CERT_FILE" in refusal()
+        assert re.search("cannot be reached .*self-signed certificate.*SSL_CERT_FILE", refusal())
         assert hub.asked == []
 
 
@@ -105,10 +99,10 @@ def test_a_proxy_that_is_none(proxy: str, hub: HubServer, monkeypatch: pytest.Mo
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "http://127.0.0.1:1"])
-def test_a_hub_that_is_not_there(endpoint: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
-    assert f"no network: the hub, {endpoint}, cannot be reached (" in refusal()
+def test_a_hub_that_is_not_there(hub: HubServer, monkeypatch: pytest.MonkeyPatch):
+    for endpoint in ("127.0.0.1:1", "http://127.0.0.1:1"):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        assert f"no network: the hub, {endpoint}, cannot be reached (" in refusal()
 
 
 def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub: HubServer):
@@ -125,7 +119,7 @@ def test_what_was_fetched_needs_the_hub_no_more(hub: HubServer, monkeypatch: pyt
     asked = len(hub.asked)
     load_vae("someone/model")
     assert hub.asked[asked:] == ["GET /api/models/someone/model"]
-    for fault, said in (("503", "the hub is busy"), ("closes", "no network"), ("hidden", "no such name")):
+    for fault, said in (("503", "the hub is busy"), ("closes", "no network"), ("hidden", "not allowed")):
         hub.faults["/"] = fault
         capsys.readouterr()
         assert weights_sha256(load_vae("someone/model").state_dict()) == expected
@@ -165,26 +159,4 @@ def test_a_repository_without_such_a_network(hub: HubServer, tmp_path: Path):
 
 def test_nothing_is_wanted(hub: HubServer):
     assert fetch("someone/model", lambda names: [name for name in names if name == "image_encoder/config.json"]) is None
-    assert hub.asked == ["GET /api/models/someone/model"]
-
-
-def test_a_program_ends_with_one_line(tmp_path: Path):
-    """With the environment of a user: HF_ENDPOINT names a server that closes the connection."""
-    program = (
-        "from pbe_core.errors import run_program\nfrom pbe_core.hub import fetch\n"
-        "run_program(lambda: fetch('someone/model', list))"
-    )
-    with HubServer(tmp_path, {"/": "closes"}) as hub:
-        own = {
-            "HF_ENDPOINT": hub.url,
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=REPOSITORY, env={**os.environ, **own}, capture_output=True, text=True
-        )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: someone/model: no such folder here, and no network: the hub, {hub.url}, cannot be reached (")
     assert hub.asked == ["GET /api/models/someone/model"]

@@ -1,10 +1,11 @@
 """Models of the published architecture with random weights, narrow enough for a test, in every layout that is published.
 
-Four levels, the block types of Stable Diffusion 1.x, 8 heads, 32 groups; only the channels are fewer. Foreign layouts are written
-here name by name, from what their files hold, and not by the code under test.
+Four levels, the block types of Stable Diffusion 1.x, 8 heads, 32 groups; only channels and, if not asked for, layers are fewer.
+Foreign layouts are written here name by name, from what their files hold, and not by the code under test.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,12 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from pbe_core.vae import load_vae, weights_sha256
-from pbe_train.checkpoints.init_from_pretrained import init_from_pretrained, write_report
+from pbe_train.checkpoints.from_pretrained import init_from_pretrained, write_report
 from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
 from pbe_train.config import TrainSettings
 from pbe_train.model.pipeline import RunIdentity
 
-WIDTH = 64
 HIDDEN = 64
-BLOCK_TYPES = {
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-}
 
 
 @dataclass(frozen=True)
@@ -39,39 +35,31 @@ class Published:
     encoder: PaintByExampleImageEncoder
 
 
-def make_published(channels: int = 9, layers: int = 4, seed: int = 0, width: int = WIDTH) -> Published:
-    """Random weights; `layers` of the vision encoder, whose mapper has (layers + 1) // 5 blocks."""
+def make_published(channels: int = 9, layers: int = 4, seed: int = 0, blocks: int = 1) -> Published:
+    """Random weights; `layers` of the encoder, whose mapper has (layers + 1) // 5 blocks; `blocks` a level (published: 24, 2)."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(
         in_channels=channels,
         out_channels=4,
         block_out_channels=(32, 32, 64, 64),
-        layers_per_block=2,
-        cross_attention_dim=width,
+        layers_per_block=blocks,
+        cross_attention_dim=HIDDEN,
         attention_head_dim=8,
-        norm_num_groups=32,
         sample_size=8,
-        **BLOCK_TYPES,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 32, 32, 32),
-        layers_per_block=2,
+        block_out_channels=(32,) * 4,
+        layers_per_block=blocks,
         latent_channels=4,
-        norm_num_groups=32,
         scaling_factor=0.18215,
     )
-    config = CLIPVisionConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=96,
-        num_hidden_layers=layers,
-        num_attention_heads=1,
-        image_size=32,
-        patch_size=8,
-        hidden_act="quick_gelu",
-    )
-    encoder = PaintByExampleImageEncoder(config, proj_size=width)
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": layers, "num_attention_heads": 1}
+    config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, hidden_act="quick_gelu")
+    encoder = PaintByExampleImageEncoder(config, proj_size=HIDDEN)
     with torch.no_grad():  # All of them random: a bias or a norm that is 0 or 1 everywhere could land in another's place unseen.
         for network in (unet, vae, encoder):
             for parameter in network.parameters():
@@ -102,7 +90,13 @@ def write_network(folder: Path, network: torch.nn.Module, config: dict, *, file:
     if attention == "old":
         old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
         for new_name, old_name in old.items():
-            state = {name.replace(new_name, old_name) if "attentions.0." in name else name: t for name, t in state.items()}
+            # Some have the weights of these layers as 1 x 1 kernels.
+            state |= {
+                name.replace(new_name, old_name): tensor[..., None, None] if name.endswith("q.weight") else tensor
+                for name, tensor in state.items()
+                if "attentions.0." in name
+            }
+            state = {name: tensor for name, tensor in state.items() if new_name not in name}
     write_tensors(folder / file, state)
 
 
@@ -113,7 +107,7 @@ def write_tensors(path: Path, state: dict[str, Tensor]) -> None:
         torch.save(state, path)
 
 
-def write_in_shards(folder: Path, shards: int = 3) -> None:
+def write_in_shards(folder: Path, shards: int = 3) -> Path:
     """Each file of weights in a model's folder as shards with an index, named as diffusers and transformers name them."""
     for path in [path for path in folder.rglob("*") if path.suffix in (".safetensors", ".bin")]:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
@@ -125,6 +119,7 @@ def write_in_shards(folder: Path, shards: int = 3) -> None:
         content = json.dumps({"metadata": {"total_size": 0}, "weight_map": places})
         (path.parent / f"{stem}{path.suffix}.index{variant}.json").write_text(content)
         path.unlink()
+    return folder
 
 
 def config_of(network: UNet2DConditionModel | AutoencoderKL) -> dict:
@@ -134,11 +129,7 @@ def config_of(network: UNet2DConditionModel | AutoencoderKL) -> dict:
 def encoder_state(encoder: PaintByExampleImageEncoder, transformers: int) -> dict[str, Tensor]:
     """Its tensors as transformers 4 or 5 names them."""
     inside = "model.vision_model." if transformers == 4 else "model."
-    state = {}
-    for name, tensor in encoder.state_dict().items():
-        bare = name.removeprefix("model.").removeprefix("vision_model.")
-        state[inside + bare if name.startswith("model.") else name] = tensor.contiguous()
-    return state
+    return {re.sub(r"^model\.(vision_model\.)?", inside, name): tensor for name, tensor in encoder.state_dict().items()}
 
 
 def write_hub(
@@ -246,28 +237,25 @@ def original_state(parts: Published, *, text: bool = False) -> dict[str, Tensor]
     state |= {f"first_stage_model.{name}": tensor for name, tensor in original_vae(parts.vae).items()}
     if text:
         return state | {"cond_stage_model.transformer.text_model.final_layer_norm.weight": torch.rand(8)}
-    encoder = encoder_state(parts.encoder, 4)
     vision = "cond_stage_model.transformer.vision_model."
-    for name, tensor in encoder.items():
-        if name.startswith("model.vision_model."):
-            state[vision + name.removeprefix("model.vision_model.")] = tensor
+    encoder = encoder_state(parts.encoder, 4)
+    state |= {vision + name.removeprefix("model.vision_model."): t for name, t in encoder.items() if name.startswith("model.")}
     state[vision + "embeddings.position_ids"] = torch.arange(17)[None]
     for number, block in enumerate(parts.encoder.mapper.blocks):
-        at = f"cond_stage_model.mapper.resblocks.{number}."
-        attention = block.attn1
+        at, attention = f"cond_stage_model.mapper.resblocks.{number}.", block.attn1
+        modules = {"attn.c_proj": attention.to_out[0], "ln_1": block.norm1, "ln_2": block.norm3}
+        modules |= {"mlp.c_fc": block.ff.net[0].proj, "mlp.c_proj": block.ff.net[2]}
+        state |= _states({f"{at}{name}": module for name, module in modules.items()})
         for kind in ("weight", "bias"):
             parted = [getattr(layer, kind).data for layer in (attention.to_q, attention.to_k, attention.to_v)]
             state[f"{at}attn.c_qkv.{kind}"] = torch.cat(parted)
-            state[f"{at}attn.c_proj.{kind}"] = getattr(attention.to_out[0], kind).data
-            state[f"{at}ln_1.{kind}"] = getattr(block.norm1, kind).data
-            state[f"{at}ln_2.{kind}"] = getattr(block.norm3, kind).data
-            state[f"{at}mlp.c_fc.{kind}"] = getattr(block.ff.net[0].proj, kind).data
-            state[f"{at}mlp.c_proj.{kind}"] = getattr(block.ff.net[2], kind).data
-    for kind in ("weight", "bias"):
-        state[f"cond_stage_model.final_ln.{kind}"] = getattr(parts.encoder.final_layer_norm, kind).data
-        state[f"proj_out.{kind}"] = getattr(parts.encoder.proj_out, kind).data
+    state |= _states({"cond_stage_model.final_ln": parts.encoder.final_layer_norm, "proj_out": parts.encoder.proj_out})
     state["learnable_vector"] = parts.encoder.uncond_vector.data
     return state
+
+
+def _states(modules: Mapping[str, torch.nn.Module]) -> dict[str, Tensor]:
+    return {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
 
 
 def original_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
@@ -300,7 +288,7 @@ def original_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
                 last = 2
         if block.upsamplers:
             modules[f"output_blocks.{number}.{last}.conv"] = block.upsamplers[0].conv
-    return {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
+    return _states(modules)
 
 
 def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
@@ -327,7 +315,7 @@ def original_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
             modules |= _original_vae_resnet(f"decoder.up.{level}.block.{number}", resnet)
         if block.upsamplers:
             modules[f"decoder.up.{level}.upsample.conv"] = block.upsamplers[0].conv
-    return state | {f"{at}.{name}": tensor for at, module in modules.items() for name, tensor in module.state_dict().items()}
+    return state | _states(modules)
 
 
 def _original_resnet(at: str, resnet: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -68,6 +68,8 @@ def test_a_model_of_the_hub_is_the_one_that_is_there(layout: str, paint: Publish
         state = expected.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
     assert len(source.unet) == len(paint.unet.state_dict())
+    encoder = load_encoder("someone/model").state_dict()
+    assert all(torch.equal(encoder[name], tensor) for name, tensor in paint.encoder.model.state_dict().items())
     fetched = [line.removeprefix("GET /someone/model/resolve/main/") for line in hub.asked if line.startswith("GET /someone")]
     assert len([name for name in fetched if name.endswith((".safetensors", ".bin"))]) == (9 if "shards" in layout else 3)
     assert any(name.endswith(".bin") for name in fetched) == ("pickles" in layout)
@@ -84,12 +86,6 @@ def test_the_networks_of_the_hub_alone(paint: Published, hub: HubServer):
     for source in ("someone/model", "someone/model/half"):
         state = load_vae(source).state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in paint.vae.state_dict().items())
-    state = load_encoder("someone/model").state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in paint.encoder.model.state_dict().items())
-
-
-def test_the_encoder_inside_a_model_of_the_hub(paint: Published, hub: HubServer):
-    write_hub(hub.folder, paint)
     state = load_encoder("someone/model").state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in paint.encoder.model.state_dict().items())
 

@@ -22,8 +22,8 @@ from pbe_core.errors import InputError
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
 from pbe_train.checkpoints import networks
-from pbe_train.checkpoints.init_from_pretrained import FIRST_LAYER, LoadReport, init_from_pretrained, widened
-from pbe_train.checkpoints.networks import encoder_config, load_encoder, unet_config
+from pbe_train.checkpoints.from_pretrained import FIRST_LAYER, LoadReport, init_from_pretrained, widened
+from pbe_train.checkpoints.networks import encoder_config, load_encoder, read_pretrained, unet_config
 from pbe_train.checkpoints.trainer_checkpoint import read_state
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel
@@ -44,7 +44,6 @@ from tests.pbe_train.published import (
 from tests.pbe_train.small_world import World
 
 FILE = "diffusion_pytorch_model.safetensors"
-State = dict[str, Tensor]
 Write = Callable[[Path, Published], Path]
 
 
@@ -83,17 +82,13 @@ def refused(base: Path, where: Path | str, cause: str, **changes: object) -> Non
     assert "\n" not in str(raised.value)
 
 
-def assert_is(model: PaintByExampleModel, parts: Published) -> None:
-    """Every weight of U-Net, conditioner and encoder, bit for bit."""
-    unet, encoder = parts.unet.state_dict(), parts.encoder.state_dict()
-    assert all(torch.equal(tensor, unet[name]) for name, tensor in model.unet.state_dict().items())
-    found = model.conditioner.state_dict()
-    assert found.keys() == encoder.keys()
-    assert all(torch.equal(tensor, encoder[name]) for name, tensor in found.items())
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
 
-def write_original(path: Path, parts: Published, *, text: bool = False, named: str = "") -> Path:
-    state = original_state(parts, text=text)
+def write_original(path: Path, parts: Published, *, text: bool = False, named: str = "", old: str = "", new: str = "") -> Path:
+    state = {name.replace(old, new): tensor for name, tensor in original_state(parts, text=text).items()}
     if path.suffix == ".safetensors":
         write_tensors(path, state)
     else:
@@ -101,66 +96,55 @@ def write_original(path: Path, parts: Published, *, text: bool = False, named: s
     return path.rename(path.with_name(named)) if named else path
 
 
-def in_shards(folder: Path) -> Path:
-    write_in_shards(folder)
-    return folder
-
-
-def as_transformers_5(path: Path, parts: Published) -> Path:
-    state = original_state(parts)
-    write_tensors(path, {name.replace(".transformer.vision_model.", ".transformer."): tensor for name, tensor in state.items()})
-    return path
-
-
 LAYOUTS: dict[str, Write] = {
-    "transformers 4": lambda folder, parts: write_hub(folder / "m", parts, transformers=4, position_ids=True),
-    "transformers 5": lambda folder, parts: write_hub(folder / "m", parts, transformers=5),
-    "pickles": lambda folder, parts: write_hub(folder / "m", parts, pickles=True),
-    "shards": lambda folder, parts: in_shards(write_hub(folder / "m", parts)),
-    "shards of pickles": lambda folder, parts: in_shards(write_hub(folder / "m", parts, pickles=True)),
-    "older VAE": lambda folder, parts: write_hub(folder / "m", parts, vae="old"),
-    "ckpt": lambda folder, parts: write_original(folder / "m.ckpt", parts),
-    "original safetensors": lambda folder, parts: write_original(folder / "m.safetensors", parts),
-    "original by transformers 5": lambda folder, parts: as_transformers_5(folder / "m.safetensors", parts),
-    "safetensors named ckpt": lambda folder, parts: write_original(folder / "m.safetensors", parts, named="m.ckpt"),
-    "ckpt named safetensors": lambda folder, parts: write_original(folder / "m.ckpt", parts, named="m.safetensors"),
+    "transformers 4": lambda path, parts: write_hub(path, parts, transformers=4, position_ids=True),
+    "transformers 5": lambda path, parts: write_hub(path, parts, transformers=5),
+    "shards": lambda path, parts: write_in_shards(write_hub(path, parts)),
+    "shards of pickles, older VAE": lambda path, parts: write_in_shards(write_hub(path, parts, pickles=True, vae="old")),
+    "original by transformers 5": lambda path, parts: write_original(
+        path.with_suffix(".safetensors"), parts, old=".transformer.vision_model.", new=".transformer."
+    ),
+    "ckpt": lambda path, parts: write_original(path.with_suffix(".ckpt"), parts),
+    "safetensors named ckpt": lambda path, parts: write_original(path.with_suffix(".safetensors"), parts, named="m.ckpt"),
+    "ckpt named safetensors": lambda path, parts: write_original(path.with_suffix(".ckpt"), parts, named="m.safetensors"),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_paint_by_example_starts_from_every_layout(layout: str, paint: Published, base: Path, tmp_path: Path):
+def test_every_layout_holds_the_same_model(layout: str, paint: Published, tmp_path: Path):
     """The same bits, whichever file they came in; and model.encoder may be that very model."""
-    where = LAYOUTS[layout](tmp_path, paint)
-    model, report = start(base, where, encoder=str(where))
-    assert_is(model, paint)
-    assert report.kind.startswith("Paint by Example")
-    assert report.new == []
-    assert report.licence == "creativeml-openrail-m"
+    where = LAYOUTS[layout](tmp_path / "m", paint)
+    source, encoder = read_pretrained(str(where)), paint.encoder.state_dict()
+    assert source.kind.startswith("Paint by Example")
+    assert_same(source.unet, paint.unet.state_dict())
+    assert_same(source.vae, paint.vae.state_dict())
+    assert_same(source.conditioner, {name: tensor for name, tensor in encoder.items() if not name.startswith("model.")})
+    assert_same(load_encoder(str(where)).state_dict(), paint.encoder.model.state_dict())
 
 
-def test_shards_that_do_not_hold_all(paint: Published, base: Path, tmp_path: Path):
-    where = in_shards(write_hub(tmp_path / "hub", paint))
+def test_shards_that_do_not_hold_all(paint: Published, tmp_path: Path):
+    where = write_in_shards(write_hub(tmp_path / "hub", paint))
     index = where / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     content = json.loads(index.read_text())
     content["weight_map"]["one.more"] = content["weight_map"]["conv_out.bias"]
     index.write_text(json.dumps(content))
-    refused(base, where, r"1 tensor in no shard, first one\.more")
-    (where / "unet" / content["weight_map"]["one.more"]).unlink()
-    refused(base, where, r"shard diffusion_pytorch_model-0000\d-of-00003\.safetensors is not there")
+    with pytest.raises(InputError, match=r"1 tensor in no shard, first one\.more"):
+        read_pretrained(str(where))
 
 
-def test_a_conditioner_of_five_blocks(tmp_path: Path):
-    """As released: 24 layers of CLIP, 5 blocks."""
-    parts = make_published(9, layers=24)
+def test_paint_by_example_of_the_published_depth(tmp_path: Path):
+    """24 layers of CLIP, 5 blocks of the conditioner, 2 of each level: all of it in the model, bit for bit, and in the report."""
+    parts = make_published(9, layers=24, blocks=2)
     write_hub(tmp_path / "hub", parts)
     parts.encoder.model.save_pretrained(tmp_path / "encoder")
-    model, _ = start(tmp_path, write_original(tmp_path / "model.ckpt", parts), conditioner_blocks=5)
-    assert_is(model, parts)
+    model, report = start(tmp_path, write_original(tmp_path / "model.ckpt", parts), conditioner_blocks=5)
+    assert_same(model.unet.state_dict(), parts.unet.state_dict())
+    assert_same(model.conditioner.state_dict(), parts.encoder.state_dict())
+    assert (report.new, report.licence) == ([], "creativeml-openrail-m")
 
 
 @pytest.mark.parametrize(
-    ("layout", "wide"),
-    [*((layout, False) for layout in ("diffusers", "unet", "ckpt", "safetensors")), ("diffusers", True), ("ckpt", True)],
+    ("layout", "wide"), [("diffusers", False), ("unet", False), ("safetensors", False), ("diffusers", True), ("ckpt", True)]
 )
 def test_stable_diffusion_is_widened(layout: str, wide: bool, prior: Published, base: Path, tmp_path: Path):
     """The first 4 input channels are the prior's, the 5 new ones 0; the conditioner is new, and so it is said.
@@ -179,7 +163,7 @@ def test_stable_diffusion_is_widened(layout: str, wide: bool, prior: Published, 
     else:
         where = write_original(tmp_path / f"sd-v1-4.{layout}", parts, text=True)
     model, report = start(base, where)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.unet.state_dict().items())
+    assert_same(model.unet.state_dict(), expected)
     assert not model.unet.conv_in.weight[:, 4:].any()
     assert report.loaded == {"U-Net": len(expected)}
     assert report.new[0].startswith("nothing in unet.conv_in" if wide else "5 more input channels of unet.conv_in, all 0")
@@ -190,18 +174,16 @@ def test_half_precision(paint: Published, base: Path, tmp_path: Path):
     """Rounded weights are loaded, VAE and encoder compared as rounded; also where `variant="fp16"` is all that was downloaded."""
     state = {name: t.half() if t.is_floating_point() else t for name, t in original_state(paint).items()}
     write_tensors(tmp_path / "model.safetensors", state)
-    rounded = paint.unet.conv_out.weight.half().float()
-    model, _ = start(base, tmp_path / "model.safetensors")
-    assert torch.equal(model.unet.conv_out.weight, rounded)
+    rounded = {name: t.half().float() if t.is_floating_point() else t for name, t in paint.encoder.model.state_dict().items()}
     where = write_hub(tmp_path / "hub", paint)
     for path in where.rglob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path.with_suffix(".fp16.safetensors"))
         path.unlink()
-    model, _ = start(base, where, encoder=str(where), vae=str(where))
-    assert torch.equal(model.unet.conv_out.weight, rounded)
-    vision = model.conditioner.model.state_dict()
-    for name, tensor in paint.encoder.model.state_dict().items():
-        assert torch.equal(vision[name], tensor.half().float() if tensor.is_floating_point() else tensor), name
+    model, _ = start(base, tmp_path / "model.safetensors")
+    again, _ = start(base, where, encoder=str(where), vae=str(where))
+    for each in (model, again):
+        assert torch.equal(each.unet.conv_out.weight, paint.unet.conv_out.weight.half().float())
+    assert_same(again.conditioner.model.state_dict(), rounded)
 
 
 @pytest.mark.parametrize("text", [False, True])
@@ -227,39 +209,31 @@ EXTRA = {
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_tensors_of_no_use_are_named_and_left(flat: bool, prior: Published, base: Path, tmp_path: Path):
+def test_tensors_of_no_use_are_named_and_left(flat: bool, prior: Published, tmp_path: Path):
     """Once each group, with its tensors counted; a plain number among the tensors is none of them."""
-    state = original_state(prior)
-    state = {name: tensor for name, tensor in state.items() if name.startswith(("model.", "first_stage_model."))}
+    state = {k: v for k, v in original_state(prior).items() if k.startswith(("model.", "first_stage_model."))}
     extra = {name: torch.zeros(1) for group in EXTRA.values() for name in group}
     numbers = {"global_step": 470_000, "epoch": 3.0, "optimizer_states": [{"state": {0: torch.zeros(2)}}]}
     content = {**state, **extra, **numbers}
     torch.save(content if flat else {"state_dict": content}, tmp_path / "merged.ckpt")
-    model, report = start(base, tmp_path / "merged.ckpt")
-    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-    assert {what: report.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
-    assert report.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
-    assert sum(report.loaded.values()) + sum(report.aside.values()) == len(content)
+    source = read_pretrained(str(tmp_path / "merged.ckpt"))
+    assert {what: source.aside[what] for what in EXTRA} == {what: len(group) for what, group in EXTRA.items()}
+    assert source.aside["what is no tensor: epoch, global_step, optimizer_states"] == 3
+    assert len(source.unet) + len(source.vae) + sum(source.aside.values()) == len(content)
 
 
 # --- Pickles --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("old_format", [True, False])
-def test_a_lightning_checkpoint_with_numbers_of_numpy(old_format: bool, prior: Published, base: Path, tmp_path: Path):
+def test_a_lightning_checkpoint_with_numbers_of_numpy(prior: Published, tmp_path: Path):
     """As sd-v1-4.ckpt has its learning rate, under the name that numpy had in its time."""
     content = {"state_dict": original_state(prior, text=True), "lr_schedulers": [{"_last_lr": [np.float64(1e-4)]}]}
-    kept, path = tmp_path / "kept.ckpt", tmp_path / "sd.ckpt"
-    torch.save(content, kept, _use_new_zipfile_serialization=not old_format)
+    torch.save(content, tmp_path / "kept.ckpt")
     found, wanted = b"c" + np.float64(1).__reduce__()[0].__module__.encode() + b"\n", b"cnumpy.core.multiarray\n"
-    if old_format:
-        path.write_bytes(kept.read_bytes().replace(found, wanted))
-    else:
-        with zipfile.ZipFile(kept) as old, zipfile.ZipFile(path, "w") as new:
-            for entry in old.infolist():
-                new.writestr(entry, old.read(entry).replace(found, wanted))
-    model, _ = start(base, path)
-    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
+    with zipfile.ZipFile(tmp_path / "kept.ckpt") as old, zipfile.ZipFile(tmp_path / "sd.ckpt", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, old.read(entry).replace(found, wanted))
+    assert_same(read_pretrained(str(tmp_path / "sd.ckpt")).unet, prior.unet.state_dict())
 
 
 class Bomb:
@@ -280,29 +254,24 @@ NAMED = (
 )
 
 
-@pytest.fixture
-def foreign(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, type]]:
-    """Classes of packages that are not here, for as long as a file that names them is written."""
-
-    def make(*names: str) -> dict[str, type]:
-        made = {}
-        for name in names:
-            module, _, own = name.rpartition(".")
-            for number in range(1, module.count(".") + 2):
-                parent = ".".join(module.split(".")[:number])
-                monkeypatch.setitem(sys.modules, parent, sys.modules.get(parent, types.ModuleType(parent)))
-            made[own] = type(own, (), {"__module__": module})
-            setattr(sys.modules[module], own, made[own])
-        return made
-
-    return make
+def foreign(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[Any]:
+    """Objects of classes of packages that are not here, for as long as a file that names them is written."""
+    made = []
+    for name in names:
+        module, _, own = name.rpartition(".")
+        for number in range(1, module.count(".") + 2):
+            parent = ".".join(module.split(".")[:number])
+            monkeypatch.setitem(sys.modules, parent, sys.modules.get(parent, types.ModuleType(parent)))
+        kind = type(own, (), {"__module__": module})
+        setattr(sys.modules[module], own, kind)
+        made.append(kind())
+    return made
 
 
 @pytest.mark.parametrize("old_format", [True, False])
-def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Published, base: Path, tmp_path: Path, monkeypatch):
+def test_hyper_parameters_of_omegaconf(old_format: bool, prior: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As Lightning saves them, beside the class of its callback: read without these packages, and nothing of them runs."""
-    classes = foreign(*NAMED)
-    config, metadata, node = (classes[name]() for name in ("DictConfig", "ContainerMetadata", "AnyNode"))
+    config, metadata, node, callback = foreign(monkeypatch, *NAMED)
     metadata.__dict__.update(ref_type=Any, object_type=dict, key_type=int, flags={})
     config.__dict__.update(_metadata=metadata, _content={"lr": node, "paths": [Path("/data")], "more": argparse.Namespace(a=1)})
     counts: defaultdict[str, list[int]] = defaultdict(list)
@@ -312,33 +281,31 @@ def test_hyper_parameters_of_omegaconf(old_format: bool, foreign, prior: Publish
         "hparams_type": type(config),
         "loops": counts,
         "last": [np.arange(3), np.float64(1)],
-        "callbacks": {classes["ModelCheckpoint"]: {"best_model_score": None}},
+        "callbacks": {type(callback): {"best_model_score": None}},
     }
     whole = {"state_dict": original_state(prior, text=True), **content}
     torch.save(whole, tmp_path / "sd.ckpt", _use_new_zipfile_serialization=not old_format)
     monkeypatch.undo()
     assert "omegaconf" not in sys.modules
-    model, report = start(base, tmp_path / "sd.ckpt")
-    assert torch.equal(model.unet.conv_out.weight, prior.unet.conv_out.weight)
-    assert report.aside["what is no tensor: callbacks, hparams_type, hyper_parameters, last, loops"] == 5
+    source = read_pretrained(str(tmp_path / "sd.ckpt"))
+    assert_same(source.unet, prior.unet.state_dict())
+    assert source.aside["what is no tensor: callbacks, hparams_type, hyper_parameters, last, loops"] == 5
 
 
 @pytest.mark.parametrize("old_format", [True, False])
-def test_a_pickle_that_could_run_code_does_not(old_format: bool, foreign, base: Path, tmp_path: Path):
+def test_a_pickle_that_could_run_code_does_not(old_format: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The error names what stands in the way, and not PyTorch's sentence on how to allow it."""
     path, sign = tmp_path / "model.ckpt", tmp_path / "it ran"
-    content = {"state_dict": {"a": torch.zeros(1), "b": Bomb(sign)}, "lr": np.float64(1)}
-    torch.save(content, path, _use_new_zipfile_serialization=not old_format)
-    refused(base, path, r"model\.ckpt: a pickle .* could run code .*it names builtins\.getattr; .*\.safetensors")
+    bomb, part = {"b": Bomb(sign), "lr": np.float64(1)}, {"rest": foreign(monkeypatch, *NAMED, "ldm.data.Part")}
+    for content, name in ((bomb, r"builtins\.getattr"), (part, r"ldm\.data\.Part")):
+        torch.save({"a": torch.zeros(1), **content}, path, _use_new_zipfile_serialization=not old_format)
+        with pytest.raises(InputError, match=rf"model\.ckpt: a pickle .* could run code .*it names {name};") as raised:
+            read_pretrained(str(path))
+        assert "\n" not in str(raised.value)
     assert not sign.exists()
-    names = ("ldm.data.Part", "ldm.util.Log", "taming.modules.Model", "wandb.Settings", "zeus.Monitor")
-    made = [kind() for kind in foreign(*names, *NAMED).values()]
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "rest": made}, path, _use_new_zipfile_serialization=not old_format)
-    refused(base, path, r"it names ldm\.data\.Part, ldm\.util\.Log, taming\.modules\.Model, wandb\.Settings and 1 more; where")
 
 
-@pytest.mark.parametrize("old_format", [True, False])
-@pytest.mark.parametrize("where", [0.02, 0.98])
+@pytest.mark.parametrize(("old_format", "where"), [(False, 0.02), (False, 0.98), (True, 0.98)])
 def test_a_pickle_that_is_damaged_or_cut_short(old_format: bool, where: float, prior: Published, base: Path, tmp_path: Path):
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": original_state(prior, text=True)}, path, _use_new_zipfile_serialization=not old_format)
@@ -354,13 +321,13 @@ def test_pickles_of_something_else(base: Path, tmp_path: Path):
         refused(base, path, "holds no named tensors")
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps({"state_dict": {"a": 1.5}}, protocol=protocol))
-        refused(base, path, r"model\.ckpt: a pickle that torch\.save has not written")
+        refused(base, path, r"model\.ckpt: a damaged file of PyTorch")
 
 
 # --- Refused --------------------------------------------------------------------------------------------------------------
 
 
-def broken_file(change: Callable[[State], object], text: bool = False) -> Write:
+def broken_file(change: Callable[[dict[str, Tensor]], object], text: bool = False) -> Write:
     """An original file with other tensors."""
 
     def write(folder: Path, parts: Published) -> Path:
@@ -372,11 +339,11 @@ def broken_file(change: Callable[[State], object], text: bool = False) -> Write:
     return write
 
 
-def drop(*names: str) -> Callable[[State], object]:
+def drop(*names: str) -> Callable[[dict[str, Tensor]], object]:
     return lambda state: [state.pop(name) for name in list(state) if name.startswith(names)]
 
 
-def put(name: str, *shape: int) -> Callable[[State], object]:
+def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], object]:
     return lambda state: state.update({name: torch.ones(shape)})
 
 
@@ -386,7 +353,7 @@ BROKEN: dict[str, tuple[Write, str]] = {
     "unexpected": (broken_hub(put("conv_out.beta", 4)), r"1 unexpected \(conv_out\.beta\)"),
     "shape": (broken_hub(put("conv_out.bias", 5)), r"1 of another shape \(conv_out\.bias \[5\], not \[4\]\)"),
     "conditioner": (broken_hub(drop("uncond_vector"), "image_encoder"), r"conditioner .*1 missing \(uncond_vector\)"),
-    "parts of two models": (broken_hub(put("proj_out.weight", 48, 64), "image_encoder"), "tokens of 48 features"),
+    "parts of two models": (broken_hub(put("proj_out.weight", 48, 64), "image_encoder"), r"proj_out\.weight \[48, 64\]"),
     "another VAE": (broken_hub(put("quant_conv.bias", 8), "vae"), r"VAE is not the dataset's \(.*quant_conv\.bias\)"),
     "half a VAE": (broken_hub(drop("quant_conv.bias"), "vae"), r"VAE is not the dataset's \(quant_conv\.bias is in one"),
     "another encoder": (
@@ -419,8 +386,7 @@ def test_a_model_that_is_not_whole_or_of_another_kind(fault: str, paint: Publish
     ("change", "cause"),
     [
         ({"use_linear_projection": True}, r"1\.x's kind \(use_linear_projection is True"),
-        ({"addition_embed_type": "text_time"}, r"addition_embed_type is 'text_time'"),
-        ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\], one number"),
+        ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\]"),
         ({"in_channels": 8}, r"8 input channels, where 4"),
         ({"out_channels": 8}, r"latents of 8 channels, the dataset's have 4"),
         ({"cross_attention_dim": 48}, r"\d+ of another shape \(.*attn2\.to_k\.weight \[\d+, 64\], not \[\d+, 48\]"),
@@ -432,15 +398,14 @@ def test_other_u_nets(change: dict[str, object], cause: str, prior: Published, b
 
 def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: Published, base: Path, tmp_path: Path):
     """The libraries have a default for it, and so it is left out by some; `architectures` may be null."""
-    sd = write_stable_diffusion(tmp_path / "sd", prior)
-    config = json.loads((sd / "unet" / "config.json").read_text())
-    del config["in_channels"], config["out_channels"]
-    (sd / "unet" / "config.json").write_text(json.dumps(config))
+    sd, hub = write_stable_diffusion(tmp_path / "sd", prior), write_hub(tmp_path / "hub", paint)
+    usual = {"unet": {"in_channels", "out_channels"}, "image_encoder": {"architectures"}}
+    for path, name in ((sd, "unet"), (hub, "image_encoder")):
+        config = json.loads((path / name / "config.json").read_text())
+        kept = {key: value for key, value in config.items() if key not in usual[name]}
+        (path / name / "config.json").write_text(json.dumps(kept))
     model, _ = start(base, sd)
     assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
-    hub = write_hub(tmp_path / "hub", paint)
-    inside = json.loads((hub / "image_encoder" / "config.json").read_text())
-    (hub / "image_encoder" / "config.json").write_text(json.dumps({**inside, "architectures": None}))
     refused(base, hub, "an inpainting model")
 
 
@@ -449,8 +414,7 @@ def test_settings_that_contradict_the_model(prior: Published, paint: Published, 
     refused(base, velocity, r"predicts v_prediction, .*set it to v_prediction")
     start(base, velocity, prediction="v_prediction")
     refused(base, write_original(tmp_path / "sd.ckpt", prior, text=True), "predicts epsilon", prediction="v_prediction")
-    for where in (base / "hub", write_original(tmp_path / "model.ckpt", paint)):
-        refused(base, where, r"has 1 block, .* set model\.conditioner_blocks to 1", conditioner_blocks=5)
+    refused(base, base / "hub", r"has 1 block; set model\.conditioner_blocks to 1", conditioner_blocks=5)
 
 
 def test_places_that_hold_nothing(base: Path, tmp_path: Path):
@@ -458,10 +422,7 @@ def test_places_that_hold_nothing(base: Path, tmp_path: Path):
     refused(base, tmp_path / "nowhere" / "at all", "no such file or folder")
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
-    refused(base, tmp_path, r"unet: no weights here: none of diffusion_pytorch_model\.safetensors")
-
-
-def test_other_files_are_refused_by_every_reader(base: Path, tmp_path: Path):
+    refused(base, tmp_path, r"unet: no weights here .*diffusion_pytorch_model\.safetensors")
     (tmp_path / "model.ckpt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     for read in (lambda path: start(base, path), PaintByExample.from_pretrained, load_encoder, unet_config):
         with pytest.raises(InputError, match=r"model\.ckpt: a pointer of Git LFS"):
@@ -495,26 +456,20 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
         train(world.settings(tmp_path / "run", f"--model.pretrained={other}"), ranks)
     assert not (tmp_path / "run").exists()
     sd = write_stable_diffusion(tmp_path / "sd", replace(prior, vae=load_vae(str(world.vae))))
-    options = (f"--model.pretrained={sd}", "--checkpoint_every=1")
-    train(world.settings(tmp_path / "run", *options, "--steps=1"), ranks)
+    options = ("--checkpoint_every=1", "--global_batch=2")
+    train(world.settings(tmp_path / "run", *options, f"--model.pretrained={sd}", "--steps=1"), ranks)
     said = capsys.readouterr().out
     assert f"start: {sd} (Stable Diffusion, diffusers layout)" in said
-    assert "5 more input channels of unet.conv_in, all 0" in said
     assert json.loads((tmp_path / "run" / "start.json").read_text())["licence"] == "creativeml-openrail-m"
     (sd / "unet" / FILE).unlink()
-    train(world.settings(tmp_path / "run", *options, "--steps=2"), ranks)
-    assert "start:" not in capsys.readouterr().out
     # Whatever is named later: the model is made of what it began with, which its licence is that of.
-    for step, later in ((3, "elsewhere"), (4, "null")):
-        train(world.settings(tmp_path / "run", f"--model.pretrained={later}", f"--steps={step}"), ranks)
-        assert (f"this run began from {sd}" in capsys.readouterr().out) == (later == "elsewhere")
+    for step, later in ((2, "elsewhere"), (3, "null")):
+        train(world.settings(tmp_path / "run", *options, f"--model.pretrained={later}", f"--steps={step}"), ranks)
+        said = capsys.readouterr().out
+        assert "start:" not in said
+        assert (f"this run began from {sd}" in said) == (later == "elsewhere")
         state = read_state(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
         assert state.settings["model"]["pretrained"] == str(sd)
-    again = (f"--model.pretrained={tmp_path / 'run'}", "--steps=1")
-    train(world.settings(tmp_path / "next", *again, "--model.reference_geometry=pad"), ranks)
-    said = capsys.readouterr().out
-    assert "(run of this trainer)" in said
-    assert "otherwise   reference_geometry pad, where it was trained with squash" in said
 
 
 def test_the_sizes_of_a_file_are_those_that_the_folder_says(paint: Published, base: Path, tmp_path: Path):
@@ -525,9 +480,10 @@ def test_the_sizes_of_a_file_are_those_that_the_folder_says(paint: Published, ba
     assert {key: ours[key] for key in compared} == {key: theirs[key] for key in compared}
     keys = networks.CLIP_SIZES.keys() - {"projection_dim"}
     assert all(getattr(encoder_config(file), key) == getattr(encoder_config(hub), key) for key in keys)
-    model = networks.unloaded_model(ModelSettings(pretrained=file, encoder=file, vae=f"{hub}/vae", conditioner_blocks=1))
+    with torch.device("meta"):
+        model = networks.unloaded_model(ModelSettings(pretrained=file, encoder=file, vae=f"{hub}/vae", conditioner_blocks=1))
     expected = {name: tensor.shape for name, tensor in paint.unet.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.unet.state_dict().items()} == expected
-    released, start = networks.PAINT_BY_EXAMPLE, networks.STABLE_DIFFUSION
-    assert unet_config(released) == unet_config(start), "known without a download"
+    released, published = networks.PAINT_BY_EXAMPLE, networks.STABLE_DIFFUSION
+    assert unet_config(released) == unet_config(published), "known without a download"
     assert encoder_config(released).num_hidden_layers == 24

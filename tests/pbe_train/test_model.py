@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_core.errors import InputError
-from pbe_train.checkpoints.init_from_pretrained import widened
+from pbe_train.checkpoints.from_pretrained import widened
 from pbe_train.config import CHANGEABLE, ModelSettings, UNetSettings
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.training_dataset import Batch
