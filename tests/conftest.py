@@ -59,10 +59,10 @@ class Done:
 
 
 def call_program(main: Callable[[], int | None], *arguments: str) -> Done:
-    """A program's `main` in this process, with these arguments and the tiny preset."""
+    """A program's `main` in this process, with these arguments."""
     out, err = io.StringIO(), io.StringIO()
     with (
-        patch.object(sys, "argv", ["a program", "--config", str(preset("tiny")), *arguments]),
+        patch.object(sys, "argv", ["a program", *arguments]),
         redirect_stdout(out),
         redirect_stderr(err),
         pytest.raises(SystemExit) as ended,
@@ -82,7 +82,7 @@ def run_build(*options: str, check: bool = True, pictures: bool = False) -> Done
     try:
         draw = build.draw_pictures if pictures else lambda settings, folder: None
         with patch("pipelines.dataset.pack.pack_on_ray", pack_here), patch.object(build, "draw_pictures", draw):
-            done = call_program(build.main, *options)
+            done = call_program(build.main, "--config", str(preset("tiny")), *options)
     finally:
         torch.set_num_threads(threads)
     assert not check or done.returncode == 0, done.stdout + done.stderr

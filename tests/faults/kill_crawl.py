@@ -36,7 +36,7 @@ from tests.hostile_server import HostileServer, good_photo
 PATIENCE_SECONDS = 1800
 _LONGEST_AFTERLIFE_SECONDS = 600
 """Of what Ray itself has started: it looks only now and then whether its parent lives."""
-HITS = ("the program", "all processes", "the program, and the next run at once", "all processes")
+HITS = ("the program, and the next run at once", "all processes", "the program", "all processes")
 MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", "start")
 
 
