@@ -4,7 +4,7 @@
 
 Half of the kills hit the program alone, whose Ray must then end by itself, half of them all of its processes; after some of the
 former the next run begins at once, while the workers of the one before are still at it. The moments are drawn by a seed: after so
-many photos, while a part is committed, while tables are made, while Ray starts. Prints a table; status 1 if anything is wrong.
+many photos, while a part is committed, while tables are made, while Ray starts. Prints the kills; status 1 if anything is wrong.
 """
 
 import argparse
@@ -22,8 +22,6 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.table import Table
 
 from pipelines.crawling.rounds import read_parts
 from pipelines.crawling.tables import verify_store
@@ -42,20 +40,14 @@ MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", 
 
 @dataclass
 class Kill:
-    """One kill, and what was there afterwards."""
+    """One kill."""
 
     hit: str
     moment: str
     seconds: float
     """From the start of the run."""
-    requests: int
-    """That the server had seen by then, from the beginning."""
     recorded: int
-    """Photos in parts that count."""
-    outlived: float | None = None
-    """How long the other processes went on, in s; not known where the next run began at once."""
-    late_requests: int = 0
-    """That they made."""
+    """Photos in parts that count, afterwards."""
 
 
 @dataclass
@@ -99,19 +91,23 @@ class Killer(MarkedProcesses):
             names += pq.read_table(self.store / "parts" / part.table, columns=["photo_id"])["photo_id"].to_pylist()
         return {name: self.server.hits[f"/photos/{name}"] for name in names}
 
-    def kill(self, process: subprocess.Popen[bytes], hit: str) -> tuple[float | None, int, dict[str, int]]:
-        """End a run; how long its processes outlived that, the requests that they made, and what was recorded then."""
-        requests = len(self.server.requests)
+    def kill(self, process: subprocess.Popen[bytes], hit: str) -> dict[str, int]:
+        """End a run; returns what was recorded then. Its other processes may go on only where the next run begins at once."""
         process.kill()
         if hit == "all processes":
             self.end_all()
         process.wait()
-        if hit.endswith("at once"):
-            return None, 0, self.recorded()
-        began = time.monotonic()
-        while self.alive() and time.monotonic() - began < PATIENCE_SECONDS:
+        if not hit.endswith("at once"):
+            self.await_end()
+        return self.recorded()
+
+    def await_end(self) -> None:
+        """Until no process of earlier runs is left."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.alive():
+            if time.monotonic() > deadline:
+                raise TimeoutError("processes live on")
             time.sleep(0.05)
-        return time.monotonic() - began, len(self.server.requests) - requests, self.recorded()
 
 
 def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[str, Callable[[float], bool]]:
@@ -159,18 +155,13 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
                 report.problems.append(f"kill {number + 1}: the crawl ended by itself, status {process.returncode}")
                 break
             hit = HITS[number % len(HITS)]
-            requests = len(server.requests)
-            outlived, late, recorded = killer.kill(process, hit)
-            report.kills.append(Kill(hit, moment, seconds, requests, len(recorded), outlived, late))
+            recorded = killer.kill(process, hit)
+            report.kills.append(Kill(hit, moment, seconds, len(recorded)))
             report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
-            if outlived is not None and outlived > PATIENCE_SECONDS:
-                report.problems.append(f"kill {number + 1}: processes live on")
             known = recorded
-            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {requests} requests")
+            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded")
         # What earlier runs left may write for a while; none of it counts, and the last run takes it away once they have ended.
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while killer.alive() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        killer.await_end()
         process = killer.start()
         status = process.wait(PATIENCE_SECONDS + photos)
         final = killer.recorded()
@@ -222,14 +213,10 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
 
 def print_report(report: Report) -> None:
     """The kills, and what was wrong."""
-    table = Table(title=f"{len(report.kills)} kills of a crawl of {report.photos:,} photos", title_justify="left")
-    for name in ("kill", "moment", "s", "requests", "recorded", "outlived by s", "late requests"):
-        table.add_column(name, justify="left" if name in ("kill", "moment") else "right")
-    for kill in report.kills:
-        outlived = "" if kill.outlived is None else f"{kill.outlived:.1f}"
-        numbers = (f"{kill.seconds:.1f}", f"{kill.requests:,}", f"{kill.recorded:,}", outlived, f"{kill.late_requests:,}")
-        table.add_row(kill.hit, kill.moment, *numbers)
-    Console(width=130).print(table)
+    for number, kill in enumerate(report.kills, 1):
+        print(
+            f"{number}: {kill.hit}; {kill.moment}, {kill.seconds:.1f} s; {kill.recorded:,} of {report.photos:,} photos recorded"
+        )
     extra = report.requests - report.photos
     print(
         f"{report.requests:,} requests, {extra:,} of them again for photos of which there was no record; {report.seconds:.0f} s"

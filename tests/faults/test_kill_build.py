@@ -20,11 +20,11 @@ def test_a_build_that_is_killed_makes_the_same_bytes(photos, dataset, tmp_path):
 
 
 def test_a_build_that_is_killed_while_it_writes_leaves_nothing(photos, dataset, tmp_path):
-    """Its worker just before a tar and a record take their names, and the program before a table does."""
+    """The program just before a table takes its name, and its worker before a tar and a record do."""
     report = report_of(dataset)
-    places = ["shards/train-N.tar", "shards/train-N.json", "failures.parquet"]
+    places = ["plan.parquet", "shards/train-N.tar", "shards/train-N.json"]
     command = build_command(photos, tmp_path / "build" / "dataset", 1, samples=20)
     kill_at_writes(3, command, tmp_path / "build", report, places)
     assert not report.problems
     deaths = {(kill.target.partition(": ")[2], kill.status) for kill in report.kills}
-    assert deaths == set(zip(places, (None, None, -9), strict=True))
+    assert deaths == set(zip(places, (-9, None, None), strict=True))

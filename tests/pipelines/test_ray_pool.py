@@ -18,8 +18,7 @@ from ray.cluster_utils import Cluster
 
 from pbe_core.progress import Progress
 from pipelines import ray_pool
-from pipelines.on_ray import is_lost, what_was_lost
-from pipelines.ray_pool import actor_options, work_on_ray
+from pipelines.ray_pool import actor_options, is_lost, what_was_lost, work_on_ray
 
 FEWER = "run fewer of them"
 # Ray's processes cannot import this file: what they need of it goes to them by value.
