@@ -16,6 +16,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pbe_core.errors import InputError
 from pbe_core.progress import Progress
 from pipelines import ray_pool
 from pipelines.ray_pool import actor_options, is_lost, what_was_lost, work_on_ray
@@ -210,6 +211,21 @@ def test_waiting_for_ray_is_told_and_taken_back(one_node, tmp_path):
     list(work_on_ray(lambda: make.remote(str(tmp_path)), 2, [1, 2, 3], Watched("packing", 3, "shards"), FEWER))
     assert "waiting for Ray" in said[0]
     assert said[-1] == ""
+
+
+class Broken(Marking):
+    """A worker that cannot start, as where its node lacks the VAE."""
+
+    def __init__(self, folder: str) -> None:
+        raise InputError(f"{folder}: not on this node")
+
+
+def test_an_actor_that_cannot_start_fails_its_units_and_ends(one_node, tmp_path):
+    """Every unit is named once with the cause, and nothing waits for ever."""
+    make = ray.remote(Broken).options(**actor_options(1))
+    outcomes = list(work_on_ray(lambda: make.remote(str(tmp_path)), 1, [0, 1, 2], Progress("working"), FEWER))
+    assert [unit for unit, _ in outcomes] == [0, 1, 2]
+    assert all("not on this node" in error for _, error in outcomes)
 
 
 @pytest.mark.parametrize(
