@@ -14,8 +14,6 @@ Docs: docs/building.md.
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
@@ -53,25 +51,20 @@ KEPT = (
 )
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What to do this time, beside making what is missing."""
-
-    extend: bool = False
-    verify_existing: bool = False
-
-
 def main() -> int:
     """Read the command line, and build while nobody else builds in the same folder."""
     help_first(BuildSettings, "build", __doc__, preset("tiny"))
-    flags, rest = read_flags(sys.argv[1:])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--extend", action="store_true")
+    parser.add_argument("--verify-existing", action="store_true")
+    flags, rest = parser.parse_known_args()
     settings = with_absolute_paths(load_settings(BuildSettings, "build", rest, preset("tiny")))
     with lock_folder(settings.out, "another build is at work in this folder; wait for it, or stop it"):
-        return build(settings, flags)
+        return build(settings, flags.extend, flags.verify_existing)
 
 
-def build(settings: BuildSettings, flags: Flags) -> int:
-    """The story of a build; returns the exit status."""
+def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -> int:
+    """The story of a build, with the two options of the command line; returns the exit status."""
     started = time.monotonic()
     find_cluster(settings.ray.address)  # Before any work.
     sweep(settings.out)
@@ -81,9 +74,9 @@ def build(settings: BuildSettings, flags: Flags) -> int:
     if folder.remote:
         with Progress(f"fetching the tables from {folder.remote.url}"):
             fetch_tables(folder.remote, settings.out)
-    selection, inputs = select_and_plan(settings, flags.extend)
+    selection, inputs = select_and_plan(settings, extend)
     vae = read_vae(settings)
-    identity = record_plan(settings, inputs, vae, flags.extend)
+    identity = record_plan(settings, inputs, vae, extend)
     if folder.remote:
         with Progress(f"uploading the tables to {folder.remote.url}"):
             share_tables(folder.remote, settings.out)
@@ -94,7 +87,7 @@ def build(settings: BuildSettings, flags: Flags) -> int:
         if status:
             return status
     planned = Plan(settings.out / "plan.parquet").shards
-    if flags.verify_existing:
+    if verify:
         verify_existing(settings, folder, planned)
     records, errors, packing_seconds = pack_missing(settings, folder, identity, planned)
     if errors:
@@ -239,15 +232,6 @@ def estimate_plan(settings: BuildSettings, selection: Selection) -> Estimate | N
     write_atomically(settings.out / ESTIMATE_RECORD, as_json(estimated))
     print_estimate(estimated)
     return estimated
-
-
-def read_flags(arguments: Sequence[str]) -> tuple[Flags, list[str]]:
-    """The options that are no settings, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--extend", action="store_true")
-    parser.add_argument("--verify-existing", action="store_true")
-    given, rest = parser.parse_known_args(list(arguments))
-    return Flags(given.extend, given.verify_existing), rest
 
 
 def print_summary(info: DatasetInfo, settings: BuildSettings, seconds: float) -> None:

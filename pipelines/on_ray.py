@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a Ray of our own on this machine; and which of Ray's errors mean that a process is gone."""
+"""Joining a Ray cluster, or starting a Ray of our own on this machine."""
 
 import atexit
 import logging
@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import ray
@@ -19,7 +18,6 @@ from pbe_core.progress import print_line
 # A cluster that is there answers in milliseconds. Ray itself would ask for minutes, and print what only its authors understand.
 _CONNECT_SECONDS = 10
 _ANSWER_SECONDS = 60
-_LONG_SECONDS = 60
 _OWN = "to start a Ray of its own, for this machine alone, give --ray.address local"
 _NOTED = "`ray start` has noted it on this machine; `ray stop` forgets it"
 # Ray's own client, in a process that can be ended: it has no limit of time that holds for all that may answer at a port.
@@ -57,7 +55,7 @@ def start_ray(address: str | None) -> None:
         # As given: where Ray itself finds the address, in a file of `ray start`, it also looks for the cluster's token.
         ray.init(address=address, **plain)
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise InputError(f"the Ray cluster at {where} ({told_by}) cannot be joined: {_cause(error)}; {_OWN}") from None
+        raise InputError(f"the Ray cluster at {where} ({told_by}) cannot be joined: {cause_of(error)}; {_OWN}") from None
     print_line(f"joined the Ray cluster at {ray.get_runtime_context().gcs_address}")
 
 
@@ -71,16 +69,11 @@ def find_cluster(address: str | None) -> tuple[str, str] | None:
     given = os.environ.get("RAY_ADDRESS") if own else address
     told_by = "RAY_ADDRESS" if own else "build.ray.address"
     scheme, mark, _ = (given or "").partition("://")
-    if mark and scheme in ("http", "https"):
-        raise InputError(
-            f"{told_by} is {given}, where a cluster's job API is, and no cluster that a program can join: submit the program "
-            f"there (`ray job submit --address {given} -- python ...`, docs/clusters.md), or give the cluster's own address "
-            f"(HOST:6379); {_OWN}"
-        )
     if mark:
+        submit = f"`ray job submit --address {given} -- python ...`" if scheme in ("http", "https") else "`ray job submit`"
         raise InputError(
-            f"{told_by} is {given}: this program runs on a machine of the cluster, and not through Ray's client; submit it there "
-            f"(docs/clusters.md), or give the cluster's own address (HOST:6379); {_OWN}"
+            f"{told_by} is {given}, where jobs are submitted, and no cluster that a program can join: submit it there ({submit}, "
+            f"docs/clusters.md), or give the cluster's own address (HOST:6379); {_OWN}"
         )
     try:
         found: str | None = ray._private.services.canonicalize_bootstrap_address(given or address or None)
@@ -91,7 +84,9 @@ def find_cluster(address: str | None) -> tuple[str, str] | None:
             f"build.ray.address is auto, and no Ray runs on this machine; start one (`ray start --head`); {_OWN}"
         ) from None
     except (ValueError, OSError) as error:
-        raise InputError(f"{told_by} is {given}: no address of a Ray cluster ({_cause(error)}); give HOST:6379; {_OWN}") from None
+        raise InputError(
+            f"{told_by} is {given}: no address of a Ray cluster ({cause_of(error)}); give HOST:6379; {_OWN}"
+        ) from None
     if found is None:
         return None
     return found, told_by if given else _NOTED
@@ -110,7 +105,7 @@ def check_answers(where: str, told_by: str) -> None:
     except subprocess.TimeoutExpired:
         problem = f"something is there, and is no Ray cluster, or does not answer within {_ANSWER_SECONDS} s"
     except (OSError, ValueError) as error:
-        problem = _cause(error)
+        problem = cause_of(error)
     else:
         said = (asked.stderr.strip().splitlines() or [""])[-1].removeprefix("ray.exceptions.")
         if not asked.returncode or said.startswith(("ImportError", "ModuleNotFoundError", "AttributeError", "TypeError")):
@@ -158,38 +153,7 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def waiting_since(start: float) -> str:
-    """What to show while no process of ours stands, which `time.monotonic` told to be waited for since `start`."""
-    long = time.monotonic() - start > _LONG_SECONDS
-    return "waiting for Ray to start its processes" + (": is the cluster busy?" if long else "")
-
-
-def is_lost(failure: ray.exceptions.RayError) -> bool:
-    """Whether the process that was to do something is gone, or never stood; false where its code ran and raised.
-
-    Only the latter is an error of its own kind. All others are of Ray: the process died or was ended (`RayActorError`,
-    `WorkerCrashedError`, `OutOfMemoryError` of Ray's memory monitor), its node did (`NodeDiedError`, `LocalRayletDiedError`),
-    what it returned was lost with it (`ObjectLostError`), or it cannot be started (`ActorUnschedulableError`,
-    `RuntimeEnvSetupError`).
-    """
-    return not isinstance(failure, ray.exceptions.RayTaskError)
-
-
-def what_was_lost(failure: ray.exceptions.RayError, fewer: str) -> str:
-    """A lost process in words; where memory ran out, or may have, with the way out.
-
-    Args:
-        failure: of Ray.
-        fewer: the settings by which fewer processes run at once.
-    """
-    if isinstance(failure, ray.exceptions.OutOfMemoryError):
-        return f"the machine ran out of memory, and Ray ended a process for it ({_cause(failure)}); {fewer}"
-    if isinstance(failure, ray.exceptions.ActorUnavailableError):  # Ray keeps for itself why it starts a process again.
-        return f"a process was ended again and again, for lack of memory perhaps ({_cause(failure)}); {fewer}"
-    return str(failure)
-
-
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """The first line of an error, or of the one that it came from."""
     said = str(error.__cause__ or error).strip() or type(error).__name__
     return said.splitlines()[0][:300]

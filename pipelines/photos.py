@@ -123,21 +123,13 @@ def check_photos(settings: BuildSettings) -> None:
     if settings.crawl.sources:
         raise InputError(f"{root}: the photos are still to be crawled; run pipelines/crawl.py with these settings first")
     if source.kind != "open_images":
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder; set build.source.photos to the one that holds the photos")
-        if next(root.iterdir(), None) is None:
-            raise InputError(f"{root}: this photo folder is empty; put the photos there, or set build.source.photos")
+        if not root.is_dir() or next(root.iterdir(), None) is None:
+            raise InputError(f"{root}: no photos here; put them there, or set build.source.photos to the folder that holds them")
         return
     for split in source.splits:
-        folders = [folder for folder in (root / split, *sorted(root.glob(f"{split}_?"))) if folder.is_dir()]
-        if not folders:
+        if not any(next(folder.glob("*.jpg"), None) for folder in (root / split, *root.glob(f"{split}_?"))):
             raise InputError(
-                f"{root / split}: no such folder (nor {split}_0 to {split}_f beside it); "
-                f"put the photos there as <ImageID>.jpg, or set build.source.photos"
-            )
-        if not any(next(folder.glob("*.jpg"), None) for folder in folders):
-            raise InputError(
-                f"{folders[0]}: this photo folder is empty (no .jpg in it); "
+                f"{root / split}: no .jpg here (nor in {split}_0 to {split}_f beside it); "
                 f"put the photos there as <ImageID>.jpg, or set build.source.photos"
             )
 

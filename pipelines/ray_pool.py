@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ray
 
 from pbe_core.progress import Progress
-from pipelines.on_ray import is_lost, waiting_since, what_was_lost
+from pipelines.on_ray import cause_of
 
 MOST_RESTARTS = 10
 """Of one actor: enough for nodes that come and go, few enough that one which cannot live anywhere is given up."""
@@ -24,6 +24,7 @@ STOP_SECONDS = 8.0
 _FEW = 4
 """Units that an actor has at hand at first, where it may have several: one that takes long does not leave it idle."""
 _LOOK_SECONDS = 1.0
+_LONG_SECONDS = 60
 
 
 class Worker(Protocol):
@@ -120,7 +121,7 @@ class _Pool:
     def run(self) -> Iterator[tuple[int, str]]:
         """Until all is done, or no actor is left; those that never found a place need not be waited for."""
         error = ""
-        self.progress.say(waiting_since(self.started))
+        self.progress.say(self.status())
         while not self.is_over():
             self.hand_out()
             if not self.running or not (self.waiting or any(actor.units for actor in self.actors)):
@@ -201,7 +202,7 @@ class _Pool:
             except ray.exceptions.RayError:  # That it is lost shows elsewhere.
                 actor.done = 0
         if not self.began:
-            self.progress.say(waiting_since(self.started))
+            self.progress.say(self.status())
         due = set(self.asked.values())
         for actor in self.actors:
             if actor.units and actor not in due:
@@ -214,3 +215,25 @@ class _Pool:
         actor.done = 0
         self.asked = {promise: other for promise, other in self.asked.items() if other is not actor}
         self.progress.partly(sum(other.done for other in self.actors if other.units))
+
+    def status(self) -> str:
+        """What to show while no actor stands."""
+        long = time.monotonic() - self.started > _LONG_SECONDS
+        return "waiting for Ray to start its processes" + (": is the cluster busy?" if long else "")
+
+
+def is_lost(failure: ray.exceptions.RayError) -> bool:
+    """Whether the process that was to do something is gone, or never stood; false where its code ran and raised.
+
+    Only the latter is an error of its own kind; all others, of which there are many, are of Ray, its processes and nodes.
+    """
+    return not isinstance(failure, ray.exceptions.RayTaskError)
+
+
+def what_was_lost(failure: ray.exceptions.RayError, fewer: str) -> str:
+    """A lost process in words; where memory ran out, or may have, with `fewer`: the settings by which fewer run at once."""
+    if isinstance(failure, ray.exceptions.OutOfMemoryError):
+        return f"the machine ran out of memory, and Ray ended a process for it ({cause_of(failure)}); {fewer}"
+    if isinstance(failure, ray.exceptions.ActorUnavailableError):  # Ray keeps for itself why it starts a process again.
+        return f"a process was ended again and again, for lack of memory perhaps ({cause_of(failure)}); {fewer}"
+    return str(failure)

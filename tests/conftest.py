@@ -1,16 +1,18 @@
 """Fixtures shared by all tests. Shapes and types in signatures are checked while tests run."""
 
 import atexit
-import functools
 import gc
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 # Several test processes share few cores: threads that spin while they wait would keep the others from what is waited for.
@@ -33,7 +35,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pbe_core.dataset_reader import read_dataset
+from pbe_core.errors import run_program
+from pbe_core.progress import Progress
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
 
@@ -47,12 +50,13 @@ REAL_DATA = Path(os.environ.get("PBE_REAL_DATA", REPOSITORY.parent / "shared" / 
 VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
 
 
-STAND = """
-import sys, ray
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
-"""
+@dataclass(frozen=True)
+class Done:
+    """What a program left, as `subprocess` tells it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def pytest_collection_finish() -> None:
@@ -61,34 +65,44 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@functools.cache
-def standing_ray() -> str:
-    """The address of a Ray that stands until this process ends: each build would take three seconds to start one of its own."""
-    # Builds without an address must not find it.
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
-    atexit.register(shutil.rmtree, environment["RAY_TMPDIR"], ignore_errors=True)
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", STAND], env=environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
-    assert process.stdin
-    assert process.stdout
-    atexit.register(process.wait)
-    atexit.register(process.stdin.close)  # What is registered last is done first.
-    return process.stdout.readline().decode().strip()
+def call_program(main: Callable[[], int | None], *arguments: str) -> Done:
+    """A program's `main` in this process, with these arguments."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", ["a program", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        run_program(main)
+    return Done(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def run_build(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python pipelines/build.py` with the tiny preset, as a user starts it on a cluster."""
-    command = [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", "--ray.address", standing_ray(), *options]
-    # Where this process has had a Ray of its own, that has left word that tokens are asked for.
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+def run_build(*options: str, check: bool = True, pictures: bool = False) -> Done:
+    """`pipelines/build.py` in this process, which packs the shards, too: a Ray and its actor would take ten seconds to start.
+
+    Without the report and the contact sheet, unless they are asked for. The fixture `dataset` is made by the real command.
+    """
+    from pipelines import build
+
+    threads = torch.get_num_threads()
+    try:
+        draw = build.draw_pictures if pictures else lambda settings, folder: None
+        with patch("pipelines.dataset.pack.pack_on_ray", pack_here), patch.object(build, "draw_pictures", draw):
+            done = call_program(build.main, "--config", str(preset("tiny")), *options)
+    finally:
+        torch.set_num_threads(threads)
     assert not check or done.returncode == 0, done.stdout + done.stderr
-    out = Path(command[command.index("--out") + 1]) if "--out" in command else None
-    if done.returncode == 0 and out and (out / "dataset.json").is_file():
-        books = read_dataset(out).books
-        assert books.boxes == books.objects + sum(books.rejects.values())
-        assert books.planned == books.samples + sum(books.failures.values())
     return done
+
+
+def pack_here(settings: BuildSettings, fingerprint: str, numbers: list[int], progress: Progress) -> Iterator[tuple[int, str]]:
+    """What `pack_on_ray` does, by one actor's class and without Ray."""
+    from pipelines.dataset.pack import PackingActor
+
+    actor = PackingActor(settings, fingerprint, "cpu")
+    for number in numbers:
+        yield number, actor.work(number)
 
 
 @pytest.fixture(scope="session")
@@ -119,11 +133,19 @@ def photos(shared_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(photos: Path, shared_folder: Path) -> Path:
-    """The dataset that the real command makes of it, on a real Ray with two actors."""
-    out = shared_folder / "dataset"
+    """The dataset that the real command makes of it, on a real Ray with two actors.
+
+    It runs as `ray submit` starts it: build.py alone is copied to the cluster, and other folders are the current one.
+    """
+    out, elsewhere = shared_folder / "dataset", shared_folder / "submitted"
     with made_once(out) as missing:
         if missing:
-            run_build(*build_options(photos, out), "--ray.actors", "2")
+            elsewhere.mkdir(exist_ok=True)
+            script = shutil.copy(REPOSITORY / "pipelines" / "build.py", elsewhere)
+            options = build_options(Path("..") / photos.name, Path("..") / out.name)
+            command = [sys.executable, script, "--config", "configs/tiny.yaml", *options, "--ray.actors", "2"]
+            done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     return out
 
 

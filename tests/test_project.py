@@ -7,9 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
-import pytest
-
-from pbe_cli.__main__ import COMMANDS
+from pbe_cli.__main__ import COMMANDS, usage
 from pbe_core.settings import REPOSITORY, field_names
 from pbe_train.config import TrainSettings
 from pipelines.config import BuildSettings
@@ -37,16 +35,9 @@ def run_guarded(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "modules",
-    [
-        "pipelines.build, pipelines.dataset.pack",
-        "pbe_train.train, pbe_train.sample, pbe_train.checkpoints.export",
-        "tiny_world.make_photos",
-    ],
-)
-def test_importing_an_entry_point_opens_no_connection(modules):
-    assert "phones home" not in run_guarded(f"import {modules}")
+def test_importing_an_entry_point_opens_no_connection():
+    modules = [module for module, _ in COMMANDS.values()]
+    assert "phones home" not in run_guarded(f"import {', '.join(modules)}, pipelines.dataset.pack, tiny_world.make_photos")
 
 
 def test_the_guard_sees_the_update_check_that_is_switched_off():
@@ -89,15 +80,14 @@ def test_help_is_each_programs_own_however_it_is_started_and_loads_no_large_libr
         assert texts[name].partition("\noptions:")[2] == texts[module].partition("\noptions:")[2] != ""
 
 
-@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), ([], 2), (["trian"], 2)])
-def test_the_command_lists_its_commands_and_loads_nothing(words, status):
+def test_the_command_lists_its_commands_and_loads_nothing():
     code = "import runpy, sys, atexit; atexit.register(lambda: print([m for m in ('numpy', 'pydantic') if m in sys.modules]));"
-    code += f"sys.argv[1:] = {words}; runpy.run_module('pbe_cli', run_name='__main__')"
+    code += "sys.argv[1:] = ['trian']; runpy.run_module('pbe_cli', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], **CAPTURED)
-    assert done.returncode == status
-    assert all(name in done.stdout + done.stderr for name in COMMANDS)
+    assert done.returncode == 2
+    assert "`train`" in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert ("`train`" in done.stderr) == bool(words == ["trian"])
+    assert all(name in usage() for name in COMMANDS)
 
 
 def test_readme_names_only_targets_that_exist():

@@ -68,7 +68,7 @@ def test_the_guard_sees_files_of_the_checkout(pbe, tmp_path):
 
 def test_the_demonstration_and_a_plan_run_from_the_wheel(pbe, tmp_path):
     assert "usage: pbe COMMAND" in run(pbe, "--help", folder=tmp_path).stdout
-    demo = run(pbe, "demo", "--photos", "12", "--steps", "1", folder=tmp_path)
+    demo = run(pbe, "demo", "--photos", "4", "--steps", "1", folder=tmp_path)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "8 edits by step 1 of runs/tiny" in demo.stdout
     for name in ("data/tiny/dataset/report.html", "runs/tiny/demo.png"):

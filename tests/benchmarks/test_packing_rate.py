@@ -1,23 +1,21 @@
 """The benchmark of packing: a tiny run's figures fit each other, and the ways that are compared make the same things."""
 
 import json
-import subprocess
-import sys
 from random import Random
 
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from benchmarks import published_recipe
+from benchmarks import packing, published_recipe
 from benchmarks.packing_world import draw_photo, find_photos
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Rectangle, Window, whole_photo
 from pbe_core.randomness import generator
-from pbe_core.settings import REPOSITORY
 from pipelines.config import BuildSettings, SourceSettings
 from pipelines.dataset.samples import draw_mask
 from pipelines.geometry import extend_box
+from tests.conftest import call_program
 
 needs_bezier = pytest.mark.skipif(not published_recipe.is_installed(), reason="the package bezier is not installed")
 
@@ -27,8 +25,7 @@ def test_a_tiny_run(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a photo.jpg").write_bytes(draw_photo(0))
     options = ["--samples", "40", "--photos", str(tmp_path / "photos"), "--results", str(results)]
-    command = [sys.executable, "-m", "benchmarks.packing", *options, "--parts", "preparation", "masks", "pack"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = call_program(packing.main, *options, "--parts", "preparation", "masks", "pack")
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(results.read_text())
     assert result["photos"] == {"drawn": False, "files": 1, "mean_bytes": len(draw_photo(0))}

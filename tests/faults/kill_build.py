@@ -6,7 +6,7 @@ Four targets, each hit so often: the program that builds (every other time the n
 one before may still be at it), a packing process, the raylet, Ray's own process on each node, and whichever process is about to
 give a file its name (kill_writes.py: each such place once, also where these are more). A program that is killed is started again;
 it survives the others. In the end every shard must have the SHA-256 of an undisturbed build by one worker, nothing
-that was recorded may have been made again, and nothing may lie about. Prints a table; status 1 if anything is wrong.
+that was recorded may have been made again, and nothing may lie about. Prints the kills; status 1 if anything is wrong.
 """
 
 import argparse
@@ -21,11 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from pbe_core.dataset_reader import find_imbalance, read_dataset
 from pbe_core.settings import REPOSITORY
+from tests.conftest import build_options
 from tests.faults.marked import MarkedProcesses
 from tiny_world.make_photos import make_world
 
@@ -34,7 +32,6 @@ PATIENCE_SECONDS = 1800
 SAMPLES_PER_SHARD = 4
 ATOMIC_WRITE = "atomic write"
 TARGETS = {"program": "pipelines/build.py", "packing process": "ray::PackingActor", "raylet": "raylet/raylet", ATOMIC_WRITE: ""}
-VAE = str(REPOSITORY / "tiny_world" / "weights" / "vae")
 
 
 @dataclass(frozen=True)
@@ -69,18 +66,9 @@ def report_of(calm: Path) -> Report:
 
 def build_command(photos: Path, out: Path, actors: int, samples: int = SAMPLES_PER_SHARD) -> list[str]:
     """A build of the tiny world, in small shards."""
-    folders = ["--source.annotations", str(photos), "--source.photos", str(photos), "--out", str(out), "--latents.vae", VAE]
-    ray = ["--ray.cpus_per_actor", "0.25", "--ray.gpus_per_actor", "0", "--ray.actors", str(actors), "--ray.attempts", "10"]
-    return [
-        sys.executable,
-        "pipelines/build.py",
-        "--config",
-        "configs/tiny.yaml",
-        *folders,
-        *ray,
-        "--shards.samples",
-        str(samples),
-    ]
+    ray = ["--ray.cpus_per_actor", "0.25", "--ray.actors", str(actors), "--ray.attempts", "10"]
+    options = [*build_options(photos, out), *ray, "--shards.samples", str(samples)]
+    return [sys.executable, "pipelines/build.py", "--config", "configs/tiny.yaml", *options]
 
 
 def hashes_of(out: Path) -> dict[str, str]:
@@ -201,24 +189,15 @@ def run(photos: int, kills: int, seed: int, folder: Path, targets: Sequence[str]
 
 
 def print_report(report: Report) -> None:
-    """The kills by target, and what was wrong."""
-    table = Table(title=f"builds of {report.shards} shards, killed {len(report.kills)} times", title_justify="left")
-    for name in ("target", "kills", "shards done then", "s after the start", "status of the run"):
-        table.add_column(name, justify="left" if name == "target" else "right")
-    for target in dict.fromkeys(kill.target for kill in report.kills):
-        own = [kill for kill in report.kills if kill.target == target]
-        done = [kill.recorded for kill in own if kill.recorded is not None]
-        seconds = [kill.seconds for kill in own if kill.seconds is not None]
-        statuses = {"went on" if kill.status is None else str(kill.status) for kill in own}
-        span = (f"{min(done)} to {max(done)}", f"{min(seconds):.1f} to {max(seconds):.1f}") if done and seconds else ("", "")
-        table.add_row(target, str(len(own)), *span, ", ".join(sorted(statuses)))
-    console = Console(width=130)
-    console.print(table)
+    """The kills, and what was wrong."""
+    for kill in report.kills:
+        when = "" if kill.recorded is None else f", after {kill.recorded} of {report.shards} shards, {kill.seconds:.1f} s"
+        print(f"{kill.target}: {'the build went on' if kill.status is None else f'status {kill.status}'}{when}")
     for problem in report.problems:
-        console.print(problem, soft_wrap=True, highlight=False, markup=False)
+        print(f"WRONG: {problem}")
     if not report.problems:
-        console.print(
-            f"all {len(report.sha256)} files are those of an undisturbed build; {report.seconds:.0f} s", highlight=False
+        print(
+            f"{len(report.kills)} kills: all {len(report.sha256)} files are those of an undisturbed build; {report.seconds:.0f} s"
         )
 
 

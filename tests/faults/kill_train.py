@@ -5,7 +5,7 @@
 A training of the tests' small world is killed again and again, each time started by the same command, with its checkpoints
 written every step and two loader processes, whose orphans may still be at it when the next run begins. A run that comes to its
 end before all kills are spent is compared, and the next one begins. Weights, moving average, optimizer and all lines of metrics
-but their times must be those of a run that nothing disturbed. Prints a table; status 1 if anything is wrong.
+but their times must be those of a run that nothing disturbed. Prints the kills; status 1 if anything is wrong.
 """
 
 import argparse
@@ -18,9 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints
 from tests.faults.kill_build import PATIENCE_SECONDS, wait_until
@@ -146,24 +143,14 @@ def run(kills: int, steps: int, seed: int, folder: Path) -> Report:
 
 
 def print_report(report: Report) -> None:
-    """The kills by run, and what was wrong."""
-    table = Table(title=f"trainings of {report.steps} steps, killed {len(report.kills)} times", title_justify="left")
-    for name in ("run", "kills", "steps saved then", "half-written checkpoints", "s after the start"):
-        table.add_column(name, justify="right")
-    for number in sorted({kill.run for kill in report.kills}):
-        own = [kill for kill in report.kills if kill.run == number]
-        seconds = [kill.seconds for kill in own]
-        steps, half = ", ".join(str(kill.step) for kill in own), sum(kill.writing for kill in own)
-        table.add_row(str(number), str(len(own)), steps, str(half), f"{min(seconds):.1f} to {max(seconds):.1f}")
-    console = Console()
-    console.print(table)
+    """The kills, and what was wrong."""
+    for kill in report.kills:
+        half = ", another one half written" if kill.writing else ""
+        print(f"run {kill.run}: checkpoint {kill.step} of {report.steps}{half}, {kill.seconds:.1f} s after the start")
     for problem in report.problems:
-        console.print(problem, soft_wrap=True, highlight=False, markup=False)
+        print(f"WRONG: {problem}")
     if not report.problems:
-        console.print(
-            f"all {report.runs} runs left the bytes and the metrics of an undisturbed one; {report.seconds:.0f} s",
-            highlight=False,
-        )
+        print(f"{len(report.kills)} kills: all {report.runs} runs left the bytes and the metrics of an undisturbed one")
 
 
 def main() -> int:

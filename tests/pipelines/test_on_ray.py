@@ -33,10 +33,10 @@ def closed_port() -> Iterator[int]:
         (
             None,
             "http://127.0.0.1:8265",
-            ["RAY_ADDRESS is http://127.0.0.1:8265", "job API", "ray job submit", "--ray.address local"],
+            ["RAY_ADDRESS is http://127.0.0.1:8265", "ray job submit --address http", "--ray.address local"],
         ),
-        ("https://head", None, ["build.ray.address is https://head", "job API"]),
-        (None, "ray://head:10001", ["RAY_ADDRESS is ray://head:10001", "not through Ray's client", "HOST:6379"]),
+        ("https://head", None, ["build.ray.address is https://head", "ray job submit"]),
+        (None, "ray://head:10001", ["RAY_ADDRESS is ray://head:10001", "submit it there", "HOST:6379"]),
         ("head", None, ["build.ray.address is head", "no address of a Ray cluster", "HOST:6379"]),
         ("127.0.0.1:port", None, ["build.ray.address is 127.0.0.1:port", "no address of a Ray cluster"]),
     ],
@@ -57,7 +57,7 @@ def test_all_programs_look_at_the_address_before_any_work(program, photos, tmp_p
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     extra = ["--source.survey", str(tmp_path / "survey"), "--crawl.sources", '["nowhere"]']
     monkeypatch.setattr(sys, "argv", ["a program", *build_options(photos, tmp_path / "out"), *extra])
-    with pytest.raises(InputError, match="job API"):
+    with pytest.raises(InputError, match="ray job submit"):
         program.main()
     assert not (tmp_path / "out" / "objects.parquet").exists()
 

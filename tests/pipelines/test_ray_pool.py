@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from pbe_core.errors import InputError
 from pbe_core.progress import Progress
 from pipelines import ray_pool
-from pipelines.on_ray import is_lost, what_was_lost
-from pipelines.ray_pool import actor_options, work_on_ray
+from pipelines.ray_pool import actor_options, is_lost, what_was_lost, work_on_ray
 
 FEWER = "run fewer of them"
 # Ray's processes cannot import this file: what they need of it goes to them by value.
@@ -88,32 +88,57 @@ def begun(folder: Path) -> Counter[int]:
     return Counter(map(int, (folder / "begun").read_text().split()))
 
 
-@pytest.fixture
-def two_nodes() -> Iterator[None]:
-    """A cluster of two nodes with a CPU each; on one of them the memory monitor ends every process, however little it uses."""
-    quiet = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=quiet)
-    doomed = {"DOOMED": "1", "RAY_memory_usage_threshold": "0", "RAY_memory_monitor_refresh_ms": "500"}
-    cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars=doomed)
+@contextlib.contextmanager
+def two_nodes(**environment: str) -> Iterator[Callable[[], None]]:
+    """A cluster of two nodes with a CPU each, the second one doomed, with this environment. Yields what takes that one away."""
+    quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **quiet})
+    node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars={"DOOMED": "1", **environment})
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        yield lambda: cluster.remove_node(node)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
-def test_an_actor_that_the_memory_monitor_ends_takes_no_unit_with_it(two_nodes, tmp_path):
+def test_an_actor_that_the_memory_monitor_ends_takes_no_unit_with_it(tmp_path):
     """Once it has been started again as often as it may, its error is no RayActorError. Taken for idle, it would be given all
-    units, and each would fail at once.
+    units, and each would fail at once. The monitor of the doomed node ends every process, however little it uses.
     """
     make = ray.remote(Marking).options(**{**actor_options(1), "max_restarts": 1})
     progress = Progress("working", 12, "units")
-    outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 2, range(12), progress, FEWER))
+    with two_nodes(RAY_memory_usage_threshold="0", RAY_memory_monitor_refresh_ms="500"):
+        outcomes = dict(work_on_ray(lambda: make.remote(str(tmp_path)), 2, range(12), progress, FEWER))
     assert outcomes.keys() == set(range(12))
     times = begun(tmp_path)
     assert times.keys() == set(range(12)), "each was begun"
     for unit, error in outcomes.items():
         assert not error or times[unit] >= 2, "what failed was lost twice"
     assert [error for error in outcomes.values() if not error], "the other node works on"
+
+
+class Hanging(Marking):
+    """A worker that never ends its unit on the doomed node, and elsewhere does none before that one has begun."""
+
+    def work(self, unit: int) -> str:
+        if self.doomed:
+            (self.folder / "first").touch()
+            self.never.wait()
+        while not (self.folder / "first").exists():
+            time.sleep(0.05)
+        return ""
+
+
+def test_the_units_of_a_node_that_leaves_go_to_another_one(tmp_path):
+    """While the other node is at work the lost actor finds no place: its unit must not wait for it, nor the end."""
+    make = ray.remote(Hanging).options(**actor_options(1))
+    with two_nodes() as take_away:
+        work = work_on_ray(lambda: make.remote(str(tmp_path)), 2, range(6), Progress("working", 6, "units"), FEWER)
+        outcomes = [next(work)]
+        take_away()
+        outcomes += work
+    assert sorted(outcomes) == [(unit, "") for unit in range(6)]
 
 
 @pytest.mark.long
@@ -188,27 +213,36 @@ def test_waiting_for_ray_is_told_and_taken_back(one_node, tmp_path):
     assert said[-1] == ""
 
 
+class Broken(Marking):
+    """A worker that cannot start, as where its node lacks the VAE."""
+
+    def __init__(self, folder: str) -> None:
+        raise InputError(f"{folder}: not on this node")
+
+
+def test_an_actor_that_cannot_start_fails_its_units_and_ends(one_node, tmp_path):
+    """Every unit is named once with the cause, and nothing waits for ever."""
+    make = ray.remote(Broken).options(**actor_options(1))
+    outcomes = list(work_on_ray(lambda: make.remote(str(tmp_path)), 1, [0, 1, 2], Progress("working"), FEWER))
+    assert [unit for unit, _ in outcomes] == [0, 1, 2]
+    assert all("not on this node" in error for _, error in outcomes)
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("error", "of_memory"),
     [
-        "OutOfMemoryError",
-        "NodeDiedError",
-        "WorkerCrashedError",
-        "LocalRayletDiedError",
-        "ActorDiedError",
-        "ActorUnavailableError",
+        (ray.exceptions.OutOfMemoryError("node 7\nand more"), True),
+        (ray.exceptions.ActorUnavailableError("it is restarting", None), True),
+        (ray.exceptions.NodeDiedError("node 7\nand more"), False),
+        (ray.exceptions.WorkerCrashedError(), False),
+        (ray.exceptions.LocalRayletDiedError(), False),
+        (ray.exceptions.ActorDiedError(), False),
     ],
 )
-def test_all_errors_of_ray_itself_mean_that_a_process_is_gone(kind):
-    with contextlib.suppress(TypeError):
-        error = getattr(ray.exceptions, kind)()
-    if kind in ("OutOfMemoryError", "NodeDiedError"):
-        error = getattr(ray.exceptions, kind)("node 7\nand more")
-    if kind == "ActorUnavailableError":
-        error = ray.exceptions.ActorUnavailableError("it is restarting", None)
+def test_all_errors_of_ray_itself_mean_that_a_process_is_gone(error, of_memory):
     assert is_lost(error)
     said = what_was_lost(error, FEWER)
-    assert ("memory" in said) == (FEWER in said) == (kind in ("OutOfMemoryError", "ActorUnavailableError"))
+    assert ("memory" in said) == (FEWER in said) == of_memory
 
 
 class Several:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.settings import load_settings, preset
-from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
+from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.dataset.samples import OF_PHOTOS, Failure, decode_segmentation, encode_segmentation, prepare_photo, prepare_sample
 from pipelines.photos import photo_path
@@ -24,17 +24,12 @@ ROW = PlanRow.of(dict.fromkeys(OBJECTS.names) | {
     "x_min": 0.25, "x_max": 0.5, "y_min": 0.1, "y_max": 0.4,
 })  # fmt: skip
 
+BOXES = {"kind": "boxes", "unit": "fraction"}
 
-def settings_for(
-    folder: Path, selection: dict | None = None, references: dict | None = None, views: dict | None = None, **source
-) -> BuildSettings:
-    return BuildSettings(
-        out=folder,
-        source=SourceSettings(annotations=folder, photos=folder, **source),
-        selection=SelectionSettings(**(selection or {})),
-        views={"size": 64, **(views or {})},
-        references=references or {},
-    )
+
+def settings_for(folder: Path, source: dict | None = None, views: dict | None = None, **groups) -> BuildSettings:
+    source = {"annotations": folder, "photos": folder, **(source or {})}
+    return BuildSettings(out=folder, source=source, views={"size": 64, **(views or {})}, **groups)
 
 
 def photo_with_a_box(width: int = 200, height: int = 120) -> np.ndarray:
@@ -66,12 +61,12 @@ def test_exif_counts_where_boxes_were_drawn_on_what_viewers_show(tmp_path):
     Image.fromarray(np.rot90(photo_with_a_box())).save(buffer, "JPEG", quality=95, exif=exif)
     (tmp_path / "any name.jpg").write_bytes(buffer.getvalue())
     row = replace(ROW, file_name="any name.jpg")
-    shown = prepare_photo([row], settings_for(tmp_path, None, {"padding": 0}, kind="boxes", unit="fraction"))[0]
+    shown = prepare_photo([row], settings_for(tmp_path, BOXES, references={"padding": 0}))[0]
     assert shown.record.photo_size == (200, 120)
     assert decode_photo(shown.reference, frame="stored")[..., 0].mean() > 230
-    stored = prepare_photo([row], settings_for(tmp_path, kind="boxes", unit="fraction", frame="stored"))[0]
+    stored = prepare_photo([row], settings_for(tmp_path, {**BOXES, "frame": "stored"}))[0]
     assert stored.record.photo_size == (120, 200)
-    assert settings_for(tmp_path).source.photo_frame == settings_for(tmp_path, kind="coco").source.photo_frame == "stored"
+    assert settings_for(tmp_path).source.photo_frame == settings_for(tmp_path, {"kind": "coco"}).source.photo_frame == "stored"
 
 
 @pytest.mark.parametrize("background", ["keep", "grey"])
@@ -117,10 +112,10 @@ def test_a_photo_of_another_shape_than_the_annotations_say_is_not_used(size, fai
 )  # fmt: skip
 def test_rules_in_px_are_asked_of_the_photo_where_the_tables_are_silent(rules, code, tmp_path):
     """The box has 50 x 36 px."""
-    sample = prepare_sample(ROW, photo_with_a_box(), "00", settings_for(tmp_path, rules))
+    sample = prepare_sample(ROW, photo_with_a_box(), "00", settings_for(tmp_path, selection=rules))
     assert (sample.code if isinstance(sample, Failure) else None) == code
     known = replace(ROW, width=200, height=120)
-    assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, rules)), Failure)
+    assert not isinstance(prepare_sample(known, photo_with_a_box(), "00", settings_for(tmp_path, selection=rules)), Failure)
 
 
 def test_a_jpeg_without_an_end_mark_is_packed_or_refused_as_is_set(tmp_path):
@@ -128,9 +123,9 @@ def test_a_jpeg_without_an_end_mark_is_packed_or_refused_as_is_set(tmp_path):
     Image.fromarray(photo_with_a_box()).save(buffer, "JPEG", quality=95)
     (tmp_path / "p.jpg").write_bytes(buffer.getvalue()[:-2])
     rows = [replace(ROW, file_name="p.jpg")]
-    [sample] = prepare_photo(rows, settings_for(tmp_path, kind="coco"))
+    [sample] = prepare_photo(rows, settings_for(tmp_path, {"kind": "coco"}))
     assert sample.record.photo_size == (200, 120)
-    [failure] = prepare_photo(rows, settings_for(tmp_path, kind="coco", missing_end_mark="refuse"))
+    [failure] = prepare_photo(rows, settings_for(tmp_path, {"kind": "coco", "missing_end_mark": "refuse"}))
     assert failure.code == "no_end_mark"
     assert {"no_end_mark", "unsupported_format"} <= OF_PHOTOS & FAILURE_CODES.keys()
 
@@ -162,6 +157,29 @@ def test_pictures_are_resized_as_the_settings_say(tmp_path):
     assert decode_photo(smooth.reference, frame="stored").shape != (48, 48, 3)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_mask_kinds_come_in_the_configured_share(share, tmp_path):
+    """150 views with 2 masks: the share of Bessel masks lies within four standard deviations of the setting."""
+    settings = settings_for(tmp_path, masks={"arbitrary_mask_prob": share})
+    made = [prepare_sample(replace(ROW, object_id=f"x-{n}"), photo_with_a_box(), "00", settings) for n in range(150)]
+    kinds = [kind for sample in made for kind in sample.record.mask_kinds]
+    assert abs(kinds.count("bessel") / 300 - share) < 4 * (share * (1 - share) / 300) ** 0.5
+
+
+def test_views_that_no_square_holds_are_padded_or_rejected_and_masks_stay_on_the_photo(tmp_path):
+    wide, photo = replace(ROW, x_min=0.02, x_max=0.98, y_min=0.0, y_max=1.0), photo_with_a_box(300, 100)
+    for number in range(20):
+        sample = prepare_sample(replace(wide, object_id=f"x-{number}"), photo, "00", settings_for(tmp_path))
+        assert sample.record.padded
+        assert sample.view.shape == (64, 64, 3)
+        _, top, side = sample.record.window
+        rows = np.flatnonzero(sample.masks.any(axis=(0, 2)))
+        assert rows.min() >= (0 - top) / side * 64 - 1
+        assert rows.max() <= (100 - top) / side * 64 + 1
+    rejected = prepare_sample(wide, photo, "00", settings_for(tmp_path, views={"no_square": "reject"}))
+    assert rejected.code == "no_square"
+
+
 def test_the_papers_presets_zoom_as_published_and_the_tiny_one_does_not():
     presets = {name: load_settings(BuildSettings, "build", [], preset(name)).views for name in ("open_images", "coco", "tiny")}
     assert [(views.zoom, views.max_zoom) for views in presets.values()] == [("published", 0.6), ("published", 0.6), ("free", 0.9)]
@@ -177,51 +195,42 @@ def test_a_name_that_the_system_refuses_costs_its_own_samples(name, code, tmp_pa
     (tmp_path / LOOP).symlink_to(LOOP)
     (tmp_path / "folder.jpg").mkdir()
     rows = [replace(ROW, file_name=name, view=view) for view in (0, 1)]
-    failures = prepare_photo(rows, settings_for(tmp_path, kind="boxes", unit="fraction"))
+    failures = prepare_photo(rows, settings_for(tmp_path, BOXES))
     assert [failure.code for failure in failures] == [code, code]
-    assert code in FAILURE_CODES
-    assert code in OF_PHOTOS, "the next build looks at it again"
+    assert code in OF_PHOTOS & FAILURE_CODES.keys(), "the next build looks at it again"
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(errno.EIO, "unreadable"), (errno.ESTALE, "unreadable"), (errno.EACCES, "unreadable"), (errno.ENOENT, "missing")],
+    ("broken", "number", "code"),
+    [
+        *(("read_bytes", number, "unreadable") for number in (errno.EIO, errno.ESTALE, errno.EACCES)),
+        ("read_bytes", errno.ENOENT, "missing"),
+        # A trouble of the machine is no photo's fault.
+        ("read_bytes", errno.EMFILE, None),
+        ("stat", errno.EMFILE, None),
+    ],
 )
-def test_a_photo_that_cannot_be_read_costs_its_own_samples(number, code, tmp_path, monkeypatch):
-    def fail(path: Path) -> bytes:
+def test_a_photo_that_cannot_be_read_costs_its_own_samples(broken, number, code, tmp_path, monkeypatch):
+    def fail(path: Path, **options: bool) -> bytes:
         raise OSError(number, os.strerror(number), str(path))
 
     (tmp_path / "a.jpg").touch()
-    monkeypatch.setattr(Path, "read_bytes", fail)
-    settings = settings_for(tmp_path, kind="boxes", unit="fraction")
-    failure = prepare_photo([replace(ROW, file_name="a.jpg")], settings)[0]
-    assert (failure.code, failure.detail) == (code, f"{os.strerror(number)}: {tmp_path / 'a.jpg'}")
-
-
-@pytest.mark.parametrize("broken", ["read_bytes", "stat"])
-def test_a_trouble_of_the_machine_is_no_photos_fault(broken, tmp_path, monkeypatch):
-    def fail(path: Path, **options: bool) -> bytes:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
-
-    (tmp_path / "a.jpg").touch()
+    rows, settings = [replace(ROW, file_name="a.jpg")], settings_for(tmp_path, BOXES)
     monkeypatch.setattr(Path, broken, fail)
-    settings = settings_for(tmp_path, kind="boxes", unit="fraction")
-    with pytest.raises(OSError, match="Too many open files"):
-        prepare_photo([replace(ROW, file_name="a.jpg")], settings)
-
-
-def test_a_photo_is_found_in_its_second_place_where_the_first_is_unreadable(tmp_path):
-    (tmp_path / LOOP).symlink_to(LOOP)
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / LOOP).touch()
-    assert photo_path(tmp_path, "train", "x", LOOP) == tmp_path / "train" / LOOP
+    if code is None:
+        with pytest.raises(OSError, match="Too many open files"):
+            prepare_photo(rows, settings)
+    else:
+        [failure] = prepare_photo(rows, settings)
+        assert (failure.code, failure.detail) == (code, f"{os.strerror(number)}: {tmp_path / 'a.jpg'}")
 
 
 def test_named_files_are_found_below_the_root_or_the_split(tmp_path):
+    """Also where the first place cannot be read."""
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "b.png").touch()
-    (tmp_path / "a.png").touch()
-    assert photo_path(tmp_path, "train", "x", "a.png") == tmp_path / "a.png"
-    assert photo_path(tmp_path, "train", "x", "b.png") == tmp_path / "train" / "b.png"
+    (tmp_path / LOOP).symlink_to(LOOP)
+    for path in (tmp_path / "a.png", tmp_path / "train" / "b.png", tmp_path / "train" / LOOP):
+        path.touch()
+        assert photo_path(tmp_path, "train", "x", path.name) == path
     with pytest.raises(PhotoError, match="missing"):
         photo_path(tmp_path, "train", "x", "c.png")

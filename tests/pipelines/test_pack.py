@@ -1,18 +1,21 @@
-"""Encoding views: against the VAE called as diffusers documents it, in all precisions, and compiled."""
-
-import shutil
+"""Packing actors: how many fit a cluster, what they answer, and the encoder against the VAE called as diffusers documents it."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-import torch._inductor.config
+import torch._dynamo.config
 from diffusers import AutoencoderKL
 from torch._dynamo.utils import counters
 
+from pbe_core.errors import InputError
 from pbe_core.settings import load_settings, preset
 from pbe_core.vae import load_vae
-from pipelines.config import BuildSettings, LatentSettings
-from pipelines.dataset.pack import load_encoder
+from pipelines.config import BuildSettings, LatentSettings, RaySettings
+from pipelines.dataset.pack import PackingActor, load_encoder, share_out
+from pipelines.dataset.plan_shards import writing_plan
+from schemas.tables import PLAN
+from tests.conftest import settings_of
 
 SIZE, MASKS = 64, 2
 
@@ -61,13 +64,15 @@ def test_posteriors_of_views_and_masked_views(tiny, pictures, expected, precisio
     assert np.abs(packed - expected).max() < tolerance * np.abs(expected).max()
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_compiled_a_batch_is_encoded_the_same_whatever_came_before_it(tiny, pictures, monkeypatch, tmp_path):
-    """torch.compile gives up after eight sizes of batches, here after one and loudly, and runs the next ones uncompiled."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    """torch.compile gives up after eight sizes of batches, here after one and loudly, and runs the next ones uncompiled.
+
+    What makes machine code of a program, for a minute, is left out: which programs there are is decided before.
+    """
+    compile = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile(self, backend="eager", **options))
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # Others would have to be started, for little to do.
     # As small as a VAE can be: what takes long is compiling it.
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1).save_pretrained(tmp_path / "vae")
     plain = tiny.model_copy(update={"vae": str(tmp_path / "vae"), "batch_size": 3 * (1 + MASKS)})
@@ -80,3 +85,42 @@ def test_compiled_a_batch_is_encoded_the_same_whatever_came_before_it(tiny, pict
         np.testing.assert_allclose(packed, expected[:count], atol=0.002 * np.abs(expected).max())
     assert packed.tobytes() == last.tobytes()
     assert counters["stats"]["unique_graphs"] == 1, "both run the one program that was compiled"
+
+
+@pytest.mark.parametrize(
+    ("settings", "cpus", "gpus", "expected"),
+    [
+        ({}, 2, 0, (2, 0.0)),
+        ({}, 16, 4, (4, 1.0)),
+        ({}, 2, 4, (2, 1.0)),
+        ({"gpus_per_actor": 0.5}, 16, 4, (8, 0.5)),
+        ({"gpus_per_actor": 0}, 16, 4, (16, 0)),
+        ({"cpus_per_actor": 4}, 16, 0, (4, 0.0)),
+        ({"actors": 3}, 16, 0, (3, 0.0)),
+    ],
+)
+def test_actors_fill_the_cluster(settings, cpus, gpus, expected):
+    assert share_out(RaySettings(**settings), {"CPU": cpus, "GPU": gpus}) == expected
+
+
+@pytest.mark.parametrize(("settings", "cpus"), [({"gpus_per_actor": 1}, 8), ({"cpus_per_actor": 16}, 8), ({"actors": 9}, 8)])
+def test_actors_that_would_wait_for_ever_are_refused(settings, cpus):
+    """Ray itself would queue them without a word."""
+    with pytest.raises(InputError, match="do not fit"):
+        share_out(RaySettings(**settings), {"CPU": cpus})
+
+
+def test_what_a_person_can_mend_is_told_in_one_line(photos, tmp_path):
+    """A photo store without tables: a traceback would bury it."""
+    settings = settings_of(photos, tmp_path / "out", "--source.photos", str(tmp_path / "store"))
+    for folder in (settings.out, settings.source.photos):
+        folder.mkdir()
+    (settings.source.photos / "store.json").write_text("{}")
+    row = {field.name: "" if pa.types.is_string(field.type) else None if field.nullable else 0 for field in PLAN}
+    words = {field.name: "train" for field in PLAN if pa.types.is_dictionary(field.type)}
+    plan = pa.Table.from_pylist([{**row, **words, "shard": "train-000000", "photo_id": "p"}], PLAN)
+    with writing_plan(settings.out / "plan.parquet") as add:
+        add(plan)
+    said = PackingActor(settings, "x", "cpu").work(0)
+    assert said.startswith(f"{settings.source.photos}: this photo store has no tables")
+    assert "\n" not in said
