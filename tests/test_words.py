@@ -10,8 +10,8 @@ from PIL import Image
 from pbe_core.dataset_reader import find_imbalance
 from pbe_core.errors import InputError
 from pbe_train.checkpoints.init_from_pretrained import LoadReport
-from pbe_train.data.corrupt_samples import CorruptSamples
 from pbe_train.data.order import rank_slots
+from pbe_train.training.metrics import CorruptSamples
 from pipelines.annotations.own_boxes import open_boxes
 from pipelines.config import RaySettings, SourceSettings
 from pipelines.dataset.pack import share_out

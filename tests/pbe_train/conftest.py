@@ -1,18 +1,9 @@
 """Fixtures of the trainer's tests."""
 
-import os
+import pytest
+import torch
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Before anything imports albumentations.
-
-from jaxtyping import install_import_hook
-
-# Shapes in signatures are checked while tests run.
-install_import_hook("pbe_train", "beartype.beartype")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from tests.pbe_train.small_world import World, make_world  # noqa: E402
+from tests.pbe_train.small_world import World, make_world
 
 
 @pytest.fixture(autouse=True, scope="module")
