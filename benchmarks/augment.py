@@ -33,12 +33,13 @@ from rich.table import Table
 from benchmarks.machine import RESULTS, describe_machine, describe_versions, today
 from benchmarks.published_recipe import REFERENCE, published_augmentation
 from pbe_core.errors import InputError, run_program
+from pbe_train.config import AugmentationPreset
 from pbe_train.data.references import Augmentation, prepare_reference
 
 SAMPLES, TURNS = 400, 7
 # Height and width, px, of stored references: the shorter side at 224 px or less, the longer at 448 at most.
 SIZES = ((224, 224), (224, 300), (336, 224), (448, 224), (90, 140))
-PRESETS = ("paper", "strong")
+PRESETS: tuple[AugmentationPreset, ...] = ("paper", "strong")
 PUBLISHED = "published chain, by name"
 GOALS = {"paper": "<= 1.5", "strong": "<= 3"}
 
@@ -73,8 +74,8 @@ def ways() -> dict[str, Callable[[int], np.ndarray]]:
     references = draw_references()
     chain = published_augmentation()
 
-    def ours(preset: str) -> Callable[[int], np.ndarray]:
-        settings = Augmentation.model_validate({"preset": preset})
+    def ours(preset: AugmentationPreset) -> Callable[[int], np.ndarray]:
+        settings = Augmentation(preset)
 
         def make(number: int) -> np.ndarray:
             picture, outline = references[number % len(references)]

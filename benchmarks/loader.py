@@ -123,12 +123,12 @@ def make_ours(items: TrainingDataset, samples: int) -> Callable[[], None]:
     def make() -> None:
         step = next(steps)
         for slot in range(samples):
-            items.make(step, slot)
+            items[[(step, slot)]]
 
     return make
 
 
-class FromMembers:
+class FromMembers(ShardReader):
     """In the place of a ShardReader: the sample is the one that was streamed last."""
 
     def __init__(self, reader: ShardReader) -> None:
@@ -149,7 +149,7 @@ class FromMembers:
 def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[[], None]:
     """Each call makes the next `samples` items of a stream of all shards, over and over."""
     source = FromMembers(reader)
-    items = TrainingDataset(train_settings(dataset), source, REFERENCE)  # type: ignore[arg-type]
+    items = TrainingDataset(train_settings(dataset), source, REFERENCE)
     urls = [str(dataset / "shards" / f"{name}.tar") for name in reader.shards]
 
     def stream() -> Iterator[Mapping[str, bytes]]:
@@ -163,7 +163,7 @@ def make_streamed(dataset: Path, reader: ShardReader, samples: int) -> Callable[
         step = next(steps)
         for slot in range(samples):
             source.members = next(streamed)
-            items.make(step, slot)
+            items[[(step, slot)]]
 
     return make
 

@@ -46,7 +46,7 @@ from pbe_core.settings import REPOSITORY, load_settings, preset
 from pbe_core.vae import weights_sha256
 from pbe_train.checkpoints.from_pretrained import init_from_pretrained
 from pbe_train.checkpoints.networks import load_dataset_vae
-from pbe_train.config import TrainSettings
+from pbe_train.config import TRAIN_SPLIT, TrainSettings
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import Batch, TrainingDataset
 from pbe_train.model.diffusion import noise_losses
@@ -207,7 +207,7 @@ def measure(
     ranks = Distributed(0, 1, torch.device("cpu"))
     torch.set_num_threads(settings.threads or 1)
     pbe_train.train.Progress = Clocked  # type: ignore[misc]
-    reader = ShardReader(dataset, settings.split)
+    reader = ShardReader(dataset, TRAIN_SPLIT)
     bare = Bare(settings, ranks, reader)
     items = TrainingDataset(settings, reader, bare.model.conditioner.model.config.image_size)
 

@@ -7,11 +7,9 @@ import functools
 import io
 import json
 import math
-import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -33,15 +31,6 @@ _EXPONENT, _SIGN = np.uint16(0x7C00), np.uint16(0x8000)
 _parsing = threading.Lock()
 
 
-def _renew_lock() -> None:
-    """Another thread may have held it when this process was forked, and is not here to give it back."""
-    global _parsing
-    _parsing = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
 def encode_array(array: np.ndarray) -> bytes:
     """An array as the bytes of a `.npy` file."""
     buffer = io.BytesIO()
@@ -50,16 +39,11 @@ def encode_array(array: np.ndarray) -> bytes:
 
 
 def decode_array(data: bytes) -> np.ndarray:
-    """The array in the bytes of a `.npy` file; object arrays (pickles) are refused.
+    """The array in the bytes of a `.npy` file, read-only over them; object arrays (pickles) are refused.
 
     Raises:
         ValueError: the bytes are no `.npy` file, fewer than its header says, or hold Python objects.
     """
-    return view_array(data).copy()
-
-
-def view_array(data: bytes) -> np.ndarray:
-    """As `decode_array`, without a copy: a read-only array over `data`."""
     shape, by_columns, dtype = _array_header(data[:_HEADER_BYTES])
     values = np.frombuffer(data, dtype, math.prod(shape), _HEADER_BYTES)
     return values.reshape(shape, order="F" if by_columns else "C")
@@ -67,7 +51,7 @@ def view_array(data: bytes) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether the first axis runs fastest, and type. Kept, as a dataset has few, and numpy parses one as Python."""
+    """Shape, whether the first axis runs fastest, and type. Kept: a dataset has few, and parsing is slow."""
     stream = io.BytesIO(header)
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array of another version of .npy than 1.0")
@@ -155,23 +139,14 @@ def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
     for name in members:
         if name not in MEMBER_NAMES:
             raise InputError(f"{where}: unknown member {name}; known are {', '.join(MEMBER_NAMES)}")
-    decoded: dict[str, Any] = {}
-    decoders: dict[str, Callable[[bytes], Any]] = {
-        "json": SampleRecord.model_validate_json,
-        "latent.npy": decode_array,
-        "masked.npy": decode_array,
-        "mask.json": decode_masks,
-    }
-    for name, decode in decoders.items():
-        try:
-            decoded[name] = decode(members[name])
-        except (ValueError, EOFError) as error:
-            raise InputError(
-                f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again"
-            ) from error
-    record, latent, masked, masks = (decoded[name] for name in ("json", "latent.npy", "masked.npy", "mask.json"))
-    problem = find_problem(record, latent, masked, masks)
-    if problem:
+    name = "json"
+    try:
+        record = SampleRecord.model_validate_json(members[name])
+        latent, masked = (decode_array(members[name := array]).copy() for array in ("latent.npy", "masked.npy"))
+        masks = decode_masks(members[name := "mask.json"])
+    except ValueError as error:
+        raise InputError(f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again") from error
+    if problem := find_problem(record, latent, masked, masks):
         raise InputError(f"{where}: {problem}; build the shard again")
     return Sample(record, latent, masked, masks, members["ref.jpg"], members.get("view.jpg"))
 

@@ -16,6 +16,8 @@ from pbe_core.words import number_of
 
 # Diffusion times of the model: 0 to 999.
 TIMESTEPS = 1000
+# The split that is trained on, and the one whose samples are held out, for their loss and for pictures.
+TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 MaskMode = Literal["bilinear", "nearest"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
@@ -133,20 +135,14 @@ class PictureSettings(Group):
 
     every: int = Field(1000, ge=0)
     """Steps between pictures; 0 = none."""
-    count: int = Field(6, ge=1)
-    """Samples in a picture."""
-    sampling_steps: int = Field(25, ge=1)
-    """Denoising steps."""
 
 
 class ValidationSettings(Group):
     """The loss on fixed held-out samples with fixed noise: a curve that compares from step to step and from run to run."""
 
     every: int = Field(1000, ge=0)
-    """Steps between two measurements; 0 = none."""
-    split: str = "validation"
-    """Split of the held-out samples, also of the pictures'. Where the dataset has no such split, no loss is measured, pictures
-    show samples of the training split, and a line says so."""
+    """Steps between two measurements; 0 = none. Where the dataset has no validation split, no loss is measured, pictures show
+    samples of the training split, and a line says so."""
 
 
 class TrainSettings(Program):
@@ -156,8 +152,6 @@ class TrainSettings(Program):
     """Dataset folder that a build left (it holds dataset.json), or its URL: s3://bucket/dataset."""
     storage: dict[str, Any] = Field({}, exclude=True)
     """Options for that URL, as fsspec takes them for its protocol: {"endpoint_url": "https://..."}. Written to no file."""
-    split: str = "train"
-    """Split to train on."""
     out: Path = Path("runs/tiny")
     """Run folder: settings, checkpoints, metrics, pictures."""
     seed: int = 0
@@ -173,8 +167,6 @@ class TrainSettings(Program):
     whose error weighs high noise far more, where layout and background are decided: for short trainings from scratch."""
     condition_dropout: float = Field(0.2, ge=0, le=1)
     """Probability, per sample, that the condition is replaced by the learned null vector."""
-    timesteps: Literal["uniform", "stratified"] = "uniform"
-    """Diffusion times: each drawn alone, as published, or one from each of `global_batch` equal parts of the range."""
     max_nonfinite_steps: int = Field(20, ge=0)
     """Steps whose gradient is not finite change nothing and are counted; beyond so many the run stops and names their samples."""
     model: ModelSettings
@@ -277,9 +269,14 @@ RENAMED = {
     "": {"guidance_dropout": "condition_dropout", "most_skipped": "max_nonfinite_steps", "checkpoints_kept": "keep_last"},
     "loader": {"on_damage": "on_corrupt", "most_replaced": "max_corrupt_samples"},
 }
-DROPPED = {"": ("watchdog_minutes",), "pictures": ("split", "guidance", "scheduler"), "validation": ("samples",)}
+DROPPED = {
+    "": ("watchdog_minutes",),
+    "pictures": ("split", "guidance", "scheduler", "count", "sampling_steps"),
+    "validation": ("samples", "split"),
+}
 STRONG = {"erase": 0.3, "light": 0.5, "gamma": 0.3, "colour": 0.3, "resolution": 0.3, "blur": 0.2, "compression": 0.2}
 CONSTANT: dict[str, dict[str, Any]] = {
+    "": {"split": "train", "timesteps": "uniform"},
     "optimizer": {"betas": [0.9, 0.999]},
     "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
     | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},

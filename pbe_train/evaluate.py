@@ -48,6 +48,7 @@ def main() -> None:
 
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
     from pbe_train.checkpoints.from_pretrained import load_run
+    from pbe_train.config import TRAIN_SPLIT
     from pbe_train.data.remote_shards import open_reader
     from pbe_train.evaluation.held_out import check_fits
     from pbe_train.evaluation.recognition import CANDIDATES, draw_questions, evaluate, make_table
@@ -58,7 +59,7 @@ def main() -> None:
     check_guidance(run, options.guidance)
     reader = open_reader(run.settings.over(options.dataset, options.storage), options.split)
     check_fits(run, reader)
-    trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == run.settings.split
+    trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == TRAIN_SPLIT
     if trained_on:
         print(f"warning: the run was trained on split `{options.split}`; these scores say nothing of new photos", file=sys.stderr)
     with Progress("reading the labels"):

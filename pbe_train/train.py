@@ -19,6 +19,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 
 from pbe_core.settings import dump_settings, help_first, load_settings, preset
 from pbe_train.config import TrainSettings
@@ -43,8 +44,8 @@ from pbe_train.model.pipeline import Run
 from pbe_train.training.distributed import Distributed, Stop
 from pbe_train.training.metrics import PendingMetrics
 from pbe_train.training.optimizer import optimizer_step, parts_of, set_learning_rate, step_unless
-from pbe_train.training.progress import HELD_OUT, PICTURES, Progress, during
-from pbe_train.training.setup import Training, check_weights, describe, flops_of, out_of_memory, set_up
+from pbe_train.training.progress import Progress, during
+from pbe_train.training.setup import Training, check_weights, describe, flops_of, out_of_memory
 from pbe_train.training.validation import Pictures
 from pbe_train.training.watchdog import Watchdog
 
@@ -82,7 +83,7 @@ def main() -> int:
 def train(settings: TrainSettings, distributed: Distributed) -> int:
     """The whole run, from data to final checkpoint. Returns the signal that stopped it, or 0."""
     with Work("getting ready") if distributed.rank == 0 else nullcontext():
-        run = set_up(settings, distributed)
+        run = Training(settings, distributed)
     with ExitStack() as stack:
         progress = stack.enter_context(announce(run)) if distributed.rank == 0 else None
         pictures = make_pictures(run, progress)
@@ -102,8 +103,7 @@ def train(settings: TrainSettings, distributed: Distributed) -> int:
         if run.step < run.settings.steps:
             if progress:
                 progress.close()
-                name = signal.Signals(hooks.stopped_by).name
-                saved = f"stopped by {name} after step {run.step}, which is saved"
+                saved = f"stopped by {signal.Signals(hooks.stopped_by).name} after step {run.step}, which is saved"
                 print(f"{saved}; the same command goes on from there", file=sys.stderr)
             return hooks.stopped_by
         finish(run, progress)
@@ -134,26 +134,19 @@ def train_step(run: Training, watchdog: Watchdog) -> None:
         run.ema.update(run.step)
 
 
+@dataclass
 class Hooks:
-    """What follows on a step; the order is that of `after_step`, and the module's text says why. All ranks call all of them.
+    """What follows on a step; the order is that of `after_step`, and the module's text says why. All ranks call all of them."""
 
-    Attributes:
-        stopped_by: the signal that ends the run after this step, or 0.
-    """
-
-    def __init__(
-        self,
-        run: Training,
-        progress: Progress | None,
-        pictures: Pictures | None,
-        writer: CheckpointWriter,
-        watchdog: Watchdog,
-        stop: Stop,
-    ) -> None:
-        self.run, self.progress, self.pictures = run, progress, pictures
-        self.writer, self.watchdog, self.stop = writer, watchdog, stop
-        self.stopped_by = 0
-        self._pending: PendingMetrics | None = None
+    run: Training
+    progress: Progress | None
+    pictures: Pictures | None
+    writer: CheckpointWriter
+    watchdog: Watchdog
+    stop: Stop
+    stopped_by: int = 0
+    """The signal that ends the run after this step, or 0."""
+    _pending: PendingMetrics | None = None
 
     def after_step(self) -> None:
         """All of them, in their order."""
@@ -211,7 +204,7 @@ class Hooks:
         with (
             self.watchdog.during("validation", run.step),
             run.ema.in_place() if run.ema else nullcontext(),
-            during(self.progress, HELD_OUT, len(validation.batches), "batches") as work,
+            during(self.progress, "held-out loss", len(validation.batches), "batches") as work,
         ):
             loss = validation.loss(run.model, run.distributed, run.settings.precision, work)
         if self.progress:
@@ -239,7 +232,7 @@ class Hooks:
         with (
             self.watchdog.during("pictures", run.step),
             uncompiled() if run.settings.model.compile else nullcontext(),
-            self.progress.during(PICTURES, self.pictures.count(), "views") as work,
+            self.progress.during("pictures", self.pictures.count(), "views") as work,
         ):
             self.progress.show(run.step, self.pictures.draw(run.step, run.ema, work))
 
@@ -253,8 +246,7 @@ def announce(run: Training) -> Progress:
     if run.start:
         write_report(run.start, settings.out)
         print(run.start.lines(), flush=True)
-    every = {PICTURES: settings.pictures.every, HELD_OUT: settings.validation.every if run.validation else 0}
-    return Progress(settings, run.step, flops_of(run), every)
+    return Progress(settings, run.step, flops_of(run))
 
 
 def make_pictures(run: Training, progress: Progress | None) -> Pictures | None:
@@ -263,7 +255,7 @@ def make_pictures(run: Training, progress: Progress | None) -> Pictures | None:
         return None
     with progress.during("held-out samples"):
         vae = run.vae.to(run.distributed.device)
-        return Pictures(Run(run.model, vae, run.settings, run.identity, run.step))
+        return Pictures(Run(run.model, vae, run.settings, run.identity, run.step), run.reader)
 
 
 def finish(run: Training, progress: Progress | None) -> None:

@@ -38,6 +38,8 @@ ImageCompression: it hands RGB to an encoder that takes BGR, so that red and blu
 
 import copy
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -51,7 +53,6 @@ from torch.nn.functional import interpolate
 from pbe_core.errors import InputError
 from pbe_core.images.crop import pad
 from pbe_core.randomness import generator, name_hash, uniform
-from pbe_core.settings import Group
 from pbe_train.config import AugmentationPreset, ReferenceGeometry
 from pbe_train.data.latents import CLIP_MEAN
 from schemas.dataset import DatasetInfo
@@ -90,50 +91,41 @@ LEAST_SHOWN = 0.2
 """The least share of a reference that an outline must cover for the rest to be erased, as in the build's min_object_share."""
 
 
-class Strong(Group):
-    """Probabilities of the parts of the preset `strong`; each is drawn by a name of its own, whatever the others do."""
-
-    erase: float = 0.3
-    """Everything beside the object becomes the encoder's mean colour, where the dataset knows the object's outline and this
-    covers at least 20 % of the reference."""
-    light: float = 0.5
-    """Brightness and contrast change by up to 20 %."""
-    gamma: float = 0.3
-    """A power of 0.65 to 1.5: dark and bright parts change unlike."""
-    colour: float = 0.3
-    """Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range."""
-    resolution: float = 0.3
-    """Shrunk to 15 to 60 % of the side and enlarged again."""
-    blur: float = 0.2
-    """A Gaussian blur of 0.5 to 2.5 px at 224 px."""
-    compression: float = 0.2
-    """Written as a JPEG of quality 25 to 80."""
-    flip: float = 0.5
-    """Left and right change places."""
-    affine: float = 0.8
-    """Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 % of the side."""
-    elastic: float = 0.3
-    """Bent: pixels move by 5 px at 224 px on average, neighbours together."""
+PAPER = {
+    "flip": 0.5,  # Left and right change places.
+    "rotate": 0.5,  # Within 20 degrees.
+    "blur": 0.3,  # A box of 3 to 7 px.
+    "elastic": 0.3,  # The random affine map.
+}
+"""Probabilities of the parts of the preset `paper`."""
+STRONG = {
+    # Everything beside the object becomes the encoder's mean colour, where its outline is known and covers at least 20 %.
+    "erase": 0.3,
+    "light": 0.5,  # Brightness and contrast change by up to 20 %.
+    "gamma": 0.3,  # A power of 0.65 to 1.5: dark and bright parts change unlike.
+    "colour": 0.3,  # Hue turns by up to 12 degrees, saturation changes by up to 16 % of its range.
+    "resolution": 0.3,  # Shrunk to 15 to 60 % of the side and enlarged again.
+    "blur": 0.2,  # A Gaussian blur of 0.5 to 2.5 px at 224 px.
+    "compression": 0.2,  # Written as a JPEG of quality 25 to 80.
+    "flip": 0.5,  # Left and right change places.
+    "affine": 0.8,  # Scaled by 0.7 to 1.25, turned within 25 degrees, sheared within 12 per axis, moved by up to 10 %.
+    "elastic": 0.3,  # Bent: pixels move by 5 px at 224 px on average, neighbours together.
+}
+"""Those of `strong`; each is drawn by a name of its own, whatever the others do."""
 
 
-class Augmentation(Group):
+@dataclass(frozen=True)
+class Augmentation:
     """A preset, and the probabilities of its parts."""
 
     preset: AugmentationPreset = "paper"
-    flip: float = 0.5
-    """`paper`: a horizontal flip."""
-    rotate: float = 0.5
-    """`paper`: a rotation within 20 degrees."""
-    blur: float = 0.3
-    """`paper`: a box blur of 3 to 7 px."""
-    elastic: float = 0.3
-    """`paper`: the random affine map."""
-    strong: Strong = Strong()
+    paper: Mapping[str, float] = field(default_factory=PAPER.copy)
+    strong: Mapping[str, float] = field(default_factory=STRONG.copy)
 
     @property
     def needs_outlines(self) -> bool:
         """Whether the objects' own pixels are asked for, which costs a sample's reading a member more."""
-        return self.preset == "strong" and self.strong.erase > 0
+        return self.preset == "strong" and self.strong["erase"] > 0
 
 
 def prepare_reference(
@@ -154,9 +146,21 @@ def prepare_reference(
         size: side of the encoder's square, px.
         names: what the draw is for.
     """
-    if augmentation.preset == "strong":
-        return augment_strongly(augmentation.strong, geometry, picture, outline, size, *names)
-    return augment(augmentation, fit_reference(picture, size, geometry), *names)
+    if augmentation.preset != "strong":
+        square = fit_reference(picture, size, geometry)
+        return apply(draw_published(augmentation.paper, size, *names), square) if augmentation.preset == "paper" else square
+    fired = {part for part, odds in augmentation.strong.items() if uniform(*names, part, "fires") < odds}
+    if outline is not None and "erase" in fired:
+        picture = erase(picture, outline)
+    picture = resize(picture, *fitted_size(picture, size, geometry))
+    for part in PHOTO:
+        if part in fired:
+            picture = change(part, picture, size, *names)
+    square = pad(picture, size, PADDING)
+    for part in POSE:
+        if part in fired:
+            square = change(part, square, size, *names)
+    return square
 
 
 def fit_reference(picture: Picture, size: int, geometry: ReferenceGeometry) -> Reference:
@@ -216,14 +220,14 @@ class Drawn(NamedTuple):
     """Where a pixel goes, in homogeneous coordinates (x, y, 1) of pixel centres; None where it stays."""
 
 
-def draw_published(augmentation: Augmentation, size: int, *names: int | str) -> Drawn:
+def draw_published(odds: Mapping[str, float], size: int, *names: int | str) -> Drawn:
     """What the published run would do to a reference of `size` px: each part fires with its own probability, alone.
 
     Source: Yang et al. 2023, section 3.2, and what albumentations 0.4.3 made of the published code's call.
     """
     # All numbers are drawn, whatever fires: a probability changes its own part of the augmentation and no other.
     numbers = generator(*names).random(12)
-    flip, rotate, blur, elastic = numbers[:4] < (augmentation.flip, augmentation.rotate, augmentation.blur, augmentation.elastic)
+    flip, rotate, blur, elastic = numbers[:4] < [odds[part] for part in ("flip", "rotate", "blur", "elastic")]
     angle, kernel, corners = numbers[4], numbers[5], numbers[6:].reshape(3, 2)
     whole = np.eye(3)
     if rotate:
@@ -270,50 +274,6 @@ def apply(drawn: Drawn, reference: Reference) -> Reference:
     return reference
 
 
-def augment(augmentation: Augmentation, reference: Reference, *names: int | str) -> Reference:
-    """The reference as the presets `paper` and `none` change it: a pure function of it and of the names."""
-    if augmentation.preset == "none":
-        return reference
-    return apply(draw_published(augmentation, len(reference), *names), reference)
-
-
-def augment_strongly(
-    odds: Strong,
-    geometry: ReferenceGeometry,
-    picture: Picture,
-    outline: Bool[np.ndarray, "height width"] | None,
-    size: int,
-    *names: int | str,
-) -> Reference:
-    """A reference as it is stored -> what the encoder sees of it in training; a pure function, as `prepare_reference`.
-
-    Args:
-        odds: how often each part fires.
-        geometry: the model's.
-        picture: RGB, 0-255.
-        outline: which of its pixels are the object's; None where that is not known.
-        size: side of the encoder's square, px.
-        names: what the draw is for.
-    """
-    if outline is not None and fires("erase", odds, *names):
-        picture = erase(picture, outline)
-    picture = resize(picture, *fitted_size(picture, size, geometry))
-    for part in PHOTO:
-        if fires(part, odds, *names):
-            picture = change(part, picture, size, *names)
-    square = pad(picture, size, PADDING)
-    for part in POSE:
-        if fires(part, odds, *names):
-            square = change(part, square, size, *names)
-    return square
-
-
-def fires(part: str, odds: Strong, *names: int | str) -> bool:
-    """Whether a part is done: drawn by its own name, so that no other part has a say."""
-    probability: float = getattr(odds, part)
-    return uniform(*names, part, "fires") < probability
-
-
 def erase(
     picture: UInt8[np.ndarray, "height width 3"], outline: Bool[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -352,7 +312,7 @@ def change(part: str, picture: Picture, size: int, *names: int | str) -> Picture
 
 @functools.lru_cache
 def transforms(size: int) -> dict[str, Any]:
-    """The transform of each part, for squares of this side in px. What is not said here is as in Strong."""
+    """The transform of each part, for squares of this side in px; `STRONG` says what they come to."""
     import albumentations  # Here, since it takes two seconds, and the other presets need none of it.
 
     return {

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import zlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +27,8 @@ from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError, decode_jpeg
 from pbe_core.images.rle import decode_pixels
-from pbe_core.sample_codec import latents_problem, mask_counts, view_array
+from pbe_core.sample_codec import decode_array, latents_problem, mask_counts
 from pbe_core.words import noun, number_of
-from pbe_train.data.corrupt_samples import CorruptSample, Replaced
 from pbe_train.data.order import SampleLocation
 from schemas.tables import INDEX
 
@@ -74,6 +73,28 @@ class TrainingSample:
     """Which pixels of the reference are the object's; None where that is not known, or was not asked for."""
 
 
+class Replaced(NamedTuple):
+    """A sample that could not be read, and gave its slot to another one. Plain strings: it travels with a batch."""
+
+    shard: str
+    """Name of its shard."""
+    key: str
+    """Its key."""
+    why: str
+    """What is wrong with it."""
+
+
+class CorruptSample(InputError):
+    """One sample, or the whole shard that it lies in, cannot be read. Anything else that is wrong is another `InputError`."""
+
+    def __init__(self, message: str, replaced: Replaced) -> None:
+        super().__init__(message)
+        self.message, self.replaced = message, replaced
+
+    def __reduce__(self) -> tuple[type["CorruptSample"], tuple[str, Replaced]]:
+        return CorruptSample, (self.message, self.replaced)
+
+
 class UnreadableShard(InputError):
     """A whole shard cannot be read, others may. `why` tells it in a few words."""
 
@@ -82,49 +103,31 @@ class UnreadableShard(InputError):
         self.why = why
 
 
-@runtime_checkable
-class ShardFiles(Protocol):
-    """Where a dataset's shards are. Goes to worker processes, so it can be pickled."""
+class LocalShards:
+    """Shards in the folder `shards` of a dataset. Goes to worker processes, so it can be pickled."""
 
-    def open(self, shard: str) -> FileIO:
-        """The tar of a shard, open for reading. Raises UnreadableShard, or InputError where others would fail as well."""
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def where(self, shard: str) -> str:
         """How to call a shard in errors."""
-
-    def renew(self, shard: str, file: FileIO) -> bool:
-        """Asked where a shard, open as `file`, is damaged: whether that was our copy, and `open` gets another one now."""
-
-
-@dataclass(frozen=True)
-class LocalShards:
-    """Shards in the folder `shards` of a dataset."""
-
-    folder: Path
-    """Of the dataset."""
-
-    def open(self, shard: str) -> FileIO:
-        """As `ShardFiles.open`."""
-        try:
-            return FileIO(self.where(shard))
-        except FileNotFoundError:
-            raise UnreadableShard(
-                f"{self.where(shard)}: the shard is missing; run the build again, it makes only what is missing",
-                "the shard is missing",
-            ) from None
-        except OSError as error:
-            if error.errno in _OF_ONE_FILE:
-                raise UnreadableShard(f"{self.where(shard)}: {error.strerror}; is the disk sound?", str(error.strerror)) from None
-            raise InputError(
-                f"{self.where(shard)}: {error.strerror}; make it readable (or raise ulimit -n, where too many files are open)"
-            ) from None
-
-    def where(self, shard: str) -> str:
-        """As `ShardFiles.where`."""
         return str(self.folder / "shards" / f"{shard}.tar")
 
-    def renew(self, shard: str, file: FileIO) -> bool:
-        """As `ShardFiles.renew`: there is no copy."""
+    def open(self, shard: str) -> FileIO:
+        """The tar of a shard, open for reading. Raises UnreadableShard, or InputError where others would fail as well."""
+        where = self.where(shard)
+        try:
+            return FileIO(where)
+        except FileNotFoundError:
+            why = "the shard is missing"
+            raise UnreadableShard(f"{where}: {why}; run the build again, it makes only what is missing", why) from None
+        except OSError as error:
+            if error.errno in _OF_ONE_FILE:
+                raise UnreadableShard(f"{where}: {error.strerror}; is the disk sound?", str(error.strerror)) from None
+            raise InputError(f"{where}: {error.strerror}; make it readable (or raise ulimit -n, for too many files)") from None
+
+    def renew(self, shard: str) -> bool:
+        """Asked where a shard is damaged: whether that was a copy of ours, and `open` gets another one now."""
         return False
 
 
@@ -164,26 +167,21 @@ class ShardReader:
         InputError: no dataset, no such split, or an index that does not fit `dataset.json`.
     """
 
-    def __init__(self, folder: Path, split: str, open_shards: int = 64, files: ShardFiles | None = None) -> None:
+    def __init__(self, folder: Path, split: str, open_shards: int = 64, files: LocalShards | None = None) -> None:
         self.folder = folder
         self.split = split
         self.open_shards = open_shards
-        self.files: ShardFiles = files or LocalShards(folder)
+        self.files = files or LocalShards(folder)
         self.info = read_dataset(folder)
         if split not in self.info.splits:
             raise InputError(f"{folder / 'dataset.json'}: no split `{split}`; it has {', '.join(self.info.splits)}")
         self.shards = self.info.splits[split].shards
-        self.counts, self._row_groups = self._count_samples()
+        self.counts = self._count_samples()
         self._open: OrderedDict[str, tuple[FileIO, ShardRows]] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str, int, ShardFiles]]:
+    def __reduce__(self) -> tuple[type["ShardReader"], tuple[Path, str, int, LocalShards]]:
         # A worker process that is not forked opens its own files.
         return ShardReader, (self.folder, self.split, self.open_shards, self.files)
-
-    def key(self, place: SampleLocation) -> str:
-        """The key of the sample at a place, from the index alone."""
-        key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
-        return key
 
     def read(self, place: SampleLocation) -> StoredSample:
         """Read and decode all of the sample at a place.
@@ -245,6 +243,11 @@ class ShardReader:
         # Copies, because PyTorch wants to be able to write what it reads.
         return TrainingSample(key, latent.copy(), masked.copy(), mask, reference, outline)
 
+    def key(self, place: SampleLocation) -> str:
+        """The key of the sample at a place, from the index alone."""
+        key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
+        return key
+
     def samples_hash(self) -> str:
         """A hash of the split's shards and how many samples each has: what the order of samples depends on."""
         pairs = [f"{name} {count}" for name, count in zip(self.shards, self.counts, strict=True)]
@@ -264,21 +267,18 @@ class ShardReader:
     ) -> Decoded:
         """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a CorruptSample."""
         name = self.shards[place.shard]
-        rows = None
         try:
             file, rows = self._open_shard(name)
             return decode(_fetch(file, rows, place.position, wanted), rows)
         except UnreadableShard as error:
-            key = (rows or self._index_rows(name)).keys[place.position].as_py()
-            raise CorruptSample(str(error), Replaced(name, key, error.why)) from None
+            raise CorruptSample(str(error), Replaced(name, self.key(place), error.why)) from None
         except (ValueError, EOFError, OSError, PhotoError) as error:
             if isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
                 raise
-            assert rows is not None
-            if self.files.renew(name, self._open[name][0]):
+            if self.files.renew(name):
                 self._open.pop(name)[0].close()
                 return self._read(place, wanted, decode)
-            key, problem = rows.keys[place.position].as_py(), " ".join(str(error).split())
+            key, problem = self.key(place), " ".join(str(error).split())
             raise CorruptSample(
                 f"{self.files.where(name)}: sample {key} is damaged ({problem}); delete the shard and run the build again",
                 Replaced(name, key, problem),
@@ -289,7 +289,7 @@ class ShardReader:
         vae = self.info.vae
         side = self.info.view_size // vae.downsampling
         shape = (*count, 2 * vae.latent_channels, side, side)
-        latents = view_array(data)
+        latents = decode_array(data)
         if latents.dtype != np.float16 or latents.shape != shape:
             raise ValueError(f"an array is {latents.dtype} {list(latents.shape)}, dataset.json says float16 {list(shape)}")
         if problem := latents_problem(latents):
@@ -306,25 +306,20 @@ class ShardReader:
             raise ValueError("a mask is empty")
         return masks
 
-    def _count_samples(self) -> tuple[list[int], dict[str, list[int]]]:
-        """Samples of each shard, and the row groups of the index that name it."""
+    def _count_samples(self) -> list[int]:
+        """Samples of each shard, from the statistics of the index: each of its row groups is one shard."""
         path = self.folder / "index.parquet"
         if not path.is_file():
             raise InputError(f"{path}: the dataset has no index; run the build again, it will finish what is missing")
-        counts: Counter[str] = Counter()
-        groups: dict[str, list[int]] = {}
         with pq.ParquetFile(path) as index:
-            missing = set(INDEX.names) - set(index.schema_arrow.names)
-            if missing:
+            if missing := set(INDEX.names) - set(index.schema_arrow.names):
                 raise InputError(f"{path}: column {min(missing)} is missing; the index is of another version, build it again")
-            column = index.schema.names.index("shard") if "shard" in index.schema.names else 0
-            for group in range(index.num_row_groups):
-                for shard, samples in _shards_of(index, group, column).items():
-                    counts[shard] += samples
-                    groups.setdefault(shard, []).append(group)
             # Of millions of samples the table of row groups alone takes a third of a second to read, which no shard needs again.
             self._metadata = index.metadata
-        sizes = [counts[name] for name in self.shards]
+        column = INDEX.names.index("shard")
+        described = [self._metadata.row_group(number) for number in range(self._metadata.num_row_groups)]
+        self._groups = {one.column(column).statistics.min: number for number, one in enumerate(described) if one.num_rows}
+        sizes = [described[self._groups[name]].num_rows if name in self._groups else 0 for name in self.shards]
         expected = self.info.splits[self.split].samples
         if sum(sizes) != expected:
             raise InputError(
@@ -333,17 +328,16 @@ class ShardReader:
             )
         if not expected:
             raise InputError(f"{self.folder}: split `{self.split}` holds no sample; build the dataset from more photos")
-        return sizes, groups
+        return sizes
 
     def _index_rows(self, name: str) -> ShardRows:
         path = self.folder / "index.parquet"
         try:
             with pq.ParquetFile(path, metadata=self._metadata) as index:
-                table = index.read_row_groups(self._row_groups.get(name, []))
+                rows = index.read_row_group(self._groups[name])
         except (OSError, pa.ArrowException) as error:
             problem = " ".join(str(error).split())[:200]
             raise InputError(f"{path}: cannot be read ({problem}); run the build again") from None
-        rows = table.filter(pc.equal(table["shard"], name))
         return ShardRows.of(rows.take(pc.sort_indices(rows["position"])))
 
     def _open_shard(self, name: str) -> tuple[FileIO, ShardRows]:
@@ -354,16 +348,6 @@ class ShardReader:
             self._open.popitem(last=False)[1][0].close()
         self._open[name] = self.files.open(name), self._index_rows(name)
         return self._open[name]
-
-
-def _shards_of(index: pq.ParquetFile, group: int, column: int) -> dict[str, int]:
-    """Shard -> samples in a row group: by its statistics where it is of one shard, as builds write it, else by reading it."""
-    described = index.metadata.row_group(group)
-    statistics = described.column(column).statistics
-    if statistics is not None and statistics.has_min_max and statistics.min == statistics.max and not statistics.null_count:
-        return {statistics.min: described.num_rows}
-    pairs = pc.value_counts(index.read_row_group(group, columns=["shard"])["shard"]).to_pylist()
-    return {pair["values"]: pair["counts"] for pair in pairs}
 
 
 def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]) -> dict[str, bytes]:
@@ -395,15 +379,8 @@ def decode_outline(data: bytes, height: int, width: int) -> Bool[np.ndarray, "{h
     Raises:
         ValueError: no JSON object with that field, or the outline is not the reference's.
     """
-    record = json.loads(data)
-    if not isinstance(record, dict) or "reference_mask" not in record:
-        raise ValueError("json has no field reference_mask")
-    counts = record["reference_mask"]
-    if counts is None:
-        return None
-    if not isinstance(counts, str):
-        raise ValueError(f"reference_mask is no text but {type(counts).__name__}")
     try:
-        return decode_pixels(counts, height, width)
-    except ValueError as error:
-        raise ValueError(f"reference_mask {error}") from None
+        counts = json.loads(data)["reference_mask"]
+        return None if counts is None else decode_pixels(counts, height, width)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"reference_mask: {error}") from None

@@ -13,14 +13,10 @@ So a run has no loader state and no random state: resumed at step k, or cut into
 
 import atexit
 import multiprocessing
-import os
 import signal
 import sys
-import threading
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import cv2
@@ -33,11 +29,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
-from pbe_train.data.corrupt_samples import CorruptSample, Replaced
 from pbe_train.data.latents import draw_posterior, to_mask_channel
 from pbe_train.data.order import SampleLocation, SampleOrder, choose_mask, rank_slots
 from pbe_train.data.references import Augmentation, check_geometry, prepare_reference
-from pbe_train.data.shards import ShardReader, TrainingSample
+from pbe_train.data.shards import CorruptSample, Replaced, ShardReader, TrainingSample
 
 # Samples drawn for one slot before it is given up: with one sample in ten damaged, once in 10^10 slots.
 ATTEMPTS = 10
@@ -65,33 +60,32 @@ class Loaded(NamedTuple):
     replaced: Sequence[Replaced]
 
 
-class Item(NamedTuple):
-    """What the model sees at one (step, slot). Fields as in `Batch`."""
-
-    planes: Float[Tensor, "planes height width"]
-    reference: UInt8[Tensor, "reference reference 3"]
-    timestep: int
-    dropped: bool
-    replaced: Sequence[Replaced]
-
-
 class TrainingDataset(Dataset[Loaded | InputError]):
     """Maps a list of (step, slot) to the batch of their items.
 
     Bad input is returned, not raised: a DataLoader would wrap what a worker raises into a page of traceback.
+
+    Args:
+        settings: of the run.
+        reader: of the split.
+        reference_size: side of the encoder's square, px.
+        stratified: a step has one diffusion time from each of `global_batch` equal parts of the range, instead of any.
     """
 
-    def __init__(self, settings: TrainSettings, reader: ShardReader, reference_size: int) -> None:
+    def __init__(self, settings: TrainSettings, reader: ShardReader, reference_size: int, stratified: bool = False) -> None:
         check_geometry(settings.model.reference_geometry, reader.folder, reader.info)
         self.settings = settings
         self.reader = reader
         self.reference_size = reference_size
+        self.stratified = stratified
         self.augmentation = Augmentation(preset=settings.augmentation.preset)
         self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
         """The batch of these (step, slot) pairs."""
-        planes, references = self._allocate(len(pairs))
+        vae, side = self.reader.info.vae, self.reader.info.view_size // self.reader.info.vae.downsampling
+        planes = np.empty((len(pairs), 3 * vae.latent_channels + 1, side, side), np.float32)
+        references = np.empty((len(pairs), self.reference_size, self.reference_size, 3), np.uint8)
         try:
             made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
         except InputError as error:
@@ -105,28 +99,10 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         )
         return Loaded(batch, [one for some in replaced for one in some])
 
-    def make(self, step: int, slot: int) -> Item:
-        """One item.
-
-        Raises:
-            InputError: its sample, and where it may be replaced so many others, cannot be read.
-        """
-        planes, references = self._allocate(1)
-        timestep, dropped, replaced = self._fill(planes[0], references[0], step, slot)
-        return Item(torch.from_numpy(planes[0]), torch.from_numpy(references[0]), timestep, dropped, replaced)
-
     def keys(self, step: int) -> list[str]:
         """Keys of the samples of a step's global batch, by slot."""
         places = (self.order.at(step, slot, self.settings.global_batch)[1] for slot in range(self.settings.global_batch))
         return [self.reader.key(place) for place in places]
-
-    def _allocate(
-        self, count: int
-    ) -> tuple[Float32[np.ndarray, "count planes height width"], UInt8[np.ndarray, "count reference reference 3"]]:
-        """Arrays for so many items, to be filled."""
-        vae, side = self.reader.info.vae, self.reader.info.view_size // self.reader.info.vae.downsampling
-        planes = np.empty((count, 3 * vae.latent_channels + 1, side, side), np.float32)
-        return planes, np.empty((count, self.reference_size, self.reference_size, 3), np.uint8)
 
     def _fill(
         self,
@@ -155,7 +131,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         reference[:] = prepare_reference(
             self.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
         )
-        timestep = choose_timestep(seed, step, slot, settings.global_batch if settings.timesteps == "stratified" else None)
+        timestep = choose_timestep(seed, step, slot, settings.global_batch if self.stratified else None)
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.condition_dropout
         return timestep, dropped, replaced
 
@@ -230,14 +206,14 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
 
 
 class Batches(Iterator[Batch]):
-    """One rank's micro-batches. Workers are started when the first one is asked for."""
+    """One rank's micro-batches. Workers are started when the first one is asked for, and end with this object."""
 
-    def __init__(self, items: TrainingDataset, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
+    def __init__(self, items: TrainingDataset, sampler: SlotSampler) -> None:
         self.items = items
         self.sampler = sampler
-        self.start_method = start_method
+        self.workers: list[int] = []
+        """Their process ids, in the order in which they take turns."""
         self._loaded: Iterator[Loaded | InputError] | None = None
-        self._processes: list[BaseProcess] = []
         self._replaced: list[Replaced] = []
         self._taken = 0
 
@@ -248,41 +224,27 @@ class Batches(Iterator[Batch]):
         loaded = next(self._loaded)
         self._taken += 1
         if isinstance(loaded, InputError):
-            try:
-                raise loaded
-            finally:
-                # It holds this frame, which must not hold it: the loader's processes would outlive its iterator.
-                del loaded
+            self._loaded = iter(())  # The workers end, and nothing more comes.
+            raise loaded
         self._replaced += loaded.replaced
         return loaded.batch
 
     def describe_next(self) -> str:
         """Which process makes the next micro-batch, and of which samples, in words."""
-        sampler, taken, workers = self.sampler, self._taken, self.items.settings.loader.workers
+        sampler, taken = self.sampler, self._taken
         if taken >= len(sampler):
             return "nothing more"
         step, slots = sampler.first_step + taken // len(sampler.slots), sampler.slots[taken % len(sampler.slots)]
         keys = self.items.keys(step)
         shown = ", ".join(keys[slot] for slot in slots[:8]) + (f" and {len(slots) - 8} more" if len(slots) > 8 else "")
-        # A DataLoader hands its batches out in turns.
-        who = f"worker {taken % workers} (process {self._processes[taken % workers].pid})" if self._processes else "this process"
+        number = taken % max(1, len(self.workers))
+        who = f"worker {number} (process {self.workers[number]})" if self.workers else "this process"
         return f"{who}, which makes the samples {shown}"
 
     def take_replaced(self) -> list[Replaced]:
         """The samples that gave their slots to others since this was last asked; one may be in it several times."""
         replaced, self._replaced = self._replaced, []
         return replaced
-
-    def close(self) -> None:
-        """End the worker processes; one that hangs is killed after some seconds. Nothing more comes."""
-        processes, self._processes = self._processes, []
-        try:
-            if processes:
-                # What PyTorch does when an iterator is deleted, which one that a traceback holds never is.
-                self._loaded._shutdown_workers()  # type: ignore[union-attr]
-        finally:
-            self._loaded = iter(())
-            _kill(processes)
 
     def _start(self) -> Iterator[Loaded | InputError]:
         # Before workers are forked, not in them: a fork of OpenCV's running thread pool waits for ever when it is resized.
@@ -295,23 +257,19 @@ class Batches(Iterator[Batch]):
             batch_size=None,
             num_workers=workers,
             worker_init_fn=_set_up_worker,
-            multiprocessing_context=self.start_method if workers else None,
+            multiprocessing_context=START_METHOD if workers else None,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
         )
-        try:
-            loaded = iter(loader)
-        except BaseException:  # Too many open files or processes, say: some of them are there already.
-            _kill(set(multiprocessing.active_children()) - others)
-            raise
+        loaded = iter(loader)
         # By their names, which count: the ids of processes start again from small ones.
-        started = set(multiprocessing.active_children()) - others
-        self._processes = sorted(started, key=lambda child: int(child.name.rpartition("-")[2]))
-        atexit.register(_end_at_exit, weakref.ref(self), self._processes)
+        started = sorted(set(multiprocessing.active_children()) - others, key=lambda child: (len(child.name), child.name))
+        self.workers = [child.pid or 0 for child in started]
+        atexit.register(kill_workers)
         return loaded
 
 
-def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
+def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Args:
@@ -319,7 +277,6 @@ def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int,
         first_step: steps done before.
         ranks: how many there are.
         rank: which one this is.
-        start_method: of worker processes: `fork`, `spawn` or `forkserver`.
 
     Raises:
         InputError: the global batch cannot be cut evenly (at once), or a shard is missing or damaged (while iterating).
@@ -329,45 +286,24 @@ def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int,
         slots = rank_slots(settings.global_batch, settings.accumulation, ranks, rank)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Batches(items, SlotSampler(first_step, settings.steps, slots), start_method)
+    return Batches(items, SlotSampler(first_step, settings.steps, slots))
 
 
-def _end_at_exit(batches: "weakref.ref[Batches]", processes: Sequence[BaseProcess]) -> None:
-    """Python would wait for these processes, without end: they leave stopping to us, and hear no SIGTERM."""
-    try:
-        if still_there := batches():
-            still_there.close()
-    finally:  # Also of a second Ctrl-C.
-        _kill(processes)
-
-
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
+def kill_workers() -> None:
+    """Kill the loader's processes, which no other signal ends: at its exit Python would wait for one that hangs, without end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises where one is killed.
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _set_up_worker(worker: int) -> None:
-    """Leave stopping to the parent, and end with it; keep OpenCV to one thread in a worker that was not forked."""
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    """Leave stopping to the parent; keep OpenCV to one thread in a worker that was not forked."""
     # Batch systems, torchrun and a terminal's Ctrl-C signal the whole process group. A worker that ended would end the run within
     # its step, unsaved; it goes when its parent has done with it, or is gone.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that asked for it is gone, however that ended.
-
-    PyTorch looks every few seconds whether a worker still has the same parent, which for the workers of a fork server is the
-    server, and that stays as long as there are any. What is waited for here is the end of a pipe that the asking process holds. A
-    forked worker holds those of the workers before it as well, so that they end one after the other.
-    """
-    asked_by = multiprocessing.parent_process()
-    if asked_by:
-        asked_by.join()
-        os._exit(1)
 
 
 class DevicePrefetcher(Iterator[Batch]):

@@ -12,11 +12,10 @@ from pbe_core.images import AnyPhoto
 from pbe_core.images.crop import Window, paste
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
-from pbe_train.data.corrupt_samples import CorruptSample
 from pbe_train.data.latents import posterior_mean
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.references import check_geometry
-from pbe_train.data.shards import ShardReader, StoredSample
+from pbe_train.data.shards import CorruptSample, ShardReader, StoredSample
 from pbe_train.model.pipeline import Run, SamplingSettings
 
 

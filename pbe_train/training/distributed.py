@@ -55,10 +55,9 @@ class Distributed:
         if cuda:
             gpus = torch.cuda.device_count()
             if local_rank >= gpus:
+                shows = f"this machine shows {number_of(gpus, 'GPU')} and each process needs one"
                 raise InputError(
-                    f"--nproc-per-node {local_count}: this machine shows {number_of(gpus, 'GPU')} and each process "
-                    f"needs one; start {gpus}, "
-                    "or hide them (CUDA_VISIBLE_DEVICES=) to train on the CPU"
+                    f"--nproc-per-node {local_count}: {shows}; start {gpus}, or train on the CPU (CUDA_VISIBLE_DEVICES=)"
                 )
             torch.cuda.set_device(device)
             # What autocast leaves in fp32 may use TF32; who asks for fp32 gets it, also of convolutions.
@@ -83,12 +82,8 @@ class Distributed:
         """The model with its gradients averaged over the ranks."""
         if self.world_size == 1:
             return model
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def hold_gradients(self, model: DistributedDataParallel | PaintByExampleModel, hold: bool) -> AbstractContextManager[None]:
         """Keep gradients local inside the block where `hold`; for all micro-batches of a step but the last."""

@@ -5,7 +5,8 @@ step ──add──▶ sums on the device ──collect──▶ sums over all 
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -59,14 +60,12 @@ class Metrics:
 
     def state(self) -> dict[str, list[float]]:
         """What was added since the last line, for a checkpoint; waits for the device."""
-        norms = torch.stack(self.norms).tolist() if self.norms else []
-        nonfinite = torch.stack(self.nonfinite).double().tolist() if self.nonfinite else []
         return {
             "sums": self.sums.tolist(),
             "counts": self.counts.tolist(),
             "steps": [float(step) for step in self.steps],
-            "norms": norms,
-            "skipped": nonfinite,
+            "norms": [float(norm) for norm in self.norms],
+            "skipped": [float(flag) for flag in self.nonfinite],
         }
 
     def restore(self, states: Sequence[Mapping[str, Sequence[float]]], distributed: Distributed) -> None:
@@ -196,3 +195,41 @@ class NonfiniteSteps:
             f"{shown}; these steps changed nothing: look at the samples, or start a new run with a lower "
             "--optimizer.learning_rate"
         )
+
+
+class CorruptSamples:
+    """The corrupt samples that a run has read, each counted once however many epochs read it; a resumed run counts anew.
+
+    Args:
+        most: corrupt samples that are allowed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.seen: dict[tuple[str, str], str] = {}
+
+    def add(self, found: Iterable[Sequence[str]]) -> list[str]:
+        """Count what was replaced; one line for each sample that is new.
+
+        Args:
+            found: (shard, key, why) of each, of all ranks, in any order.
+
+        Raises:
+            InputError: there are more than `most`; names the first of them and counts each shard's.
+        """
+        lines = []
+        for shard, key, why in found:
+            if (shard, key) not in self.seen:
+                self.seen[shard, key] = why
+                lines.append(f"replaced: shard {shard}, sample {key}: {why}")
+        if len(self.seen) > self.most:
+            counts = Counter(shard for shard, _ in self.seen)
+            shards = ", ".join(f"{shard}.tar ({count})" for shard, count in sorted(counts.items()))
+            named = "; ".join(f"{key} of {shard} ({why})" for (shard, key), why in list(self.seen.items())[:MOST_SHOWN])
+            more = f"; and {len(self.seen) - MOST_SHOWN} more" if len(self.seen) > MOST_SHOWN else ""
+            raise InputError(
+                f"{number_of(len(self.seen), 'sample')} {'is' if len(self.seen) == 1 else 'are'} damaged, "
+                f"more than loader.max_corrupt_samples {self.most}, in {shards}: {named}{more}. "
+                "Delete these shards and run the build again, or raise the limit"
+            )
+        return lines

@@ -11,14 +11,12 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -31,44 +29,6 @@ from pbe_core.words import duration
 from pbe_train.config import TrainSettings
 from pbe_train.data.training_dataset import Batch
 
-PICTURES, HELD_OUT = "pictures", "held-out loss"
-"""What is done between two steps again and again, and takes long."""
-
-
-@dataclass
-class Spent:
-    """What one kind of work between two steps took so far."""
-
-    times: int = 0
-    seconds: float = 0.0
-    step: int = 0
-    """The step after which it was done last."""
-
-
-def time_left(
-    step: int, steps: int, seconds_per_step: float, every: Mapping[str, int], spent: Mapping[str, Spent]
-) -> tuple[float, list[str]]:
-    """Seconds until a run ends, and the kinds of work that are still to come and not in them, as none was done so far.
-
-    Args:
-        step: steps done.
-        steps: of the run.
-        seconds_per_step: without what lies between steps.
-        every: kind -> steps between two times; each kind is done after the last step as well.
-        spent: kind -> what it took so far.
-    """
-    seconds, unknown = (steps - step) * seconds_per_step, []
-    for kind, gap in every.items():
-        took = spent.get(kind, Spent())
-        # What follows on the step that is done now may still be to come.
-        since = max(step - 1, took.step)
-        times = steps // gap - since // gap + (steps % gap > 0) if since < steps else 0
-        if times and not took.times:
-            unknown.append(kind)
-        elif times:
-            seconds += times * took.seconds / took.times
-    return seconds, unknown
-
 
 class Progress:
     """Writes a run's metrics; on rank 0 only. A resumed run first drops the lines beyond its checkpoint.
@@ -79,16 +39,9 @@ class Progress:
         settings: of the run.
         first_step: steps done before.
         flops: FLOPs that all ranks together could do in a second, and those of a sample; null where the device is not known.
-        every: what is done between steps, and how many steps lie between two times; it counts for the time that is left.
     """
 
-    def __init__(
-        self,
-        settings: TrainSettings,
-        first_step: int,
-        flops: tuple[float, float] | None = None,
-        every: Mapping[str, int] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, settings: TrainSettings, first_step: int, flops: tuple[float, float] | None = None) -> None:
         out = settings.out
         self.path = out / "metrics.jsonl"
         kept = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
@@ -102,14 +55,12 @@ class Progress:
         self.settings = settings
         self.flops = flops
         self.bar = tqdm(total=settings.steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True)
-        self.started = self.logged = time.monotonic()
+        self.started = self.logged = self.printed_at = time.monotonic()
         self.first_step = self.logged_step = self.step = first_step
         self.waited = 0.0
         self.losses: list[float] = []
-        self.every = {kind: gap for kind, gap in every.items() if gap}
-        self.spent: dict[str, Spent] = {}
         self.work: Work | None = None
-        self.printed_at, self.last_line = self.started, ""
+        self.last_line = ""
         self._beat = Beat(DRAW_SECONDS, self._show)
 
     def __enter__(self) -> "Progress":
@@ -125,48 +76,39 @@ class Progress:
         """The status line shows what is done inside the block, between two steps.
 
         Args:
-            kind: what is done, as `PICTURES`.
+            kind: what is done, as `pictures`.
             total: how many there are to do; null where nothing is counted.
             unit: what is counted, in the plural.
         """
-        began, work = time.monotonic(), Work(kind, total, unit)
-        self.work = work
+        self.work = work = Work(kind, total, unit)
         try:
             yield work
         finally:
             self.work = None
             self._draw()
-        seconds, spent = time.monotonic() - began, self.spent.setdefault(kind, Spent())
-        spent.times, spent.seconds, spent.step = spent.times + 1, spent.seconds + seconds, self.step
-        if seconds > LINE_SECONDS and self.bar.disable:
-            self._print(f"step {self.step}/{self.settings.steps}  {work.summary()}")
+        if self.bar.disable and time.monotonic() - work.began > LINE_SECONDS:
+            self._print(work.summary())
 
-    def status(self) -> str:
-        """What is being done, in one line."""
-        work = self.work
-        return f"step {self.step}/{self.settings.steps}  {work.line() if work else self._left(self.step)}"
-
-    def _left(self, step: int) -> str:
-        seconds, done = time.monotonic() - self.started, step - self.first_step
-        if not done:
-            return f"no step is done yet, {duration(seconds)}"
-        steps_alone = seconds - sum(spent.seconds for spent in self.spent.values())
-        left, unknown = time_left(step, self.settings.steps, steps_alone / done, self.every, self.spent)
-        return " + ".join([f"{left / 60:.1f} min left", *unknown])
-
-    def _print(self, line: str) -> None:
+    def _print(self, text: str, step: int | None = None) -> None:
         self.printed_at = time.monotonic()
-        print_line(line)
+        print_line(f"step {self.step if step is None else step}/{self.settings.steps}  {text}")
 
     def _draw(self) -> None:
-        work = self.work
-        self.bar.set_postfix_str(work.line() if work else self.last_line)
+        self.bar.set_postfix_str(self.work.line() if self.work else self.last_line)
 
     def _show(self) -> None:
+        work = self.work
         if not self.bar.disable:
             self._draw()
         elif time.monotonic() - self.printed_at >= LINE_SECONDS:
-            self._print(self.status())
+            self._print(work.line() if work else self._left())
+
+    def _left(self) -> str:
+        """By what a step has taken on average, with all that lay between two of them."""
+        seconds, done = time.monotonic() - self.started, self.step - self.first_step
+        if not done:
+            return f"no step is done yet, {duration(seconds)}"
+        return f"{duration(seconds / done * (self.settings.steps - self.step))} left"
 
     def log(self, step: int, figures: Mapping[str, float], now: float, wait_seconds: float) -> None:
         """One line of metrics, everywhere.
@@ -195,7 +137,7 @@ class Progress:
         self.last_line = line
         self._draw()
         if self.bar.disable:  # Not a terminal: a plain line that a log file can hold.
-            self._print(f"step {step}/{self.settings.steps}  {line}  {self._left(step)}")
+            self._print(f"{line}  {self._left()}", step)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of a step, into metrics.jsonl and TensorBoard."""
@@ -213,17 +155,17 @@ class Progress:
     def summary(self, nonfinite: int, replaced: int) -> None:
         """A table of what this process did."""
         seconds, steps = time.monotonic() - self.started, self.logged_step - self.first_step
-        table = Table(title="What was trained", title_justify="left")
-        table.add_column("")
-        table.add_column("", justify="right")
-        table.add_row("steps, from and to", f"{self.first_step:,} to {self.logged_step:,}")
-        table.add_row("hours", f"{seconds / 3600:.2f}")
-        table.add_row("samples/s", f"{steps * self.settings.global_batch / seconds:,.1f}")
-        table.add_row("waited for data", f"{self.waited / seconds:.1%}")
-        if self.losses:
-            table.add_row("loss, first and last line", f"{self.losses[0]:.4f} to {self.losses[-1]:.4f}")
-        table.add_row("steps whose gradient was not finite", f"{nonfinite:,}")
-        table.add_row("damaged samples replaced", f"{replaced:,}")
+        table = Table("", Column("", justify="right"), title="What was trained", title_justify="left")
+        for name, value in {
+            "steps, from and to": f"{self.first_step:,} to {self.logged_step:,}",
+            "hours": f"{seconds / 3600:.2f}",
+            "samples/s": f"{steps * self.settings.global_batch / seconds:,.1f}",
+            "waited for data": f"{self.waited / seconds:.1%}",
+            "loss, first and last line": f"{self.losses[0]:.4f} to {self.losses[-1]:.4f}" if self.losses else "none",
+            "steps whose gradient was not finite": f"{nonfinite:,}",
+            "damaged samples replaced": f"{replaced:,}",
+        }.items():
+            table.add_row(name, value)
         Console().print(table)
 
     def advance(self) -> None:

@@ -1,12 +1,9 @@
 """What the loop works on, made from the settings and, where there is one, from the newest checkpoint."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from diffusers import AutoencoderKL
 
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
@@ -21,113 +18,75 @@ from pbe_train.checkpoints.trainer_checkpoint import (
     list_checkpoints,
     read_state,
 )
-from pbe_train.config import TrainSettings
-from pbe_train.data.corrupt_samples import CorruptSamples
+from pbe_train.config import TRAIN_SPLIT, TrainSettings
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
-from pbe_train.data.training_dataset import Batches, DevicePrefetcher, TrainingDataset, load_batches
+from pbe_train.data.training_dataset import DevicePrefetcher, TrainingDataset, load_batches
 from pbe_train.model.paint_model import PaintByExampleModel, prepare
 from pbe_train.model.pipeline import RunIdentity
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.distributed import Distributed
 from pbe_train.training.flops import arithmetic_of, find_gpu, step_flops
-from pbe_train.training.metrics import Metrics, NonfiniteSteps
+from pbe_train.training.metrics import CorruptSamples, Metrics, NonfiniteSteps
 from pbe_train.training.optimizer import EMA, make_optimizer, resume
 from pbe_train.training.progress import Timed
-from pbe_train.training.validation import Validation, make_validation
+from pbe_train.training.validation import make_validation
 
 
-@dataclass
 class Training:
-    """A run on one rank. `step` counts the steps done; only `train_step` changes it."""
+    """What the loop works on, on one rank. `step` counts the steps done; only `train_step` changes it.
 
-    settings: TrainSettings
-    distributed: Distributed
-    reader: ShardReader
-    vae: AutoencoderKL
-    identity: RunIdentity
-    checkpoint: Path | None
-    """Where the run goes on from."""
-    start: LoadReport | None
-    """Where the weights of a new run are from."""
-    step: int
-    model: PaintByExampleModel
-    parallel: DistributedDataParallel | PaintByExampleModel
-    """The model whose gradients are averaged over the ranks."""
-    schedule: DDPMScheduler
-    trained: dict[str, nn.Parameter]
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    ema: EMA | None
-    loader: Batches
-    batches: Timed
-    """Those of `loader`, on the device."""
-    validation: Validation | None
-    metrics: Metrics
-    nonfinite: NonfiniteSteps
-    corrupt: CorruptSamples
+    Attributes:
+        checkpoint: where the run goes on from, if anywhere.
+        start: where the weights of a new run are from.
+        parallel: the model whose gradients are averaged over the ranks.
+        batches: those of `loader`, on the device.
+    """
+
+    def __init__(self, settings: TrainSettings, distributed: Distributed) -> None:
+        """Open the dataset, find the checkpoint, make model, optimizer and loader, and put back what the checkpoint holds.
+
+        Raises:
+            InputError: dataset, networks, settings and checkpoint do not belong together, or the ranks do not see the same.
+        """
+        self.distributed = distributed
+        self.reader = reader = open_reader(settings, TRAIN_SPLIT)
+        self.vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
+        self.checkpoint = find_checkpoint(settings.out, settings.resume)  # Every rank looks for itself.
+        state = read_state(self.checkpoint) if self.checkpoint else None
+        self.settings = settings = with_own_start(settings, state, distributed) if state else settings
+        precision = distributed.choose_precision(settings.precision)
+        check_agreement(distributed, self.checkpoint, state, reader, precision)
+
+        model, self.start = make_model(settings, self.vae, state)
+        self.model = model = prepare(model, settings.model, distributed.device).train()
+        self.trained = model.trained()
+        self.optimizer = make_optimizer(self.trained, settings.optimizer)
+        self.ema = EMA(self.trained, settings.ema_decay) if settings.ema_decay else None
+        self.schedule = training_schedule(settings.prediction)
+        self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
+        self.identity = identify(model, reader, precision)
+        self.metrics, self.nonfinite = Metrics(distributed.device), NonfiniteSteps()
+        self.corrupt = CorruptSamples(settings.loader.max_corrupt_samples)
+        self.step = 0
+        if self.checkpoint and state:
+            check_resumable(self.checkpoint, state, settings, self.identity)
+            resume(self.checkpoint, state, model, self.optimizer, self.ema)
+            self.metrics.restore(state.measures, distributed)
+            if state.scaler:
+                self.scaler.load_state_dict(state.scaler)
+            self.step = state.step
+
+        reference_size = model.conditioner.model.config.image_size
+        items = TrainingDataset(settings, reader, reference_size)
+        self.loader = load_batches(items, self.step, distributed.world_size, distributed.rank)
+        self.batches = Timed(DevicePrefetcher(self.loader, distributed.device))
+        self.validation = make_validation(settings, reader, distributed, reference_size)
+        self.parallel = distributed.wrap(model)
 
     def is_due(self, every: int) -> bool:
         """Whether something that is done every so many steps, and after the last one, is done after this one; 0 = never."""
         return every > 0 and (self.step % every == 0 or self.step == self.settings.steps)
-
-
-def set_up(settings: TrainSettings, distributed: Distributed) -> Training:
-    """Open the dataset, find the checkpoint, make model, optimizer and loader, and put back what the checkpoint holds.
-
-    Raises:
-        InputError: dataset, networks, settings and checkpoint do not belong together, or the ranks do not see the same.
-    """
-    reader = open_reader(settings)
-    vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
-    checkpoint = find_checkpoint(settings.out, settings.resume)  # Every rank looks for itself.
-    state = read_state(checkpoint) if checkpoint else None
-    if state:
-        settings = with_own_start(settings, state, distributed)
-    precision = distributed.choose_precision(settings.precision)
-    check_agreement(distributed, checkpoint, state, reader, precision)
-
-    model, start = make_model(settings, vae, state)
-    model = prepare(model, settings.model, distributed.device).train()
-    trained = model.trained()
-    optimizer = make_optimizer(trained, settings.optimizer)
-    ema = EMA(trained, settings.ema_decay) if settings.ema_decay else None
-    identity = identify(model, reader, precision)
-    metrics = Metrics(distributed.device)
-    scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
-
-    if checkpoint and state:
-        check_resumable(checkpoint, state, settings, identity)
-        resume(checkpoint, state, model, optimizer, ema)
-        metrics.restore(state.measures, distributed)
-        if state.scaler:
-            scaler.load_state_dict(state.scaler)
-    step = state.step if state else 0
-    reference_size = model.conditioner.model.config.image_size
-    loader = load_batches(TrainingDataset(settings, reader, reference_size), step, distributed.world_size, distributed.rank)
-    return Training(
-        settings=settings,
-        distributed=distributed,
-        reader=reader,
-        vae=vae,
-        identity=identity,
-        checkpoint=checkpoint,
-        start=start,
-        step=step,
-        model=model,
-        parallel=distributed.wrap(model),
-        schedule=training_schedule(settings.prediction),
-        trained=trained,
-        optimizer=optimizer,
-        scaler=scaler,
-        ema=ema,
-        loader=loader,
-        batches=Timed(DevicePrefetcher(loader, distributed.device)),
-        validation=make_validation(settings, distributed, reference_size),
-        metrics=metrics,
-        nonfinite=NonfiniteSteps(),
-        corrupt=CorruptSamples(settings.loader.max_corrupt_samples),
-    )
 
 
 def make_model(
@@ -230,17 +189,14 @@ def describe(run: Training) -> str:
 
 def out_of_memory(error: Exception, settings: TrainSettings, distributed: Distributed) -> str:
     """What to tell a person whose GPU is too small, and what helps."""
-    size = settings.global_batch // (distributed.world_size * settings.accumulation)
-    helps = []
-    if size % 2 == 0:
-        more = 2 * settings.accumulation
-        helps.append(f"--accumulation {more} (halves the batch of {size} that a GPU holds; the training is the same)")
-    if not settings.model.gradient_checkpointing:
-        helps.append("--model.gradient_checkpointing true (a third more arithmetic)")
-    if settings.precision == "fp32":
-        helps.append("--precision bf16")
-    if settings.ema_decay:
-        helps.append("--ema_decay 0, for a new run")
+    size, parts = settings.global_batch // (distributed.world_size * settings.accumulation), 2 * settings.accumulation
+    helps = {
+        f"--accumulation {parts} (halves the batch of {size} that a GPU holds; the training is the same)": size % 2 == 0,
+        "--model.gradient_checkpointing true (a third more arithmetic)": not settings.model.gradient_checkpointing,
+        "--precision bf16": settings.precision == "fp32",
+        "--ema_decay 0, for a new run": settings.ema_decay > 0,
+        "more GPUs, or larger ones": True,
+    }
+    what = "; ".join(way for way, applies in helps.items() if applies)
     first = str(error).partition("\n")[0]
-    said = f"what helps: {'; '.join(helps)}" if helps else "all that helps is set already: more GPUs, or larger ones"
-    return f"rank {distributed.rank} is out of memory ({first}); {said}; docs/training.md has a table"
+    return f"rank {distributed.rank} is out of memory ({first}); what helps: {what}; docs/training.md has a table"

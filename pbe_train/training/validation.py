@@ -1,15 +1,13 @@
 """Held-out samples during training: their loss, and pictures of them. Both are fixed, so that steps and runs can be compared."""
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 
 from pbe_core.images.sheets import Picture, sheet
 from pbe_core.progress import Progress
-from pbe_train.config import TrainSettings
+from pbe_train.config import TRAIN_SPLIT, VALIDATION_SPLIT, TrainSettings
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import Batch, TrainingDataset
@@ -22,8 +20,10 @@ from pbe_train.training.optimizer import EMA
 
 # Samples whose loss is measured, or all that the split has.
 SAMPLES = 256
-# Of the pictures: guidance scales, one column each (1 = no guidance), and the scheduler.
+# Of the pictures: how many samples, guidance scales, one column each (1 = no guidance), denoising steps, and the scheduler.
+PAINTED = 6
 GUIDANCE = (1.0, 5.0)
+SAMPLING_STEPS = 25
 SCHEDULER = "DPMSolverMultistepScheduler"
 
 
@@ -36,21 +36,20 @@ class Validation:
 
     def __init__(self, settings: TrainSettings, distributed: Distributed, reference_size: int) -> None:
         """Read the samples. Raises InputError where the split is not there, or damaged."""
-        reader = open_reader(settings, settings.validation.split)
+        reader = open_reader(settings, VALIDATION_SPLIT)
         count = min(SAMPLES, sum(reader.counts))
-        fixed = settings.model_copy(
-            update={
-                "global_batch": count,
-                "condition_dropout": 0.0,
-                "timesteps": "stratified",
-                "augmentation": settings.augmentation.model_copy(update={"preset": "none"}),
-            }
-        )
-        items = TrainingDataset(fixed, reader, reference_size)
+        none = settings.augmentation.model_copy(update={"preset": "none"})
+        fixed = settings.model_copy(update={"global_batch": count, "condition_dropout": 0.0, "augmentation": none})
+        items = TrainingDataset(fixed, reader, reference_size, stratified=True)
         size = settings.global_batch // (distributed.world_size * settings.accumulation)
         slots = range(count)[distributed.rank :: distributed.world_size]
         self.samples = count
-        self.batches = [_make_batch(items, list(slots[start : start + size])) for start in range(0, len(slots), size)]
+        self.batches: list[Batch] = []
+        for start in range(0, len(slots), size):
+            loaded = items[[(0, slot) for slot in slots[start : start + size]]]
+            if isinstance(loaded, Exception):
+                raise loaded
+            self.batches.append(loaded.batch)
         self.schedule = training_schedule(settings.prediction)
 
     @torch.no_grad()
@@ -64,54 +63,50 @@ class Validation:
             work: counts batches.
         """
         total = torch.zeros(1, device=distributed.device, dtype=torch.float64)
-        for losses in self._losses(model, distributed, precision):
-            total += losses.double().sum()
+        for batch in self.batches:
+            moved = Batch(*(tensor.to(distributed.device) for tensor in batch))
+            with distributed.autocast(precision):
+                total += noise_losses(model, self.schedule, moved).double().sum()
             if work:
                 work.update()
         return float(distributed.sum(total)) / self.samples
 
-    def _losses(self, model: Denoiser, distributed: Distributed, precision: str) -> Iterator[Float[Tensor, " batch"]]:
-        for batch in self.batches:
-            moved = Batch(*(tensor.to(distributed.device) for tensor in batch))
-            with distributed.autocast(precision):
-                yield noise_losses(model, self.schedule, moved)
 
-
-def _make_batch(items: TrainingDataset, slots: list[int]) -> Batch:
-    loaded = items[[(0, slot) for slot in slots]]
-    if isinstance(loaded, Exception):
-        raise loaded
-    return loaded.batch
-
-
-def make_validation(settings: TrainSettings, distributed: Distributed, reference_size: int) -> Validation | None:
-    """The held-out samples, if there are any and the settings want their loss."""
+def make_validation(
+    settings: TrainSettings, reader: ShardReader, distributed: Distributed, reference_size: int
+) -> Validation | None:
+    """The held-out samples, if the dataset of `reader` has any and the settings want their loss."""
     if not settings.validation.every:
         return None
-    if not _has_samples(open_reader(settings), settings.validation.split):
+    if not has_validation(reader):
         if distributed.rank == 0:
-            print(f"no samples in a split `{settings.validation.split}`: no loss of held-out samples is measured", flush=True)
+            print(f"no samples in a split `{VALIDATION_SPLIT}`: no loss of held-out samples is measured", flush=True)
         return None
     return Validation(settings, distributed, reference_size)
+
+
+def has_validation(reader: ShardReader) -> bool:
+    """Whether the reader's dataset holds out samples."""
+    splits = reader.info.splits
+    return VALIDATION_SPLIT in splits and splits[VALIDATION_SPLIT].samples > 0
 
 
 class Pictures:
     """Fixed held-out samples, painted with fixed noise at several guidance scales: progress that one can see."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, reader: ShardReader) -> None:
+        """Read the samples of the dataset of `reader`: held-out ones, where there are any."""
         self.run = run
-        self.settings = run.settings.pictures
         self.guidance: tuple[float, ...] = GUIDANCE
         if run.settings.condition_dropout == 0:
             self.guidance = (1.0,)
             print("condition_dropout 0 leaves the null vector untrained: pictures are painted with guidance 1 alone", flush=True)
-        reader = open_reader(run.settings)
-        if _has_samples(reader, split := run.settings.validation.split):
-            reader = open_reader(run.settings, split)
+        if has_validation(reader):
+            reader = open_reader(run.settings, VALIDATION_SPLIT)
         else:
-            shown = run.settings.split
-            print(f"{reader.folder}: no samples in a split `{split}`; pictures show samples of `{shown}`", flush=True)
-        places, tolerant = spread_places(reader.counts, self.settings.count), run.settings.loader.on_corrupt == "replace"
+            shown = f"no samples in a split `{VALIDATION_SPLIT}`; pictures show samples of `{TRAIN_SPLIT}`"
+            print(f"{reader.folder}: {shown}", flush=True)
+        places, tolerant = spread_places(reader.counts, PAINTED), run.settings.loader.on_corrupt == "replace"
         self.samples: list[HeldOut] = read_held_out(reader, places, run.settings.seed, leave_out_damaged=tolerant)
         self.sources = [
             given.sample.view if given.sample.view is not None else made
@@ -124,14 +119,19 @@ class Pictures:
 
     def draw(self, step: int, ema: EMA | None, work: Progress | None = None) -> Picture:
         """Paint with the averaged weights, where there are any, and write `pictures/step-XXXXXXXX.png`; `work` counts views."""
-        if ema:
-            with ema.in_place():
-                return self.draw(step, None, work)
         references, seeds = [given.sample.reference for given in self.samples], range(len(self.samples))
-        columns = [
-            paint_held_out(self.run, self.samples, references, seeds, self._how(guidance), progress=work)
-            for guidance in self.guidance
-        ]
+        with ema.in_place() if ema else nullcontext():
+            columns = [
+                paint_held_out(
+                    self.run,
+                    self.samples,
+                    references,
+                    seeds,
+                    SamplingSettings(guidance, SAMPLING_STEPS, SCHEDULER),
+                    progress=work,
+                )
+                for guidance in self.guidance
+            ]
         rows = []
         for number, given in enumerate(self.samples):
             masked = self.sources[number].copy()
@@ -143,11 +143,3 @@ class Pictures:
         folder.mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / f"step-{step:08d}.png")
         return picture
-
-    def _how(self, guidance: float) -> SamplingSettings:
-        return SamplingSettings(guidance, self.settings.sampling_steps, SCHEDULER)
-
-
-def _has_samples(reader: ShardReader, split: str) -> bool:
-    splits = reader.info.splits
-    return split in splits and splits[split].samples > 0

@@ -1,7 +1,6 @@
 """The benchmark of the loader: a tiny run's figures fit each other, and the ways that are compared see the same samples."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -9,21 +8,19 @@ import pytest
 import webdataset
 
 from benchmarks import published_recipe
-from benchmarks.loader import OURS, PUBLISHED, STREAMED, FromMembers, build
+from benchmarks.loader import OURS, PUBLISHED, STREAMED, FromMembers, build, main
 from benchmarks.packing_world import draw_photo
-from pbe_core.settings import REPOSITORY
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 
 
-def test_a_tiny_run(tmp_path):
+def test_a_tiny_run(tmp_path, monkeypatch):
     results = tmp_path / "results" / "loader.json"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a photo.jpg").write_bytes(draw_photo(0))
     options = ["--samples", "8", "--photos", str(tmp_path / "photos"), "--results", str(results)]
-    command = [sys.executable, "-m", "benchmarks.loader", *options]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr(sys, "argv", ["loader", *options])
+    main()
     result = json.loads(results.read_text())
     assert result["photos"] == {"drawn": False, "files": 1, "mean_bytes": len(draw_photo(0))}
     ways = {way["way"]: way for way in result["ways"]}

@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 from pipelines.crawling.tables import verify_store
 from tests.crawl_world import crawl_command, crawl_options
 from tests.faults.kill_build import build_command, hashes_of
-from tests.faults.kill_train import results as train_results
 from tests.faults.kill_train import train_command
 from tests.faults.marked import MarkedProcesses
 from tests.pbe_train.small_world import make_world as make_small_world
+from tests.pbe_train.test_resume import what_was_computed as train_results
 from tiny_world.make_photos import make_world
 
 HOOK = Path(__file__).parent / "at_rename"

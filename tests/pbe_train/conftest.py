@@ -1,21 +1,13 @@
 """Fixtures of the trainer's tests."""
 
-import os
+from collections.abc import Iterator
+from pathlib import Path
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # Before anything imports albumentations.
+import pytest
+import torch
+from jaxtyping import config
 
-from jaxtyping import config, install_import_hook
-
-# Shapes in signatures are checked while tests run.
-install_import_hook("pbe_train", "beartype.beartype")
-
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-from tests.pbe_train.small_world import World, make_world  # noqa: E402
+from tests.pbe_train.small_world import World, make_world
 
 
 @pytest.fixture(autouse=True, scope="module")

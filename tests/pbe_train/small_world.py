@@ -1,8 +1,8 @@
 """A small dataset and small random networks, made directly through schemas/: tests need neither pipelines nor weights."""
 
-import io
-import tarfile
+import itertools
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from pycocotools import mask as coco_mask
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.files import TarWriter
 from pbe_core.sample_codec import Sample, encode_sample, jpeg_bytes
 from pbe_core.settings import load_settings
 from pbe_core.vae import identify_vae
@@ -112,47 +113,15 @@ def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
 def make_dataset(folder: Path, vae: AutoencoderKL, vae_source: str, splits: dict[str, list[int]]) -> None:
     """Write a dataset; `splits` says how many samples each shard of a split has."""
     (folder / "shards").mkdir(parents=True)
-    rows, counts = [], {}
-    for split, sizes in splits.items():
-        names = [f"{split}-{number:06d}" for number in range(len(sizes))]
-        made = 0
-        for name, size in zip(names, sizes, strict=True):
-            path = folder / "shards" / f"{name}.tar"
-            with tarfile.open(path, "w") as tar:
-                for _ in range(size):
-                    sample = make_sample(vae, split, made)
-                    made += 1
-                    for member, data in encode_sample(sample).items():
-                        entry = tarfile.TarInfo(f"{sample.record.key}.{member}")
-                        entry.size = len(data)
-                        with_data = io.BytesIO(data)
-                        tar.addfile(entry, with_data)
-            located: dict[str, dict[str, object]] = {}
-            with tarfile.open(path) as tar:
-                for entry in tar:
-                    key, _, member = entry.name.partition(".")
-                    found = tar.extractfile(entry)
-                    assert found
-                    place = {"offset": entry.offset_data, "length": entry.size, "crc32": zlib.crc32(found.read())}
-                    located.setdefault(key, {})[member.replace(".", "_")] = place
-            for position, (key, members) in enumerate(located.items()):
-                number = int(key[len(split) : len(split) + 4])
-                label = LABELS[number % len(LABELS)]
-                rows.append(
-                    {
-                        "key": key,
-                        "split": split,
-                        "shard": name,
-                        "position": position,
-                        "object_id": key[:-2],
-                        "label": label,
-                        "label_name": label,
-                        "view_jpg": None,
-                        **members,
-                    }
-                )
-        counts[split] = SplitCounts(shards=names, samples=made, bytes=0)
-    pq.write_table(pa.Table.from_pylist(rows, INDEX), folder / "index.parquet", row_group_size=7)
+    counts = {}
+    with pq.ParquetWriter(folder / "index.parquet", INDEX) as index:
+        for split, sizes in splits.items():
+            samples = iter([make_sample(vae, split, number) for number in range(sum(sizes))])
+            names = [f"{split}-{number:06d}" for number in range(len(sizes))]
+            for name, size in zip(names, sizes, strict=True):
+                rows = write_shard(folder, name, itertools.islice(samples, size))
+                index.write_table(pa.Table.from_pylist(rows, INDEX))
+            counts[split] = SplitCounts(shards=names, samples=sum(sizes), bytes=0)
     total = sum(count.samples for count in counts.values())
     identity = identify_vae(vae, vae_source)
     info = DatasetInfo(
@@ -174,6 +143,23 @@ def make_dataset(folder: Path, vae: AutoencoderKL, vae_source: str, splits: dict
         settings={},
     )
     (folder / "dataset.json").write_text(info.model_dump_json())
+
+
+def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> list[dict[str, object]]:
+    """Write a shard; its rows of the index."""
+    rows = []
+    with (folder / "shards" / f"{name}.tar").open("wb") as file:
+        tar = TarWriter(file)
+        for position, sample in enumerate(samples):
+            record = sample.record
+            row = {"key": record.key, "split": record.split, "shard": name, "position": position, "object_id": record.object_id}
+            row |= {"label": record.label, "label_name": record.label, "view_jpg": None}
+            for member, data in encode_sample(sample).items():
+                place = {"offset": tar.add(f"{record.key}.{member}", data), "length": len(data), "crc32": zlib.crc32(data)}
+                row[member.replace(".", "_")] = place
+            rows.append(row)
+        tar.close()
+    return rows
 
 
 def make_world(folder: Path) -> World:

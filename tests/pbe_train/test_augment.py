@@ -3,10 +3,7 @@
 The figures are those of 400 draws with albumentations 0.4.3, at 224 px.
 """
 
-import hashlib
 import io
-import subprocess
-import sys
 from random import Random
 
 import cv2
@@ -22,27 +19,47 @@ from pbe_core.settings import REPOSITORY
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.references import (
     PADDING,
+    PAPER,
     PHOTO,
     POSE,
+    STRONG,
     Augmentation,
     Drawn,
-    Strong,
     apply,
-    augment,
     change,
     draw_published,
     erase,
-    fires,
     fit_reference,
     moves,
     prepare_reference,
     transforms,
 )
 
-DRAWS = 2000
+DRAWS = 800
+PARTS = tuple(STRONG)
 
 
-def displacements(augmentation: Augmentation, size: int) -> tuple[np.ndarray, np.ndarray]:
+def only(**parts: float) -> dict[str, float]:
+    return dict.fromkeys(PAPER, 0.0) | parts
+
+
+def of_strong(**parts: float) -> Augmentation:
+    """These parts of the preset, and no other."""
+    return Augmentation("strong", strong=dict.fromkeys(PARTS, 0.0) | parts)
+
+
+def drawn_picture(height: int = 224, width: int = 224) -> np.ndarray:
+    """Smooth, coloured, and with fine detail; nowhere dark or bright enough to be clipped at once."""
+    random = np.random.default_rng(0)
+    coarse = cv2.resize(random.integers(60, 190, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(coarse + random.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def prepare(given: Augmentation, picture: np.ndarray, *names: int | str, outline=None, geometry="squash", size=224):
+    return prepare_reference(given, geometry, picture, outline, size, *names)
+
+
+def displacements(odds: dict[str, float], size: int) -> tuple[np.ndarray, np.ndarray]:
     """How far pixels are moved, in px: those of the result that come from inside the reference; and the mean of each draw.
 
     Flips are left aside.
@@ -51,50 +68,46 @@ def displacements(augmentation: Augmentation, size: int) -> tuple[np.ndarray, np
     there = np.stack([x, y, np.ones_like(x)], -1)
     found = []
     for number in range(DRAWS):
-        drawn = draw_published(augmentation, size, "test", number)
+        drawn = draw_published(odds, size, "test", number)
         came_from = there @ np.linalg.inv(np.eye(3) if drawn.map is None else drawn.map).T
         inside = ((came_from >= 0) & (came_from <= size - 1))[..., :2].all(-1)
         found.append(np.linalg.norm((there - came_from)[inside], axis=-1))
     return np.concatenate(found), np.array([moved.mean() for moved in found if len(moved)])
 
 
-def only(**parts: float) -> Augmentation:
-    return Augmentation(**dict.fromkeys(("flip", "rotate", "blur", "elastic"), 0.0) | parts)
-
-
-@pytest.mark.parametrize(("size", "mean", "extreme"), [(224, 36, 62), (64, 36 * 64 / 224, 62 * 64 / 224)])
-def test_the_affine_map_is_as_strong_as_in_the_published_run(size, mean, extreme):
+@pytest.mark.parametrize("size", [224, 64])
+def test_the_affine_map_is_as_strong_as_in_the_published_run(size):
     """In proportion at other sizes."""
     moved, _ = displacements(only(elastic=1), size)
-    assert moved.mean() == pytest.approx(mean, rel=0.1)
-    assert np.percentile(moved, 95) == pytest.approx(extreme, rel=0.1)
+    assert moved.mean() == pytest.approx(36 * size / 224, rel=0.1)
+    assert np.percentile(moved, 95) == pytest.approx(62 * size / 224, rel=0.1)
 
 
 def test_the_chain_is_as_strong_as_in_the_published_run():
-    moved, means = displacements(Augmentation(), 224)
+    moved, means = displacements(PAPER, 224)
     assert moved.mean() == pytest.approx(13.8, rel=0.15)
     assert (means > 1).mean() == pytest.approx(0.62, abs=0.05)
 
 
-def test_rotations_are_within_20_degrees():
-    angles = []
-    for number in range(DRAWS):
-        drawn = draw_published(only(rotate=1), 224, "test", number)
-        assert drawn.map is not None
-        angles.append(np.degrees(np.arctan2(drawn.map[1, 0], drawn.map[0, 0])))
-        assert np.allclose(drawn.map @ (111.5, 111.5, 1), (111.5, 111.5, 1))
+def test_rotations_are_within_20_degrees_and_blurs_of_3_to_7_px():
+    drawn = [draw_published(only(rotate=1, blur=1), 224, "test", number) for number in range(DRAWS)]
+    angles = [np.degrees(np.arctan2(one.map[1, 0], one.map[0, 0])) for one in drawn]
+    assert all(np.allclose(one.map @ (111.5, 111.5, 1), (111.5, 111.5, 1)) for one in drawn)
     assert -20 <= min(angles) < -19
     assert 19 < max(angles) <= 20
     assert np.std(angles) == pytest.approx(40 / np.sqrt(12), rel=0.05)
+    kernels = [one.kernel for one in drawn]
+    assert set(kernels) == {3, 5, 7}
+    assert min(kernels.count(kernel) for kernel in (3, 5, 7)) > DRAWS / 4
 
 
 def test_what_was_drawn_is_what_is_done():
-    """A bright dot lands where flip and map send it, and is as wide as blurred."""
+    """A bright dot lands where flip and map send it, and is as wide as blurred; colours stay in their channels."""
     picture = np.zeros((224, 224, 3), np.uint8)
     cv2.circle(picture, (120, 100), 4, (255, 200, 100), -1)
     seen = 0
     for number in range(12):
-        drawn = draw_published(Augmentation(flip=0.5, rotate=1, elastic=1), 224, "dot", number)
+        drawn = draw_published(only(flip=0.5, rotate=1, elastic=1), 224, "dot", number)
         moved = apply(drawn, picture)
         expected = drawn.map @ (223 - 120 if drawn.flip else 120, 100, 1)
         if not np.all((expected > 10) & (expected < 213) | (expected == 1)):
@@ -108,88 +121,43 @@ def test_what_was_drawn_is_what_is_done():
     plain[16, 16] = (250, 150, 50)
     assert np.array_equal(apply(Drawn(False, 5, None), plain)[14:19, 14:19], np.full((5, 5, 3), (10, 6, 2)))
     assert np.array_equal(apply(Drawn(True, None, None), picture), picture[:, ::-1])
+    even = np.broadcast_to(np.array([10, 90, 200], np.uint8), (64, 64, 3)).copy()
+    assert all(np.array_equal(prepare(Augmentation(), even, number, size=64), even) for number in range(20))
 
 
-def test_colours_stay_in_their_channels():
-    picture = np.broadcast_to(np.array([10, 90, 200], np.uint8), (64, 64, 3)).copy()
-    for number in range(20):
-        assert np.array_equal(augment(Augmentation(), picture, number), picture)
+@pytest.mark.parametrize("name", list(PAPER))
+def test_each_part_fires_as_often_as_published_and_alone(name):
+    """One seed for all parts would fire them together; and what the others draw does not depend on it."""
+
+    def fired(part: str, drawn: Drawn) -> bool:
+        return {"flip": drawn.flip, "blur": drawn.kernel is not None}.get(part, drawn.map is not None)
+
+    draws = [draw_published(PAPER, 32, number) for number in range(DRAWS)]
+    alone = [draw_published(only(**{name: PAPER[name]}), 32, number) for number in range(DRAWS)]
+    own = [fired(name, drawn) for drawn in alone]
+    assert np.mean(own) == pytest.approx(PAPER[name], abs=0.045)
+    other = "blur" if name == "flip" else "flip"
+    assert abs(np.corrcoef(own, [fired(other, drawn) for drawn in draws])[0, 1]) < 0.1
+    whole, less = (draw_published(odds, 64, 1) for odds in (only(elastic=1, flip=0.5), only(elastic=1, blur=0.3)))
+    assert np.array_equal(whole.map, less.map)
 
 
-@pytest.mark.parametrize(("name", "share"), [("flip", 0.5), ("rotate", 0.5), ("blur", 0.3), ("elastic", 0.3)])
-def test_each_part_fires_as_often_as_published_and_alone(name, share):
-    """One seed for all parts would fire them together."""
-    draws = [draw_published(Augmentation(), 32, number) for number in range(DRAWS)]
-    alone = [draw_published(only(**{name: share}), 32, number) for number in range(DRAWS)]
-    fired = {
-        "flip": [drawn.flip for drawn in alone],
-        "blur": [drawn.kernel is not None for drawn in alone],
-        "rotate": [drawn.map is not None for drawn in alone],
-        "elastic": [drawn.map is not None for drawn in alone],
-    }[name]
-    assert np.mean(fired) == pytest.approx(share, abs=0.03)
-    others = {"flip": [drawn.kernel is not None for drawn in draws]}.get(name, [drawn.flip for drawn in draws])
-    assert abs(np.corrcoef(fired, others)[0, 1]) < 0.06
-
-
-def test_blurs_are_of_3_to_7_px():
-    kernels = [draw_published(only(blur=1), 32, number).kernel for number in range(DRAWS)]
-    assert set(kernels) == {3, 5, 7}
-    assert min(kernels.count(kernel) for kernel in (3, 5, 7)) > DRAWS / 4
-
-
-def test_a_setting_changes_its_own_part_alone():
-    """What the others draw does not depend on it."""
-    for number in range(50):
-        whole, less = (draw_published(given, 64, number) for given in (only(elastic=1, flip=0.5), only(elastic=1, blur=0.3)))
-        assert np.array_equal(whole.map, less.map)
-
-
-def test_augmentation_is_a_function_of_names():
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    results = [augment(Augmentation(), picture, 0, step) for step in range(20)]
-    assert all(np.array_equal(augment(Augmentation(), picture, 0, step), results[step]) for step in reversed(range(20)))
+def test_the_published_preset_is_a_function_of_names_and_none_is_none():
+    picture = drawn_picture(90, 140)
+    squashed = fit_reference(picture, 64, "squash")
+    results = [prepare(Augmentation(), picture, 0, step, size=64) for step in range(20)]
     assert len({result.tobytes() for result in results}) > 10
+    for step in reversed(range(20)):
+        assert np.array_equal(prepare(Augmentation(), picture, 0, step, size=64), results[step])
+        assert np.array_equal(apply(draw_published(PAPER, 64, 0, step), squashed), results[step])
+        assert np.array_equal(prepare(Augmentation("none"), picture, step, size=64), squashed)
 
 
-def test_none_is_none():
-    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    assert all(np.array_equal(augment(Augmentation(preset="none"), picture, step), picture) for step in range(50))
-
-
-def test_squash_shows_the_whole_reference():
-    picture = np.zeros((20, 80, 3), np.uint8)
-    picture[:, 70:] = 255
-    square = fit_reference(picture, 64, "squash")
-    assert square.shape == (64, 64, 3)
-    assert square[:, 60:].min() > 200
-    assert square[:, :50].max() < 50
-
-
-@pytest.mark.parametrize("side", [64, 70, 127, 129, 300, 1000])
+@pytest.mark.parametrize("side", [64, 70, 129, 1000])
 def test_squash_is_antialiased_as_pillow_does_it(side):
     picture = np.random.default_rng(side).integers(0, 256, (side, 2 * side, 3), np.uint8)
     expected = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
     assert abs(fit_reference(picture, 64, "squash").astype(int) - expected).max() <= 1
-
-
-PARTS = tuple(Strong.model_fields)
-
-
-def of_strong(**parts: float) -> Augmentation:
-    """These parts of the preset, and no other."""
-    return Augmentation(preset="strong", strong=Strong(**dict.fromkeys(PARTS, 0.0) | parts))
-
-
-def drawn_picture(height: int = 224, width: int = 224) -> np.ndarray:
-    """Smooth, coloured, and with fine detail; nowhere dark or bright enough to be clipped at once."""
-    random = np.random.default_rng(0)
-    coarse = cv2.resize(random.integers(60, 190, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
-    return np.clip(coarse + random.integers(-20, 21, (height, width, 1)), 0, 255).astype(np.uint8)
-
-
-def strongly(given: Augmentation, picture: np.ndarray, *names: int | str, outline=None, geometry="squash", size=224):
-    return prepare_reference(given, geometry, picture, outline, size, *names)
 
 
 @pytest.mark.parametrize("size", [224, 64])
@@ -197,7 +165,7 @@ def test_the_elastic_part_bends(size):
     """By some 5 px at 224 px, smoothly, and not as an affine map does; nowhere does the picture fold."""
     y, x = np.mgrid[:size, :size]
     places = np.stack([x, y, np.ones_like(x)], -1).reshape(-1, 3).astype(float)
-    for number in range(100):
+    for number in range(30):
         moved = moves(size, generator(number)).astype(float)
         lengths = np.linalg.norm(moved, axis=-1) * 224 / size
         assert 3 < lengths.mean() < 8
@@ -226,10 +194,10 @@ def test_a_dot_lands_where_the_elastic_part_sends_it():
 
 
 def test_the_affine_part_is_stronger_than_the_published_chain():
-    """That one moves pixels by 13.8 px on average; here the parts of the map stay within what the settings say."""
+    """That one moves pixels by 13.8 px on average; here the parts of the map stay within what is promised."""
     transform, moved, scales = transforms(224)["affine"], [], []
     y, x = np.mgrid[:224:8, :224:8]
-    for number in range(300):
+    for number in range(200):
         transform.set_random_state(generator(number), Random(number))
         transform(image=np.zeros((224, 224, 3), np.uint8))
         matrix = transform.get_applied_params()["matrix"]
@@ -253,61 +221,48 @@ def test_what_a_photo_suffers_is_felt(part, least, most):
     assert len({one.tobytes() for one in changed}) > 25  # Qualities of a JPEG are whole numbers.
 
 
-def coloured_picture() -> np.ndarray:
-    """Red, green and blue differ everywhere, so that no two of them may be taken for one another."""
-    return np.clip(drawn_picture() * np.array([1.1, 0.8, 0.4]) + (20, 0, 60), 0, 255).astype(np.uint8)
-
-
 def test_a_compressed_picture_is_a_jpeg_of_the_picture():
     """As Pillow writes and reads it, at a quality of the range; not of the picture with red and blue exchanged."""
-    picture, files = coloured_picture(), []
+    picture = np.clip(drawn_picture() * np.array([1.1, 0.8, 0.4]) + (20, 0, 60), 0, 255).astype(np.uint8)
+    files = []
     for quality in range(25, 81):
         buffer = io.BytesIO()
         Image.fromarray(picture).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
         files.append(np.asarray(Image.open(buffer)).astype(int))
-    for number in range(20):
+    for number in range(10):
         compressed = change("compression", picture, 224, number)
         assert min(np.abs(file - compressed).max() for file in files) <= 1
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_each_part_of_strong_fires_as_often_as_is_set_and_alone(part):
+def test_each_part_of_strong_fires_as_often_as_is_set_and_alone():
     """One seed for all parts, as albumentations' own seeding gives them, would fire them together."""
-    whole, share = Strong(), getattr(Strong(), part)
-    fired = [fires(part, whole, number) for number in range(DRAWS)]
-    assert np.mean(fired) == pytest.approx(share, abs=0.035)
-    for other in set(PARTS) - {part}:
-        assert abs(np.corrcoef(fired, [fires(other, whole, number) for number in range(DRAWS)])[0, 1]) < 0.09
     picture, outline = drawn_picture(), np.tri(224, dtype=bool)
-    untouched = strongly(of_strong(), picture, 0, outline=outline)
-    assert np.array_equal(untouched, fit_reference(picture, 224, "squash"))
-    done = [strongly(of_strong(**{part: 1}), picture, number, outline=outline).tobytes() for number in range(20)]
-    assert sum(one != untouched.tobytes() for one in done) >= 18  # A hue may turn by 0.
+    untouched = prepare(of_strong(), picture, 0, outline=outline)
+    assert np.array_equal(untouched, picture)
+    fired = []
+    for part in PARTS:
+        given = of_strong(**{part: STRONG[part]})
+        done = [prepare(given, picture, number, outline=outline) for number in range(300)]
+        fired.append([not np.array_equal(one, untouched) for one in done])
+        assert np.mean(fired[-1]) == pytest.approx(STRONG[part], abs=0.09), part
+    assert np.abs(np.corrcoef(fired) - np.eye(len(PARTS))).max() < 0.25
 
 
 def test_a_part_of_strong_draws_the_same_whatever_the_others_do():
     picture = drawn_picture()
     for number in range(5):
-        bent = strongly(of_strong(elastic=1), picture, number)
-        assert np.array_equal(strongly(of_strong(flip=1, elastic=1), picture[:, ::-1].copy(), number), bent)
+        bent = prepare(of_strong(elastic=1), picture, number)
+        assert np.array_equal(prepare(of_strong(flip=1, elastic=1), picture[:, ::-1].copy(), number), bent)
 
 
 def test_strong_is_a_function_of_names():
     """In whatever order draws are asked for, and for all parts together."""
     picture, outline = drawn_picture(120, 200), np.tri(120, 200, dtype=bool)
-    given = Augmentation(preset="strong", strong=Strong(**dict.fromkeys(PARTS, 0.7)))
-    results = [strongly(given, picture, 0, step, outline=outline) for step in range(20)]
-    assert all(np.array_equal(strongly(given, picture, 0, step, outline=outline), results[step]) for step in reversed(range(20)))
+    given = of_strong(**dict.fromkeys(PARTS, 0.7))
+    results = [prepare(given, picture, 0, step, outline=outline) for step in range(20)]
+    assert all(np.array_equal(prepare(given, picture, 0, step, outline=outline), results[step]) for step in reversed(range(20)))
     assert len({result.tobytes() for result in results}) == 20
-    assert not np.array_equal(strongly(given, picture, 1, 0, outline=outline), results[0])
-    code = (
-        "import hashlib\nfrom tests.pbe_train.test_augment import *\n"
-        "given = Augmentation(preset='strong', strong=Strong(**dict.fromkeys(PARTS, 0.7)))\n"
-        "made = strongly(given, drawn_picture(120, 200), 0, 3, outline=np.tri(120, 200, dtype=bool))\n"
-        "print(hashlib.sha256(made).hexdigest())"
-    )
-    elsewhere = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert elsewhere.stdout.strip() == hashlib.sha256(results[3]).hexdigest()
+    assert not np.array_equal(prepare(given, picture, 1, 0, outline=outline), results[0])
 
 
 def test_an_erased_background_is_the_outlines_to_the_byte():
@@ -316,10 +271,9 @@ def test_an_erased_background_is_the_outlines_to_the_byte():
     erased = erase(picture, outline)
     assert np.array_equal(erased[outline], picture[outline])
     assert set(map(tuple, erased[~outline].tolist())) == {PADDING}
-    assert np.array_equal(erase(picture, np.zeros_like(outline)), picture)
-    assert np.array_equal(strongly(of_strong(erase=1), picture, 0, outline=outline), fit_reference(erased, 224, "squash"))
-    assert np.array_equal(strongly(of_strong(erase=0), picture, 0, outline=outline), fit_reference(picture, 224, "squash"))
-    assert np.array_equal(strongly(of_strong(erase=1), picture, 0), fit_reference(picture, 224, "squash"))
+    assert np.array_equal(prepare(of_strong(erase=1), picture, 0, outline=outline), fit_reference(erased, 224, "squash"))
+    assert np.array_equal(prepare(of_strong(erase=0), picture, 0, outline=outline), fit_reference(picture, 224, "squash"))
+    assert np.array_equal(prepare(of_strong(erase=1), picture, 0), fit_reference(picture, 224, "squash"))
 
 
 def test_a_background_stays_where_the_outline_covers_too_little_of_the_reference():
@@ -327,9 +281,8 @@ def test_a_background_stays_where_the_outline_covers_too_little_of_the_reference
     picture = drawn_picture(40, 50)
     outline = np.zeros((40, 50), bool)
     outline[:, :9] = True  # 18 %
-    assert np.array_equal(erase(picture, outline), picture)
     parts = of_strong(**dict.fromkeys(PARTS, 1))
-    assert np.array_equal(strongly(parts, picture, 3, outline=outline), strongly(parts, picture, 3))
+    assert np.array_equal(prepare(parts, picture, 3, outline=outline), prepare(parts, picture, 3))
     outline[:, 9] = True  # 20 %
     assert not np.array_equal(erase(picture, outline), picture)
 
@@ -338,45 +291,28 @@ def test_what_a_photo_suffers_spares_the_padding_and_what_moves_pixels_makes_mor
     wide = drawn_picture(100, 300)
     rows = (224 - round(100 * 224 / 300)) // 2
     for number in range(10):
-        suffered = strongly(of_strong(**dict.fromkeys(PHOTO, 1)), wide, number, geometry="pad")
+        suffered = prepare(of_strong(**dict.fromkeys(PHOTO, 1)), wide, number, geometry="pad")
         assert set(map(tuple, suffered[:rows].reshape(-1, 3).tolist())) == {PADDING}
         assert not np.array_equal(suffered, fit_reference(wide, 224, "pad"))
     corners = [
-        strongly(of_strong(affine=1), drawn_picture(), number)[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() for number in range(30)
+        prepare(of_strong(affine=1), drawn_picture(), number)[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() for number in range(30)
     ]
     assert any(list(PADDING) in four for four in corners)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 400), width=st.integers(1, 400), geometry=st.sampled_from(["squash", "pad"]), number=st.integers(0, 99)
 )
 def test_strong_takes_whatever_a_shard_holds(height, width, geometry, number):
     """References of a pixel's height, too, after which there is nothing left to shrink."""
     picture = np.full((height, width, 3), 77, np.uint8)
-    given = of_strong(**dict.fromkeys(PARTS, 1))
-    made = strongly(given, picture, number, outline=np.ones((height, width), bool), geometry=geometry, size=64)
-    assert made.shape == (64, 64, 3)
-    assert made.dtype == np.uint8
+    parts = of_strong(**dict.fromkeys(PARTS, 1))
+    made = prepare(parts, picture, number, outline=np.ones((height, width), bool), geometry=geometry, size=64)
+    assert (made.shape, made.dtype) == ((64, 64, 3), np.uint8)
 
 
-def test_parts_are_all_named():
-    assert {*PHOTO, *POSE, "erase"} == set(PARTS)
-    assert {*transforms(32), "compression", "elastic", "erase"} == set(PARTS)
-
-
-def test_the_published_preset_neither_imports_albumentations_nor_changed():
-    """As it was before there was another one: the published draws, after the published squash."""
-    picture = drawn_picture(90, 140)
-    for number in range(20):
-        made = prepare_reference(Augmentation(), "squash", picture, None, 64, number)
-        squashed = fit_reference(picture, 64, "squash")
-        assert np.array_equal(made, apply(draw_published(Augmentation(), 64, number), squashed))
-    code = "import sys, pbe_train.data.training_dataset; sys.exit('albumentations' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=st.integers(1, 300), width=st.integers(1, 300))
 def test_padding_keeps_the_aspect_and_adds_nothing(height, width):
     """The longer side fills the square, the shorter one is in proportion to half a pixel, and in the middle."""
@@ -385,14 +321,13 @@ def test_padding_keeps_the_aspect_and_adds_nothing(height, width):
     assert set(map(tuple, square[~inside].tolist())) <= {PADDING}
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     found = len(rows), len(columns)
-    assert inside[np.ix_(rows, columns)].all()
     assert inside.sum() == found[0] * found[1]
     assert max(found) == 64
     longer = max(height, width)
-    for length, given_length in zip(found, (height, width), strict=True):
-        assert abs(length - given_length * 64 / longer) <= (0.5 if given_length * 64 >= longer else 1)
-    assert abs(rows[0] - (63 - rows[-1])) <= 1
-    assert abs(columns[0] - (63 - columns[-1])) <= 1
+    for length, side in zip(found, (height, width), strict=True):
+        assert abs(length - side * 64 / longer) <= (0.5 if side * 64 >= longer else 1)
+    for line in (rows, columns):
+        assert abs(line[0] - (63 - line[-1])) <= 1
 
 
 def test_padding_is_what_the_encoder_sees_as_nothing():
@@ -400,7 +335,8 @@ def test_padding_is_what_the_encoder_sees_as_nothing():
     assert normalise_reference(torch.from_numpy(square)[None])[..., 0, 0].abs().max() < 0.01
 
 
-def test_the_guide_names_each_part_with_its_probability():
+def test_all_parts_are_named_and_the_guide_has_their_probabilities():
+    assert {*PHOTO, *POSE, "erase"} == {*transforms(32), "compression", "elastic", "erase"} == set(PARTS)
     guide = (REPOSITORY / "docs" / "training.md").read_text()
-    for part, probability in Strong():
+    for part, probability in STRONG.items():
         assert f"\n| `{part}` | {probability} | " in guide

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import integers, lists
 
@@ -13,15 +12,7 @@ from pbe_train.data.order import SampleOrder, choose_mask, rank_slots
 COUNTS = lists(integers(0, 9), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
 
-@settings(deadline=None, max_examples=60)
-@given(counts=COUNTS, window=integers(1, 5), epoch=integers(0, 3), seed=integers(0, 9))
-def test_an_epoch_holds_each_sample_exactly_once(counts, window, epoch, seed):
-    order = SampleOrder(counts, window, seed)
-    seen = Counter(order.locate(epoch, index) for index in range(sum(counts)))
-    assert seen == Counter((shard, position) for shard, count in enumerate(counts) for position in range(count))
-
-
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(counts=COUNTS, window=integers(1, 5), position=integers(0, 300), batch=integers(1, 7))
 def test_a_place_depends_on_the_position_alone(counts, window, position, batch):
     """Whatever was asked before, and however positions are cut into steps."""
@@ -35,8 +26,7 @@ def test_a_place_depends_on_the_position_alone(counts, window, position, batch):
 def test_shards_of_a_window_are_mixed_and_others_are_not():
     order = SampleOrder([50] * 8, window=4, seed=0)
     first = [order.locate(0, index).shard for index in range(200)]
-    assert len(set(first)) == 4
-    assert len(set(first[:20])) == 4
+    assert len(set(first)) == len(set(first[:20])) == 4
 
 
 def test_seeds_and_epochs_differ():
@@ -44,29 +34,17 @@ def test_seeds_and_epochs_differ():
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_an_uneven_cut_is_refused():
-    with pytest.raises(ValueError, match="global_batch 6 cannot be cut evenly into 4 ranks"):
-        rank_slots(6, 1, 4, 0)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    counts=COUNTS,
-    window=integers(1, 5),
-    ranks=integers(1, 4),
-    accumulation=integers(1, 3),
-    size=integers(1, 4),
-    seed=integers(0, 9),
-)
-def test_all_ranks_together_see_each_sample_once_an_epoch(counts, window, ranks, accumulation, size, seed):
+@settings(max_examples=60)
+@given(counts=COUNTS, window=integers(1, 5), ranks=integers(1, 4), parts=integers(1, 3), size=integers(1, 4), seed=integers(0, 9))
+def test_all_ranks_together_see_each_sample_once_an_epoch(counts, window, ranks, parts, size, seed):
     """However the work is cut: the ranks' slices are the global batch, and two epochs of them are two of everything."""
-    batch, samples = ranks * accumulation * size, sum(counts)
+    batch, samples = ranks * parts * size, sum(counts)
     orders = [SampleOrder(counts, window, seed) for _ in range(ranks)]  # One each, as in real ranks.
+    slices = [[slot for part in rank_slots(batch, parts, ranks, rank) for slot in part] for rank in range(ranks)]
+    assert {len(part) for part in slices} == {batch // ranks}
+    assert sorted(slot for part in slices for slot in part) == list(range(batch))
     seen: dict[int, Counter] = {}
     for step in range(-(-2 * samples // batch)):
-        slices = [[slot for part in rank_slots(batch, accumulation, ranks, rank) for slot in part] for rank in range(ranks)]
-        assert {len(part) for part in slices} == {batch // ranks}
-        assert sorted(slot for part in slices for slot in part) == list(range(batch))
         for rank, part in enumerate(slices):
             for slot in part:
                 epoch, place = orders[rank].at(step, slot, batch)
@@ -75,30 +53,20 @@ def test_all_ranks_together_see_each_sample_once_an_epoch(counts, window, ranks,
     assert seen[0] == seen[1] == everything
 
 
-@given(seed=integers(0, 99), epoch=integers(0, 99), masks=integers(1, 6))
-def test_the_mask_of_an_epoch_has_the_draws_that_runs_have_had(seed, epoch, masks):
-    """Other names, or another order of them, would change what resumed runs see."""
-    expected = generator(seed, "train", "mask", epoch, "object_0").integers(masks)
-    assert choose_mask(seed, epoch, "object_0", masks) == expected
-
-
 def test_each_mask_of_each_view_gets_its_epochs():
-    """Views of one object draw apart from each other."""
+    """Views of one object draw apart from each other, by names that have not changed: resumed runs see the same."""
     chosen = np.array([[choose_mask(0, epoch, f"object_{view}", 3) for epoch in range(300)] for view in (0, 1)])
     assert np.bincount(chosen.ravel(), minlength=3).min() > 150
     assert 0.2 < (chosen[0] == chosen[1]).mean() < 0.47
+    assert chosen[0, 7] == generator(0, "train", "mask", 7, "object_0").integers(3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(counts=COUNTS, step=integers(0, 99), slot=integers(0, 9))
-def test_a_replacement_is_a_sample_and_depends_on_its_slot_alone(counts, step, slot):
+def test_a_replacement_is_any_sample_and_depends_on_its_slot_alone(counts, step, slot):
     used, fresh = SampleOrder(counts, 2, 1), SampleOrder(counts, 3, 1)
     used.replacement(step + 1, slot, 0)
     places = [used.replacement(step, slot, attempt) for attempt in range(4)]
     assert places == [fresh.replacement(step, slot, attempt) for attempt in range(4)]
     assert all(0 <= place.position < counts[place.shard] for place in places)
-
-
-def test_replacements_are_from_the_whole_split():
-    order = SampleOrder([3, 0, 5, 2], 2, 0)
-    assert len({order.replacement(step, 0, 0) for step in range(200)}) == 10
+    assert len({SampleOrder([3, 0, 5, 2], 2, 0).replacement(number, 0, 0) for number in range(200)}) == 10

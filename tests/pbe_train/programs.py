@@ -1,26 +1,74 @@
-"""Train as pbe_train/train.py does, and write down what reached the loop: every sample of every step, on every rank.
+"""The trainer as a program of its own: forked from a process that has imported it, as an import takes seconds; or by torchrun.
 
-    torchrun --nproc-per-node 2 tests/pbe_train/record_run.py RECORDS --config ... (options of train.py)
+    torchrun --nproc-per-node 2 tests/pbe_train/programs.py RECORDS --config ... (options of train.py)
 
-Each process leaves RECORDS/start<restarts of torchrun>-rank<rank>-<process id>.jsonl, one line a (step, slot).
+Each process leaves RECORDS/start<restarts of torchrun>-rank<rank>-<process id>.jsonl, one line a (step, slot): every sample that
+reached the loop.
 """
 
 import hashlib
 import json
+import multiprocessing
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
 
 from pbe_core.errors import run_program
 from pbe_train import train as train_module
-from pbe_train.data.training_dataset import Batch, Batches, TrainingDataset, load_batches
+from pbe_train.data.training_dataset import Batch, Batches, TrainingDataset, kill_workers, load_batches
 from pbe_train.training import setup
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.pbe_train.programs"])
 
 # (step, slot) -> key of the sample, diffusion time, hash of the noise, hash of all that the model sees.
 Seen = dict[tuple[int, int], tuple[str, int, str, str]]
+
+
+def start(options: Sequence[str], log: Path, records: Path | None = None, **environment: object) -> ForkServerProcess:
+    """`python pbe_train/train.py OPTIONS`, on the CPU, in a session of its own; what it prints goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    given = {"CUDA_VISIBLE_DEVICES": "", **{key: str(value) for key, value in environment.items()}}
+    process = FORKS.Process(target=_run, args=(list(options), log, records, given))
+    process.start()
+    return process
+
+
+def start_ranks(ranks: int, options: Sequence[str], folder: Path) -> list[ForkServerProcess]:
+    """As torchrun starts them: the run, the records and a log of each rank lie in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    given = [f"--out={folder / 'run'}", *options]
+    return [
+        start(given, folder / f"log{rank}", folder / "records", RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(ranks)
+    ]
+
+
+def _run(options: list[str], log: Path, records: Path | None, environment: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(environment)
+    with log.open("wb") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    sys.argv = ["train", *options]
+    if records:
+        setup.load_batches = record_to(records)
+    try:
+        run_program(train_module.main)
+    finally:
+        kill_workers()  # What is registered with atexit is not called in such a process.
+
+
+def exit_with_import_of(name: str) -> None:
+    """Exits with 1 if the trainer has imported a module."""
+    sys.exit(name in sys.modules)
 
 
 def record_to(folder: Path) -> Callable[..., Batches]:
@@ -38,7 +86,7 @@ class Recorded(Batches):
     """The batches of `load_batches`, written to a file one by one."""
 
     def __init__(self, batches: Batches, path: Path) -> None:
-        super().__init__(batches.items, batches.sampler, batches.start_method)
+        super().__init__(batches.items, batches.sampler)
         self._pairs = iter(self.sampler)
         self._path = path
 
