@@ -310,7 +310,8 @@ def test_the_picture_shows_all_parts(photos, info, kept):
     assert np.abs(cut - kept_view).mean() < 8
     assert np.abs(latent - kept_view).mean() < 20
     assert len(np.unique(reference.reshape(-1, 3), axis=0)) > 50
-    for mask, row in zip(kept.masks, rows[1:], strict=True):
+    for mask, region, row in zip(kept.masks, decoded[1:], rows[1:], strict=True):
+        assert np.array_equal(row[2], cv2.resize(region, (256, 256), interpolation=cv2.INTER_NEAREST))
         assert ((row[0] > 127).all(axis=2).mean() - mask.mean()) ** 2 < 1e-4
         assert (row[3] == 255).all(), "nothing more in this row"
     alone = pictures.trace_sheet(kept, None)

@@ -165,7 +165,8 @@ DAMAGES: dict[str, list[tuple[Act, str]]] = {
 
 
 @pytest.mark.parametrize(
-    ("way", "damage", "words"), [(way, *each) for way, own in DAMAGES.items() for each in own], ids=lambda each: str(each)[:50]
+    ("way", "damage", "words"),
+    [pytest.param(way, *each, id=f"{way}: {each[1]}") for way, own in DAMAGES.items() for each in own],
 )
 def test_damage_is_told_with_its_repair_which_takes_away_no_more(copy, way, damage, words):
     damage(copy)
