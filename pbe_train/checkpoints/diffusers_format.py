@@ -209,8 +209,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def check_diffusers(run: Run) -> None:
     """Refuse a run that diffusers' pipeline could not paint with. Raises InputError: with the reason."""
-    if run.settings.model.tokens != "class":
-        raise InputError("--format diffusers: the run conditions on all tokens of the encoder, the pipeline on the class token")
     layers = run.model.conditioner.model.config.num_hidden_layers
     blocks, theirs = run.settings.model.conditioner_blocks, (layers + 1) // 5
     if blocks != theirs:

@@ -87,7 +87,7 @@ def read_ldm(path: Path) -> PretrainedModel:
     vision_start = LDM_ENCODER if bare else LDM_ENCODER + VISION_MODEL
     vision = starting_with(vision_start, tensors)
     try:
-        config, table = unet_config_of(unet), unet_table(*levels_of(unet))
+        config = unet_config_of(unet)
         encoder_config = vision_config_of(vision) if vision else None
     except KeyError as error:
         raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion 1.x model") from None
@@ -95,7 +95,7 @@ def read_ldm(path: Path) -> PretrainedModel:
     aside = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
     vision.pop(POSITION_IDS, None)
-    own_unet, odd_unet = table.to_diffusers(unet)
+    own_unet, odd_unet = _unet_table(config).to_diffusers(unet)
     own_vae, odd_vae = _vae_table(vae).to_diffusers({k: v for k, v in vae.items() if LDM_VAE + k not in placed})
     rest = {name: tensor for name, tensor in tensors.items() if name.startswith(CONDITIONER)}
     conditioner, odd = conditioner_table(count_blocks(rest, MAPPER)).to_diffusers(rest)
@@ -148,11 +148,7 @@ def _left_aside(path: Path, tensors: Tensors, vision_start: str) -> dict[str, li
 
 
 def levels_of(unet: Tensors) -> tuple[tuple[bool, ...], int]:
-    """Whether each level of a U-Net in this layout has attention, and its residual blocks a level.
-
-    Raises:
-        KeyError: these are no tensors of such a U-Net.
-    """
+    """Whether each level of a U-Net in this layout has attention, and its residual blocks a level. Raises as `unet_config_of`."""
     blocks = count_blocks(unet, "input_blocks.")
     ends = [number for number in range(blocks) if f"input_blocks.{number}.0.op.weight" in unet]
     # The first layer, then each level's residual blocks and, but for the last, the convolution that halves the resolution.
@@ -186,11 +182,7 @@ def unet_config_of(unet: Tensors) -> dict[str, Any]:
 
 
 def vae_config_of(vae: Tensors) -> dict[str, Any]:
-    """Diffusers' configuration of a Stable Diffusion 1.x VAE, from its tensors under diffusers' names.
-
-    Raises:
-        KeyError: these are no tensors of such a VAE; the key names one that is missing.
-    """
+    """Diffusers' configuration of a Stable Diffusion 1.x VAE, from its tensors under diffusers' names. Raises likewise."""
     levels = count_blocks(vae, "encoder.down_blocks.")
     widths = [vae[f"encoder.down_blocks.{level}.resnets.0.conv2.weight"].shape[0] for level in range(levels)]
     return {
@@ -207,11 +199,7 @@ def vae_config_of(vae: Tensors) -> dict[str, Any]:
 
 
 def vision_config_of(encoder: Tensors) -> CLIPVisionConfig:
-    """Transformers' configuration of a CLIP vision model of OpenAI's, from its tensors under bare names.
-
-    Raises:
-        KeyError: these are no tensors of such a model; the key names one that is missing.
-    """
+    """Transformers' configuration of a CLIP vision model of OpenAI's, from its tensors under bare names. Raises likewise."""
     patches = encoder["embeddings.patch_embedding.weight"]
     positions = encoder["embeddings.position_embedding.weight"].shape[0] - 1
     hidden = patches.shape[0]
@@ -234,8 +222,6 @@ def check_ldm(run: Run, parts: ModelTensors) -> None:
     Raises:
         InputError: naming the setting.
     """
-    if run.settings.model.tokens != "class":
-        raise InputError("--format ldm: the run conditions on all tokens of the encoder, the original code on the class token")
     if run.settings.prediction != "epsilon":
         raise InputError(
             f"--format ldm: the run predicts {run.settings.prediction}, the original code samples from predicted noise only; "

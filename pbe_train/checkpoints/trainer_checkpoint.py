@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,7 @@ class CheckpointWriter:
 
 
 @tenacity.retry(
-    retry=tenacity.retry_if_exception_type((OSError, SafetensorError)),
+    retry=tenacity.retry_if_exception_type(OSError),
     stop=tenacity.stop_after_attempt(ATTEMPTS),
     wait=tenacity.wait_exponential(multiplier=SECONDS_BETWEEN),
     reraise=True,
@@ -345,11 +345,11 @@ def check_resumable(folder: Path, state: CheckpointState, settings: TrainSetting
     Raises:
         InputError: with what differs.
     """
-    saved, asked = _flatten(state.settings), _flatten(settings.model_dump(mode="json"))
+    saved, asked = dict(_flatten(state.settings)), dict(_flatten(settings.model_dump(mode="json")))
     differences = [
         f"{key} {saved.get(key)!r} -> {asked.get(key)!r}"
         for key in sorted(saved.keys() | asked.keys())
-        if saved.get(key) != asked.get(key) and not _is_changeable(key)
+        if saved.get(key) != asked.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE)
     ]
     before, now = state.identity.model_dump(mode="json"), identity.model_dump(mode="json")
     differences += [f"{key} {before[key]!r} -> {now[key]!r}" for key in now if key != "unet" and before[key] != now[key]]
@@ -366,15 +366,12 @@ def check_resumable(folder: Path, state: CheckpointState, settings: TrainSetting
         raise InputError(f"{folder}: is at step {state.step} already; give --steps {state.step} or more")
 
 
-def _is_changeable(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in CHANGEABLE)
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _way_out(folder: Path) -> str:
