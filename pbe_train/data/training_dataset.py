@@ -15,6 +15,7 @@ import atexit
 import multiprocessing
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -314,9 +315,21 @@ class DevicePrefetcher(Iterator[Batch]):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._next: Batch | None = None
+        self._seconds = 0.0
 
     def __next__(self) -> Batch:
         """The next batch."""
+        start = time.monotonic()
+        batch = self._take()
+        self._seconds += time.monotonic() - start
+        return batch
+
+    def take_seconds(self) -> float:
+        """The seconds that the caller waited since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def _take(self) -> Batch:
         if not self._stream:
             return Batch(*(tensor.to(self.device) for tensor in next(self.batches)))
         batch = self._next or self._copied()

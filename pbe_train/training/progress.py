@@ -27,7 +27,6 @@ from pbe_core.progress import DRAW_SECONDS, LINE_SECONDS, Beat, print_line
 from pbe_core.progress import Progress as Work
 from pbe_core.words import duration
 from pbe_train.config import TrainSettings
-from pbe_train.data.training_dataset import Batch
 
 
 class Progress:
@@ -231,23 +230,3 @@ def _step_of(line: str) -> float:
 def during(progress: Progress | None, kind: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Work]:
     """As `Progress.during`; on a rank that shows nothing, nothing is shown."""
     return progress.during(kind, total, unit) if progress else nullcontext(Work(kind, total, unit))
-
-
-class Timed:
-    """An iterator that adds up the seconds that its caller waits for it."""
-
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self.batches = batches
-        self.seconds = 0.0
-
-    def __next__(self) -> Batch:
-        """The next batch."""
-        start = time.monotonic()
-        batch = next(self.batches)
-        self.seconds += time.monotonic() - start
-        return batch
-
-    def take_seconds(self) -> float:
-        """The seconds waited since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds

@@ -29,7 +29,6 @@ from pbe_train.training.distributed import Distributed
 from pbe_train.training.flops import arithmetic_of, find_gpu, step_flops
 from pbe_train.training.metrics import CorruptSamples, Metrics, NonfiniteSteps
 from pbe_train.training.optimizer import EMA, make_optimizer, resume
-from pbe_train.training.progress import Timed
 from pbe_train.training.validation import make_validation
 
 
@@ -80,7 +79,7 @@ class Training:
         reference_size = model.conditioner.model.config.image_size
         items = TrainingDataset(settings, reader, reference_size)
         self.loader = load_batches(items, self.step, distributed.world_size, distributed.rank)
-        self.batches = Timed(DevicePrefetcher(self.loader, distributed.device))
+        self.batches = DevicePrefetcher(self.loader, distributed.device)
         self.validation = make_validation(settings, reader, distributed, reference_size)
         self.parallel = distributed.wrap(model)
 

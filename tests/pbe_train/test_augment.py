@@ -76,17 +76,14 @@ def displacements(odds: dict[str, float], size: int) -> tuple[np.ndarray, np.nda
 
 
 @pytest.mark.parametrize("size", [224, 64])
-def test_the_affine_map_is_as_strong_as_in_the_published_run(size):
+def test_the_chain_and_its_affine_map_are_as_strong_as_in_the_published_run(size):
     """In proportion at other sizes."""
     moved, _ = displacements(only(elastic=1), size)
     assert moved.mean() == pytest.approx(36 * size / 224, rel=0.1)
     assert np.percentile(moved, 95) == pytest.approx(62 * size / 224, rel=0.1)
-
-
-def test_the_chain_is_as_strong_as_in_the_published_run():
-    moved, means = displacements(PAPER, 224)
-    assert moved.mean() == pytest.approx(13.8, rel=0.15)
-    assert (means > 1).mean() == pytest.approx(0.62, abs=0.05)
+    moved, means = displacements(PAPER, size)
+    assert moved.mean() == pytest.approx(13.8 * size / 224, rel=0.15)
+    assert (means > 1 * size / 224).mean() == pytest.approx(0.62, abs=0.05)
 
 
 def test_rotations_are_within_20_degrees_and_blurs_of_3_to_7_px():
@@ -248,43 +245,33 @@ def test_each_part_of_strong_fires_as_often_as_is_set_and_alone():
     assert np.abs(np.corrcoef(fired) - np.eye(len(PARTS))).max() < 0.25
 
 
-def test_a_part_of_strong_draws_the_same_whatever_the_others_do():
-    picture = drawn_picture()
-    for number in range(5):
-        bent = prepare(of_strong(elastic=1), picture, number)
-        assert np.array_equal(prepare(of_strong(flip=1, elastic=1), picture[:, ::-1].copy(), number), bent)
-
-
 def test_strong_is_a_function_of_names():
-    """In whatever order draws are asked for, and for all parts together."""
+    """In whatever order draws are asked for, for all parts together, and whatever the other parts do."""
     picture, outline = drawn_picture(120, 200), np.tri(120, 200, dtype=bool)
     given = of_strong(**dict.fromkeys(PARTS, 0.7))
     results = [prepare(given, picture, 0, step, outline=outline) for step in range(20)]
     assert all(np.array_equal(prepare(given, picture, 0, step, outline=outline), results[step]) for step in reversed(range(20)))
     assert len({result.tobytes() for result in results}) == 20
     assert not np.array_equal(prepare(given, picture, 1, 0, outline=outline), results[0])
+    mirrored = picture[:, ::-1].copy()
+    bent, turned = prepare(of_strong(elastic=1), picture, 0), prepare(of_strong(flip=1, elastic=1), mirrored, 0)
+    assert np.abs(bent.astype(int) - turned).max() <= 1  # The two are resized, each from its own side.
 
 
 def test_an_erased_background_is_the_outlines_to_the_byte():
-    picture = np.random.default_rng(1).integers(0, 256, (40, 60, 3), np.uint8)
+    """It stays where the outline covers too little: then all other parts do what they do without an outline."""
+    picture = drawn_picture(40, 60)
     outline = np.random.default_rng(2).random((40, 60)) < 0.4
     erased = erase(picture, outline)
     assert np.array_equal(erased[outline], picture[outline])
     assert set(map(tuple, erased[~outline].tolist())) == {PADDING}
-    assert np.array_equal(prepare(of_strong(erase=1), picture, 0, outline=outline), fit_reference(erased, 224, "squash"))
-    assert np.array_equal(prepare(of_strong(erase=0), picture, 0, outline=outline), fit_reference(picture, 224, "squash"))
-    assert np.array_equal(prepare(of_strong(erase=1), picture, 0), fit_reference(picture, 224, "squash"))
-
-
-def test_a_background_stays_where_the_outline_covers_too_little_of_the_reference():
-    """Nothing but the erasing changes: all other parts do to the picture what they do without an outline."""
-    picture = drawn_picture(40, 50)
-    outline = np.zeros((40, 50), bool)
-    outline[:, :9] = True  # 18 %
-    parts = of_strong(**dict.fromkeys(PARTS, 1))
-    assert np.array_equal(prepare(parts, picture, 3, outline=outline), prepare(parts, picture, 3))
-    outline[:, 9] = True  # 20 %
-    assert not np.array_equal(erase(picture, outline), picture)
+    for odds, shown, expected in ((1, outline, erased), (0, outline, picture), (1, None, picture)):
+        assert np.array_equal(prepare(of_strong(erase=odds), picture, 0, outline=shown), fit_reference(expected, 224, "squash"))
+    parts, few = of_strong(**dict.fromkeys(PARTS, 1)), np.zeros((40, 60), bool)
+    few[:, :11] = True  # 18 %
+    assert np.array_equal(prepare(parts, picture, 3, outline=few), prepare(parts, picture, 3))
+    few[:, 11] = True  # 20 %
+    assert not np.array_equal(erase(picture, few), picture)
 
 
 def test_what_a_photo_suffers_spares_the_padding_and_what_moves_pixels_makes_more_of_it():

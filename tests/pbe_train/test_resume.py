@@ -27,7 +27,7 @@ from tests.pbe_train.programs import read_records, record_to, start_ranks
 from tests.pbe_train.small_world import World
 
 PATIENCE_SECONDS = 120
-STEPS = 8
+STEPS = 12
 PARTS = ("model", "ema", "optimizer")
 # What a line of metrics says about the machine and not about the run.
 TIMES = {"samples_per_second", "data_wait"}
@@ -122,18 +122,25 @@ def wait_until(done: Callable[[], object]) -> None:
 
 
 def test_a_killed_run_goes_on_bit_for_bit(world: World, tmp_path: Path):
-    """8 steps = 5, kill -9, 3; an epoch ends after step 6, and the line of metrics for steps 4 to 6 straddles the kill."""
+    """12 steps = 5, kill -9, 7; an epoch ends after step 6, and the line of metrics for steps 4 to 6 straddles the kill."""
     options = [f"--steps={STEPS}", "--checkpoint_every=5", "--log_every=3"]
     with Runs(world, tmp_path / "killed", *options) as runs:
         runs.kill_when(lambda: newest(runs.out) == 5)
         runs.finish()
     assert what_was_computed(runs.out) == what_was_computed(straight(world, tmp_path / "straight", *options))
-    assert [line["step"] for line in metrics(runs.out) if "loss" in line] == [3, 6, 8]
+    assert [line["step"] for line in metrics(runs.out) if "loss" in line] == [3, 6, 9, 12]
 
 
 def test_a_kill_while_a_checkpoint_is_written_loses_that_checkpoint_alone(world: World, tmp_path: Path):
     """With two workers, two micro-batches, and steps that straddle epochs (24 samples, 10 a step)."""
-    options = ["--steps=12", "--checkpoint_every=1", "--keep_last=20", "--log_every=5", "--global_batch=10", "--accumulation=2"]
+    options = [
+        f"--steps={STEPS}",
+        "--checkpoint_every=1",
+        "--keep_last=20",
+        "--log_every=5",
+        "--global_batch=10",
+        "--accumulation=2",
+    ]
     with Runs(world, tmp_path / "killed", *options, "--loader.workers=2") as runs:
         runs.kill_when(lambda: newest(runs.out) >= 2 and partial(runs.out))
         at_work = [int(path.name.split(".")[1].removeprefix("step-")) for path in partial(runs.out)]
@@ -143,8 +150,8 @@ def test_a_kill_while_a_checkpoint_is_written_loses_that_checkpoint_alone(world:
         runs.finish()
     assert what_was_computed(runs.out, reached)["optimizer"] == before, "it was not made again"
     assert not partial(runs.out)
-    assert [path.name for path in list_checkpoints(runs.out)] == [f"step-{step:08d}" for step in range(1, 13)]
-    assert what_was_computed(runs.out, 12) == what_was_computed(straight(world, tmp_path / "straight", *options), 12)
+    assert [path.name for path in list_checkpoints(runs.out)] == [f"step-{step:08d}" for step in range(1, STEPS + 1)]
+    assert what_was_computed(runs.out) == what_was_computed(straight(world, tmp_path / "straight", *options))
 
 
 def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(world: World, tmp_path: Path):
@@ -288,12 +295,12 @@ def test_ranks_are_started_again_by_torchrun(world: World, by_ranks: dict[int, P
         process = subprocess.Popen([*start, *program, *settings], cwd=REPOSITORY, env=environment, stdout=file, stderr=file)
 
     def hit(start: int, rank: int, number: signal.Signals) -> None:
-        """A signal to a rank of one of torchrun's starts, once it has gone on by two steps."""
+        """A signal to a rank of one of torchrun's starts, once it has gone on by three steps."""
 
         def steps() -> int:
             return len({step for step, _ in read_records(records, f"start{start}-rank{rank}-*")})
 
-        wait_until(lambda: steps() >= 2 or process.poll() is not None)
+        wait_until(lambda: steps() >= 3 or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         (path,) = records.glob(f"start{start}-rank{rank}-*.jsonl")
         os.kill(int(path.stem.rpartition("-")[2]), number)
