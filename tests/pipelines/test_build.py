@@ -29,8 +29,7 @@ from pipelines import build
 from pipelines.dataset import pack
 from pipelines.dataset.folder import ShardFolder, photos_came
 from pipelines.dataset.pack import ShardPacker
-from pipelines.dataset.plan_shards import Plan, PlanRow, plan_samples
-from pipelines.dataset.samples import Failure, prepare_photo
+from pipelines.dataset.plan_shards import Plan, plan_samples
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.geometry import fill_outline
 from pipelines.inspection import contact_sheet as preview
@@ -364,17 +363,6 @@ def test_an_unexpected_error_fails_the_shard_loudly(photos, dataset, unpacked):
     assert not list((unpacked / "shards").glob("*"))
 
 
-def test_the_plan_does_not_depend_on_the_order_of_rows(dataset, photos, tmp_path):
-    shuffled = tmp_path / "photos"
-    shutil.copytree(photos, shuffled)
-    for path in shuffled.glob("*-bbox.csv"):
-        header, *rows = path.read_text().splitlines()
-        path.write_text("\n".join([header, *reversed(rows)]) + "\n")
-    select_and_plan(settings_of(shuffled, tmp_path / "out"))
-    for name in ("plan", "objects"):
-        assert pq.read_table(tmp_path / "out" / f"{name}.parquet").equals(pq.read_table(dataset / f"{name}.parquet")), name
-
-
 def test_the_plan_holds_every_view_of_every_object_once(dataset):
     objects = pq.read_table(dataset / "objects.parquet")
     plan = pa.concat_tables(plan_samples([objects], views=3, samples=20))
@@ -423,18 +411,6 @@ def test_wrong_input_is_one_line_and_a_status(prepare, options, parts, photos, t
     assert done.stderr.count("\n") == 1, done.stderr
     for part in parts:
         assert part in done.stderr
-
-
-def test_photos_split_by_their_first_digit_are_found(photos, dataset, tmp_path):
-    """The folders train_0 to train_f that Open Images' archives unpack to give the same sample."""
-    for path in (photos / "train").glob("*.jpg"):
-        (tmp_path / f"train_{path.name[0]}").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / f"train_{path.name[0]}")
-    row: PlanRow = Plan(dataset / "plan.parquet").rows(FIRST)[0]
-    one, other = (prepare_photo([row], settings_of(root, dataset))[0] for root in (photos, tmp_path))
-    assert not isinstance(one, Failure)
-    assert one.record == other.record
-    assert np.array_equal(one.view, other.view)
 
 
 def test_a_shard_can_be_packed_twice_at_once(photos, dataset, unpacked):

@@ -225,12 +225,16 @@ def test_a_photo_that_cannot_be_read_costs_its_own_samples(broken, number, code,
         assert (failure.code, failure.detail) == (code, f"{os.strerror(number)}: {tmp_path / 'a.jpg'}")
 
 
-def test_named_files_are_found_below_the_root_or_the_split(tmp_path):
+def test_photos_are_found_below_the_root_or_a_folder_of_the_split(tmp_path):
     """Also where the first place cannot be read."""
     (tmp_path / "train").mkdir()
     (tmp_path / LOOP).symlink_to(LOOP)
     for path in (tmp_path / "a.png", tmp_path / "train" / "b.png", tmp_path / "train" / LOOP):
         path.touch()
         assert photo_path(tmp_path, "train", "x", path.name) == path
+    for path in (tmp_path / "train_0" / "0a.jpg", tmp_path / "train" / "0a.jpg"):  # As Open Images' archives unpack, and plainly.
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        assert photo_path(tmp_path, "train", "0a") == path
     with pytest.raises(PhotoError, match="missing"):
         photo_path(tmp_path, "train", "x", "c.png")
