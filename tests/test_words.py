@@ -41,7 +41,6 @@ SAID: dict[str, Callable[[Path], str | None]] = {
     "start": lambda _: LoadReport("a", "b", {"U-Net": 1}, [], {}, None).lines(),
     "fractions": lambda folder: own_table(folder, "a.png,0.1,0.1,0.3,0.3", "pixel"),
     "px": lambda folder: own_table(folder, "a.png,1,1,30,30", "fraction"),
-    "empty cells": lambda folder: own_table(folder, ",,,,", "pixel"),
     "a short row": lambda folder: own_table(folder, "a.png,1,1,30,30\na.png", "pixel"),
 }
 
