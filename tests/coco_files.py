@@ -1,4 +1,4 @@
-"""Small files of COCO's format, and what our reader makes of them."""
+"""Small files of COCO's format, and what a reader makes of its source."""
 
 import json
 from pathlib import Path
@@ -19,21 +19,21 @@ CATEGORIES = [
 
 
 def image(number: Any, **changes: Any) -> dict[str, Any]:
-    return {"id": number, "file_name": f"{number:0>12}.jpg", "width": 40, "height": 20, **changes}
+    """Without what is `...`."""
+    entry = {"id": number, "file_name": f"{number:0>12}.jpg", "width": 40, "height": 20, **changes}
+    return {key: value for key, value in entry.items() if value is not ...}
 
 
-def annotation(number: int, **changes: Any) -> dict[str, Any]:
-    return {"id": number, "image_id": 7, "category_id": 3, "bbox": [4, 5, 20, 10], "iscrowd": 0, **changes}
+def annotation(number: Any, **changes: Any) -> dict[str, Any]:
+    """Without what is `...`."""
+    entry = {"id": number, "image_id": 7, "category_id": 3, "bbox": [4, 5, 20, 10], "iscrowd": 0, **changes}
+    return {key: value for key, value in entry.items() if value is not ...}
 
 
-def without(entry: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != key}
-
-
-def write(path: Path, annotations: list[Any], images: list[Any] | None = None, categories: Any = CATEGORIES, **more: Any) -> Path:
-    images = [image(7)] if images is None else images
+def write(path: Path, annotations: Any, images: list[Any] | None = None, categories: Any = CATEGORIES, **more: Any) -> Path:
+    document = {"images": [image(7)] if images is None else images, "annotations": annotations, "categories": categories, **more}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories, **more}))
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not ...}))
     return path
 
 

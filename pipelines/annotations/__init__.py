@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
-from pipelines.annotations.own_boxes import check_sizes, open_boxes
+from pipelines.annotations.own_boxes import open_boxes
 from pipelines.annotations.source import Source, refuse_unread
 from pipelines.config import BuildSettings
 from pipelines.photos import is_store
@@ -18,13 +18,11 @@ def open_source(settings: BuildSettings) -> Source:
             place and the fix.
     """
     refuse_unread(settings)
-    here = not (settings.crawl.sources or settings.source.photos_url or is_store(settings.source.photos))
-    if settings.source.kind == "coco":
-        folders = [Path(text) for text in settings.crawl.sources if Path(text).is_dir()]
-        elsewhere = len(folders) < len(settings.crawl.sources)
-        return open_coco(settings.source, settings.seed, [settings.source.photos, *folders], elsewhere and not folders, here)
-    if settings.source.kind == "boxes":
-        if settings.crawl.sources or is_store(settings.source.photos):
-            check_sizes(settings.source)
-        return open_boxes(settings.source, settings.seed, here)
-    return open_open_images(settings.source)
+    source, crawled = settings.source, settings.crawl.sources
+    here = not (crawled or source.photos_url or is_store(source.photos))
+    if source.kind == "coco":
+        folders = [Path(text) for text in crawled if Path(text).is_dir()]
+        return open_coco(source, settings.seed, [source.photos, *folders], bool(crawled) and not folders, here)
+    if source.kind == "boxes":
+        return open_boxes(source, settings.seed, here)
+    return open_open_images(source)

@@ -14,7 +14,6 @@ on 100 MB with outlines; COCO's train2017, 450 MB: about 2.9 GB). It is parsed a
 
 import contextlib
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -25,7 +24,6 @@ import pyarrow as pa
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
-from pbe_core.words import noun
 from pipelines.annotations.coco_file import (
     BESIDE_PHOTOS,
     Category,
@@ -33,12 +31,12 @@ from pipelines.annotations.coco_file import (
     Instances,
     Photo,
     coco_files,
+    compress_mask,
     identifier,
     is_given,
     plain_id,
     read_instances,
 )
-from pipelines.annotations.object_masks import compress_mask
 from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
@@ -47,9 +45,9 @@ from pipelines.annotations.source import (
     Source,
     as_number,
     assign_splits,
-    clip_overshoot,
     given,
     in_batches,
+    place_box,
     shown,
     splits_are_their_own,
 )
@@ -90,7 +88,7 @@ def open_coco(
         raise splits_are_their_own(str(settings.annotations))
     reader = _Reader(files, settings, seed, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
     reader.look_through()
-    class_names, subclasses = class_hierarchy(reader.categories, settings.annotations)
+    class_names, subclasses = _class_hierarchy(reader.categories, settings.annotations)
     if reader.nameless_class:
         class_names.setdefault(ONLY_LABEL, ONLY_LABEL)
     return Source(
@@ -109,12 +107,8 @@ def open_coco(
     )
 
 
-def class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Class id -> name and class id -> ids directly below it, supercategories included.
-
-    Raises:
-        InputError: supercategories go in a circle.
-    """
+def _class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """Class id -> name and class id -> ids directly below it, supercategories included."""
     names = {class_id: category.name for class_id, category in categories.items()}
     first = {name.casefold(): class_id for class_id, name in reversed(names.items())}
     below: dict[str, list[str]] = {}
@@ -133,7 +127,7 @@ def class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[di
     return names, {class_id: tuple(members) for class_id, members in below.items()}
 
 
-def images_of_one_file(instances: Instances) -> dict[str, str]:
+def _images_of_one_file(instances: Instances) -> dict[str, str]:
     """Id of an image -> id of the first image of the same file; without those that are the first."""
     by_file: dict[str, list[str]] = {}
     for image_id, photo in instances.photos.items():
@@ -165,8 +159,8 @@ class _Reader:
     """Of all files."""
     nameless_class: bool = False
     """Whether a box has no class but `object`."""
-    useless: Counter[str] = field(default_factory=Counter)
-    """By file, how many outlines cannot be used, as it was last read."""
+    useless: int = 0
+    """How many outlines cannot be used, of the boxes that were last read."""
     first_useless: str = ""
     """What is wrong with the first of these."""
 
@@ -178,7 +172,7 @@ class _Reader:
             instances = self._read(file)
             self.rows += len(instances.annotations)
             if self.settings.same_photo == "drop":
-                self.joined[file.path] = images_of_one_file(instances)
+                self.joined[file.path] = _images_of_one_file(instances)
             self.unsized |= any(photo.size is None for photo in instances.photos.values())
             self.nameless_class |= any(
                 isinstance(annotation, dict) and _label_of(annotation, instances.categories) == ONLY_LABEL
@@ -204,8 +198,8 @@ class _Reader:
 
     def read_boxes(self) -> Iterator[pa.RecordBatch]:
         """Stream the boxes of all files: about 18,000 a second with outlines, on one core."""
+        self.useless, self.first_useless = 0, ""
         for file in self.files:
-            self.useless[file.path.name] = 0
             yield from in_batches(self._boxes(file), BOXES)
 
     def read_photos(self) -> Iterator[pa.RecordBatch]:
@@ -242,9 +236,10 @@ class _Reader:
                 f"images of a file that another image is of: {len(joined):,}; the boxes of both are those of one photo, for "
                 f"example of images {first} and {photo_id}"
             )
-        if useless := self.useless.total():
+        if self.useless:
             notes.append(
-                f"outlines that cannot be used: {useless:,}; their boxes are taken without one; for example {self.first_useless}"
+                f"outlines that cannot be used: {self.useless:,}; their boxes are taken without one; for example "
+                f"{self.first_useless}"
             )
         notes += self.names.notes()
         if self.nameless_class:
@@ -278,24 +273,22 @@ class _Reader:
 
         for number, annotation in enumerate(instances.annotations, start=1):
             row = {**UNKNOWN_FLAGS, "split": file.split or self.settings.splits[0], "file": file.path.name, "row": number}
-            if not isinstance(annotation, dict):
-                row.update(problem="bad_row", detail=f"{_name(number, annotation)}: is {shown(annotation)}, expected an object")
-                yield row
-                continue
-            image_id = identifier(annotation.get("image_id"))
-            photo = instances.photo_of(image_id) if image_id else None
-            if photo:
-                row["split"] = splits[photo.photo_id]
-                if row["split"] not in self.settings.splits:
-                    continue
+            name = f"annotation {number}"
             try:
-                useless = _fill_row(row, annotation, photo, instances, size_of)
+                if not isinstance(annotation, dict):
+                    raise RowProblem("bad_row", f"is {shown(annotation)}, expected an object")
+                name += f" (id {shown(annotation['id'])})" if "id" in annotation else " (no id)"
+                image_id = identifier(annotation.get("image_id"))
+                photo = instances.photo_of(image_id) if image_id else None
+                if photo:
+                    row["split"] = splits[photo.photo_id]
+                    if row["split"] not in self.settings.splits:
+                        continue
+                if useless := _fill_row(row, annotation, photo, instances, size_of):
+                    self.useless += 1
+                    self.first_useless = self.first_useless or f"{file.path.name}, {name}: {useless}"
             except RowProblem as problem:
-                row.update(problem=problem.reason, detail=f"{_name(number, annotation)}: {problem}")
-            else:
-                if useless:
-                    self.useless[file.path.name] += 1
-                    self.first_useless = self.first_useless or f"{file.path.name}, {_name(number, annotation)}: {useless}"
+                row.update(problem=problem.reason, detail=f"{name}: {problem}")
             yield row
 
     def _photos(self, file: CocoFile) -> Iterator[dict[str, Any]]:
@@ -317,11 +310,6 @@ class _Reader:
                 "url": photo.url,
                 "licence": photo.licence,
             }
-
-
-def _name(number: int, annotation: Any) -> str:
-    known = f"id {shown(annotation['id'])}" if isinstance(annotation, dict) and "id" in annotation else "no id"
-    return f"annotation {number} ({known})"
 
 
 def _fill_row(
@@ -350,30 +338,32 @@ def _fill_row(
     if image_id is not None:
         row["photo_id"] = photo.photo_id if photo else plain_id(image_id)
     label = row["label"] = _label_of(annotation, instances.categories)
-    if image_id is None:
-        raise RowProblem("bad_row", f"`image_id` {_is_what(annotation, 'image_id')}, expected a number or text")
-    if label is None:
-        raise RowProblem("bad_row", f"`category_id` {_is_what(annotation, 'category_id')}, expected a number or text")
-    x, y, width, height = _box(annotation, photo)
-    size = unknown = None
-    try:
-        size = size_of(photo) if photo else None
-    except PhotoError as error:
-        unknown = f"the size of its image, {shown(photo and photo.name)}, is not given and cannot be read ({error})"
-    if size:
-        _place(row, (x, y, x + width, y + height), size, annotation)
-    if width <= 0 or height <= 0:
-        raise RowProblem("empty_box", f"`bbox` is {shown(annotation['bbox'])}: width and height must be positive")
-    row["is_group_of"] = _crowd(annotation.get("iscrowd"))
-    if label != ONLY_LABEL and label not in instances.categories:
-        raise RowProblem("unknown_label", f"`category_id` {label} is not in `categories`")
+    for key, value in (("image_id", image_id), ("category_id", label)):
+        if value is None:
+            raise RowProblem("bad_row", f"`{key}` is {shown(annotation.get(key))}, expected a number or text")
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4:
+        raise RowProblem("bad_row", f"`bbox` is {shown(box)}, expected [x, y, width, height]")
+    if photo and photo.problem:
+        raise RowProblem("bad_row", photo.problem)
+    numbers = [value for value in map(as_number, box) if value is not None and abs(value) < _LARGEST]
+    if len(numbers) != 4:
+        raise RowProblem("bad_number", f"`bbox` is {shown(box)}, expected four finite numbers")
+    x, y, width, height = numbers
     if photo is None:
-        nameless = instances.nameless
-        have = f"{noun(nameless, 'entries')} {'has' if nameless == 1 else 'have'}"
-        more = f" (where {nameless} {have} no id)" if nameless else ""
-        raise RowProblem("unknown_photo", f"`image_id` {image_id} is not in `images`{more}")
-    if unknown or size is None:
-        raise RowProblem("unknown_photo", str(unknown))
+        raise RowProblem("unknown_photo", f"`image_id` {image_id} is not in `images`")
+    try:
+        size = size_of(photo)
+    except PhotoError as error:
+        unknown = f"the size of its image, {shown(photo.name)}, is not given and cannot be read ({error})"
+        raise RowProblem("unknown_photo", unknown) from None
+    place_box(row, (x, y, x + width, y + height), size, (1, 1))
+    crowd = annotation.get("iscrowd")
+    if is_given(crowd):
+        flag = as_number(int(crowd) if isinstance(crowd, bool) else crowd)
+        if flag not in (0, 1, -1):
+            raise RowProblem("bad_flag", f"`iscrowd` is {shown(crowd)}, expected 0 or 1")
+        row["is_group_of"] = int(flag)
     try:
         row["segmentation"] = compress_mask(annotation.get("segmentation"), *size)
     except ValueError as error:
@@ -385,42 +375,3 @@ def _label_of(annotation: dict[str, Any], categories: Mapping[str, Category]) ->
     """The class id of an annotation; `object` where it or its file names none; nothing where there is something else."""
     category_id = annotation.get("category_id")
     return identifier(category_id) if categories and is_given(category_id) else ONLY_LABEL
-
-
-def _box(annotation: dict[str, Any], photo: Photo | None) -> list[float]:
-    """Left, top, width and height in px."""
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
-        raise RowProblem("bad_row", f"`bbox` {_is_what(annotation, 'bbox')}, expected [x, y, width, height]")
-    if photo and photo.problem:
-        raise RowProblem("bad_row", photo.problem)
-    numbers = [value for value in map(as_number, box) if value is not None and abs(value) < _LARGEST]
-    if len(numbers) != 4:
-        raise RowProblem("bad_number", f"`bbox` is {shown(box)}, expected four finite numbers")
-    return numbers
-
-
-def _place(
-    row: dict[str, Any], corners: tuple[float, float, float, float], size: tuple[int, int], annotation: dict[str, Any]
-) -> None:
-    """The box as fractions of its photo."""
-    width, height = size
-    x_min, x_max = clip_overshoot(corners[0], corners[2], width, 1)
-    y_min, y_max = clip_overshoot(corners[1], corners[3], height, 1)
-    row.update(x_min=x_min / width, x_max=x_max / width, y_min=y_min / height, y_max=y_max / height)
-    if min(x_min, y_min) < 0 or x_max > width or y_max > height:
-        raise RowProblem("outside_photo", f"`bbox` {shown(annotation['bbox'])} reaches beyond its photo of {width}x{height} px")
-
-
-def _crowd(value: Any) -> int:
-    """COCO's `iscrowd` as a flag: 1, 0, or -1 where it is not given."""
-    if not is_given(value):
-        return -1
-    number = as_number(int(value) if isinstance(value, bool) else value)
-    if number not in (0, 1, -1):
-        raise RowProblem("bad_flag", f"`iscrowd` is {shown(value)}, expected 0 or 1")
-    return int(number)
-
-
-def _is_what(annotation: dict[str, Any], key: str) -> str:
-    return f"is {shown(annotation[key])}" if key in annotation else "is missing"

@@ -16,10 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float64, Int64
+from pycocotools import mask as coco_mask
+
 from pbe_core.errors import InputError
+from pbe_core.images.rle import decode_counts
 from pipelines.annotations.source import as_number, is_text, photo_id_of, shown
 from pipelines.config import SourceSettings
 
@@ -31,6 +35,13 @@ _NAMES = ("file_name", "filename", "path", "coco_url")
 _URLS = ("coco_url", "flickr_url", "url")  # The first is the file itself.
 _NO_SUPERCATEGORY = ("none", "null")  # As Roboflow writes of its root.
 _INT32 = 2**31 - 1
+# Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
+# does not check; COCO's longest outlines have some 10,000 px.
+MAX_OUTLINE = 1_000_000
+MAX_COORDINATE = 100_000_000
+# The most px of a photo with object masks. The limit keeps what pycocotools 2.0.11 writes within the memory that it reserves:
+# enough where at most two of a mask's runs have 2**24 px or more.
+MAX_MASKED_PHOTO = 3 * 2**24
 # Sizes come out of divisions; farther from a whole number they are no sizes.
 _ROUNDING = 0.01
 
@@ -72,7 +83,6 @@ class Instances:
     """The contents of a file; photos and categories by their ids, as text."""
 
     photos: dict[str, Photo]
-    nameless: int  # Entries of `images` without an id.
     annotations: list[Any]
     categories: dict[str, Category]
 
@@ -121,62 +131,46 @@ def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[s
         InputError: the file is not JSON, is cut off, or is not in COCO's format of objects; an id that stands for two things.
     """
     document = _parse(path)
-    _check_format(document, path)
-    photos, nameless = _photos(document, path, path_of, id_of)
-    return Instances(photos, nameless, document["annotations"] or [], _categories(document.get("categories") or [], path))
+    lists = {
+        key: document.get(key, "missing" if key == "annotations" else None) for key in ("images", "annotations", "categories")
+    }
+    missing = [key for key, value in lists.items() if not isinstance(value, list) and (value is not None or key == "images")]
+    if missing:
+        raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
+    annotations = document["annotations"] or []
+    entries = [annotation for annotation in annotations if isinstance(annotation, dict)]
+    if entries and not any("bbox" in annotation for annotation in entries):
+        found = shown(list(entries[0]))
+        raise InputError(f"{path}: no annotation has a `bbox` (the first one has {found}); take an instances_*.json")
+    photos = _photos(document, path, path_of, id_of)
+    return Instances(photos, annotations, _categories(document.get("categories") or [], path))
 
 
-def _parse(path: Path) -> Any:
-    opened = gzip.open if path.name.endswith(".gz") else open
+def _parse(path: Path) -> dict[str, Any]:
     try:
-        with opened(path, "rt", encoding="utf-8-sig") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error}); if it is compressed, name it .json.gz") from None
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
+            document = json.load(file)
     except (EOFError, zlib.error, OSError) as error:  # gzip.BadGzipFile is an OSError.
         raise InputError(f"{path}: the file is damaged or cut off ({error}); get it again") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        what = "is damaged" if text.rstrip().endswith("}") else "is empty or was cut off"
-        raise InputError(
-            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); the file {what}: get it again"
-        ) from None
-    except (ValueError, RecursionError) as error:  # A number of thousands of digits, thousands of brackets.
-        raise InputError(f"{path}: JSON that cannot be read ({error})") from None
-
-
-def _check_format(document: Any, path: Path) -> None:
+    except (ValueError, RecursionError) as error:  # Also no UTF-8; a number of thousands of digits, thousands of brackets.
+        raise InputError(f"{path}: not JSON in UTF-8 that can be read, or cut off ({error}); get it again") from None
     if not isinstance(document, dict):
-        what = "list, as a detector's results are" if isinstance(document, list) else "value"
-        raise InputError(f"{path}: a JSON {what}; expected an object with images, annotations, categories (instances_*.json)")
-    lists = {
-        "images": isinstance(document.get("images"), list),
-        "annotations": "annotations" in document and isinstance(document["annotations"], list | NoneType),
-        "categories": isinstance(document.get("categories"), list | NoneType),
-    }
-    if missing := [key for key, is_there in lists.items() if not is_there]:
-        raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
-    entries = [annotation for annotation in document["annotations"] or [] if isinstance(annotation, dict)]
-    if entries and not any("bbox" in annotation for annotation in entries):
-        what = "COCO's panoptic format" if "segments_info" in entries[0] else f"the first one has {shown(list(entries[0]))}"
-        raise InputError(f"{path}: no annotation has a `bbox` ({what}); take the instances_*.json of the same photos")
+        raise InputError(f"{path}: no JSON object with images, annotations and categories; take an instances_*.json")
+    return document
 
 
 def _photos(
     document: dict[str, Any], path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]
-) -> tuple[dict[str, Photo], int]:
-    """Photos by id, and the number of entries that have none."""
+) -> dict[str, Photo]:
+    """Photos by id; an entry without one is of no annotation."""
     entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
     licences = {identifier(entry.get("id")): clean_text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
     licences[None] = None
     photos: dict[str, Photo] = {}
     with_id: dict[str, Photo] = {}
-    nameless = 0
     for number, entry in enumerate(document["images"], start=1):
         image_id = identifier(entry.get("id")) if isinstance(entry, dict) else None
         if image_id is None:
-            nameless += 1
             continue
         photo = _photo(entry, image_id, path_of, id_of, licences)
         first = photos.setdefault(image_id, photo)
@@ -187,7 +181,7 @@ def _photos(
             )
         if with_id.setdefault(photo.photo_id, photo).file_name != photo.file_name:
             raise InputError(f"{path}: image id {image_id} and another one get the same id, {photo.photo_id}; rename one of them")
-    return photos, nameless
+    return photos
 
 
 def _photo(
@@ -198,15 +192,15 @@ def _photo(
     licences: Mapping[str | None, str | None],
 ) -> Photo:
     key = next((key for key in _NAMES if is_given(entry.get(key))), "file_name")
-    file_name = problem = None
+    name, file_name, problem = entry.get(key), None, None
     try:
-        file_name = path_of(entry.get(key))
+        file_name = path_of(name)
     except ValueError as error:
-        problem = f"its image, id {image_id}, has `{key}` {shown(entry.get(key))}, which {error}"
+        problem = f"its image, id {image_id}, has `{key}` {shown(name)}, which {error}"
     width, height = side(entry.get("width")), side(entry.get("height"))
     return Photo(
         photo_id=id_of(image_id, file_name),
-        name=entry.get(key),
+        name=name,
         file_name=file_name,
         size=(width, height) if width and height else None,
         url=next(filter(None, (clean_text(entry.get(url)) for url in _URLS)), None),
@@ -320,3 +314,81 @@ def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
         if any((root / folder).is_dir() for root in roots):
             return f"{folder}/"
     return ""
+
+
+# Object masks.
+
+
+def compress_mask(segmentation: Any, width: int, height: int) -> str | None:
+    """Polygons or RLE of a photo of `width` x `height` px -> compressed RLE; null where there is none (missing or empty).
+
+    Polygons are lists of x, y, or one such list by itself. Points and lines (two or four numbers), which tools leave beside good
+    polygons, cover nothing and are passed over; pycocotools would take four numbers for a box.
+
+    All numbers are checked before pycocotools sees them: it trusts them, and goes out of bounds in memory where they are wrong.
+
+    Raises:
+        ValueError: with what is wrong, in words.
+    """
+    if isinstance(segmentation, list):
+        parts = segmentation if any(isinstance(part, list) for part in segmentation) else [segmentation]
+        segmentation = [part for part in parts if not isinstance(part, list) or len(part) not in (0, 2, 4)]
+    if segmentation in (None, "", {}, []):
+        return None
+    if width * height > MAX_MASKED_PHOTO:
+        raise ValueError(f"is of a photo of {width}x{height} px, more than {MAX_MASKED_PHOTO:,}")
+    if isinstance(segmentation, dict):
+        counts = _run_lengths(segmentation, width, height)
+        encoded = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    elif isinstance(segmentation, list):
+        polygons = [_polygon(part) for part in segmentation]
+        length = sum(map(_length, polygons))
+        if length > MAX_OUTLINE:
+            raise ValueError(f"is {length:,.0f} px long, more than {MAX_OUTLINE:,}")
+        encoded = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel() for polygon in polygons], height, width))
+    else:
+        raise ValueError(f"is {shown(segmentation)}, expected polygons or RLE")
+    if coco_mask.area(encoded) == 0:
+        raise ValueError("covers no pixel")
+    return str(encoded["counts"], "ascii")
+
+
+def mask_areas(masks: Sequence[str]) -> Float64[np.ndarray, " masks"]:
+    """How many px each mask covers: compressed RLE of a whole photo, whatever its size."""
+    # The area is that of the runs: the size beside them is not looked at.
+    runs = [{"size": [1, 1], "counts": counts} for counts in masks]
+    # pycocotools 2.0.11 keeps the number of masks in 8 bits, which numpy 2 refuses above 255.
+    areas = [coco_mask.area(runs[start : start + 255]) for start in range(0, len(runs), 255)]
+    return np.concatenate(areas).astype(np.float64)
+
+
+def _length(polygon: Float64[np.ndarray, "points 2"]) -> float:
+    """How many px pycocotools draws, along the longer axis of each side."""
+    # Not np.roll: this is a tenth of all the time that reading takes.
+    sides = np.abs(polygon[1:] - polygon[:-1]).max(axis=1).sum() + np.abs(polygon[0] - polygon[-1]).max()
+    return float(sides)
+
+
+def _run_lengths(segmentation: dict[str, Any], width: int, height: int) -> Int64[np.ndarray, " runs"]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
+        raise ValueError(f"has `size` {shown(size)}, the photo [{height}, {width}]")
+    if isinstance(counts, str):
+        runs = decode_counts(counts)
+    elif isinstance(counts, list) and all(type(count) is int and 0 <= count <= width * height for count in counts):
+        runs = np.array(counts, np.int64)
+    else:
+        raise ValueError(f"has `counts` {shown(counts)}, expected text, or whole numbers from 0 to {width * height}")
+    if runs.min(initial=0) < 0 or runs.sum() != width * height:
+        raise ValueError(f"has `counts` that sum up to {runs.sum()}, or go below 0; the photo has {width * height} px")
+    return runs
+
+
+def _polygon(polygon: Any) -> Float64[np.ndarray, "points 2"]:
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"has a polygon {shown(polygon)}, expected x, y of three points or more")
+    if set(map(type, polygon)) <= {int, float} and max(polygon) <= MAX_COORDINATE and min(polygon) >= -MAX_COORDINATE:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if not np.isnan(points).any():
+            return points
+    raise ValueError(f"has a polygon {shown(polygon)}, expected numbers of px")

@@ -1,7 +1,10 @@
 """Your own boxes: one CSV or JSON Lines file with a box on each line (docs/own-data.md).
 
-    photo,x_min,y_min,x_max,y_max,label
-    cats/IMG 1.jpg,120,80,560,430,cat
+    photo,x_min,y_min,x_max,y_max,label          ours
+    image,xmin,ymin,xmax,ymax,label              VoTT and many others: read, with a note
+    filename,width,height,class,xmin,...         TensorFlow's examples: read, with a note
+    photo,x,y,width,height                       corner and size, or centre and size? refused
+    ...,lable,name                               refused, all names at once
 
 Line by line in Python: about 25,000 rows a second on one core, where the file gives the sizes of photos. Where it does not and
 coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 ms (`pbe_core.images.decode.photo_size`). Memory
@@ -9,11 +12,13 @@ holds a batch of rows and an entry of about 0.7 kB for each photo.
 """
 
 import contextlib
+import csv
+import functools
 import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +27,8 @@ import pyarrow as pa
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
-from pipelines.annotations.csv_files import count_rows
-from pipelines.annotations.own_table import CORNERS, Line, check_unit, is_json, read_head, read_lines
+from pbe_core.words import number_of
+from pipelines.annotations.csv_files import Line, count_rows, csv_line, json_line, parsed_lines, raw_lines
 from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
@@ -32,17 +37,49 @@ from pipelines.annotations.source import (
     Source,
     as_number,
     assign_splits,
-    clip_overshoot,
     given,
     in_batches,
     is_text,
     photo_id_of,
+    place_box,
     shown,
     splits_are_their_own,
 )
 from pipelines.config import SPLITS, SourceSettings
 from schemas.tables import BOXES, PHOTOS
 
+_CORNERS = ("x_min", "y_min", "x_max", "y_max")
+_REQUIRED = ("photo", *_CORNERS)
+_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence")
+_MEANING = {
+    "photo": (
+        "photo image img filename file filepath path imagepath imgpath imagename imgname imagefile imagefilename imgfilename "
+        "photopath photoname"
+    ),
+    "x_min": "xmin x1 left xtl bboxxmin boxxmin bboxx1",
+    "y_min": "ymin y1 top ytl bboxymin boxymin bboxy1",
+    "x_max": "xmax x2 right xbr bboxxmax boxxmax bboxx2",
+    "y_max": "ymax y2 bottom ybr bboxymax boxymax bboxy2",
+    "label": "label class classname category categoryname labelname classlabel catname",
+    "split": "split subset",
+    "width": "width imagewidth imgwidth photowidth",
+    "height": "height imageheight imgheight photoheight",
+    "url": "url imageurl imgurl photourl",
+    "author": "author",
+    "licence": "licence license",
+}
+_COLUMN_OF = {word: column for column, words in _MEANING.items() for word in words.split()}
+# Some count the corners from 0: then x1 is the right edge.
+_FROM_ZERO = {"x0": "x_min", "y0": "y_min", "x1": "x_max", "y1": "y_max"}
+# Neither place nor class of a box; the first two are what pandas writes for its row numbers.
+_NOT_READ = re.compile(r"|unnamed\d*|index|id|annotationid|boxid|area|iscrowd|confidence|score|depth|filesize|trackerid")
+# Numbers beside the names that count; alone they may be what is meant.
+_BESIDE = dict.fromkeys(("imageid", "imgid", "photoid"), "photo") | dict.fromkeys(("classid", "categoryid", "labelid"), "label")
+# Rows that are looked at before anything else, for columns and unit.
+_HEAD_ROWS = 1000
+_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+# Rounding makes fractions of a little more than 1; boxes that end before 1.5 px are none.
+_LARGEST_FRACTION = 1.5
 # Fractions written with four decimals, where the photo's size, and so the length of 1 px, is not known.
 _FRACTION_SLACK = 1e-4
 # pandas makes floats of whole numbers where a cell of their column is empty.
@@ -63,42 +100,160 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
         here: whether photos must lie in the photo folder; else they are in a photo store, or still to be fetched.
 
     Raises:
-        InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, has no
-            rows, or its first rows do not look like `settings.unit`; a setting that its columns leave without effect.
+        InputError: the file cannot be read as UTF-8 text with a header or with objects, has a column of another name, or its
+            first rows do not look like `settings.unit`; a setting that its columns leave without effect.
     """
     path = settings.annotations
-    head = read_head(path)
-    check_unit(path, settings.unit or "pixel", head.lines)
-    if "split" in head.columns and "validation_share" in given(settings):
+    columns, first, note = _read_head(path)
+    _check_unit(path, settings.unit or "pixel", first)
+    if settings.unit == "pixel" and not here and not {"width", "height"} <= set(columns):
+        raise InputError(
+            f"{path}: boxes in px need the sizes of photos that are still to be crawled; add columns width and height, or write "
+            f"the boxes as fractions (source.unit: fraction)"
+        )
+    if "split" in columns and "validation_share" in given(settings):
         raise splits_are_their_own(str(path))
     roots = [settings.photos]
-    reader = _Reader(path, settings, seed, head.columns, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
+    reader = _Reader(path, settings, seed, columns, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
     return Source(
         name=str(path),
         files=(path,),
         frame=settings.photo_frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
-        class_names={} if "label" in head.columns else {ONLY_LABEL: ONLY_LABEL},
+        class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
         read_elsewhere=reader.hash_photos,
         read_notes=reader.names.notes,
         rows=count_rows(path),
-        notes=(f"{path}: {head.note}",) if head.note else (),
+        notes=(f"{path}: {note}",) if note else (),
     )
 
 
-def check_sizes(settings: SourceSettings) -> None:
-    """Make sure that the file itself gives the sizes of its photos, where they are still to be fetched.
+# Columns and lines.
 
-    Raises:
-        InputError: boxes are in px, and the file has no columns for it.
-    """
-    columns = read_head(settings.annotations).columns
-    if settings.unit == "pixel" and not {"width", "height"} <= set(columns):
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the names in a header, or the keys of JSON objects, mean."""
+
+    names: tuple[str, ...]  # As they stand.
+    columns: tuple[str | None, ...]  # Ours, one for each; null for what is not read.
+    unknown: tuple[str, ...]  # Names of unknown meaning.
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know; null where all names are ours."""
+        pairs = list(zip(self.names, self.columns, strict=True))
+        other = [f"{name} as {column}" for name, column in pairs if column and name != column]
+        left = [name for name, column in pairs if name and column is None and name not in self.unknown]
+        if nameless := self.names.count(""):
+            left.insert(0, "a column without a name" if nameless == 1 else f"{nameless} columns without names")
+        parts = [f"read {', '.join(other)}" if other else "", f"not read: {', '.join(left)}" if left else ""]
+        return "; ".join(part for part in parts if part) or None
+
+    def problem(self, required: Sequence[str] = _REQUIRED) -> str | None:
+        """What is wrong with the names, all of it, with the way out; null if nothing is."""
+        parts = []
+        for column in _COLUMNS:
+            alike = [name for name, meant in zip(self.names, self.columns, strict=True) if meant == column]
+            if len(alike) > 1:
+                parts.append(f"columns {', '.join(alike)} all mean `{column}`; keep one of them")
+        if self.unknown:
+            parts.append(f"no column is called {', '.join(repr(name[:40]) for name in self.unknown)}")
+        missing = [column for column in required if column not in self.columns]
+        if missing:
+            parts.append(f"column {', '.join(missing)} is missing")
+        if self.unknown or missing:
+            parts.append(f"names are {', '.join(_COLUMNS)}, in a CSV's first line, divided by commas (docs/own-data.md)")
+        return "; ".join(parts) or None
+
+
+def _columns_of(names: tuple[str, ...]) -> _Columns:
+    """What names mean, by their letters and digits: one alone may mean nothing that is sure, beside others it does."""
+    words = ["".join(letter for letter in name.casefold() if letter.isalnum()) for name in names]
+    known = _COLUMN_OF | _FROM_ZERO if {"x0", "y0"} <= set(words) else _COLUMN_OF
+    columns = tuple(known.get(word) for word in words)
+    unknown = tuple(
+        name
+        for name, word, column in zip(names, words, columns, strict=True)
+        if column is None and not _NOT_READ.fullmatch(word) and (word not in _BESIDE or _BESIDE[word] not in columns)
+    )
+    return _Columns(names, columns, unknown)
+
+
+def _read_head(path: Path) -> tuple[Sequence[str | None], list[Line], str | None]:
+    """The columns (of JSON Lines, those that are in use), the first rows, and a note where names of columns are not ours."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "no such file"
+        raise InputError(f"{path}: {what}; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
+    if not path.name.endswith(_SUFFIXES):
+        raise InputError(f"{path}: its name must end in {', '.join(_SUFFIXES)}; COCO's format is read with source.kind: coco")
+    number, first = next(raw_lines(path), (0, b""))
+    if not first:
+        raise InputError(f"{path}: this file is empty")
+    if b"\0" in first:
+        raise InputError(f"{path}, line {number}: this is no UTF-8 text (UTF-16?); save the file as UTF-8")
+    trouble = None
+    if _is_json(path):
+        objects = list(itertools.islice(parsed_lines(path, json_line), _HEAD_ROWS))
+        names = [str(key) for line in objects for key in line.values]
+        trouble = None if names else objects[0].problem
+    else:
+        try:
+            names = [cell.strip() for cell in next(csv.reader([first.decode()], strict=True, skipinitialspace=True))]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path}, line {number}: no header of a CSV in UTF-8 ({error})") from None
+    found = _columns_of(tuple(dict.fromkeys(names) if _is_json(path) else names))
+    if problem := trouble or found.problem():
+        raise InputError(f"{path}, line {number}: {problem}")
+    lines = list(itertools.islice(_read_lines(path, _COLUMNS if _is_json(path) else found.columns), _HEAD_ROWS))
+    used = [name for name in _COLUMNS if any(line.values.get(name) is not None for line in lines)]
+    return used if _is_json(path) else found.columns, lines, found.note
+
+
+def _check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
+    """Compare the declared unit with the first rows."""
+    corners = ([as_number(line.values.get(name)) for name in _CORNERS] for line in head)
+    whole = [[value for value in row if value is not None] for row in corners]
+    largest = [max(row) for row in whole if len(row) == len(_CORNERS)]
+    beyond = sum(value > _LARGEST_FRACTION for value in largest)
+    other = "pixel" if unit == "fraction" and 2 * beyond > len(largest) else None
+    other = "fraction" if unit == "pixel" and largest and not beyond else other
+    if other:
         raise InputError(
-            f"{settings.annotations}: boxes in px need the sizes of photos that are still to be crawled; add columns width and "
-            f"height, or write the boxes as fractions (source.unit: fraction)"
+            f"{path}: of the first {number_of(len(largest), 'row')} {beyond or 'none'} {'has' if beyond < 2 else 'have'} a "
+            f"coordinate above {_LARGEST_FRACTION}: the file seems to be in {other}s; set source.unit: {other}"
         )
+
+
+def _is_json(path: Path) -> bool:
+    """Whether the file is JSON Lines, by its name; else it is CSV."""
+    return path.name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def _read_lines(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
+    """The lines below the header; a key of JSON that is no column is an error of the file."""
+    if not _is_json(path):
+        yield from parsed_lines(path, functools.partial(csv_line, columns), after=next(raw_lines(path))[0])
+        return
+    for line in parsed_lines(path, json_line):
+        meant, problem = _meaning_of(tuple(line.values))
+        values = dict(zip(meant, line.values.values(), strict=True))
+        late = [name for name in ("label", "split") if name not in columns and values.get(name) is not None]
+        if problem or late:
+            wrong = problem or f"the first `{late[0]}`; give it on all lines from the first on"
+            raise InputError(f"{path}, line {line.number}: {wrong}")
+        yield Line(line.number, values, line.problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _meaning_of(keys: tuple[str, ...]) -> tuple[Sequence[str | None], str | None]:
+    """What the keys of an object mean, and what is wrong with them: most lines have the same ones."""
+    found = _columns_of(keys)
+    return found.columns, found.problem(required=())
+
+
+# Rows and photos.
 
 
 @dataclass(slots=True)
@@ -144,18 +299,16 @@ class _Photos:
         photo = self.by_name.get(name)
         if photo is None:
             photo = _Photo(photo_id_of(name), line.number)
-            if self.name_of.setdefault(photo.photo_id, name) != name:
-                other = self.name_of[photo.photo_id]
+            if (other := self.name_of.setdefault(photo.photo_id, name)) != name:
                 raise RowProblem("bad_row", f", column photo: {name!r} and {other!r} get the same id; rename one of the files")
             self.by_name[name] = photo
-        for column, value in fixed.items():
+        for column, value in {**fixed, **texts}.items():
             before = getattr(photo, column)
-            if None not in (before, value) and before != value:
+            if column in fixed and None not in (before, value) and before != value:
                 raise RowProblem(
                     "bad_row", f", column {column}: {value!r}, but {before!r} in line {photo.line} for the same photo"
                 )
-        for column, value in {**fixed, **texts}.items():
-            if value is not None and getattr(photo, column) is None:
+            if before is None:
                 setattr(photo, column, value)
         return name, photo
 
@@ -202,8 +355,8 @@ class _Reader:
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos(self.names)
-        above = 0 if is_json(self.path) else 1
-        for line in read_lines(self.path, self.columns):
+        above = 0 if _is_json(self.path) else 1
+        for line in _read_lines(self.path, self.columns):
             row = {**UNKNOWN_FLAGS, "file": self.path.name, "row": line.number - above}
             try:
                 self._fill(row, line, photos)
@@ -221,7 +374,7 @@ class _Reader:
     def _all_photos(self) -> dict[str, _Photo]:
         """By file name; a line that cannot be read is among the boxes, with its problem."""
         photos = _Photos(self.names)
-        for line in read_lines(self.path, self.columns):
+        for line in _read_lines(self.path, self.columns):
             with contextlib.suppress(RowProblem):
                 photos.of(line, self.columns)
         return photos.by_name
@@ -231,23 +384,19 @@ class _Reader:
         name, photo = photos.of(line, self.columns)
         row["photo_id"], row["split"] = photo.photo_id, photo.split
         row["label"] = _label_of(line) if "label" in self.columns else ONLY_LABEL
-        x_min, y_min, x_max, y_max = [_coordinate_of(line, column) for column in CORNERS]
+        edges = [_coordinate_of(line, column) for column in _CORNERS]
+        size, slack = (1.0, 1.0), (_FRACTION_SLACK, _FRACTION_SLACK)
         if self.settings.unit == "pixel":
             try:
-                end_x, end_y = self._size(name, photo)
+                size, slack = self._size(name, photo), (1.0, 1.0)
             except PhotoError as error:
                 raise RowProblem("unknown_photo", f", column photo: the size of {name!r} cannot be read ({error})") from None
-            slack_x = slack_y = 1.0
-        else:
-            end_x = end_y = 1
-            slack_x = 1 / photo.width if photo.width else _FRACTION_SLACK
-            slack_y = 1 / photo.height if photo.height else _FRACTION_SLACK
-        x_min, x_max = clip_overshoot(x_min, x_max, end_x, slack_x)
-        y_min, y_max = clip_overshoot(y_min, y_max, end_y, slack_y)
-        row.update(x_min=x_min / end_x, x_max=x_max / end_x, y_min=y_min / end_y, y_max=y_max / end_y)
-        if self.settings.unit == "pixel":
-            _check_pixels({"x_min": x_min, "x_max": x_max}, end_x, "wide")
-            _check_pixels({"y_min": y_min, "y_max": y_max}, end_y, "high")
+        elif photo.width and photo.height:
+            slack = 1 / photo.width, 1 / photo.height
+        try:
+            place_box(row, edges, size, slack, self.settings.unit or "pixel")
+        except RowProblem as problem:
+            raise RowProblem(problem.reason, f", column {problem}") from None
 
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:
@@ -266,15 +415,7 @@ class _Reader:
                     yield row
 
 
-def _check_pixels(edges: Mapping[str, float], end: float, way: str) -> None:
-    """Raises `RowProblem` in px, as the file has it; the selection would give fractions."""
-    (low, start), (high, stop) = edges.items()
-    for name, value in edges.items():
-        if not 0 <= value <= end:
-            raise RowProblem("outside_photo", f", column {name}: {value:g}, and the photo is {end:g} px {way}")
-    if start >= stop:
-        hint = f"; is {high} a {'width' if high == 'x_max' else 'height'}?" if start > stop else ""
-        raise RowProblem("empty_box", f", column {high}: {stop:g}, not more than {low}, {start:g}{hint}")
+# Cells.
 
 
 def _text_of(line: Line, column: str) -> str | None:
@@ -290,11 +431,7 @@ def _text_of(line: Line, column: str) -> str | None:
 
 
 def _label_of(line: Line) -> str | None:
-    """The label as text; null where it is empty. The number 2 is the label `2`, also where it was written as 2.0.
-
-    Raises:
-        RowProblem: it is neither text nor a number.
-    """
+    """The label as text; null where it is empty. The number 2 is the label `2`, also where it was written as 2.0."""
     value = line.values.get("label")
     if type(value) is float and math.isfinite(value):
         value = str(value)
@@ -304,19 +441,18 @@ def _label_of(line: Line) -> str | None:
 
 
 def _split_of(line: Line) -> str | None:
-    """The split that a line names, in any case; null where it is empty. Raises `RowProblem` for what is no split."""
+    """The split that a line names, in any case; null where it is empty."""
     split = _text_of(line, "split")
     if split is None:
         return None
-    word = split.casefold()
-    word = {"val": "validation", "valid": "validation"}.get(word, word)
+    word = {"val": "validation", "valid": "validation"}.get(split.casefold(), split.casefold())
     if word not in SPLITS:
         raise RowProblem("bad_row", f", column split: {shown(split)} is none of {', '.join(SPLITS)}")
     return word
 
 
 def _side_of(line: Line, column: str) -> int | None:
-    """A photo's width or height in px; null where it is empty. Raises `RowProblem`."""
+    """A photo's width or height in px; null where it is empty."""
     value = line.values.get(column)
     if value is None or value == "":
         return None
@@ -327,12 +463,10 @@ def _side_of(line: Line, column: str) -> int | None:
 
 
 def _coordinate_of(line: Line, column: str) -> float:
-    """An edge of a box. Raises `RowProblem` for what is no finite number."""
+    """An edge of a box."""
     value = line.values.get(column)
     number = as_number(value)
-    if number is not None:
-        return number
-    if value is None or value == "":
-        raise RowProblem("bad_number", f", column {column}: is empty")
-    comma = " (write a decimal point, not a comma)" if isinstance(value, str) and re.fullmatch(r"-?\d+,\d+", value) else ""
-    raise RowProblem("bad_number", f", column {column}: {shown(value)} is not a finite number{comma}")
+    if number is None:
+        wrong = "is empty" if value is None or value == "" else f"{shown(value)} is no finite number"
+        raise RowProblem("bad_number", f", column {column}: {wrong}")
+    return number

@@ -119,13 +119,32 @@ def photo_id_of(file_name: str) -> str:
     return f"{slug or 'photo'}-{name_hash('photo', file_name, bits=32):08x}"
 
 
-def clip_overshoot(low: float, high: float, end: float, slack: float) -> tuple[float, float]:
-    """An interval that may reach beyond [0, end] by `slack` on each side, by rounding, cut to it; what is farther out stays."""
-    if -slack <= low < 0:
-        low = 0.0
-    if end < high <= end + slack:
-        high = float(end)
-    return low, high
+def place_box(
+    row: dict[str, Any], edges: Sequence[float], size: tuple[float, float], slack: tuple[float, float], unit: str = "pixel"
+) -> None:
+    """Fill in a row's box as fractions of its photo.
+
+    Args:
+        row: of `BOXES`.
+        edges: left, top, right, bottom.
+        size: width and height of the photo in the unit of the edges.
+        slack: an edge may be beyond the photo by so much, across and down, by rounding: it is cut; one farther out stays.
+        unit: of the edges. What is wrong with fractions, the selection says.
+
+    Raises:
+        RowProblem: `outside_photo` or `empty_box`, in px.
+    """
+    wrong = []
+    for axis, way, low, high, end, more in zip("xy", ("wide", "high"), edges[:2], edges[2:], size, slack, strict=True):
+        low, high = 0.0 if -more <= low < 0 else low, float(end) if end < high <= end + more else high
+        row[f"{axis}_min"], row[f"{axis}_max"] = low / end, high / end
+        outside = [f"{axis}_{side}: {edge:g}" for side, edge in (("min", low), ("max", high)) if not 0 <= edge <= end]
+        wrong += [("outside_photo", f"{edge}, and the photo is {end:g} px {way}") for edge in outside]
+        if low >= high:
+            hint = f"; is {axis}_max a {'width' if axis == 'x' else 'height'}?" if low > high else ""
+            wrong.append(("empty_box", f"{axis}_max: {high:g}, not more than {axis}_min, {low:g}{hint}"))
+    if wrong and unit == "pixel":
+        raise RowProblem(*wrong[0])
 
 
 def as_number(value: Any) -> float | None:

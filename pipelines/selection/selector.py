@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int64, UInt64
 
 from pbe_core.randomness import hash_column, mix
-from pipelines.annotations.object_masks import mask_areas
+from pipelines.annotations.coco_file import mask_areas
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.selection.partition import REASON_WORDS, SORTED_SPLITS, Partitions, Vocabulary

@@ -123,30 +123,19 @@ def test_which_size_a_file_gives_is_told_by_the_photo(said, shown, used):
     assert size_in_frame(said, shown) == used
 
 
-def open_images(folder: Path, *, rotation: bool) -> None:
-    x, y, width, height = BOX
-    header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
-    lines = [header]
-    for orientation in range(1, 9):
-        phone_photo(folder / "train" / f"{orientation:016x}.jpg", orientation)
-        edges = (x / WIDTH, (x + width) / WIDTH, y / HEIGHT, (y + height) / HEIGHT)
-        lines.append(f"{orientation:016x},xclick,/m/1,1,{','.join(map(str, edges))},0,0,0,0,0")
-    (folder / "train-annotations-bbox.csv").write_text("\n".join(lines) + "\n")
-    if rotation:
-        metadata = f"ImageID,OriginalURL,License,Author,Rotation\n{1:016x},http://u,http://l,A,90.0\n"
-        (folder / "train-images-boxable-with-rotation.csv").write_text(metadata)
-
-
 def test_tables_in_open_images_format_may_be_of_photos_as_shown(tmp_path):
-    open_images(tmp_path, rotation=False)
+    """But not where their Rotation counts from the stored photo: each would be turned twice."""
+    x, y, width, height = BOX
+    lines = ["ImageID,LabelName,XMin,XMax,YMin,YMax"]
+    for orientation in range(1, 9):
+        phone_photo(tmp_path / "train" / f"{orientation:016x}.jpg", orientation)
+        edges = (x / WIDTH, (x + width) / WIDTH, y / HEIGHT, (y + height) / HEIGHT)
+        lines.append(f"{orientation:016x},/m/1,{','.join(map(str, edges))}")
+    (tmp_path / "train-annotations-bbox.csv").write_text("\n".join(lines) + "\n")
     found = references_of(settings_for(tmp_path, tmp_path, tmp_path))
-    assert len(found) == 8
-    assert all(is_red(reference) for _, reference, _ in found)
-
-
-def test_but_not_where_their_rotation_counts_from_the_stored_photo(tmp_path):
-    """Each photo would be turned twice."""
-    open_images(tmp_path, rotation=True)
+    assert [is_red(reference) for _, reference, _ in found] == [True] * 8
+    metadata = f"ImageID,OriginalURL,License,Author,Rotation\n{1:016x},http://u,http://l,A,90.0\n"
+    (tmp_path / "train-images-boxable-with-rotation.csv").write_text(metadata)
     with pytest.raises(InputError, match=r"with-rotation\.csv: its column Rotation turns .* leave source.frame out, or take"):
         open_source(settings_for(tmp_path, tmp_path, tmp_path))
 

@@ -97,12 +97,15 @@ def test_a_plan_depends_on_the_photo_folder_only_where_it_was_asked(photos):
     assert names.moved
 
 
-def test_photos_that_are_not_here_keep_their_names_apart(tmp_path):
+def test_photos_that_are_not_here_keep_their_names_apart():
     """They are known by ids, in a photo store or a bucket; nothing is looked for."""
     names = PhotoNames([Path("/no/photos")], here=False)
-    assert names.path_of("/data/a/1.jpg") == "data/a/1.jpg"
-    assert names.path_of("C:\\data\\b\\1.jpg") == "data/b/1.jpg"
-    assert names.path_of("http://images.cocodataset.org/val2017/1.jpg") == "val2017/1.jpg"
+    for name, path in (
+        ("/data/a/1.jpg", "data/a/1.jpg"),
+        ("C:\\d\\1.jpg", "d/1.jpg"),
+        ("http://h/val2017/1.jpg", "val2017/1.jpg"),
+    ):
+        assert names.path_of(name) == path
 
 
 def test_links_to_folders_are_followed_and_circles_are_not(photos, tmp_path):

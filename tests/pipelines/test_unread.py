@@ -1,7 +1,5 @@
 """A setting that was given and that nothing reads is refused, in one line with the way out."""
 
-from pathlib import Path
-
 import pytest
 
 from pbe_core.errors import InputError
@@ -42,11 +40,8 @@ def test_what_nothing_reads_is_refused(options, says):
     "options",
     [
         [],
-        OWN,
-        COCO,
-        [*COCO, "--references.background", "grey", "--source.validation_share", "0.2", "--source.frame", "exif"],
         [*OWN, "--source.validation_share", "0.2", "--source.frame", "stored"],
-        ["--source.frame", "exif"],
+        [*COCO, "--references.background", "grey", "--source.validation_share", "0.2", "--source.frame", "exif"],
         ["--source.photos", "s3://bucket/store", "--source.storage", '{"anon": true}'],
         ["--out", "s3://bucket/dataset", "--storage", '{"anon": true}'],
         ["--crawl.sources", '["{url}"]', "--crawl.contact", "me@example.org", "--crawl.workers", "2"],
@@ -65,34 +60,26 @@ def test_dumped_settings_can_be_used_again(tmp_path):
     refuse_unread(load_settings(BuildSettings, "build", ["--config", str(tmp_path / "all.yaml")]))
 
 
-def of(annotations: Path, *options: str) -> BuildSettings:
-    return settings_of("--source.annotations", str(annotations), *options)
-
-
 def test_a_share_for_validation_is_refused_where_the_annotations_have_splits(tmp_path):
-    """Which the reader alone knows."""
+    """Which the reader alone knows. No other setting is refused before anything is read: every program opens annotations here."""
     write(tmp_path / "coco" / "instances_train.json", [annotation(1)])
-    options = [*COCO, "--source.splits", '["train"]', "--source.validation_share", "0.3"]
-    with pytest.raises(InputError, match=r"source.validation_share: .*coco has splits of its own"):
-        open_source(of(tmp_path / "coco", *options))
-    assert open_source(of(tmp_path / "coco" / "instances_train.json", *options)).rows == 1
     table = tmp_path / "boxes.csv"
     table.write_text("photo,x_min,y_min,x_max,y_max,split\na.jpg,1,2,30,40,train\n")
-    with pytest.raises(InputError, match=r"source.validation_share: .*boxes.csv has splits of its own"):
-        open_source(of(table, *OWN, "--source.validation_share", "0.3"))
-    assert open_source(of(table, *OWN)).rows
-
-
-def test_no_setting_is_refused_before_anything_is_read(tmp_path):
-    """Every program opens the annotations by this one function."""
+    share = ["--source.validation_share", "0.3"]
+    for path, kind in ((tmp_path / "coco", [*COCO, "--source.splits", '["train"]']), (table, OWN)):
+        options = ["--source.annotations", str(path), *kind]
+        with pytest.raises(InputError, match=rf"source.validation_share: .*{path.name} has splits of its own"):
+            open_source(settings_of(*options, *share))
+        assert open_source(settings_of(*options)).rows
+    one_file = tmp_path / "coco" / "instances_train.json"
+    assert open_source(settings_of("--source.annotations", str(one_file), *COCO, *share)).rows == 1
     with pytest.raises(InputError, match=r"references\.background"):
-        open_source(of(tmp_path / "nowhere", "--references.background", "grey"))
+        open_source(settings_of("--source.annotations", str(tmp_path / "nowhere"), "--references.background", "grey"))
 
 
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
-        ([], []),
         (["--selection.reject_flags", '["truncated"]'], []),
         ([*COCO, "--selection.reject_flags", '["truncated", "group_of"]'], ["truncated"]),
         ([*OWN, "--selection.reject_flags", '["group_of"]'], ["group_of"]),
