@@ -72,11 +72,7 @@ class Cost:
 
 
 def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
-    """Count all of it, on shapes alone.
-
-    Raises:
-        InputError: a network whose sizes are not known.
-    """
+    """Count all of it, on shapes alone. Raises InputError: a network whose sizes are not known."""
     cells = latent_cells(settings.model, view)
     with torch.device("meta"):
         model = unloaded_model(settings.model)

@@ -129,8 +129,7 @@ def test_counts_do_not_depend_on_how_the_step_is_run(world: World, tmp_path: Pat
     assert step_flops(model.model_copy(update={"unet": small}), 4).unet_forward < counted.unet_forward
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("attention", ["plain", "fused"])
+@pytest.mark.parametrize(("attention", "bf16"), [("plain", False), ("fused", True)])
 def test_activations_are_those_of_a_real_forward_pass(world: World, tmp_path: Path, bf16: bool, attention: str):
     """What real tensors of a real pass take is what is counted without them; and it is linear in the batch."""
     settings = world.settings(tmp_path, f"--model.attention={attention}").model
