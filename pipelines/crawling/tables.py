@@ -167,10 +167,8 @@ def _read(store: Path, part: Part, columns: list[str]) -> pa.Table:
 
 def latest_of_each(keys: UInt64[np.ndarray, " rows"]) -> np.ndarray:
     """Places of the last row of each key, in the order of the keys. Rows come in the order of their parts."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    last = np.r_[ordered[1:] != ordered[:-1], True] if len(keys) else np.zeros(0, bool)
-    return order[last]
+    _, from_the_end = np.unique(keys[::-1], return_index=True)
+    return len(keys) - 1 - from_the_end
 
 
 def is_merged(store: Path, parts: Sequence[Part]) -> bool:
@@ -203,13 +201,10 @@ def verify_store(store: Path) -> tuple[list[str], int]:
         pq.read_table(store / name, columns=_PLACE.names).cast(_PLACE) for name in ("index.parquet", "quarantine.parquet")
     )
     rows = pa.concat_tables([index, quarantine]).sort_by([("file", "ascending"), ("offset", "ascending")])
-    recorded = {f"parts/{name}": (part, sha256) for part in parts for name, (_, sha256) in part.tars.items()}
+    recorded = {f"parts/{name}": sha256 for part in parts for name, (_, sha256) in part.tars.items()}
     unread = sorted(recorded.keys() - set(pc.unique(rows["file"]).to_pylist()))
     total = pc.count_distinct(rows["file"]).as_py() + len(unread)
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        Progress("verifying", total, "files") as progress,
-    ):
+    with ThreadPoolExecutor(_THREADS) as pool, Progress("verifying", total, "files") as progress:
         files = itertools.chain(_by_file(rows), ((file, _PLACE.empty_table()) for file in unread))
         work = ((store / file, photos, recorded.get(file)) for file, photos in files)
         for found in in_order(pool, lambda item: _check_file(*item), work, ahead=4 * _THREADS):
@@ -260,12 +255,12 @@ def _by_file(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         start = end
 
 
-def _check_file(path: Path, rows: pa.Table, recorded: tuple[Part, str] | None) -> list[str]:
+def _check_file(path: Path, rows: pa.Table, recorded: str | None) -> list[str]:
     """What is wrong with a file and the photos in it."""
     try:
         with path.open("rb") as file:
             problems = []
-            if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded[1]:
+            if recorded and hashlib.file_digest(file, "sha256").hexdigest() != recorded:
                 problems.append(f"{path}: not what was written (SHA-256); remove this file and crawl again")
             if not len(rows):
                 return problems

@@ -4,7 +4,7 @@
 
 Half of the kills hit the program alone, whose Ray must then end by itself, half of them all of its processes; after some of the
 former the next run begins at once, while the workers of the one before are still at it. The moments are drawn by a seed: after so
-many photos, while a part is committed, while tables are made, while Ray starts. Status 1 if anything is wrong.
+many photos, while a part is committed, while tables are made, while Ray starts. Prints the kills; status 1 if anything is wrong.
 """
 
 import argparse
@@ -39,12 +39,25 @@ MOMENTS = ("photos", "commit", "photos", "commit", "photos", "merge", "photos", 
 
 
 @dataclass
+class Kill:
+    """One kill."""
+
+    hit: str
+    moment: str
+    seconds: float
+    """From the start of the run."""
+    recorded: int
+    """Photos in parts that count, afterwards."""
+
+
+@dataclass
 class Report:
     """What became of a crawl that was killed so often."""
 
-    recorded: list[int] = field(default_factory=list)
-    """Photos in parts that count, after each kill."""
+    photos: int
+    kills: list[Kill] = field(default_factory=list)
     requests: int = 0
+    seconds: float = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -79,15 +92,22 @@ class Killer(MarkedProcesses):
         return {name: self.server.hits[f"/photos/{name}"] for name in names}
 
     def kill(self, process: subprocess.Popen[bytes], hit: str) -> dict[str, int]:
-        """End a run, and wait for its other processes, unless the next one begins at once; what was recorded then."""
+        """End a run; returns what was recorded then. Its other processes may go on only where the next run begins at once."""
         process.kill()
         if hit == "all processes":
             self.end_all()
         process.wait()
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not hit.endswith("at once") and self.alive() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        if not hit.endswith("at once"):
+            self.await_end()
         return self.recorded()
+
+    def await_end(self) -> None:
+        """Until no process of earlier runs is left."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while self.alive():
+            if time.monotonic() > deadline:
+                raise TimeoutError("processes live on")
+            time.sleep(0.05)
 
 
 def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[str, Callable[[float], bool]]:
@@ -115,8 +135,9 @@ def moment_of(killer: Killer, kind: str, photos: int, seconds: float) -> tuple[s
 def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[str], None] = print) -> Report:
     """Crawl `photos` photos, killing it `kills` times, then let it come to its end, and look at what is there."""
     rng = random.Random(seed)
-    report = Report()
+    report = Report(photos)
     pictures = photos_of(photos)
+    began = time.monotonic()
     with HostileServer(pictures) as server, Killer(folder, server, list(pictures)) as killer:
         known: dict[str, int] = {}
         for number in range(kills):
@@ -129,25 +150,25 @@ def kill_often(photos: int, kills: int, seed: int, folder: Path, say: Callable[[
                 if time.monotonic() - started > PATIENCE_SECONDS:
                     raise TimeoutError(f"{moment}: did not come; see {killer.log}")
                 time.sleep(0.001)
+            seconds = time.monotonic() - started
             if process.poll() is not None:
                 report.problems.append(f"kill {number + 1}: the crawl ended by itself, status {process.returncode}")
                 break
             hit = HITS[number % len(HITS)]
             recorded = killer.kill(process, hit)
+            report.kills.append(Kill(hit, moment, seconds, len(recorded)))
             report.problems += [f"kill {number + 1}: {problem}" for problem in _lost_or_again(known, recorded)]
-            report.recorded.append(len(recorded))
             known = recorded
-            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded, {len(server.requests)} requests")
+            say(f"kill {number + 1} of {kills}: {hit}, {moment}, {len(recorded)} recorded")
         # What earlier runs left may write for a while; none of it counts, and the last run takes it away once they have ended.
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while killer.alive() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        killer.await_end()
         process = killer.start()
         status = process.wait(PATIENCE_SECONDS + photos)
         final = killer.recorded()
         report.problems += _lost_or_again(known, final)
         report.problems += _problems_at_the_end(killer, status, pictures)
         report.requests = len(server.requests)
+    report.seconds = time.monotonic() - began
     return report
 
 
@@ -165,12 +186,17 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
     """Each photo once and whole, and nothing left lying about."""
     if status:
         yield f"the last run ended with status {status}; see {killer.log}"
-    for table in ("status", "index"):
-        rows = pq.read_table(killer.store / f"{table}.parquet").to_pylist()
-        names = Counter(row["photo_id"] for row in rows if row.get("code", OK) == OK)
-        if names != dict.fromkeys(pictures, 1):
-            yield f"{table}.parquet: {len(names)} photos, {sum(names.values()) - len(names)} of them twice"
-    yield from verify_store(killer.store)[0]
+    codes = pq.read_table(killer.store / "status.parquet", columns=["photo_id", "code"]).to_pylist()
+    times = Counter(row["photo_id"] for row in codes if row["code"] == OK)
+    if times != dict.fromkeys(pictures, 1):
+        yield f"status.parquet: {len(times)} photos are ok, {sum(times.values()) - len(times)} of them twice"
+    index = Counter(pq.read_table(killer.store / "index.parquet", columns=["photo_id"])["photo_id"].to_pylist())
+    if index != dict.fromkeys(pictures, 1):
+        yield f"index.parquet: {len(index)} photos, {sum(index.values()) - len(index)} of them twice"
+    problems, photos = verify_store(killer.store)
+    yield from problems
+    if photos != len(pictures):
+        yield f"{photos} photos verified, not {len(pictures)}"
     for path in killer.store.rglob(".*.tmp"):
         yield f"{path}: left over"
     named = {name for part in read_parts(killer.store) for name in (*part.files, f"{part.name}.json")}
@@ -185,6 +211,22 @@ def _problems_at_the_end(killer: Killer, status: int, pictures: dict[str, bytes]
             yield f"process {process.pid} lives on: {' '.join(process.cmdline())[:100]}"
 
 
+def print_report(report: Report) -> None:
+    """The kills, and what was wrong."""
+    for number, kill in enumerate(report.kills, 1):
+        print(
+            f"{number}: {kill.hit}; {kill.moment}, {kill.seconds:.1f} s; {kill.recorded:,} of {report.photos:,} photos recorded"
+        )
+    extra = report.requests - report.photos
+    print(
+        f"{report.requests:,} requests, {extra:,} of them again for photos of which there was no record; {report.seconds:.0f} s"
+    )
+    for problem in report.problems:
+        print(f"WRONG: {problem}")
+    if not report.problems:
+        print("each photo is there once and whole, and none that was recorded was asked for again")
+
+
 def main() -> int:
     """Kill, and tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,12 +239,7 @@ def main() -> int:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         report = kill_often(given.photos, given.kills, given.seed, folder, lambda line: print(line, flush=True))
-    extra = report.requests - given.photos
-    print(f"{report.requests:,} requests, {extra:,} of them again for photos of which there was no record")
-    for problem in report.problems:
-        print(f"WRONG: {problem}")
-    if not report.problems:
-        print("each photo is there once and whole, and none that was recorded was asked for again")
+    print_report(report)
     return bool(report.problems)
 
 
