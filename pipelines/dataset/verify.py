@@ -147,12 +147,12 @@ def _check_plan(folder: Path) -> Iterator[Finding]:
 
     def read_hashes() -> bool:
         hashes.update(json.loads((folder / SELECTION_RECORD).read_bytes())["sha256"])
-        return bool(read_selection(folder))
+        return bool(read_selection(folder) and hashes)
 
     problem = _problem(PLAN_RECORD, lambda: accepted_fingerprints(folder), "is empty")
     if problem:
         yield Finding(f"{problem}; remove {PLAN_RECORD} and run the build again, which writes it anew", "plan")
-    problems = [_problem(SELECTION_RECORD, read_hashes, "is empty")]
+    problems = [_problem(SELECTION_RECORD, read_hashes, "has no hashes")]
     for name in PLAN_TABLES if hashes else ():
         is_whole = partial(lambda name: file_sha256(folder / name) == hashes.get(name), name)
         problems.append(_problem(name, is_whole, f"is not what {SELECTION_RECORD} says (SHA-256)"))
@@ -169,7 +169,8 @@ def _read_records(folder: Path, plan: Plan, findings: list[Finding]) -> dict[str
         copies = {row["shard"]: row for row in rows}
     for shard in plan.shards:
         try:
-            record = {name: _read_record(folder / "shards", shard)[name] for name in SHARD_RECORDS.names}
+            whole = _read_record(folder / "shards", shard)
+            record = {name: whole[name] for name in SHARD_RECORDS.names}
             if record["shard"] != shard or record["fingerprint"] not in fingerprints:
                 raise ValueError(f"it is of {record['shard']}, and of plan {record['fingerprint'][:12]}...")
             differing = [name for name in record if record[name] != copies.get(shard, record)[name]]

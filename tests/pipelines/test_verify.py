@@ -155,6 +155,7 @@ DAMAGES: dict[str, list[tuple[Act, str]]] = {
         (flip("objects.parquet"), "objects.parquet is not what"),
         (remove("same_photos.parquet"), "same_photos.parquet is not there"),
         (write("selection.json", b"{"), "selection.json cannot be read"),
+        (put("selection.json", "sha256", value={}), "selection.json has no hashes"),
         (remove("plan.json"), "remove plan.json and run the build again"),
     ],
     "remove": [
