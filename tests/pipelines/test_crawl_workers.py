@@ -202,8 +202,8 @@ def test_workers_find_a_place_on_a_busy_cluster_and_progress_counts_local_photos
     assert any(re.match(r"crawling: [1-9]\d* of 60 photos .*photos/s, .* left, ok \d+ ", line) for line in shown), shown
 
 
-def test_a_full_disk_ends_the_run_with_one_message_and_keeps_what_is_recorded(cluster, tmp_path, monkeypatch):
-    """Not three downloads of everything for nothing."""
+def test_a_full_disk_ends_the_run_and_keeps_what_is_recorded(cluster, tmp_path, monkeypatch):
+    """Not downloads of everything for nothing."""
     with HostileServer() as server:
         tables = write_tables(tmp_path / "tables", {f"{number:04d}": server.url(f"/good/{number}") for number in range(300)})
         more = {"crawl.workers": 1, "crawl.photos_per_part": 10}
@@ -216,9 +216,9 @@ def test_a_full_disk_ends_the_run_with_one_message_and_keeps_what_is_recorded(cl
         with monkeypatch.context() as patch:
             patch.setattr(crawl, "sweep", lambda *_: None)
             done = call_crawl(options, status=1)
-        assert " could not be made: FileNotFoundError: " in done.stderr
+        failed = sum(map(int, re.findall(r"^(\d+) parts? could not be made: FileNotFoundError: ", done.stderr, re.MULTILINE)))
+        assert 3 <= failed < 30, "it gave up after some in a row"
         assert "Traceback" not in done.stderr
-        assert len(server.requests) < 300
         (store / "parts").unlink()
         (store / "parts").mkdir()
         monkeypatch.setattr(crawl, "crawl_on_ray", crawl_here)
