@@ -24,8 +24,9 @@ from pipelines.dataset.plan_shards import Plan
 from pipelines.dataset.verify import SHOWN, Finding, verify_dataset
 from pipelines.dataset.write_plan import accepted_fingerprints
 from pipelines.verify import main, repair
+from schemas.dataset import DatasetInfo
 from schemas.tables import INDEX
-from tests.conftest import build_options, run_build, settings_of
+from tests.conftest import settings_of
 
 SHARD, OTHER = "train-000001", "train-000000"
 TAR, PART, RECORD = (f"shards/{SHARD}{ending}" for ending in (".tar", ".index.parquet", ".json"))
@@ -246,17 +247,24 @@ def test_what_is_wrong_though_all_hashes_are_right_is_told(copy, change, words):
     assert len(told) == len(words) + ("another_0" in told)
 
 
+def build(dataset: Path, photos: Path, info: DatasetInfo) -> None:
+    """What the build does, without Ray: it packs the shards that are missing, and finalizes."""
+    settings = settings_of(photos, dataset)
+    folder, planned, accepted = ShardFolder(settings), Plan(dataset / "plan.parquet").shards, accepted_fingerprints(dataset)
+    packer = ShardPacker(settings, info.fingerprint, "cpu")
+    for number, state in enumerate(folder.states(planned, accepted).values()):
+        if state.name == "missing":
+            packer.pack(number)
+    records = folder.read_records(planned, accepted)
+    finalize(settings, folder, info.fingerprint, info.vae, list(records.values()), planned)
+
+
 def test_samples_that_failed_are_counted(copy, photos, tmp_path):
     fewer = Path(shutil.copytree(photos, tmp_path / "photos"))
-    settings = settings_of(fewer, copy)
-    plan, identity = Plan(copy / "plan.parquet"), read_dataset(copy).fingerprint
-    (fewer / "train" / f"{plan.rows(SHARD)[0].photo_id}.jpg").unlink()
+    (fewer / "train" / f"{Plan(copy / 'plan.parquet').rows(SHARD)[0].photo_id}.jpg").unlink()
     for name in (PART, RECORD):  # Without the part nobody knows that the samples were there.
         (copy / name).unlink()
-    ShardPacker(settings, identity, "cpu").pack(list(plan.shards).index(SHARD))
-    folder = ShardFolder(settings)
-    records = folder.read_records(plan.shards, accepted_fingerprints(copy))
-    finalize(settings, folder, identity, read_dataset(copy).vae, list(records.values()), plan.shards)
+    build(copy, fewer, read_dataset(copy))
     assert read_dataset(copy).books.failures["missing"] > 0
     assert findings_of(copy) == []
     change_rows("failures.parquet", lambda rows: rows[1:])(copy)
@@ -284,7 +292,7 @@ def test_all_damages_are_told_in_one_run_and_the_next_build_makes_every_byte_as_
     status, printed, said = command(copy)
     assert (status, printed) == (2, "")
     assert "not finished" in said
-    run_build(*build_options(photos, copy))
+    build(copy, photos, info)
     assert {path.name: path.read_bytes() for path in (copy / "shards").iterdir()} == before
     assert findings_of(copy) == []
 
