@@ -225,7 +225,7 @@ def run_tool(folder: Path, tool: Tool, format_: str, source: Path, out: Path) ->
     # Tools keep settings and data bases at home, and ask the network for news.
     home = folder / "home"
     home.mkdir(exist_ok=True)
-    quiet = {"FIFTYONE_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "SUPERVISION_DEPRECATION_WARNING": "0"}
+    quiet = {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg", "SUPERVISION_DEPRECATION_WARNING": "0"}
     environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", **quiet}
     # -I: nothing of this environment, and not this project's folder, is on the path.
     words = [str(python), "-I", str(HERE / "foreign_writers.py"), tool.name, format_, str(source), str(out)]

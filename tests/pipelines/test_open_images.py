@@ -262,8 +262,11 @@ def test_one_file_of_metadata_serves_all_splits_that_have_none_of_their_own(tmp_
     write_boxes(tmp_path, "train", "validation", "test")
     rows = "".join(metadata_row(f"{split}{number}", split) for number in range(2) for split in ("test", "validation", "train"))
     put(tmp_path / "image_ids_and_rotation.csv", METADATA + rows)
-    found = {(row["photo_id"], row["split"]) for row in photos_of(opened(tmp_path, "train", "validation"))}
+    source = opened(tmp_path, "train", "validation")
+    found = {(row["photo_id"], row["split"]) for row in photos_of(source)}
     assert found == {(f"{split}{number}", split) for split in ("train", "validation") for number in range(2)}
+    (batch,) = source.read_photos()
+    assert set(batch.column("split").dictionary.to_pylist()) == {"train", "validation"}, "no word of a split that is not read"
     put(tmp_path / "train-images-boxable.csv", METADATA + metadata_row("train9", "train"))
     both = opened(tmp_path, "train", "test")
     assert [row["photo_id"] for row in photos_of(both)] == ["train9", "test0", "test1"]
