@@ -12,7 +12,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,19 +131,16 @@ def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[s
         InputError: the file is not JSON, is cut off, or is not in COCO's format of objects; an id that stands for two things.
     """
     document = _parse(path)
-    lists = {
-        key: document.get(key, "missing" if key == "annotations" else None) for key in ("images", "annotations", "categories")
-    }
-    missing = [key for key, value in lists.items() if not isinstance(value, list) and (value is not None or key == "images")]
-    if missing:
+    lists: dict[str, Any] = {"categories": None, **document}
+    lists |= {key: [] for key in ("annotations", "categories") if key in lists and lists[key] is None}
+    if missing := [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]:
         raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
-    annotations = document["annotations"] or []
-    entries = [annotation for annotation in annotations if isinstance(annotation, dict)]
+    entries = [annotation for annotation in lists["annotations"] if isinstance(annotation, dict)]
     if entries and not any("bbox" in annotation for annotation in entries):
         found = shown(list(entries[0]))
         raise InputError(f"{path}: no annotation has a `bbox` (the first one has {found}); take an instances_*.json")
     photos = _photos(document, path, path_of, id_of)
-    return Instances(photos, annotations, _categories(document.get("categories") or [], path))
+    return Instances(photos, lists["annotations"], _categories(lists["categories"], path))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -164,7 +161,7 @@ def _photos(
 ) -> dict[str, Photo]:
     """Photos by id; an entry without one is of no annotation."""
     entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
-    licences = {identifier(entry.get("id")): clean_text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
+    licences = {identifier(entry.get("id")): _text(entry.get("url")) for entry in entries if isinstance(entry, dict)}
     licences[None] = None
     photos: dict[str, Photo] = {}
     with_id: dict[str, Photo] = {}
@@ -172,7 +169,22 @@ def _photos(
         image_id = identifier(entry.get("id")) if isinstance(entry, dict) else None
         if image_id is None:
             continue
-        photo = _photo(entry, image_id, path_of, id_of, licences)
+        key = next((key for key in _NAMES if is_given(entry.get(key))), "file_name")
+        name, file_name, problem = entry.get(key), None, None
+        try:
+            file_name = path_of(name)
+        except ValueError as error:
+            problem = f"its image, id {image_id}, has `{key}` {shown(name)}, which {error}"
+        width, height = _side(entry.get("width")), _side(entry.get("height"))
+        photo = Photo(
+            photo_id=id_of(image_id, file_name),
+            name=name,
+            file_name=file_name,
+            size=(width, height) if width and height else None,
+            url=next(filter(None, (_text(entry.get(url)) for url in _URLS)), None),
+            licence=licences.get(identifier(entry.get("license"))),
+            problem=problem,
+        )
         first = photos.setdefault(image_id, photo)
         if first is not photo and not _one_photo(first, photo):
             raise InputError(
@@ -182,31 +194,6 @@ def _photos(
         if with_id.setdefault(photo.photo_id, photo).file_name != photo.file_name:
             raise InputError(f"{path}: image id {image_id} and another one get the same id, {photo.photo_id}; rename one of them")
     return photos
-
-
-def _photo(
-    entry: dict[str, Any],
-    image_id: str,
-    path_of: Callable[[Any], str],
-    id_of: Callable[[str, str | None], str],
-    licences: Mapping[str | None, str | None],
-) -> Photo:
-    key = next((key for key in _NAMES if is_given(entry.get(key))), "file_name")
-    name, file_name, problem = entry.get(key), None, None
-    try:
-        file_name = path_of(name)
-    except ValueError as error:
-        problem = f"its image, id {image_id}, has `{key}` {shown(name)}, which {error}"
-    width, height = side(entry.get("width")), side(entry.get("height"))
-    return Photo(
-        photo_id=id_of(image_id, file_name),
-        name=name,
-        file_name=file_name,
-        size=(width, height) if width and height else None,
-        url=next(filter(None, (clean_text(entry.get(url)) for url in _URLS)), None),
-        licence=licences.get(identifier(entry.get("license"))),
-        problem=problem,
-    )
 
 
 def _one_photo(first: Photo, second: Photo) -> bool:
@@ -228,7 +215,7 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
                 f"{path}: category id {class_id} stands twice in `categories`, as `{categories[class_id].name}` and, "
                 f"entry {number}, as `{name}`; each category needs an id of its own"
             )
-        above = clean_text(entry.get("supercategory"))
+        above = _text(entry.get("supercategory"))
         categories[class_id] = Category(name, None if above and above.casefold() in _NO_SUPERCATEGORY else above)
     return categories
 
@@ -244,13 +231,13 @@ def identifier(value: Any) -> str | None:
         return str(value)
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
-    word = clean_text(value)
+    word = _text(value)
     if word and word.endswith(".0") and word[:-2].isdecimal():
         return word[:-2]
     return word
 
 
-def side(value: Any) -> int | None:
+def _side(value: Any) -> int | None:
     """A photo's width or height in px; nothing where this is none, as -1 or 0."""
     number = as_number(value)
     if number is None or not 0 < (whole := round(number)) <= _INT32 or abs(number - whole) > _ROUNDING:
@@ -258,7 +245,7 @@ def side(value: Any) -> int | None:
     return whole
 
 
-def clean_text(value: Any) -> str | None:
+def _text(value: Any) -> str | None:
     """Text without spaces around it; nothing where this is none, or empty."""
     return value.strip() or None if is_text(value) else None
 
@@ -276,7 +263,7 @@ def _of_split(place: Path, split: str) -> Path:
         f"{'valid' if split == 'validation' else word}/{BESIDE_PHOTOS}": [
             path for path in beside if path.parent.name.casefold() in _WORDS[split]
         ],
-        f"*{word}*.json": sorted(path for path in _with_boxes(place) if _word_of(path, split)),
+        f"*{word}*.json": sorted(path for path in place.iterdir() if _has_boxes(path) and _word_of(path, split)),
     }
     for pattern, found in ways.items():
         if len(found) > 1:
@@ -291,10 +278,8 @@ def _of_split(place: Path, split: str) -> Path:
     )
 
 
-def _with_boxes(place: Path) -> Iterator[Path]:
-    for path in place.iterdir():
-        if path.name.endswith((".json", ".json.gz")) and not any(other in path.name for other in _OTHERS):
-            yield path
+def _has_boxes(path: Path) -> bool:
+    return path.name.endswith((".json", ".json.gz")) and not any(other in path.name for other in _OTHERS)
 
 
 def _word_of(path: Path, split: str) -> str | None:

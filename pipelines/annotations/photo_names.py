@@ -102,10 +102,8 @@ class PhotoNames:
         if not self.here:
             return path  # A photo store goes by ids.
         base, where = posixpath.basename(path), " and ".join(map(str, self.roots))
-        if not files:
-            raise ValueError(f"is absolute, and no file {base} is below {where}; write it relative to that folder")
-        some = " and ".join(sorted(files)[:2])
-        raise ValueError(f"is absolute, and {len(files)} files {base} are below {where}: {some}; write which one it is")
+        there = f"{len(files)} files {base} are" if files else f"no file {base} is"
+        raise ValueError(f"is absolute, and {there} below {where}; write it relative to that folder")
 
     def _of_url(self, text: str) -> str:
         parts = urlsplit(text)

@@ -5,7 +5,7 @@ stored: they differ in the one photo that EXIF turns.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,16 +66,7 @@ def make_world(folder: Path, turned: bool = True) -> list[TruePhoto]:
 
 def write(path: Path, photos: list[TruePhoto]) -> None:
     """The photos and boxes as JSON that needs none of our code to be read."""
-    listed = [
-        {
-            "name": photo.name,
-            "width": photo.width,
-            "height": photo.height,
-            "boxes": [{"label": box.label, "edges": box.edges, "polygon": box.polygon} for box in photo.boxes],
-        }
-        for photo in photos
-    ]
-    path.write_text(json.dumps({"labels": LABELS, "photos": listed}, ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json.dumps({"labels": LABELS, "photos": [asdict(photo) for photo in photos]}, indent=1), encoding="utf-8")
 
 
 def as_stored(photo: TruePhoto) -> TruePhoto:
@@ -121,12 +112,6 @@ def _photos() -> list[TruePhoto]:
 def _outlined(label: str, left: float, top: float, right: float, bottom: float) -> TrueBox:
     """A box with an outline that touches all its edges: a hexagon."""
     middle, third = (top + bottom) / 2, (right - left) / 4
-    corners = (
-        (left, middle),
-        (left + third, top),
-        (right - third, top),
-        (right, middle),
-        (right - third, bottom),
-        (left + third, bottom),
-    )
+    inner = left + third, right - third
+    corners = ((left, middle), (inner[0], top), (inner[1], top), (right, middle), (inner[1], bottom), (inner[0], bottom))
     return TrueBox(label, (left, top, right, bottom), corners)

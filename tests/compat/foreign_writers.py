@@ -3,7 +3,7 @@
     python -I foreign_writers.py TOOL FORMAT WORLD OUT
 
 WORLD is a folder of `foreign_world.make_world`. The last line printed is JSON: where the annotations and, if the tool copied
-them, the photos are, below OUT, and in which order it numbers classes. A tool that fails ends this program with its own error.
+them, the photos are, below OUT. A tool that fails ends this program with its own error.
 """
 
 import json
@@ -52,17 +52,8 @@ def write_supervision(format_, world, out):
             masks = numpy.array([mask_of(box, photo) for box in photo["boxes"]])
         given[photo["path"]] = supervision.Detections(xyxy=edges, class_id=classes, mask=masks)
     dataset = supervision.DetectionDataset(classes=labels, images=[photo["path"] for photo in photos], annotations=given)
-    if format_.startswith("coco"):
-        dataset.as_coco(images_directory_path=str(out / "photos"), annotations_path=str(out / "coco.json"))
-        return {"annotations": "coco.json", "photos": "photos"}
-    if format_ == "voc":
-        dataset.as_pascal_voc(annotations_directory_path=str(out / "xml"))
-        return {"annotations": "xml"}
-    if format_ == "yolo":
-        dataset.as_yolo(annotations_directory_path=str(out / "labels"), data_yaml_path=str(out / "data.yaml"))
-        return {"annotations": "labels"}
-    dataset.as_labelme(annotations_directory_path=str(out / "json"))
-    return {"annotations": "json"}
+    dataset.as_coco(images_directory_path=str(out / "photos"), annotations_path=str(out / "coco.json"))
+    return {"annotations": "coco.json", "photos": "photos"}
 
 
 def mask_of(box, photo):
@@ -90,175 +81,33 @@ def write_datumaro(format_, world, out):
             known = {"label": labels.index(box["label"]), "id": number, "group": number}
             outlined = format_ == "coco, polygons" and box["polygon"]
             shapes.append(Polygon(flat(box["polygon"]), **known) if outlined else Bbox(*place(box), **known))
-        # VOC files get their `size` from here alone.
-        size = (photo["height"], photo["width"]) if format_.startswith("voc") else None
-        media = Image.from_file(path=photo["path"], size=size)
+        media = Image.from_file(path=photo["path"])
         name = open_images_id(len(items)) if format_ == "open_images" else str(Path(photo["name"]).with_suffix(""))
         items.append(DatasetItem(id=name, subset="train", media=media, annotations=shapes))
     dataset = Dataset.from_iterable(items, categories=labels)
     if format_.startswith("coco"):
         dataset.export(str(out), "coco_instances", save_media=True)
         return {"annotations": "annotations/instances_train.json", "photos": "images"}
-    if format_ == "open_images":
-        dataset.export(str(out), "open_images", save_media=True)
-        return {"annotations": "annotations", "photos": "images"}
-    if format_.startswith("voc"):
-        mode = {"coordinate_mode": "voc-one-based"} if format_ == "voc, one-based" else {}
-        dataset.export(str(out), "voc_detection", **mode)
-        return {"annotations": "Annotations"}
-    dataset.export(str(out), "yolo", save_media=True)
-    return {"annotations": "obj_train_data"}
+    dataset.export(str(out), "open_images", save_media=True)
+    return {"annotations": "annotations", "photos": "images"}
 
 
 def write_globox(format_, world, out):
     """Frame stored: it reads how large photos are from their headers."""
     from globox import Annotation, AnnotationSet, BoundingBox, BoxFormat
 
-    labels, photos = read_world(world, "stored")
+    _, photos = read_world(world, "stored")
     dataset = AnnotationSet()
     for photo in photos:
         made = [(box["label"], tuple(box["edges"])) for box in photo["boxes"]]
         boxes = [BoundingBox.create(label=label, coords=edges, box_format=BoxFormat.LTRB) for label, edges in made]
-        # A file for each photo lies in one folder: the names of photos must have none.
-        name = photo["name"] if format_ == "coco" else Path(photo["name"]).name
-        if format_ == "open_images":
-            name = open_images_id(len(dataset))
+        name = photo["name"] if format_ == "coco" else open_images_id(len(dataset))
         dataset.add(Annotation(name, (photo["width"], photo["height"]), boxes))
     if format_ == "coco":
         dataset.save_coco(out / "coco.json", auto_ids=True)
         return {"annotations": "coco.json"}
-    if format_ == "open_images":
-        dataset.save_openimage(out / "train-annotations-bbox.csv")
-        return {"annotations": "."}
-    if format_ == "voc":
-        dataset.save_pascal_voc(out / "xml")
-        return {"annotations": "xml"}
-    if format_ == "yolo":
-        dataset.save_yolo_v5(out / "labels", label_to_id={label: number for number, label in enumerate(labels)})
-        return {"annotations": "labels"}
-    dataset.save_labelme(out / "json")
-    return {"annotations": "json"}
-
-
-def write_sahi(format_, world, out):
-    """Frame stored: it opens photos by Pillow."""
-    from sahi.utils.coco import Coco, CocoAnnotation, CocoCategory, CocoImage
-    from sahi.utils.file import save_json
-
-    labels, photos = read_world(world, "stored")
-    dataset = Coco(image_dir=str(world / "photos"))
-    for number, label in enumerate(labels):
-        dataset.add_category(CocoCategory(id=number, name=label))
-    for photo in photos:
-        image = CocoImage(file_name=photo["name"], height=photo["height"], width=photo["width"])
-        for box in photo["boxes"]:
-            known = {"category_id": labels.index(box["label"]), "category_name": box["label"]}
-            outlined = format_ == "coco, polygons" and box["polygon"]
-            shape = {"segmentation": [flat(box["polygon"])]} if outlined else {"bbox": place(box)}
-            image.add_annotation(CocoAnnotation(**shape, **known))
-        dataset.add_image(image)
-    if format_ == "yolo":
-        dataset.export_as_yolo(str(out), disable_symlink=True)
-        return {"annotations": "train"}
-    save_json(dataset.json, str(out / "coco.json"))
-    return {"annotations": "coco.json"}
-
-
-def write_labelformat(format_, world, out):
-    """Frame stored: it reads how large photos are from their headers."""
-    from labelformat import formats
-    from labelformat.model.bounding_box import BoundingBox
-    from labelformat.model.category import Category
-    from labelformat.model.image import Image
-    from labelformat.model.instance_segmentation import (
-        ImageInstanceSegmentation,
-        InstanceSegmentationInput,
-        SingleInstanceSegmentation,
-    )
-    from labelformat.model.multipolygon import MultiPolygon
-    from labelformat.model.object_detection import ImageObjectDetection, ObjectDetectionInput, SingleObjectDetection
-
-    labels, photos = read_world(world, "stored")
-    categories = [Category(id=number, name=label) for number, label in enumerate(labels)]
-    # A file for each photo lies in one folder: the names of photos must have none.
-    names = [photo["name"] if format_.startswith("coco") else Path(photo["name"]).name for photo in photos]
-    sizes = [(photo["width"], photo["height"]) for photo in photos]
-    images = [Image(number, name, *size) for number, (name, size) in enumerate(zip(names, sizes, strict=True))]
-
-    class Boxes(ObjectDetectionInput):
-        def add_cli_arguments(parser):
-            pass
-
-        def get_categories(self):
-            return categories
-
-        def get_images(self):
-            return images
-
-        def get_labels(self):
-            for image, photo in zip(images, photos, strict=True):
-                found = [(categories[labels.index(box["label"])], BoundingBox(*box["edges"])) for box in photo["boxes"]]
-                yield ImageObjectDetection(image, [SingleObjectDetection(category, box) for category, box in found])
-
-    class Outlines(InstanceSegmentationInput):
-        add_cli_arguments, get_categories, get_images = Boxes.add_cli_arguments, Boxes.get_categories, Boxes.get_images
-
-        def get_labels(self):
-            for image, photo in zip(images, photos, strict=True):
-                shapes = []
-                for box in photo["boxes"]:
-                    left, top, right, bottom = box["edges"]
-                    corners = box["polygon"] or [(left, top), (right, top), (right, bottom), (left, bottom)]
-                    outline = MultiPolygon([[(x, y) for x, y in corners]])
-                    shapes.append(SingleInstanceSegmentation(categories[labels.index(box["label"])], outline))
-                yield ImageInstanceSegmentation(image, shapes)
-
-    if format_ == "coco":
-        formats.COCOObjectDetectionOutput(out / "coco.json").save(Boxes())
-    elif format_ == "coco, polygons":
-        formats.COCOInstanceSegmentationOutput(out / "coco.json").save(Outlines())
-    elif format_ == "voc":
-        formats.PascalVOCObjectDetectionOutput(out / "xml").save(Boxes())
-    else:
-        formats.YOLOv8ObjectDetectionOutput(out / "data.yaml", "train").save(Boxes())
-    return {"annotations": {"voc": "xml", "yolo": "labels"}.get(format_, "coco.json")}
-
-
-def write_labelme2coco(format_, world, out):
-    """Frame exif. What LabelMe itself writes: a file beside each photo; boxes by two corners, in the order of drawing."""
-    import labelme2coco
-
-    _, photos = read_world(world, "exif")
-    for photo in photos:
-        path = out / "photos" / photo["name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(photo["path"], path)
-        shapes = []
-        for number, box in enumerate(photo["boxes"]):
-            left, top, right, bottom = box["edges"]
-            corners = [[left, top], [right, bottom]]
-            outlined = format_ == "coco, polygons" and box["polygon"]
-            shapes.append(
-                {
-                    "label": box["label"],
-                    "points": box["polygon"] if outlined else corners[:: -1 if number % 2 else 1],
-                    "group_id": None,
-                    "shape_type": "polygon" if outlined else "rectangle",
-                    "flags": {},
-                }
-            )
-        content = {
-            "version": "5.5.0",
-            "flags": {},
-            "shapes": shapes,
-            "imagePath": path.name,
-            "imageData": None,
-            "imageHeight": photo["height"],
-            "imageWidth": photo["width"],
-        }
-        path.with_suffix(".json").write_text(json.dumps(content), encoding="utf-8")
-    labelme2coco.convert(str(out / "photos"), str(out / "coco"))
-    return {"annotations": "coco/dataset.json", "photos": "photos"}
+    dataset.save_openimage(out / "train-annotations-bbox.csv")
+    return {"annotations": "."}
 
 
 LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -291,16 +140,8 @@ def write_label_studio_sdk(format_, world, out):
     converter = Converter(
         config, str(out), upload_dir=str(out / "upload"), download_resources=format_ in ("coco, local storage", "coco, polygons")
     )
-    source, target = str(out / "tasks.json"), str(out / "export")
-    if format_.startswith("coco"):
-        converter.convert_to_coco(source, target, is_dir=False)
-        return {"annotations": "export/result.json", "photos": None if format_ == "coco, local paths" else "export/images"}
-    if format_ == "voc":
-        converter.convert_to_voc(source, target, is_dir=False)
-        return {"annotations": "export/Annotations"}
-    converter.convert_to_yolo(source, target, is_dir=False)
-    classes = (out / "export" / "classes.txt").read_text(encoding="utf-8").splitlines()
-    return {"annotations": "export/labels", "labels": classes}
+    converter.convert_to_coco(str(out / "tasks.json"), str(out / "export"), is_dir=False)
+    return {"annotations": "export/result.json", "photos": None if format_ == "coco, local paths" else "export/images"}
 
 
 def drawn(box, photo, outlines, number):
@@ -334,20 +175,13 @@ def write_pylabel(format_, world, out):
     from pylabel import importer
 
     labels, photos = read_world(world, "stored")
-    # A file for each photo lies in one folder: the names of photos must have none.
-    write_coco(out / "given.json", labels, photos, folders=format_ in ("coco", "csv"))
+    write_coco(out / "given.json", labels, photos, folders=True)
     dataset = importer.ImportCoco(str(out / "given.json"))
     if format_ == "coco":
         dataset.export.ExportToCoco(str(out / "coco.json"))
         return {"annotations": "coco.json"}
-    if format_ == "csv":
-        dataset.df.to_csv(out / "boxes.csv")
-        return {"annotations": "boxes.csv"}
-    if format_ == "voc":
-        dataset.export.ExportToVoc(str(out / "xml"))
-        return {"annotations": "xml"}
-    dataset.export.ExportToYoloV5(str(out / "yolo" / "labels"), cat_id_index=0)
-    return {"annotations": "yolo/labels"}
+    dataset.df.to_csv(out / "boxes.csv")
+    return {"annotations": "boxes.csv"}
 
 
 def write_imgann(format_, world, out):
@@ -360,41 +194,10 @@ def write_imgann(format_, world, out):
     for photo in photos:
         shutil.copy(photo["path"], out / "photos")
     given = str(out / "photos"), str(out / "given.json")
-    if format_ == "voc":
-        Convertor.coco2voc(*given, str(out / "xml"), center=False)
-        return {"annotations": "xml"}
     Convertor.coco2csv(*given, str(out / "boxes.csv"), center=False)
     if format_ == "coco":
         Convertor.csv2coco(given[0], str(out / "boxes.csv"), str(out / "coco.json"), center=False)
     return {"annotations": "coco.json" if format_ == "coco" else "boxes.csv", "photos": "photos"}
-
-
-def write_fiftyone(format_, world, out):
-    """Frame exif: its metadata of photos are of photos as shown. Its exporters alone: its data sets need MongoDB."""
-    from fiftyone import Detection, Detections, ImageMetadata
-    from fiftyone.utils.coco import COCODetectionDatasetExporter
-    from fiftyone.utils.voc import VOCDetectionDatasetExporter
-    from fiftyone.utils.yolo import YOLOv5DatasetExporter
-
-    labels, photos = read_world(world, "exif")
-    target = str(out / "out")
-    exporters = {
-        # Without rel_dir, folders are left out.
-        "coco": lambda: COCODetectionDatasetExporter(export_dir=target, classes=labels, rel_dir=str(world / "photos")),
-        "voc": lambda: VOCDetectionDatasetExporter(export_dir=target),
-        "yolo": lambda: YOLOv5DatasetExporter(export_dir=target, classes=labels),
-    }
-    with exporters[format_]() as exporter:
-        for photo in photos:
-            width, height = photo["width"], photo["height"]
-            found = []
-            for box in photo["boxes"]:
-                x, y, w, h = place(box)
-                found.append(Detection(label=box["label"], bounding_box=[x / width, y / height, w / width, h / height]))
-            metadata = ImageMetadata.build_for(photo["path"])
-            exporter.export_sample(photo["path"], Detections(detections=found), metadata=metadata)
-    where = {"coco": "out/labels.json", "voc": "out/labels", "yolo": "out/labels/val"}
-    return {"annotations": where[format_], "photos": "out/data" if format_ == "coco" else None}
 
 
 def main():
@@ -402,8 +205,7 @@ def main():
     tool, format_, world, out = sys.argv[1], sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4])
     out.mkdir(parents=True, exist_ok=True)
     made = globals()[f"write_{tool.replace('-', '_')}"](format_, world, out)
-    labels, _ = read_world(world, "stored")
-    print(f"\n{json.dumps({'labels': labels, **made})}")
+    print(f"\n{json.dumps(made)}")
 
 
 if __name__ == "__main__":

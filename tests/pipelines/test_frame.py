@@ -93,7 +93,7 @@ def test_coco_boxes_on_photos_as_shown_are_cut_where_they_were_drawn(tmp_path):
 
 
 def test_the_plan_of_photos_as_shown_depends_on_their_headers(tmp_path):
-    """And not where nobody asked: COCO's boxes are of the pixels as stored, by default."""
+    """And not where nobody asked: boxes of COCO and Open Images are of the pixels as stored by default, own ones as shown."""
     phone_photo(tmp_path / "photos" / "1.jpg", 6)
     path = write(tmp_path / "boxes.json", [annotation(1)], [image(7, file_name="1.jpg", width=HEIGHT, height=WIDTH)])
     shown = settings_for(tmp_path, path, tmp_path / "photos", kind="coco")
@@ -105,6 +105,9 @@ def test_the_plan_of_photos_as_shown_depends_on_their_headers(tmp_path):
     assert frames == ["exif", "stored"]
     Image.new("RGB", (HEIGHT, WIDTH)).save(tmp_path / "photos" / "1.jpg")
     assert open_source(shown).read_elsewhere() != before
+    assert SourceSettings(annotations=path, photos=tmp_path).photo_frame == "stored"
+    own = {"kind": "boxes", "unit": "pixel", "annotations": path, "photos": tmp_path}
+    assert [SourceSettings(**own, frame=frame).photo_frame for frame in (None, "stored")] == ["exif", "stored"]
 
 
 @pytest.mark.parametrize(
@@ -138,13 +141,3 @@ def test_tables_in_open_images_format_may_be_of_photos_as_shown(tmp_path):
     (tmp_path / "train-images-boxable-with-rotation.csv").write_text(metadata)
     with pytest.raises(InputError, match=r"with-rotation\.csv: its column Rotation turns .* leave source.frame out, or take"):
         open_source(settings_for(tmp_path, tmp_path, tmp_path))
-
-
-def test_each_kind_has_a_frame_unless_another_one_is_given(tmp_path):
-    (tmp_path / "boxes.csv").write_text("photo,x_min,y_min,x_max,y_max\na.jpg,0,0,1,1\n")
-    given = {"annotations": tmp_path / "boxes.csv", "photos": tmp_path, "unit": "fraction"}
-    assert SourceSettings(kind="boxes", **given).photo_frame == "exif"
-    assert SourceSettings(kind="boxes", frame="stored", **given).photo_frame == "stored"
-    del given["unit"]
-    assert SourceSettings(kind="coco", **given).photo_frame == SourceSettings(**given).photo_frame == "stored"
-    assert SourceSettings(kind="coco", frame="exif", **given).photo_frame == "exif"

@@ -134,15 +134,15 @@ def test_a_stray_quote_swallows_no_row(boxes_file, rows, bad):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("bad", ["", "0002,xclick,/m/y,1,0.1\n", ROW.replace("0.9642005", "wide"), "," * 12 + "\n"])
+@pytest.mark.parametrize("bad", ["", "   \n", "0002,xclick,/m/y,1,0.1\n", ROW.replace("0.9642005", "wide"), "," * 12 + "\n"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_rows_are_known_by_their_lines(tmp_path, end, bad, suffix):
     """Empty lines are no rows, and count as lines, whatever else is there; a line of commas is a row."""
-    text = (HEADER + ROW + "\n\n" + ROW + "   \n" + bad + ROW + "\n\n").replace("\n", end)
+    text = (HEADER + ROW + "\n\n" + ROW + bad + ROW + "\n\n").replace("\n", end)
     lines = [number for number, line in enumerate(text.split(end), 1) if line.strip() and number > 1]
     rows = rows_of(tmp_path / f"train-annotations-bbox.csv{suffix}", text)
     assert [row["row"] + 1 for row in rows] == lines
-    assert [row["row"] + 1 for row in rows if row["problem"]] == ([7] if bad.strip(",\n") else [])
+    assert [row["row"] + 1 for row in rows if row["problem"]] == ([6] if bad.strip(", \n") else [])
 
 
 def test_a_file_that_was_cut_off_stops(boxes_file, monkeypatch):
@@ -262,8 +262,11 @@ def test_one_file_of_metadata_serves_all_splits_that_have_none_of_their_own(tmp_
     write_boxes(tmp_path, "train", "validation", "test")
     rows = "".join(metadata_row(f"{split}{number}", split) for number in range(2) for split in ("test", "validation", "train"))
     put(tmp_path / "image_ids_and_rotation.csv", METADATA + rows)
-    found = {(row["photo_id"], row["split"]) for row in photos_of(opened(tmp_path, "train", "validation"))}
+    source = opened(tmp_path, "train", "validation")
+    found = {(row["photo_id"], row["split"]) for row in photos_of(source)}
     assert found == {(f"{split}{number}", split) for split in ("train", "validation") for number in range(2)}
+    (batch,) = source.read_photos()
+    assert set(batch.column("split").dictionary.to_pylist()) == {"train", "validation"}, "no word of a split that is not read"
     put(tmp_path / "train-images-boxable.csv", METADATA + metadata_row("train9", "train"))
     both = opened(tmp_path, "train", "test")
     assert [row["photo_id"] for row in photos_of(both)] == ["train9", "test0", "test1"]

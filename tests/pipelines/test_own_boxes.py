@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -139,6 +139,7 @@ def test_a_px_beyond_the_edge_is_rounding_and_more_is_not(csv_file):
         assert photo["width"] == (40 if content.startswith(sized) else None)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(*[st.floats(0, 1)] * 4), min_size=1, max_size=5), st.integers(2, 500), st.integers(2, 500))
 def test_px_and_fractions_of_the_same_boxes_agree(boxes, width, height):
     """Whatever the sizes: what is read from px is what is read from fractions, to rounding."""
