@@ -41,13 +41,12 @@ from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter, sweep_par
 from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.paint_model import uncompiled
 from pbe_train.model.pipeline import Run
-from pbe_train.training.distributed import Distributed, Stop
+from pbe_train.training.distributed import Distributed, Stop, Watchdog
 from pbe_train.training.metrics import PendingMetrics
 from pbe_train.training.optimizer import optimizer_step, parts_of, set_learning_rate, step_unless
 from pbe_train.training.progress import Progress, during
 from pbe_train.training.setup import Training, check_weights, describe, flops_of, out_of_memory
 from pbe_train.training.validation import Pictures
-from pbe_train.training.watchdog import Watchdog
 
 IN_USE = "another training is writing to this folder; wait until it has ended, or give another --out"
 # Below this scale a gradient of fp16 that overflows is not the scale's fault: it is tried down to here, and then counts.

@@ -20,34 +20,25 @@ from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 
 
 def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
-    reader = ShardReader(world.dataset, "train", open_shards=1)
-    vae = make_vae(tmp_path / "vae", 0)
-    for place, number in (
-        (SampleLocation(1, 3), 8),
-        (SampleLocation(3, 4), 23),
-        (SampleLocation(0, 0), 0),
-        (SampleLocation(1, 7), 12),
-    ):
-        read, written = reader.read(place), make_sample(vae, "train", number)
-        assert read.key == written.record.key
-        assert np.array_equal(read.latent, written.latent)
-        assert np.array_equal(read.masked, written.masked)
-        assert np.array_equal(read.masks, written.masks)
-    assert ShardReader(world.dataset, "validation").read(SampleLocation(0, 2)).view.shape == (32, 32, 3)
-
-
-def test_training_reads_what_evaluation_reads(world: World):
-    """Of one of the masks; and a worker that is not forked reads the same through its own files."""
-    reader = ShardReader(world.dataset, "train", open_shards=1)
+    """For training, of one of the masks; and a worker that is not forked reads the same through its own files."""
+    reader, vae = ShardReader(world.dataset, "train", open_shards=1), make_vae(tmp_path / "vae", 0)
     copy = pickle.loads(pickle.dumps(reader))
-    for place in (SampleLocation(1, 3), SampleLocation(3, 4), SampleLocation(0, 0)):
+    for place, number in (((1, 3), 8), ((3, 4), 23), ((0, 0), 0), ((1, 7), 12)):
+        read, written = reader.read(SampleLocation(*place)), make_sample(vae, "train", number)
+        assert read.key == written.record.key
+        for field in ("latent", "masked", "masks"):
+            assert np.array_equal(getattr(read, field), getattr(written, field))
         for kind in range(MASKS):
-            whole, part = reader.read(place), copy.read_for_training(place, lambda key, masks, kind=kind: kind)
-            assert part.key == whole.key
-            assert np.array_equal(part.latent, whole.latent)
-            assert np.array_equal(part.masked, whole.masked[kind])
-            assert np.array_equal(part.mask, whole.masks[kind])
-            assert np.array_equal(part.reference, whole.reference)
+            part = copy.read_for_training(SampleLocation(*place), lambda key, masks, kind=kind: kind)
+            assert part.key == read.key
+            for found, expected in (
+                (part.latent, read.latent),
+                (part.masked, read.masked[kind]),
+                (part.mask, read.masks[kind]),
+                (part.reference, read.reference),
+            ):
+                assert np.array_equal(found, expected)
+    assert ShardReader(world.dataset, "validation").read(SampleLocation(0, 2)).view.shape == (32, 32, 3)
 
 
 def put(folder, member: str, change: Callable[[bytes], bytes], with_checksum: bool) -> None:

@@ -288,7 +288,9 @@ def test_damaged_samples_are_replaced_told_and_bounded(world: World, tmp_path: P
     told = re.findall("^replaced: shard train-000001, sample train.*$", capsys.readouterr().err, re.MULTILINE)
     assert len(told) == len(set(told)) == 8, "six steps are an epoch, and the shard has eight samples"
     assert [step for step, _ in metrics(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    with pytest.raises(InputError, match=r"3 samples are damaged, more than loader\.max_corrupt_samples 2, in train-000001\.tar"):
+    with pytest.raises(
+        InputError, match=r"3 samples are damaged, more than loader\.max_corrupt_samples 2, in train-000001\.tar \(3\): train"
+    ):
         run(world, tmp_path / "other", *damaged, "--loader.max_corrupt_samples=2")
 
 

@@ -28,12 +28,11 @@ from pbe_train.model.pipeline import RunIdentity
 from pbe_train.train import train
 from pbe_train.training import progress as progress_module
 from pbe_train.training import validation
-from pbe_train.training.distributed import Distributed
+from pbe_train.training.distributed import Distributed, Watchdog
 from pbe_train.training.metrics import Metrics
 from pbe_train.training.progress import Progress
 from pbe_train.training.setup import out_of_memory
 from pbe_train.training.validation import make_validation
-from pbe_train.training.watchdog import Watchdog
 from tests.pbe_train.small_world import World
 
 HASHES = dict.fromkeys(("dataset_fingerprint", "dataset_samples", "vae_sha256", "encoder_sha256"), "x")
@@ -164,7 +163,7 @@ def test_a_rank_that_hangs_says_in_what(capfd, monkeypatch):
         while looks.count("watchdog") < until:
             time.sleep(0.01)
 
-    monkeypatch.setattr("pbe_train.training.watchdog.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("pbe_train.training.distributed.time", SimpleNamespace(monotonic=clock))
     with Watchdog(3, lambda: "worker 1, which makes a and b", 0.2) as watchdog:
         for _ in range(4):
             with watchdog.during("gradients", 6):
