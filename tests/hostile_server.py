@@ -169,7 +169,7 @@ class HostileServer:
         ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(ready)), name="hostile-server", daemon=True)
         self._thread.start()
-        assert ready.wait(30)
+        assert ready.wait(600)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,7 @@ from benchmarks.photo_server import running_server
 
 def test_the_server_keeps_connections_and_books():
     with running_server(photos=3) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=600)
         bodies = []
         for path in ("/a", "/b", "/a"):
             connection.request("GET", path)

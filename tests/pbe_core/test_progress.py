@@ -37,7 +37,7 @@ def test_in_a_file_lines_come_while_nothing_is_finished(monkeypatch):
     file = Lines(enough=3)
     with contextlib.redirect_stderr(file), Progress("packing", 4000, "samples", done=1000) as work:
         work.say("waiting for Ray")
-        assert file.full.wait(60)
+        assert file.full.wait(600)
         work.say("")
         work.update(500)
         work.note("shard 7 is kept")
@@ -56,7 +56,7 @@ def test_short_work_says_nothing_and_an_error_is_not_followed_by_a_line_that_sou
 
     def break_off() -> None:
         with Progress("reading", 10, "boxes"):
-            assert file.full.wait(60)
+            assert file.full.wait(600)
             raise ValueError("broken")
 
     with contextlib.redirect_stderr(file), pytest.raises(ValueError, match="broken"):

@@ -210,7 +210,7 @@ def test_workers_leave_stopping_to_their_parent_and_one_that_hangs_is_killed_at_
     workers[1].suspend()
     child_ended = signal.getsignal(signal.SIGCHLD)
     kill_workers()
-    assert not psutil.wait_procs(workers, timeout=100)[1]
+    assert not psutil.wait_procs(workers, timeout=600)[1]
     signal.signal(signal.SIGCHLD, child_ended)
 
 
@@ -247,7 +247,7 @@ def test_a_damaged_sample_is_one_line_that_names_it_and_says_how_to_go_on(world:
         list(batches)
     assert "\n" not in str(caught.value)
     assert list(batches) == []
-    assert not psutil.wait_procs([psutil.Process(pid) for pid in batches.workers if psutil.pid_exists(pid)], timeout=100)[1]
+    assert not psutil.wait_procs([psutil.Process(pid) for pid in batches.workers if psutil.pid_exists(pid)], timeout=600)[1]
 
 
 def spoil(folder: Path, shard: str, positions: list[int]) -> None:

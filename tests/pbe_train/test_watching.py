@@ -123,8 +123,8 @@ def test_a_file_has_signs_of_life_whatever_is_being_done(world: World, tmp_path:
         if "pictures" in words:
             with progress.during("pictures", 12, "views") as work:
                 work.update(3)
-                assert file.said.wait(100)
-        assert file.said.wait(100)
+                assert file.said.wait(600)
+        assert file.said.wait(600)
     progress.close()
 
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_training_goes_on(worl
     go_on = threading.Event()
 
     def write_slowly(*given):
-        assert go_on.wait(100), "it is written in the background"
+        assert go_on.wait(600), "it is written in the background"
         seen.append(given)
         return tmp_path
 

@@ -229,7 +229,7 @@ async def test_a_request_that_is_cancelled_takes_no_slot_along():
             await asyncio.sleep(0)
         second.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
-        await asyncio.wait_for(crawl.ask(), 5)
+        await asyncio.wait_for(crawl.ask(), 600)
         assert crawl.processes[0].asking == 0
 
 

@@ -3,8 +3,6 @@
 import errno
 import hashlib
 import json
-import subprocess
-import sys
 import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,6 @@ import pytest
 from pbe_core.errors import InputError
 from pbe_core.files import lock_folder
 from pbe_core.images.decode import PhotoError
-from pbe_core.settings import REPOSITORY
 from pipelines.config import SourceSettings
 from pipelines.crawling import rounds, tables
 from pipelines.crawling.rounds import (
@@ -184,25 +181,6 @@ def test_tables_are_the_same_however_they_were_come_by(store, tmp_path, monkeypa
         in_two = pq.read_table(other / name).to_pylist()
         for one, two in zip(rows, in_two, strict=True):
             assert {key for key in one if one[key] != two[key]} <= {"file", "offset"}
-
-
-def test_many_threads_read_units_at_once(store):
-    """In a process of its own: Parquet files take no such reading by themselves, and crash or hang."""
-    chosen = freeze_round(store, wanted_of([f"{number:04d}" for number in range(1000)]), 5, (), ())
-    code = """
-import pathlib, sys
-from concurrent.futures import ThreadPoolExecutor
-from pipelines.crawling.rounds import Round
-chosen = Round(pathlib.Path(sys.argv[1]), int(sys.argv[2]), (5,) * 200, ())
-with ThreadPoolExecutor(8) as pool:
-    for _ in range(10):
-        print([photo["photo_id"] for unit in pool.map(chosen.read_unit, range(200)) for photo in unit])
-"""
-    command = [sys.executable, "-c", code, str(store), str(chosen.number)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    expected = str([photo["photo_id"] for unit in range(200) for photo in chosen.read_unit(unit)])
-    assert done.stdout.splitlines() == [expected] * 10
 
 
 def test_a_part_that_comes_too_late_does_not_count(store):
