@@ -13,8 +13,10 @@ So a run has no loader state and no random state: resumed at step k, or cut into
 
 import atexit
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -209,9 +211,10 @@ class SlotSampler(Sampler[list[tuple[int, int]]]):
 class Batches(Iterator[Batch]):
     """One rank's micro-batches. Workers are started when the first one is asked for, and end with this object."""
 
-    def __init__(self, items: TrainingDataset, sampler: SlotSampler) -> None:
+    def __init__(self, items: TrainingDataset, sampler: SlotSampler, start_method: str = START_METHOD) -> None:
         self.items = items
         self.sampler = sampler
+        self.start_method = start_method
         self.workers: list[int] = []
         """Their process ids, in the order in which they take turns."""
         self._loaded: Iterator[Loaded | InputError] | None = None
@@ -258,19 +261,20 @@ class Batches(Iterator[Batch]):
             batch_size=None,
             num_workers=workers,
             worker_init_fn=_set_up_worker,
-            multiprocessing_context=START_METHOD if workers else None,
+            multiprocessing_context=self.start_method if workers else None,
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
         )
+        if workers:
+            atexit.register(kill_workers)  # First: where the second of them cannot be started, the first one is there.
         loaded = iter(loader)
         # By their names, which count: the ids of processes start again from small ones.
         started = sorted(set(multiprocessing.active_children()) - others, key=lambda child: (len(child.name), child.name))
         self.workers = [child.pid or 0 for child in started]
-        atexit.register(kill_workers)
         return loaded
 
 
-def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int) -> Batches:
+def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int, start_method: str = START_METHOD) -> Batches:
     """One rank's micro-batches from `first_step` to the last step of the settings.
 
     Args:
@@ -278,6 +282,7 @@ def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int)
         first_step: steps done before.
         ranks: how many there are.
         rank: which one this is.
+        start_method: of worker processes: `fork`, `spawn` or `forkserver`.
 
     Raises:
         InputError: the global batch cannot be cut evenly (at once), or a shard is missing or damaged (while iterating).
@@ -287,7 +292,7 @@ def load_batches(items: TrainingDataset, first_step: int, ranks: int, rank: int)
         slots = rank_slots(settings.global_batch, settings.accumulation, ranks, rank)
     except ValueError as error:
         raise InputError(str(error)) from None
-    return Batches(items, SlotSampler(first_step, settings.steps, slots))
+    return Batches(items, SlotSampler(first_step, settings.steps, slots), start_method)
 
 
 def kill_workers() -> None:
@@ -298,13 +303,27 @@ def kill_workers() -> None:
 
 
 def _set_up_worker(worker: int) -> None:
-    """Leave stopping to the parent; keep OpenCV to one thread in a worker that was not forked."""
+    """Leave stopping to the parent, and end with it; keep OpenCV to one thread in a worker that was not forked."""
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     # Batch systems, torchrun and a terminal's Ctrl-C signal the whole process group. A worker that ended would end the run within
     # its step, unsaved; it goes when its parent has done with it, or is gone.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that asked for it is gone, however that ended.
+
+    PyTorch compares the id of a worker's parent every few seconds. A fork server's worker has the server for a parent, which
+    stays as long as it has workers. So this waits for the end of a pipe that the asking process holds. A forked worker also holds
+    the pipes of the workers before it, so they end one after the other.
+    """
+    asked_by = multiprocessing.parent_process()
+    if asked_by:
+        asked_by.join()
+        os._exit(1)
 
 
 class DevicePrefetcher(Iterator[Batch]):

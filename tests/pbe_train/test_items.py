@@ -1,10 +1,14 @@
 """Shards to batches: what the model sees at (step, slot)."""
 
 import gc
+import json
 import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +29,9 @@ from pbe_train.data.shards import ShardReader, decode_outline
 from pbe_train.data.training_dataset import Batch, TrainingDataset, choose_timestep, kill_workers, load_batches, noise_seed
 from pbe_train.training.distributed import Distributed
 from pbe_train.training.validation import Validation
+from tests.conftest import REPOSITORY
 from tests.pbe_train.small_world import MASKS, SCALE, World, reference_outline
+from tests.pbe_train.start_loaders import WORKERS
 
 
 def items_of(world: World, tmp_path: Path, *options: str) -> TrainingDataset:
@@ -206,12 +212,41 @@ def test_workers_leave_stopping_to_their_parent_and_one_that_hangs_is_killed_at_
         worker.send_signal(signal.SIGINT)
     for _ in range(10):  # A signal that ends a worker has done so before the worker makes another batch.
         next(batches)
-    assert all(worker.is_running() and worker.num_threads() < 8 for worker in workers)
+    assert all(worker.is_running() for worker in workers)
     workers[1].suspend()
     child_ended = signal.getsignal(signal.SIGCHLD)
     kill_workers()
     assert not psutil.wait_procs(workers, timeout=600)[1]
     signal.signal(signal.SIGCHLD, child_ended)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_leave_stopping_to_their_parent_and_end_with_it(world: World, tmp_path, method: str):
+    """Whatever kills it, and by whichever method they were started."""
+    command = [sys.executable, "-m", "tests.pbe_train.start_loaders", str(world.config), str(tmp_path), method]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        told = json.loads(next(line for line in parent.stdout if line.startswith("{")))
+        processes = psutil.Process(parent.pid).children(recursive=True)  # With a fork server, and Python's own helpers.
+        try:
+            workers = [process for process in processes if process.pid in told["workers"]]
+            assert len(workers) == WORKERS
+            assert told["threads"] == [1] * WORKERS
+            for worker in workers:
+                worker.terminate()
+                worker.send_signal(signal.SIGINT)
+            # A signal that ends a worker has done so before the worker makes another batch.
+            parent.stdin.write("go on\n")
+            parent.stdin.flush()
+            assert parent.stdout.readline() == "another batch of each\n"
+            assert all(worker.is_running() for worker in workers)
+            parent.kill()
+            _, alive = psutil.wait_procs(processes, timeout=600)
+            assert not alive
+        finally:
+            parent.kill()
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def test_a_worker_that_runs_on_opens_no_more_files_and_takes_no_more_memory(world: World, tmp_path):
