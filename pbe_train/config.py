@@ -107,6 +107,8 @@ class OptimizerSettings(Group):
     """Learning rate after the warm-up; constant from there."""
     warmup_steps: int = Field(10_000, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay."""
     gradient_clip: float = Field(0.0, ge=0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
 
@@ -275,7 +277,7 @@ DROPPED = {
 STRONG = {"erase": 0.3, "light": 0.5, "gamma": 0.3, "colour": 0.3, "resolution": 0.3, "blur": 0.2, "compression": 0.2}
 CONSTANT: dict[str, dict[str, Any]] = {
     "": {"split": "train", "timesteps": "uniform"},
-    "optimizer": {"betas": [0.9, 0.999], "weight_decay": 0.01},
+    "optimizer": {"betas": [0.9, 0.999]},
     "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
     | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},
 }

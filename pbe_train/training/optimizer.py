@@ -12,15 +12,13 @@ from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, read_part
 from pbe_train.config import OptimizerSettings
 from pbe_train.model.paint_model import PaintByExampleModel, copy_values, laid_out_as
 
-# Decoupled, as published.
-WEIGHT_DECAY = 0.01
 # AdamW's running means of the gradient and of its square.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(trained: dict[str, nn.Parameter], settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW over everything that is trained."""
-    return torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def step_unless(nonfinite: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -> None:
