@@ -22,7 +22,7 @@ from pbe_train import train as train_module
 from pbe_train.checkpoints import trainer_checkpoint as checkpoint
 from pbe_train.checkpoints.networks import build_model
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter
-from pbe_train.config import TRAIN_SPLIT
+from pbe_train.config import TIMESTEPS, TRAIN_SPLIT
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.model.pipeline import RunIdentity
 from pbe_train.train import train
@@ -79,6 +79,9 @@ def test_the_held_out_loss_is_that_of_the_same_samples_noise_and_times(world: Wo
         assert fixed is not None
         assert fixed.samples == 12
         losses.append(fixed.loss(first, ONE, "fp32"))
+    # One diffusion time of each part of the range, so that the loss tells models apart.
+    times = torch.cat([batch.timestep for batch in fixed.batches])
+    assert sorted((times * 12 // TIMESTEPS).tolist()) == list(range(12))
     assert losses[0] == losses[1] != fixed.loss(second, ONE, "fp32")
     # Each of three ranks has its share of them, and all of them together are the same.
     shares = [make_validation(settings, reader, Distributed(rank, 3, ONE.device), 32) for rank in range(3)]
