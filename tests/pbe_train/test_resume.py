@@ -282,7 +282,6 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(world: World, tmp_pa
     assert last[0] == last[1] == newest(tmp_path / "run") - 1
 
 
-@pytest.mark.long
 def test_ranks_are_started_again_by_torchrun(world: World, by_ranks: dict[int, Path], tmp_path: Path):
     """SIGTERM to rank 1 alone, later kill -9 to rank 0; `--max-restarts 2` brings the run of two ranks to its end, to the bit."""
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
