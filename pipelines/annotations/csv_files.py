@@ -153,9 +153,10 @@ def parsed_lines(path: Path, parse: Callable[[int, str], Line], after: int = 0) 
         after: so many lines are left out.
 
     Raises:
-        InputError: the file is damaged, or ends in the middle of a line.
+        InputError: the file is damaged, ends in the middle of a line, or has empty cells alone.
     """
-    whole = after > 1
+    whole = filled = after > 1
+    empty = 0
     for number, data in raw_lines(path):
         if number <= after:
             continue
@@ -166,7 +167,11 @@ def parsed_lines(path: Path, parse: Callable[[int, str], Line], after: int = 0) 
         if line.problem and whole and not data.endswith(b"\n"):
             raise InputError(f"{path}, line {number}: {line.problem}, and the file ends there: it was cut off; get it again")
         whole |= line.problem is None
+        filled = filled or line.problem is not None or any(value not in (None, "") for value in line.values.values())
+        empty += not filled
         yield line
+    if empty and not filled:
+        raise InputError(f"{path}: all cells of {number_of(empty, 'row')} are empty; get the file again")
 
 
 def csv_line(columns: Sequence[str | None], number: int, text: str) -> Line:

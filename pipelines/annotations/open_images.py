@@ -78,6 +78,7 @@ _EDGES = dict(zip(("XMin", "XMax", "YMin", "YMax"), COORDINATES, strict=True))
 _FLAGS = dict(zip(("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"), FLAGS, strict=True))
 _BOX_COLUMNS = {"ImageID": "photo_id", "LabelName": "label", **_EDGES, **_FLAGS}
 _BOX_TYPES = {**dict.fromkeys(_BOX_COLUMNS, pa.float64()), "ImageID": pa.string(), "LabelName": WORD}
+_BOX_CSV = "Open Images' box CSV (boxes of your own: --source.kind boxes, docs/own-data.md)"
 _BOXES_NEED = ("ImageID", "LabelName", *_EDGES)
 _METADATA_COLUMNS = {
     "ImageID": ("photo_id", pa.string()),
@@ -286,7 +287,7 @@ def _ids_of(word: str, ids: Mapping[str, Sequence[str]]) -> Sequence[str]:
 
 def _read_boxes(path: Path, split: str, file: str) -> Iterator[pa.RecordBatch]:
     """Batches of `BOXES`; empty cells are null, and the selection's to reject. Flags without a column are -1, unknown."""
-    present = check_header(path, _BOXES_NEED, "Open Images' box CSV")
+    present = check_header(path, _BOXES_NEED, _BOX_CSV)
     for rows in stream_csv(path, {column: kind for column, kind in _BOX_TYPES.items() if column in present}):
         if len(rows.batch):
             yield _as_boxes(rows, split, file)
@@ -304,7 +305,7 @@ def _missing_flags(files: _Files, boxes: Sequence[Path]) -> list[str]:
     """Look at the headers and first rows of the box CSVs; returns notes on columns of flags that they lack."""
     without: dict[str, list[str]] = {}
     for path in boxes:
-        present = check_header(path, _BOXES_NEED, "Open Images' box CSV")
+        present = check_header(path, _BOXES_NEED, _BOX_CSV)
         absent = ", ".join(name for name in _FLAGS if name not in present)
         without.setdefault(absent, []).append(path.relative_to(files.folder).as_posix())
         for rows in stream_csv(path, dict.fromkeys(_EDGES, pa.float64())):

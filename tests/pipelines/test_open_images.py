@@ -76,6 +76,7 @@ def test_a_published_row_is_read_as_it_stands_and_columns_go_by_name(boxes_file)
         (HEADER.replace("IsOccluded", "XMax") + ROW, "column XMax is there twice"),
         (HEADER.replace(",", ";"), "divided by commas"),
         ("", "the first line is empty"),
+        (HEADER + ("," * 12 + "\n") * 4, "all cells of 4 rows are empty"),
         (HEADER.encode("utf-16"), "UTF-16"),
         (b"\x89PNG\xff\xfe\x00", "no UTF-8 text"),
         (HEADER + ROW.replace("0.9642005", "987.2") * 3 + ROW, "of the first 4 rows 3 have edges above 1.*source.unit: pixel"),

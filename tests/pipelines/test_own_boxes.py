@@ -344,6 +344,8 @@ BARE = json.dumps({key: value for key, value in GOOD.items() if key != "label"})
     ("name", "content", "message"),
     [
         ("boxes.csv", "\n\n", "empty"),
+        ("boxes.csv", f"{HEADER}\n" + ",,,,\n" * 7, "all cells of 7 rows are empty"),
+        ("boxes.jsonl", '{"photo": null, "x_min": ""}\n' * 7, "all cells of 7 rows are empty"),
         ("boxes.csv", "a.jpg,10,20,30,40\n", "line 1: .*column photo, x_min, y_min, x_max, y_max is missing"),
         ("boxes.csv", HEADER.replace(",", ";") + "\na.jpg;1;2;3;4\n", "divided by commas"),
         ("boxes.csv", f"{HEADER},zzz,lable\n", "no column is called 'zzz', 'lable'"),
