@@ -59,6 +59,11 @@ class Done:
     stderr: str
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The wheel comes first: its two tests take longest of all files, and at the end the other process would wait for them."""
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")
+
+
 def pytest_collection_finish() -> None:
     """What imports have made stays: that Python looks through all of it for garbage again and again takes a fifth of the time."""
     gc.collect()
