@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from tests.pbe_train.small_world import World, make_world
 from tests.pbe_train.test_resume import Runs, newest, partial, status, straight, what_was_computed
 
@@ -49,6 +51,7 @@ def kill_one(world: World, out: Path, steps: int, kills: int, rng: random.Random
 
 def run(kills: int, steps: int, seed: int, folder: Path) -> list[int]:
     """The undisturbed run, then those that are hit, until all kills are spent; the steps that were saved at each kill."""
+    torch.set_num_threads(1)  # As the runs that are killed: two threads add up in another order.
     world, rng = make_world(folder / "world"), random.Random(seed)
     calm = what_was_computed(straight(world, folder / "calm", f"--steps={steps}", *OFTEN), steps)
     hit: list[int] = []
