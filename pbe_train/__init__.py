@@ -18,6 +18,8 @@ __all__ = ["PaintByExample"]
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_TELEMETRY", "1")
+# Likewise: from its import on, transformers advises to install torchvision, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def __getattr__(name: str) -> Any:
