@@ -3,7 +3,9 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -42,10 +44,12 @@ def folder_of(server: S3Server, name: str) -> RemoteFolder:
     return RemoteFolder(f"s3://{BUCKET}/{name}", server.storage["s3"])
 
 
-def stamps_of(server: S3Server, prefix: str) -> dict[str, object]:
-    """When each object was last written."""
+def stamps_of(server: S3Server, prefix: str) -> dict[str, datetime]:
+    """When each object was last written, by S3's clock of whole seconds. What is written after this call bears another one."""
     listed = server.client().list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]
-    return {each["Key"].removeprefix(prefix): each["LastModified"] for each in listed}
+    stamps = {each["Key"].removeprefix(prefix): each["LastModified"] for each in listed}
+    time.sleep(max(0.0, max(stamp.timestamp() for stamp in stamps.values()) + 1.1 - time.time()))
+    return stamps
 
 
 def hashes_of(files: dict[str, bytes]) -> dict[str, str]:
