@@ -137,8 +137,8 @@ def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[s
         raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
     entries = [annotation for annotation in lists["annotations"] if isinstance(annotation, dict)]
     if entries and not any("bbox" in annotation for annotation in entries):
-        found = shown(list(entries[0]))
-        raise InputError(f"{path}: no annotation has a `bbox` (the first one has {found}); take an instances_*.json")
+        what = "COCO's panoptic format" if "segments_info" in entries[0] else f"the first one has {shown(list(entries[0]))}"
+        raise InputError(f"{path}: no annotation has a `bbox` ({what}); take the instances_*.json of the same photos")
     photos = _photos(document, path, path_of, id_of)
     return Instances(photos, lists["annotations"], _categories(lists["categories"], path))
 

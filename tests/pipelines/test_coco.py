@@ -342,6 +342,7 @@ WHOLE = json.dumps({"images": [image(7)], "annotations": [annotation(1)], "categ
         ('{"images": [], "annotations": [], "categories": {}}', "no list `categories`"),
         ('{"annotations": [], "categories": []}', "no list `images`"),
         ('{"images": [], "annotations": [null, {"caption": "a car"}]}', "no annotation has a `bbox` .*caption"),
+        ('{"images": [], "annotations": [{"segments_info": [{"bbox": [1]}]}]}', "no annotation has a `bbox` .*panoptic"),
         ({"images": [image(7), image(8), image(7, width=50)]}, "image id 7 stands twice in `images`, the second time, entry 3"),
         ({"images": [image(7), image(7, file_name="other.jpg")]}, "image id 7 stands twice"),
         ({"images": [image("p1"), image("p1.jpg")]}, "image id p1.jpg and another one get the same id, p1"),
