@@ -430,6 +430,7 @@ def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch):
     """Graphs are what differs from eager; kernels for them, which take a minute to make, are tested with the VAE."""
     from torch._dynamo.utils import counters
 
+    torch._dynamo.reset()
     compile_in_place = torch.nn.Module.compile
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module, **options: compile_in_place(module, backend="aot_eager", **options)

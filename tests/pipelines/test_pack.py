@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch._dynamo
 import torch._dynamo.config
 from diffusers import AutoencoderKL
 from torch._dynamo.utils import counters
@@ -64,6 +65,7 @@ def test_posteriors_of_views_and_masked_views(tiny, pictures, expected, precisio
     assert np.abs(packed - expected).max() < tolerance * np.abs(expected).max()
 
 
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
 def test_compiled_a_batch_is_encoded_the_same_whatever_came_before_it(tiny, pictures, monkeypatch, tmp_path):
     """torch.compile gives up after eight sizes of batches, here after one and loudly, and runs the next ones uncompiled.
 
@@ -71,8 +73,8 @@ def test_compiled_a_batch_is_encoded_the_same_whatever_came_before_it(tiny, pict
     """
     compile = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compile(self, backend="eager", **options))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    torch._dynamo.reset()
+    counters.clear()  # They count what this process compiled, in other tests as well.
     # As small as a VAE can be: what takes long is compiling it.
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=2, layers_per_block=1).save_pretrained(tmp_path / "vae")
     plain = tiny.model_copy(update={"vae": str(tmp_path / "vae"), "batch_size": 3 * (1 + MASKS)})
