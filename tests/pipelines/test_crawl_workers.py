@@ -39,7 +39,7 @@ PATIENCE_SECONDS = 900
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """A Ray that is there already, so that not each crawl waits for one of its own; its address."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 

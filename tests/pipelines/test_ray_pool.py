@@ -92,10 +92,11 @@ def begun(folder: Path) -> Counter[int]:
 def two_nodes(**environment: str) -> Iterator[Callable[[], None]]:
     """A cluster of two nodes with a CPU each, the second one doomed, with this environment. Yields what takes that one away."""
     quiet = {"include_dashboard": False, "object_store_memory": 100_000_000}
+    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **quiet})
     node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars={"DOOMED": "1", **environment})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     try:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         yield lambda: cluster.remove_node(node)
     finally:
         ray.shutdown()
@@ -145,7 +146,10 @@ def test_the_units_of_a_node_that_leaves_go_to_another_one(tmp_path):
 def test_where_memory_is_short_everywhere_all_units_fail_with_that_word(tmp_path):
     """In bounded time, whatever is started again."""
     short = {"memory_usage_threshold": 0.0, "memory_monitor_refresh_ms": 500}
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=short)
+    ray.shutdown()
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=short
+    )
     try:
         make = ray.remote(Waiting).options(**actor_options(1))
         outcomes = list(work_on_ray(lambda: make.remote(str(tmp_path)), 1, range(3), Progress("working"), FEWER))
@@ -157,11 +161,17 @@ def test_where_memory_is_short_everywhere_all_units_fail_with_that_word(tmp_path
     assert "\n" not in outcomes[-1][1]
 
 
-@pytest.fixture(scope="module")
-def one_node() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+@pytest.fixture(scope="module", autouse=True)
+def no_ray_is_left() -> Iterator[None]:
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def one_node() -> None:
+    """One Ray for all tests that ask for it, unless one between them had another."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 
 
 def test_what_is_done_of_a_unit_shows_while_it_goes_on(one_node, tmp_path):

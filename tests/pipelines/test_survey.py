@@ -81,7 +81,7 @@ def world(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
     add_photo(folder, second, "train/smaller", jpeg(image, 60), "another one")
     unlike = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)).resize((200, 150))
     add_photo(folder, third, "train/original", jpeg(unlike))
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as printed:
         patched.setattr(duplicate_scan, "PHOTOS_PER_CHUNK", 7)
         patched.chdir(parent)
