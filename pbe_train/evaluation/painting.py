@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -337,11 +338,12 @@ def _read_ahead(
         except InputError as error:
             return error
 
-    reading = [pool.submit(read, number) for number in batches[0]] if batches else []
-    for part, following in zip(batches, [*batches[1:], range(0)], strict=True):
+    reading: list[Future[PairPictures | InputError]] = []
+    for part, following in pairwise([range(0), *batches, range(0)]):
         results = [one.result() for one in reading]
         reading = [pool.submit(read, number) for number in following]
-        yield part, results
+        if part:
+            yield part, results
 
 
 def _write(path: Path, picture: AnyPhoto) -> None:
