@@ -1,5 +1,6 @@
 """Painting a pair set: the same bytes however it is shared out, nothing twice, and what is wrong costs itself alone."""
 
+import errno
 import shutil
 import weakref
 from collections.abc import Callable
@@ -187,6 +188,27 @@ def test_sizes_and_guidance_that_the_model_has_not_are_refused_before_anything_i
         with pytest.raises(InputError):
             paint_pairs(paint, pairs, recipe.model_copy(update=changed), tmp_path / "out", batch=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_works_at_the_size_of_the_recipe(paint, pairs, tmp_path):
+    paint_pairs(paint, pairs, recipe_of(paint, pairs, size=48), tmp_path, batch=4)
+    shown, pair = pairs.read(0), pairs.pairs[0]
+    seed = painting.name_hash(3, "pair", pair.id, bits=32)
+    alone = paint(shown.photo, shown.mask, shown.reference, seed=seed, guidance=2.0, steps=2, size=48)
+    assert np.abs(read_picture(tmp_path, pair.id).astype(int) - np.asarray(alone)).max() <= 1
+
+
+def test_pictures_that_cannot_be_written_end_the_painting(paint, pairs, recipe, tmp_path, monkeypatch, edits):
+    """A full disk is told as soon as the next batch is to be written, and never passed over."""
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    monkeypatch.setattr(painting, "write_atomically", full)
+    with pytest.raises(OSError, match="no space"):
+        paint_pairs(paint, pairs, recipe, tmp_path, batch=2)
+    assert edits == [2, 2]
 
 
 def test_a_pair_that_cannot_be_read_costs_itself_alone(paint, tmp_path, edits):
