@@ -10,7 +10,7 @@ pair. A pair that cannot be read costs itself alone; the others are made, and on
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -201,8 +201,9 @@ def check_pictures(pairs: PairSet, folder: Path) -> None:
             width, height = photo_size(folder / found[0], frame="exif")
         except PhotoError as error:
             raise InputError(f"{folder / found[0]}: not a readable picture ({error})") from None
-        if (height, width) != (size := pairs.size(number)):
-            wrong.append(f"{found[0]} is {width}x{height}, its photo {size[1]}x{size[0]} px")
+        with suppress(InputError):  # Of a photo that is damaged: reading it tells that.
+            if (height, width) != (size := pairs.size(number)):
+                wrong.append(f"{found[0]} is {width}x{height}, its photo {size[1]}x{size[0]} px")
     problems = []
     if missing:
         problems.append(f"{number_of(len(missing), 'picture')} of {len(pairs.pairs):,} missing (named <id>.png): {few(missing)}")

@@ -223,10 +223,7 @@ def draw_candidates(pairs: Sequence[Pair], seed: int) -> list[tuple[int, ...]] |
         For each pair numbers of eight pairs, whose references are meant; none for one without a label. None where the set has
         fewer than eight labels.
     """
-    by_label: dict[str, list[int]] = {}
-    for number in sorted(range(len(pairs)), key=lambda number: pairs[number].id):
-        if pairs[number].label:
-            by_label.setdefault(pairs[number].label, []).append(number)
+    by_label = _by_label(pairs)
     if len(by_label) < CANDIDATES:
         return None
     found: list[tuple[int, ...]] = []
@@ -239,6 +236,30 @@ def draw_candidates(pairs: Sequence[Pair], seed: int) -> list[tuple[int, ...]] |
         chosen = [by_label[others[index]] for index in random.choice(len(others), CANDIDATES - 1, replace=False)]
         found.append((number, *(group[random.integers(len(group))] for group in chosen)))
     return found
+
+
+def draw_alike(pairs: Sequence[Pair], seed: int) -> list[int | None]:
+    """For each pair another one of its label, whose reference shows another object of the class; None where there is none.
+
+    Args:
+        pairs: of a set. Two of them may share a reference; who compares references must look.
+        seed: of the draws, each a function of the pair's id and of which others there are, in whatever order.
+    """
+    found: list[int | None] = []
+    by_label = _by_label(pairs)
+    for number, pair in enumerate(pairs):
+        others = [each for each in by_label.get(pair.label, []) if each != number]
+        found.append(others[generator(seed, "alike", pair.id).integers(len(others))] if others else None)
+    return found
+
+
+def _by_label(pairs: Sequence[Pair]) -> dict[str, list[int]]:
+    """Numbers of pairs by label, ordered by id; those without a label are left out."""
+    by_label: dict[str, list[int]] = {}
+    for number in sorted(range(len(pairs)), key=lambda number: pairs[number].id):
+        if pairs[number].label:
+            by_label.setdefault(pairs[number].label, []).append(number)
+    return by_label
 
 
 def _paths(files: PairFiles) -> list[Path]:

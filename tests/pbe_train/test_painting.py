@@ -341,6 +341,14 @@ def test_pictures_that_do_not_fit_are_told_in_one_line(pairs, tmp_path):
         read_picture(tmp_path, "000000000005")
 
 
+def test_a_damaged_photo_of_the_set_is_no_fault_of_the_pictures(folder, pairs, tmp_path):
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set" / "GT_7" / f"{3:012d}_GT.png").write_bytes(b"<html>")
+    for number in IDS:
+        save(tmp_path / "pictures" / f"{number}.png", pairs.read(number).photo)
+    check_pictures(open_pairs(tmp_path / "set"), tmp_path / "pictures")
+
+
 def test_16_bit_models_paint(run_folder, pairs, tmp_path):
     half = PaintByExample.from_pretrained(run_folder, precision="bf16")
     assert isinstance(half.run, Run)

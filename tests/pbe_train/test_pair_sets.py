@@ -17,7 +17,7 @@ from pbe_train.data.shards import ShardReader
 from pbe_train.evaluation import pair_sets
 from pbe_train.evaluation.held_out import read_held_out
 from pbe_train.evaluation.pair_files import safe_id
-from pbe_train.evaluation.pair_sets import Pair, draw_candidates, open_pairs, pairs_of_dataset
+from pbe_train.evaluation.pair_sets import Pair, draw_alike, draw_candidates, open_pairs, pairs_of_dataset
 from tests.pbe_train.pair_worlds import box, make_cocoee, make_rows, picture, save, write_csv, write_jsonl
 from tests.pbe_train.small_world import LABELS, World
 
@@ -312,3 +312,14 @@ def test_candidates_are_of_eight_labels_and_functions_of_names():
     assert [tuple(39 - each for each in one) for one in turned[::-1]] == drawn
     assert draw_candidates(pairs, 1) != drawn
     assert draw_candidates([Pair(str(number), f"kind {number % 7}") for number in range(40)], 0) is None
+
+
+def test_alike_are_others_of_the_same_label():
+    pairs = [Pair(f"id{number}", f"kind {number % 3}" if number else "") for number in range(10)] + [Pair("alone", "rare")]
+    drawn = draw_alike(pairs, 0)
+    assert (drawn[0], drawn[10]) == (None, None)
+    for number in range(1, 10):
+        assert drawn[number] != number
+        assert pairs[drawn[number]].label == pairs[number].label
+    assert [each if each is None else 10 - each for each in draw_alike(pairs[::-1], 0)[::-1]] == drawn
+    assert any(draw_alike(pairs, seed) != drawn for seed in range(1, 4))
