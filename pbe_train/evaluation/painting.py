@@ -292,7 +292,10 @@ def _fill(
 def _claim(folder: Path, recipe: dict[str, object]) -> None:
     """Write the recipe into a new folder, or compare it with the one that is there."""
     path, way_out = folder / _RECIPE, "give another --out, or remove the folder"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"{folder}: no folder can be made there ({error.strerror}); give another --out") from None
     # In this order: another rank may write the recipe, and then a picture, at any moment.
     picture = next(folder.glob("*.png"), None)
     if not path.exists():

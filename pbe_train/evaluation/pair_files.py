@@ -65,12 +65,12 @@ def find_pairs(source: Path) -> list[PairFiles]:
     Raises:
         InputError: no pair set, files missing, columns missing, cells that are no paths, or ids that are there twice.
     """
-    if source.is_dir():
-        found = _of_folder(source)
-    elif source.is_file():
-        found = _of_rows(source)
-    else:
+    if not source.exists():
         raise InputError(f"{source}: no such file or folder; give the folder or the table of a pair set ({_HELP})")
+    try:
+        found = _of_folder(source) if source.is_dir() else _of_rows(source)
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
     if not found:
         raise InputError(f"{source}: there is no pair in it ({_HELP})")
     if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
@@ -243,8 +243,6 @@ def _read_rows(path: Path) -> tuple[list[str], list[dict[str, object]]]:
         return readers[path.suffix.lower()](path)
     except UnicodeDecodeError:
         raise InputError(f"{path}: this is no UTF-8 text (UTF-16?); save the file as UTF-8") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]})") from None
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[dict[str, object]]]:

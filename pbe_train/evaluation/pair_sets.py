@@ -108,7 +108,7 @@ class FilePairs(PairSet):
         self.has_truth = files[0].truth is not None
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]  # Nobody sets it.
         """SHA-256 over ids and the SHA-256 of each file, ordered by id."""
         paths = list(dict.fromkeys(path for one in self.files for path in _paths(one)))
         with ThreadPoolExecutor(_THREADS) as pool, Progress("hashing the pairs", len(paths), "files") as progress:

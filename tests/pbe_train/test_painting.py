@@ -176,6 +176,8 @@ def test_another_recipe_is_refused_with_what_differs(paint, pairs, recipe, paint
     save(tmp_path / "foreign" / "1.png", picture(1))
     with pytest.raises(InputError, match=r"1.png and no recipe.json"):
         paint_pairs(paint, pairs, recipe, tmp_path / "foreign", batch=2)
+    with pytest.raises(InputError, match=r"1.png: no folder can be made there"):
+        paint_pairs(paint, pairs, recipe, tmp_path / "foreign" / "1.png", batch=2)
     for text in ("{", "[]", '"a"'):
         (tmp_path / "damaged").mkdir(exist_ok=True)
         (tmp_path / "damaged" / "recipe.json").write_text(text)

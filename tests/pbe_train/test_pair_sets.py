@@ -1,5 +1,6 @@
 """Pair sets: each layout gives the same pairs, contents alone make the fingerprint, and one line tells all that is wrong."""
 
+import errno
 import shutil
 import threading
 import time
@@ -162,6 +163,16 @@ def test_a_hostile_or_cut_id_list_is_one_line(tmp_path):
         assert "id_list.npy: cannot be read" in refusal(tmp_path)
     path.unlink()
     assert "id_list.npy: missing" in refusal(tmp_path)
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path, monkeypatch):
+    make_cocoee(tmp_path, [3, 4])
+
+    def closed(path: Path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert refusal(tmp_path) == f"{tmp_path}: cannot be read (Permission denied)"
 
 
 def test_folders_that_are_no_pair_set_are_refused(tmp_path):
