@@ -1,28 +1,22 @@
 """Pictures for the pairs of a set: painted by a model, put through its VAE alone, or brought by another program.
 
-    folder/recipe.json    what the pictures were made with: written first, and compared by whoever goes on
+    folder/recipe.json    what the pictures were made with
     folder/<id>.png       one picture a pair, whole or not there
 
-Whoever runs again goes on: what is there is not made again, unless it is damaged or of another size. Ranks take every so-many-th
-pair. A pair that cannot be read costs itself alone; the others are made, and one error at the end names it.
+Whoever runs again goes on: what is there is not made again (`pbe_train.evaluation.filling`). Ranks take every so-many-th pair.
 """
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext, suppress
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pbe_core.errors import InputError
-from pbe_core.files import sweep, write_atomically
 from pbe_core.images import AnyPhoto
 from pbe_core.images.crop import cut_view, paste, resize
-from pbe_core.images.decode import PhotoError, decode_photo, photo_size
+from pbe_core.images.decode import PhotoError, photo_size
 from pbe_core.progress import Progress
 from pbe_core.randomness import name_hash
 from pbe_core.vae import weights_sha256
@@ -30,15 +24,10 @@ from pbe_core.words import few, number_of
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.paint_by_example import PaintByExample, choose_window, edit
 from pbe_train.editing.reading import read_photo
+from pbe_train.evaluation.filling import fill_folder
 from pbe_train.evaluation.pair_files import ID_DIGITS, PICTURE_SUFFIXES
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
-
-_RECIPE = "recipe.json"
-# Reading, checking and writing of pictures, beside the model.
-_THREADS = 4
-# Makes the pictures of some pairs, and tells, from 0 to 1, how far it is.
-_Make = Callable[[Sequence[Pair], Sequence[PairPictures], Callable[[float], None]], Sequence[AnyPhoto]]
 
 
 class PaintingRecipe(BaseModel):
@@ -140,7 +129,7 @@ def paint_pairs(
         seeds = [name_hash(recipe.seed, "pair", one.id, bits=32) for one in which]
         return edit(paint.run, photos, masks, references, seeds, how, size=recipe.size, watch=lambda step, of, _: tell(step / of))
 
-    _fill(folder, pairs, recipe.model_dump(), make, "painting", batch, range(rank, len(pairs.pairs), world), progress)
+    fill_folder(folder, pairs, recipe.model_dump(), make, "painting", batch, range(rank, len(pairs.pairs), world), progress)
 
 
 def reconstruct_pairs(
@@ -173,7 +162,7 @@ def reconstruct_pairs(
     dtype = str(next(run.vae.parameters()).dtype).removeprefix("torch.")
     recipe = {"made": "VAE reconstruction", "vae_sha256": run.identity.vae_sha256, "size": side, "precision": dtype}
     mine = range(rank, len(pairs.pairs), world)
-    _fill(folder, pairs, {**recipe, "pairs": pairs.fingerprint}, make, "reconstructing", batch, mine, progress)
+    fill_folder(folder, pairs, {**recipe, "pairs": pairs.fingerprint}, make, "reconstructing", batch, mine, progress)
 
 
 def check_pictures(pairs: PairSet, folder: Path) -> None:
@@ -231,127 +220,3 @@ def _names(pair_id: str) -> list[str]:
     """What a picture of a pair may be called, ours first."""
     plain = str(int(pair_id)) if pair_id.isdigit() and len(pair_id) == ID_DIGITS else pair_id
     return [f"{stem}{suffix}" for stem in dict.fromkeys((pair_id, plain)) for suffix in PICTURE_SUFFIXES]
-
-
-# Filling a folder.
-
-
-def _fill(
-    folder: Path,
-    pairs: PairSet,
-    recipe: dict[str, object],
-    make: _Make,
-    doing: str,
-    batch: int,
-    mine: range,
-    progress: Progress | None,
-) -> None:
-    """Make what is missing of `mine`, a batch at a time, while threads read the next one and write the one before."""
-    _claim(folder, recipe)
-    sweep(folder)
-    shown = progress or Progress(doing, len(mine), "pairs")
-    unreadable: list[str] = []
-    with ThreadPoolExecutor(_THREADS) as pool, shown if progress is None and mine.start == 0 else nullcontext():
-        shown.say("looking for what is there")
-        missing = _missing(pool, folder, pairs, mine)
-        shown.say("")
-        shown.set(len(mine) - len(missing), len(mine))
-        shown.begin()
-        # Batches are the same ones whatever is there already, and so is how a picture is rounded beside its neighbours.
-        batches = [part for start in range(0, len(mine), batch) if not missing.isdisjoint(part := mine[start : start + batch])]
-        writing: list[Future[None]] = []
-        for part, results in _read_ahead(pool, pairs, batches):
-            read = {number: one for number, one in zip(part, results, strict=True) if isinstance(one, PairPictures)}
-            failed = {number: one for number, one in zip(part, results, strict=True) if isinstance(one, InputError)}
-            unreadable += [f"{pairs.pairs[number].id}: {one}" for number, one in failed.items()]
-            count = len(missing.intersection(part))
-
-            def tell(share: float, count: int = count) -> None:
-                shown.partly(share * count)
-
-            if not missing.isdisjoint(read):
-                pictures = make([pairs.pairs[number] for number in read], list(read.values()), tell)
-                for done in writing:
-                    done.result()
-                writing = [
-                    pool.submit(_write, folder / f"{pairs.pairs[number].id}.png", picture)
-                    for number, picture in zip(read, pictures, strict=True)
-                    if number in missing
-                ]
-            shown.partly(0)
-            shown.update(count)
-        for done in writing:
-            done.result()
-    if unreadable:
-        raise InputError(
-            f"{number_of(len(unreadable), 'pair')} cannot be read and have no picture in {folder}, all others of "
-            f"{len(mine):,} have: {'; '.join(unreadable[:2])}{' ...' if len(unreadable) > 2 else ''}"
-        )
-
-
-def _claim(folder: Path, recipe: dict[str, object]) -> None:
-    """Write the recipe into a new folder, or compare it with the one that is there."""
-    path, way_out = folder / _RECIPE, "give another --out, or remove the folder"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise InputError(f"{folder}: no folder can be made there ({error.strerror}); give another --out") from None
-    # In this order: another rank may write the recipe, and then a picture, at any moment.
-    picture = next(folder.glob("*.png"), None)
-    if not path.exists():
-        if picture:
-            raise InputError(f"{folder}: {picture.name} and no {_RECIPE}: nobody knows how it was painted; {way_out}")
-        write_atomically(path, (json.dumps(recipe, indent=1) + "\n").encode())
-    try:
-        there = json.loads(path.read_text("utf-8"))
-        # Where a model lies does not matter; its hashes do.
-        other = [name for name in {**recipe, **there} if name != "model" and there.get(name) != recipe.get(name)]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error)[:100]}); {way_out}") from None
-    if other:
-        told = ", ".join(f"{name} {_short(there.get(name))}, now {_short(recipe.get(name))}" for name in other)
-        raise InputError(f"{folder}: its pictures were made with {told}; {way_out}")
-
-
-def _short(value: object) -> str:
-    """A value for a message; of hashes a part."""
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _missing(pool: ThreadPoolExecutor, folder: Path, pairs: PairSet, mine: range) -> set[int]:
-    """Numbers of pairs without a picture that is whole and of its photo's size."""
-    whole = pool.map(lambda number: _is_whole(folder / f"{pairs.pairs[number].id}.png", pairs, number), mine)
-    return {number for number, there in zip(mine, whole, strict=True) if not there}
-
-
-def _is_whole(path: Path, pairs: PairSet, number: int) -> bool:
-    try:
-        return decode_photo(path.read_bytes(), frame="exif").shape[:2] == pairs.size(number)
-    except (FileNotFoundError, PhotoError, InputError):  # Of a pair that cannot be read, reading it tells what is wrong.
-        return False
-
-
-def _read_ahead(
-    pool: ThreadPoolExecutor, pairs: PairSet, batches: Sequence[range]
-) -> Iterator[tuple[range, list[PairPictures | InputError]]]:
-    """Each batch with its pictures, or why there are none; the next one is read meanwhile."""
-
-    def read(number: int) -> PairPictures | InputError:
-        try:
-            return pairs.read(number)
-        except InputError as error:
-            return error
-
-    reading: list[Future[PairPictures | InputError]] = []
-    for part, following in pairwise([range(0), *batches, range(0)]):
-        results = [one.result() for one in reading]
-        reading = [pool.submit(read, number) for number in following]
-        if part:
-            yield part, results
-
-
-def _write(path: Path, picture: AnyPhoto) -> None:
-    done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise RuntimeError(f"OpenCV could not write a PNG of {picture.shape[1]}x{picture.shape[0]} px")
-    write_atomically(path, data.tobytes())

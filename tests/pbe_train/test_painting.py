@@ -15,7 +15,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.crop import Window
 from pbe_core.progress import Progress
 from pbe_train.editing.paint_by_example import PaintByExample, choose_window
-from pbe_train.evaluation import painting
+from pbe_train.evaluation import filling, painting
 from pbe_train.evaluation.painting import (
     PaintingRecipe,
     check_pictures,
@@ -207,7 +207,7 @@ def test_pictures_that_cannot_be_written_end_the_painting(paint, pairs, recipe, 
         raise OSError(errno.ENOSPC, "no space")
 
     (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
-    monkeypatch.setattr(painting, "write_atomically", full)
+    monkeypatch.setattr(filling, "write_atomically", full)
     with pytest.raises(OSError, match="no space"):
         paint_pairs(paint, pairs, recipe, tmp_path, batch=2)
     assert edits == [2, 2]
