@@ -1,4 +1,6 @@
-"""Numbers as people read them: `1 shard`, `1,200 shards`, `3 min 20 s`."""
+"""Numbers and lists as people read them: `1 shard`, `1,200 shards`, `3 min 20 s`, `a, b, c and 9 more`."""
+
+from collections.abc import Sequence
 
 
 def number_of(number: int, one: str, many: str | None = None) -> str:
@@ -16,3 +18,9 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def few(names: Sequence[object], shown: int = 3) -> str:
+    """The first few of many, and how many there are beside: `12, 15, 19 and 1,200 more`."""
+    rest = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(map(str, names[:shown])) + rest

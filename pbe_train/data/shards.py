@@ -262,6 +262,14 @@ class ShardReader:
             found += [(SampleLocation(number, position), key, label) for position, (key, label) in enumerate(pairs)]
         return found
 
+    def label_names(self) -> dict[str, str]:
+        """What people call each label of the split."""
+        names: dict[str, str] = {}
+        for shard in self.shards:
+            rows = self._index_rows(shard)
+            names.update(zip(rows.labels.to_pylist(), rows.label_names.to_pylist(), strict=True))
+        return names
+
     def _read(
         self, place: SampleLocation, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]
     ) -> Decoded:

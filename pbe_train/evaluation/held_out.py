@@ -69,7 +69,12 @@ def read_held_out(
             if not leave_out_damaged or (place == places[-1] and not samples):
                 raise
             print(f"left out of the held-out samples: {error}", file=sys.stderr)
-    return [HeldOut(one, int(generator(seed, "held out", one.key).integers(len(one.masks)))) for one in samples]
+    return [draw_mask(one, seed) for one in samples]
+
+
+def draw_mask(sample: StoredSample, seed: int) -> HeldOut:
+    """A sample with one of its masks, drawn by its key."""
+    return HeldOut(sample, int(generator(seed, "held out", sample.key).integers(len(sample.masks))))
 
 
 def spread_places(counts: Sequence[int], number: int) -> list[SampleLocation]:

@@ -1,0 +1,222 @@
+"""Pictures for the pairs of a set: painted by a model, put through its VAE alone, or brought by another program.
+
+    folder/recipe.json    what the pictures were made with
+    folder/<id>.png       one picture a pair, whole or not there
+
+Whoever runs again goes on: what is there is not made again (`pbe_train.evaluation.filling`). Ranks take every so-many-th pair.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pbe_core.errors import InputError
+from pbe_core.images import AnyPhoto
+from pbe_core.images.crop import cut_view, paste, resize
+from pbe_core.images.decode import PhotoError, photo_size
+from pbe_core.progress import Progress
+from pbe_core.randomness import name_hash
+from pbe_core.vae import weights_sha256
+from pbe_core.words import few, number_of
+from pbe_train.data.latents import to_tensor
+from pbe_train.editing.paint_by_example import PaintByExample, choose_window, edit
+from pbe_train.editing.reading import read_photo
+from pbe_train.evaluation.filling import fill_folder
+from pbe_train.evaluation.pair_files import ID_DIGITS, PICTURE_SUFFIXES
+from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
+from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
+
+
+class PaintingRecipe(BaseModel):
+    """All that decides what is painted."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True, protected_namespaces=())
+
+    model: str
+    """Where it was loaded from, for people; what counts is its hash."""
+    model_sha256: str
+    """Of all weights that paint, the conditioner's and the frozen encoder's among them."""
+    encoder_sha256: str
+    """Of the vision encoder's weights."""
+    vae_sha256: str
+    """Of the VAE's weights."""
+    step: int
+    """Of the training."""
+    weights: str
+    """The moving average, `ema`, or the plain weights, `model`."""
+    guidance: float
+    """How strongly the reference is followed; 1 = no guidance."""
+    steps: int
+    """Of denoising."""
+    scheduler: str
+    """As `pbe_train.model.schedulers.make_scheduler` takes it."""
+    size: int
+    """Side in px at which the model works."""
+    seed: int
+    """A pair's noise is a function of this and of its id."""
+    precision: str
+    """Of the networks."""
+    pairs: str
+    """Fingerprint of the pair set."""
+
+
+def make_recipe(
+    paint: PaintByExample,
+    pairs: PairSet,
+    *,
+    model: str,
+    weights: str,
+    precision: str,
+    how: SamplingSettings,
+    size: int,
+    seed: int,
+) -> PaintingRecipe:
+    """The recipe of a loaded model. Hashes its weights and, where that has not been done, the pictures of the set."""
+    identity = paint.run.identity
+    return PaintingRecipe(
+        model=model,
+        model_sha256=weights_sha256(paint.run.model.state_dict()),
+        encoder_sha256=identity.encoder_sha256,
+        vae_sha256=identity.vae_sha256,
+        step=paint.run.step,
+        weights=weights,
+        guidance=how.guidance,
+        steps=how.steps,
+        scheduler=str(how.scheduler),
+        size=size,
+        seed=seed,
+        precision=precision,
+        pairs=pairs.fingerprint,
+    )
+
+
+def paint_pairs(
+    paint: PaintByExample,
+    pairs: PairSet,
+    recipe: PaintingRecipe,
+    folder: Path,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Paint each pair's reference into its photo: `folder/<id>.png`, whose bytes outside the mask are the photo's.
+
+    Args:
+        paint: the model.
+        pairs: what to paint.
+        recipe: how; of the model its hashes alone are looked at, to compare them with the folder's.
+        folder: made where it is not there.
+        batch: pairs painted at once; it changes a picture by no more than the model's rounding.
+        rank: of this process, which paints pairs rank, rank + world, ...
+        world: how many processes paint.
+        progress: shows the pairs of this rank; by default rank 0 shows its own.
+
+    Raises:
+        InputError: the folder holds pictures of another recipe, or of no recipe; pairs that cannot be read, after all others
+            have been painted; guidance or a size that the model does not have.
+    """
+    check_guidance(paint.run, recipe.guidance)
+    check_size(paint.run, recipe.size)
+    how = SamplingSettings(recipe.guidance, recipe.steps, recipe.scheduler)
+
+    def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
+        photos, masks, references = ([getattr(one, part) for one in shown] for part in ("photo", "mask", "reference"))
+        seeds = [name_hash(recipe.seed, "pair", one.id, bits=32) for one in which]
+        return edit(paint.run, photos, masks, references, seeds, how, size=recipe.size, watch=lambda step, of, _: tell(step / of))
+
+    fill_folder(folder, pairs, recipe.model_dump(), make, "painting", batch, range(rank, len(pairs.pairs), world), progress)
+
+
+def reconstruct_pairs(
+    run: Run,
+    pairs: PairSet,
+    folder: Path,
+    *,
+    batch: int,
+    size: int | None = None,
+    rank: int = 0,
+    world: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Put what an edit would repaint through the VAE alone, and blend it as an edit is: the best that any painter can do.
+
+    Args and errors are those of `paint_pairs`; `size` is the recipe's there, by default the one that the model was trained at.
+    """
+    check_size(run, size)
+    side = size or run.identity.view_size
+
+    def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
+        windows = [choose_window(one.mask) for one in shown]
+        views = np.stack([cut_view(one.photo, window, side) for one, window in zip(shown, windows, strict=True)])
+        decoded = run.decode(run.encode_pixels(to_tensor(views).float() / 127.5 - 1))
+        return [
+            paste(one.photo, resize(view, window.side, window.side), one.mask, window)
+            for one, view, window in zip(shown, decoded, windows, strict=True)
+        ]
+
+    dtype = str(next(run.vae.parameters()).dtype).removeprefix("torch.")
+    recipe = {"made": "VAE reconstruction", "vae_sha256": run.identity.vae_sha256, "size": side, "precision": dtype}
+    mine = range(rank, len(pairs.pairs), world)
+    fill_folder(folder, pairs, {**recipe, "pairs": pairs.fingerprint}, make, "reconstructing", batch, mine, progress)
+
+
+def check_pictures(pairs: PairSet, folder: Path) -> None:
+    """Make sure that a folder of another program's pictures has one for each pair, of its photo's size, by their headers.
+
+    Args:
+        pairs: the set.
+        folder: of <id>.png, .jpg, .jpeg or .webp; of ids that are padded with zeros, also without these.
+
+    Raises:
+        InputError: pictures that are missing, of other sizes or no pictures; the first few, and how many.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give one with a picture <id>.png for each pair")
+    there = {path.name for path in folder.iterdir()}
+    missing, wrong, twice = [], [], []
+    for number, pair in enumerate(pairs.pairs):
+        found = [name for name in _names(pair.id) if name in there]
+        if not found:
+            missing.append(pair.id)
+            continue
+        if len(found) > 1:
+            twice.append(f"{found[0]} and {found[1]}")
+        try:
+            width, height = photo_size(folder / found[0], frame="exif")
+        except PhotoError as error:
+            raise InputError(f"{folder / found[0]}: not a readable picture ({error})") from None
+        with suppress(InputError):  # Of a photo that is damaged: reading it tells that.
+            if (height, width) != (size := pairs.size(number)):
+                wrong.append(f"{found[0]} is {width}x{height}, its photo {size[1]}x{size[0]} px")
+    problems = []
+    if missing:
+        problems.append(f"{number_of(len(missing), 'picture')} of {len(pairs.pairs):,} missing (named <id>.png): {few(missing)}")
+    if wrong:
+        problems.append(f"{number_of(len(wrong), 'picture')} painted at another size: {few(wrong, 2)}; paint at the photos' size")
+    if twice:
+        problems.append(f"more than one picture of an id: {few(twice, 2)}; keep one")
+    if problems:
+        raise InputError(f"{folder}: {'; '.join(problems)}")
+
+
+def read_picture(folder: Path, id: str) -> AnyPhoto:
+    """The picture of a pair in a folder that `paint_pairs`, `reconstruct_pairs` or another program has filled.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    found = next((path for name in _names(id) if (path := folder / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{folder}: there is no picture {id}.png; paint the set again, which makes what is missing")
+    return read_photo(found)
+
+
+def _names(pair_id: str) -> list[str]:
+    """What a picture of a pair may be called, ours first."""
+    plain = str(int(pair_id)) if pair_id.isdigit() and len(pair_id) == ID_DIGITS else pair_id
+    return [f"{stem}{suffix}" for stem in dict.fromkeys((pair_id, plain)) for suffix in PICTURE_SUFFIXES]
