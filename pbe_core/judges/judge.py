@@ -69,10 +69,13 @@ class Judge:
     """A loaded network on its device."""
 
     identity: JudgeIdentity
-    encoder_hashes: frozenset[str]
-    """Hashes under which a run may know this network as its vision encoder (`RunIdentity.encoder_sha256`); empty for others."""
     loaded: LoadedNetwork
     device: torch.device
+
+    @property
+    def encoder_hashes(self) -> frozenset[str]:
+        """Hashes by which a run may know this network as its vision encoder (`RunIdentity.encoder_sha256`); none but for CLIP."""
+        return self.loaded.encoder_hashes
 
     def prepare(self, picture: AnyPhoto) -> Float32[np.ndarray, "3 size size"]:
         """A picture, of any size, as the network takes it. Pure; threads may share the judge."""
@@ -80,7 +83,7 @@ class Judge:
 
     def embed(self, prepared: Float32[np.ndarray, "pictures 3 size size"]) -> Float32[np.ndarray, "pictures width"]:
         """Features of prepared pictures, in float32 (on a GPU, too: its shorter TF32 is off meanwhile)."""
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
             inputs = torch.from_numpy(prepared).to(self.device, memory_format=torch.channels_last)
             features: np.ndarray = self.loaded.network(inputs).float().cpu().numpy()
         return features
@@ -123,4 +126,4 @@ def load_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
         preparation=loaded.preparation,
         width=loaded.width,
     )
-    return Judge(identity, loaded.encoder_hashes, loaded, torch.device(device))
+    return Judge(identity, loaded, torch.device(device))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
@@ -64,28 +64,17 @@ class Preparation:
         return f"bytes by Pillow's {self.filter.name.lower()}, {how}, x / 255, mean {numbers[0]}, deviation {numbers[1]}"
 
 
-class ClipEmbedding(nn.Module):
-    """The image embedding of a CLIP."""
+class Embedding(nn.Module):
+    """A network of transformers that gives features alone: CLIP's image embedding, DINOv2's class token after its norm."""
 
-    def __init__(self, model: CLIPVisionModelWithProjection) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """[n, 3, size, size] -> [n, width]."""
-        return self.model(pixel_values=pictures).image_embeds  # type: ignore[no-any-return]
-
-
-class ClassToken(nn.Module):
-    """The class token of a DINOv2 after the last norm."""
-
-    def __init__(self, model: Dinov2Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """[n, 3, 224, 224] -> [n, width]."""
-        return self.model(pixel_values=pictures).last_hidden_state[:, 0]  # type: ignore[no-any-return]
+    def forward(self, pictures: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n width"]:
+        """Prepared pictures -> features."""
+        seen = self.model(pixel_values=pictures)
+        return seen.image_embeds if "image_embeds" in seen else seen.last_hidden_state[:, 0]  # type: ignore[no-any-return]
 
 
 def load_clip(where: str) -> LoadedNetwork:
@@ -95,15 +84,13 @@ def load_clip(where: str) -> LoadedNetwork:
         InputError: nothing of that kind there, or an incomplete one.
     """
     folder = find_network(CLIPVisionModelWithProjection, where, "image_encoder", (PREPROCESSOR,))
-    _check_type(folder, ("clip", "clip_vision_model"), "CLIP")
+    _check_type(folder, where, ("clip", "clip_vision_model"), "CLIP")
     model = load_network(CLIPVisionModelWithProjection, str(folder), "image_encoder")
     state = model.state_dict()
     check_finite(state, where)
-    preparation = clip_preparation(folder, model.config.image_size)
-    width = model.config.projection_dim
-    return LoadedNetwork(
-        ClipEmbedding(model), preparation, str(preparation), model.config.image_size, width, weights_sha256(state), _hashes(state)
-    )
+    preparation, config = clip_preparation(folder, model.config.image_size), model.config
+    hashes = weights_sha256(state), _hashes(state)
+    return LoadedNetwork(Embedding(model), preparation, str(preparation), config.image_size, config.projection_dim, *hashes)
 
 
 def _hashes(state: dict[str, Tensor]) -> frozenset[str]:
@@ -152,7 +139,7 @@ def load_dinov2(where: str) -> LoadedNetwork:
         InputError: nothing of that kind there, or an incomplete one.
     """
     folder = find_network(Dinov2Model, where, "image_encoder")
-    _check_type(folder, ("dinov2",), "DINOv2 without registers")
+    _check_type(folder, where, ("dinov2",), "DINOv2 without registers")
     model = load_network(Dinov2Model, str(folder), "image_encoder")
     state = model.state_dict()
     check_finite(state, where)
@@ -162,7 +149,7 @@ def load_dinov2(where: str) -> LoadedNetwork:
     positions = positions_for(model.embeddings.position_embeddings.detach(), DINOV2_SIZE // patch)
     model.embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
     preparation = Preparation(DINOV2_SIZE, None, IMAGENET_MEAN, IMAGENET_STD)
-    return LoadedNetwork(ClassToken(model), preparation, str(preparation), DINOV2_SIZE, width, sha256)
+    return LoadedNetwork(Embedding(model), preparation, str(preparation), DINOV2_SIZE, width, sha256)
 
 
 def positions_for(positions: Float32[Tensor, "1 stored width"], cells: int) -> Float32[Tensor, "1 used width"]:
@@ -171,17 +158,17 @@ def positions_for(positions: Float32[Tensor, "1 stored width"], cells: int) -> F
     if stored == cells:
         return positions
     grid = positions[:, 1:].reshape(1, stored, stored, -1).permute(0, 3, 1, 2)
-    # transformers gives the size in place of this factor; its features differ by some per cent from the published code's.
+    # transformers gives the size in place of this factor: its last positions lie a fifth of a patch farther on.
     resized = F.interpolate(grid, scale_factor=(cells + OFFSET) / stored, mode="bicubic", align_corners=False)
     assert resized.shape[2:] == (cells, cells)
     return torch.cat([positions[:, :1], resized.flatten(2).transpose(1, 2)], 1)
 
 
-def _check_type(folder: Path, types: tuple[str, ...], what: str) -> None:
+def _check_type(folder: Path, where: str, types: tuple[str, ...], what: str) -> None:
     """Raises InputError: the network in a folder is another than it is to be used as."""
     try:
         found = json.loads((folder / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise InputError(f"{folder / 'config.json'}: damaged") from None
     if found not in types:
-        raise InputError(f"{folder}: a network of the type {found}, not a {what}")
+        raise InputError(f"{where}: a network of the type {found}, not a {what}")
