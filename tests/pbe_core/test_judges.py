@@ -26,6 +26,7 @@ from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_core.judges.inception import BLOCKS, POOLS, Inception, folded, prepare_clean, prepare_legacy
 from pbe_core.judges.judge import Judge, load_judge
+from pbe_core.judges.mobilenet import mobilenet
 from pbe_core.judges.transformers_judges import CLIP_MEAN, CLIP_STD, Preparation, positions_for
 from pbe_core.vae import load_network, weights_sha256
 from tests.compat.judge_files import inception_tensors, mobilenet_tensors
@@ -252,6 +253,31 @@ def test_positions_stretch_by_the_published_factor():
     assert np.abs(grid[0, 1:-1, 1] - places[1:-1]).max() < 0.06
     # By the size in place of the factor, the last would be a fifth of a patch farther on.
     assert (np.arange(16) + 0.5)[-2] * 37 / 16 - 0.5 > grid[-2, 0, 0] + 0.15
+
+
+def test_mobilenet_is_padded_as_tensorflow_does():
+    """With stride 2 on the right and below only; how many of nine places a corner sees tells. Nothing passes 6."""
+    network = mobilenet()
+    halving = [number for number, layer in enumerate(network) if isinstance(layer, torch.nn.ZeroPad2d)]
+    assert halving == [0, 9, 21, 33, 69]
+    for number in (0, 3, 9, 21, 33, 69, 75):
+        convolution = network[number + 1]
+        assert isinstance(convolution, torch.nn.Conv2d)
+        torch.nn.init.constant_(convolution.weight, 1 / convolution.weight[0, :, 0, 0].numel())
+        torch.nn.init.zeros_(convolution.bias)
+        seen = network[number : number + 2](torch.ones(1, convolution.in_channels, 14, 14))[0, 0]
+        side, corners = (7, (9, 4)) if number in halving else (14, (4, 4))
+        assert seen.shape == (side, side)
+        assert (seen[0, 0].item(), seen[-1, -1].item()) == pytest.approx(corners)
+        assert network[number + 2](9 * torch.ones(1)).item() == 6
+    assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1024)
+
+
+def test_mobilenet_sees_the_centre_square(judges: dict[str, Judge]):
+    wide = photo(224, 321)
+    prepared = judges["mobilenet"].prepare(wide)
+    assert np.abs((prepared + 1) * 127.5 - wide[:, 48:272].transpose(2, 0, 1)).max() < 1e-3
+    assert np.array_equal(judges["mobilenet"].prepare(wide.transpose(1, 0, 2)), prepared.transpose(0, 2, 1))
 
 
 def test_the_small_real_judge(real_data: Path):
