@@ -62,13 +62,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
     Raises:
         InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
     """
-    folder = local_folder(source)
-    if folder:
-        inner = folder if (folder / "config.json").is_file() else folder / subfolder
-        if not (inner / "config.json").is_file():
-            raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
-    else:
-        inner = _fetch_network(kind, source, subfolder)
+    inner = find_network(kind, source, subfolder)
     weights = weights_of([path.name for path in inner.iterdir()], _files_of(kind))
     for name in weights:
         if name.endswith(".safetensors") and weights_format(inner / name) != "safetensors":
@@ -92,13 +86,31 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
     return network
 
 
+def find_network(kind: Any, source: str, subfolder: str, beside: Collection[str] = ()) -> Path:
+    """The folder with the config.json and the weights of a network, on this machine; errors as in `load_network`.
+
+    Args:
+        kind: as in `load_network`.
+        source: as there.
+        subfolder: as there.
+        beside: names of further files to fetch from the hub, where it has them beside the network.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        return _fetch_network(kind, source, subfolder, beside)
+    inner = folder if (folder / "config.json").is_file() else folder / subfolder
+    if not (inner / "config.json").is_file():
+        raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
+    return inner
+
+
 def _files_of(kind: Any) -> tuple[str, ...]:
     """Names for the weights of a network of this class, but for pickles."""
     files = DIFFUSERS_FILES if issubclass(kind, diffusers.ModelMixin) else TRANSFORMERS_FILES
     return tuple(file for file in files if file.endswith(".safetensors"))
 
 
-def _fetch_network(kind: Any, source: str, subfolder: str) -> Path:
+def _fetch_network(kind: Any, source: str, subfolder: str, beside: Collection[str]) -> Path:
     """The folder of the cache with a network of the hub's.
 
     Raises:
@@ -119,7 +131,8 @@ def _fetch_network(kind: Any, source: str, subfolder: str) -> Path:
         files = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], _files_of(kind))
         if not files:
             raise InputError(f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}")
-        return [start + file for file in ("config.json", *files)]
+        others = [file for file in beside if start + file in names]
+        return [start + file for file in ("config.json", *files, *others)]
 
     repository = fetch(f"{owner}/{name}", choose)
     assert repository is not None, "`choose` never returns nothing"
