@@ -71,7 +71,7 @@ def kernel_distance(a: Features, b: Features) -> float:
 
 
 def cmmd(a: Features, b: Features) -> float:
-    """CMMD of CLIP's features (as CLIP gives them: normalised here): squared discrepancy with a Gaussian kernel, x 1000; 0 or more.
+    """CMMD of CLIP's features, which are normalised here: squared discrepancy with a Gaussian kernel, x 1000; 0 or more.
 
     As in the published code the kernel's width is 10, and a picture's pair with itself counts (the biased estimator of Gretton et
     al., equation 5): sets of n pictures of one kind give about 1000 (1 - k) (1/n + 1/m), k the mean kernel of two pictures: some
