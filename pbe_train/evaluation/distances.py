@@ -43,8 +43,9 @@ def frechet_distance(a: Features, b: Features) -> float:
 
     where X are the centred features over the root of n - 1. The singular values come from a symmetric eigenvalue problem of
     min(n, m, d) rows, so a set with fewer pictures than features (covariance without full rank) is no special case, and nothing
-    is added to it. Published codes take all d eigenvalues or a root of AB itself: those that are 0 come as noise whose roots add
-    up, and pytorch-fid and clean-fid add 1e-6 to both diagonals where the root is not finite; tests/compat/metrics.py tells.
+    is added to it. Published codes take all d eigenvalues or a root of AB itself: those that are 0 come as noise, whose roots add
+    up to 1e-6 of the distance (tests/compat/metrics.py); pytorch-fid and clean-fid add 1e-6 to both diagonals where the root is
+    not finite, which it was with no set and SciPy tried.
 
     Raises:
         InputError: features of another width, not finite, or of fewer than two pictures.

@@ -38,7 +38,6 @@ def torchmetrics(a, b):
             return features
 
     def score(metric):
-        metric.set_dtype(torch.from_numpy(a).dtype)
         metric.update(torch.from_numpy(a), real=True)
         metric.update(torch.from_numpy(b), real=False)
         return metric.compute()
