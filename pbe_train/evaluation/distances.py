@@ -22,8 +22,8 @@ Features = Float[np.ndarray, "_ _"]
 Kernel = Callable[[Tensor, Tensor], Tensor]
 Kind = Literal["frechet", "kernel", "cmmd"]
 
-# Kernels are made in blocks of so many pictures of one set against all of the other: 28 MB for 3,500.
-BLOCK = 1024
+# Kernels are made in blocks of some pictures of one set against all of the other, of so many entries: 32 MB.
+BLOCK = 4_000_000
 # Below so many pictures of a set nothing is said about how sure a distance is.
 FEWEST_FOR_INTERVAL = 4
 SIGMA, SCALE = 10.0, 1000.0
@@ -53,7 +53,7 @@ def frechet_distance(a: Features, b: Features) -> float:
     """
     first, second = _checked(a, b)
     shift, left, right = _spread_of(first, second)
-    values = torch.linalg.eigvalsh(_gram(_compact(left) @ _compact(right).T))
+    values = torch.linalg.eigvalsh(_gram(left, right))
     distance = shift @ shift + left.square().sum() + right.square().sum() - 2 * values.clamp(min=0).sqrt().sum()
     return max(0.0, float(distance))
 
@@ -204,15 +204,19 @@ def _spread_of(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return means[0] - means[1], left, right
 
 
-def _compact(x: Tensor) -> Tensor:
-    """min(n, d) rows with the same X^T X."""
-    triangle: Tensor = torch.linalg.qr(x, mode="r")[1] if len(x) > x.shape[1] else x
-    return triangle
+def _gram(left: Tensor, right: Tensor) -> Tensor:
+    """A symmetric matrix of min(n, m, d) rows; the roots of its eigenvalues are the singular values of left right^T.
 
-
-def _gram(product: Tensor) -> Tensor:
-    """The smaller of M M^T and M^T M: the roots of its eigenvalues are M's singular values."""
-    return product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
+    Few rows with the same X^T X stand for the set with fewer pictures. Of the other, which may have tens of thousands, only its
+    covariance is needed.
+    """
+    few, many = (left, right) if len(left) <= len(right) else (right, left)
+    if len(few) > few.shape[1]:
+        few = torch.linalg.qr(few, mode="r")[1]
+    if len(many) > many.shape[1]:
+        return few @ (many.T @ many) @ few.T
+    product = few @ many.T
+    return product @ product.T
 
 
 def _frechet_error(first: Tensor, second: Tensor, paired: bool) -> float:
@@ -256,8 +260,9 @@ def _gaussian(x: Tensor, y: Tensor) -> Tensor:
 
 def _blocks(x: Tensor, y: Tensor, kernel: Kernel) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of the kernel matrix in parts: where they lie, the part, and its entries on the whole matrix' diagonal."""
-    for start in range(0, len(x), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(x)))
+    step = max(1, BLOCK // len(y))
+    for start in range(0, len(x), step):
+        rows = slice(start, min(start + step, len(x)))
         part = kernel(x[rows], y)
         yield rows, part, part.diagonal(start) if start < len(y) else part.new_zeros(0)
 
