@@ -90,7 +90,7 @@ def frechet_infinity(a: Features, b: Features, seed: int) -> float:
 
     Published, only the painted set is shortened (5,000 to 50,000 pictures, against all real ones). Here both are small, so both
     are shortened by the same shares, half of the pictures to all, in 15 steps. May be negative. As the bias goes, so grows the
-    spread: 2 to 3 times that of the distance itself.
+    spread: 1 to 3 times that of the distance itself.
 
     Raises:
         InputError: as `frechet_distance`, or fewer than four pictures.
