@@ -12,7 +12,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Window, paste
-from pbe_train.evaluation import recognition
+from pbe_train.evaluation import pair_scores, recognition
 from pbe_train.evaluation.pair_scores import (
     copy_paste,
     copying,
@@ -187,6 +187,26 @@ def test_copies_that_are_disguised(seed):
     assert abs(np.mean(strangers)) < 0.3
 
 
+def test_a_copy_is_more_than_its_colours():
+    """Detail counts: what a picture of the same colours at the same places has, as any of the class may, is no copy."""
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    reference, other = (np.repeat(np.repeat(one, 5, 0), 5, 1) for one in (blocks, blocks[::-1]))
+    mask = box_mask(100, 100, 10, 90, 10, 90)
+    photo = np.zeros((100, 100, 3), np.uint8)
+    alike = copy_paste(photo, mask, cv2.GaussianBlur(reference, (0, 0), 8))
+    assert copying(alike, mask, reference, other) < 0.5
+    assert copying(copy_paste(photo, mask, cv2.GaussianBlur(reference, (0, 0), 1)), mask, reference, other) > 0.7
+
+
+@given(seed=seeds, height=sizes, width=sizes)
+@settings(max_examples=20, deadline=None)
+def test_cells_are_mean_colours_of_masked_pixels(seed, height, width):
+    """Of one colour inside, whatever lies outside and however few pixels of a cell are masked."""
+    mask = any_mask(seed, height, width, True)
+    picture = np.where(mask[..., None], np.uint8(77), scene(seed, height, width))
+    assert pair_scores._cells(picture, mask) == pytest.approx(77)
+
+
 def published_pictures(picture, mask, reference):
     """The published script's steps, in its order, on PIL's and torch's functions; torchvision's are named beside them."""
     mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -243,6 +263,7 @@ def test_a_tie_is_no_recognition():
     assert recognised(np.array([3.0, 0.1], np.float32), candidates * np.array([[0.1], [9], [9]], np.float32))
     for damaged in (np.zeros(2), np.full(2, math.nan), np.array([math.inf, 0])):
         assert not recognised(damaged, candidates)
+        assert not recognised(damaged, candidates[:1])
 
 
 def test_what_is_no_pair_is_refused():
