@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float
 from rich.table import Table
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from pbe_core.words import number_of
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct
+from pbe_train.evaluation.pair_scores import cut_region
 from pbe_train.model.pipeline import Run, SamplingSettings
 
 CANDIDATES = 8
@@ -120,12 +121,6 @@ def ask(
     # A tie, as between regions that all look alike, is no recognition, and nor is anything that is not a number.
     rest = cosines.scatter(1, right, -torch.inf).amax(1)
     return list(zip((own > rest).tolist(), own.tolist(), strict=True))
-
-
-def cut_region(view: UInt8[np.ndarray, "size size 3"], mask: Bool[np.ndarray, "size size"]) -> AnyPhoto:
-    """The view inside the mask's bounding box."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return view[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def make_score(answers: Sequence[tuple[bool, float]], views: int) -> Score:
