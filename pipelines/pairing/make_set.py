@@ -98,7 +98,8 @@ def make_set(
             else:
                 books = _pair_named(settings, source, ids, by_row, maker, writer)
     if maker.unread:
-        books.notes.append(f"objects that cannot be references, as their photos cannot be used: {dict(maker.unread)}")
+        codes = ", ".join(f"{code}: {count:,}" for code, count in sorted(maker.unread.items()))
+        books.notes.append(f"objects that cannot be references, as their photos cannot be used ({codes})")
     if cut := sum(not row["whole_box"] for row in writer.rows):
         books.notes.append(f"boxes that no square of their photo holds, so that the mask ends at its edge: {cut:,}")
     books.pairs = len(writer.rows)

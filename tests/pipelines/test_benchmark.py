@@ -13,12 +13,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from pbe_core.images.crop import Rectangle
+from pbe_core.randomness import hash_column
 from pbe_core.settings import REPOSITORY, load_settings
 from pipelines import benchmark
 from pipelines.pairing.cut import cut_object, open_object, square_around
@@ -124,6 +126,7 @@ def test_the_layout_is_that_of_cocoee(made):
 
 
 def test_photo_mask_and_reference_are_cut_as_said(made, world):
+    uncut = 0
     for row in table_of(made):
         photo, mask, reference = (picture(made / row[name]) for name in ("photo", "mask", "reference"))
         assert photo.shape == (96, 96, 3)
@@ -136,22 +139,28 @@ def test_photo_mask_and_reference_are_cut_as_said(made, world):
         # Boxes of photos of 160 x 120 px lie in their middle square; that of the wide photo is longer than its square.
         wide = row["photo_id"] == "dog-5"
         assert row["whole_box"] == ("0" if wide else "1")
-        left = 140 if wide else min(int(original.shape[1] - 120) // 2, _left_of(world, row))
+        left = 140 if wide else min(int(original.shape[1] - 120) // 2, box_of(world, row["photo_id"], row["label"])[0])
         square = cv2.resize(original[:, left : left + 120], (96, 96), interpolation=cv2.INTER_AREA)
         assert np.abs(square.astype(int) - photo).max() <= 1
         if wide:
             assert (x_min, x_max) == (0, 96)
         other = picture(world / f"{row['reference_photo_id']}.jpg")
-        assert max(reference.shape[:2]) <= 96
+        left, top, right, bottom = box_of(world, row["reference_photo_id"], row["label"])
+        crop = other[max(top - 10, 0) : bottom + 10, max(left - 10, 0) : right + 10]
+        if max(crop.shape) <= 96:
+            assert np.array_equal(reference, crop)
+            uncut += 1
+        else:
+            assert max(reference.shape) == 96
         assert row["reference_photo_id"] not in (row["photo_id"], BROKEN)
-        assert abs(reference.mean() - other.mean()) < 60
+    assert uncut > 5
 
 
-def _left_of(world: Path, row: Row) -> int:
-    """Where the box of a pair begins in its photo, px."""
+def box_of(world: Path, photo_id: str, label: str) -> tuple[int, ...]:
+    """The first box of a class in a photo: x_min, y_min, x_max, y_max in px."""
     with (world / "boxes.csv").open() as file:
-        boxes = [box for box in csv.DictReader(file) if box["photo"] == f"{row['photo_id']}.jpg" and box["label"] == row["label"]]
-    return int(boxes[0]["x_min"])
+        box = next(box for box in csv.DictReader(file) if (box["photo"], box["label"]) == (f"{photo_id}.jpg", label))
+    return tuple(int(box[name]) for name in ("x_min", "y_min", "x_max", "y_max"))
 
 
 @pytest.mark.parametrize("judged", [False, True])
@@ -213,6 +222,23 @@ def test_the_nearest_reference_is_that_of_the_largest_cosine(world, tmp_path, mo
     assert record["books"]["left_out"]["no_reference"] == 2  # A twin is the nearest to a twin, and the same photo.
     assert record["judge"] == {"kind": "stand-in"}
     assert len({row["reference_object_id"] for row in rows}) < len(rows)
+
+
+def test_the_draw_is_the_same_however_much_is_read_at_once(world, tmp_path):
+    """Photos in the order of their hashes, and of each class at most so many candidates."""
+    settings = load_settings(BenchmarkSettings, "build", options(world, tmp_path / "set"))
+    select_objects(settings, tmp_path)
+    drawn = draw(tmp_path / "objects.parquet", settings.seed, 50)
+    whole, parts = ([row["object_id"] for rows in drawn.read_targets(n) for row in rows] for n in (100, 3))
+    assert len(whole) == len(set(whole)) == 16
+    assert whole == parts
+    hashes = hash_column(pa.array([name.rpartition("-")[0] for name in whole]), settings.seed, "benchmark photo")
+    assert hashes.tolist() == sorted(hashes.tolist())
+    assert {label: len(rows) for label, rows in drawn.pools.items()} == {"cat": 8, "dog": 7, "bird": 1, "twin": 2}
+    fewer = draw(tmp_path / "objects.parquet", settings.seed, 3).pools
+    assert {label: rows[:3] for label, rows in drawn.pools.items()} == fewer
+    for rows in drawn.pools.values():
+        assert len({row["photo_id"] for row in rows}) == len(rows)
 
 
 @given(st.integers(16, 400), st.integers(16, 400), st.data())
