@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -462,3 +463,30 @@ def test_real_photos_of_coco(real_data, tmp_path):
             assert sides == pytest.approx((entry["bbox"][2] * scale, entry["bbox"][3] * scale), abs=1.01)
         assert row["licence"].startswith("http")
     assert Counter(row["label"] for row in rows) == record["classes"]
+
+
+def test_a_real_judge_finds_nearer_references_than_chance(real_data, tmp_path):
+    """The cosines that it says are those of the written crops, and no smaller than those of references at random."""
+    load_judge = pytest.importorskip("pbe_core.judges.judge").load_judge
+    spec = f"mobilenet={real_data / 'judge' / 'mobilenet_v1_imagenet_fp16.safetensors'}"
+    coco = real_data / "coco_mini"
+    place = ["--source.annotations", str(coco / "instances.json"), "--source.photos", str(coco / "images")]
+    common = ["--config", "coco", *place, "--benchmark.split", "all", "--benchmark.size", "224"]
+    common += ["--selection.include_labels", '["dog", "cat", "bird", "toilet"]']
+    run(*common, "--benchmark.out", str(tmp_path / "random"), "--benchmark.reference", "random")
+    run(*common, "--benchmark.out", str(tmp_path / "nearest"), "--benchmark.judge", spec)
+    judge = load_judge(spec)
+    record = record_of(tmp_path / "nearest")
+    assert record["judge"] == judge.identity.model_dump(mode="json")
+    settings = load_settings(BenchmarkSettings, "build", [*common, "--benchmark.out", "x"])
+    select_objects(settings, tmp_path)
+    objects = {row["object_id"]: row for row in pq.read_table(tmp_path / "objects.parquet").to_pylist()}
+    rows = {name: table_of(tmp_path / name) for name in ("nearest", "random")}
+    assert [row["object_id"] for row in rows["nearest"]] == [row["object_id"] for row in rows["random"]]
+    for near, chance in zip(rows["nearest"], rows["random"], strict=True):
+        names = near["object_id"], near["reference_object_id"], chance["reference_object_id"]
+        crops = [cut_object(open_object(objects[name], settings), settings.references.padding, 224) for name in names]
+        assert np.array_equal(crops[1], picture(tmp_path / "nearest" / near["reference"]))
+        target, *others = (features / np.linalg.norm(features) for features in judge.features(crops).astype(np.float64))
+        assert float(near["similarity"]) == pytest.approx(others[0] @ target, abs=1e-4)
+        assert others[0] @ target >= others[1] @ target - 1e-4
