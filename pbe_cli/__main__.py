@@ -17,6 +17,7 @@ COMMANDS = {
     "survey": ("pipelines.survey", "find photos that are there under two ids"),
     "verify": ("pipelines.verify", "read a dataset from end to end: is it whole?"),
     "inspect": ("pipelines.inspect_dataset", "look at a dataset: report, preview (contact sheet), trace (one sample), masks"),
+    "benchmark": ("pipelines.benchmark", "boxes and photos to pairs of photo, mask and reference, for judging models by"),
     "cost": ("pbe_train.cost", "what a training will take: memory by batch, hours by GPU"),
     "train": ("pbe_train.train", "shards to model; on several GPUs: torchrun --nproc-per-node 8 -m pbe_train.train"),
     "evaluate": ("pbe_train.evaluate", "does the painted object look like its reference?"),

@@ -10,11 +10,11 @@ from typing import Any
 from pbe_cli.__main__ import COMMANDS, usage
 from pbe_core.settings import REPOSITORY, field_names
 from pbe_train.config import TrainSettings
-from pipelines.config import BuildSettings
+from pipelines.pairing.settings import BenchmarkSettings
 
 CAPTURED: Any = {"cwd": REPOSITORY, "capture_output": True, "text": True}
 # Programs that read their settings from a file.
-SETTINGS_OF = ("plan", "build", "crawl", "survey", "train", "cost")
+SETTINGS_OF = ("plan", "build", "crawl", "survey", "benchmark", "train", "cost")
 GUARD = """
 import os, socket, sys
 for name in ("RAY_USAGE_STATS_ENABLED", "NO_ALBUMENTATIONS_UPDATE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY"):
@@ -114,7 +114,7 @@ def test_the_pages_that_the_code_points_to_are_there():
 
 
 def test_the_settings_that_messages_name_are_there():
-    settings = {*field_names(BuildSettings), *field_names(TrainSettings)}
+    settings = {*field_names(BenchmarkSettings), *field_names(TrainSettings)}
     groups = "|".join(sorted({name.partition(".")[0] for name in settings if "." in name}))
     named = set()
     for path in PRODUCT:

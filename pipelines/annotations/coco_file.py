@@ -143,6 +143,17 @@ def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[s
     return Instances(photos, lists["annotations"], _categories(lists["categories"], path))
 
 
+def annotation_ids(path: Path) -> list[int | None]:
+    """The `id` of each entry of a file's `annotations`, in their order; null where it is missing or no whole number.
+
+    Raises:
+        InputError: the file is no JSON object that can be read.
+    """
+    entries = _parse(path).get("annotations")
+    words = [identifier(entry.get("id")) if isinstance(entry, dict) else None for entry in entries or ()]
+    return [int(word) if word and re.fullmatch(r"[0-9]{1,18}", word) else None for word in words]
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:

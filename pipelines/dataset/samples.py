@@ -93,7 +93,7 @@ def prepare_sample(
     rotation = row.rotation or 0
     stored = (height, width) if rotation % 180 else (width, height)
     box = turned(box_in_photo(vars(row), *stored), *stored, rotation)
-    failure = _unfit(row, *stored, box, settings)
+    failure = unfit((row.width, row.height), *stored, box, settings)
     if failure:
         return failure_of(row, *failure)
     extended = extend_box(box, frame, settings.masks.max_extension, generator(*names, "mask", 0, "extension"))
@@ -190,13 +190,23 @@ def draw_mask(
     return kind, tuple(map(tuple, polygon.tolist())), fill_outline(kind, polygon, size)
 
 
-def _unfit(row: PlanRow, width: int, height: int, box: Rectangle, settings: BuildSettings) -> tuple[str, str] | None:
-    """What only the photo itself tells: code and detail of why this sample cannot be made; None if it can."""
-    if row.width is not None and row.height is not None:
+def unfit(
+    told: tuple[int | None, int | None], width: int, height: int, box: Rectangle, settings: BuildSettings
+) -> tuple[str, str] | None:
+    """What only the photo itself tells: code and detail of why an object cannot be cut from it; None if it can.
+
+    Args:
+        told: width and height of the photo as the tables have it, px.
+        width: of the photo, px, before it was turned.
+        height: likewise.
+        box: photo px.
+        settings: its rules of selection that ask for px.
+    """
+    if told[0] is not None and told[1] is not None:
         # A smaller copy of the photo has the same shape; another frame, or another photo, has not.
-        if not same_shape((row.width, row.height), (width, height)):
-            detail = f"the photo has {width}x{height} px, the annotations say {row.width}x{row.height}"
-            turned = same_shape((row.height, row.width), (width, height))
+        if not same_shape((told[0], told[1]), (width, height)):
+            detail = f"the photo has {width}x{height} px, the annotations say {told[0]}x{told[1]}"
+            turned = same_shape((told[1], told[0]), (width, height))
             other = "exif" if settings.source.photo_frame == "stored" else "stored"
             return "shape_mismatch", f"{detail}: turned by its EXIF? then set source.frame: {other}" if turned else detail
         return None

@@ -35,7 +35,7 @@ SELECTION_RECORD = "selection.json"
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
 PLAN_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
-_SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
+SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
@@ -61,7 +61,7 @@ def fingerprint(
     sample records the SHA-256 of the file that it was cut from.
     """
     chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
-    chosen["source"] = {name: chosen["source"][name] for name in _SOURCE_KEYS}
+    chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS}
     chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
@@ -276,7 +276,7 @@ def _may_extend(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
     extend = ", or --extend, which keeps what is packed and adds what is new" if _may_extend(old, new) else ""
     return InputError(
-        f"{path}: this folder was planned with other inputs or settings ({'; '.join(_difference(old, new))}); "
+        f"{path}: this folder was planned with other inputs or settings ({'; '.join(difference(old, new))}); "
         f"give another --out{extend}, or remove the folder"
     )
 
@@ -297,11 +297,11 @@ def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def _difference(old: Any, new: Any, name: str = "") -> list[str]:
+def difference(old: Any, new: Any, name: str = "") -> list[str]:
     """Where two fingerprints differ, as `key: old -> new`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
-        return [line for key in keys for line in _difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
+        return [line for key in keys for line in difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)]
     if old == new:
         return []
     return [f"{name}: {_short(old)} -> {_short(new)}"]

@@ -51,7 +51,7 @@ _DETAIL = tuple(
 # Bands of a hash that must agree; see `near_pairs`.
 _AGREEING_BANDS = 3
 
-_ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
+ADDRESS = "^[A-Za-z][A-Za-z0-9+.-]*://[^/]+/."
 PHOTO_LIST = "photo_list.json"
 SCAN_RECORD = "survey.json"
 
@@ -273,7 +273,7 @@ def _photos_that_share(partitions: Partitions, name: str) -> pa.Table:
         wanted = np.isin(hash_column(value), repeated) & np.isin(photo, with_boxes)
         wanted &= pc.is_valid(value).to_numpy(zero_copy_only=False)
         if name == "url":  # `http://` or `unknown` is no photo's address.
-            wanted &= pc.fill_null(pc.match_substring_regex(value, _ADDRESS), False).to_numpy(zero_copy_only=False)
+            wanted &= pc.fill_null(pc.match_substring_regex(value, ADDRESS), False).to_numpy(zero_copy_only=False)
         chosen = pa.array(wanted)
         split = one_word(partitions.split_of(part), int(wanted.sum()))
         tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))

@@ -1,0 +1,1 @@
+"""Pairs of photo, mask and reference from boxes, for judging models: what `pipelines/benchmark.py` is made of."""
