@@ -32,7 +32,7 @@ from pbe_train.evaluation.lines import (
 )
 from pbe_train.evaluation.pair_sets import PairSet
 from pbe_train.evaluation.results import SIZES, Evaluation, RowScores, check_comparable
-from pbe_train.evaluation.thumbnails import ShownPair, data_uri, extremes, read_thumbnails
+from pbe_train.evaluation.thumbnails import Card, ShownPair, encode_within, extremes, read_thumbnails
 
 LARGEST_PAGE = 6_000_000
 """Bytes: what a mail takes."""
@@ -40,8 +40,6 @@ SHOWN_CLASSES = 200
 _SHOWN_MODELS = 6
 """Models that have a table of classes or a picture of each pair; the last ones, which of one training are the newest."""
 _EXTREMES = 20
-_QUALITIES = ((192, 80), (192, 60), (160, 50), (128, 40), (96, 30), (64, 20))
-"""Side in px and WebP quality of small pictures: the first that fits."""
 _CHOSEN = ("CLIP score", "DINO-I", "CLIP-I")
 
 
@@ -63,7 +61,7 @@ class Class:
 
     def row(self, line: Line) -> RowScores | None:
         """The row of one line; null where the class has none."""
-        return next((row for own, row in self.rows if own == line), None)
+        return next((row for own, row in self.rows if own.title == line.title), None)
 
 
 def write_report(results: Sequence[Shown], out: Path, pairs: PairSet | None = None, by: str | None = None) -> None:
@@ -84,10 +82,14 @@ def write_report(results: Sequence[Shown], out: Path, pairs: PairSet | None = No
     lines = lines_of(evaluations)
     chosen = choose_score(lines, by)
     best, worst = _read_extremes(results, lines, chosen, pairs) if pairs and chosen else ([], [])
-    for side, quality in _QUALITIES:
-        page = render_page(evaluations, lines, chosen, best, worst, side, quality).encode()
-        if len(page) <= LARGEST_PAGE:
+    room = LARGEST_PAGE // 2
+    while True:
+        cards = encode_within([*best, *worst], room)
+        page = render_page(evaluations, lines, chosen, cards[: len(best)], cards[len(best) :]).encode()
+        beyond = len(page) - LARGEST_PAGE
+        if beyond <= 0 or room <= 0:
             break
+        room = sum(card.length for card in cards) - beyond
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
 
@@ -108,10 +110,8 @@ def render_page(
     evaluations: Sequence[Evaluation],
     lines: Sequence[Line],
     chosen: str | None,
-    best: Sequence[ShownPair],
-    worst: Sequence[ShownPair],
-    side: int,
-    quality: int,
+    best: Sequence[Card],
+    worst: Sequence[Card],
 ) -> str:
     """The page as HTML text: the same for the same results.
 
@@ -121,8 +121,6 @@ def render_page(
         chosen: the pair score that pairs and classes are shown by.
         best: pairs with their small pictures, the best first.
         worst: the worst first.
-        side: px of a small picture.
-        quality: of its WebP, 0-100.
     """
     first = evaluations[0]
     count = min(evaluation.count for evaluation in evaluations)
@@ -159,7 +157,6 @@ def render_page(
         chosen=chosen,
         selected=select_line(lines),
         extremes={"Best": best, "Worst": worst},
-        picture=lambda picture: Markup(data_uri(picture, side, quality)),
         pair_score=pair_score,
         judges=list({judge.name: judge for one in evaluations for judge in one.judges}.values()),
         independent={name: value for one in evaluations for name, value in one.independent.items()},
@@ -184,10 +181,10 @@ def select_line(lines: Sequence[Line]) -> Line | None:
 
 def _parts(rows: Mapping[str, Sequence[Sequence[RowScores]]], lines: Sequence[Line]) -> list[Class]:
     """Parts of the results, by name: each result's rows with their lines. Parts without rows are left out."""
-    parts = []
+    parts, titles = [], [line.title for line in lines]
     for name, by_result in rows.items():
         own = [pair for result, found in enumerate(by_result) for pair in match_rows(lines, result, found)]
-        own.sort(key=lambda pair: lines.index(pair[0]))
+        own.sort(key=lambda pair: titles.index(pair[0].title))
         counts = [value.count for _, row in own for value in row.scores.values()]
         if own:
             parts.append(Class(name, max(counts, default=0), own))

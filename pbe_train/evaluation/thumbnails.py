@@ -1,7 +1,6 @@
 """The best and the worst pairs as small pictures, for a page that holds them itself."""
 
 import base64
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyMask, AnyPhoto
@@ -22,6 +20,9 @@ from pbe_train.evaluation.results import PairRow
 SIDE = 192
 """Longest side of a small picture, px: sharp at 96 px on a screen of double density."""
 
+_QUALITIES = ((SIDE, 85), (SIDE, 70), (160, 60), (128, 50), (96, 40), (64, 30))
+"""Longest side in px and JPEG quality; the first that fits is taken."""
+
 
 @dataclass(frozen=True)
 class ShownPair:
@@ -29,6 +30,19 @@ class ShownPair:
 
     pair: PairRow
     pictures: Mapping[str, AnyPhoto | None]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A pair with its pictures as data: URIs by title; empty where there is no picture."""
+
+    pair: PairRow
+    pictures: Mapping[str, str]
+
+    @property
+    def length(self) -> int:
+        """Bytes of its pictures in the page."""
+        return sum(len(source) for source in self.pictures.values())
 
 
 def extremes(pairs: Sequence[PairRow], row: str, score: str, most: int) -> tuple[list[PairRow], list[PairRow]]:
@@ -78,11 +92,24 @@ def outline_small(photo: AnyPhoto, mask: AnyMask) -> AnyPhoto:
     return shrink(outline(cv2.resize(photo, size, interpolation=cv2.INTER_AREA), region))
 
 
-def data_uri(picture: AnyPhoto, side: int, quality: int) -> str:
-    """A picture of at most `side` px as WebP in a data: URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(shrink(picture, side=side)).save(buffer, "WEBP", quality=quality, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def encode_within(shown: Sequence[ShownPair], room: int) -> list[Card]:
+    """Pairs with their pictures as they stand in a page: as large and as good as fits into `room` bytes, all alike.
+
+    Where even the smallest do not fit, there are none.
+    """
+    for side, quality in _QUALITIES if room > 0 else ():
+        cards = [Card(one.pair, {title: _data_uri(own, side, quality) for title, own in one.pictures.items()}) for one in shown]
+        if sum(card.length for card in cards) <= room:
+            return cards
+    return [Card(one.pair, dict.fromkeys(one.pictures, "")) for one in shown]
+
+
+def _data_uri(picture: AnyPhoto | None, side: int, quality: int) -> str:
+    if picture is None:
+        return ""
+    small = cv2.cvtColor(shrink(picture, side), cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
 def _size(picture: AnyPhoto, side: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pbe_core.images import AnyPhoto
 from pbe_core.judges.judge import JudgeIdentity
-from pbe_train.evaluation.pair_sets import Pair, PairPictures
+from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.evaluation.results import SIZES, Evaluation, PairRow, RowScores, Value, size_of
 
 SET_SCORES = {
@@ -32,7 +32,7 @@ BOUND_SHIFTS = {"copy-paste": 0.3, "nothing painted": -0.5, "real view": 0.6, "V
 
 
 @dataclass(frozen=True)
-class DrawnPairs:
+class DrawnPairs(PairSet):
     """A pair set of drawn pictures: a field with a disc, an ellipse as the reference."""
 
     pairs: list[Pair]
