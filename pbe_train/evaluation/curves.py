@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,6 +16,7 @@ from pbe_train.evaluation.lines import Line, header, in_units, lower_is_better, 
 from pbe_train.evaluation.results import Value
 
 _SIZE = (4.6, 2.5)  # inches: half of the page's width at its text size
+_LINE = 0.08  # of the axis's height: a line of text
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,20 @@ def draw_curve(score: str, series: Mapping[str, Mapping[int, Value]], bounds: Ma
 def _draw_bounds(axes: Axes, bounds: Mapping[str, float]) -> None:
     low, high = axes.get_ylim()
     reach = high - low  # Farther ones would press the curve flat.
-    for name, bound in bounds.items():
-        if low - reach <= bound <= high + reach:
-            axes.axhline(bound, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.annotate(
-                name, (1, bound), (-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=8
-            )
+    near = {name: bound for name, bound in sorted(bounds.items(), key=lambda one: one[1]) if low - reach <= bound <= high + reach}
+    for bound in near.values():
+        axes.axhline(bound, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    low, high = axes.get_ylim()
+    line = _LINE * (high - low)
+    axes.set_ylim(low, high + line if near else high)  # Room for a name above the last one.
+    ends = [-np.inf, *near.values(), np.inf]
+    right = True
+    for (name, bound), before, after in zip(near.items(), ends, ends[2:], strict=False):
+        right = not right or bound - before > line  # Of two that are close, the lower has its name below, at the other end.
+        shift, below = (-2 if right else 2), after - bound <= line
+        place: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8}
+        sides: Any = {"ha": "right" if right else "left", "va": "top" if below else "bottom"}
+        axes.annotate(name, (float(right), bound), (shift, -2 if below else 1), **place, **sides)
 
 
 def _points(lines: Sequence[Line], score: str) -> dict[int, Value]:

@@ -38,7 +38,7 @@ LARGEST_PAGE = 6_000_000
 """Bytes: what a mail takes."""
 SHOWN_CLASSES = 200
 _SHOWN_MODELS = 6
-"""Models that have a table of classes or a picture of each pair; the last ones, which of one training are the newest."""
+"""Models that are shown by class and size, and with a picture of each pair: the last ones, of one training the newest."""
 _EXTREMES = 20
 _CHOSEN = ("CLIP score", "DINO-I", "CLIP-I")
 
@@ -152,8 +152,8 @@ def render_page(
         classes=classes[:SHOWN_CLASSES],
         rest_classes=len(classes) - SHOWN_CLASSES,
         class_scores=_defined(classes, count),
-        class_models=models[-_SHOWN_MODELS:],
-        class_lines=[*models[-_SHOWN_MODELS:], *bounds],
+        part_models=models[-_SHOWN_MODELS:],
+        part_lines=[*models[-_SHOWN_MODELS:], *bounds],
         chosen=chosen,
         selected=select_line(lines),
         extremes={"Best": best, "Worst": worst},
