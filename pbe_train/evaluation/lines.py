@@ -23,8 +23,6 @@ _JUDGE_KINDS = {
     "CMMD": ("clip",),
     "DINO": ("dinov2",),
     "FD-DINOv2": ("dinov2",),
-    "FID (clean)": ("inception-clean",),
-    "FID (legacy)": ("inception-legacy",),
 }
 _FORMATS = {
     "FID": (1, 2),
@@ -168,7 +166,8 @@ def show_interval(score: str, value: Value | None) -> str:
 def judges_of(score: str, judges: Sequence[JudgeIdentity]) -> list[str]:
     """Names of the judges that a score comes from; none for scores of pixels."""
     named = re.search(r"\((.*)\)$", score)
-    own = [judge.name for judge in judges if (named and judge.name == named[1]) or score.lower() == f"{judge.name}-I".lower()]
+    brackets = ({named[1], f"inception-{named[1]}"} if kind_of(score) == "FID" else {named[1]}) if named else set()
+    own = [judge.name for judge in judges if judge.name in brackets or score.lower() == f"{judge.name}-I".lower()]
     kinds = next((kinds for start, kinds in _JUDGE_KINDS.items() if score.startswith(start)), ())
     return own or [judge.name for judge in judges if judge.kind in kinds]
 

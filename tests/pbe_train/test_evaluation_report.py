@@ -185,7 +185,12 @@ def test_arrows_and_judges_of_scores():
         "DINO-I": "dinov2",
         "FD-DINOv2": "dinov2",
     }
-    known |= {"FID (clean)": "inception-clean", "KID (mobilenet)": "mobilenet", "mobilenet-I": "mobilenet"}
+    known |= {
+        "FID (clean)": "inception-clean",
+        "FID∞ (clean)": "inception-clean",
+        "KID (mobilenet)": "mobilenet",
+        "mobilenet-I": "mobilenet",
+    }
     assert {score: judges_of(score, judges) for score in known} == {score: [name] for score, name in known.items()}
     assert judges_of("seam", judges) == judges_of("FID (legacy)", judges) == []
     told = result(IDS, independent={"clip": False, "dinov2": True})
@@ -301,6 +306,16 @@ def test_the_page_stays_below_its_limit_however_much_there_is_to_show(tmp_path, 
     each = 8 if many_classes else 4  # Photo, reference, and the six newest checkpoints at most.
     assert text.count("<img") == (40 * each if pictures else 0)
     assert ("The 200 classes with most pairs of 300" in text) == many_classes
+
+
+def test_a_result_with_little_in_it_is_shown(tmp_path):
+    """Pixels alone, no model, no judge, no class: nothing to choose pairs by."""
+    told = result(IDS[:1], 1, judges=[], independent={}, per_class={}, per_size={}, pairs=[], notes=[], recipe={})
+    for rows in ([], told.rows[1:2], [told.rows[0].model_copy(update={"set_scores": {}, "pair_scores": {}})]):
+        little = told.model_copy(update={"rows": rows})
+        write_report([Shown(little, {"model": tmp_path})], tmp_path / "report.html", DrawnPairs(IDS[:1]))
+        assert "No judge was named" in words((tmp_path / "report.html").read_text())
+        assert "1 picture, fewer than" in printed([little])
 
 
 def test_curves_have_their_points_where_the_values_are():
