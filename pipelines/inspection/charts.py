@@ -1,11 +1,5 @@
-"""Charts as inline SVG: no ids that clash, no network names, colours left to the page's style sheet, text left as text.
+"""Charts of a dataset, as inline SVG."""
 
-matplotlib draws with the placeholder colours below; each becomes a CSS variable, so that one chart serves light and dark pages.
-"""
-
-import io
-import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,31 +12,12 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-INK, FAINT, FIRST, SECOND, THIRD = (f"#01020{number}" for number in range(3, 8))
-SERIES = (FIRST, SECOND, THIRD)
-_VARIABLES = {INK: "ink", FAINT: "faint", FIRST: "first", SECOND: "second", THIRD: "third"}
-_WIDTH = 7.6  # inches of 72 pt: as wide as the page's column at its normal text size
+from pbe_core.pages.svg import FAINT, FIRST, INK, SECOND, SERIES, STYLE, WIDTH, inline_svg
+
 _LONGEST_NAME = 30
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # A class may be called "$".
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.edgecolor": FAINT,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars, the first label on top: one bar a label, its parts (one a series) side by side, the sum at its end."""
     figure, axes = _axes(0.24 * len(labels) + 0.8)
@@ -53,10 +28,10 @@ def bar_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[in
     axes.grid(axis="x")
     _whole_numbers(axes.xaxis)
     _legend(axes, series)
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def share_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[int]]) -> Markup:
     """Horizontal bars of equal length, each divided into up to three parts; the second recedes."""
     figure, axes = _axes(0.3 * len(labels) + 0.75)
@@ -66,10 +41,10 @@ def share_chart(name: str, labels: Sequence[str], series: Mapping[str, Sequence[
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f} %"))
     _legend(axes, series)
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def share_histogram(
     name: str,
     edges: Sequence[float],
@@ -85,10 +60,10 @@ def share_histogram(
     ticks = [step * 10.0**decade for decade in range(-6, 1) for step in steps]
     _logarithmic(axes, 10, low, high, ticks, lambda share: f"{100 * share:.6g} %")
     _label(axes, f"share of the {of}, logarithmic", counted, series, rules)
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def aspect_histogram(
     name: str, edges: Sequence[float], series: Mapping[str, Sequence[int]], rules: Mapping[str, float | None]
 ) -> Markup:
@@ -98,10 +73,10 @@ def aspect_histogram(
     reach, ticks = max(high, 1 / low), [2.0**power for power in range(-5, 6)]
     _logarithmic(axes, 2, 1 / reach, reach, ticks, lambda ratio: f"{ratio:.0f}:1" if ratio >= 1 else f"1:{1 / ratio:.0f}")
     _label(axes, "width : height, logarithmic", "objects", series, rules)
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def count_chart(name: str, counts: Sequence[int], above: int, xlabel: str, ylabel: str) -> Markup:
     """Bars over 1, 2, 3 ...; what lies above the last number is one bar more."""
     figure, axes = _axes(2.6)
@@ -121,13 +96,13 @@ def count_chart(name: str, counts: Sequence[int], above: int, xlabel: str, ylabe
     axes.set_ylabel(ylabel)
     axes.grid(axis="y")
     _whole_numbers(axes.yaxis)
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def maps(name: str, grids: Mapping[str, Sequence[Sequence[int]]]) -> Markup:
     """Heat maps side by side, each over the photo stretched to a square and with its own scale."""
-    figure = Figure(figsize=(_WIDTH, 3.2), layout="compressed")
+    figure = Figure(figsize=(WIDTH, 3.2), layout="compressed")
     for axes, (title, grid) in zip(np.atleast_1d(figure.subplots(1, len(grids))), grids.items(), strict=True):
         # Not "none": browsers blur a picture of 32 px when they enlarge it.
         picture = axes.imshow(
@@ -144,7 +119,7 @@ def maps(name: str, grids: Mapping[str, Sequence[Sequence[int]]]) -> Markup:
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
-    return _inline(figure, name)
+    return inline_svg(figure, name)
 
 
 def short_name(text: str) -> str:
@@ -154,7 +129,7 @@ def short_name(text: str) -> str:
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -225,23 +200,3 @@ def _legend(axes: Axes, series: Mapping[str, object]) -> None:
 def _whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(6, integer=True))
     axis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:,.0f}"))
-
-
-def _inline(figure: Figure, name: str) -> Markup:
-    """A figure as an <svg> element that can stand in an HTML page beside others."""
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with warnings.catch_warnings(), mpl.rc_context({"svg.hashsalt": name}):
-        # Text is set in the reader's fonts; that ours lack a glyph of a class's name matters to its measured length alone.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    head, end, body = drawing.partition(">")
-    head = re.sub(r' xmlns(:\w+)?="[^"]*"', "", head).replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
-    used = set(re.findall(r"#([\w.-]+)", body))
-    body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
-    body = re.sub(r"font-family: [^;]*; ", "", body)  # The page's.
-    for colour, variable in _VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    return Markup(head + end + body)

@@ -8,11 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pbe_core.errors import InputError
 from pbe_core.files import write_atomically
+from pbe_core.pages.page import render_template
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
 from pipelines.inspection import charts
@@ -65,17 +65,11 @@ def write_report(folder: Path, settings: BuildSettings | None, out: Path) -> Non
 
 def render_page(figures: dict[str, Any]) -> str:
     """The page as HTML text: the same for the same figures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": show_count, "percent": show_percent, "size": show_size, "number_of": number_of}
     classes = figures["classes"]["classes"]
     shown = classes[:SHOWN_CLASSES]
-    return environment.get_template("page.html.jinja").render(
+    return render_template(
+        Path(__file__).with_name("page.html.jinja"),
+        {"count": show_count, "percent": show_percent, "size": show_size, "number_of": number_of},
         figures=figures,
         sections=_SECTIONS,
         charts=draw_charts(figures),

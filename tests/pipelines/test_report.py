@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -27,6 +26,7 @@ from pipelines.inspection.report import render_page, show_count, show_percent, s
 from schemas.dataset import Books, DatasetInfo, SplitCounts
 from schemas.tables import COORDINATES, FAILURES, FLAGS, OBJECTS, PLAN, REJECT_REASONS, REJECTS
 from tests.conftest import settings_of
+from tests.html_page import Page
 
 HOSTILE = "</text><script>alert('$x_{1}$')</script> --> \"onload=\" & ünï 車"
 SETTINGS = {"seed": 3, "selection": {"min_area": 0.01, "max_area": 0.9, "max_aspect": 5}, "views": {"size": 64}, "masks": {}}
@@ -352,41 +352,6 @@ def test_a_dataset_beside_other_tables_is_refused(tmp_path, dataset):
     finish_folder(folder, read_dataset(dataset), [*rows, rows[0]], 1)
     with pytest.raises(InputError, match=r"dataset.json: .* 32 boxes and 31 planned samples, but .* 31 and 30"):
         collect_figures(folder)
-
-
-class Page(HTMLParser):
-    """Checks that every element is closed in its turn, and keeps text, attributes and ids."""
-
-    VOID = frozenset({"meta", "br"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str]] = []
-        self.text: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attributes]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def values(self, name: str) -> list[str]:
-        return [value for _, key, value in self.attributes if key == name]
 
 
 def test_the_page_is_whole_loads_nothing_and_shows_foreign_text_without_running_it(tmp_path):
