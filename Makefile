@@ -42,8 +42,8 @@ train: shards ## train the tiny preset on them (runs/tiny); goes on where it sto
 demo: train ## all of it, ending with a picture: source, region, reference, result
 	$(BIN)/python -m pbe_train.demo --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/demo.png
 
-evaluate: train ## does the painted object look like its reference? (8 candidates, held-out scenes)
-	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation.json
+evaluate: train ## how good is the model? scores with intervals, and a page (held-out scenes)
+	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation
 
 test: .venv/installed ## run the tests, two files at a time (all but the long ones)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

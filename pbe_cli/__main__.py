@@ -20,7 +20,7 @@ COMMANDS = {
     "benchmark": ("pipelines.benchmark", "boxes and photos to pairs of photo, mask and reference, for judging models by"),
     "cost": ("pbe_train.cost", "what a training will take: memory by batch, hours by GPU"),
     "train": ("pbe_train.train", "shards to model; on several GPUs: torchrun --nproc-per-node 8 -m pbe_train.train"),
-    "evaluate": ("pbe_train.evaluate", "does the painted object look like its reference?"),
+    "evaluate": ("pbe_train.evaluate", "how good is a model? scores with intervals, between rows that bound them"),
     "edit": ("pbe_train.sample", "paint what a reference shows into a region of a photo"),
     "export": ("pbe_train.export", "write a run as diffusers or the original code load it"),
     "demo": ("pbe_cli.demo", "the tiny world from photos to a picture, in the current folder"),

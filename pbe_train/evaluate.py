@@ -1,87 +1,108 @@
-"""Does the model paint what the reference shows? Held-out views are repainted, and the reference is asked for among eight.
+"""How good is a model? Scores of its pictures with intervals, between rows that bound them: any pairs, any checkpoint.
 
-    python -m pbe_train.evaluate --model runs/tiny --dataset data/tiny/dataset --out evaluation.json
+    python -m pbe_train.evaluate --model runs/tiny --dataset data/tiny/dataset --out runs/tiny/evaluation
+    python -m pbe_train.evaluate --model MODEL --pairs test_bench --judge clip=openai/clip-vit-base-patch32 --out RESULT
+    python -m pbe_train.evaluate --pictures theirs=FOLDER --pairs test_bench --judge ... --out RESULT
 
-For each sample eight candidate references of eight labels are drawn, its own among them. A region is *recognised* if the
-reference that was painted lies strictly nearer to it than the other seven: cosine of class-token features, region = bounding box
-of the mask. Chance is 12.5 %. Painting *another* candidate than the sample's own separates following the reference from filling
-in what the surroundings suggest. Two rows bound the test from above: the real region, and the region after the VAE.
+    pairs ──paint──▶ OUT/pictures/ROW ──judges, once──▶ OUT/features ──▶ OUT/evaluation.json, index.html
 
-What is judged is the model's own output for the whole view: nothing is pasted back, so no px of the photo is in it. The model
-saw the masked view, though; where a jittered mask left a rim of the object outside, it may repaint that rim.
-
-The judge is the frozen encoder whose class token also conditions the model: the test tells whether the model paints what that
-encoder sees in the reference, not whether people would agree.
+Started again after it was interrupted, it goes on: what is painted is not painted again, nor looked at again. Under torchrun the
+processes share the work. docs/evaluation.md explains scores, judges and rows.
 """
 
 import argparse
 import json
-import sys
-from dataclasses import asdict
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from pbe_core.errors import InputError, run_program
-from pbe_core.progress import Progress
 
 
 def main() -> None:
-    """Paint, ask, and print the table."""
+    """Paint, look, score, and show."""
+    options = parse_options()
+    # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
+    from pbe_train.evaluation.program import evaluate
+
+    evaluate(options)
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line.
+
+    Raises:
+        InputError: options that do not go together.
+    """
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", type=Path, required=True, help="run folder that train.py wrote, or one of its checkpoints")
-    parser.add_argument("--dataset", required=True, help="dataset folder or URL; its split must keep views")
-    parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
-    parser.add_argument("--split", default="validation", help="split that was not trained on")
-    parser.add_argument("--count", type=int, default=200, help="samples; each is painted twice")
-    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
-    parser.add_argument("--seed", type=int, default=0, help="draws samples, candidates, masks and noise")
-    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
-    parser.add_argument("--out", type=Path, help="JSON file to write the table to")
-    parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
+    _add_pairs(parser.add_argument_group("what is asked (one of --pairs and --dataset)").add_argument)
+    _add_rows(parser.add_argument_group("who is asked (one or more)").add_argument)
+    _add_painting(parser.add_argument_group("how it paints").add_argument)
+    _add_scoring(parser.add_argument_group("how it is scored").add_argument)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that read pictures, and of networks on a CPU")
+    parser.add_argument("--out", type=Path, required=True, help="folder for pictures, features, evaluation.json and index.html")
     options = parser.parse_args()
-    if min(options.count, options.steps, options.batch) < 1:
-        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
+    if bool(options.pairs) == bool(options.dataset):
+        raise InputError("give one of --pairs and --dataset: what is to be painted")
+    if not (options.model or options.checkpoints or options.pictures):
+        raise InputError("give --model, --checkpoints or --pictures: what is to be scored")
+    if options.out.suffix == ".json":
+        raise InputError(f"--out {options.out}: give a folder; evaluation.json and the page are written into it")
+    numbers = {name: getattr(options, name) for name in ("count", "steps", "batch", "replicates", "threads")}
+    if wrong := [f"--{name} {number}" for name, number in numbers.items() if number < 1]:
+        raise InputError(f"{', '.join(wrong)}: must be 1 or more")
+    return options
 
-    # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
-    from pbe_train.checkpoints.from_pretrained import load_run
-    from pbe_train.config import TRAIN_SPLIT
-    from pbe_train.data.remote_shards import open_reader
-    from pbe_train.evaluation.held_out import check_fits
-    from pbe_train.evaluation.recognition import CANDIDATES, draw_questions, evaluate, make_table
-    from pbe_train.model.pipeline import SamplingSettings, check_guidance
 
-    with Progress("loading the model"):
-        run = load_run(options.model)
-    check_guidance(run, options.guidance)
-    reader = open_reader(run.settings.over(options.dataset, options.storage), options.split)
-    check_fits(run, reader)
-    trained_on = reader.info.fingerprint == run.identity.dataset_fingerprint and options.split == TRAIN_SPLIT
-    if trained_on:
-        print(f"warning: the run was trained on split `{options.split}`; these scores say nothing of new photos", file=sys.stderr)
-    with Progress("reading the labels"):
-        questions = draw_questions(reader, options.count, options.seed)
-    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
-    scores = evaluate(run, reader, questions, how, options.seed, options.batch)
-    Console().print(make_table(scores, run.step, options.guidance))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "model": str(options.model),
-            "step": run.step,
-            "dataset_fingerprint": reader.info.fingerprint,
-            "split": options.split,
-            "trained_on": trained_on,
-            "judge": f"class token of model.encoder {run.settings.model.encoder}, which also conditions the model",
-            "seed": options.seed,
-            "sampling": asdict(how),
-            "chance": 1 / CANDIDATES,
-            "scores": {name: asdict(score) for name, score in scores.items()},
-        }
-        options.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def _add_pairs(add: Callable[..., object]) -> None:
+    add(
+        "--pairs", type=Path, help="folder laid out as COCOEE (`pbe benchmark` makes such), or a .csv, .jsonl or .parquet of rows"
+    )
+    add("--dataset", help="a dataset of ours, a folder or URL; its split must keep views")
+    add("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
+    add("--split", default="validation", help="of the dataset; one that was not trained on")
+    add("--count", type=int, default=200, help="pairs drawn from the dataset")
+    add("--references", choices=("own", "another"), default="own", help="of the dataset: the sample's, or one of another label")
+
+
+def _add_rows(add: Callable[..., object]) -> None:
+    add("--model", nargs="+", default=[], metavar="[NAME=]MODEL", help="runs of train.py, checkpoints, published models")
+    add("--checkpoints", type=Path, metavar="RUN", help="all checkpoints of a run, for curves over steps")
+    add("--pictures", nargs="+", default=[], metavar="[NAME=]FOLDER", help="pictures ID.png that any program painted")
+    add("--beside", nargs="+", default=[], type=Path, metavar="RESULT", help="earlier results for the same table and page")
+
+
+def _add_painting(add: Callable[..., object]) -> None:
+    add("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
+    add("--steps", type=int, default=25, help="denoising steps")
+    add("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
+    add("--seed", type=int, default=0, help="of noise, samples, candidates and resamples")
+    add("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
+    add(
+        "--window",
+        choices=("whole", "region"),
+        default="whole",
+        help="whole: a square photo is the view, as in the published test; region: the square around the region, as `pbe edit`",
+    )
+    add(
+        "--no-blend",
+        dest="blend",
+        action="store_false",
+        help="the model's own px outside the mask, too, as in the published test",
+    )
+    add("--batch", type=int, default=16, help="pairs painted at once; fewer need less memory")
+
+
+def _add_scoring(add: Callable[..., object]) -> None:
+    kinds = "inception-clean, inception-legacy, clip, dinov2, mobilenet"
+    add("--judge", nargs="+", default=[], metavar="[NAME:]KIND=WHERE", help=f"networks that see the pictures; kinds: {kinds}")
+    add("--real", type=Path, help="folder of real photos for FID and its kind (published: COCO test2017)")
+    add("--codec", default="png", help="both sides pass it before they are compared: png (unchanged), or jpeg:QUALITY")
+    add("--replicates", type=int, default=1000, help="resamples for the intervals of set scores")
+    add("--extrapolate", action="store_true", help="also FID-infinity, which depends less on the number of pictures")
+    add("--mixture", type=Path, help=".npz for QS; made from the real pictures (k = 20) where there is no such file")
 
 
 if __name__ == "__main__":

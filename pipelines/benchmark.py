@@ -72,7 +72,7 @@ def print_summary(record: dict[str, Any], out: Path) -> None:
 def _load_judge(settings: BenchmarkSettings) -> Compares | None:
     if settings.benchmark.judge is None:
         return None
-    from pbe_core.judges.judge import load_judge  # type: ignore[import-untyped, unused-ignore]  # It loads PyTorch.
+    from pbe_core.judges.judge import load_judge  # It loads PyTorch.
 
     judge: Compares = load_judge(settings.benchmark.judge)
     return judge

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from pbe_core.judges.loading import LoadedNetwork
 from pbe_core.judges.mobilenet import load_mobilenet
 from pbe_core.judges.transformers_judges import load_clip, load_dinov2
 
-Kind = Literal["inception-clean", "inception-legacy", "clip", "dinov2", "mobilenet"]
+Kind = Literal["inception-clean", "inception-legacy", "clip", "dinov2", "mobilenet", "conditioner"]
+"""`conditioner` is a model's own encoder: nobody names it, it judges where no other judge does."""
 
 _INCEPTION = "curl -LO https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 HOW_TO_GET: Mapping[Kind, str] = {
@@ -106,7 +107,7 @@ def load_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
     """
     what, equals, where = spec.partition("=")
     name, colon, kind = what.rpartition(":")
-    kinds = ", ".join(get_args(Kind))
+    kinds = ", ".join(_LOADERS)
     if not equals or not where:
         raise InputError(f"judge {spec}: not of the form KIND=WHERE or NAME:KIND=WHERE; kinds are {kinds}")
     if kind not in _LOADERS:

@@ -195,6 +195,7 @@ def edit(
     *,
     size: int | None = None,
     blend: bool = True,
+    windows: Sequence[Window] | None = None,
     watch: Watch | None = None,
 ) -> list[AnyPhoto]:
     """Paint references into photos.
@@ -208,10 +209,11 @@ def edit(
         how: guidance, steps, scheduler.
         size: side of the view the model works at; the trained one by default.
         blend: keep every byte outside the mask; otherwise the whole square around the region comes from the model.
+        windows: the squares to repaint the regions in; by default those of `choose_window`.
         watch: called after each denoising step; making the photos takes the VAE's decoder.
     """
     size = size or run.identity.view_size
-    windows = [choose_window(mask) for mask in masks]
+    windows = windows or [choose_window(mask) for mask in masks]
     views = np.stack([cut_view(photo, window, size) for photo, window in zip(photos, windows, strict=True)])
     view_masks = np.stack([cut_mask(mask, window, size) for mask, window in zip(masks, windows, strict=True)])
     pixels = to_tensor(views).float() / 127.5 - 1

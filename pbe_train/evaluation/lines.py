@@ -200,8 +200,9 @@ def _is_there(value: Value) -> bool:
 
 
 def _model_title(row: RowScores) -> str:
-    name = row.model or row.name
-    return name if row.step is None else f"{name}, step {row.step:,}"
+    """The row's name, which its user may have chosen, and its step where the name does not tell it."""
+    told = row.step is None or f"step {row.step:,}" in row.name
+    return row.name if told else f"{row.name}, step {row.step:,}"
 
 
 def _distinct(lines: Sequence[Line], models: Sequence[Line] = ()) -> list[Line]:

@@ -9,13 +9,14 @@ Whoever runs again goes on: what is there is not made again (`pbe_train.evaluati
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pbe_core.errors import InputError
-from pbe_core.images import AnyPhoto
-from pbe_core.images.crop import cut_view, paste, resize
+from pbe_core.images import AnyMask, AnyPhoto
+from pbe_core.images.crop import Window, cut_view, paste, resize
 from pbe_core.images.decode import PhotoError, photo_size
 from pbe_core.progress import Progress
 from pbe_core.randomness import name_hash
@@ -28,6 +29,8 @@ from pbe_train.evaluation.filling import fill_folder
 from pbe_train.evaluation.pair_files import ID_DIGITS, PICTURE_SUFFIXES
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
+
+WindowOf = Literal["whole", "region"]
 
 
 class PaintingRecipe(BaseModel):
@@ -59,6 +62,10 @@ class PaintingRecipe(BaseModel):
     """A pair's noise is a function of this and of its id."""
     precision: str
     """Of the networks."""
+    window: WindowOf
+    """Whether the whole of a square photo is the view, as in the published test, or the square around the region, as in edits."""
+    blend: bool
+    """Whether every byte outside the mask is the photo's; in the published test it is not."""
     pairs: str
     """Fingerprint of the pair set."""
 
@@ -73,6 +80,8 @@ def make_recipe(
     how: SamplingSettings,
     size: int,
     seed: int,
+    window: WindowOf = "region",
+    blend: bool = True,
 ) -> PaintingRecipe:
     """The recipe of a loaded model. Hashes its weights and, where that has not been done, the pictures of the set."""
     identity = paint.run.identity
@@ -89,6 +98,8 @@ def make_recipe(
         size=size,
         seed=seed,
         precision=precision,
+        window=window,
+        blend=blend,
         pairs=pairs.fingerprint,
     )
 
@@ -104,7 +115,7 @@ def paint_pairs(
     world: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Paint each pair's reference into its photo: `folder/<id>.png`, whose bytes outside the mask are the photo's.
+    """Paint each pair's reference into its photo: `folder/<id>.png`. Blended, its bytes outside the mask are the photo's.
 
     Args:
         paint: the model.
@@ -127,7 +138,19 @@ def paint_pairs(
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
         photos, masks, references = ([getattr(one, part) for one in shown] for part in ("photo", "mask", "reference"))
         seeds = [name_hash(recipe.seed, "pair", one.id, bits=32) for one in which]
-        return edit(paint.run, photos, masks, references, seeds, how, size=recipe.size, watch=lambda step, of, _: tell(step / of))
+        windows = [view_window(one.mask, recipe.window) for one in shown]
+        return edit(
+            paint.run,
+            photos,
+            masks,
+            references,
+            seeds,
+            how,
+            size=recipe.size,
+            blend=recipe.blend,
+            windows=windows,
+            watch=lambda step, of, _: tell(step / of),
+        )
 
     fill_folder(folder, pairs, recipe.model_dump(), make, "painting", batch, range(rank, len(pairs.pairs), world), progress)
 
@@ -139,30 +162,48 @@ def reconstruct_pairs(
     *,
     batch: int,
     size: int | None = None,
+    window: WindowOf = "region",
     rank: int = 0,
     world: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Put what an edit would repaint through the VAE alone, and blend it as an edit is: the best that any painter can do.
 
-    Args and errors are those of `paint_pairs`; `size` is the recipe's there, by default the one that the model was trained at.
+    Args and errors are those of `paint_pairs`; `size` and `window` are the recipe's there.
     """
     check_size(run, size)
     side = size or run.identity.view_size
 
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
-        windows = [choose_window(one.mask) for one in shown]
-        views = np.stack([cut_view(one.photo, window, side) for one, window in zip(shown, windows, strict=True)])
+        windows = [view_window(one.mask, window) for one in shown]
+        views = np.stack([cut_view(real_view(one), square, side) for one, square in zip(shown, windows, strict=True)])
         decoded = run.decode(run.encode_pixels(to_tensor(views).float() / 127.5 - 1))
         return [
-            paste(one.photo, resize(view, window.side, window.side), one.mask, window)
-            for one, view, window in zip(shown, decoded, windows, strict=True)
+            paste(one.photo, resize(view, square.side, square.side), one.mask, square)
+            for one, view, square in zip(shown, decoded, windows, strict=True)
         ]
 
     dtype = str(next(run.vae.parameters()).dtype).removeprefix("torch.")
-    recipe = {"made": "VAE reconstruction", "vae_sha256": run.identity.vae_sha256, "size": side, "precision": dtype}
+    recipe = {
+        "made": "VAE reconstruction",
+        "vae_sha256": run.identity.vae_sha256,
+        "size": side,
+        "window": window,
+        "precision": dtype,
+    }
     mine = range(rank, len(pairs.pairs), world)
     fill_folder(folder, pairs, {**recipe, "pairs": pairs.fingerprint}, make, "reconstructing", batch, mine, progress)
+
+
+def real_view(given: PairPictures) -> AnyPhoto:
+    """What is really there: the truth, or the photo itself."""
+    return given.photo if given.truth is None else given.truth
+
+
+def view_window(mask: AnyMask, window: WindowOf) -> Window:
+    """The square that the model repaints: see `PaintingRecipe.window`."""
+    height, width = mask.shape
+    return Window(0, 0, width) if window == "whole" and height == width else choose_window(mask)
 
 
 def check_pictures(pairs: PairSet, folder: Path) -> None:
@@ -210,10 +251,19 @@ def read_picture(folder: Path, id: str) -> AnyPhoto:
     Raises:
         InputError: it is not there, or damaged.
     """
+    return read_photo(picture_path(folder, id))
+
+
+def picture_path(folder: Path, id: str) -> Path:
+    """Where the picture of a pair lies.
+
+    Raises:
+        InputError: it is not there.
+    """
     found = next((path for name in _names(id) if (path := folder / name).is_file()), None)
     if found is None:
         raise InputError(f"{folder}: there is no picture {id}.png; paint the set again, which makes what is missing")
-    return read_photo(found)
+    return found
 
 
 def _names(pair_id: str) -> list[str]:

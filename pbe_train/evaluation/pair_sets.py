@@ -24,6 +24,7 @@ from pbe_core.images import AnyMask, AnyPhoto
 from pbe_core.images.decode import PhotoError, photo_size
 from pbe_core.progress import Progress
 from pbe_core.randomness import generator
+from pbe_train.config import TRAIN_SPLIT
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import CorruptSample, ShardReader, StoredSample
 from pbe_train.editing.reading import check_mask, read_mask, read_photo
@@ -191,6 +192,10 @@ class DatasetPairs(PairSet):
         self._lock = threading.Lock()
         with suppress(CorruptSample):  # One sample that is damaged stops nobody here: who reads it, learns it.
             self._view(reader.read(self._places[0][0]))
+
+    def trained(self, fingerprint: str) -> bool:
+        """Whether a run on the dataset of this fingerprint was trained on these samples."""
+        return self.reader.info.fingerprint == fingerprint and self.reader.split == TRAIN_SPLIT
 
     def size(self, number: int) -> tuple[int, int]:
         """See `PairSet`."""

@@ -1,16 +1,19 @@
-"""kill -9 of a painting of pairs at random moments: its pictures must come out as if nothing had been, and none twice.
+"""kill -9 of an evaluation at random moments: scores and pictures must come out as if nothing had been, and none twice.
 
     python -m tests.faults.kill_evaluation --kills 10
 
-A tiny model paints a set of pairs, as one process and as two ranks, and is killed again and again, all ranks or one of them, each
-time started anew. A painting that comes to its end before all kills are spent is compared, and the next one begins. Every picture
-must have the bytes of the undisturbed painting; one that was there when its process died must be the same file ever after; and no
-temporary file may stay. Prints a line for each kill, and ends with an AssertionError if anything is wrong.
+A tiny model is evaluated on a set of pairs, by one process and by two ranks, and killed again and again while it paints, looks
+and scores, each time started anew. An evaluation that comes to its end before all kills are spent is compared, and the next one
+begins. Every picture and every score must be those of the undisturbed evaluation; a picture that was there when its process died
+must be the same file ever after; and no temporary file may stay. Prints a line for each kill, and ends with an AssertionError if
+anything is wrong.
 """
 
 import argparse
 import os
 import random
+import socket
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,10 +22,7 @@ from pathlib import Path
 
 import torch
 
-from pbe_train.editing.paint_by_example import PaintByExample
-from pbe_train.evaluation.painting import make_recipe, paint_pairs
-from pbe_train.evaluation.pair_sets import open_pairs
-from pbe_train.model.pipeline import SamplingSettings
+from pbe_train import evaluate
 from pbe_train.train import train
 from pbe_train.training.distributed import Distributed
 from tests.pbe_train.pair_worlds import make_cocoee
@@ -45,20 +45,25 @@ class Painting:
 
     def start(self, out: Path) -> list[ForkServerProcess]:
         """One process a rank, forked from one that has imported everything, as an import takes seconds."""
-        processes = [FORKS.Process(target=paint, args=(self, out, rank)) for rank in range(self.ranks)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = [FORKS.Process(target=evaluate_here, args=(self, out, rank, port)) for rank in range(self.ranks)]
         for process in processes:
             process.start()
         return processes
 
 
-def paint(what: Painting, out: Path, rank: int) -> None:
-    """What one rank does, on one thread of the CPU: two add up in another order each time."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    torch.set_num_threads(1)
-    model, pairs = PaintByExample.from_pretrained(what.model, device="cpu"), open_pairs(what.pairs)
-    how = SamplingSettings(guidance=2.0, steps=3)
-    recipe = make_recipe(model, pairs, model="run", weights="ema", precision="fp32", how=how, size=32, seed=0)
-    paint_pairs(model, pairs, recipe, out, batch=what.batch, rank=rank, world=what.ranks)
+def evaluate_here(what: Painting, out: Path, rank: int, port: int) -> None:
+    """What one rank does, as torchrun starts it; on one thread of the CPU, since two add up in another order each time."""
+    ranks = {"RANK": rank, "WORLD_SIZE": what.ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", **{name: str(value) for name, value in ranks.items()}}
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        given = {"model": f"run={what.model}", "pairs": what.pairs, "out": out, "batch": what.batch}
+        fixed = {"guidance": 2, "steps": 3, "replicates": 20, "threads": 1}
+        sys.argv = ["evaluate", *(f"--{name}={value}" for name, value in {**given, **fixed}.items())]
+        evaluate.main()
 
 
 def run(kills: int, ranks: int, seed: int, folder: Path, batch: int = 2) -> list[int]:
@@ -70,12 +75,12 @@ def run(kills: int, ranks: int, seed: int, folder: Path, batch: int = 2) -> list
     what = Painting(make_model(folder / "model"), make_cocoee(folder / "pairs", range(PAIRS)), ranks, batch)
     finish(what, folder / "calm")
     calm = contents(folder / "calm")
-    assert len(calm) == PAIRS + 1
+    assert {"evaluation.json", "index.html"} < calm.keys()
     number = 0
     while len(hit) < kills or not any(0 < pictures < PAIRS for pictures in hit):
         out = folder / f"painting-{(number := number + 1)}"
         hit += kill_one(what, out, max(1, kills - len(hit)), rng)
-        assert contents(out) == calm, f"{out}: not what an undisturbed painting leaves"
+        assert contents(out) == calm, f"{out}: not what an undisturbed evaluation leaves"
     return hit
 
 
@@ -85,22 +90,25 @@ def kill_one(what: Painting, out: Path, kills: int, rng: random.Random) -> list[
     kept: dict[str, tuple[int, int]] = {}
     while len(hit) < kills:
         processes, there = what.start(out), len(stamps(out))
-        enough = there + rng.randint(0, max(1, (PAIRS - there) // 2))
-        late = time.monotonic() + (rng.uniform(0, 1) if rng.random() < _EARLY else 1e9)
+        enough = there + rng.randint(0, max(1, (PAIRS - there) // 2)) if there < PAIRS else PAIRS + 1
+        late = time.monotonic() + (rng.uniform(0, 1.5) if there == PAIRS or rng.random() < _EARLY else 1e9)
         while any(one.is_alive() for one in processes) and len(stamps(out)) <= enough and time.monotonic() < late:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.05))
         # A batch system kills all ranks; memory that runs out kills one.
         for process in processes if rng.random() < 0.6 else rng.sample(processes, 1):
             process.kill()
+        # As torchrun does, which waits a while: the others may wait for the one that is gone.
         for process in processes:
+            process.join(2)
+            process.kill()
             process.join()
         killed = any(process.exitcode for process in processes)
         kept = check_kept(out, kept)
         if not killed:  # It was faster.
             return hit
         hit.append(len(kept))
-        left = len(list(out.glob(".*"))) if out.is_dir() else 0
+        left = len(list(out.rglob(".*.tmp")))
         print(f"{out.name}, {what.ranks} ranks: killed at {len(kept)} of {PAIRS} pictures, {left} half written")
     finish(what, out)
     check_kept(out, kept)
@@ -123,12 +131,13 @@ def finish(what: Painting, out: Path) -> None:
 
 def stamps(out: Path) -> dict[str, tuple[int, int]]:
     """What tells whether a picture has been written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("[0-9]*.png")}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (out / "pictures" / "run").glob("[0-9]*.png")}
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All files, what is left over among them."""
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    """All files but features, whose names tell when the pictures were painted; what is left over of these, too."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".npz")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
 def make_model(folder: Path) -> Path:
@@ -147,7 +156,7 @@ def main() -> None:
     for ranks in (1, 2):
         with tempfile.TemporaryDirectory(prefix="kill-evaluation-") as folder:
             hit = run(given.kills, ranks, given.seed, Path(folder))
-        print(f"{len(hit)} kills of {ranks} ranks: the bytes of an undisturbed painting, and no picture twice")
+        print(f"{len(hit)} kills of {ranks} ranks: the scores and bytes of an undisturbed evaluation, and no picture twice")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def test_tables_and_page_have_every_value_with_its_interval_and_bounds_apart(pag
                 assert show_value(score, value) in where
                 assert show_interval(score, value) in where
                 assert header(score).split()[0] in where
-        places = [where.index(name) for name in ("models/ours, step 2,000", *BOUNDS)]
+        places = [where.index(name) for name in ("model, step 2,000", *BOUNDS)]
         assert places == sorted(places)
     assert "∞" in show_value("PSNR outside", told.rows[0].pair_scores["PSNR outside"])
     assert len(re.findall("├", terminal)) == 2, "one line between models and what bounds them, in each of the two tables"
@@ -215,15 +215,15 @@ def test_arrows_and_judges_of_scores():
 def test_several_results_share_the_rows_that_bound_them_and_names_differ():
     one, other = (result(IDS, rows=[row("model", shift, 300, "runs/a", step)]) for shift, step in ((0.0, 1), (0.2, 2)))
     titles = [line.title for line in lines_of([one, other])]
-    assert titles == ["runs/a, step 1", "runs/a, step 2", *[line.name for line in one.rows[1:]]]
+    assert titles == ["model, step 1", "model, step 2", *[line.name for line in one.rows[1:]]]
     changed = other.rows[-1].model_copy(update={"pair_scores": {"seam": Value(value=0.5, count=300)}})
     third = other.model_copy(update={"rows": [*other.rows[:-1], changed]})
     titles = [line.title for line in lines_of([one, third])]
-    assert titles[-2:] == ["VAE reconstruction (runs/a, step 1)", "VAE reconstruction (runs/a, step 2)"]
+    assert titles[-2:] == ["VAE reconstruction (model, step 1)", "VAE reconstruction (model, step 2)"]
     same = [line.title for line in lines_of([one, one])]
-    assert same[:2] == ["runs/a, step 1 (result 1)", "runs/a, step 1 (result 2)"]
+    assert same[:2] == ["model, step 1 (result 1)", "model, step 1 (result 2)"]
     twice = result(IDS, rows=[row("guidance 3", 0, 300, "a"), row("guidance 5", 0, 300, "a")])
-    assert [line.title for line in lines_of([twice])][:2] == ["a (guidance 3)", "a (guidance 5)"]
+    assert [line.title for line in lines_of([twice])][:2] == ["guidance 3", "guidance 5"]
 
 
 def test_the_best_and_the_worst_pairs_are_chosen_by_the_scores_direction():
@@ -249,7 +249,7 @@ def test_pictures_of_the_page_are_those_of_the_pairs(page, pictures):
     assert shown.tags["img"] == 3 * (len(best) + len(worst)) == 120
     alternatives = [value for tag, name, value in shown.attributes if (tag, name) == ("img", "alt")]
     for place, pair in enumerate([*best, *worst]):
-        titles = ("Photo of pair {}, the mask outlined", "Reference of pair {}", "models/ours, step 2,000: pair {}")
+        titles = ("Photo of pair {}, the mask outlined", "Reference of pair {}", "model, step 2,000: pair {}")
         assert alternatives[3 * place : 3 * place + 3] == [title.format(pair.id) for title in titles]
     number = next(place for place, pair in enumerate(IDS) if pair.id == best[0].id)
     read = pairs.read(number)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Window, paste
-from pbe_train.evaluation import pair_scores, recognition
+from pbe_train.evaluation import pair_scores
 from pbe_train.evaluation.pair_scores import (
     copy_paste,
     copying,
@@ -283,4 +283,3 @@ def test_what_is_no_pair_is_refused():
     ):
         with pytest.raises(InputError, match=r"^mask and picture are of 30 x 20 and 40 x 30 px; they need the photo's size$"):
             use(np.ones((20, 30), bool))
-    assert recognition.cut_region is cut_region

@@ -1,0 +1,409 @@
+"""The story of an evaluation: paint, look, score, show. `pbe_train/evaluate.py` is its command line."""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from pbe_core.errors import InputError
+from pbe_core.judges.judge import Judge, load_judge
+from pbe_core.progress import Progress
+from pbe_core.words import number_of
+from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_state
+from pbe_train.config import ModelSettings, TrainSettings
+from pbe_train.data.remote_shards import open_reader
+from pbe_train.editing.paint_by_example import PaintByExample
+from pbe_train.evaluation.conditioner_judge import conditioner_judge
+from pbe_train.evaluation.features import (
+    Features,
+    Row,
+    extract,
+    look_at_real,
+    look_at_references,
+    look_at_row,
+    read_features,
+    through_codec,
+)
+from pbe_train.evaluation.painting import (
+    check_pictures,
+    make_recipe,
+    paint_pairs,
+    picture_path,
+    read_picture,
+    real_view,
+    reconstruct_pairs,
+)
+from pbe_train.evaluation.pair_scores import copy_paste
+from pbe_train.evaluation.pair_sets import (
+    CANDIDATES,
+    DatasetPairs,
+    PairSet,
+    draw_alike,
+    draw_candidates,
+    open_pairs,
+    pairs_of_dataset,
+)
+from pbe_train.evaluation.quality import Mixture, fit_mixture
+from pbe_train.evaluation.real_photos import RealPhotos, open_real_photos
+from pbe_train.evaluation.report import Shown, write_report
+from pbe_train.evaluation.results import BOUNDS, Evaluation, check_comparable, read_evaluation
+from pbe_train.evaluation.summary import FEWEST, Question, by_group, pair_rows, score_row, scores_of_pairs, sizes_of
+from pbe_train.evaluation.tables import score_tables
+from pbe_train.model.pipeline import SamplingSettings, check_guidance
+
+PATIENCE = timedelta(days=1)
+"""The other processes may still be painting."""
+NO_JUDGE = (
+    "no judge was given: nothing says whether the object is the reference's. CLIP: --judge clip=openai/clip-vit-base-patch32 "
+    "fetches it, or give a folder that `hf download openai/clip-vit-base-patch32` made; docs/evaluation.md names the others"
+)
+
+FEW_CLASSES = f"of fewer than {CANDIDATES} classes: whether the reference is recognised among {CANDIDATES} is not asked"
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures of one model or program, painted or to be painted."""
+
+    name: str
+    folder: Path
+    model: str | None = None
+    step: int | None = None
+    encoder_sha256: str | None = None
+    note: str = ""
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Paint what is missing, look at it, and write OUT/evaluation.json and OUT/index.html.
+
+    Raises:
+        InputError: something is missing, damaged, or does not fit together.
+    """
+    beside = [read_evaluation(path) for path in options.beside]
+    through_codec(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(), options.codec)
+    with processes(options.threads) as (rank, world, device):
+        pairs = find_pairs(options)
+        given = [load_judge(spec, device) for spec in options.judge]
+        check_names([judge.identity.name for judge in given], "judges")
+        painted, reconstructed, own = paint_all(options, pairs, rank, world, device)
+        given = [own] if own else given
+        _meet(world)
+        real = open_real_photos(options.real, _common_size(pairs)) if options.real else None
+        described = describe(options, pairs, painted, real, given)
+        check_comparable([described, *beside])
+        rows = rows_of(pairs, painted, reconstructed)
+        folders = look_at_all(options, pairs, rows, real, given, rank, world)
+        _meet(world)
+        if rank:
+            return
+        result = described.model_copy(update=score(options, pairs, rows, painted, real, given, folders))
+    result.write(options.out / "evaluation.json")
+    results = [result, *beside]
+    Console().print(score_tables(results))
+    page = options.out / "index.html"
+    shown = [Shown(result, {row.name: row.folder for row in rows if row.folder}), *(Shown(each) for each in beside)]
+    with Progress("drawing the page"):
+        write_report(shown, page, pairs)
+    print(f"{options.out / 'evaluation.json'}, {page}")
+
+
+@contextmanager
+def processes(threads: int) -> Iterator[tuple[int, int, torch.device]]:
+    """This process's rank, how many there are, and its device; under torchrun they wait for one another."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local, locally = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    torch.set_num_threads(max(1, threads // locally))
+    if world > 1:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    yield rank, world, device
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def find_pairs(options: argparse.Namespace) -> PairSet:
+    """The pairs that are asked: of files, or of a split of a dataset."""
+    if options.pairs:
+        return open_pairs(options.pairs)
+    nothing = ModelSettings(encoder="", vae="")  # Of a training's settings, a reader asks for those of its dataset.
+    settings = TrainSettings(model=nothing, dataset=Path()).over(options.dataset, options.storage)
+    reader = open_reader(settings, options.split)
+    return pairs_of_dataset(reader, options.count, options.seed, options.references)
+
+
+def paint_all(
+    options: argparse.Namespace, pairs: PairSet, rank: int, world: int, device: torch.device
+) -> tuple[list[Painted], Path | None, Judge | None]:
+    """Paint with each model, one after the other, so that one is in memory at a time; before that, check what others painted.
+
+    Returns:
+        The rows of pictures; the folder of what the first model's VAE makes of the real pictures; and, where no judge is named,
+        that model's own encoder as one.
+    """
+    models = [_named(word) for word in options.model]
+    if options.checkpoints:
+        found = list_checkpoints(options.checkpoints)
+        if not found:
+            raise InputError(f"--checkpoints {options.checkpoints}: no checkpoint there; give a run folder that train.py wrote")
+        models += [(f"step {read_state(path).step:,}", str(path)) for path in found]
+    pictures = [_named(word) for word in options.pictures]
+    check_names([name for name, _ in (*models, *pictures)] + list(BOUNDS), "rows")
+    for _, place in pictures:
+        check_pictures(pairs, Path(place))
+    if models:
+        check_pairs(pairs, options.threads)
+    painted, reconstructed, own = [], None, None
+    for number, (name, source) in enumerate(models):
+        with Progress(f"loading {name}"):
+            paint = PaintByExample.from_pretrained(source, device=device)
+        row = paint_one(options, paint, pairs, name, source, rank, world)
+        # Checkpoints of one run are points of one curve.
+        painted.append(replace(row, model=str(options.checkpoints)) if number >= len(options.model) else row)
+        if reconstructed is None:
+            reconstructed = options.out / "pictures" / f"vae-{paint.run.identity.vae_sha256[:12]}"
+            with Progress("reconstructing", len(pairs.pairs), "pairs") as progress:
+                how = {"batch": options.batch, "size": options.size, "window": options.window}
+                reconstruct_pairs(paint.run, pairs, reconstructed, **how, rank=rank, world=world, progress=progress)
+            own = None if options.judge else conditioner_judge(paint.run)
+        del paint
+    painted += [Painted(name, Path(place), note=f"{name}: painted by another program") for name, place in pictures]
+    return painted, reconstructed, own
+
+
+def check_pairs(pairs: PairSet, threads: int) -> None:
+    """Read every pair once, so that one that is damaged is known before hours of painting, and not after them.
+
+    Raises:
+        InputError: with the first few that cannot be read, and how many.
+    """
+
+    def problem(number: int) -> str | None:
+        try:
+            pairs.read(number)
+        except InputError as error:
+            return f"{pairs.pairs[number].id}: {error}"
+        finally:
+            progress.update()
+        return None
+
+    with ThreadPoolExecutor(threads) as pool, Progress("checking the pairs", len(pairs.pairs), "pairs") as progress:
+        problems = [told for told in pool.map(problem, range(len(pairs.pairs))) if told]
+    if problems:
+        more = f" ({number_of(len(problems), 'such pair')})" if len(problems) > 1 else ""
+        raise InputError(f"{problems[0]}{more}; mend it, or take it out of the set: scores of other pairs are other scores")
+
+
+def paint_one(
+    options: argparse.Namespace, paint: PaintByExample, pairs: PairSet, name: str, source: str, rank: int, world: int
+) -> Painted:
+    """What is missing of a model's row."""
+    check_guidance(paint.run, options.guidance)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
+    recipe = make_recipe(
+        paint,
+        pairs,
+        model=source,
+        weights="ema",
+        precision="fp32",
+        how=how,
+        size=options.size or paint.run.identity.view_size,
+        seed=options.seed,
+        window=options.window,
+        blend=options.blend,
+    )
+    if isinstance(pairs, DatasetPairs) and pairs.trained(paint.run.identity.dataset_fingerprint) and rank == 0:
+        print(f"warning: {name} was trained on these samples; its scores say nothing of new photos", file=sys.stderr)
+    folder = options.out / "pictures" / _file_name(name)
+    with Progress(f"painting, {name}", len(pairs.pairs), "pairs") as progress:
+        paint_pairs(paint, pairs, recipe, folder, batch=options.batch, rank=rank, world=world, progress=progress)
+    note = f"{name}: {how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {recipe.size} px"
+    return Painted(name, folder, source, recipe.step, recipe.encoder_sha256, note)
+
+
+def rows_of(pairs: PairSet, painted: Sequence[Painted], reconstructed: Path | None) -> list[Row]:
+    """All rows: those of models, and those that bound them."""
+
+    def of_folder(name: str, folder: Path) -> Row:
+        return Row(name, _state(pairs, folder), lambda pair, _: read_picture(folder, pair.id), folder)
+
+    rows = [of_folder(one.name, one.folder) for one in painted]
+    rows.append(Row("copy-paste", "copy-paste", lambda _, given: copy_paste(given.photo, given.mask, given.reference)))
+    if pairs.has_truth:
+        rows.append(Row("nothing painted", "photo", lambda _, given: given.photo))
+    rows.append(Row("real view", "real", lambda _, given: real_view(given)))
+    if reconstructed:
+        rows.append(of_folder("VAE reconstruction", reconstructed))
+    return rows
+
+
+def look_at_all(
+    options: argparse.Namespace,
+    pairs: PairSet,
+    rows: Sequence[Row],
+    real: RealPhotos | None,
+    judges: Sequence[Judge],
+    rank: int,
+    world: int,
+) -> dict[str, Path]:
+    """Extract the features of all rows, of the references and of the real photos; the folder of each."""
+    others = draw_alike(pairs.pairs, options.seed)
+    count = len(pairs.pairs)
+    seen = [f"{judge.identity.name} {judge.identity.sha256} {judge.identity.preparation}" for judge in judges]
+    passes = [(row.name, row.pictures, count, look_at_row(row, pairs, others, judges, options.codec)) for row in rows]
+    passes.append(("references", "references", count, look_at_references(pairs, judges, options.codec)))
+    if real:
+        passes.append(("real photos", real.recipe, len(real.names), look_at_real(real, judges, options.codec)))
+    folders = {}
+    with Progress("looking", sum(each for _, _, each, _ in passes), "pictures") as progress:
+        for name, pictures, each, look in passes:
+            mark = hashlib.sha256(repr([pairs.fingerprint, pictures, options.codec, *seen]).encode()).hexdigest()[:16]
+            folders[name] = options.out / "features" / f"{_file_name(name)}-{mark}"
+            extract(look, each, judges, folders[name], threads=options.threads, rank=rank, world=world, progress=progress)
+    return folders
+
+
+def score(
+    options: argparse.Namespace,
+    pairs: PairSet,
+    rows: Sequence[Row],
+    painted: Sequence[Painted],
+    real: RealPhotos | None,
+    judges: Sequence[Judge],
+    folders: dict[str, Path],
+) -> dict[str, Any]:
+    """All scores, from the features: fields of an `Evaluation`."""
+    count = len(pairs.pairs)
+    features = {row.name: read_features(folders[row.name], count) for row in rows}
+    against: Features = read_features(folders["real photos"], len(real.names)) if real else features["real view"]
+    question = Question(
+        pairs=pairs,
+        judges=judges,
+        references=read_features(folders["references"], count),
+        candidates=draw_candidates(pairs.pairs, options.seed),
+        real=against,
+        paired=real is None,
+        seed=options.seed,
+        replicates=options.replicates,
+        infinity=options.extrapolate,
+        mixtures=_mixtures(options, judges, against),
+    )
+    sources = {one.name: (one.model, one.step) for one in painted}
+    scored = []
+    with Progress("scoring", len(rows), "rows") as progress:
+        for row in rows:
+            model, step = sources.get(row.name, (None, None))
+            scored.append(score_row(question, row.name, features[row.name], model, step))
+            progress.update()
+    of_pairs = {row.name: scores_of_pairs(question, features[row.name]) for row in rows}
+    areas = features["real view"]["pixels/area"]
+    return {
+        "rows": scored,
+        "per_class": by_group(of_pairs, [pair.label for pair in pairs.pairs], options.seed),
+        "per_size": by_group(of_pairs, sizes_of(areas), options.seed),
+        "pairs": pair_rows(pairs, areas, of_pairs),
+    }
+
+
+def describe(
+    options: argparse.Namespace,
+    pairs: PairSet,
+    painted: Sequence[Painted],
+    real: RealPhotos | None,
+    judges: Sequence[Judge],
+) -> Evaluation:
+    """What is scored, and how, before any score: all that another result must agree in."""
+    count, size = len(pairs.pairs), _common_size(pairs)
+    if count < FEWEST:
+        raise InputError(f"{pairs.name}: {number_of(count, 'pair')}; sets are compared, which takes two at least")
+    return Evaluation(
+        pairs_name=Path(pairs.name).name,
+        pairs_fingerprint=pairs.fingerprint,
+        count=count,
+        recipe={
+            "codec": options.codec,
+            "size": f"{size} x {size} px" if size else "of several sizes",
+            "count": str(count),
+            "real set": real.recipe if real else "the pairs' own real views",
+        },
+        judges=[judge.identity for judge in judges],
+        independent={judge.identity.name: is_independent(judge, painted) for judge in judges},
+        rows=[],
+        notes=[
+            *(one.note for one in painted if one.note),
+            *([] if options.judge else [NO_JUDGE]),
+            *([] if draw_candidates(pairs.pairs, options.seed) else [FEW_CLASSES]),
+        ],
+    )
+
+
+def is_independent(judge: Judge, painted: Sequence[Painted]) -> bool:
+    """Whether a judge's weights are those of no conditioner that was painted with."""
+    return judge.encoder_hashes.isdisjoint({one.encoder_sha256 for one in painted})
+
+
+def check_names(names: Sequence[str], what: str) -> None:
+    """Refuse two rows, or judges, of one name."""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two {what} are called {', '.join(twice)}; give each a name of its own: NAME=...")
+
+
+def _mixtures(options: argparse.Namespace, judges: Sequence[Judge], real: Features) -> dict[str, Mixture]:
+    clip = next((judge.identity.name for judge in judges if judge.identity.kind == "clip"), None)
+    if options.mixture is None:
+        return {}
+    if clip is None:
+        raise InputError("--mixture: QS needs CLIP's features; give --judge clip=...")
+    if options.mixture.is_file():
+        return {clip: Mixture.load(options.mixture)}
+    mixture = fit_mixture(real[f"whole/{clip}"], options.seed)
+    mixture.save(options.mixture)
+    return {clip: mixture}
+
+
+def _named(word: str) -> tuple[str, str]:
+    """NAME=PLACE, or a place, which has the name of its folder."""
+    name, mark, place = word.partition("=")
+    return (name, place) if mark and re.fullmatch(r"[\w .,+-]+", name) else (Path(word).resolve().name, word)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+
+
+def _state(pairs: PairSet, folder: Path) -> str:
+    """What tells the pictures of a folder from those of another one, or of another time: their names, sizes and times."""
+    digest = hashlib.sha256()
+    for pair in pairs.pairs:
+        path = picture_path(folder, pair.id)
+        found = path.stat()
+        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _common_size(pairs: PairSet) -> int | None:
+    """The side of the photos, where all are squares of one size."""
+    sizes = {pairs.size(number) for number in range(len(pairs.pairs))}
+    height, width = next(iter(sizes))
+    return height if len(sizes) == 1 and height == width else None
+
+
+def _meet(world: int) -> None:
+    """Wait for the other processes. Raises InputError where one of them has ended."""
+    if world == 1:
+        return
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        raise InputError(f"another process has ended, with a message of its own ({str(error).splitlines()[0][:120]})") from None
