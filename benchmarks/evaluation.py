@@ -4,7 +4,7 @@
 
 Two folders of drawn pictures of 512 px are compared by FID and KID on Inception's features (random weights: the arithmetic is the
 same, nothing to download). Each way is a process of its own and they take turns: ours on all cores, torch-fidelity on all cores,
-ours in one process of one thread, and ours in two processes of one thread each. Peak memory is that of the process.
+ours in one process on one core, and ours in two processes on a core each. Peak memory is that of the largest process.
 
 torch-fidelity has an environment of its own, which `python -m tests.compat.judges --venv FOLDER` makes; without it that way is
 left out. FIDs of both ways are printed: their resizing differs (TensorFlow's and PyTorch's), so they differ, but not by much.
@@ -32,7 +32,7 @@ from pbe_core.errors import InputError, run_program
 SIZE = 512
 TURNS = 2
 THEIRS = "torch-fidelity"
-WAYS = ("ours", THEIRS, "one process of one thread", "two processes of one thread")
+WAYS = ("ours", THEIRS, "one process, one core", "two processes, a core each")
 # Beside a PyTorch for the CPU, torchvision's wheel of PyPI lacks an operator, which nothing here calls.
 FOREIGN = """
 import resource, sys, time
@@ -72,7 +72,7 @@ def main() -> None:
     if options.look:
         look(options)
         return
-    ways = [way for way in WAYS if way != THEIRS or options.torch_fidelity]
+    ways = [way for way in options.ways if way != THEIRS or options.torch_fidelity]
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder)
@@ -166,6 +166,8 @@ def look(options: argparse.Namespace) -> None:
     from pbe_train.evaluation.real_photos import open_real_photos
 
     torch.set_num_threads(options.threads)
+    if options.threads == 1 and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[options.rank]})
     judge = load_judge(f"inception-legacy={options.look / 'inception.pth'}")
     began = time.perf_counter()
     for name in ("first", "second"):
@@ -204,6 +206,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--turns", type=int, default=TURNS, help="of each way, of which the fastest counts (default: %(default)s)"
     )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="(default: all)")
     parser.add_argument("--torch-fidelity", type=Path, metavar="PYTHON", help="a Python that has torch-fidelity 0.4.0")
     parser.add_argument("--results", type=Path, default=RESULTS / "evaluation.json", help="file to write (default: %(default)s)")
     # For the processes that are measured.

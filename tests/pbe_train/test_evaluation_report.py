@@ -143,7 +143,7 @@ def test_the_script_that_may_run_is_the_one_in_the_page(page):
 
 def test_each_result_s_classes_stand_under_its_own_title(tmp_path):
     one, other = (
-        result(IDS, rows=[row("model", shift, 300, name)], seed=seed) for shift, name, seed in ((0, "a", 1), (0.2, "b", 2))
+        result(IDS, rows=[row(name, shift, 300, name)], seed=seed) for shift, name, seed in ((0, "a", 1), (0.2, "b", 2))
     )
     write_report([Shown(one), Shown(other)], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
