@@ -58,17 +58,26 @@ def frechet_distance(a: Features, b: Features) -> float:
     return max(0.0, float(distance))
 
 
-def kernel_distance(a: Features, b: Features) -> float:
+def kernel_distance(a: Features, b: Features, *, paired: bool = False) -> float:
     """Squared maximum mean discrepancy with the kernel (x.y / d + 1)^3, unbiased; about 0, of either sign, for sets of one kind.
 
     On Inception's features it is KID. Over all pairs of pictures: libraries draw subsets of 50 to 1,000 pictures, whose mean is
     the same but for chance. Tables usually show it x 1000; this is the plain value. Memory does not grow with n x m.
 
+    Args:
+        a: one set's features.
+        b: the other's.
+        paired: picture i of both sets is of pair i, and shows the same photo around the region. A picture then does not meet its
+            partner either: they are alike because they are partners, and the distance would be far below 0 for small sets.
+
     Raises:
-        InputError: as `frechet_distance`.
+        InputError: as `frechet_distance`, or paired sets of different sizes.
     Source: Binkowski et al., Demystifying MMD GANs (ICLR 2018); estimator: Gretton et al. (JMLR 2012), equation 3.
     """
-    return _discrepancy(*_checked(a, b), _cubic, biased=False)
+    first, second = _checked(a, b)
+    if paired:
+        _check_paired(first, second)
+    return _discrepancy(first, second, _cubic, biased=False, paired=paired)
 
 
 def cmmd(a: Features, b: Features) -> float:
@@ -136,8 +145,8 @@ def bootstrap(
     Source: Efron, The jackknife, the bootstrap and other resampling plans (1982), chapter 6.
     """
     first, second = _checked(a, b)
-    if paired and len(first) != len(second):
-        raise InputError(f"features: sets of {len(first)} and {len(second)} pictures cannot be paired")
+    if paired:
+        _check_paired(first, second)
     if min(len(first), len(second)) < FEWEST_FOR_INTERVAL:
         return float("nan"), float("nan")
     if kind == "frechet":
@@ -147,7 +156,7 @@ def bootstrap(
     left = _weights(len(first), replicates, seed, kind, "a")
     right = left if paired else _weights(len(second), replicates, seed, kind, "b")
     if kind == "kernel":
-        value, scale = kernel_distance(a, b), 1.0
+        value, scale = kernel_distance(a, b, paired=paired), 1.0
         found = _weighted(first, second, left, right, _cubic, paired, biased=False)
     else:
         value, scale = cmmd(a, b), SCALE
@@ -267,15 +276,21 @@ def _blocks(x: Tensor, y: Tensor, kernel: Kernel) -> Iterator[tuple[slice, Tenso
         yield rows, part, part.diagonal(start) if start < len(y) else part.new_zeros(0)
 
 
-def _discrepancy(x: Tensor, y: Tensor, kernel: Kernel, biased: bool) -> float:
-    """Mean kernel within x plus that within y minus twice that between; not `biased`: without pictures' pairs with themselves."""
-    within = 0.0
-    for one in (x, y):
-        n = len(one)
-        total = sum(float(part.sum()) - (0 if biased else float(own.sum())) for _, part, own in _blocks(one, one, kernel))
-        within += total / (n * n if biased else n * (n - 1))
-    between = sum(float(part.sum()) for _, part, _ in _blocks(x, y, kernel)) / (len(x) * len(y))
-    return within - 2 * between
+def _discrepancy(x: Tensor, y: Tensor, kernel: Kernel, biased: bool, paired: bool = False) -> float:
+    """Mean kernel within x plus that within y minus twice that between; not `biased`: without pictures' pairs with themselves,
+    and, where sets are `paired`, with their partners.
+    """
+    total = 0.0
+    for first, second, same, factor in ((x, x, True, 1), (y, y, True, 1), (x, y, paired, -2)):
+        alone = same and not biased
+        found = sum(float(part.sum()) - (float(own.sum()) if alone else 0) for _, part, own in _blocks(first, second, kernel))
+        total += factor * found / (len(first) * (len(second) - alone))
+    return total
+
+
+def _check_paired(first: Tensor, second: Tensor) -> None:
+    if len(first) != len(second):
+        raise InputError(f"features: sets of {len(first)} and {len(second)} pictures cannot be paired")
 
 
 def _weights(n: int, replicates: int, seed: int, *names: str) -> Tensor:
@@ -287,7 +302,7 @@ def _weights(n: int, replicates: int, seed: int, *names: str) -> Tensor:
 def _weighted(
     x: Tensor, y: Tensor, left: Shaped[Tensor, "_ _"], right: Shaped[Tensor, "_ _"], kernel: Kernel, paired: bool, biased: bool
 ) -> Tensor:
-    """The discrepancy of each replicate. Pairs of a picture with itself are drawn as pictures are, never as pairs are.
+    """The discrepancy of each replicate. Pairs of a picture with itself, or its partner, are drawn as pictures are, if at all.
 
     Else a picture that is drawn k times would meet itself k^2 times, and sets would seem more alike than they are.
     """
@@ -308,7 +323,5 @@ def _weighted(
             total = total + sign * pairs / (n * m)
             continue
         pairs /= n * n - (one * two).sum(0)
-        # Unbiased, only the discrepancy between the sets has pairs with oneself: a picture and its partner.
-        whole = biased or sign < 0
-        total = total + sign * (((n - 1) * pairs + diagonal / n) / n if whole else pairs)
+        total = total + sign * (((n - 1) * pairs + diagonal / n) / n if biased else pairs)
     return total

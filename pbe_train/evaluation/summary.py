@@ -71,7 +71,7 @@ def scores_of_sets(question: Question, features: Features) -> dict[str, Value]:
             interval = bootstrap(kind, made, real, question.replicates, question.seed, paired=question.paired)  # type: ignore[arg-type]
             scores[score] = Value.of(value, interval, len(made))
 
-        add(f"KID ({name})", "kernel", kernel_distance(made, real))
+        add(f"KID ({name})", "kernel", kernel_distance(made, real, paired=question.paired))
         if kind == "clip":
             add(f"CMMD ({name})", "cmmd", cmmd(made, real))
         add(frechet_name(kind, name), "frechet", frechet_distance(made, real))

@@ -1,5 +1,6 @@
 """Distances of sets of features: equal to plain formulas, right without full rank, and their intervals hold the truth."""
 
+import functools
 import math
 
 import numpy as np
@@ -127,7 +128,8 @@ def test_intervals_hold_the_truth(kind, paired, shift):
         first, second = draw(random, 60, 60, 24, shift=shift)
         return first, (0.8 * first * (1 + shift / 2) + 0.6 * second if paired else second)
 
-    found = np.array([DISTANCES[kind](*pair()) for _ in range(300)])
+    distance = functools.partial(kernel_distance, paired=paired) if kind == "kernel" else DISTANCES[kind]
+    found = np.array([distance(*pair()) for _ in range(300)])
     intervals = np.array([bootstrap(kind, *pair(), replicates=200, seed=number, paired=paired) for number in range(60)])
     assert ((intervals[:, 0] <= found.mean()) & (found.mean() <= intervals[:, 1])).sum() >= 52
     ratio = (intervals[:, 1] - intervals[:, 0]).mean() / (2 * 1.96 * found.std())
@@ -178,7 +180,28 @@ def test_a_replicate_that_draws_each_picture_once_is_the_distance(paired):
     for kernel in (distances._cubic, distances._gaussian):
         for biased in (False, True):
             found = distances._weighted(first, second, *once, kernel, paired, biased)
-            assert found.numpy() == pytest.approx(distances._discrepancy(first, second, kernel, biased), rel=1e-9, abs=1e-12)
+            expected = distances._discrepancy(first, second, kernel, biased, paired)
+            assert found.numpy() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_partners_that_show_the_same_photo_do_not_pull_a_kernel_distance_below_0():
+    """Copies with some noise: by the plain estimator each picture meets its own copy, which no other set would hold."""
+    random = np.random.default_rng(0)
+    first = [draw(random, 40, 40, 16)[0] for _ in range(30)]
+    pairs = [(one, one + 0.01 * random.standard_normal(one.shape)) for one in first]
+    plain, partners_apart = (np.array([kernel_distance(*pair, paired=paired) for pair in pairs]) for paired in (False, True))
+    assert (plain < 0).all()
+    assert abs(partners_apart.mean()) < 0.02 * abs(plain.mean())
+    by_hand = sum(
+        distances._cubic(*(torch.from_numpy(side[index][None]) for side, index in ((a, i), (b, j)))).item() * sign
+        for a, b, sign in ((pairs[0][0], pairs[0][0], 1), (pairs[0][1], pairs[0][1], 1), (*pairs[0], -2))
+        for i in range(40)
+        for j in range(40)
+        if i != j
+    ) / (40 * 39)
+    assert partners_apart[0] == pytest.approx(by_hand, rel=1e-6, abs=1e-9)
+    with pytest.raises(InputError, match=r"cannot be paired$"):
+        kernel_distance(first[0], first[0][:5], paired=True)
 
 
 def test_the_smaller_set_decides_the_work():
