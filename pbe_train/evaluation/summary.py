@@ -77,7 +77,7 @@ def scores_of_sets(question: Question, features: Features) -> dict[str, Value]:
         add(frechet_name(kind, name), "frechet", frechet_distance(made, real))
         if question.infinity:
             scores[re.sub("^(FID|FD)", "\\1∞", frechet_name(kind, name))] = Value.of(
-                frechet_infinity(made, real, question.seed), None, len(made)
+                frechet_infinity(made, real, question.seed, paired=question.paired), None, len(made)
             )
         if name in question.mixtures:
             quality = 100 * quality_scores(question.mixtures[name], made)

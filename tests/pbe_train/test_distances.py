@@ -114,6 +114,13 @@ def test_frechet_infinity_takes_the_bias_away():
     assert frechet_infinity(*pairs[0], 1) == frechet_infinity(*pairs[0], 1) != frechet_infinity(*pairs[0], 2)
 
 
+def test_frechet_infinity_of_pairs_draws_them_together():
+    """Equal sets are 0 apart, whatever part of them is looked at; drawn each for itself, halves share fewer pictures."""
+    features = np.random.default_rng(2).standard_normal((60, 16))
+    assert frechet_infinity(features, features, 1, paired=True) == pytest.approx(0, abs=1e-9)
+    assert frechet_infinity(features, features, 1) < -0.1
+
+
 @pytest.mark.parametrize("kind", DISTANCES)
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 0.3])
