@@ -35,13 +35,18 @@ def parse_options() -> argparse.Namespace:
         InputError: options that do not go together.
     """
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        description=(__doc__ or "").splitlines()[0],
+        epilog="docs/evaluation.md explains pair sets, rows, judges and scores.",
+        formatter_class=_Help,
+        allow_abbrev=False,
     )
     _add_pairs(parser.add_argument_group("what is asked (one of --pairs and --dataset)").add_argument)
     _add_rows(parser.add_argument_group("who is asked (one or more)").add_argument)
     _add_painting(parser.add_argument_group("how it paints").add_argument)
     _add_scoring(parser.add_argument_group("how it is scored").add_argument)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="that read pictures, and of networks on a CPU")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads that read pictures, and of networks on a CPU"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, features, evaluation.json and index.html")
     options = parser.parse_args()
     if bool(options.pairs) == bool(options.dataset):
@@ -56,22 +61,42 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults are shown where there are any: not `None` of a path, nor `True` of --no-blend."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.nargs != 0 and action.default not in (None, [], {})
+        return super()._get_help_string(action) if told else action.help
+
+
 def _add_pairs(add: Callable[..., object]) -> None:
     add(
         "--pairs", type=Path, help="folder laid out as COCOEE (`pbe benchmark` makes such), or a .csv, .jsonl or .parquet of rows"
     )
-    add("--dataset", help="a dataset of ours, a folder or URL; its split must keep views")
+    add("--dataset", help="a dataset that `pbe build` made, a folder or URL; the split must keep its views (views.keep)")
     add("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
     add("--split", default="validation", help="of the dataset; one that was not trained on")
-    add("--count", type=int, default=200, help="pairs drawn from the dataset")
-    add("--references", choices=("own", "another"), default="own", help="of the dataset: the sample's, or one of another label")
+    add("--count", type=int, default=200, help="pairs drawn from the dataset's split")
+    add(
+        "--references",
+        choices=("own", "another"),
+        default="own",
+        help="of the dataset: the sample's own object, or one of another label",
+    )
 
 
 def _add_rows(add: Callable[..., object]) -> None:
     add("--model", nargs="+", default=[], metavar="[NAME=]MODEL", help="runs of train.py, checkpoints, published models")
     add("--checkpoints", type=Path, metavar="RUN", help="all checkpoints of a run, for curves over steps")
-    add("--pictures", nargs="+", default=[], metavar="[NAME=]FOLDER", help="pictures ID.png that any program painted")
-    add("--beside", nargs="+", default=[], type=Path, metavar="RESULT", help="earlier results for the same table and page")
+    add("--pictures", nargs="+", default=[], metavar="[NAME=]FOLDER", help="folders of pictures ID.png that any program painted")
+    add(
+        "--beside",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="RESULT",
+        help="earlier results (their --out) for the same table and page",
+    )
 
 
 def _add_painting(add: Callable[..., object]) -> None:
@@ -101,7 +126,7 @@ def _add_scoring(add: Callable[..., object]) -> None:
     add("--real", type=Path, help="folder of real photos for FID and its kind (published: COCO test2017)")
     add("--codec", default="png", help="both sides pass it before they are compared: png (unchanged), or jpeg:QUALITY")
     add("--replicates", type=int, default=1000, help="resamples for the intervals of set scores")
-    add("--extrapolate", action="store_true", help="also FID-infinity, which depends less on the number of pictures")
+    add("--extrapolate", action="store_true", help="also FID-infinity (FID∞), which depends less on the number of pictures")
     add("--mixture", type=Path, help=".npz for QS; made from the real pictures (k = 20) where there is no such file")
 
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -32,10 +33,12 @@ HOW_TO_GET: Mapping[Kind, str] = {
     "inception-legacy": _INCEPTION,
     "clip": "clip=openai/clip-vit-base-patch32 (a hub id, or a folder with its config.json and model.safetensors)",
     "dinov2": "dinov2=facebook/dinov2-large (a hub id, or a folder with its config.json and model.safetensors)",
-    "mobilenet": "the file is described in docs/evaluation.md",
+    "mobilenet": "where it comes from is described in docs/evaluation.md",
 }
 """What a person does to have a judge of a kind; nothing is fetched that is not named."""
 
+_FILES = ("inception-clean", "inception-legacy", "mobilenet")
+"""Kinds that are a file, and never fetched."""
 _LOADERS: Mapping[str, Callable[[str], LoadedNetwork]] = {
     "inception-clean": partial(load_inception, way="clean"),
     "inception-legacy": partial(load_inception, way="legacy"),
@@ -115,6 +118,8 @@ def load_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
     name = name if colon else kind
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise InputError(f"judge {spec}: {name!r} is no name for tables and files; use letters, digits, - and _")
+    if kind in _FILES and not Path(where).expanduser().exists():
+        raise InputError(f"judge {spec}: no such file; {HOW_TO_GET[kind]}")  # type: ignore[index]
     loaded = _LOADERS[kind](where)
     # Channels last: on a CPU, convolutions take two thirds of the time.
     loaded.network.eval().requires_grad_(False).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

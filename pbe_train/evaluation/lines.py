@@ -32,7 +32,7 @@ _FORMATS = {
     "CLIP score": (1, 2),
     "recognised": (100, 1),
     "PSNR outside": (1, 1),
-    "seam": (1, 4),
+    "seam": (1, 2),
 }
 """Factor from value to what is shown, and decimals; elsewhere 1 and 3."""
 _MEANINGS = {
@@ -46,7 +46,7 @@ _MEANINGS = {
     "recognised": "share of pairs whose region is nearest to its own reference among all candidates.",
     "copying": "1 = the region has the reference's pixels, 0 = it is as far from them as another photo of the class.",
     "PSNR outside": "outside the mask, painted against photo; ∞ = equal.",
-    "seam": "gradient across the mask's border beyond the photo's own; 0 = no seam visible.",
+    "seam": "step across the mask's border beyond the photo's own, in grey levels of 255; 0 = no seam visible.",
     "copy-paste": "the reference, resized to the mask's bounding box and pasted: what a model must not collapse to.",
     "nothing painted": "the photo as it is.",
     "real view": "the true picture, as a perfect painter would make it: the ceiling.",

@@ -66,11 +66,12 @@ from pbe_train.model.pipeline import SamplingSettings, check_guidance
 PATIENCE = timedelta(days=1)
 """The other processes may still be painting."""
 NO_JUDGE = (
-    "no judge was given: nothing says whether the object is the reference's. CLIP: --judge clip=openai/clip-vit-base-patch32 "
-    "fetches it, or give a folder that `hf download openai/clip-vit-base-patch32` made; docs/evaluation.md names the others"
+    "no judge was given: nothing independent says whether the object is the reference's. "
+    "CLIP: --judge clip=openai/clip-vit-base-patch32 fetches it, or give a folder that "
+    "`hf download openai/clip-vit-base-patch32` made; docs/evaluation.md names the others"
 )
 
-FEW_CLASSES = f"of fewer than {CANDIDATES} classes: whether the reference is recognised among {CANDIDATES} is not asked"
+FEW_CLASSES = f"labels of fewer than {CANDIDATES} classes: whether a reference is recognised among {CANDIDATES} is not asked"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Painted:
     step: int | None = None
     encoder_sha256: str | None = None
     note: str = ""
+    """How it was painted."""
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -178,7 +180,7 @@ def paint_all(
                 reconstruct_pairs(paint.run, pairs, reconstructed, **how, rank=rank, world=world, progress=progress)
             own = None if options.judge else conditioner_judge(paint.run)
         del paint
-    painted += [Painted(name, Path(place), note=f"{name}: painted by another program") for name, place in pictures]
+    painted += [Painted(name, Path(place), note="painted by another program") for name, place in pictures]
     return painted, reconstructed, own
 
 
@@ -202,7 +204,7 @@ def check_pairs(pairs: PairSet, threads: int) -> None:
         problems = [told for told in pool.map(problem, range(len(pairs.pairs))) if told]
     if problems:
         more = f" ({number_of(len(problems), 'such pair')})" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}; mend it, or take it out of the set: scores of other pairs are other scores")
+        raise InputError(f"pair {problems[0]}{more}; no pair is left out by itself, as scores of other pairs are other scores")
 
 
 def paint_one(
@@ -228,7 +230,7 @@ def paint_one(
     folder = options.out / "pictures" / _file_name(name)
     with Progress(f"painting, {name}", len(pairs.pairs), "pairs") as progress:
         paint_pairs(paint, pairs, recipe, folder, batch=options.batch, rank=rank, world=world, progress=progress)
-    note = f"{name}: {how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {recipe.size} px"
+    note = f"{how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {recipe.size} px"
     return Painted(name, folder, source, recipe.step, recipe.encoder_sha256, note)
 
 
@@ -341,11 +343,19 @@ def describe(
         independent={judge.identity.name: is_independent(judge, painted) for judge in judges},
         rows=[],
         notes=[
-            *(one.note for one in painted if one.note),
+            *notes_of(painted),
             *([] if options.judge else [NO_JUDGE]),
             *([] if draw_candidates(pairs.pairs, options.seed) else [FEW_CLASSES]),
         ],
     )
+
+
+def notes_of(painted: Sequence[Painted]) -> list[str]:
+    """How rows were painted: a line for all that were painted alike, as the checkpoints of a run are."""
+    return [
+        f"{', '.join(one.name for one in painted if one.note == note)}: {note}"
+        for note in dict.fromkeys(one.note for one in painted)
+    ]
 
 
 def is_independent(judge: Judge, painted: Sequence[Painted]) -> bool:

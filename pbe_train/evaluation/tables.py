@@ -23,7 +23,7 @@ from pbe_train.evaluation.results import Evaluation, check_comparable
 _NAME_WIDTH, _NARROW_NAME_WIDTH = 24, 17
 _SCORE_WIDTH = 17  # `[184.20, 193.18]` with its frame; wider ones are folded where the terminal is too narrow for them.
 _DISTRIBUTIONS = "Distributions: the set of pictures against the real set"
-_MEANS = "Pairs: means over pictures"
+_MEANS = "Pairs: means over all pairs"
 
 
 def score_tables(results: Sequence[Evaluation]) -> "ScoreTables":

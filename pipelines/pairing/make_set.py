@@ -107,7 +107,9 @@ def make_set(
     left_out = dict(sorted(books.left_out.items(), key=lambda item: (-item[1], item[0])))
     if not books.pairs:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in left_out.items())
-        raise InputError(f"{source.name}: no pair can be made of {number_of(books.boxes, 'box', 'boxes')} ({reasons})")
+        boxes = number_of(books.boxes, "box", "boxes")
+        way = "" if settings.benchmark.split == "all" else f" of split {settings.benchmark.split}; try --benchmark.split all"
+        raise InputError(f"{source.name}: no pair can be made of {boxes} ({reasons}){way}")
     classes = Counter(row["label"] for row in writer.rows)
     record = {
         "method": METHOD,

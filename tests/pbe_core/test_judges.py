@@ -353,7 +353,10 @@ def test_files_that_are_no_inception(what: str, tmp_path: Path):
         ("=x", "no kind"),
         ("a b:clip=x", "'a b' is no name"),
         (":clip=x", "'' is no name"),
-        ("mobilenet=nowhere/x.safetensors", "nowhere/x.safetensors: no such file"),
+        (
+            "mobilenet=nowhere/x.safetensors",
+            "nowhere/x.safetensors: no such file; where it comes from is described in docs/evaluation.md",
+        ),
         ("mobilenet={files}", "is a folder; name the file"),
         (
             "mobilenet={files}/inception.pth",

@@ -1,6 +1,7 @@
 """The program `evaluate`: rows, scores and files, end to end on a small world; what it takes and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -195,11 +196,24 @@ def test_wrong_options_are_one_line(tmp_path, given, words, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_help_shows_defaults_where_there_are_any():
+    told = " ".join(call_program(evaluate.main, "--help").stdout.split())
+    assert "denoising steps (default: 25)" in told
+    assert "resamples (default: 0)" in told
+    assert not re.search(r"default: (None|True|False|\[|\{)", told)
+
+
+def test_rows_that_were_painted_alike_share_a_note():
+    rows = [program.Painted(name, Path("x"), note=note) for name, note in (("a", "2 steps"), ("b", "3 steps"), ("c", "2 steps"))]
+    assert program.notes_of(rows) == ["a, c: 2 steps", "b: 3 steps"]
+
+
 def test_pairs_that_cannot_be_read_are_told_before_anything_is_painted(run_folder, tmp_path):
     pairs = make_cocoee(tmp_path / "pairs", range(1, 5))
     (pairs / "GT_4" / "000000000002_GT.png").write_bytes(b"no picture")
     done = call_program(evaluate.main, "--model", str(run_folder), "--pairs", str(pairs), "--out", str(tmp_path / "out"), *QUICK)
     assert done.returncode == 2
+    assert done.stderr.startswith("error: pair 000000000002: ")
     assert "000000000002_GT.png" in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -431,6 +431,7 @@ def test_lists_of_ids_that_are_none_are_refused_in_one_line(coco, tmp_path):
         (["--benchmark.reference", "random", "--benchmark.count", "0"], "greater than or equal to 1"),
         (["--benchmark.reference", "random", "--benchmark.split", "test"], "no box in it for the splits test"),
         (["--benchmark.reference", "random", "--selection.include_labels", '["bird"]'], "no pair can be made of 19 boxes"),
+        (["--benchmark.reference", "random", "--selection.include_labels", '["bird"]'], "try --benchmark.split all"),
         (["--benchmark.reference", "random", "--benchmark.out", "/proc/x/set"], "set build.benchmark.out"),
         (["--benchmark.reference", "random", "--benchmark.out", "/proc"], "/proc"),
     ],
