@@ -256,6 +256,14 @@ def test_what_is_no_set_of_features_is_refused(distance):
         distance(good, good[:, :3])
 
 
+@pytest.mark.parametrize("kind", DISTANCES)
+@pytest.mark.parametrize("paired", [False, True])
+def test_four_pictures_have_an_interval_though_a_replicate_may_be_of_one(kind, paired):
+    first, second = draw(np.random.default_rng(0), 4, 4, 8)
+    low, high = bootstrap(kind, first, second, 1000, 0, paired=paired)
+    assert low < high
+
+
 def test_too_few_pictures_for_an_interval():
     few = np.random.default_rng(0).standard_normal((3, 4))
     for kind in DISTANCES:
