@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -56,8 +56,23 @@ class Beat:
             self.act()
 
 
+_silenced = threading.Event()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Show no progress and print no line of it within: for all but one of several processes that do the same."""
+    _silenced.set()
+    try:
+        yield
+    finally:
+        _silenced.clear()
+
+
 def print_line(text: str) -> None:
     """Print a line to stderr, above any bar that is there, if anybody still reads it."""
+    if _silenced.is_set():
+        return
     with contextlib.suppress(OSError):
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
@@ -88,7 +103,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.begin()
         # A terminal that says that it has no columns, as without a screen behind it, would show an empty bar.
-        on_terminal = sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        on_terminal = not _silenced.is_set() and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns > 0
         if on_terminal:
             self._bar = tqdm(
                 desc=self.doing,
@@ -182,7 +197,7 @@ class Progress:
         with self._lock:
             if self._bar is not None:
                 self._draw(self._bar)
-            else:
+            elif not _silenced.is_set():
                 self._lines += 1
                 print_line(self.line())
 

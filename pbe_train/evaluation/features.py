@@ -104,6 +104,11 @@ def extract(
                 progress.update(len(looks))
 
 
+def share_of(count: int, rank: int, world: int) -> int:
+    """How many of so many pictures one of the processes looks at in `extract`."""
+    return sum(min(PART, count - start) for start in range(rank * PART, count, world * PART))
+
+
 def read_features(folder: Path, count: int) -> Features:
     """All parts, one after the other.
 

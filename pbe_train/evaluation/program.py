@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from pbe_core.errors import InputError
 from pbe_core.judges.judge import Judge, load_judge
-from pbe_core.progress import Progress
+from pbe_core.progress import Progress, silence
 from pbe_core.words import number_of
 from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_state
 from pbe_train.config import ModelSettings, TrainSettings
@@ -34,6 +34,7 @@ from pbe_train.evaluation.features import (
     look_at_references,
     look_at_row,
     read_features,
+    share_of,
     through_codec,
 )
 from pbe_train.evaluation.painting import (
@@ -130,7 +131,8 @@ def processes(threads: int) -> Iterator[tuple[int, int, torch.device]]:
     torch.set_num_threads(max(1, threads // locally))
     if world > 1:
         dist.init_process_group("gloo", timeout=PATIENCE)
-    yield rank, world, device
+    with silence() if rank else nullcontext():
+        yield rank, world, device
     if world > 1:
         dist.destroy_process_group()
 
@@ -268,7 +270,7 @@ def look_at_all(
     if real:
         passes.append(("real photos", real.recipe, len(real.names), look_at_real(real, judges, options.codec)))
     folders = {}
-    with Progress("looking", sum(each for _, _, each, _ in passes), "pictures") as progress:
+    with Progress("looking", sum(share_of(each, rank, world) for _, _, each, _ in passes), "pictures") as progress:
         for name, pictures, each, look in passes:
             mark = hashlib.sha256(repr([pairs.fingerprint, pictures, options.codec, *seen]).encode()).hexdigest()[:16]
             folders[name] = options.out / "features" / f"{_file_name(name)}-{mark}"

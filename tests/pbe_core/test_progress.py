@@ -126,6 +126,17 @@ def test_on_a_terminal_the_bar_is_drawn_anew_while_nothing_happens(monkeypatch):
     os.close(ours)
 
 
+def test_all_but_one_of_several_processes_are_silent(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.01)
+    with progress.silence(), Progress("packing", 4000, "samples") as work:
+        work.update(3)
+        threading.Event().wait(0.1)
+        work.note("told")
+    assert capsys.readouterr().err == ""
+    progress.print_line("told")
+    assert capsys.readouterr().err == "told\n"
+
+
 def test_nouns_have_their_number():
     assert [number_of(number, "shard") for number in (0, 1, 2, 1200)] == ["0 shards", "1 shard", "2 shards", "1,200 shards"]
     assert number_of(2, "class", "classes") == "2 classes"

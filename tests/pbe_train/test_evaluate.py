@@ -144,6 +144,7 @@ def test_parts_are_made_once_and_the_same_by_any_number_of_processes(tmp_path):
     extract(look, count, [], tmp_path / "one", threads=2)
     for rank in range(3):
         extract(look, count, [], tmp_path / "three", threads=1, rank=rank, world=3)
+    assert [features.share_of(count, rank, 3) for rank in range(3)] == [PART, PART, 3]
     assert read_features(tmp_path / "one", count)["pixels/number"].tolist() == list(range(count))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "three" / path.name).read_bytes()
