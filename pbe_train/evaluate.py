@@ -3,6 +3,7 @@
     python -m pbe_train.evaluate --model runs/tiny --dataset data/tiny/dataset --out runs/tiny/evaluation
     python -m pbe_train.evaluate --model MODEL --pairs test_bench --judge clip=openai/clip-vit-base-patch32 --out RESULT
     python -m pbe_train.evaluate --pictures theirs=FOLDER --pairs test_bench --judge ... --out RESULT
+    python -m pbe_train.evaluate --beside RESULT RESULT --out TOGETHER
 
     pairs ──paint──▶ OUT/pictures/ROW ──judges, once──▶ OUT/features ──▶ OUT/evaluation.json, index.html
 
@@ -49,9 +50,11 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, features, evaluation.json and index.html")
     options = parser.parse_args()
-    if bool(options.pairs) == bool(options.dataset):
+    asked = options.model or options.checkpoints or options.pictures
+    results_alone = options.beside and not (asked or options.pairs or options.dataset)
+    if bool(options.pairs) == bool(options.dataset) and not results_alone:
         raise InputError("give one of --pairs and --dataset: what is to be painted")
-    if not (options.model or options.checkpoints or options.pictures):
+    if not asked and not results_alone:
         raise InputError("give --model, --checkpoints or --pictures: what is to be scored")
     if options.out.suffix == ".json":
         raise InputError(f"--out {options.out}: give a folder; evaluation.json and the page are written into it")
@@ -95,7 +98,7 @@ def _add_rows(add: Callable[..., object]) -> None:
         default=[],
         type=Path,
         metavar="RESULT",
-        help="earlier results (their --out) for the same table and page",
+        help="earlier results (their --out) for the same table and page; with nothing else, these alone",
     )
 
 

@@ -95,6 +95,10 @@ def evaluate(options: argparse.Namespace) -> None:
         InputError: something is missing, damaged, or does not fit together.
     """
     beside = [read_evaluation(path) for path in options.beside]
+    if not (options.pairs or options.dataset):
+        check_comparable(beside)
+        show(options.out, [Shown(each) for each in beside])
+        return
     through_codec(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy(), options.codec)
     with processes(options.threads) as (rank, world, device):
         pairs = find_pairs(options)
@@ -113,13 +117,19 @@ def evaluate(options: argparse.Namespace) -> None:
             return
         result = described.model_copy(update=score(options, pairs, rows, painted, real, given, folders))
     result.write(options.out / "evaluation.json")
-    results = [result, *beside]
-    Console().print(score_tables(results))
-    page = options.out / "index.html"
-    shown = [Shown(result, {row.name: row.folder for row in rows if row.folder}), *(Shown(each) for each in beside)]
+    print(f"the result: {options.out / 'evaluation.json'}")
+    folders_of_rows = {row.name: row.folder for row in rows if row.folder}
+    show(options.out, [Shown(result, folders_of_rows), *(Shown(each) for each in beside)], pairs)
+
+
+def show(out: Path, shown: Sequence[Shown], pairs: PairSet | None = None) -> None:
+    """Print results as tables, and draw them as a page: OUT/index.html. Without the pairs it has no pictures."""
+    Console().print(score_tables([each.evaluation for each in shown]))
+    page = out / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
     with Progress("drawing the page"):
         write_report(shown, page, pairs)
-    print(f"{options.out / 'evaluation.json'}, {page}")
+    print(f"the page: {page}")
 
 
 @contextmanager

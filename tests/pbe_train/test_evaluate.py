@@ -106,6 +106,16 @@ def test_pictures_of_another_program_are_scored_by_the_same_ruler(world, run_fol
     assert "codec: jpeg:90 / png" in done.stderr
 
 
+def test_results_alone_are_shown_together(of_dataset, tmp_path):
+    done = call_program(
+        evaluate.main, "--beside", str(of_dataset), str(of_dataset / "evaluation.json"), "--out", str(tmp_path / "o")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "(result 2)" in done.stdout
+    assert "(result 2)" in (tmp_path / "o" / "index.html").read_text()
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["index.html"]
+
+
 def test_without_a_judge_the_conditioner_judges_and_is_called_so(world, run_folder, tmp_path):
     """Also with another label's references, and all checkpoints of a run."""
     given = ["--checkpoints", str(run_folder), "--dataset", str(world.dataset), "--out", str(tmp_path), *QUICK]
