@@ -56,7 +56,9 @@ def open_real_photos(folder: Path, size: int | None) -> RealPhotos:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of real photos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    # Names that begin with a dot are those of programs: thumbnails, and what copies leave behind.
+    inside = (path for path in folder.rglob("*") if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    paths = sorted(path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(paths) < 2:
         raise InputError(f"{folder}: {len(paths)} photos there; a set needs two at least, better thousands")
     digest = hashlib.sha256()

@@ -254,6 +254,10 @@ def test_real_photos_are_squares_of_the_pairs_size(world, run_folder, tmp_path, 
     real.mkdir()
     for number in range(5):
         Image.fromarray(random.integers(0, 256, (50 + number, 70, 3), np.uint8)).save(real / f"{number}.jpg")
+    (real / "2.jpg").rename(real / "2.JPEG")
+    (real / "inside").mkdir()
+    (real / "3.jpg").rename(real / "inside" / "3.jpg")
+    (real / "._4.jpg").write_bytes(b"no photo, but what a program left beside one")
     out = tmp_path / "out"
     given = ["--judge", f"clip={clip}", "--real", str(real), "--extrapolate"]
     done = call_program(evaluate.main, *options(world, run_folder, out), *given)
