@@ -78,7 +78,7 @@ def _add_painting(add: Callable[..., object]) -> None:
     add("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
     add("--steps", type=int, default=25, help="denoising steps")
     add("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
-    add("--seed", type=int, default=0, help="of noise, samples, candidates and resamples")
+    add("--seed", type=int, default=0, help="of noise, samples and resamples")
     add("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
     add(
         "--window",
