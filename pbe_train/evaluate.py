@@ -61,10 +61,20 @@ def _add_pairs(add: Callable[..., object]) -> None:
         "--pairs", type=Path, help="folder laid out as COCOEE (`pbe benchmark` makes such), or a .csv, .jsonl or .parquet of rows"
     )
     add("--dataset", help="a dataset of ours, a folder or URL; its split must keep views")
-    add("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
+    add("--storage", type=_storage, default={}, metavar="JSON", help="options of fsspec for a URL")
     add("--split", default="validation", help="of the dataset; one that was not trained on")
     add("--count", type=int, default=200, help="pairs drawn from the dataset")
     add("--references", choices=("own", "another"), default="own", help="of the dataset: the sample's, or one of another label")
+
+
+def _storage(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text[:60]}: not a JSON object of options, as {{"anon": true}}')
+    return found
 
 
 def _add_rows(add: Callable[..., object]) -> None:

@@ -177,6 +177,13 @@ def test_wilson_intervals():
     assert wilson(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
+@pytest.mark.parametrize("given", ["[1]", "{", "3", "null"])
+def test_storage_is_an_object(given):
+    done = call_program(evaluate.main, "--dataset", "d", "--model", "m", "--out", "o", "--storage", given)
+    assert done.returncode == 2
+    assert "not a JSON object of options" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
