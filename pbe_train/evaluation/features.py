@@ -206,7 +206,7 @@ def through_codec(picture: AnyPhoto, codec: str) -> AnyPhoto:
     name, _, quality = codec.partition(":")
     if name == "png" and not quality:
         return picture
-    if name != "jpeg" or not quality.isdecimal() or not 1 <= int(quality) <= 100:
+    if name != "jpeg" or not (quality.isascii() and quality.isdecimal()) or not 1 <= int(quality) <= 100:
         raise InputError(f"codec {codec}: give png, or jpeg:QUALITY with a quality of 1 to 100")
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=int(quality), subsampling="4:2:0")

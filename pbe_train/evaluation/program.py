@@ -58,7 +58,7 @@ from pbe_train.evaluation.pair_sets import (
     open_pairs,
     pairs_of_dataset,
 )
-from pbe_train.evaluation.quality import Mixture, fit_mixture
+from pbe_train.evaluation.quality import FEWEST_FOR_MIXTURE, Mixture, fit_mixture
 from pbe_train.evaluation.real_photos import RealPhotos, open_real_photos
 from pbe_train.evaluation.report import Shown, write_report
 from pbe_train.evaluation.results import BOUNDS, LABELS, MIXTURE, Evaluation, check_comparable, read_evaluation
@@ -365,8 +365,8 @@ def describe(
     count, size = len(pairs.pairs), _common_size(pairs)
     if count < FEWEST:
         raise InputError(f"{pairs.name}: {number_of(count, 'pair')}; sets are compared, which takes two at least")
-    if options.mixture and not any(judge.identity.kind == "clip" for judge in judges):
-        raise InputError("--mixture: QS needs CLIP's features; give --judge clip=...")
+    if options.mixture:
+        check_mixture(options.mixture, judges, len(real.names) if real else count)
     return Evaluation(
         pairs_name=Path(pairs.name).name,
         pairs_fingerprint=pairs.fingerprint,
@@ -388,6 +388,34 @@ def describe(
             *([] if draw_candidates(pairs.pairs, DRAWS) else [FEW_CLASSES]),
         ],
     )
+
+
+def check_mixture(path: Path, judges: Sequence[Judge], count: int) -> None:
+    """Make sure that there will be a quality score.
+
+    Args:
+        path: of a mixture, or where one is to be written.
+        judges: the first CLIP among them is its judge.
+        count: of real pictures, which a new one is fitted on.
+
+    Raises:
+        InputError: no CLIP, a mixture of another one's features or none of ours, or one that cannot be fitted or written.
+    """
+    clip = next((judge.identity for judge in judges if judge.identity.kind == "clip"), None)
+    if clip is None:
+        raise InputError("--mixture: QS needs CLIP's features; give --judge clip=...")
+    if path.is_file():
+        if (width := Mixture.load(path).means.shape[1]) != clip.width:
+            raise InputError(
+                f"{path}: of features of {width} numbers, and {clip.name} has {clip.width}; give the CLIP it was made with"
+            )
+    elif path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--mixture {path}: no file can be written there; give a .npz, in a folder that is there")
+    elif count < FEWEST_FOR_MIXTURE:
+        raise InputError(
+            f"--mixture {path}: no such file, and {count} real pictures are too few to fit one (of {FEWEST_FOR_MIXTURE}); "
+            "give --real FOLDER with more, or leave --mixture out"
+        )
 
 
 def is_independent(judge: Judge, painted: Sequence[Painted]) -> bool | None:

@@ -28,6 +28,10 @@ from pbe_core.randomness import name_hash
 Features = Float[np.ndarray, "_ _"]
 LIKELIHOOD_OF_ONE = 300.0
 """Log-likelihood (natural) that counts as 1; 0 counts as 0. A number of the published code, for CLIP's 512 features."""
+COMPONENTS = 20
+"""As published."""
+FEWEST_FOR_MIXTURE = 2 * COMPONENTS
+"""Pictures that it is fitted on."""
 FORMAT = 1
 FIELDS = {"weights": 1, "means": 2, "precisions": 3}
 
@@ -86,7 +90,7 @@ class Mixture:
         return cls(**arrays, count=count)
 
 
-def fit_mixture(features: Features, seed: int, components: int = 20) -> Mixture:
+def fit_mixture(features: Features, seed: int, components: int = COMPONENTS) -> Mixture:
     """Fit a mixture with full covariances on the features of real pictures, as they come from CLIP ViT-B/32.
 
     scikit-learn's defaults, as GIQA's script has them: start by k-means, up to 100 steps, 1e-6 added to variances.

@@ -18,7 +18,7 @@ from pbe_core.judges.judge import load_judge
 from pbe_train import evaluate
 from pbe_train.evaluation import features, program
 from pbe_train.evaluation.features import PART, extract, read_features, through_codec
-from pbe_train.evaluation.quality import Mixture
+from pbe_train.evaluation.quality import Mixture, fit_mixture
 from pbe_train.evaluation.results import Evaluation, differing_recipes, read_evaluation
 from pbe_train.evaluation.summary import wilson
 from tests.conftest import call_program
@@ -166,7 +166,7 @@ def test_both_sides_pass_one_codec():
     assert through_codec(picture, "png") is picture
     errors = [np.abs(through_codec(picture, f"jpeg:{quality}").astype(int) - picture).mean() for quality in (30, 95)]
     assert 0 < errors[1] < errors[0]
-    for codec in ("jpeg", "jpeg:0", "jpeg:101", "webp:90", "png:1"):
+    for codec in ("jpeg", "jpeg:0", "jpeg:101", "jpeg:٩٠", "webp:90", "png:1"):
         with pytest.raises(InputError, match="codec"):
             through_codec(picture, codec)
 
@@ -431,6 +431,24 @@ def test_what_is_wrong_with_a_question_is_told_before_painting(run_folder, files
         assert done.returncode == 2
         assert told in done.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_mixtures_that_no_score_can_come_of_are_told_before_painting(clip, tmp_path):
+    judges, path = [load_judge(f"clip={clip}")], tmp_path / "mixture.npz"
+    program.check_mixture(path, judges, 40)
+    for place in (tmp_path, tmp_path / "nowhere" / "mixture.npz"):
+        with pytest.raises(InputError, match="no file can be written there"):
+            program.check_mixture(place, judges, 40)
+    with pytest.raises(InputError, match="39 real pictures are too few"):
+        program.check_mixture(path, judges, 39)
+    fit_mixture(np.random.default_rng(0).standard_normal((40, 5)), 0).save(path)
+    with pytest.raises(InputError, match=r"mixture.npz: of features of 5 numbers, and clip has 8"):
+        program.check_mixture(path, judges, 40)
+    path.write_bytes(b"pickle")
+    with pytest.raises(InputError, match="no Gaussian mixture"):
+        program.check_mixture(path, judges, 40)
+    with pytest.raises(InputError, match="QS needs CLIP"):
+        program.check_mixture(path, [], 40)
 
 
 def test_names_of_any_script_have_folders_of_their_own():

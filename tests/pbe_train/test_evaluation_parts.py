@@ -22,7 +22,7 @@ from pbe_train.data.references import fit_reference
 from pbe_train.editing.paint_by_example import PaintByExample
 from pbe_train.evaluation import program
 from pbe_train.evaluation.conditioner_judge import conditioner_judge
-from pbe_train.evaluation.features import Row, look_at_real, look_at_references, look_at_row, through_codec
+from pbe_train.evaluation.features import Row, extract, look_at_real, look_at_references, look_at_row, through_codec
 from pbe_train.evaluation.painting import picture_path, real_view, view_window
 from pbe_train.evaluation.pair_scores import copying, cut_region, psnr_outside, published_clip_pictures, seam
 from pbe_train.evaluation.pair_sets import open_pairs
@@ -264,3 +264,12 @@ def test_a_name_before_the_place():
     assert program._named("mine=runs/a=b") == ("mine", "runs/a=b")
     assert program._named("runs/a") == ("a", "runs/a")
     assert program._named("owner/name")[0] == "name"
+
+
+def test_features_that_are_no_numbers_are_no_features(pairs, tmp_path):
+    """Else a score of NaN would be written down as one that is not defined."""
+    one = judge("dinov2")
+    one.loaded.network.register_forward_hook(lambda _, __, out: out.flatten(1) * torch.nan)
+    with pytest.raises(InputError, match="judge dinov2: its features of some pictures are not finite"):
+        extract(look_at_references(pairs, [one], "png"), 3, [one], tmp_path, threads=1)
+    assert not list(tmp_path.iterdir())
