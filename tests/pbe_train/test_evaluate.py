@@ -18,9 +18,10 @@ from pbe_core.judges.judge import load_judge
 from pbe_train import evaluate
 from pbe_train.evaluation import features, program
 from pbe_train.evaluation.features import PART, extract, read_features, through_codec
+from pbe_train.evaluation.pair_sets import draw_alike, draw_candidates, open_pairs
 from pbe_train.evaluation.quality import Mixture, fit_mixture
 from pbe_train.evaluation.results import Evaluation, differing_recipes, read_evaluation
-from pbe_train.evaluation.summary import wilson
+from pbe_train.evaluation.summary import Question, wilson
 from tests.conftest import call_program
 from tests.pbe_train.pair_worlds import box, make_cocoee, picture, write_csv
 from tests.pbe_train.small_world import World
@@ -449,6 +450,48 @@ def test_mixtures_that_no_score_can_come_of_are_told_before_painting(clip, tmp_p
         program.check_mixture(path, judges, 40)
     with pytest.raises(InputError, match="QS needs CLIP"):
         program.check_mixture(path, [], 40)
+
+
+def test_what_is_asked_reaches_who_paints_and_who_scores(run_folder, files, clip, tmp_path, monkeypatch):
+    """Options are in recipes, of the VAE's row, too; pairs are compared with those that were drawn, and drawn together."""
+    asked, others = [], []
+    monkeypatch.setattr(program, "Question", lambda **given: asked.append(given) or Question(**given))
+    look = program.look_at_row
+    monkeypatch.setattr(program, "look_at_row", lambda *given: others.append(given[2]) or look(*given))
+    given = [
+        "--checkpoints",
+        str(run_folder),
+        "--pairs",
+        str(files[0]),
+        "--out",
+        str(tmp_path / "out"),
+        "--judge",
+        f"clip={clip}",
+    ]
+    how = ["--no-blend", "--window", "region", "--size", "64", "--guidance", "2", "--seed", "5", "--scheduler", "DDIMScheduler"]
+    done = call_program(evaluate.main, *given, *how, *QUICK)
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads((tmp_path / "out" / "pictures" / "step-2" / "recipe.json").read_text())
+    wanted = {"blend": False, "window": "region", "size": 64, "guidance": 2, "seed": 5, "scheduler": "DDIMScheduler", "steps": 2}
+    assert {name: recipe[name] for name in wanted} == wanted
+    (reconstructed,) = (tmp_path / "out" / "pictures").glob("vae-*/recipe.json")
+    assert {"size": 64, "window": "region"}.items() <= json.loads(reconstructed.read_text()).items()
+    pairs = open_pairs(files[0]).pairs
+    assert others == [draw_alike(pairs, 0)] * 4
+    assert [one["paired"] for one in asked] == [True]
+    assert next(each for each in read_evaluation(tmp_path / "out").rows if each.name == "step 2").model == str(run_folder)
+    label(files[0], {number: str(number) for number in range(1, 11)})
+    of_files(*files, tmp_path / "of eight labels", "--real", str(files[1]))
+    assert asked[-1]["candidates"] == draw_candidates(open_pairs(files[0]).pairs, 0)
+    assert not asked[-1]["paired"]
+
+
+def test_scores_on_what_a_model_was_trained_on_are_warned_of(world, run_folder, tmp_path, monkeypatch):
+    """The split that is asked is taken for the training's, as few builds keep views of that."""
+    monkeypatch.setattr("pbe_train.evaluation.pair_sets.TRAIN_SPLIT", "validation")
+    done = call_program(evaluate.main, *options(world, run_folder, tmp_path, "--count", "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("was trained on these samples") == 1
 
 
 def test_names_of_any_script_have_folders_of_their_own():
