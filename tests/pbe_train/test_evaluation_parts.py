@@ -184,7 +184,6 @@ def test_pairs_that_belong_together_are_drawn_together(pairs):
         scores_of_sets(question(pairs, [judge("clip")], {}, real, paired=paired), near) for paired in (True, False)
     )
     for name in ("KID (clip)", "FD (clip)"):
-        assert together[name].value == apart[name].value
         assert together[name].high - together[name].low < 0.5 * (apart[name].high - apart[name].low)
     pixels = {f"pixels/{name}": np.ones(60) for name in ("copying", "seam", "PSNR outside")}
     asked = question(pairs, [judge("clip")], {}, real | pixels)
