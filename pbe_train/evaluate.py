@@ -77,7 +77,7 @@ def _add_pairs(add: Callable[..., object]) -> None:
         "--pairs", type=Path, help="folder laid out as COCOEE (`pbe benchmark` makes such), or a .csv, .jsonl or .parquet of rows"
     )
     add("--dataset", help="a dataset that `pbe build` made, a folder or URL; the split must keep its views (views.keep)")
-    add("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
+    add("--storage", type=_storage, default={}, metavar="JSON", help="options of fsspec for a URL")
     add("--split", default="validation", help="of the dataset; one that was not trained on")
     add("--count", type=int, default=200, help="pairs drawn from the dataset's split")
     add(
@@ -86,6 +86,16 @@ def _add_pairs(add: Callable[..., object]) -> None:
         default="own",
         help="of the dataset: the sample's own object, or one of another label",
     )
+
+
+def _storage(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'{text[:60]}: not a JSON object of options, as {{"anon": true}}')
+    return found
 
 
 def _add_rows(add: Callable[..., object]) -> None:
@@ -106,7 +116,7 @@ def _add_painting(add: Callable[..., object]) -> None:
     add("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
     add("--steps", type=int, default=25, help="denoising steps")
     add("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
-    add("--seed", type=int, default=0, help="of noise, samples, candidates and resamples")
+    add("--seed", type=int, default=0, help="of noise, samples and resamples")
     add("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
     add(
         "--window",

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from pbe_core.errors import InputError, run_program
+from pbe_core.errors import InputError, machine_error, run_program
 from pbe_core.files import sweep, temporary_folder
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
@@ -83,11 +83,15 @@ def _make_parent(out: Path) -> None:
     reason = "a mount, which nothing can take the place of; give a folder in it" if os.path.ismount(out) else ""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        reason = reason or ("" if os.access(out.parent, os.W_OK) else f"{out.parent} cannot be written to")
+        # Tried, as permissions tell nothing of /proc and the like, nor of names that are too long.
+        with temporary_folder(out.parent, out.name):
+            pass
     except OSError as error:
-        reason = f"{out.parent} cannot be a folder ({error.strerror})"
+        if machine_error(error):
+            raise
+        reason = reason or f"no folder can be made there ({error.strerror})"
     if reason:
-        raise InputError(f"{out}: {reason}; set build.benchmark.out (--benchmark.out) to another place")
+        raise InputError(f"{str(out)[:300]}: {reason}; set build.benchmark.out (--benchmark.out) to another place")
 
 
 def _give_name(folder: Path, out: Path) -> None:

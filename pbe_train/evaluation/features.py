@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pbe_core.errors import InputError
+from pbe_core.errors import InputError, machine_error
 from pbe_core.files import atomic_file
 from pbe_core.images import AnyPhoto
 from pbe_core.images.decode import decode_jpeg
@@ -32,12 +32,16 @@ from pbe_train.evaluation.pair_scores import copying, cut_region, psnr_outside, 
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.evaluation.real_photos import RealPhotos
 
+LOOKS = 1
+"""Grows when other numbers are taken of the same pictures: what was kept then is looked at again."""
 PART = 64
 """Pictures of a part. The same whatever the number of processes, since a feature's last bits depend on its batch."""
 Looks = Mapping[str, np.ndarray]
 """Of one picture: array name -> what the judge of that name is given, or a number."""
 Features = dict[str, np.ndarray]
 """Array name -> an array with a row for each picture."""
+# Of a part: the names of its arrays. A damaged list of files in it would have some missing, and nobody would see that.
+_NAMES = "names"
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def extract(
     Raises:
         InputError: a picture cannot be read, or a judge's features are not numbers.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     by_name = {judge.identity.name: judge for judge in judges}
     parts = [range(start, min(start + PART, count)) for start in range(0, count, PART)]
     missing = []
@@ -99,7 +103,7 @@ def extract(
             ahead = begin(missing[place + 1]) if place + 1 < len(missing) else []
             arrays = {key: _see(key, np.stack([one[key] for one in looks]), by_name) for key in looks[0]}
             with atomic_file(_part_file(folder, number)) as temporary, temporary.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays, **{_NAMES: np.array(sorted(arrays))})  # type: ignore[arg-type]
             if progress:
                 progress.update(len(looks))
 
@@ -207,7 +211,7 @@ def through_codec(picture: AnyPhoto, codec: str) -> AnyPhoto:
     name, _, quality = codec.partition(":")
     if name == "png" and not quality:
         return picture
-    if name != "jpeg" or not quality.isdecimal() or not 1 <= int(quality) <= 100:
+    if name != "jpeg" or not (quality.isascii() and quality.isdecimal()) or not 1 <= int(quality) <= 100:
         raise InputError(f"codec {codec}: give png, or jpeg:QUALITY with a quality of 1 to 100")
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "JPEG", quality=int(quality), subsampling="4:2:0")
@@ -225,6 +229,20 @@ def _see(key: str, looked: np.ndarray, judges: Mapping[str, Judge]) -> np.ndarra
     return features
 
 
+def make_folder(folder: Path) -> None:
+    """A folder and those above it.
+
+    Raises:
+        InputError: a file is in the way, or nothing can be made there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if machine_error(error):
+            raise
+        raise InputError(f"{str(folder)[:300]}: no folder can be made there ({error.strerror}); give another --out") from None
+
+
 def _part_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.npz"
 
@@ -234,6 +252,8 @@ def _read_part(folder: Path, number: int, count: int) -> Features | None:
     try:
         with np.load(_part_file(folder, number), allow_pickle=False) as file:
             part = {key: file[key] for key in file.files}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    # RuntimeError: of a flag or a version that a flipped bit makes of another one.
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
-    return part if part and all(len(array) == count for array in part.values()) else None
+    names = part.pop(_NAMES, np.array([])).tolist()
+    return part if sorted(part) == names and all(len(array) == count for array in part.values()) else None

@@ -70,7 +70,9 @@ def find_pairs(source: Path) -> list[PairFiles]:
     try:
         found = _of_folder(source) if source.is_dir() else _of_rows(source)
     except OSError as error:
-        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
+        raise InputError(
+            f"{error.filename or source}: cannot be read ({' '.join(str(error.strerror or error).split())})"
+        ) from None
     if not found:
         raise InputError(f"{source}: there is no pair in it ({_HELP})")
     if twice := [name for name, count in Counter(one.id for one in found).items() if count > 1]:
@@ -189,7 +191,7 @@ def _labels(path: Path, digits: int) -> dict[str, str]:
     columns = _columns(path, read, required=("id",))
     if "label" not in columns:
         return {}
-    return {_text(row.get(columns["id"])).zfill(digits): _text(row.get(columns["label"])) for row in rows}
+    return {_text(row.get(columns["id"])).zfill(digits): _printable(_text(row.get(columns["label"]))) for row in rows}
 
 
 # Rows.
@@ -209,8 +211,8 @@ def _of_rows(path: Path) -> list[PairFiles]:
         except ValueError as error:
             problems.append(f"row {number}: {error}")
         else:
-            pair_id = _text(cells.get("id")) or str(number)
-            found.append(PairFiles(safe_id(pair_id), _text(cells.get("label")), **files))
+            pair_id, label = (_printable(_text(cells.get(name))) for name in ("id", "label"))
+            found.append(PairFiles(safe_id(pair_id or str(number)), label, **files))
     if problems:
         rest = f" (and so on in {number_of(len(problems) - 2, 'other row')})" if len(problems) > 2 else ""
         raise InputError(f"{path}: {'; '.join(problems[:2])}{rest}")
@@ -227,7 +229,7 @@ def _columns(path: Path, names: Sequence[str], required: Sequence[str] = _REQUIR
                 problems.append(f"columns `{columns[column].strip()}` and `{name.strip()}` both mean the {column}; keep one")
             columns.setdefault(column, name)
     if missing := [f"`{column}`" for column in required if column not in columns]:
-        there = f"it has {few([name.strip()[:40] for name in names], 8)}" if names else "it is empty"
+        there = f"it has {few([_printable(name.strip()[:40]) for name in names], 8)}" if names else "it is empty"
         problems.append(f"no column {' and '.join(missing)}: {there}; columns are {', '.join(_MEANING)} ({_HELP})")
     if problems:
         raise InputError(f"{path}: {'; '.join(problems)}")
@@ -308,8 +310,10 @@ def _path(folder: Path, column: str, value: object) -> Path:
     except (OSError, ValueError):  # A null byte, or a name beyond what systems know.
         pass
     if _SEVERAL.fullmatch(text):
-        raise ValueError(f"`{name}` seems to name several files ({text[:60]}): several references of one pair are not read")
-    raise ValueError(f"`{name}`: there is no file {str(path)[:300]}")
+        raise ValueError(
+            f"`{name}` seems to name several files ({_printable(text[:60])}): several references of one pair are not read"
+        )
+    raise ValueError(f"`{name}`: there is no file {_printable(str(path)[:300])}")
 
 
 def _text(value: object) -> str:
@@ -319,3 +323,8 @@ def _text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()
+
+
+def _printable(text: str) -> str:
+    """For a message of one line: breaks, null bytes and half characters, as JSON can hold them, by their escapes."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

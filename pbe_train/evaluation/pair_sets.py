@@ -112,14 +112,7 @@ class FilePairs(PairSet):
     def fingerprint(self) -> str:  # type: ignore[override]  # Nobody sets it.
         """SHA-256 over ids and the SHA-256 of each file, ordered by id."""
         paths = list(dict.fromkeys(path for one in self.files for path in _paths(one)))
-        with ThreadPoolExecutor(_THREADS) as pool, Progress("hashing the pairs", len(paths), "files") as progress:
-
-            def hashed(path: Path) -> str:
-                found = _hash(path)
-                progress.update()
-                return found
-
-            hashes = dict(zip(paths, pool.map(hashed, paths), strict=True))
+        hashes = dict(zip(paths, file_hashes(paths, "hashing the pairs"), strict=True))
         lines = sorted(" ".join([one.id, *(hashes[path] for path in _paths(one))]) for one in self.files)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -271,8 +264,20 @@ def _paths(files: PairFiles) -> list[Path]:
     return [files.photo, files.mask, files.reference, *([files.truth] if files.truth else [])]
 
 
-def _hash(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+def file_hashes(paths: Sequence[Path], doing: str) -> list[str]:
+    """SHA-256 of each file, while `doing` is shown.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool, Progress(doing, len(paths), "files") as progress:
+
+        def hashed(path: Path) -> str:
+            try:
+                return file_sha256(path)
+            except OSError as error:
+                raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            finally:
+                progress.update()
+
+        return list(pool.map(hashed, paths))

@@ -27,12 +27,14 @@ from pbe_train.data.remote_shards import open_reader
 from pbe_train.editing.paint_by_example import PaintByExample
 from pbe_train.evaluation.conditioner_judge import conditioner_judge
 from pbe_train.evaluation.features import (
+    LOOKS,
     Features,
     Row,
     extract,
     look_at_real,
     look_at_references,
     look_at_row,
+    make_folder,
     read_features,
     share_of,
     through_codec,
@@ -53,19 +55,24 @@ from pbe_train.evaluation.pair_sets import (
     PairSet,
     draw_alike,
     draw_candidates,
+    file_hashes,
     open_pairs,
     pairs_of_dataset,
 )
-from pbe_train.evaluation.quality import Mixture, fit_mixture
+from pbe_train.evaluation.quality import FEWEST_FOR_MIXTURE, Mixture, fit_mixture
 from pbe_train.evaluation.real_photos import RealPhotos, open_real_photos
 from pbe_train.evaluation.report import Shown, write_report
-from pbe_train.evaluation.results import BOUNDS, Evaluation, check_comparable, read_evaluation
+from pbe_train.evaluation.results import BOUNDS, LABELS, MIXTURE, Evaluation, check_comparable, read_evaluation
 from pbe_train.evaluation.summary import FEWEST, Question, by_group, pair_rows, score_row, scores_of_pairs, sizes_of
 from pbe_train.evaluation.tables import score_tables
 from pbe_train.model.pipeline import SamplingSettings, check_guidance
 
+DRAWS = 0
+"""Seed of candidates and of other photos of a class: of the ruler, whatever seed a model paints with."""
 PATIENCE = timedelta(days=1)
 """The other processes may still be painting."""
+LONGEST_NAME = 120
+"""Bytes of a row's name as a folder's: file systems allow 255, and features add their mark."""
 NO_JUDGE = (
     "no judge was given: nothing independent says whether the object is the reference's. "
     "CLIP: --judge clip=openai/clip-vit-base-patch32 fetches it, or give a folder that "
@@ -73,6 +80,10 @@ NO_JUDGE = (
 )
 
 FEW_CLASSES = f"labels of fewer than {CANDIDATES} classes: whether a reference is recognised among {CANDIDATES} is not asked"
+
+
+Named = tuple[str, str]
+"""A row's name, and where its model or its pictures are."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +115,14 @@ def evaluate(options: argparse.Namespace) -> None:
         pairs = find_pairs(options)
         given = [load_judge(spec, device) for spec in options.judge]
         check_names([judge.identity.name for judge in given], "judges")
-        painted, reconstructed, own = paint_all(options, pairs, rank, world, device)
+        models, pictures = find_rows(options, pairs)
+        real = open_real_photos(options.real, _common_size(pairs)) if options.real else None
+        # What is wrong is known before hours of painting, not after them.
+        check_comparable([describe(options, pairs, [], real, given), *beside])
+        check_out(options.out)
+        painted, reconstructed, own = paint_all(options, pairs, models, pictures, rank, world, device)
         given = [own] if own else given
         _meet(world)
-        real = open_real_photos(options.real, _common_size(pairs)) if options.real else None
         described = describe(options, pairs, painted, real, given)
         check_comparable([described, *beside])
         rows = rows_of(pairs, painted, reconstructed)
@@ -115,8 +130,9 @@ def evaluate(options: argparse.Namespace) -> None:
         _meet(world)
         if rank:
             return
-        result = described.model_copy(update=score(options, pairs, rows, painted, real, given, folders))
+        result = described.model_copy(update=score(options, pairs, rows, painted, real, given, folders, described.recipe))
     result.write(options.out / "evaluation.json")
+    check_comparable([result, *beside])  # A mixture may just have been fitted.
     print(f"the result: {options.out / 'evaluation.json'}")
     folders_of_rows = {row.name: row.folder for row in rows if row.folder}
     show(options.out, [Shown(result, folders_of_rows), *(Shown(each) for each in beside)], pairs)
@@ -157,14 +173,11 @@ def find_pairs(options: argparse.Namespace) -> PairSet:
     return pairs_of_dataset(reader, options.count, options.seed, options.references)
 
 
-def paint_all(
-    options: argparse.Namespace, pairs: PairSet, rank: int, world: int, device: torch.device
-) -> tuple[list[Painted], Path | None, Judge | None]:
-    """Paint with each model, one after the other, so that one is in memory at a time; before that, check what others painted.
+def find_rows(options: argparse.Namespace, pairs: PairSet) -> tuple[list[Named], list[Named]]:
+    """The models that paint, and the folders that others painted; these and the pairs have been checked.
 
-    Returns:
-        The rows of pictures; the folder of what the first model's VAE makes of the real pictures; and, where no judge is named,
-        that model's own encoder as one.
+    Raises:
+        InputError: no checkpoints, two rows of one name, pictures that do not fit, or pairs that cannot be read.
     """
     models = [_named(word) for word in options.model]
     if options.checkpoints:
@@ -173,11 +186,31 @@ def paint_all(
             raise InputError(f"--checkpoints {options.checkpoints}: no checkpoint there; give a run folder that train.py wrote")
         models += [(f"step {read_state(path).step:,}", str(path)) for path in found]
     pictures = [_named(word) for word in options.pictures]
-    check_names([name for name, _ in (*models, *pictures)] + list(BOUNDS), "rows")
+    names = [name for name, _ in (*models, *pictures)]
+    check_names([*names, *BOUNDS], "rows")
+    check_folders(names)
     for _, place in pictures:
         check_pictures(pairs, Path(place))
     if models:
         check_pairs(pairs, options.threads)
+    return models, pictures
+
+
+def paint_all(
+    options: argparse.Namespace,
+    pairs: PairSet,
+    models: Sequence[Named],
+    pictures: Sequence[Named],
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> tuple[list[Painted], Path | None, Judge | None]:
+    """Paint with each model, one after the other, so that one is in memory at a time.
+
+    Returns:
+        The rows of pictures; the folder of what the first model's VAE makes of the real pictures; and, where no judge is named,
+        that model's own encoder as one.
+    """
     painted, reconstructed, own = [], None, None
     for number, (name, source) in enumerate(models):
         with Progress(f"loading {name}"):
@@ -272,9 +305,12 @@ def look_at_all(
     world: int,
 ) -> dict[str, Path]:
     """Extract the features of all rows, of the references and of the real photos; the folder of each."""
-    others = draw_alike(pairs.pairs, options.seed)
+    others = draw_alike(pairs.pairs, DRAWS)
     count = len(pairs.pairs)
     seen = [f"{judge.identity.name} {judge.identity.sha256} {judge.identity.preparation}" for judge in judges]
+    # A fingerprint knows neither the order of the pairs nor their labels, which decide who is compared with whom.
+    order = [(pair.id, other) for pair, other in zip(pairs.pairs, others, strict=True)]
+    same = [LOOKS, pairs.fingerprint, order, options.codec, *seen]
     passes = [(row.name, row.pictures, count, look_at_row(row, pairs, others, judges, options.codec)) for row in rows]
     passes.append(("references", "references", count, look_at_references(pairs, judges, options.codec)))
     if real:
@@ -282,7 +318,7 @@ def look_at_all(
     folders = {}
     with Progress("looking", sum(share_of(each, rank, world) for _, _, each, _ in passes), "pictures") as progress:
         for name, pictures, each, look in passes:
-            mark = hashlib.sha256(repr([pairs.fingerprint, pictures, options.codec, *seen]).encode()).hexdigest()[:16]
+            mark = hashlib.sha256(repr([*same, pictures]).encode()).hexdigest()[:16]
             folders[name] = options.out / "features" / f"{_file_name(name)}-{mark}"
             extract(look, each, judges, folders[name], threads=options.threads, rank=rank, world=world, progress=progress)
     return folders
@@ -296,6 +332,7 @@ def score(
     real: RealPhotos | None,
     judges: Sequence[Judge],
     folders: dict[str, Path],
+    recipe: dict[str, str],
 ) -> dict[str, Any]:
     """All scores, from the features: fields of an `Evaluation`."""
     count = len(pairs.pairs)
@@ -305,7 +342,7 @@ def score(
         pairs=pairs,
         judges=judges,
         references=read_features(folders["references"], count),
-        candidates=draw_candidates(pairs.pairs, options.seed),
+        candidates=draw_candidates(pairs.pairs, DRAWS),
         real=against,
         paired=real is None,
         seed=options.seed,
@@ -323,6 +360,7 @@ def score(
     of_pairs = {row.name: scores_of_pairs(question, features[row.name]) for row in rows}
     areas = features["real view"]["pixels/area"]
     return {
+        "recipe": recipe | ({MIXTURE: next(iter(question.mixtures.values())).mark} if question.mixtures else {}),
         "rows": scored,
         "per_class": by_group(of_pairs, [pair.label for pair in pairs.pairs], options.seed),
         "per_size": by_group(of_pairs, sizes_of(areas), options.seed),
@@ -341,6 +379,8 @@ def describe(
     count, size = len(pairs.pairs), _common_size(pairs)
     if count < FEWEST:
         raise InputError(f"{pairs.name}: {number_of(count, 'pair')}; sets are compared, which takes two at least")
+    if options.mixture:
+        check_mixture(options.mixture, judges, len(real.names) if real else count)
     return Evaluation(
         pairs_name=Path(pairs.name).name,
         pairs_fingerprint=pairs.fingerprint,
@@ -350,14 +390,16 @@ def describe(
             "size": f"{size} x {size} px" if size else "of several sizes",
             "count": str(count),
             "real set": real.recipe if real else "the pairs' own real views",
+            **({LABELS: _labels(pairs)} if any(pair.label for pair in pairs.pairs) else {}),
+            **({MIXTURE: Mixture.load(options.mixture).mark} if options.mixture and options.mixture.is_file() else {}),
         },
         judges=[judge.identity for judge in judges],
-        independent={judge.identity.name: is_independent(judge, painted) for judge in judges},
+        independent={judge.identity.name: known for judge in judges if (known := is_independent(judge, painted)) is not None},
         rows=[],
         notes=[
             *notes_of(painted),
             *([] if options.judge else [NO_JUDGE]),
-            *([] if draw_candidates(pairs.pairs, options.seed) else [FEW_CLASSES]),
+            *([] if draw_candidates(pairs.pairs, DRAWS) else [FEW_CLASSES]),
         ],
     )
 
@@ -370,9 +412,40 @@ def notes_of(painted: Sequence[Painted]) -> list[str]:
     ]
 
 
-def is_independent(judge: Judge, painted: Sequence[Painted]) -> bool:
-    """Whether a judge's weights are those of no conditioner that was painted with."""
-    return judge.encoder_hashes.isdisjoint({one.encoder_sha256 for one in painted})
+def check_mixture(path: Path, judges: Sequence[Judge], count: int) -> None:
+    """Make sure that there will be a quality score.
+
+    Args:
+        path: of a mixture, or where one is to be written.
+        judges: the first CLIP among them is its judge.
+        count: of real pictures, which a new one is fitted on.
+
+    Raises:
+        InputError: no CLIP, a mixture of another one's features or none of ours, or one that cannot be fitted or written.
+    """
+    clip = next((judge.identity for judge in judges if judge.identity.kind == "clip"), None)
+    if clip is None:
+        raise InputError("--mixture: QS needs CLIP's features; give --judge clip=...")
+    if path.is_file():
+        if (width := Mixture.load(path).means.shape[1]) != clip.width:
+            raise InputError(
+                f"{path}: of features of {width} numbers, and {clip.name} has {clip.width}; give the CLIP it was made with"
+            )
+    elif path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise InputError(f"--mixture {path}: no file can be written there; give a .npz, in a folder that is there")
+    elif count < FEWEST_FOR_MIXTURE:
+        raise InputError(
+            f"--mixture {path}: no such file, and {count} real pictures are too few to fit one (of {FEWEST_FOR_MIXTURE}); "
+            "give --real FOLDER with more, or leave --mixture out"
+        )
+
+
+def is_independent(judge: Judge, painted: Sequence[Painted]) -> bool | None:
+    """Whether a judge's weights are those of no conditioner that was painted with; None where nobody knows some of these."""
+    encoders = {one.encoder_sha256 for one in painted}
+    if not judge.encoder_hashes.isdisjoint(encoders):
+        return False
+    return None if None in encoders else True
 
 
 def check_names(names: Sequence[str], what: str) -> None:
@@ -385,8 +458,7 @@ def _mixtures(options: argparse.Namespace, judges: Sequence[Judge], real: Featur
     clip = next((judge.identity.name for judge in judges if judge.identity.kind == "clip"), None)
     if options.mixture is None:
         return {}
-    if clip is None:
-        raise InputError("--mixture: QS needs CLIP's features; give --judge clip=...")
+    assert clip is not None, "`describe` has refused it"
     if options.mixture.is_file():
         return {clip: Mixture.load(options.mixture)}
     mixture = fit_mixture(real[f"whole/{clip}"], options.seed)
@@ -400,18 +472,42 @@ def _named(word: str) -> tuple[str, str]:
     return (name, place) if mark and re.fullmatch(r"[\w .,+-]+", name) else (Path(word).resolve().name, word)
 
 
+def check_folders(names: Sequence[str]) -> None:
+    """Refuse rows whose pictures would lie in one folder, or in none that can be made."""
+    folders = [_file_name(name) for name in names]
+    for name, folder in zip(names, folders, strict=True):
+        if not folder.strip("-") or len(folder.encode()) > LONGEST_NAME:
+            raise InputError(f"row {name[:60]!r}: no name for a folder; give it one of some letters: NAME=...")
+        # Some file systems know no case.
+        if same := [other for other, one in zip(names, folders, strict=True) if one.lower() == folder.lower()][1:]:
+            raise InputError(f"rows {name!r} and {same[0]!r} would share the folder {folder}; give one another name: NAME=...")
+
+
+def check_out(out: Path) -> None:
+    """Make the folder of results. Raises InputError where results could not be written."""
+    for folder in (out, out / "pictures", out / "features"):
+        make_folder(folder)
+    if taken := [name for name in ("evaluation.json", "index.html") if (out / name).is_dir()]:
+        raise InputError(f"{out / taken[0]}: is a folder, and a file is to be written there; give another --out")
+    if not os.access(out, os.W_OK):
+        raise InputError(f"{out}: nothing may be written there; give another --out")
+
+
 def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+    return re.sub(r"[^\w.-]+", "-", name).lstrip(".")
 
 
 def _state(pairs: PairSet, folder: Path) -> str:
-    """What tells the pictures of a folder from those of another one, or of another time: their names, sizes and times."""
-    digest = hashlib.sha256()
-    for pair in pairs.pairs:
-        path = picture_path(folder, pair.id)
-        found = path.stat()
-        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    """What tells the pictures of a folder from those of another one, or of another time: their contents."""
+    paths = [picture_path(folder, pair.id) for pair in pairs.pairs]
+    return hashlib.sha256("\n".join(file_hashes(paths, f"hashing {folder.name}")).encode()).hexdigest()
+
+
+def _labels(pairs: PairSet) -> str:
+    """What tells labels apart: they decide among which references one is looked for."""
+    lines = "\n".join(sorted(f"{pair.id} {pair.label}" for pair in pairs.pairs))
+    classes = len({pair.label for pair in pairs.pairs} - {""})
+    return f"{number_of(classes, 'class', 'classes')}, {hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
 
 def _common_size(pairs: PairSet) -> int | None:

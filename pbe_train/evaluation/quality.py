@@ -12,6 +12,7 @@ pickle to download, fitted on COCO 2017, with a fit that is not published; here 
 with published ones only where the mixture was fitted on those photos, and even then but for the fit's start.
 """
 
+import hashlib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ from pbe_core.randomness import name_hash
 Features = Float[np.ndarray, "_ _"]
 LIKELIHOOD_OF_ONE = 300.0
 """Log-likelihood (natural) that counts as 1; 0 counts as 0. A number of the published code, for CLIP's 512 features."""
+COMPONENTS = 20
+"""As published."""
+FEWEST_FOR_MIXTURE = 2 * COMPONENTS
+"""Pictures that it is fitted on."""
 FORMAT = 1
 FIELDS = {"weights": 1, "means": 2, "precisions": 3}
 
@@ -47,6 +52,14 @@ class Mixture:
     precisions: Float64[np.ndarray, "k d d"]
     count: int
 
+    @property
+    def mark(self) -> str:
+        """What tells it from others, for people: pictures it was fitted on, and a hash of its numbers."""
+        digest = hashlib.sha256()
+        for name in FIELDS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return f"{len(self.weights)} Gaussians of {self.count} pictures, {digest.hexdigest()[:12]}"
+
     def save(self, path: Path) -> None:
         """Write it as .npz, without pickles; the file is whole or not there."""
         arrays = {name: getattr(self, name) for name in FIELDS}
@@ -66,7 +79,7 @@ class Mixture:
                 version, count = int(file["format"]), int(file["count"])
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; it is made from the features of real pictures") from None
-        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile, AttributeError):
+        except (ValueError, TypeError, KeyError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, AttributeError):
             raise InputError(
                 f"{path}: no Gaussian mixture as this program saves it; fit it anew (pickles are not read)"
             ) from None
@@ -77,7 +90,7 @@ class Mixture:
         return cls(**arrays, count=count)
 
 
-def fit_mixture(features: Features, seed: int, components: int = 20) -> Mixture:
+def fit_mixture(features: Features, seed: int, components: int = COMPONENTS) -> Mixture:
     """Fit a mixture with full covariances on the features of real pictures, as they come from CLIP ViT-B/32.
 
     scikit-learn's defaults, as GIQA's script has them: start by k-means, up to 100 steps, 1e-6 added to variances.

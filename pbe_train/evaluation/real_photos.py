@@ -11,13 +11,17 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_train.evaluation.pair_sets import file_hashes
 
 SUFFIXES = (".avif", ".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class RealPhotos:
-    """Photos of a folder, sorted by name; with `size`, each as its central square of that side."""
+    """Photos of a folder, sorted by name; with `size`, each as its central square of that side.
+
+    `fingerprint` is a hash of their names and contents.
+    """
 
     folder: Path
     names: tuple[str, ...]
@@ -61,11 +65,10 @@ def open_real_photos(folder: Path, size: int | None) -> RealPhotos:
     paths = sorted(path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(paths) < 2:
         raise InputError(f"{folder}: {len(paths)} photos there; a set needs two at least, better thousands")
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
     names = tuple(str(path.relative_to(folder)) for path in paths)
-    return RealPhotos(folder, names, size, digest.hexdigest())
+    hashes = file_hashes(paths, "hashing the real photos")
+    lines = "\n".join(f"{name} {found}" for name, found in zip(names, hashes, strict=True))
+    return RealPhotos(folder, names, size, hashlib.sha256(lines.encode()).hexdigest())
 
 
 def central_square(photo: AnyPhoto, size: int) -> UInt8[np.ndarray, "size size 3"]:

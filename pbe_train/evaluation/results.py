@@ -17,6 +17,8 @@ from pbe_core.judges.judge import JudgeIdentity
 
 FORMAT = 1
 BOUNDS = ("copy-paste", "nothing painted", "real view", "VAE reconstruction")
+LABELS, MIXTURE = "labels", "mixture"
+"""Fields of a recipe that a result may lack: then it has no scores that they decide."""
 FEW_PAIRS = 2048
 """Below so many pictures the bias of a Frechet distance is larger than most effects: Inception has as many features."""
 Size = Literal["small", "medium", "large"]
@@ -145,12 +147,12 @@ def differing_recipes(results: Sequence[Evaluation]) -> list[str]:
     """In what results differ so that their scores cannot stand in one table: one phrase a field, empty if in nothing.
 
     Compared: the pair set's fingerprint, the count, each field of the recipe, and judges of one name. A judge that one of them
-    lacks is no difference.
+    lacks is no difference, and nor are labels or a mixture.
     """
     named = [_comparable(result) for result in results]
     differing = []
     for field in dict.fromkeys(field for fields in named for field in fields):
-        optional = field.startswith("judge ")
+        optional = field.startswith(("judge ", LABELS, MIXTURE))
         values = dict.fromkeys(fields.get(field, "not given") for fields in named if field in fields or not optional)
         if len(values) > 1:
             differing.append(f"{field}: {' / '.join(values)}")

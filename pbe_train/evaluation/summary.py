@@ -12,7 +12,16 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from pbe_core.judges.judge import Judge
-from pbe_train.evaluation.distances import bootstrap, bootstrap_mean, cmmd, frechet_distance, frechet_infinity, kernel_distance
+from pbe_train.evaluation.distances import (
+    FEWEST_FOR_INTERVAL,
+    Kind,
+    bootstrap,
+    bootstrap_mean,
+    cmmd,
+    frechet_distance,
+    frechet_infinity,
+    kernel_distance,
+)
 from pbe_train.evaluation.features import Features
 from pbe_train.evaluation.pair_scores import recognised
 from pbe_train.evaluation.pair_sets import PairSet
@@ -53,35 +62,44 @@ def score_row(question: Question, name: str, features: Features, model: str | No
         name=name,
         model=model,
         step=step,
-        set_scores={} if real else scores_of_sets(question, features),
+        set_scores=scores_of_sets(question, features, distances=not real),
         pair_scores=means(pair_scores, question.seed),
     )
 
 
-def scores_of_sets(question: Question, features: Features) -> dict[str, Value]:
-    """Distances between a row's pictures and the real ones, and the quality score, by the name that tables show."""
+def scores_of_sets(question: Question, features: Features, distances: bool = True) -> dict[str, Value]:
+    """Distances between a row's pictures and the real ones, and the quality score, by the name that tables show.
+
+    Without `distances`, of the real ones themselves, the quality score alone.
+    """
     scores: dict[str, Value] = {}
     for judge in question.judges:
-        name, kind = judge.identity.name, judge.identity.kind
+        name = judge.identity.name
         made, real = (side[f"whole/{name}"].astype(np.float64) for side in (features, question.real))
-        if min(len(made), len(real)) < FEWEST:
-            continue
-
-        def add(score: str, kind: str, value: float, made: np.ndarray = made, real: np.ndarray = real) -> None:
-            interval = bootstrap(kind, made, real, question.replicates, question.seed, paired=question.paired)  # type: ignore[arg-type]
-            scores[score] = Value.of(value, interval, len(made))
-
-        add(f"KID ({name})", "kernel", kernel_distance(made, real, paired=question.paired))
-        if kind == "clip":
-            add(f"CMMD ({name})", "cmmd", cmmd(made, real))
-        add(frechet_name(kind, name), "frechet", frechet_distance(made, real))
-        if question.infinity:
-            scores[re.sub("^(FID|FD)", "\\1∞", frechet_name(kind, name))] = Value.of(
-                frechet_infinity(made, real, question.seed, paired=question.paired), None, len(made)
-            )
+        if distances and min(len(made), len(real)) >= FEWEST:
+            scores |= _distances(question, judge, made, real)
         if name in question.mixtures:
-            quality = 100 * quality_scores(question.mixtures[name], made)
-            scores["QS"] = _mean(quality, question.seed)
+            scores["QS"] = _mean(100 * quality_scores(question.mixtures[name], made), question.seed)
+    return scores
+
+
+def _distances(
+    question: Question, judge: Judge, made: Float64[np.ndarray, "made width"], real: Float64[np.ndarray, "real width"]
+) -> dict[str, Value]:
+    name, kind = judge.identity.name, judge.identity.kind
+    scores: dict[str, Value] = {}
+
+    def add(score: str, distance: Kind, value: float) -> None:
+        interval = bootstrap(distance, made, real, question.replicates, question.seed, paired=question.paired)
+        scores[score] = Value.of(value, interval, len(made))
+
+    add(f"KID ({name})", "kernel", kernel_distance(made, real, paired=question.paired))
+    if kind == "clip":
+        add(f"CMMD ({name})", "cmmd", cmmd(made, real))
+    add(frechet_name(kind, name), "frechet", frechet_distance(made, real))
+    if question.infinity and min(len(made), len(real)) >= FEWEST_FOR_INTERVAL:
+        infinite = Value.of(frechet_infinity(made, real, question.seed, paired=question.paired), None, len(made))
+        scores[re.sub("^(FID|FD)", "\\1∞", frechet_name(kind, name))] = infinite
     return scores
 
 

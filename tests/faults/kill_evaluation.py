@@ -135,8 +135,8 @@ def stamps(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All files but features, whose names tell when the pictures were painted; what is left over of these, too."""
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".npz")
+    """All files, and what is left over of half written ones, too."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 

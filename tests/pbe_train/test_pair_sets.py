@@ -334,3 +334,32 @@ def test_alike_are_others_of_the_same_label():
         assert pairs[drawn[number]].label == pairs[number].label
     assert [each if each is None else 10 - each for each in draw_alike(pairs[::-1], 0)[::-1]] == drawn
     assert any(draw_alike(pairs, seed) != drawn for seed in range(1, 4))
+
+
+def test_cells_that_no_line_can_show_are_shown_by_their_escapes(tmp_path):
+    """Line breaks, null bytes and half characters, which JSON can hold; of labels and ids, too."""
+    (row,) = make_rows(tmp_path, [1])
+    odd = "a\n\0\ud800"
+    with pytest.raises(InputError, match=r"there is no file .*/a\\n\\x00\\ud800$"):
+        open_pairs(write_jsonl(tmp_path / "pairs.jsonl", [{**row, "photo": odd}]))
+    with pytest.raises(InputError, match=r"no column .* it has a\\n\\x00\\ud800;"):
+        open_pairs(write_jsonl(tmp_path / "pairs.jsonl", [{odd: 1}]))
+    (pair,) = open_pairs(write_jsonl(tmp_path / "pairs.jsonl", [{**row, "id": odd, "label": odd}])).pairs
+    assert pair.label == r"a\n\x00\ud800"
+    assert pair.id.isascii()
+
+
+def test_damaged_parquet_is_one_line_wherever_it_is_damaged(tmp_path):
+    (row,) = make_rows(tmp_path, [1])
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(pa.table({name: [file] for name, file in row.items()}), path)
+    whole = path.read_bytes()
+    told = []
+    for place in range(4, len(whole) - 8, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place + k] ^ 255 for k in range(8)]) + whole[place + 8 :])
+        try:
+            open_pairs(path)
+        except InputError as error:
+            told.append(str(error))
+    assert told
+    assert not any("\n" in line for line in told)

@@ -433,6 +433,8 @@ def test_lists_of_ids_that_are_none_are_refused_in_one_line(coco, tmp_path):
         (["--benchmark.reference", "random", "--selection.include_labels", '["bird"]'], "no pair can be made of 19 boxes"),
         (["--benchmark.reference", "random", "--selection.include_labels", '["bird"]'], "try --benchmark.split all"),
         (["--benchmark.reference", "random", "--benchmark.out", "/proc/x/set"], "set build.benchmark.out"),
+        (["--benchmark.reference", "random", "--benchmark.out", "/proc/set"], "set build.benchmark.out"),
+        (["--benchmark.reference", "random", "--benchmark.out", f"/tmp/{'x' * 250}"], "set build.benchmark.out"),
         (["--benchmark.reference", "random", "--benchmark.out", "/proc"], "/proc"),
     ],
 )
