@@ -18,6 +18,7 @@ from pbe_core.errors import InputError
 from pbe_core.judges.judge import load_judge
 from pbe_train import evaluate
 from pbe_train.evaluation import features, program
+from pbe_train.evaluation import rows as rows_module
 from pbe_train.evaluation.features import PART, extract, read_features, through_codec
 from pbe_train.evaluation.pair_sets import draw_alike, draw_candidates, open_pairs
 from pbe_train.evaluation.quality import Mixture, fit_mixture
@@ -145,8 +146,8 @@ def test_the_conditioners_weights_are_recognised_under_another_name(world, run_f
     wrapped.save_pretrained(tmp_path / "clip")
     judge = load_judge(f"other:clip={tmp_path / 'clip'}")
     sha256 = json.loads((of_dataset / "pictures" / run_folder.name / "recipe.json").read_text())["encoder_sha256"]
-    assert not program.is_independent(judge, [program.Painted("one", tmp_path, encoder_sha256=sha256)])
-    assert program.is_independent(judge, [program.Painted("one", tmp_path, encoder_sha256="0" * 64)])
+    assert not rows_module.is_independent(judge, [rows_module.Painted("one", tmp_path, encoder_sha256=sha256)])
+    assert rows_module.is_independent(judge, [rows_module.Painted("one", tmp_path, encoder_sha256="0" * 64)])
 
 
 def test_parts_are_made_once_and_the_same_by_any_number_of_processes(tmp_path):
@@ -227,8 +228,10 @@ def test_help_shows_defaults_where_there_are_any():
 
 
 def test_rows_that_were_painted_alike_share_a_note():
-    rows = [program.Painted(name, Path("x"), note=note) for name, note in (("a", "2 steps"), ("b", "3 steps"), ("c", "2 steps"))]
-    assert program.notes_of(rows) == ["a, c: 2 steps", "b: 3 steps"]
+    rows = [
+        rows_module.Painted(name, Path("x"), note=note) for name, note in (("a", "2 steps"), ("b", "3 steps"), ("c", "2 steps"))
+    ]
+    assert rows_module.notes_of(rows) == ["a, c: 2 steps", "b: 3 steps"]
 
 
 def test_pairs_that_cannot_be_read_are_told_before_anything_is_painted(run_folder, tmp_path):
@@ -524,6 +527,6 @@ def test_scores_on_what_a_model_was_trained_on_are_warned_of(world, run_folder, 
 
 
 def test_names_of_any_script_have_folders_of_their_own():
-    assert len({program._file_name(name) for name in ("甲", "乙", "..", "step 1,000")}) == 4
-    assert program._file_name("step 1,000") == "step-1-000"
-    program.check_folders(["甲", "乙"])
+    assert len({rows_module.file_name(name) for name in ("甲", "乙", "..", "step 1,000")}) == 4
+    assert rows_module.file_name("step 1,000") == "step-1-000"
+    rows_module.check_folders(["甲", "乙"])

@@ -21,6 +21,7 @@ from pbe_core.judges.loading import LoadedNetwork
 from pbe_train.data.references import fit_reference
 from pbe_train.editing.paint_by_example import PaintByExample
 from pbe_train.evaluation import program
+from pbe_train.evaluation import rows as rows_module
 from pbe_train.evaluation.conditioner_judge import conditioner_judge
 from pbe_train.evaluation.features import Row, extract, look_at_real, look_at_references, look_at_row, through_codec
 from pbe_train.evaluation.painting import picture_path, real_view, view_window
@@ -103,7 +104,7 @@ def test_jpegs_are_as_cameras_write_them():
 
 def test_rows_are_what_they_are_called(pairs, tmp_path):
     given = pairs.read(0)
-    made = {row.name: row.make(pairs.pairs[0], given) for row in program.rows_of(pairs, [], None)}
+    made = {row.name: row.make(pairs.pairs[0], given) for row in rows_module.rows_of(pairs, [], None)}
     assert list(made) == ["copy-paste", "nothing painted", "real view"]
     assert np.array_equal(made["nothing painted"], given.photo)
     assert np.array_equal(made["real view"], given.truth)
@@ -253,16 +254,16 @@ def test_the_conditioner_sees_what_it_is_given_in_training(geometry, run_folder)
         encoder = run.model.conditioner.model
         token = encoder(pixel_values=prepared).pooler_output
     assert found.features([shape]) == pytest.approx(token.numpy(), abs=1e-5)
-    painted = program.Painted("one", run_folder, encoder_sha256=run.identity.encoder_sha256)
-    assert program.is_independent(found, [painted]) is False
-    assert program.is_independent(judge("clip"), [painted]) is True
-    assert program.is_independent(judge("clip"), [painted, program.Painted("theirs", run_folder)]) is None
+    painted = rows_module.Painted("one", run_folder, encoder_sha256=run.identity.encoder_sha256)
+    assert rows_module.is_independent(found, [painted]) is False
+    assert rows_module.is_independent(judge("clip"), [painted]) is True
+    assert rows_module.is_independent(judge("clip"), [painted, rows_module.Painted("theirs", run_folder)]) is None
 
 
 def test_a_name_before_the_place():
-    assert program._named("mine=runs/a=b") == ("mine", "runs/a=b")
-    assert program._named("runs/a") == ("a", "runs/a")
-    assert program._named("owner/name")[0] == "name"
+    assert rows_module._named("mine=runs/a=b") == ("mine", "runs/a=b")
+    assert rows_module._named("runs/a") == ("a", "runs/a")
+    assert rows_module._named("owner/name")[0] == "name"
 
 
 def test_features_that_are_no_numbers_are_no_features(pairs, tmp_path):
