@@ -34,7 +34,7 @@ class Worker(Protocol):
         """That this returns means that the actor has found its place and what it works with."""
 
     def work(self, unit: int) -> str:
-        """Do a unit; returns what went wrong, or nothing."""
+        """Do a unit; returns what went wrong, or nothing. In a process that Ray has started again it may come before `ready`."""
 
     def done(self) -> float:
         """How much of the units at hand is done, in what the progress counts."""

@@ -143,9 +143,12 @@ def crawl_here(
     """In place of `workers.crawl_on_ray`: its worker, in this process, where starting Ray and its actors would take seconds."""
 
     async def run() -> list[str]:
+        # Without `ready`, as work comes to a worker that Ray has started again.
         worker = CrawlWorker(chosen, sources, settings)
-        async with worker.fetcher:
+        try:
             return await asyncio.gather(*(worker.work(unit) for unit in range(len(chosen.sizes))))
+        finally:
+            await worker.fetcher.__aexit__(None, None, None)
 
     garbage = gc.get_threshold()
     try:

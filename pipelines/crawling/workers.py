@@ -184,6 +184,8 @@ class CrawlWorker:
 
     async def work(self, unit: int) -> str:
         """Crawl one unit and make its part; returns why there is none, which is never because of a photo."""
+        # Ray gives a worker that it has started again what was handed to the dead one, before anybody has asked `ready`.
+        await self.ready()
         writer = PartWriter(self.round.store, self.round.number, unit)
         tasks: list[asyncio.Task[None]] = []
         self.finished[unit] = 0
