@@ -24,7 +24,7 @@ from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
-from pipelines.pairing.annotation_ids import read_id_list
+from pipelines.pairing.annotation_ids import read_different_ids
 from pipelines.pairing.make_pairs import Compares, one_thread_each
 from pipelines.pairing.make_set import make_set, rules_of
 from pipelines.pairing.settings import BenchmarkSettings, of_one_split
@@ -38,7 +38,7 @@ def main() -> None:
     settings = of_one_split(load_settings(BenchmarkSettings, "build", default_config=preset("tiny")))
     out = settings.benchmark.out.absolute()
     judge = _load_judge(settings)
-    ids = read_id_list(settings.benchmark.ids) if settings.benchmark.ids else None
+    ids = read_different_ids(settings.benchmark.ids) if settings.benchmark.ids else None
     check_photos(settings)
     with Progress("opening the annotations"):
         source = open_source(settings)

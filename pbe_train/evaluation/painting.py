@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from pbe_core.errors import InputError
+from pbe_core.id_list import ID_DIGITS
 from pbe_core.images import AnyMask, AnyPhoto
 from pbe_core.images.crop import Window, cut_view, paste, resize
 from pbe_core.images.decode import PhotoError, photo_size
@@ -26,7 +27,7 @@ from pbe_train.data.latents import to_tensor
 from pbe_train.editing.paint_by_example import PaintByExample, choose_window, edit
 from pbe_train.editing.reading import read_photo
 from pbe_train.evaluation.filling import fill_folder
-from pbe_train.evaluation.pair_files import ID_DIGITS, PICTURE_SUFFIXES
+from pbe_train.evaluation.pair_files import PICTURE_SUFFIXES
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
 

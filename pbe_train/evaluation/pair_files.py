@@ -16,17 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pbe_core.errors import InputError
+from pbe_core.id_list import ID_DIGITS, read_id_list
 from pbe_core.progress import print_line
 from pbe_core.randomness import name_hash
 from pbe_core.words import few, number_of
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-ID_DIGITS = 12
 """To which COCOEE pads its ids with zeros."""
 _HELP = "docs/evaluation.md shows what is read"
 _COCOEE = {"photo": ("GT_", "_GT"), "mask": ("Mask_bbox_", "_mask"), "reference": ("Ref_", "_ref")}
@@ -130,29 +129,6 @@ def _cocoee_folders(folder: Path, inside: Sequence[Path]) -> dict[str, Path]:
             f"{folder}: {' and '.join(problems)}; COCOEE has one folder each of GT_*, Mask_bbox_* and Ref_* ({_HELP})"
         )
     return places
-
-
-def read_id_list(path: Path) -> list[int]:
-    """The ids in COCOEE's `id_list.npy`: whole numbers, one axis; nothing that is loaded runs code.
-
-    Raises:
-        InputError: not there, damaged, Python objects, or other numbers than ids.
-    """
-    way_out = "save the ids with numpy.save, as one row of whole numbers"
-    try:
-        with path.open("rb") as file:
-            ids = np.lib.format.read_array(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"{path}: missing: it says which pairs there are; {way_out}") from None
-    # A header that lies about its length asks for more memory than there is.
-    except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError) as error:
-        raise InputError(f"{path}: cannot be read ({str(error).splitlines()[0][:150]}); {way_out}") from None
-    if ids.dtype.kind not in "iu" or ids.ndim != 1:
-        raise InputError(f"{path}: an array of {ids.dtype} {list(ids.shape)}; {way_out}")
-    if ids.size and int(ids.min()) < 0:
-        raise InputError(f"{path}: {int(ids.min())} is no id; {way_out}")
-    found: list[int] = ids.tolist()
-    return found
 
 
 def _pictures(folder: Path, ending: str = "", digits: int = 0) -> dict[str, Path]:

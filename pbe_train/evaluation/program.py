@@ -191,13 +191,12 @@ def score(
         mixtures=_mixtures(options, judges, against),
     )
     sources = {one.name: (one.model, one.step) for one in painted}
-    scored = []
+    scored, of_pairs = [], {}
     with Progress("scoring", len(rows), "rows") as progress:
         for row in rows:
-            model, step = sources.get(row.name, (None, None))
-            scored.append(score_row(question, row.name, features[row.name], model, step))
+            of_pairs[row.name] = scores_of_pairs(question, features[row.name])
+            scored.append(score_row(question, row.name, features[row.name], of_pairs[row.name], *sources.get(row.name, ())))
             progress.update()
-    of_pairs = {row.name: scores_of_pairs(question, features[row.name]) for row in rows}
     areas = features["real view"]["pixels/area"]
     return {
         "recipe": recipe | ({MIXTURE: next(iter(question.mixtures.values())).mark} if question.mixtures else {}),

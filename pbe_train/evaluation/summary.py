@@ -54,9 +54,15 @@ class Question:
     mixtures: Mapping[str, Mixture] = field(default_factory=dict)
 
 
-def score_row(question: Question, name: str, features: Features, model: str | None = None, step: int | None = None) -> RowScores:
-    """All scores of a row."""
-    pair_scores = scores_of_pairs(question, features)
+def score_row(
+    question: Question,
+    name: str,
+    features: Features,
+    pair_scores: Mapping[str, Float64[np.ndarray, " pairs"]],
+    model: str | None = None,
+    step: int | None = None,
+) -> RowScores:
+    """All scores of a row; `pair_scores` are those of `scores_of_pairs`."""
     real = question.paired and features["pixels/area"] is question.real.get("pixels/area")
     return RowScores(
         name=name,

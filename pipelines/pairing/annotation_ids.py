@@ -3,6 +3,7 @@
 Tables of boxes go without them, since tools may leave them out or repeat them; a row's place in its file leads to its id.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,36 +13,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pbe_core.errors import InputError
+from pbe_core.id_list import LARGEST_ID, read_id_list
 from pipelines.annotations.coco_file import annotation_ids
 from pipelines.annotations.source import Source
 from pipelines.pairing.draw import Row
 from pipelines.selection.rules import box_identity, label_hashes, object_ids
 from schemas.tables import COORDINATES
 
-LARGEST_ID = 10**12 - 1
-"""Files are named by an id of 12 digits."""
 _NAMED = 5
 
 
-def read_id_list(path: Path) -> list[int]:
-    """The ids of a list, in its order.
-
-    Raises:
-        InputError: it is no .npy of different whole numbers of at most 12 digits.
-    """
-    try:
-        ids = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: no list of ids can be read from it ({error}); give a .npy of annotation ids") from None
-    if not isinstance(ids, np.ndarray) or ids.dtype.kind not in "iu" or ids.ndim != 1 or not len(ids):
-        found = f"{ids.dtype} of shape {list(ids.shape)}" if isinstance(ids, np.ndarray) else "several arrays"
-        raise InputError(f"{path}: expected one row of whole numbers, annotation ids; found {found}")
-    if ids.min() < 0 or ids.max() > LARGEST_ID:
-        raise InputError(f"{path}: ids from {ids.min()} to {ids.max()}; files are named by ids of 0 to {LARGEST_ID}")
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        raise InputError(f"{path}: id {values[counts > 1][0]} stands there twice, and a pair's files are named by it")
-    return [int(one) for one in ids]
+def read_different_ids(path: Path) -> list[int]:
+    """The ids of a list, in its order. Raises InputError as `read_id_list`, or where one stands there twice."""
+    ids = read_id_list(path)
+    if twice := [number for number, count in Counter(ids).items() if count > 1]:
+        raise InputError(f"{path}: id {twice[0]} stands there twice, and a pair's files are named by it")
+    return ids
 
 
 def ids_by_row(source: Source) -> dict[tuple[str, int], int] | None:

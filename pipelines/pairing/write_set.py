@@ -18,6 +18,7 @@ import numpy as np
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sync
+from pbe_core.id_list import ID_DIGITS
 from pbe_core.images.decode import decode_photo
 from pbe_core.images.sheets import Picture, fit, frame, save_picture, sheet
 from pipelines.dataset.write_plan import difference
@@ -45,7 +46,7 @@ class SetWriter:
 
     def add(self, number: int, pair: MadePair) -> None:
         """Write the three pictures of a pair, named by this id."""
-        name, target = f"{number:012d}", pair.target
+        name, target = f"{number:0{ID_DIGITS}d}", pair.target
         pictures = {"GT": pair.photo_png, "Mask_bbox": pair.mask_png, "Ref": pair.reference_png}
         for folder, data in pictures.items():
             (self.folder / folder / f"{name}_{_ENDINGS[folder]}.png").write_bytes(data)

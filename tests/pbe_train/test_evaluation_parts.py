@@ -188,8 +188,8 @@ def test_pairs_that_belong_together_are_drawn_together(pairs):
         assert together[name].high - together[name].low < 0.5 * (apart[name].high - apart[name].low)
     pixels = {f"pixels/{name}": np.ones(60) for name in ("copying", "seam", "PSNR outside")}
     asked = question(pairs, [judge("clip")], {}, real | pixels)
-    assert score_row(asked, "real view", asked.real).set_scores == {}
-    assert {"KID (clip)", "CMMD (clip)", "FD (clip)"} == score_row(asked, "near", near | pixels).set_scores.keys()
+    assert score_row(asked, "real view", asked.real, {}).set_scores == {}
+    assert {"KID (clip)", "CMMD (clip)", "FD (clip)"} == score_row(asked, "near", near | pixels, {}).set_scores.keys()
 
 
 def test_groups_are_of_pairs_that_have_one():
