@@ -1,7 +1,8 @@
-"""Export a run to a layout that others load: diffusers' pipeline, or the original code's checkpoint.
+"""Export a run: to diffusers' pipeline, to the original code's checkpoint, or as this program's own weights without all else.
 
 python -m pbe_train.export --model runs/first --out exported --format diffusers
 python -m pbe_train.export --model runs/first --out exported/model.ckpt --format ldm
+python -m pbe_train.export --model runs/first --out exported --format weights
 """
 
 import argparse
@@ -20,7 +21,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; for ldm also FOLDER/NAME.ckpt or FOLDER/NAME.safetensors"
     )
-    parser.add_argument("--format", choices=("diffusers", "ldm"), required=True, help="whose layout")
+    parser.add_argument(
+        "--format", choices=("diffusers", "ldm", "weights"), required=True, help="whose layout; `weights` is our own"
+    )
     parser.add_argument(
         "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
     )

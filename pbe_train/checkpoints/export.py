@@ -1,4 +1,4 @@
-"""An export of a run: weights in another program's layout, their metadata and a model card, in a folder whole or absent."""
+"""An export of a run: weights in another's layout, or as a small checkpoint of our own, with a model card; whole or absent."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,10 @@ from pbe_core.files import file_sha256, sweep, sync, temporary_folder
 from pbe_core.storage import is_url
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
-from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, read_report
+from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, REPORT_FILE, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
 from pbe_train.checkpoints.pretrained import METADATA_FILE, tensors_of
-from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint
+from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, save_weights
 from pbe_train.data.references import PADDING
 from pbe_train.model.pipeline import Run
 
@@ -34,18 +34,18 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
         model: run folder or checkpoint folder.
         folder: of the export.
         file: name of the file in it, for `ldm`.
-        form: `diffusers` or `ldm`.
+        form: `diffusers`, `ldm` or `weights`.
         weights: which weights were loaded, where the run keeps both.
 
     Raises:
         InputError: the layout cannot hold this run, or the folder holds something else.
     """
-    if run.settings.model.tokens != "class":
+    if form != "weights" and run.settings.model.tokens != "class":
         raise InputError(f"--format {form}: the run conditions on all tokens of the encoder, other programs on the class token")
     parts = tensors_of(run)
     if form == "diffusers":
         check_diffusers(run)
-    else:
+    elif form == "ldm":
         check_ldm(run, parts)
     checkpoint = locate_checkpoint(model)
     assert checkpoint
@@ -55,9 +55,13 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     with new_export(folder, {"format": form, "step": run.step, "weights": kept, "run": str(model), **metadata}) as partial:
         if form == "diffusers":
             write_diffusers(run, parts, partial)
-        else:
+        elif form == "ldm":
             write_ldm(run, parts, partial / file, metadata)
-        name = folder.name if form == "diffusers" else file
+        else:
+            save_weights(partial, run.step, run.settings, run.identity, run.model.kept())
+            if report:
+                (partial / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        name = file if form == "ldm" else folder.name
         card = model_card(run, kept, form, name, _read_evaluations(checkpoint.parent.parent), report)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
@@ -161,6 +165,7 @@ def model_card(
         settings=settings,
         settings_text=yaml.safe_dump(settings, sort_keys=False),
         dataset_card=dataset_card if not is_url(settings["dataset"]) and dataset_card.is_file() else None,
+        licence=licence,
         open_rail=licence == OPEN_RAIL,
         guessed=GUESSED if (report or {}).get("licence_guessed") else "",
         number_of=number_of,

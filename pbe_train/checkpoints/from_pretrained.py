@@ -385,9 +385,12 @@ def write_report(report: LoadReport, run: Path) -> None:
 
 
 def read_report(checkpoint: Path) -> dict[str, Any] | None:
-    """The start.json of the run that a checkpoint folder is of; null where there is none."""
-    try:
-        content = json.loads((checkpoint.parent.parent / REPORT_FILE).read_bytes())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    """The start.json of the run that a checkpoint folder is of, or of exported weights; null where there is none."""
+    for folder in (checkpoint, checkpoint.parent.parent):
+        try:
+            content = json.loads((folder / REPORT_FILE).read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(content, dict):
+            return content
+    return None

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tenacity
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -126,6 +127,20 @@ def save_checkpoint(
         # The new one is there. Another process may be reading or deleting an old one, on NFS for example.
         print(f"{folder}: is written; an older checkpoint could not be removed ({error})", file=sys.stderr, flush=True)
     return folder
+
+
+def save_weights(folder: Path, step: int, settings: TrainSettings, identity: RunIdentity, weights: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint to paint with, to start from and to pass on: the weights alone, in half precision, into `folder`."""
+    halves = {name: value.to("cpu", torch.float16) for name, value in weights.items()}
+    record = _write_part(folder / "model.safetensors", halves)
+    state = CheckpointState(
+        step=step,
+        optimizer_step=0,
+        settings=settings.model_dump(mode="json"),
+        identity=identity,
+        files={"model.safetensors": record},
+    )
+    (folder / "state.json").write_text(state.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:

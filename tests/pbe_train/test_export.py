@@ -28,6 +28,7 @@ from pbe_train.checkpoints.key_mapping import Tensors
 from pbe_train.checkpoints.ldm_format import schedule_buffers
 from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel
+from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_file, read_state
 from pbe_train.config import ModelSettings
 from pbe_train.data.references import fit_reference
 from pbe_train.model.paint_model import assemble
@@ -518,3 +519,33 @@ def test_what_does_not_paint_by_example_is_refused(parts: Published, tmp_path: P
     write_tensors(tmp_path / "model.safetensors", state)
     with pytest.raises(InputError, match=r"model\.safetensors: 'post_quant_conv\.weight' of its VAE is missing"):
         PaintByExample.from_pretrained(tmp_path / "model.safetensors")
+
+
+# --- Our own weights, without what only a resumed training needs ------------------------------------------------------------
+
+
+def test_weights_alone_are_the_runs_in_half_precision_and_a_start(run: Path, loaded: Run, tmp_path: Path):
+    """Every parameter, rounded to 16 bits, under its name; no optimizer. They paint, say where they are from, and begin a run."""
+    out = program(run, tmp_path / "small", "weights")
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "state.json", "export.json", "README.md", "start.json"}
+    kept = loaded.model.kept()
+    assert_same(load_file(out / "model.safetensors"), {name: value.detach().half() for name, value in kept.items()})
+    again = load_run(out, device="cpu")
+    assert (again.step, again.identity) == (loaded.step, loaded.identity)
+    for name, value in again.model.kept().items():
+        assert torch.equal(value, kept[name].half().float()), name
+    report = make_report(read_pretrained(str(out)), [], loaded.settings.model)
+    assert (report.kind, report.licence) == ("run of this trainer", "creativeml-openrail-m")
+    assert "PaintByExample.from_pretrained" in (out / "README.md").read_text()
+    with pytest.raises(InputError, match=r"has no optimizer\.safetensors; it has model\.safetensors"):
+        read_file(out, read_state(out), "optimizer")
+
+
+def test_weights_alone_are_the_moving_average_of_a_run_of_all_tokens(averaged: Path, hub: Path, tmp_path: Path):
+    """The average is what paints; other layouts refuse a run of all tokens, our own takes it."""
+    out = program(averaged, tmp_path / "averaged", "weights")
+    (checkpoint,) = list_checkpoints(averaged)
+    average = read_file(checkpoint, read_state(checkpoint), "ema")
+    assert_same(load_file(out / "model.safetensors"), {name: value.half() for name, value in average.items()})
+    every = make_run(tmp_path / "all", hub, hub, more={"tokens": "all"})
+    assert load_run(program(every, tmp_path / "small", "weights"), device="cpu").settings.model.tokens == "all"
