@@ -303,7 +303,7 @@ def check_architecture(source: PretrainedModel, channels: int) -> None:
             raise InputError(f"{source.where}: its U-Net has {name} {config[name]!r} and not one number; give a 1.x model")
     inputs, outputs = (config.get(name, DEFAULT_CHANNELS) for name in ("in_channels", "out_channels"))
     if outputs != channels:
-        raise InputError(other_latents(source.where, outputs, "the dataset's VAE", channels))
+        raise InputError(other_latents(source.where, outputs, "the dataset's", channels))
     words, wide = source.conditioner is None, 2 * channels + 1
     # The published training started from `sd-v1-4-modified-9channel.ckpt`, where the channels beyond the latent's are all 0.
     weight = source.unet.get(FIRST_LAYER)

@@ -170,7 +170,9 @@ def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
     if settings.pretrained:
         config = unet_config(settings.pretrained)
         if config["out_channels"] != channels:
-            raise InputError(other_latents(settings.pretrained, config["out_channels"], f"model.vae, {settings.vae}", channels))
+            raise InputError(
+                other_latents(settings.pretrained, config["out_channels"], f"those of model.vae ({settings.vae})", channels)
+            )
         unet = UNet2DConditionModel.from_config({**config, "in_channels": 2 * config["out_channels"] + 1})
     else:
         unet = new_unet(settings.unet, channels)
@@ -183,12 +185,12 @@ def other_latents(source: str, theirs: int, whose: str, channels: int) -> str:
     Args:
         source: of the U-Net.
         theirs: channels of its latents.
-        whose: the other latents are.
+        whose: the other latents, in words.
         channels: of those.
     """
     return (
-        f"{source}: its U-Net paints latents of {theirs} channels, those of {whose} have {channels}; give a model of that VAE "
-        "(model.pretrained), or none, to train from scratch"
+        f"{source}: its U-Net paints latents of {theirs} channels, {whose} have {channels}; give a model of that VAE "
+        "(model.pretrained), or none to train from scratch"
     )
 
 
