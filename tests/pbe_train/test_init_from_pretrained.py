@@ -458,7 +458,7 @@ def test_a_training_starts_says_from_what_and_goes_on(world: World, prior: Publi
     with pytest.raises(InputError, match="its VAE is not the dataset's"):
         train(world.settings(tmp_path / "run", f"--model.pretrained={other}"), ranks)
     assert not (tmp_path / "run").exists()
-    sd = write_stable_diffusion(tmp_path / "sd", replace(prior, vae=load_vae(str(world.vae))))
+    sd = write_stable_diffusion(tmp_path / "sd", replace(prior, vae=load_vae(str(world.vae)).network))
     options = ("--checkpoint_every=1", "--global_batch=2")
     train(world.settings(tmp_path / "run", *options, f"--model.pretrained={sd}", "--steps=1"), ranks)
     said = capsys.readouterr().out
