@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pbe_core.pages.svg import FAINT, FIRST, INK, SECOND, STYLE, WIDTH, inline_svg
+from pbe_core.pages.svg import FAINT, FIRST, INK, SECOND, STYLE, THIRD, WIDTH, inline_svg
 from pbe_train.evaluation.lines import header, in_units, kind_of
 from pbe_train.ladder.comparison import Ladder
 
-LIGHT = {INK: "#23262b", FAINT: "#d9dbdd", FIRST: "#3a6ea5", SECOND: "#d07a2d"}
+LIGHT = {INK: "#23262b", FAINT: "#d9dbdd", FIRST: "#3a6ea5", SECOND: "#d07a2d", THIRD: "#5a9e6f"}
 """Colours of a picture file, which no style sheet turns light or dark: the light page's."""
 PAGE = {colour: colour for colour in LIGHT}
 HEIGHT = 1.9  # inches of a row of charts
@@ -61,11 +61,19 @@ def _draw_score(axes: Axes, ladder: Ladder, score: str, colours: Mapping[str, st
             axes.plot([place - 0.12] * 2, ends, color=colours[FIRST], linewidth=1.8, solid_capstyle="butt")
     axes.set_title(header(score).replace("\N{NO-BREAK SPACE}", " "), loc="left", pad=6)
     axes.set_xlim(-0.6, len(ladder.arms) - 0.4)
-    axes.set_xticks(range(len(ladder.arms)), [arm.title for arm in ladder.arms], fontsize=7)
+    # In two rows: side by side they would run into one another.
+    titles = ["\n" * (place % 2) + arm.title for place, arm in enumerate(ladder.arms)]
+    axes.set_xticks(range(len(ladder.arms)), titles, fontsize=8)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y")
     direction = PUBLISHED.get(kind_of(score))
     if direction:
-        ends = (0.08, 0.92) if direction == "up" else (0.92, 0.08)
-        arrow = {"arrowstyle": "->", "color": colours[FAINT], "linewidth": 2.5, "mutation_scale": 14}
-        axes.annotate("", (0.97, ends[1]), (0.03, ends[0]), "axes fraction", "axes fraction", arrowprops=arrow, zorder=0)
+        _draw_published(axes, direction, colours[THIRD])
+
+
+def _draw_published(axes: Axes, direction: str, colour: str) -> None:
+    """An arrow beside the chart: which way the paper's text says that it goes from arm to arm."""
+    start, end = (0.12, 0.8) if direction == "up" else (0.8, 0.12)
+    arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.4, "mutation_scale": 11, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (1.03, end), (1.03, start), "axes fraction", "axes fraction", arrowprops=arrow)
+    axes.annotate("paper", (1.03, 0.86), xycoords="axes fraction", ha="center", fontsize=8, color=colour)
