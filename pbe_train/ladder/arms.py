@@ -111,8 +111,10 @@ def sizes_of(config: Mapping[str, Any], where: str) -> UNetSettings:
     Raises:
         InputError: a U-Net from scratch of these sizes would be another one.
     """
+    # What diffusers notes down for itself stays behind: values that it calls its defaults it would not read.
+    written = {name: value for name, value in config.items() if not name.startswith("_")}
     with torch.device("meta"):
-        theirs = UNet2DConditionModel.from_config(dict(config)).config
+        theirs = UNet2DConditionModel.from_config(written).config
         heads, channels = theirs.attention_head_dim, int(theirs.out_channels)
         try:
             sizes = UNetSettings(

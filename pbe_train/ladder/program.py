@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -18,7 +19,7 @@ from pbe_train.ladder.arms import choose_arms, with_sizes_of_start
 from pbe_train.ladder.comparison import Ladder, compare
 from pbe_train.ladder.report import write_reports
 from pbe_train.ladder.runs import TrainingRun, claim, list_runs, train_all
-from pbe_train.ladder.scores import FOLDER, HowPainted, score_runs
+from pbe_train.ladder.scores import FOLDER, HowPainted, check_evaluation, score_runs
 
 IN_USE = "another process runs this ladder; wait until it has ended, or give another --out"
 REPLICATES = 2000
@@ -40,23 +41,26 @@ def climb(options: argparse.Namespace, trainer: Sequence[str]) -> int:
     settings = with_sizes_of_start(settings)
     runs = list_runs(arms, options.seeds, settings, options.out)
     failed: dict[str, str] = {}
-    with lock_folder(options.out, IN_USE) if first else nullcontext():
-        if first:
-            claim(options.out, settings)
-        if options.only != "evaluate":
-            print(
-                f"{number_of(len(arms), 'arm')} x {number_of(options.seeds, 'seed')}, {settings.steps:,} steps each", flush=True
-            )
+    how = how_painted(options)
+    if options.only is None:
+        check_evaluation(how)
+    if first:
+        claim(options.out, settings)
+    if options.only != "evaluate":
+        print(f"{number_of(len(arms), 'arm')} x {number_of(options.seeds, 'seed')}, {settings.steps:,} steps each", flush=True)
+        with lock_folder(options.out, IN_USE):
             outcome = train_all(runs, trainer_options(options, trainer), launcher(options), workers_of(options))
-            if outcome.stopped_by:
-                print("stopped: what was trained is saved, and the same command goes on from there", file=sys.stderr)
-                return 128 + outcome.stopped_by
-            failed = outcome.failed
-        shared = bool(options.launch) and options.only is None
-        if options.only != "train" and not shared and (done := [run for run in runs if run.finished]):
-            evaluate(options, settings, runs, done, failed)
-    if shared and any(run.finished for run in runs):
+        if outcome.stopped_by:
+            print("stopped: what was trained is saved, and the same command goes on from there", file=sys.stderr)
+            return 128 + outcome.stopped_by
+        failed = outcome.failed
+    done = [run for run in runs if run.finished]
+    if done and options.launch and options.only is None:
         failed |= evaluate_shared(options)
+    elif done and options.only != "train":
+        # Finished runs may be looked at while others are trained.
+        with lock_folder(options.out / FOLDER, IN_USE) if first else nullcontext():
+            evaluate(how, settings, runs, failed, options.out)
     if first:
         tell(runs, failed, options.only)
     return int(bool(failed))
@@ -87,15 +91,9 @@ def workers_of(options: argparse.Namespace) -> int:
     return int(options.workers or (1 if alone else min(2, options.threads)))
 
 
-def evaluate(
-    options: argparse.Namespace,
-    settings: TrainSettings,
-    runs: Sequence[TrainingRun],
-    done: Sequence[TrainingRun],
-    failed: dict[str, str],
-) -> None:
-    """Score the finished runs, compare the arms, and write what came of it."""
-    how = HowPainted(
+def how_painted(options: argparse.Namespace) -> HowPainted:
+    """What the options say of the evaluation."""
+    return HowPainted(
         pairs=options.pairs,
         judges=options.judge,
         guidance=options.guidance,
@@ -104,11 +102,21 @@ def evaluate(
         batch=options.batch,
         threads=options.threads,
     )
-    scored = score_runs(done, how, options.out / FOLDER)
+
+
+def evaluate(
+    how: HowPainted,
+    settings: TrainSettings,
+    runs: Sequence[TrainingRun],
+    failed: dict[str, str],
+    out: Path,
+) -> None:
+    """Score the finished runs, compare the arms, and write what came of it."""
+    scored = score_runs([run for run in runs if run.finished], how, out / FOLDER)
     if scored is None:
         return
     ladder: Ladder = compare(scored, runs, how, settings, failed, REPLICATES)
-    write_reports(ladder, options.out)
+    write_reports(ladder, out)
 
 
 def evaluate_shared(options: argparse.Namespace) -> dict[str, str]:

@@ -11,11 +11,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from pbe_core.errors import InputError
 from pbe_core.files import write_atomically
@@ -111,6 +111,7 @@ def claim(out: Path, settings: TrainSettings) -> None:
     shared["dataset's fingerprint"] = reader.info.fingerprint
     shared["dataset's samples"] = reader.samples_hash()
     path = out / SETTINGS_FILE
+    out.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_atomically(path, (json.dumps(shared, indent=1) + "\n").encode())
     try:
@@ -132,23 +133,7 @@ def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
 
-class Process(Protocol):
-    """A program that was started."""
-
-    def poll(self) -> int | None:
-        """Its exit status; null while it runs."""
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-
-    def wait(self) -> int:
-        """Wait for its end."""
-
-
-Start = Callable[[Sequence[str], Path], Process]
-
-
-def start_program(command: Sequence[str], log: Path) -> Process:
+def start_program(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a program; what it prints goes to `log`, behind what is there. A terminal's Ctrl-C does not reach it by itself.
 
     It stays in the session of this one, by which Linux may share out the cores.
@@ -167,9 +152,7 @@ class Outcome:
     """The signal that ended them, or 0."""
 
 
-def train_all(
-    runs: Sequence[TrainingRun], options: Sequence[str], launch: Sequence[str], workers: int, start: Start = start_program
-) -> Outcome:
+def train_all(runs: Sequence[TrainingRun], options: Sequence[str], launch: Sequence[str], workers: int) -> Outcome:
     """Train what is not finished, `workers` at once. After SIGTERM or Ctrl-C the runs are asked to save, and waited for.
 
     Args:
@@ -177,11 +160,10 @@ def train_all(
         options: further ones of the trainer, the same for all.
         launch: what starts a Python module: an interpreter, or torchrun and its options.
         workers: trainings at once.
-        start: starts a program.
     """
     waiting = [run for run in runs if not run.finished]
     total = sum(run.settings.steps for run in runs)
-    outcome, running = Outcome(), dict[str, tuple[TrainingRun, Process]]()
+    outcome, running = Outcome(), dict[str, tuple[TrainingRun, subprocess.Popen[bytes]]]()
     not_before: dict[str, float] = {}
     if not waiting:
         return outcome
@@ -195,7 +177,7 @@ def train_all(
                         else:
                             waiting.remove(run)
                             if not run.finished:  # Whoever had it may have come to its end.
-                                running[run.name] = (run, _start(run, options, launch, start))
+                                running[run.name] = (run, _start(run, options, launch))
                 _say(progress, runs, running, waiting)
                 time.sleep(POLL_SECONDS)
                 for name, (run, process) in list(running.items()):
@@ -215,11 +197,11 @@ def train_all(
     return outcome
 
 
-def _start(run: TrainingRun, options: Sequence[str], launch: Sequence[str], start: Start) -> Process:
+def _start(run: TrainingRun, options: Sequence[str], launch: Sequence[str]) -> subprocess.Popen[bytes]:
     run.folder.mkdir(parents=True, exist_ok=True)
     config = run.folder.with_suffix(".yaml")
     write_atomically(config, dump_settings(run.settings, "train").encode())
-    return start([*launch, "-m", "pbe_train.train", "--config", str(config), *options], run.folder.with_suffix(".log"))
+    return start_program([*launch, "-m", "pbe_train.train", "--config", str(config), *options], run.folder.with_suffix(".log"))
 
 
 def _say(progress: Progress, runs: Sequence[TrainingRun], running: Mapping[str, object], waiting: Sequence[TrainingRun]) -> None:

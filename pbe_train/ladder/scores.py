@@ -114,6 +114,13 @@ def score_runs(runs: Sequence[TrainingRun], how: HowPainted, out: Path) -> Score
     return Scored(result, [pair.id for pair in pairs.pairs], tabulate(result, rows, judges, folders))
 
 
+def check_evaluation(how: HowPainted) -> None:
+    """Open pairs and judges, so that what is wrong with them is known before the trainings. Raises InputError: something is."""
+    judges = [load_judge(spec, "cpu") for spec in how.judges]
+    check_names([judge.identity.name for judge in judges], "judges")
+    draw_pairs(open_pairs(how.pairs), how.count).read(0)
+
+
 def draw_pairs(pairs: PairSet, count: int | None) -> PairSet:
     """So many pairs of a set of files, drawn by name and in the set's order; all where it has no more."""
     if count is None or count >= len(pairs.pairs) or not isinstance(pairs, FilePairs):

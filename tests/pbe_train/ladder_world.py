@@ -13,8 +13,8 @@ from tests.pbe_train.pair_worlds import box, picture, save, write_csv
 from tests.pbe_train.published import Published, make_published, write_stable_diffusion
 from tests.pbe_train.small_world import SIZE, World
 
-PAIRS = 18
-LABELS = 9
+PAIRS = 12
+LABELS = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_judge(folder: Path) -> Path:
 
 
 def make_pairs(folder: Path) -> Path:
-    """A table of pairs; the truth is the photo, and labels have two pairs each."""
+    """A table of pairs; the truth is the photo, and some labels have two pairs."""
     rows = []
     for number in range(PAIRS):
         files = (
