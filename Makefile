@@ -6,6 +6,10 @@ BIN := .venv/bin
 TINY_PHOTOS := data/tiny/photos
 RUN := runs/tiny
 PROCESSES ?= 1
+QUESTIONS := data/tiny/questions
+JUDGES := $(foreach judge,shape look,$(judge):dinov2=tiny_world/weights/judges/$(judge))
+# Further options of pbe_train.ablations: make ablations ABLATIONS=--quick
+ABLATIONS ?=
 
 # Nothing that is run from here phones home.
 export RAY_USAGE_STATS_ENABLED := 0
@@ -14,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup shards verify train demo evaluate test cluster-check lint format types docs weights clean
+.PHONY: help setup shards verify train demo evaluate ablations test cluster-check lint format types docs weights clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +48,12 @@ demo: train ## all of it, ending with a picture: source, region, reference, resu
 
 evaluate: train ## how good is the model? scores with intervals, and a page (held-out scenes)
 	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation
+
+$(QUESTIONS)/pairs.csv: $(TINY_PHOTOS)/class-descriptions-boxable.csv
+	$(BIN)/python -m tiny_world.make_questions --out $(QUESTIONS) --count 240 --seed 1
+
+ablations: shards $(QUESTIONS)/pairs.csv ## the paper's ablations on the tiny world: 5 arms x 3 seeds (runs/ablations); goes on where it stopped
+	$(BIN)/python -m pbe_train.ablations --config configs/tiny.yaml --pairs $(QUESTIONS) --judge $(JUDGES) $(ABLATIONS)
 
 test: .venv/installed ## run the tests, two files at a time (all but the long ones)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -21,6 +21,7 @@ COMMANDS = {
     "cost": ("pbe_train.cost", "what a training will take: memory by batch, hours by GPU"),
     "train": ("pbe_train.train", "shards to model; on several GPUs: torchrun --nproc-per-node 8 -m pbe_train.train"),
     "evaluate": ("pbe_train.evaluate", "how good is a model? scores with intervals, between rows that bound them"),
+    "ablations": ("pbe_train.ablations", "the paper's table of ablations over any preset: arms, seeds, intervals"),
     "edit": ("pbe_train.sample", "paint what a reference shows into a region of a photo"),
     "export": ("pbe_train.export", "write a run as diffusers or the original code load it"),
     "demo": ("pbe_cli.demo", "the tiny world from photos to a picture, in the current folder"),

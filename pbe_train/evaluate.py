@@ -14,7 +14,7 @@ processes share the work. docs/evaluation.md explains scores, judges and rows.
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pbe_core.errors import InputError, run_program
@@ -29,8 +29,11 @@ def main() -> None:
     evaluate(options)
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line.
+
+    Args:
+        arguments: by default the program's own.
 
     Raises:
         InputError: options that do not go together.
@@ -49,7 +52,7 @@ def parse_options() -> argparse.Namespace:
         "--threads", type=int, default=os.cpu_count(), help="threads that read pictures, and of networks on a CPU"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures, features, evaluation.json and index.html")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     asked = options.model or options.checkpoints or options.pictures
     results_alone = options.beside and not (asked or options.pairs or options.dataset)
     if bool(options.pairs) == bool(options.dataset) and not results_alone:

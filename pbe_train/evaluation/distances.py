@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from pbe_core.errors import InputError
@@ -174,6 +174,37 @@ def bootstrap(
     return value + scale * float(low), value + scale * float(high)
 
 
+def influences(kind: Literal["frechet", "kernel"], a: Features, b: Features) -> Float64[np.ndarray, " pairs"]:
+    """How each pair weighs in the distance of paired sets: how fast the distance grows with the pair's share; their mean is 0.
+
+    Distance + influence is a value for each pair whose mean is the distance, and whose standard error is the distance's: for many
+    pairs, what leaving each one out in turn would give. So a distance can be compared as means over pairs are.
+
+    Args:
+        kind: of `frechet_distance`, or of `kernel_distance` of paired sets.
+        a: one set's features; picture i of both sets is of pair i.
+        b: the other's.
+
+    Raises:
+        InputError: as the distance, or sets of different sizes.
+    Source: Efron, The jackknife, the bootstrap and other resampling plans (1982), chapter 6.
+    """
+    first, second = _checked(a, b)
+    _check_paired(first, second)
+    if kind == "frechet":
+        of_first, of_second = _frechet_influences(first, second)
+        found: np.ndarray = (of_first + of_second).numpy()
+        return found
+    n, sums = len(first), torch.zeros(len(first), dtype=torch.float64)
+    for x, y, factor in ((first, first, 1), (second, second, 1), (first, second, -1), (second, first, -1)):
+        for rows, part, own in _blocks(x, y, _cubic):
+            sums[rows] += factor * part.sum(1)
+            sums[rows.start : rows.start + len(own)] -= factor * own
+    means = sums / (n - 1)
+    moved: np.ndarray = (2 * (means - means.mean())).numpy()
+    return moved
+
+
 def bootstrap_mean(values: Float[np.ndarray, " _"], replicates: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean of values of independent pairs; NaN for fewer than two. Infinite values are allowed.
 
@@ -238,15 +269,23 @@ def _gram(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _frechet_error(first: Tensor, second: Tensor, paired: bool) -> float:
-    """Standard error of the Fréchet distance: the root mean square of each picture's influence, over the root of n.
+    """Standard error of the Fréchet distance: the root mean square of each picture's influence, over the root of n."""
+    influences = _frechet_influences(first, second)
+    if paired:
+        return float((influences[0] + influences[1]).square().mean().div(len(first)).sqrt())
+    return float(sum(one.square().mean() / len(one) for one in influences) ** 0.5)
 
-    How the distance changes as a picture x of A gains weight: 2 (m_a - m_b).x + |x|^2 - x^T T x, for x without the mean, T the
-    matrix of the optimal transport from A to B. In the basis of the singular values, M = X_a X_b^T = U S V^T, the last is
-    (n - 1) times a diagonal entry of U S U^T, and V S V^T has those of B.
+
+def _frechet_influences(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each picture of both sets: how the Fréchet distance changes as it gains weight.
+
+    Of a picture x of A: 2 (m_a - m_b).x + |x|^2 - x^T T x, for x without the mean, T the matrix of the optimal transport from A
+    to B. In the basis of the singular values, M = X_a X_b^T = U S V^T, the last is (n - 1) times a diagonal entry of U S U^T, and
+    V S V^T has those of B.
     """
+    if len(first) > len(second):
+        return _frechet_influences(second, first)[::-1]
     shift, left, right = _spread_of(first, second)
-    if len(left) > len(right):
-        shift, left, right = -shift, right, left
     # The set with fewer pictures comes first; each is a basis Q times a triangle, unless it has fewer pictures than features.
     (basis, small), (other_basis, other_small) = (torch.linalg.qr(x) if len(x) > x.shape[1] else (None, x) for x in (left, right))
     product = small @ other_small.T
@@ -262,9 +301,7 @@ def _frechet_error(first: Tensor, second: Tensor, paired: bool) -> float:
         moved = (len(x) - 1) * (x.square().sum(1) - rows.square() @ values)
         influence = moved + 2 * direction * (len(x) - 1) ** 0.5 * (x @ shift)
         influences.append(influence - influence.mean())
-    if paired:
-        return float((influences[0] + influences[1]).square().mean().div(len(left)).sqrt())
-    return float(sum(one.square().mean() / len(one) for one in influences) ** 0.5)
+    return influences[0], influences[1]
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:

@@ -184,8 +184,8 @@ def pair_score(pair: PairRow, row: str, score: str) -> float | None:
 
 
 def kind_of(score: str) -> str:
-    """What kind a score is of: `KID` for `KID (clip)`, `-I` for `DINO-I`."""
-    if score.endswith("-I"):
+    """What kind a score is of: `KID` for `KID (clip)`, `-I` for `DINO-I` and `DINO-I (small)`."""
+    if re.search(r"-I( \(.*\))?$", score):
         return "-I"
     return re.split(r"-DINOv2|∞|-infinity| \(", score)[0]
 

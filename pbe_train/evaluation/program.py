@@ -84,12 +84,12 @@ def evaluate(options: argparse.Namespace) -> None:
         check_out(options.out)
         painted, reconstructed, own = paint_all(options, pairs, models, pictures, rank, world, device)
         given = [own] if own else given
-        _meet(world)
+        meet(world)
         described = describe(options, pairs, painted, real, given)
         check_comparable([described, *beside])
         rows = rows_of(pairs, painted, reconstructed)
         folders = look_at_all(options, pairs, rows, real, given, rank, world)
-        _meet(world)
+        meet(world)
         if rank:
             return
         result = described.model_copy(update=score(options, pairs, rows, painted, real, given, folders, described.recipe))
@@ -307,7 +307,7 @@ def _common_size(pairs: PairSet) -> int | None:
     return height if len(sizes) == 1 and height == width else None
 
 
-def _meet(world: int) -> None:
+def meet(world: int) -> None:
     """Wait for the other processes. Raises InputError where one of them has ended."""
     if world == 1:
         return

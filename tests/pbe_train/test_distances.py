@@ -12,7 +12,15 @@ from hypothesis.strategies import integers
 
 from pbe_core.errors import InputError
 from pbe_train.evaluation import distances
-from pbe_train.evaluation.distances import bootstrap, bootstrap_mean, cmmd, frechet_distance, frechet_infinity, kernel_distance
+from pbe_train.evaluation.distances import (
+    bootstrap,
+    bootstrap_mean,
+    cmmd,
+    frechet_distance,
+    frechet_infinity,
+    influences,
+    kernel_distance,
+)
 
 DISTANCES = {"frechet": frechet_distance, "kernel": kernel_distance, "cmmd": cmmd}
 
@@ -274,3 +282,29 @@ def test_too_few_pictures_for_an_interval():
         bootstrap("kernel", few, np.ones((4, 4)), paired=True)
     with pytest.raises(InputError, match="0 throughout"):
         cmmd(few, np.zeros((3, 4)))
+
+
+def left_out(distance, first, second):
+    """Jackknife: what the distance loses as each pair is left out, times n - 1."""
+    whole, n = distance(first, second), len(first)
+    keep = [np.arange(n) != one for one in range(n)]
+    return np.array([(n - 1) * (whole - distance(first[rest], second[rest])) for rest in keep])
+
+
+def test_influences_are_what_leaving_out_a_pair_gives():
+    """Of KID exactly, but for (n - 1) / (n - 2); of a Frechet distance ever more nearly for more pairs."""
+    random = np.random.default_rng(4)
+    first = random.normal(0, 1, (300, 4))
+    second = 0.7 * first + random.normal(0.5, 0.6, (300, 4))
+    moved = influences("kernel", first, second)
+    assert moved.mean() == pytest.approx(0, abs=1e-12)
+    expected = left_out(lambda a, b: kernel_distance(a, b, paired=True), first, second)
+    assert moved == pytest.approx(expected * 298 / 299, rel=1e-6, abs=1e-9)
+    moved, expected = influences("frechet", first, second), left_out(frechet_distance, first, second)
+    assert moved.mean() == pytest.approx(0, abs=1e-12)
+    assert np.corrcoef(moved, expected)[0, 1] > 0.999
+    assert moved.std() == pytest.approx(expected.std(), rel=0.03)
+    low, high = bootstrap("frechet", first, second, paired=True)
+    assert (high - low) / 2 == pytest.approx(1.959964 * moved.std() / 300**0.5)
+    with pytest.raises(InputError, match="cannot be paired"):
+        influences("frechet", first, second[:-1])
