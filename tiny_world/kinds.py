@@ -248,6 +248,8 @@ class Instance:
     phase: float
     direction_rad: float
     proportion: float
+    pattern_of: int | None = None
+    """The kind whose pattern it wears, where that is not its own kind's. No photo of a world shows such an individual."""
 
 
 def individual_colour(family: Colour, random: np.random.Generator) -> Colour:
@@ -275,17 +277,34 @@ def instance(seed: int, split: str, kind: int, number: int) -> Instance:
     )
 
 
+def mixed_instance(shape: int, random: np.random.Generator) -> Instance:
+    """An individual whose looks tell nothing of its shape: any pattern at any angle, or none (1 in 8), in any two colours."""
+    first, second = (colorsys.hsv_to_rgb(*random.uniform((0, 0, 0.1), 1)) for _ in range(2))
+    return Instance(
+        kind=shape,
+        split="mixed",
+        number=0,
+        first=first,
+        second=first if random.uniform() < 1 / 8 else second,
+        period=random.uniform(0.4, 0.75),
+        phase=random.uniform(0, 1),
+        direction_rad=random.uniform(0, np.pi),
+        proportion=random.uniform(0, 1),
+        pattern_of=int(random.integers(len(KINDS))),
+    )
+
+
 def paint(who: Instance, u: Plane, v: Plane, pixel: float) -> tuple[Plane, Float32[np.ndarray, "height width 3"]]:
     """Opacity (0..1) and colour (RGB 0..1, without light) of an instance at points of its plane.
 
     `pixel` is the size of a picture element in units of the plane: edges are blended over about one, so that nothing aliases.
     """
-    kind = KINDS[who.kind]
-    inside = kind.shape(u, v, who.proportion)
+    pattern = KINDS[who.kind if who.pattern_of is None else who.pattern_of].pattern
+    inside = KINDS[who.kind].shape(u, v, who.proportion)
     slope_y, slope_x = np.gradient(inside, pixel)
     opacity = np.clip(inside / (np.hypot(slope_x, slope_y) + 0.05) / pixel + 0.5, 0, 1).astype(np.float32)
     cos, sin = np.float32(np.cos(who.direction_rad)), np.float32(np.sin(who.direction_rad))
-    wave = kind.pattern(cos * u + sin * v, cos * v - sin * u, who.period, who.phase)
+    wave = pattern(cos * u + sin * v, cos * v - sin * u, who.period, who.phase)
     share = np.clip(0.5 + wave * who.period / (2 * np.pi * 1.2 * max(pixel, 0.02)), 0, 1)[..., None].astype(np.float32)
     first, second = np.float32(who.first), np.float32(who.second)
     return opacity, first + share * (second - first)
