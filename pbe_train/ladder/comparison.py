@@ -122,7 +122,7 @@ def compare(
     return Ladder(
         arms=arms,
         seeds=seeds,
-        guidance={run.arm.name: guidance_of(run.arm, run, how) for run in done},
+        guidance={run.arm.name: guidance_of(run, how) for run in done},
         sets=[key for key in sets if key in shown],
         means=[key for key in means if key in shown],
         cells={arm.name: {key: cell(arm, key) for key in shown} for arm in arms},

@@ -30,7 +30,7 @@ from pbe_train.ladder.arms import Arm, flat, settings_of
 
 SETTINGS_FILE = "settings.json"
 FINISHED_FILE = "finished.json"
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 LOOK_AGAIN_SECONDS = 10.0
 """At a folder that another process trains in."""
 # What may change between two calls for one folder. Of the rest the trainer lets some change in a run that goes on, but runs that

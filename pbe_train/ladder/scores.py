@@ -26,7 +26,6 @@ from pbe_train.evaluation.report import Shown, write_report
 from pbe_train.evaluation.results import Evaluation
 from pbe_train.evaluation.rows import Painted, check_names, find_rows, paint_all, rows_of
 from pbe_train.evaluation.summary import frechet_name
-from pbe_train.ladder.arms import Arm
 from pbe_train.ladder.runs import TrainingRun
 
 FOLDER = "evaluation"
@@ -67,7 +66,7 @@ class Scored:
     """Score -> row, which has its run's name -> a number for each pair; NaN where it has none."""
 
 
-def guidance_of(arm: Arm, run: TrainingRun, how: HowPainted) -> float:
+def guidance_of(run: TrainingRun, how: HowPainted) -> float:
     """What a run is painted with."""
     return how.guidance if run.settings.condition_dropout > 0 else NO_GUIDANCE
 
@@ -87,7 +86,7 @@ def score_runs(runs: Sequence[TrainingRun], how: HowPainted, out: Path) -> Score
     """
     groups: dict[float, dict[str, Path]] = {}
     for run in runs:
-        groups.setdefault(guidance_of(run.arm, run, how), {})[run.name] = run.folder
+        groups.setdefault(guidance_of(run, how), {})[run.name] = run.folder
     asked = [how.options(models, guidance, out) for guidance, models in groups.items()]
     with processes(how.threads) as (rank, world, device):
         pairs = draw_pairs(open_pairs(how.pairs), how.count)
