@@ -19,7 +19,9 @@ from pbe_core.images.decode import decode_photo
 from pbe_core.settings import load_settings
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample, cost, evaluate, export
-from pbe_train.checkpoints.from_pretrained import load_run
+from pbe_train.checkpoints.diffusers_format import load_diffusers_pipeline
+from pbe_train.checkpoints.export import export as export_run
+from pbe_train.checkpoints.from_pretrained import load_model, load_run
 from pbe_train.checkpoints.networks import load_dataset_vae
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.config import TrainSettings
@@ -35,6 +37,7 @@ from pipelines.dataset.verify import verify_dataset
 from pipelines.inspection.contact_sheet import decode_means, load_recorded_vae
 from tests.conftest import build_options, call_program, run_build
 from tests.kinds_of_vae import make_kind
+from tests.pbe_train.small_world import make_world as make_small_world
 from tiny_world.make_photos import make_world
 
 SIZE = 64
@@ -244,3 +247,19 @@ def test_a_deterministic_latent_takes_no_noise():
     stored, noise = np.full((4, 2, 2), 0.5, np.float16), np.full((4, 2, 2), 9, np.float32)
     draw_posterior(stored, noise, 3.0)
     assert (noise == 1.5).all()
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_eight_channels_without_a_shift_are_exported(bare, tmp_path):
+    """In diffusers' layout, also without quant_conv; there it is the pipeline's own class that reads it."""
+    changes = {"use_quant_conv": False, "use_post_quant_conv": False} if bare else {}
+    world = make_small_world(tmp_path / "world", latent_channels=8, **changes)
+    train(world.settings(tmp_path / "run", "--steps=1", "--validation.every=0", "--model.conditioner_blocks=0"), ONE)
+    run = load_run(tmp_path / "run")
+    export_run(run, tmp_path / "run", tmp_path / "out", "", "diffusers", "ema")
+    photo, mask = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8), np.eye(40, dtype=bool)
+    edits = [PaintByExample(each)(photo, mask, photo[:20], steps=1) for each in (run, load_model(tmp_path / "out"))]
+    assert np.abs(np.asarray(edits[0]).astype(int) - np.asarray(edits[1])).max() <= 1
+    pipeline = load_diffusers_pipeline(str(tmp_path / "out"))
+    assert (pipeline.vae.config.latent_channels, pipeline.vae.config.use_quant_conv) == (8, not bare)
+    assert pipeline.unet.config.in_channels == 17

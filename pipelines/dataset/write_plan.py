@@ -214,18 +214,21 @@ def accepted_fingerprints(folder: Path) -> frozenset[str]:
     Raises:
         InputError: nothing was planned here.
     """
-    stored = _read_record(folder / PLAN_RECORD)
-    if not stored:
-        raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
+    stored = _read_plan(folder)
     return frozenset({fingerprint_hash(stored["fingerprint"]), *stored.get("extends", [])})
 
 
 def holds_means_only(folder: Path) -> bool:
     """Whether shards of a planned dataset hold no standard deviations, as its VAE is deterministic. Raises likewise."""
+    return bool(_read_plan(folder)["fingerprint"].get("latents", {}).get("deterministic"))
+
+
+def _read_plan(folder: Path) -> dict[str, Any]:
+    """The record of a dataset folder's plan. Raises InputError: there is none."""
     stored = _read_record(folder / PLAN_RECORD)
     if not stored:
         raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
-    return bool(stored["fingerprint"].get("latents", {}).get("deterministic"))
+    return stored
 
 
 def read_selection(folder: Path) -> Selection:

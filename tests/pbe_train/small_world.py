@@ -45,17 +45,19 @@ class World:
         return load_settings(TrainSettings, "train", ["--config", str(self.config), f"--out={out}", *options])
 
 
-def make_vae(folder: Path, seed: int) -> AutoencoderKL:
+def make_vae(folder: Path, seed: int, **changes: object) -> AutoencoderKL:
+    """A small VAE with random weights, of 4 channels if `changes` of its configuration do not say otherwise."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        norm_num_groups=4,
-        layers_per_block=1,
-        latent_channels=4,
-        scaling_factor=SCALE,
-    )
+    sizes = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (8, 8, 8, 8),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "scaling_factor": SCALE,
+    }
+    vae = AutoencoderKL(**{**sizes, **changes})
     vae.save_pretrained(folder)
     return vae.eval()
 
@@ -163,9 +165,9 @@ def write_shard(folder: Path, name: str, samples: Iterable[Sample]) -> list[dict
     return rows
 
 
-def make_world(folder: Path) -> World:
-    """Dataset, networks and a config file in a folder."""
-    vae = make_vae(folder / "vae", 0)
+def make_world(folder: Path, **changes: object) -> World:
+    """Dataset, networks and a config file in a folder; `changes` as in `make_vae`."""
+    vae = make_vae(folder / "vae", 0, **changes)
     torch.manual_seed(1)
     encoder = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
