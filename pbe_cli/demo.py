@@ -3,7 +3,7 @@
     data/tiny/photos ──▶ data/tiny/dataset ──▶ runs/tiny ──▶ runs/tiny/demo.png
 
 All but the first step are programs of their own. Stopped, the same command goes on where it was. Two CPU cores, no GPU and no
-network are enough: about 14 minutes with all steps.
+network are enough: about TIME minutes with all steps.
 """
 
 import argparse
@@ -27,18 +27,19 @@ def main() -> int:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--photos", type=int, default=2000, help="photos to train on, if they are not drawn yet")
-    parser.add_argument("--steps", type=int, default=2400, help="training steps; with a few the picture shows noise")
+    parser.add_argument("--steps", type=int, help="training steps, by default those of the preset; with a few, shapes are blobs")
     options = parser.parse_args()
-    if min(options.photos, options.steps) < 1:
+    if options.photos < 1 or (options.steps is not None and options.steps < 1):
         raise InputError(f"--photos {options.photos}, --steps {options.steps}: must be 1 or more")
     if not (PHOTOS / "class-descriptions-boxable.csv").is_file():  # Written last.
         from tiny_world.make_photos import make_world
 
         make_world(PHOTOS, options.photos, max(16, round(options.photos * VALIDATION_SHARE)), seed=0, processes=1)
+    given = ["--steps", str(options.steps)] if options.steps else []
     steps = [
         ["pbe_cli", "build", "--config", "tiny"],
         # The last step draws the picture.
-        ["pbe_cli", "train", "--config", "tiny", "--steps", str(options.steps), "--pictures.every", "0"],
+        ["pbe_cli", "train", "--config", "tiny", "--pictures.every", "0", *given],
         ["pbe_train.demo", "--model", str(RUN), "--dataset", str(DATASET), "--out", str(RUN / "demo.png")],
     ]
     for module, *rest in steps:

@@ -41,9 +41,13 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     Raises:
         InputError: the layout cannot hold this run, or the folder holds something else.
     """
-    if form != "weights" and run.settings.model.tokens != "class":
-        raise InputError(f"--format {form}: the run conditions on all tokens of the encoder, other programs on the class token")
-    check_vae(run.vae, form)
+    if form != "weights":
+        if run.settings.model.tokens != "class":
+            raise InputError(
+                f"--format {form}: the run conditions on all tokens of the encoder, other programs on the class token; "
+                "--format weights holds it"
+            )
+        check_vae(run.vae, form)
     parts = tensors_of(run)
     if form == "diffusers":
         check_diffusers(run)
