@@ -91,7 +91,7 @@ def test_the_program_counts_the_tiny_preset_by_default(tmp_path: Path, capsys, m
     main(["--dataset", str(tmp_path), "--global_batch=16"])
     said = capsys.readouterr().out
     assert "views of 128 px (build.views.size of" in said
-    assert "(2,400 steps of 16)" in said
+    assert "(1,600 steps of 16)" in said
     with pytest.raises(InputError, match=r"someone/clip: no config\.json here, .*model\.encoder"):
         main(["--config", "configs/open_images.yaml", "--model.encoder=someone/clip"])
 
