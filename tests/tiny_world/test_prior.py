@@ -80,7 +80,7 @@ def test_the_prior_in_the_repository_predicts_held_out_views():
     photos = [stored_photo(index, 12, "validation") for index in range(24)]
     squares = [photo[:128, :128] for photo in photos if min(photo.shape[:2]) >= 128]
     with torch.no_grad():
-        latents = vae.encode(to_tensor(squares)).latent_dist.mean * vae.config.scaling_factor
+        latents = vae.encode(to_tensor(squares)).mean * vae.sizes.scaling_factor
     prior = UNet2DConditionModel.from_pretrained(WEIGHTS / "prior" / "unet", torch_dtype=torch.float32)
     assert held_out_loss(prior, training_schedule("v_prediction"), latents) < 0.52
     assert len(squares) > BATCH / 4
