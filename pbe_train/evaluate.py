@@ -137,7 +137,7 @@ def _add_painting(add: Callable[..., object]) -> None:
 
 
 def _add_scoring(add: Callable[..., object]) -> None:
-    kinds = "inception-clean, inception-legacy, clip, dinov2, mobilenet"
+    kinds = "inception-clean, inception-legacy, clip, dinov2, resnet, mobilenet"
     add("--judge", nargs="+", default=[], metavar="[NAME:]KIND=WHERE", help=f"networks that see the pictures; kinds: {kinds}")
     add("--real", type=Path, help="folder of real photos for FID and its kind (published: COCO test2017)")
     add("--codec", default="png", help="both sides pass it before they are compared: png (unchanged), or jpeg:QUALITY")

@@ -270,17 +270,7 @@ def tight_box(kind: int, seen: Bool[np.ndarray, "height width"], is_occluded: bo
 def render_tile(
     who: Instance, neighbour: Instance, random: np.random.Generator, side: int
 ) -> tuple[UInt8[np.ndarray, "side side 3"], Box]:
-    """The tile of `render_tile_and_pixels`, and the instance's box."""
-    tile, seen, is_truncated = render_tile_and_pixels(who, neighbour, random, side)
-    return tile, tight_box(who.kind, seen, False, is_truncated, False)
-
-
-def render_tile_and_pixels(
-    who: Instance, neighbour: Instance, random: np.random.Generator, side: int
-) -> tuple[UInt8[np.ndarray, "side side 3"], Bool[np.ndarray, "side side"], bool]:
-    """A square photo (RGB, 0-255) of one instance in the middle of a ground; everything else is random.
-
-    Returns also the instance's pixels, and whether the edge cuts it off.
+    """A square photo (RGB, 0-255) of one instance in the middle of a ground, and its box; everything else is random.
 
     The object takes 28 to 50 % of the side; in every other tile a neighbour stands beside it, half out of sight.
     """
@@ -294,4 +284,4 @@ def render_tile_and_pixels(
     window, opacity, is_truncated = add_object(tile, who, random_pose(random, side / 2, side / 2, radius), light)
     seen = np.zeros((side, side), bool)
     seen[window] = opacity > 0.5
-    return (np.clip(tile, 0, 1) * 255 + 0.5).astype(np.uint8), seen, is_truncated
+    return (np.clip(tile, 0, 1) * 255 + 0.5).astype(np.uint8), tight_box(who.kind, seen, False, is_truncated, False)

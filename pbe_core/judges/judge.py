@@ -22,9 +22,9 @@ from pbe_core.images import AnyPhoto
 from pbe_core.judges.inception import load_inception
 from pbe_core.judges.loading import LoadedNetwork
 from pbe_core.judges.mobilenet import load_mobilenet
-from pbe_core.judges.transformers_judges import load_clip, load_dinov2
+from pbe_core.judges.transformers_judges import load_clip, load_dinov2, load_resnet
 
-Kind = Literal["inception-clean", "inception-legacy", "clip", "dinov2", "mobilenet", "conditioner"]
+Kind = Literal["inception-clean", "inception-legacy", "clip", "dinov2", "resnet", "mobilenet", "conditioner"]
 """`conditioner` is a model's own encoder: nobody names it, it judges where no other judge does."""
 
 _INCEPTION = "curl -LO https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
@@ -33,6 +33,7 @@ HOW_TO_GET: Mapping[Kind, str] = {
     "inception-legacy": _INCEPTION,
     "clip": "clip=openai/clip-vit-base-patch32 (a hub id, or a folder with its config.json and model.safetensors)",
     "dinov2": "dinov2=facebook/dinov2-large (a hub id, or a folder with its config.json and model.safetensors)",
+    "resnet": "resnet=microsoft/resnet-50 (a hub id, or a folder with its config.json and model.safetensors)",
     "mobilenet": "where it comes from is described in docs/evaluation.md",
 }
 """What a person does to have a judge of a kind; nothing is fetched that is not named."""
@@ -44,6 +45,7 @@ _LOADERS: Mapping[str, Callable[[str], LoadedNetwork]] = {
     "inception-legacy": partial(load_inception, way="legacy"),
     "clip": load_clip,
     "dinov2": load_dinov2,
+    "resnet": load_resnet,
     "mobilenet": load_mobilenet,
 }
 
@@ -102,7 +104,7 @@ def load_judge(spec: str, device: torch.device | str = "cpu") -> Judge:
 
     Args:
         spec: `KIND=WHERE`, or `NAME:KIND=WHERE` to give it another name than its kind. WHERE is a file (Inception, MobileNet), or
-            a folder or hub id (CLIP, DINOv2).
+            a folder or hub id (CLIP, DINOv2, ResNet).
         device: where it computes.
 
     Raises:

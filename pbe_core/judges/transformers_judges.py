@@ -1,9 +1,10 @@
-"""CLIP and DINOv2 as judges, from a folder or the hub in the layout of transformers.
+"""CLIP, DINOv2 and ResNets as judges, from a folder or the hub in the layout of transformers.
 
     picture ──short side to 224, centre crop──▶ CLIP vision model and projection ──▶ its image embedding, as it comes
     picture ──to 224 x 224, aspect and all────▶ DINOv2 ──▶ its class token after the last norm
+    picture ──to 224 x 224, aspect and all────▶ ResNet ──▶ the mean of its last map over all places
 
-Both resize bytes by Pillow's bicubic, which rounds to bytes again.
+All resize bytes by Pillow's bicubic, which rounds to bytes again.
 """
 
 import json
@@ -17,17 +18,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32
 from PIL import Image
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection, Dinov2Model
+from transformers import CLIPVisionModelWithProjection, Dinov2Model, ResNetModel
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_core.judges.loading import LoadedNetwork, check_finite
+from pbe_core.judges.loading import COUNTERS, LoadedNetwork, check_finite
 from pbe_core.vae import find_network, load_network, weights_sha256
 
 PREPROCESSOR = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINOV2_SIZE = 224
+RESNET_SIZE = 224
 # The published DINOv2 stretches its grid of positions by (cells + 0.1) / cells of the grid, and not to a number of cells.
 OFFSET = 0.1
 
@@ -65,7 +67,7 @@ class Preparation:
 
 
 class Embedding(nn.Module):
-    """A network of transformers that gives features alone: CLIP's image embedding, DINOv2's class token after its norm."""
+    """A network of transformers that gives features alone: CLIP's image embedding, DINOv2's class token, a ResNet's mean map."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -74,7 +76,11 @@ class Embedding(nn.Module):
     def forward(self, pictures: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n width"]:
         """Prepared pictures -> features."""
         seen = self.model(pixel_values=pictures)
-        return seen.image_embeds if "image_embeds" in seen else seen.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+        if "image_embeds" in seen:
+            return seen.image_embeds  # type: ignore[no-any-return]
+        # A ResNet's last state is a map, DINOv2's are tokens.
+        last = seen.last_hidden_state
+        return last.mean((2, 3)) if last.ndim == 4 else last[:, 0]  # type: ignore[no-any-return]
 
 
 def load_clip(where: str) -> LoadedNetwork:
@@ -150,6 +156,24 @@ def load_dinov2(where: str) -> LoadedNetwork:
     model.embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
     preparation = Preparation(DINOV2_SIZE, None, IMAGENET_MEAN, IMAGENET_STD)
     return LoadedNetwork(Embedding(model), preparation, str(preparation), DINOV2_SIZE, width, sha256)
+
+
+def load_resnet(where: str) -> LoadedNetwork:
+    """The judge's network: a ResNet of any depth and width, with batch norms as they were at the end of training.
+
+    It sees the whole picture, aspect and all, as regions have any aspect; published ResNets were trained on centre crops.
+
+    Raises:
+        InputError: nothing of that kind there, or an incomplete one.
+    """
+    folder = find_network(ResNetModel, where, "image_encoder")
+    _check_type(folder, where, ("resnet",), "ResNet")
+    model = load_network(ResNetModel, str(folder), "image_encoder")
+    state = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
+    check_finite(state, where)
+    preparation = Preparation(RESNET_SIZE, None, IMAGENET_MEAN, IMAGENET_STD)
+    width = model.config.hidden_sizes[-1]
+    return LoadedNetwork(Embedding(model), preparation, str(preparation), RESNET_SIZE, width, weights_sha256(state))
 
 
 def positions_for(positions: Float32[Tensor, "1 stored width"], cells: int) -> Float32[Tensor, "1 used width"]:

@@ -20,6 +20,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
+    ResNetConfig,
+    ResNetModel,
 )
 
 from pbe_core.errors import InputError
@@ -62,6 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     clip = CLIPVisionConfig(**VISION, image_size=56, projection_dim=24)
     CLIPVisionModelWithProjection(clip).save_pretrained(folder / "clip")
     Dinov2Model(Dinov2Config(**VISION, image_size=70)).save_pretrained(folder / "dinov2")
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2])).save_pretrained(folder / "resnet")
     return folder
 
 
@@ -71,6 +74,7 @@ WHERE = {
     "mobilenet": "mobilenet.safetensors",
     "clip": "clip",
     "dinov2": "dinov2",
+    "resnet": "resnet",
 }
 
 
@@ -240,6 +244,17 @@ def test_dinov2_is_that_of_the_published_code(judges: dict[str, Judge], files: P
     assert np.abs(judge.features([PHOTOS[0]]) - expected).max() < 1e-5
 
 
+def test_resnet_gives_the_mean_of_its_last_map(judges: dict[str, Judge], files: Path):
+    """Of the whole picture; and its batch norms are at rest, so that no picture changes another's features."""
+    judge, model = judges["resnet"], ResNetModel.from_pretrained(files / "resnet").eval()
+    prepared = judge.prepare(PHOTOS[0])
+    assert np.array_equal(prepared, judges["dinov2"].prepare(PHOTOS[0]))
+    with torch.inference_mode():
+        expected = model(pixel_values=torch.from_numpy(prepared)[None]).pooler_output.flatten(1).numpy()
+    assert judge.identity.width == 24
+    assert np.abs(judge.features(PHOTOS)[:1] - expected).max() < 1e-5
+
+
 def test_positions_stretch_by_the_published_factor():
     """Cubic interpolation gives a ramp back, to 0.06: the values are the places that were looked at. 37 patches become 16."""
     down, along = torch.meshgrid(torch.arange(37.0), torch.arange(37.0), indexing="ij")
@@ -347,7 +362,7 @@ def test_files_that_are_no_inception(what: str, tmp_path: Path):
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("clip", "not of the form KIND=WHERE .* kinds are inception-clean, inception-legacy, clip, dinov2, mobilenet"),
+        ("clip", "not of the form KIND=WHERE .* kinds are inception-clean, inception-legacy, clip, dinov2, resnet, mobilenet"),
         ("clip=", "not of the form KIND=WHERE"),
         ("vgg=x", "no kind vgg; kinds are inception-clean"),
         ("=x", "no kind"),
@@ -367,6 +382,7 @@ def test_files_that_are_no_inception(what: str, tmp_path: Path):
             "not the weights of FID's Inception v3 .* missing, first Conv2d_1a_3x3",
         ),
         ("clip={files}/dinov2", "a network of the type dinov2, not a CLIP"),
+        ("resnet={files}/clip", "a network of the type clip_vision_model, not a ResNet"),
         ("dinov2={files}/clip", "a network of the type clip_vision_model, not a DINOv2"),
         ("clip={files}", r"no CLIPVisionModelWithProjection here: there is no config\.json"),
         ("clip={files}/inception.pth", "is a file; give the folder"),
@@ -378,11 +394,15 @@ def test_specs_that_name_no_judge(spec: str, said: str, files: Path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "network"), [("clip", CLIPVisionModelWithProjection), ("dinov2", Dinov2Model)])
+@pytest.mark.parametrize(
+    ("kind", "network"), [("clip", CLIPVisionModelWithProjection), ("dinov2", Dinov2Model), ("resnet", ResNetModel)]
+)
 def test_damaged_folders(kind: str, network: type, files: Path, tmp_path: Path):
     tensors = load_file(files / kind / "model.safetensors")
     config = json.loads((files / kind / "config.json").read_text())
-    name = next(name for name in tensors if name.endswith(("patch_embedding.weight", "projection.weight")))
+    name = next(
+        name for name in tensors if name.endswith(("patch_embedding.weight", "projection.weight", "embedder.convolution.weight"))
+    )
     changes = {
         "1 tensor of the .* missing, first ": {key: value for key, value in tensors.items() if key != name},
         "1 tensor with numbers that are not finite, first ": {**tensors, name: tensors[name] * np.nan},
