@@ -108,7 +108,7 @@ def test_without_photos_a_sheet_shows_the_same_samples(dataset, photos):
 def test_by_class_each_row_is_of_one_class_the_largest_first(dataset, photos, index, monkeypatch):
     """Captions call decoded latents so, since they are softer than their photo; what is cut from the photo needs no word."""
     read, drawn, kept, captions = pictures.read_sample, pictures.sheet, [], []
-    monkeypatch.setattr(pictures, "read_sample", lambda folder, row: kept.append(row) or read(folder, row))
+    monkeypatch.setattr(pictures, "read_sample", lambda folder, row, **how: kept.append(row) or read(folder, row, **how))
     monkeypatch.setattr(pictures, "sheet", lambda *given, **named: captions.append(given[2]) or drawn(*given, **named))
     picture = pictures.class_sheet(dataset, photos, count=3, each=2)
     counts = Counter(row["label"] for row in index)
