@@ -44,16 +44,16 @@ train: shards ## train the tiny preset on them (runs/tiny); goes on where it sto
 	$(BIN)/torchrun --nproc-per-node $(PROCESSES) pbe_train/train.py --config configs/tiny.yaml
 
 demo: train ## all of it, ending with a picture: source, region, reference, result
-	$(BIN)/python -m pbe_train.demo --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/demo.png
+	$(BIN)/python -m pbe_train.demo --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/demo.png --guidance 2
 
 evaluate: train ## how good is the model? scores with intervals, and a page (held-out scenes)
-	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation
+	$(BIN)/python -m pbe_train.evaluate --model $(RUN) --dataset data/tiny/dataset --out $(RUN)/evaluation --guidance 2
 
 $(QUESTIONS)/pairs.csv: $(TINY_PHOTOS)/class-descriptions-boxable.csv
 	$(BIN)/python -m tiny_world.make_questions --out $(QUESTIONS) --count 240 --seed 1
 
 ablations: shards $(QUESTIONS)/pairs.csv ## the paper's ablations on the tiny world: 5 arms x 3 seeds (runs/ablations); goes on where it stopped
-	$(BIN)/python -m pbe_train.ablations --config configs/tiny.yaml --pairs $(QUESTIONS) --judge $(JUDGES) $(ABLATIONS)
+	$(BIN)/python -m pbe_train.ablations --config configs/tiny.yaml --pairs $(QUESTIONS) --judge $(JUDGES) --guidance 2 $(ABLATIONS)
 
 test: .venv/installed ## run the tests, two files at a time (all but the long ones)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -40,7 +40,7 @@ def main() -> int:
         ["pbe_cli", "build", "--config", "tiny"],
         # The last step draws the picture.
         ["pbe_cli", "train", "--config", "tiny", "--pictures.every", "0", *given],
-        ["pbe_train.demo", "--model", str(RUN), "--dataset", str(DATASET), "--out", str(RUN / "demo.png")],
+        ["pbe_train.demo", "--model", str(RUN), "--dataset", str(DATASET), "--out", str(RUN / "demo.png"), "--guidance", "2"],
     ]
     for module, *rest in steps:
         status = run_module(module, rest)
