@@ -69,9 +69,11 @@ types: .venv/installed ## check types (strict)
 docs: .venv/installed ## write docs/data-format.md from the schemas
 	$(BIN)/python -m schemas.document > docs/data-format.md
 
-weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE and encoder anew and measure them (about 40 minutes)
+weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE, encoder and judges anew and measure them (about an hour)
 	$(BIN)/python -m tiny_world.train_vae --out tiny_world/weights/vae
 	$(BIN)/python -m tiny_world.train_encoder --out tiny_world/weights/encoder
+	$(BIN)/python -m tiny_world.train_judges shape --out tiny_world/weights/judges/shape
+	$(BIN)/python -m tiny_world.train_judges look --out tiny_world/weights/judges/look
 	$(BIN)/python -m tiny_world.measure
 
 clean: ## remove what was made (data/tiny, runs/tiny), but not .venv
