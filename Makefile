@@ -7,7 +7,7 @@ TINY_PHOTOS := data/tiny/photos
 RUN := runs/tiny
 PROCESSES ?= 1
 QUESTIONS := data/tiny/questions
-JUDGES := $(foreach judge,shape look,$(judge):dinov2=tiny_world/weights/judges/$(judge))
+JUDGES := $(foreach judge,shape look,$(judge):resnet=tiny_world/weights/judges/$(judge))
 # Further options of pbe_train.ablations: make ablations ABLATIONS=--quick
 ABLATIONS ?=
 
@@ -79,9 +79,11 @@ types: .venv/installed ## check types (strict)
 docs: .venv/installed ## write docs/data-format.md from the schemas
 	$(BIN)/python -m schemas.document > docs/data-format.md
 
-weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE and encoder anew and measure them (about 40 minutes)
+weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE, encoder and judges anew and measure them (about an hour)
 	$(BIN)/python -m tiny_world.train_vae --out tiny_world/weights/vae
 	$(BIN)/python -m tiny_world.train_encoder --out tiny_world/weights/encoder
+	$(BIN)/python -m tiny_world.train_judges shape --out tiny_world/weights/judges/shape
+	$(BIN)/python -m tiny_world.train_judges look --out tiny_world/weights/judges/look
 	$(BIN)/python -m tiny_world.measure
 
 clean: ## remove what was made (data/tiny, runs/tiny), but not .venv

@@ -10,7 +10,7 @@ world on disk has, so nobody was trained on one; individuals are by default thos
 depend on the seed, the split, its place and that preset alone.
 
 Usage:  python -m tiny_world.make_questions --out DIR --count 400
-        pbe evaluate --pairs DIR --model MODEL --judge shape:dinov2=tiny_world/weights/judges/shape --out RESULT
+        pbe evaluate --pairs DIR --model MODEL --judge shape:resnet=tiny_world/weights/judges/shape --out RESULT
 """
 
 import argparse

@@ -4,6 +4,8 @@
     kNN accuracy    the kind of a held-out object by its 5 nearest crops of the train split (cosine of class tokens)
     identification  an object is cut loosely from a view that went through the autoencoder; which of 8 references, cut from other
                     photos, shows the same object? Seven are of other kinds, or (hard) five of the same kind.
+    judges          `recognised` of `pbe evaluate` on questions, for photos as they are, through the autoencoder, with another
+                    kind's pattern, and in other colours; and how far colours of one luminance change the features
 
 Usage:  python -m tiny_world.measure        prints the numbers and writes tiny_world/weights/quality.json
 """
@@ -11,7 +13,7 @@ Usage:  python -m tiny_world.measure        prints the numbers and writes tiny_w
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +26,14 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from transformers import CLIPVisionModel
 
-from tiny_world.kinds import Instance, generator
+from pbe_core.judges.judge import Judge, load_judge
+from pbe_train.evaluation.pair_scores import cut_region, recognised
+from pbe_train.evaluation.pair_sets import Pair, draw_candidates
+from tiny_world.kinds import KINDS, Instance, generator, mixed_instance
+from tiny_world.make_questions import Question, questions
 from tiny_world.scenes import Box, boxes_of, plan_scene, render_scene
 from tiny_world.train_encoder import CROP_PX, normalised
+from tiny_world.train_judges import GREY, JUDGES
 from tiny_world.train_vae import VIEW_PX, Photo, cut_views, stored_photo, to_tensor
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -177,6 +184,60 @@ def identified(seen: list[Sighting], queries: Tokens, references: Tokens, random
     return float(np.mean(hits))
 
 
+def named_judge(name: str, folder: Path = WEIGHTS / "judges") -> Judge:
+    """A judge as `pbe evaluate` loads it."""
+    return load_judge(f"{name}:resnet={folder / name}")
+
+
+def in_another_pattern(who: Instance) -> Instance:
+    """The individual in the pattern of the kind half-way round."""
+    return replace(who, pattern_of=(who.kind + len(KINDS) // 2) % len(KINDS))
+
+
+def in_other_colours(who: Instance) -> Instance:
+    """The individual in two colours of anything; the same two at each call."""
+    other = mixed_instance(who.kind, generator("other colours", who.kind, who.number))
+    return replace(who, first=other.first, second=other.second)
+
+
+def share_recognised(judge: Judge, asked: list[Question], photos: list[Photo]) -> float:
+    """How often the region of the mask in a photo is nearest to its own reference among eight kinds', as `pbe evaluate` asks."""
+    regions = judge.features([cut_region(photo, each.mask) for each, photo in zip(asked, photos, strict=True)])
+    references = judge.features([each.reference_picture for each in asked])
+    candidates = draw_candidates([Pair(each.id, KINDS[each.who.kind].name) for each in asked], seed=0)
+    assert candidates is not None, "too few questions"
+    return float(np.mean([recognised(one, references[list(of)]) for one, of in zip(regions, candidates, strict=True)]))
+
+
+def colour_leak(judge: Judge, pictures: list[Photo]) -> float:
+    """Largest change of a feature, relative to the largest, when colours change and what the judge of shapes sees does not."""
+    prepared = np.stack([judge.prepare(picture) for picture in pictures])
+    red, green, blue = np.array(GREY, np.float32)
+    others = [prepared + np.float32(turn)[:, None, None] for turn in ((green, -red, 0), (-blue / 4, 0, red / 4), (-1, 0.5, 0))]
+    features = judge.embed(prepared)
+    return float(max(np.abs(judge.embed(other) - features).max() for other in others) / np.abs(features).max())
+
+
+def measure_judges(seed: int, count: int) -> dict[str, float]:
+    """The numbers of both judges, for individuals of the validation split in scenes that no world has."""
+    asked = {
+        "": list(questions(count, seed, "validation")),
+        "_other_pattern": list(questions(count, seed, "validation", in_another_pattern)),
+        "_other_colours": list(questions(count, seed, "validation", in_other_colours)),
+    }
+    photos = {how: [each.photo for each in these] for how, these in asked.items()}
+    views = reconstructed(load_vae(), to_tensor(photos[""])).permute(0, 2, 3, 1)
+    photos["_reconstructed"] = list(((views + 1) * 127.5 + 0.5).to(torch.uint8).numpy())
+    found: dict[str, float] = {"questions": count}
+    for name in JUDGES:
+        judge = named_judge(name)
+        for how, pictures in photos.items():
+            found[f"{name}_recognised{how}"] = share_recognised(judge, asked[""], pictures)
+        found[f"{name}_colour_leak"] = colour_leak(judge, photos[""][:32])
+        found[f"{name}_megabytes"] = megabytes(WEIGHTS / "judges" / name)
+    return found
+
+
 def megabytes(folder: Path) -> float:
     """Size of all files below a folder, in units of 10^6 bytes."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
@@ -222,11 +283,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=600, help="photos that the known crops are cut from")
     parser.add_argument("--validation", type=int, default=150, help="photos that everything asked is cut from")
+    parser.add_argument("--questions", type=int, default=400, help="to the judges")
+    parser.add_argument("--of", choices=("all", "judges"), default="all", help="`judges` leaves the other numbers as they are")
     settings = parser.parse_args()
-    quality = {name: round(value, 4) for name, value in measure(settings.seed, settings.train, settings.validation).items()}
+    path = WEIGHTS / "quality.json"
+    if settings.of == "all":
+        found = measure(settings.seed, settings.train, settings.validation)
+    else:
+        found = json.loads(path.read_text())
+    found |= measure_judges(settings.seed, settings.questions)
+    quality = {name: round(value, 4) for name, value in found.items()}
     for name, value in quality.items():
         print(f"{name:32s}{value:10.4g}")
-    (WEIGHTS / "quality.json").write_text(json.dumps(quality, indent=2) + "\n")
+    path.write_text(json.dumps(quality, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -114,15 +114,14 @@ def repaint_half(tiles: UInt8[Tensor, "instances tiles 3 128 128"], vae: Autoenc
             some[:, first::4] = repaint(some[:, first::4].flatten(0, 1), vae, side).unflatten(0, (len(some), -1))
 
 
-def random_window(edges: BoxEdges, random: np.random.Generator, squeeze: float = 0.15) -> Float32[np.ndarray, "2 3"]:
+def random_window(edges: BoxEdges, random: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
     """An affine map from the crop's square [-1, 1]^2 to the tile's: a window in which the object takes 40-105 % of each side.
 
-    The window's sides are to those of the object's box as 1 : e^(2 squeeze) at most, or the other way round. The object stays
-    (almost) inside whatever its place in the window; half of the windows are mirrored, all are slightly turned.
+    The object stays (almost) inside whatever its place in the window; half of the windows are mirrored, all are slightly turned.
     """
     centre = edges.reshape(2, 2).sum(1) - 1
     half = edges.reshape(2, 2)[:, 1] - edges.reshape(2, 2)[:, 0]
-    share = np.clip(random.uniform(0.4, 1.05) * np.exp(random.uniform(-squeeze, squeeze, 2)), 0.4, 1.05)
+    share = np.clip(random.uniform(0.4, 1.05) * np.exp(random.uniform(-0.15, 0.15, 2)), 0.4, 1.05)
     half_window = half / share
     centre = centre + random.uniform(-1, 1, 2) * np.maximum(half_window - half, 0.05 * half)
     angle = random.uniform(-0.35, 0.35) * (random.uniform() < 0.5)
@@ -136,19 +135,23 @@ def coarse(crops: Float[Tensor, "n channels side side"], cell_px: int) -> Float[
     return F.interpolate(F.avg_pool2d(crops, cell_px), crops.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def augmented(
+def augmented(tiles: UInt8[Tensor, "n 3 128 128"], edges: Float32[np.ndarray, "n 4"], random: np.random.Generator) -> Crops:
+    """One random look (RGB, 0..1) at each tile: window, brightness, contrast, and blur as of an enlarged or painted picture."""
+    return looks(tiles, np.stack([random_window(each, random) for each in edges]), random)
+
+
+def looks(
     tiles: UInt8[Tensor, "n channels 128 128"],
-    edges: Float32[np.ndarray, "n 4"],
+    windows: Float32[np.ndarray, "n 2 3"],
     random: np.random.Generator,
     side: int = CROP_PX,
-    squeeze: float = 0.15,
+    most_blur: float = 2,
 ) -> Float[Tensor, "n channels side side"]:
-    """One random look (0..1) at each tile: window, brightness, contrast, and blur as of an enlarged or painted picture."""
-    windows = torch.from_numpy(np.stack([random_window(each, random, squeeze) for each in edges]))
-    grid = F.affine_grid(windows, [len(tiles), 1, side, side], align_corners=False)
+    """What is seen of each tile (0..1) through its window, in crops of `side` px; a blur of 1 leaves detail of 28 px, 2 of 16."""
+    grid = F.affine_grid(torch.from_numpy(windows), [len(tiles), 1, side, side], align_corners=False)
     crops = F.grid_sample(tiles.float() / 255, grid, padding_mode="reflection", align_corners=False)
     # Small objects leave the autoencoder with the detail of 16 x 16 pixels, so a third of the looks has hardly more.
-    blur = torch.from_numpy(random.uniform(-1, 2, (len(tiles), 1, 1, 1))).float()
+    blur = torch.from_numpy(random.uniform(-1, most_blur, (len(tiles), 1, 1, 1))).float()
     crops = crops + blur.clamp(0, 1) * (coarse(crops, side // 28) - crops)
     crops = crops + (blur - 1).clamp(0, 1) * (coarse(crops, side // 16) - crops)
     contrast, brightness = torch.from_numpy(random.uniform(0.8, 1.2, (2, len(tiles), 1, 1, 1))).float()
