@@ -7,7 +7,7 @@ TINY_PHOTOS := data/tiny/photos
 RUN := runs/tiny
 PROCESSES ?= 1
 QUESTIONS := data/tiny/questions
-JUDGES := $(foreach judge,shape look,$(judge):dinov2=tiny_world/weights/judges/$(judge))
+JUDGES := $(foreach judge,shape look,$(judge):resnet=tiny_world/weights/judges/$(judge))
 # Further options of pbe_train.ablations: make ablations ABLATIONS=--quick
 ABLATIONS ?=
 
