@@ -190,8 +190,9 @@ def named_judge(name: str, folder: Path = WEIGHTS / "judges") -> Judge:
 
 
 def in_another_pattern(who: Instance) -> Instance:
-    """The individual in the pattern of the kind half-way round."""
-    return replace(who, pattern_of=(who.kind + len(KINDS) // 2) % len(KINDS))
+    """The individual in the pattern of the first kind from half-way round on that has another."""
+    kinds = ((who.kind + len(KINDS) // 2 + step) % len(KINDS) for step in range(len(KINDS)))
+    return replace(who, pattern_of=next(kind for kind in kinds if KINDS[kind].pattern is not KINDS[who.kind].pattern))
 
 
 def in_other_colours(who: Instance) -> Instance:

@@ -23,13 +23,18 @@ from tiny_world.measure import (
 from tiny_world.train_vae import to_tensor
 
 FRESH_SEED = 23
-COUNT = 80
+COUNT = 64
 LEAST = {"shape": 0.75, "look": 0.95}
 
 
 @pytest.fixture(scope="module")
 def asked() -> list[Question]:
     return list(questions(COUNT, FRESH_SEED, "validation"))
+
+
+@pytest.fixture(scope="module")
+def recoloured() -> list[np.ndarray]:
+    return [each.photo for each in questions(COUNT, FRESH_SEED, "validation", in_other_colours)]
 
 
 @pytest.fixture(scope="module", params=train_judges.JUDGES)
@@ -60,21 +65,20 @@ def test_what_is_not_there_is_not_recognised(name: str, asked: list[Question]) -
     assert share_recognised(judge, asked, [np.where(each.mask[..., None], np.uint8(127), each.photo) for each in asked]) < 0.4
 
 
-def test_the_judge_of_shapes_sees_no_colour_and_hardly_a_pattern(asked: list[Question]) -> None:
+def test_the_judge_of_shapes_sees_no_colour_and_hardly_a_pattern(asked: list[Question], recoloured: list[np.ndarray]) -> None:
     judge = named_judge("shape")
-    assert colour_leak(judge, [each.photo for each in asked[:16]]) < 1e-5
-    for disguise in (in_another_pattern, in_other_colours):
-        disguised = [each.photo for each in questions(COUNT, FRESH_SEED, "validation", disguise)]
-        assert not np.array_equal(disguised[0], asked[0].photo)
-        assert share_recognised(judge, asked, disguised) >= LEAST["shape"] - 0.2
+    assert colour_leak(judge, [each.photo for each in asked[:4]]) < 1e-5
+    in_patterns = [each.photo for each in questions(COUNT, FRESH_SEED, "validation", in_another_pattern)]
+    for disguised in (in_patterns, recoloured):
+        assert not any(np.array_equal(photo, each.photo) for photo, each in zip(disguised, asked, strict=True))
+        assert share_recognised(judge, asked, disguised) >= LEAST["shape"] - 0.1
 
 
-def test_the_judge_of_looks_sees_colours(asked: list[Question]) -> None:
+def test_the_judge_of_looks_sees_colours(asked: list[Question], recoloured: list[np.ndarray]) -> None:
     """Otherwise the test above would pass for any judge that sees nothing."""
     judge = named_judge("look")
-    assert colour_leak(judge, [each.photo for each in asked[:16]]) > 0.1
-    disguised = [each.photo for each in questions(COUNT, FRESH_SEED, "validation", in_other_colours)]
-    assert share_recognised(judge, asked, disguised) < 0.7
+    assert colour_leak(judge, [each.photo for each in asked[:4]]) > 0.1
+    assert share_recognised(judge, asked, recoloured) < 0.5
 
 
 def test_a_finished_judge_gives_what_the_network_in_training_gave() -> None:
