@@ -134,6 +134,8 @@ class Pace:
 class NullEncoder:
     """In the place of the VAE: zeros of the right shape."""
 
+    means_only = False
+
     def encode_samples(self, views: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """[samples, size, size, 3] and [samples, K, size, size] -> float16 [samples, 1 + K, 2C, size / 8, size / 8]."""
         side = views.shape[1] // DOWNSAMPLING

@@ -240,7 +240,7 @@ class ShardPacker:
     def _samples(self, rows: list[PlanRow], failures: list[Failure]) -> Iterator[Sample]:
         """Finished samples in plan order; failures go to the list."""
         size = samples_per_batch(self.settings.latents.batch_size, self.settings.masks.per_view)
-        means_only = self.encoder.vae.sizes.deterministic
+        means_only = self.encoder.means_only
         for batch in _batched(self._prepared(rows, failures), size):
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
             for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
@@ -311,6 +311,11 @@ class Encoder:
     threads: int
     batch_size: int | None = None
     """`latents.batch_size`, where the VAE is compiled: fewer samples are filled up to it, and what that gives is dropped."""
+
+    @property
+    def means_only(self) -> bool:
+        """Whether there are no standard deviations."""
+        return self.vae.sizes.deterministic
 
     def encode_samples(
         self, views: UInt8[np.ndarray, "samples size size 3"], masks: Bool[np.ndarray, "samples masks size size"]
