@@ -43,9 +43,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import today
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError, run_program
 from pbe_core.machine import cpu_name, device_name
 from pbe_core.settings import REPOSITORY
+from pbe_core.vae_kinds import AUTOENCODER_KL, VaeSizes, vae_sizes
 from pbe_train.checkpoints.networks import VAE_SIZES
 from pbe_train.config import Precision
 from pbe_train.training.flops import arithmetic_of, find_gpu
@@ -77,16 +79,16 @@ GPU_NAMES = (
 )
 
 
-def gflop_per_picture(config: dict[str, Any], size: int) -> float:
+def gflop_per_picture(sizes: VaeSizes, size: int) -> float:
     """GFLOP (a multiplication and an addition are two) of encoding one picture of `size` x `size` px, counted on shapes alone."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        AutoencoderKL.from_config(config).encode(torch.empty(1, 3, size, size))
+        Autoencoder.unloaded(sizes).encode(torch.empty(1, 3, size, size))
     return float(counter.get_total_flops() / 1e9)
 
 
 def computed_rows(size: int) -> list[dict[str, Any]]:
     """What GPUs should do with Stable Diffusion's encoder."""
-    gflop = gflop_per_picture(VAE_SIZES, size)
+    gflop = gflop_per_picture(vae_sizes(AUTOENCODER_KL, VAE_SIZES), size)
     rows = []
     for device in GPU_NAMES:
         gpu = find_gpu(device)
@@ -135,7 +137,7 @@ def measured_row(settings: LatentSettings, device: str, size: int, seconds: floa
         "precision": settings.precision,
         "size_px": size,
         "pictures_per_second": float(f"{batches * len(pictures) / taken:.4g}"),
-        "gflop_per_picture": round(gflop_per_picture(dict(encoder.vae.config), size), 1),
+        "gflop_per_picture": round(gflop_per_picture(encoder.vae.sizes, size), 1),
         "seconds": round(taken, 1),
         "pictures": batches * len(pictures),
         "batch": settings.batch_size,

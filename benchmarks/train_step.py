@@ -40,10 +40,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from benchmarks.machine import RESULTS, describe_versions, today
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError, run_program
 from pbe_core.machine import cpu_name, device_name
 from pbe_core.settings import load_settings, preset
-from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_config
+from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_sizes
 from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
 from pbe_train.model.paint_model import PaintByExampleModel, prepare
@@ -166,7 +167,7 @@ def make_batch(
     model: PaintByExampleModel, settings: ModelSettings, view: int, batch: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A batch as the model takes it: noisy latent, masked latent, keep map, timestep, reference, dropped."""
-    channels, cells = vae_config(settings.vae)["latent_channels"], latent_cells(settings, view)
+    channels, cells = vae_sizes(settings.vae).latent_channels, latent_cells(settings, view)
     side = model.conditioner.model.config.image_size
     with device:
         latents = [torch.randn(batch, channels, cells, cells) for _ in range(2)]
@@ -175,13 +176,13 @@ def make_batch(
 
 
 @torch.no_grad()
-def encode(vae: Any, pictures: Tensor) -> Tensor:
+def encode(vae: Autoencoder, pictures: Tensor) -> Tensor:
     """Scaled latents [B, C, h, w], in fp32, of pictures [B, 3, view, view] in [-1, 1], drawn from the VAE's posterior."""
-    parts = [
-        vae.encode(part.to(vae.dtype, memory_format=torch.channels_last)).latent_dist.sample()
-        for part in pictures.split(ENCODED_AT_ONCE)
-    ]
-    return torch.cat(parts).float() * float(vae.config.scaling_factor)
+    parts = []
+    for part in pictures.split(ENCODED_AT_ONCE):
+        mean, deviation = vae.encode(part.to(vae.dtype, memory_format=torch.channels_last))
+        parts.append(mean if deviation is None else mean + deviation * torch.randn_like(mean))
+    return torch.cat(parts).float() * vae.sizes.scaling_factor
 
 
 def time_steps(step: Step, seconds: float, wait: Callable[[], None]) -> tuple[float, int, float]:

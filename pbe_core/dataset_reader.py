@@ -111,8 +111,8 @@ def take_rows(table: Path, places: Iterable[int], columns: Sequence[str] | None 
     return rows
 
 
-def read_sample(dataset: Path, row: Mapping[str, Any]) -> Sample:
-    """The sample of a row of the index, decoded and validated.
+def read_sample(dataset: Path, row: Mapping[str, Any], *, means_only: bool = False) -> Sample:
+    """The sample of a row of the index, decoded and validated; `means_only` says dataset.json (`vae.deterministic`).
 
     Raises:
         InputError: its shard is not there, or the sample is damaged.
@@ -128,7 +128,7 @@ def read_sample(dataset: Path, row: Mapping[str, Any]) -> Sample:
         raise InputError(
             f"{path}: {error.strerror}; copy the shard here, or run the same build command again, which makes what is missing"
         ) from None
-    return decode_sample(members, f"{path}, key {row['key']}")
+    return decode_sample(members, f"{path}, key {row['key']}", means_only=means_only)
 
 
 def member_places(row: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -101,11 +101,14 @@ def mask_counts(data: bytes) -> tuple[list[str], int]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A decoded sample. `latent` and `masked` hold mean and standard deviation; `reference` and `view` are JPEG bytes."""
+    """A decoded sample; `reference` and `view` are JPEG bytes.
+
+    `latent` and `masked` hold mean and standard deviation, or the mean alone where the dataset's VAE is deterministic.
+    """
 
     record: SampleRecord
-    latent: Float16[np.ndarray, "two_channels height width"]
-    masked: Float16[np.ndarray, "masks two_channels height width"]
+    latent: Float16[np.ndarray, "stored height width"]
+    masked: Float16[np.ndarray, "masks stored height width"]
     masks: Bool[np.ndarray, "masks size size"]
     reference: bytes
     view: bytes | None
@@ -123,12 +126,13 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
     return members if sample.view is None else {**members, "view.jpg": sample.view}
 
 
-def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
+def decode_sample(members: Mapping[str, bytes], where: str, *, means_only: bool = False) -> Sample:
     """A sample from its members, validated.
 
     Args:
         members: name -> bytes; names that are not in `MEMBERS` are refused.
         where: how to call this sample in errors, e.g. `shards/train-000000.tar, key 0123-ab_0`.
+        means_only: whether the VAE of its dataset is deterministic, so that there are no standard deviations.
 
     Raises:
         InputError: a member is missing, unknown, damaged, or does not fit the others.
@@ -146,16 +150,19 @@ def decode_sample(members: Mapping[str, bytes], where: str) -> Sample:
         masks = decode_masks(members[name := "mask.json"])
     except ValueError as error:
         raise InputError(f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again") from error
-    if problem := find_problem(record, latent, masked, masks):
+    if problem := find_problem(record, latent, masked, masks, means_only=means_only):
         raise InputError(f"{where}: {problem}; build the shard again")
     return Sample(record, latent, masked, masks, members["ref.jpg"], members.get("view.jpg"))
 
 
-def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray) -> str | None:
-    """What contradicts the layout in a sample's parts, as a sentence; None if it is valid."""
+def find_problem(
+    record: SampleRecord, latent: np.ndarray, masked: np.ndarray, masks: np.ndarray, *, means_only: bool = False
+) -> str | None:
+    """What contradicts the layout in a sample's parts, as a sentence; None if it is valid. `means_only` as in `decode_sample`."""
     kinds = len(record.mask_kinds)
-    if latent.dtype != np.float16 or latent.ndim != 3 or latent.shape[0] % 2:
-        return f"latent.npy is {latent.dtype} {list(latent.shape)}, expected float16 [2C, h, w]"
+    if latent.dtype != np.float16 or latent.ndim != 3 or (latent.shape[0] % 2 and not means_only):
+        expected = "[C, h, w]" if means_only else "[2C, h, w]"
+        return f"latent.npy is {latent.dtype} {list(latent.shape)}, expected float16 {expected}"
     if masked.dtype != np.float16 or masked.shape != (kinds, *latent.shape):
         return f"masked.npy is {masked.dtype} {list(masked.shape)}, expected float16 {[kinds, *latent.shape]}"
     if len(masks) != kinds or len(record.mask_polygons) != kinds:
@@ -163,18 +170,18 @@ def find_problem(record: SampleRecord, latent: np.ndarray, masked: np.ndarray, m
         return f"mask.json holds {number_of(len(masks), 'mask')} and json {outlines}, expected {kinds} of each"
     if not masks.any(axis=(1, 2)).all():
         return "a mask is empty"
-    return latents_problem(latent) or latents_problem(masked)
+    return latents_problem(latent, means_only=means_only) or latents_problem(masked, means_only=means_only)
 
 
-def latents_problem(posteriors: Float16[np.ndarray, "*batch two_channels height width"]) -> str | None:
-    """What no VAE posterior (means, then standard deviations) can hold, as a sentence; None if it is valid.
+def latents_problem(posteriors: Float16[np.ndarray, "*batch stored height width"], *, means_only: bool = False) -> str | None:
+    """What no VAE posterior (means, then standard deviations; or means alone) can hold, as a sentence; None if it is valid.
 
     Works on the bits: numpy compares float16 one number at a time.
     """
     bits = posteriors.view(np.uint16)
     if ((bits & _EXPONENT) == _EXPONENT).any():
         return "a latent is not finite"
-    if (bits[..., bits.shape[-3] // 2 :, :, :] > _SIGN).any():
+    if not means_only and (bits[..., bits.shape[-3] // 2 :, :, :] > _SIGN).any():
         return "a standard deviation is negative"
     return None
 

@@ -13,9 +13,12 @@ import transformers
 from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 
+from pbe_core.autoencoder import CLASSES, Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.hub import fetch
 from pbe_core.settings import REPOSITORY
+from pbe_core.taef2 import load_taef2
+from pbe_core.vae_kinds import is_taef2, locate_vae, read_vae_sizes
 from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
 from pbe_core.words import number_of
 from schemas.dataset import VaeIdentity
@@ -40,9 +43,25 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_vae(source: str) -> AutoencoderKL:
-    """An AutoencoderKL in float32, in evaluation mode, without gradients; `source` as in `load_network`."""
-    return load_network(AutoencoderKL, source, "vae").eval().requires_grad_(False)
+def load_vae(source: str) -> Autoencoder:
+    """A VAE in float32, in evaluation mode, without gradients.
+
+    Args:
+        source: as in `load_network`, of one of the kinds in `pbe_core.vae_kinds`; of TAEF2 the folder of its two files.
+
+    Raises:
+        InputError: as `load_network`; or a VAE of another kind, or a configuration that cannot be followed.
+    """
+    folder = local_folder(source)
+    place = (folder and locate_vae(folder)) or find_network(AutoencoderKL, source, "vae")
+    if is_taef2(place):
+        return Autoencoder(load_taef2(place).eval().requires_grad_(False))
+    try:
+        sizes = read_vae_sizes(place)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"{place / 'config.json'}: {cause}; get the file again, or give another VAE") from None
+    return Autoencoder(_load(CLASSES[sizes.kind], source, place).eval().requires_grad_(False))
 
 
 def local_folder(source: str) -> Path | None:
@@ -62,7 +81,11 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
     Raises:
         InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
     """
-    inner = find_network(kind, source, subfolder)
+    return _load(kind, source, find_network(kind, source, subfolder))
+
+
+def _load(kind: Any, source: str, inner: Path) -> Any:
+    """The network whose files lie in a folder of this machine; `source` is what the user called it."""
     weights = weights_of([path.name for path in inner.iterdir()], _files_of(kind))
     for name in weights:
         if name.endswith(".safetensors") and weights_format(inner / name) != "safetensors":
@@ -139,14 +162,16 @@ def _fetch_network(kind: Any, source: str, subfolder: str, beside: Collection[st
     return next(repository / place for place in places if (repository / place / "config.json").is_file())
 
 
-def identify_vae(vae: AutoencoderKL, source: str) -> VaeIdentity:
+def identify_vae(vae: Autoencoder, source: str) -> VaeIdentity:
     """What `dataset.json` says of a VAE, so that the trainer can tell whether it has the same one."""
     return VaeIdentity(
         source=source,
         sha256=weights_sha256(vae.state_dict()),
-        # As JSON has it, and without what starts with _: versions, and the folder it came from.
-        config=json.loads(json.dumps({name: value for name, value in sorted(vae.config.items()) if not name.startswith("_")})),
-        scaling_factor=vae.config.scaling_factor,
-        latent_channels=vae.config.latent_channels,
-        downsampling=2 ** (len(vae.config.block_out_channels) - 1),
+        config=json.loads(json.dumps(vae.config)),  # As JSON has it.
+        scaling_factor=vae.sizes.scaling_factor,
+        latent_channels=vae.sizes.latent_channels,
+        downsampling=vae.sizes.downsampling,
+        kind=vae.sizes.kind,
+        deterministic=vae.sizes.deterministic,
+        normalisation=vae.normalisation,
     )

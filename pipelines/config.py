@@ -205,7 +205,8 @@ class LatentSettings(Group):
     """The VAE that encodes views and masked views."""
 
     vae: str = "CompVis/stable-diffusion-v1-4"
-    """Folder or hub id of an AutoencoderKL, or of a pipeline that has one in its folder `vae`."""
+    """Folder or hub id of an AutoencoderKL or AutoencoderTiny, or of a pipeline that has one in its folder `vae`; or the folder
+    of TAEF2's two files."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the encoder; bf16 is several times faster on GPUs. Never chosen by the machine: it changes the latents."""
     batch_size: int = Field(8, ge=1)

@@ -1,8 +1,9 @@
 """`dataset.json`: what a build leaves, in one file that a person can read and the trainer checks first."""
 
+from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 FORMAT_VERSION = 5
 
@@ -11,8 +12,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 
+def leave_out(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is written, without fields that have these values."""
+    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
+class Normalisation(_Part):
+    """How a VAE's own latents are changed before they are stored, channel by channel: (latent - shift) / spread."""
+
+    shift: tuple[float, ...]
+    """diffusers' `latents_mean`, or `shift_factor` in every channel."""
+    spread: tuple[float, ...]
+    """diffusers' `latents_std`; 1 where there is only a shift."""
+
+
 class VaeIdentity(_Part):
-    """Which VAE made the latents."""
+    """Which VAE made the latents. The fields with defaults are left out of the file where they have these."""
 
     source: str
     """Folder or hub id it was loaded from."""
@@ -26,6 +41,22 @@ class VaeIdentity(_Part):
     """C, channels of a latent."""
     downsampling: int
     """f, view px per latent cell."""
+    kind: str = "AutoencoderKL"
+    """Class of diffusers, or `TAEF2`."""
+    deterministic: bool = False
+    """Whether a picture has one latent and not a distribution: shards hold C channels of it, without standard deviations."""
+    normalisation: Normalisation | None = None
+    """What was done to the VAE's own latents (and deviations) before they were stored; null: nothing."""
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of a latent in the shards: mean and standard deviation, or the mean alone."""
+        return self.latent_channels * (1 if self.deterministic else 2)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Written as before there were these fields, so that what did not need them is the same bytes."""
+        return leave_out(write(self), {"kind": "AutoencoderKL", "deterministic": False, "normalisation": None})
 
 
 class SplitCounts(_Part):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sweep, sync, temporary_folder
 from pbe_core.storage import is_url
@@ -42,6 +43,7 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     """
     if run.settings.model.tokens != "class":
         raise InputError(f"--format {form}: the run conditions on all tokens of the encoder, other programs on the class token")
+    check_vae(run.vae, form)
     parts = tensors_of(run)
     if form == "diffusers":
         check_diffusers(run)
@@ -60,6 +62,22 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
         name = folder.name if form == "diffusers" else file
         card = model_card(run, kept, form, name, _read_evaluations(checkpoint.parent.parent), report)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_vae(vae: Autoencoder, form: str) -> None:
+    """Refuse a VAE that neither layout can hold.
+
+    The original code knows one kind; diffusers' pipeline asks its VAE for a distribution, and scales its latents but shifts none.
+
+    Raises:
+        InputError: with what it is.
+    """
+    what = vae.sizes.kind if vae.sizes.deterministic else "an AutoencoderKL whose latents are shifted"
+    if vae.sizes.deterministic or vae.normalisation:
+        raise InputError(
+            f"--format {form}: the run's VAE is {what}, with which the programs of this layout cannot paint; paint with the run "
+            "itself (pbe edit --model RUN), or train with an AutoencoderKL without shift_factor, latents_mean and latents_std"
+        )
 
 
 def check_free(folder: Path) -> None:

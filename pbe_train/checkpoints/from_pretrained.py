@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import CLIPVisionModel
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.files import write_atomically
 from pbe_core.vae import load_vae, local_folder, weights_sha256
@@ -27,7 +28,7 @@ from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.diffusers_format import read_config
 from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count_blocks, starting_with
 from pbe_train.checkpoints.ldm_format import vae_config_of
-from pbe_train.checkpoints.networks import build_model, load_encoder, read_pretrained
+from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state
 from pbe_train.config import ModelSettings, TrainSettings
@@ -92,7 +93,7 @@ class LoadReport:
         )
 
 
-def init_from_pretrained(settings: TrainSettings, vae: AutoencoderKL) -> tuple[PaintByExampleModel, LoadReport | None]:
+def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[PaintByExampleModel, LoadReport | None]:
     """The model of a new run, and the report on where its weights are from; null for a run from scratch.
 
     New parts get their weights from torch's global generator.
@@ -104,7 +105,7 @@ def init_from_pretrained(settings: TrainSettings, vae: AutoencoderKL) -> tuple[P
     Raises:
         InputError: the pretrained model is damaged, of another kind or incomplete, or contradicts the settings or the dataset.
     """
-    channels = int(vae.config.latent_channels)
+    channels = vae.sizes.latent_channels
     if settings.model.pretrained is None:
         return build_model(settings.model, channels), None
     source = read_pretrained(settings.model.pretrained)
@@ -195,7 +196,7 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
             f"{folder / 'state.json'}: settings.{key}: {first['msg']}; it is of another version of this program"
         ) from None
     model = build_model(settings.model, state.identity.latent_channels, state.identity.unet)
-    vae = load_vae(settings.model.vae)
+    vae = load_vae(settings.model.vae).normalise(state.identity.vae_normalisation)
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
     copy_values(read_part(folder, state, part, model.kept()), model.kept())
@@ -221,8 +222,9 @@ def _from_pretrained(source: PretrainedModel, device: torch.device | str | None)
     except KeyError as error:
         raise InputError(f"{source.where}: {error} of its VAE is missing: it is cut short") from None
     with torch.device("meta"):
-        vae = AutoencoderKL.from_config(vae_config)
-    vae = vae.to_empty(device="cpu").eval().requires_grad_(False)
+        network = AutoencoderKL.from_config(vae_config)
+    # The pipeline of this layout scales latents and knows of no shift, whatever the configuration says.
+    vae = Autoencoder(network.to_empty(device="cpu").eval().requires_grad_(False)).normalise(None)
     strict_load(vae.state_dict(), source.vae, source.where, "VAE")
     identity = RunIdentity(
         dataset_fingerprint="",
@@ -232,7 +234,7 @@ def _from_pretrained(source: PretrainedModel, device: torch.device | str | None)
         encoder_sha256=weights_sha256(model.conditioner.model.state_dict()),
         unet=dict(source.unet_config),
         latent_channels=channels,
-        scaling_factor=vae.config.scaling_factor,
+        scaling_factor=vae.sizes.scaling_factor,
         view_size=view_size,
     )
     return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, identity, step=0)
@@ -261,9 +263,9 @@ def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, i
 
 
 def _check_frozen(
-    folder: Path, state: CheckpointState, model: PaintByExampleModel, vae: AutoencoderKL, settings: TrainSettings
+    folder: Path, state: CheckpointState, model: PaintByExampleModel, vae: Autoencoder, settings: TrainSettings
 ) -> None:
-    frozen = (
+    frozen: tuple[tuple[str, str, CLIPVisionModel | Autoencoder, str], ...] = (
         ("model.encoder", settings.model.encoder, model.conditioner.model, state.identity.encoder_sha256),
         ("model.vae", settings.model.vae, vae, state.identity.vae_sha256),
     )
@@ -301,10 +303,7 @@ def check_architecture(source: PretrainedModel, channels: int) -> None:
             raise InputError(f"{source.where}: its U-Net has {name} {config[name]!r} and not one number; give a 1.x model")
     inputs, outputs = (config.get(name, DEFAULT_CHANNELS) for name in ("in_channels", "out_channels"))
     if outputs != channels:
-        raise InputError(
-            f"{source.where}: its U-Net paints latents of {outputs} channels, the dataset's have {channels}; "
-            "give a model of the dataset's VAE"
-        )
+        raise InputError(other_latents(source.where, outputs, "the dataset's VAE", channels))
     words, wide = source.conditioner is None, 2 * channels + 1
     # The published training started from `sd-v1-4-modified-9channel.ckpt`, where the channels beyond the latent's are all 0.
     weight = source.unet.get(FIRST_LAYER)

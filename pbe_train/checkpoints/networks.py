@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_network, load_vae, weights_sha256
+from pbe_core.vae_kinds import AUTOENCODER_KL, VaeSizes, locate_vae, read_vae_sizes
+from pbe_core.vae_kinds import vae_sizes as sizes_of
 from pbe_train.checkpoints.diffusers_format import (
     is_diffusers_folder,
     locate_folder,
@@ -114,8 +117,8 @@ def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict
     return assemble(settings, unet, encoder)
 
 
-def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> AutoencoderKL:
-    """The VAE, after a check that it is the one that made the dataset's latents.
+def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> Autoencoder:
+    """The VAE, after a check that it is the one that made the dataset's latents; it normalises as it did for these.
 
     Raises:
         InputError: it is another one; a model trained on its latents would paint noise.
@@ -127,7 +130,7 @@ def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> Autoencod
             f"{dataset / 'dataset.json'}: the latents were made by {info.vae.source} (weights {info.vae.sha256[:12]}), but "
             f"model.vae is {source} (weights {found[:12]}); set model.vae to that VAE, or build the dataset again with this one"
         )
-    return vae
+    return vae.normalise(info.vae.normalisation)
 
 
 def load_encoder(source: str) -> CLIPVisionModel:
@@ -163,18 +166,35 @@ def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
     Raises:
         InputError: a network is neither here nor one whose sizes are known.
     """
-    channels = vae_config(settings.vae)["latent_channels"]
+    channels = vae_sizes(settings.vae).latent_channels
     if settings.pretrained:
         config = unet_config(settings.pretrained)
+        if config["out_channels"] != channels:
+            raise InputError(other_latents(settings.pretrained, config["out_channels"], f"model.vae, {settings.vae}", channels))
         unet = UNet2DConditionModel.from_config({**config, "in_channels": 2 * config["out_channels"] + 1})
     else:
         unet = new_unet(settings.unet, channels)
     return assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
 
 
-def unloaded_vae(source: str) -> AutoencoderKL:
+def other_latents(source: str, theirs: int, whose: str, channels: int) -> str:
+    """What to tell a person whose pretrained U-Net and VAE do not belong together.
+
+    Args:
+        source: of the U-Net.
+        theirs: channels of its latents.
+        whose: the other latents are.
+        channels: of those.
+    """
+    return (
+        f"{source}: its U-Net paints latents of {theirs} channels, those of {whose} have {channels}; give a model of that VAE "
+        "(model.pretrained), or none, to train from scratch"
+    )
+
+
+def unloaded_vae(source: str) -> Autoencoder:
     """A VAE of these sizes with random weights, on torch's default device."""
-    return AutoencoderKL.from_config(vae_config(source)).eval().requires_grad_(False)
+    return Autoencoder.unloaded(vae_sizes(source))
 
 
 def unet_config(source: str) -> dict[str, Any]:
@@ -197,11 +217,18 @@ def new_unet_config() -> dict[str, Any]:
         return dict(new_unet(UNetSettings(), 4).config)
 
 
-def vae_config(source: str) -> dict[str, Any]:
-    """The configuration (diffusers) of a VAE. Raises InputError: neither here nor known."""
-    if source in (STABLE_DIFFUSION, f"{STABLE_DIFFUSION}/vae"):
-        return VAE_SIZES
-    return _read_sizes(source, "vae", "model.vae", "latent_channels", f"{STABLE_DIFFUSION}/vae")
+def vae_sizes(source: str) -> VaeSizes:
+    """The sizes of a VAE. Raises InputError: neither here nor known, or of another kind than those that are taken."""
+    known = f"{STABLE_DIFFUSION}/vae"
+    if source in (STABLE_DIFFUSION, known):
+        return sizes_of(AUTOENCODER_KL, VAE_SIZES)
+    place = next((found for folder in _folders(source) if (found := locate_vae(folder))), None)
+    if place is None:
+        raise InputError(_not_known(source, "model.vae", known))
+    try:
+        return read_vae_sizes(place)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{place}: {' '.join(str(error).split())}; set model.vae to another folder") from None
 
 
 def encoder_config(source: str) -> CLIPVisionConfig:
@@ -221,12 +248,19 @@ def encoder_config(source: str) -> CLIPVisionConfig:
     return CLIPVisionConfig.from_dict(config)
 
 
+def _folders(source: str) -> tuple[Path, Path]:
+    return Path(source).expanduser(), REPOSITORY / source
+
+
+def _not_known(source: str, setting: str, known: str) -> str:
+    return f"{source}: no config.json here, and sizes not known; set {setting} to a local folder or {known}"
+
+
 def _read_sizes(source: str, subfolder: str, setting: str, key: str, known: str) -> dict[str, Any]:
-    folders = (Path(source).expanduser(), REPOSITORY / source)
-    places = (place / "config.json" for folder in folders for place in (folder, folder / subfolder))
+    places = (place / "config.json" for folder in _folders(source) for place in (folder, folder / subfolder))
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise InputError(f"{source}: no config.json here, and sizes not known; set {setting} to a local folder or {known}")
+        raise InputError(_not_known(source, setting, known))
     config = read_json(path)
     if key and key not in config:
         raise InputError(f"{path}: not the config of such a network; set {setting} to another folder")

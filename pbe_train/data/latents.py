@@ -39,24 +39,28 @@ def to_mask_channel(
 
 
 def draw_posterior(
-    posterior: Float16[np.ndarray, "two_channels height width"],
+    posterior: Float16[np.ndarray, "stored height width"],
     noise: Float32[np.ndarray, "channels height width"],
     scale: float,
 ) -> None:
     """Turn standard normal noise, in place, into a draw from a VAE posterior (mean and standard deviation, stacked).
 
-    The draw is scaled for the diffusion model: (mean + deviation * noise) * scale.
+    The draw is scaled for the diffusion model: (mean + deviation * noise) * scale. A deterministic VAE has the mean alone.
     """
     # PyTorch turns float16 into float32 many at a time, numpy one by one.
-    mean, deviation = torch.from_numpy(posterior).float().chunk(2)
-    torch.from_numpy(noise).mul_(deviation).add_(mean).mul_(scale)
+    values, drawn = torch.from_numpy(posterior).float(), torch.from_numpy(noise)
+    if len(posterior) == len(noise):
+        drawn.copy_(values)
+    else:
+        mean, deviation = values.chunk(2)
+        drawn.mul_(deviation).add_(mean)
+    drawn.mul_(scale)
 
 
 def posterior_mean(
-    posteriors: Float16[np.ndarray, "batch two_channels height width"], scale: float
-) -> Float[Tensor, "batch channels height width"]:
+    posteriors: Float16[np.ndarray, "batch stored height width"], channels: int, scale: float
+) -> Float[Tensor, "batch {channels} height width"]:
     """The means of VAE posteriors, scaled for the diffusion model."""
-    channels = posteriors.shape[1] // 2
     return torch.from_numpy(posteriors[:, :channels].astype(np.float32) * np.float32(scale))
 
 

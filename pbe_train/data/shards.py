@@ -292,15 +292,15 @@ class ShardReader:
                 Replaced(name, key, problem),
             ) from error
 
-    def _latents(self, data: bytes, *count: int) -> Float16[np.ndarray, "*count two_channels height width"]:
+    def _latents(self, data: bytes, *count: int) -> Float16[np.ndarray, "*count stored height width"]:
         """The posteriors in a member, read-only. Raises ValueError where they do not fit `dataset.json`, or are none."""
         vae = self.info.vae
         side = self.info.view_size // vae.downsampling
-        shape = (*count, 2 * vae.latent_channels, side, side)
+        shape = (*count, vae.stored_channels, side, side)
         latents = decode_array(data)
         if latents.dtype != np.float16 or latents.shape != shape:
             raise ValueError(f"an array is {latents.dtype} {list(latents.shape)}, dataset.json says float16 {list(shape)}")
-        if problem := latents_problem(latents):
+        if problem := latents_problem(latents, means_only=vae.deterministic):
             raise ValueError(problem)
         return latents
 

@@ -9,7 +9,7 @@ outside the mask is the photo's own.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -281,10 +281,7 @@ def place(run: Run, device: torch.device, precision: Precision, offload: bool) -
             network.to(device)
     if not offload:
         return run
-    vae: Any = run.vae
-    # What a VAE's `encode` and `decode` call; neither calls the VAE itself.
-    halves = [[vae.encoder, vae.quant_conv], [vae.post_quant_conv, vae.decoder]]
-    OneAtATime(device, [[run.model.conditioner], [run.model.unet], *halves])
+    OneAtATime(device, [[run.model.conditioner], [run.model.unet], *run.vae.halves()])
     return replace(run, offloaded_from=device)
 
 

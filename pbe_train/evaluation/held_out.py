@@ -95,7 +95,8 @@ def find_other(samples: Sequence[HeldOut], number: int) -> HeldOut:
 
 def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
     """The views as the VAE gives them back: the best that any painter in its latents can do."""
-    latents = posterior_mean(np.stack([one.sample.latent for one in samples]), run.identity.scaling_factor)
+    posteriors = np.stack([one.sample.latent for one in samples])
+    latents = posterior_mean(posteriors, run.identity.latent_channels, run.identity.scaling_factor)
     return list(run.decode(latents))
 
 
@@ -128,7 +129,7 @@ def paint_held_out(
         part = slice(start, start + batch)
         masked = np.stack([one.sample.masked[one.kind] for one in samples[part]])
         masks = np.stack([one.mask for one in samples[part]])
-        latents = posterior_mean(masked, run.identity.scaling_factor)
+        latents = posterior_mean(masked, run.identity.latent_channels, run.identity.scaling_factor)
         count = len(masks)
 
         def show(step: int, of: int, _: object, count: int = count) -> None:

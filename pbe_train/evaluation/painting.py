@@ -184,7 +184,7 @@ def reconstruct_pairs(
             for one, view, square in zip(shown, decoded, windows, strict=True)
         ]
 
-    dtype = str(next(run.vae.parameters()).dtype).removeprefix("torch.")
+    dtype = str(run.vae.dtype).removeprefix("torch.")
     recipe = {
         "made": "VAE reconstruction",
         "vae_sha256": run.identity.vae_sha256,

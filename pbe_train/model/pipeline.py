@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Bool, Float, UInt8
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 from torch import Tensor
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_train.config import TrainSettings
@@ -20,6 +20,7 @@ from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import paint_latents
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.model.schedulers import Scheduler
+from schemas.dataset import Normalisation, leave_out
 
 DECODED_AT_ONCE = 4
 # What shows an object: one photo of it, or several.
@@ -61,6 +62,12 @@ class RunIdentity(BaseModel):
     """Latents are multiplied by this for the U-Net."""
     view_size: int
     """S, side of a view in px."""
+    vae_normalisation: Normalisation | None = None
+    """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return leave_out(write(self), {"vae_normalisation": None})
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Run:
     """A trained model with all that painting needs. The model is in eval mode while it paints."""
 
     model: PaintByExampleModel
-    vae: AutoencoderKL
+    vae: Autoencoder
     settings: TrainSettings
     identity: RunIdentity
     step: int
@@ -147,16 +154,15 @@ class Run:
     def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:
         """Pixels in [-1, 1] -> scaled latents (posterior means)."""
         with self.arithmetic():
-            mean: Tensor = self.vae.encode(pixels.to(self.device)).latent_dist.mean
+            mean = self.vae.encode(pixels.to(self.device)).mean
         return mean.float() * self.identity.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
         """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
-        vae: Any = self.vae
         parts = torch.split(latents / self.identity.scaling_factor, DECODED_AT_ONCE)
         with self.arithmetic():
-            return np.concatenate([to_pictures(vae.decode(part.to(self.device)).sample) for part in parts])
+            return np.concatenate([to_pictures(self.vae.decode(part.to(self.device))) for part in parts])
 
     @torch.no_grad()
     def embed(self, pictures: Sequence[AnyPhoto]) -> Float[Tensor, "pictures hidden"]:
@@ -192,6 +198,6 @@ def check_size(run: Run, size: int | None) -> None:
     Raises:
         InputError: with the sizes that fit.
     """
-    step = 2 ** (len(run.vae.config.block_out_channels) - 1 + len(run.identity.unet["block_out_channels"]) - 1)
+    step = run.vae.sizes.downsampling * 2 ** (len(run.identity.unet["block_out_channels"]) - 1)
     if size is not None and (size < step or size % step):
         raise InputError(f"size {size}: must be a multiple of {step} px; the model was trained at {run.identity.view_size}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_config
+from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_sizes
 from pbe_train.config import ModelSettings, Precision
 from pbe_train.model.paint_model import PaintByExampleModel
 
@@ -134,13 +134,13 @@ def utilisation(flops_per_sample: float, samples_per_second: float, peak: float)
 
 def latent_cells(settings: ModelSettings, view: int) -> int:
     """Side of the latent of a view of so many px."""
-    return int(view // 2 ** (len(vae_config(settings.vae)["block_out_channels"]) - 1))
+    return view // vae_sizes(settings.vae).downsampling
 
 
 def _inputs(
     model: PaintByExampleModel, settings: ModelSettings, cells: int, batch: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    channels = vae_config(settings.vae)["latent_channels"]
+    channels = vae_sizes(settings.vae).latent_channels
     side = model.conditioner.model.config.image_size
     noisy, masked = torch.empty(batch, channels, cells, cells), torch.empty(batch, channels, cells, cells)
     mask_channel = torch.empty(batch, 1, cells, cells)

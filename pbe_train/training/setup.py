@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.vae import weights_sha256
@@ -89,13 +89,13 @@ class Training:
 
 
 def make_model(
-    settings: TrainSettings, vae: AutoencoderKL, state: CheckpointState | None
+    settings: TrainSettings, vae: Autoencoder, state: CheckpointState | None
 ) -> tuple[PaintByExampleModel, LoadReport | None]:
     """The model of a new run with its initial weights, and where these are from; or one for the weights of a checkpoint."""
     # The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
     if state:
-        return build_model(settings.model, int(vae.config.latent_channels), state.identity.unet), None
+        return build_model(settings.model, vae.sizes.latent_channels, state.identity.unet), None
     return init_from_pretrained(settings, vae)
 
 
@@ -160,6 +160,7 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
         latent_channels=reader.info.vae.latent_channels,
         scaling_factor=reader.info.vae.scaling_factor,
         view_size=reader.info.view_size,
+        vae_normalisation=reader.info.vae.normalisation,
     )
 
 

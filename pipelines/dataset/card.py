@@ -30,7 +30,7 @@ from pipelines.dataset.counts import in_order
 from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import photo_keys
 from schemas.dataset import DatasetInfo
-from schemas.sample import MEMBERS, SampleRecord
+from schemas.sample import MEMBERS, Member, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word
 
 CARD = "README.md"
@@ -94,11 +94,13 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "packed": f"{books.samples:,}",
         "mask_kinds": ", ".join(f"{kinds[kind]:,} {kind} ({kinds[kind] / sum(kinds.values()):.0%})" for kind in sorted(kinds)),
         "vae": _text(_public_text(vae.source)),
-        "members": [[f"`{each.name}`", each.layout, each.meaning + " (optional)" * each.optional] for each in MEMBERS],
+        "members": [[f"`{each.name}`", *_member(each, vae.deterministic)] for each in MEMBERS],
         "fields": [[f"`{name}`", field.description or ""] for name, field in SampleRecord.model_fields.items()],
         "split": "train" if "train" in info.splits else next(iter(info.splits)),
         "channels": vae.latent_channels,
-        "both": 2 * vae.latent_channels,
+        "both": vae.stored_channels,
+        "deterministic": vae.deterministic,
+        "normalised": "; shifted and divided by channel (`vae.normalisation` of dataset.json)" if vae.normalisation else "",
         "cells": info.view_size // vae.downsampling,
         "masks": info.masks_per_view,
         "size": info.view_size,
@@ -139,7 +141,7 @@ def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
 def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
     """Name and type of all that `datasets` makes of a sample, in its YAML: each member, the tar's path and the key."""
     cells = info.view_size // info.vae.downsampling
-    latent = [2 * info.vae.latent_channels, cells, cells]
+    latent = [info.vae.stored_channels, cells, cells]
     fields = [{"name": name, **_feature(field.annotation)} for name, field in SampleRecord.model_fields.items()]
     return [
         {"name": "__key__", "dtype": "string"},
@@ -231,6 +233,15 @@ def _public_text(text: str, *, folder: bool = False) -> str:
     if folder or text.startswith(("/", "~", "file:")) or windows.is_absolute():
         return (windows if windows.drive else PurePosixPath(text)).name
     return text
+
+
+def _member(member: Member, means_only: bool) -> tuple[str, str]:
+    """Layout and meaning of a file of a sample; of a deterministic VAE latents are no distributions."""
+    layout, meaning = member.layout, member.meaning + " (optional)" * member.optional
+    if not means_only:
+        return layout, meaning
+    meaning = meaning.replace("VAE posterior", "the VAE's latent").replace(": mean, then standard deviation", "")
+    return layout.replace("2C", "C"), meaning
 
 
 def _split_rows(info: DatasetInfo, photos: Counter[tuple[str, str | None]]) -> list[list[str]]:

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from pbe_core.errors import InputError
 from pbe_core.machine import device_name
 from pbe_core.settings import REPOSITORY
+from pbe_core.vae_kinds import AUTOENCODER_KL, locate_vae, read_vae_sizes
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import Plan
@@ -89,10 +90,10 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     shards = Plan(settings.out / "plan.parquet").shards
     samples = sum(shards.values())
     kept = sum(count for shard, count in shards.items() if shard.rpartition("-")[0] in settings.views.keep)
-    channels, downsampling, vae = latent_layout(settings.latents.vae)
-    if settings.views.size % downsampling:
-        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {downsampling}")
-    members = member_sizes(settings, channels, downsampling, _reference_pixels(settings))
+    layout = latent_layout(settings.latents.vae)
+    if settings.views.size % layout.downsampling:
+        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {layout.downsampling}")
+    members = member_sizes(settings, layout.stored_channels, layout.downsampling, _reference_pixels(settings))
     view = members.pop("view.jpg")
     total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK
     members["view.jpg"] = view
@@ -110,8 +111,8 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
         download_originals=selection.original_bytes or None if to_fetch == selection.photos_with_objects else None,
         photos_of_known_size=selection.photos_of_known_size,
         pictures=pictures,
-        latent=(channels, downsampling),
-        encoder=encoder_times(pictures, vae, settings.latents.precision, settings.views.size),
+        latent=(layout.channels, layout.downsampling),
+        encoder=encoder_times(pictures, layout.vae, settings.latents.precision, settings.views.size),
     )
 
 
@@ -147,13 +148,13 @@ def member_sizes(settings: BuildSettings, channels: int, downsampling: int, refe
 
     Args:
         settings: of the build.
-        channels: of a latent.
+        channels: that are stored of a latent.
         downsampling: view px per latent cell.
         reference_pixels: mean px of a reference.
     """
     rates = _read_rates(RATES / "sample_sizes.json", "benchmarks.sample_sizes")
     size, masks = settings.views.size, settings.masks.per_view
-    latent = 2 * channels * (size // downsampling) ** 2 * np.dtype(np.float16).itemsize
+    latent = channels * (size // downsampling) ** 2 * np.dtype(np.float16).itemsize
     contents = {
         "json": rates["json_bytes"] + masks * rates["json_bytes_per_mask"],
         "latent.npy": _NPY_HEADER + latent,
@@ -170,21 +171,31 @@ def member_sizes(settings: BuildSettings, channels: int, downsampling: int, refe
     }
 
 
-def latent_layout(vae: str) -> tuple[int, int, str]:
-    """Channels, downsampling and name of a VAE, from its config if it lies here; else those of Stable Diffusion 1."""
-    for folder in (Path(vae), REPOSITORY / vae):
-        for path in (folder / "config.json", folder / "vae" / "config.json"):
-            if path.is_file():
-                try:
-                    config = json.loads(path.read_bytes())
-                    widths = config["block_out_channels"]
-                    name = _STABLE_DIFFUSION if widths == [128, 256, 512, 512] else vae
-                    return config["latent_channels"], 2 ** (len(widths) - 1), name
-                except (ValueError, KeyError, TypeError):
-                    raise InputError(
-                        f"{path}: not the config of an AutoencoderKL; get the file again, or set latents.vae"
-                    ) from None
-    return 4, 8, _STABLE_DIFFUSION
+class LatentLayout(NamedTuple):
+    """What a plan asks of a VAE."""
+
+    channels: int
+    stored_channels: int
+    """Twice as many, or as many where the VAE is deterministic."""
+    downsampling: int
+    """View px per latent cell."""
+    vae: str
+    """As the table of rates calls it."""
+
+
+def latent_layout(vae: str) -> LatentLayout:
+    """The latents of a VAE by its files, if they lie here; else those of Stable Diffusion 1."""
+    place = next((found for folder in (Path(vae), REPOSITORY / vae) if (found := locate_vae(folder))), None)
+    if place is None:
+        return LatentLayout(4, 8, 8, _STABLE_DIFFUSION)
+    try:
+        sizes = read_vae_sizes(place)
+    except (OSError, ValueError) as error:
+        cause = " ".join(str(error).split())
+        raise InputError(f"{place / 'config.json'}: {cause}; get the file again, or set latents.vae") from None
+    known = sizes.kind == AUTOENCODER_KL and list(sizes.config["block_out_channels"]) == [128, 256, 512, 512]
+    stored = sizes.latent_channels * (1 if sizes.deterministic else 2)
+    return LatentLayout(sizes.latent_channels, stored, sizes.downsampling, _STABLE_DIFFUSION if known else vae)
 
 
 def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[EncoderTime]:

@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Bool, Float16, Float32, UInt8
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError, machine_error
 from pbe_core.files import TarWriter, atomic_file, file_sha256, write_atomically
 from pbe_core.progress import Progress
@@ -240,12 +240,13 @@ class ShardPacker:
     def _samples(self, rows: list[PlanRow], failures: list[Failure]) -> Iterator[Sample]:
         """Finished samples in plan order; failures go to the list."""
         size = samples_per_batch(self.settings.latents.batch_size, self.settings.masks.per_view)
+        means_only = self.encoder.vae.sizes.deterministic
         for batch in _batched(self._prepared(rows, failures), size):
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
             for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
                 kept = sample.record.split in self.settings.views.keep
                 view = jpeg_bytes(sample.view, JPEG_QUALITY) if kept else None
-                problem = find_problem(sample.record, encoded[0], encoded[1:], sample.masks)
+                problem = find_problem(sample.record, encoded[0], encoded[1:], sample.masks, means_only=means_only)
                 if problem:
                     raise ValueError(
                         f"sample {sample.record.key}: {problem} (latents.precision {self.settings.latents.precision})"
@@ -304,7 +305,7 @@ class Encoder:
     runs later ones uncompiled, so that bytes would depend on what an actor had packed before.
     """
 
-    vae: AutoencoderKL
+    vae: Autoencoder
     device: torch.device
     dtype: torch.dtype
     threads: int
@@ -313,7 +314,7 @@ class Encoder:
 
     def encode_samples(
         self, views: UInt8[np.ndarray, "samples size size 3"], masks: Bool[np.ndarray, "samples masks size size"]
-    ) -> Float16[np.ndarray, "samples pictures two_channels height width"]:
+    ) -> Float16[np.ndarray, "samples pictures stored height width"]:
         """Posteriors of each view, and of the view under each of its masks, the region set to 0 in [-1, 1] (mid grey).
 
         What goes to the device are bytes; the pictures are made there.
@@ -329,14 +330,11 @@ class Encoder:
         return packed.reshape(len(views), 1 + masks.shape[1], *packed.shape[1:])[:count]
 
     @torch.inference_mode()
-    def encode(
-        self, pictures: Float32[torch.Tensor, "batch 3 size size"]
-    ) -> Float16[np.ndarray, "batch two_channels height width"]:
-        """Posterior of each picture (values in [-1, 1]): mean, then standard deviation, unscaled."""
+    def encode(self, pictures: Float32[torch.Tensor, "batch 3 size size"]) -> Float16[np.ndarray, "batch stored height width"]:
+        """Posterior of each picture (values in [-1, 1]): mean, then standard deviation (if there is one), unscaled."""
         torch.set_num_threads(self.threads)  # A setting of the calling thread; sums are ordered by it, so the bytes depend on it.
         pixels = pictures.to(self.device, self.dtype, memory_format=torch.channels_last)
-        posterior = self.vae.encode(pixels).latent_dist
-        packed: np.ndarray = torch.cat([posterior.mean, posterior.std], dim=1).to("cpu", torch.float16).numpy()
+        packed: np.ndarray = self.vae.encode(pixels).stacked().to("cpu", torch.float16).numpy()
         return packed
 
 
@@ -350,5 +348,5 @@ def load_encoder(settings: LatentSettings, device: str) -> Encoder:
     dtype = _DTYPES[settings.precision]
     vae = load_vae(settings.vae).to(device, dtype, memory_format=torch.channels_last)
     if settings.compile:
-        vae.encoder.compile(dynamic=False)
+        vae.compile_encoder()
     return Encoder(vae, torch.device(device), dtype, settings.threads, settings.batch_size if settings.compile else None)

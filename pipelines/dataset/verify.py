@@ -29,7 +29,14 @@ from pbe_core.words import number_of
 from pipelines.dataset.finalize import count_all, count_splits, counted
 from pipelines.dataset.folder import Record
 from pipelines.dataset.plan_shards import Plan
-from pipelines.dataset.write_plan import PLAN_RECORD, PLAN_TABLES, SELECTION_RECORD, accepted_fingerprints, read_selection
+from pipelines.dataset.write_plan import (
+    PLAN_RECORD,
+    PLAN_TABLES,
+    SELECTION_RECORD,
+    accepted_fingerprints,
+    holds_means_only,
+    read_selection,
+)
 from pipelines.threads import in_order
 from schemas.dataset import DatasetInfo
 from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
@@ -108,7 +115,7 @@ def verify_dataset(folder: Path, sample: int | None = None) -> Verified:
                 start += count
 
     total = sum(record["bytes"] for record in records.values())
-    check = partial(_check_shard, folder / "shards")
+    check = partial(_check_shard, folder / "shards", means_only=holds_means_only(folder))
     with ThreadPoolExecutor(_THREADS) as pool, Progress("verifying", total, "B") as progress:
         for record, findings, read in in_order(pool, check, tasks(), ahead=2 * _THREADS):
             verified.findings += findings
@@ -216,6 +223,7 @@ def _check_tables(folder: Path, info: DatasetInfo | None, plan: Plan, records: M
             and info.view_size == planned["settings"]["views"]["size"]
             and info.masks_per_view == planned["settings"]["masks"]["per_view"]
             and info.vae.sha256 == planned["vae"]
+            and info.vae.deterministic == holds_means_only(folder)
             and info.books == count_all(folder, counts)
             and info.splits == count_splits([*records.values()])
         )
@@ -241,12 +249,15 @@ def _count_rows(table: Path) -> dict[str, int]:
     return {each["values"]: each["counts"] for each in pq.read_table(table)["shard"].value_counts().to_pylist()}
 
 
-def _check_shard(shards: Path, task: tuple[Record, list[str], range | None]) -> tuple[Record, list[Finding], int]:
+def _check_shard(
+    shards: Path, task: tuple[Record, list[str], range | None], *, means_only: bool
+) -> tuple[Record, list[Finding], int]:
     """The record, what is wrong with its shard (at most `SHOWN` findings, and one that counts the rest), and samples read.
 
     Args:
         shards: the folder.
         task: commit record, keys of the planned samples, places of those that are read; null reads all, and hashes the tar.
+        means_only: as in `decode_sample`.
     """
     record, planned, places = task
     problems: list[tuple[str | None, str]] = []
@@ -258,7 +269,7 @@ def _check_shard(shards: Path, task: tuple[Record, list[str], range | None]) -> 
             failed = {failure["key"] for failure in _read_record(shards, record["shard"])["failed_samples"]}
             problems += _key_problems(part["key"].to_pylist(), [key for key in planned if key not in failed])
             rows = [row for place, row in enumerate(part.to_pylist()) if places is None or place in places]
-            problems += _sample_problems(tar, rows)
+            problems += _sample_problems(tar, rows, means_only)
             read = len(rows)
     except Exception as error:  # Damage has no limits; what no check foresaw is told all the same.
         problems.append((None, f"cannot be checked ({_first_line(error)})"))
@@ -294,7 +305,7 @@ def _key_problems(keys: list[str], due: list[str]) -> Iterator[tuple[str | None,
         yield None, "its samples do not stand in the index as in the plan"
 
 
-def _sample_problems(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _sample_problems(tar: Path, rows: list[dict[str, Any]], means_only: bool) -> Iterator[tuple[str, str]]:
     """Samples of a tar by their rows of the index: the bytes of the members, then what they say."""
     with tar.open("rb") as file:
         for row in rows:
@@ -307,7 +318,7 @@ def _sample_problems(tar: Path, rows: list[dict[str, Any]]) -> Iterator[tuple[st
                 yield row["key"], f"member {', '.join(hurt)} is not what was written (CRC-32)"
                 continue
             try:
-                sample = decode_sample(members, "it cannot be decoded")
+                sample = decode_sample(members, "it cannot be decoded", means_only=means_only)
                 if sample.record.key != row["key"]:
                     yield row["key"], f"its record is of {sample.record.key}"
             except InputError as error:

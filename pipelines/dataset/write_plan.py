@@ -82,9 +82,15 @@ def fingerprint(
         "format_version": FORMAT_VERSION,
         "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
         "inputs": inputs,
-        **({"vae": vae.sha256} if vae else {}),
+        **(_vae_part(vae) if vae else {}),
         "settings": chosen,
     }
+
+
+def _vae_part(vae: VaeIdentity) -> dict[str, Any]:
+    """The weights, and how their latents are stored where that is not as ever: mean and standard deviation, as they come."""
+    how = {"deterministic": vae.deterministic, "normalisation": vae.normalisation and vae.normalisation.model_dump(mode="json")}
+    return {"vae": vae.sha256, **({"latents": how} if any(how.values()) else {})}
 
 
 def fingerprint_hash(content: dict[str, Any]) -> str:
@@ -212,6 +218,14 @@ def accepted_fingerprints(folder: Path) -> frozenset[str]:
     if not stored:
         raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
     return frozenset({fingerprint_hash(stored["fingerprint"]), *stored.get("extends", [])})
+
+
+def holds_means_only(folder: Path) -> bool:
+    """Whether shards of a planned dataset hold no standard deviations, as its VAE is deterministic. Raises likewise."""
+    stored = _read_record(folder / PLAN_RECORD)
+    if not stored:
+        raise InputError(f"{folder / PLAN_RECORD}: nothing was packed here; run pipelines/build.py first")
+    return bool(stored["fingerprint"].get("latents", {}).get("deterministic"))
 
 
 def read_selection(folder: Path) -> Selection:

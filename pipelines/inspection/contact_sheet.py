@@ -29,7 +29,7 @@ from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from pbe_core.autoencoder import Autoencoder
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -48,7 +48,7 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
     info = read_dataset(dataset)
     total = pq.read_metadata(dataset / "index.parquet").num_rows
     chosen = generator(seed, "preview").choice(total, min(count, total), replace=False)
-    samples = _read_samples(dataset, chosen.tolist())
+    samples = _read_samples(dataset, info, chosen.tolist())
     rows, captions = [], []
     for sample, (boxed, view) in zip(samples, _boxed_and_views(samples, info, photos, vae), strict=True):
         record = sample.record
@@ -92,7 +92,7 @@ def class_sheet(
         own = np.flatnonzero(classes.codes == place)
         # By the class's name: the choice does not depend on which other classes are shown.
         random = generator(seed, "preview", classes.labels[place])
-        chosen = _read_samples(dataset, random.choice(own, min(each, len(own)), replace=False).tolist())
+        chosen = _read_samples(dataset, info, random.choice(own, min(each, len(own)), replace=False).tolist())
         samples += chosen
         notes = [] if photos else [f"({origin_of_views(chosen)})"]
         captions.append("  ".join([classes.names[place], classes.labels[place], number_of(len(own), "sample"), *notes]))
@@ -218,8 +218,8 @@ def reference_with_outline(sample: Sample) -> Picture:
     return outline(reference, decode_segmentation(counts, reference.shape[1], reference.shape[0]))
 
 
-def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "AutoencoderKL":
-    """The VAE that made a dataset's latents.
+def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "Autoencoder":
+    """The VAE that made a dataset's latents, normalising as it did then.
 
     Args:
         info: of the dataset.
@@ -241,25 +241,25 @@ def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "Autoenco
             f"{chosen}: the weights of this VAE have the hash {found[:12]}..., those that made the latents "
             f"{info.vae.sha256[:12]}...; give the dataset's VAE with --vae"
         )
-    return vae
+    return vae.normalise(info.vae.normalisation)
 
 
 def decode_means(
-    vae: "AutoencoderKL", posteriors: Float16[np.ndarray, "pictures two_channels height width"]
+    vae: "Autoencoder", posteriors: Float16[np.ndarray, "pictures stored height width"]
 ) -> list[UInt8[np.ndarray, "size size 3"]]:
-    """What the VAE makes of the means of posteriors (mean, then standard deviation; unscaled). RGB, 0-255."""
+    """What the VAE makes of the means of posteriors (mean, then standard deviation, if any; unscaled). RGB, 0-255."""
     import torch
 
-    means = torch.from_numpy(posteriors[:, : posteriors.shape[1] // 2].astype(np.float32))
+    means = torch.from_numpy(posteriors[:, : vae.sizes.latent_channels].astype(np.float32))
     with torch.inference_mode():
         # One at a time: a picture of 512 px takes Stable Diffusion's decoder more than a GB.
-        decoded = [vae.decode(mean[None]).sample[0] for mean in means]
+        decoded = [vae.decode(mean[None])[0] for mean in means]
     return [((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for pixels in decoded]
 
 
-def _read_samples(dataset: Path, places: list[int]) -> list[Sample]:
+def _read_samples(dataset: Path, info: DatasetInfo, places: list[int]) -> list[Sample]:
     """The samples at places of the index, in its order."""
-    return [read_sample(dataset, row) for row in take_rows(dataset / "index.parquet", places)]
+    return [read_sample(dataset, row, means_only=info.vae.deterministic) for row in take_rows(dataset / "index.parquet", places)]
 
 
 def _boxed_and_views(
@@ -275,6 +275,7 @@ def _boxed_and_views(
             if sample.view is not None:
                 view = decode_photo(sample.view, frame="stored")
             else:
+                assert decoder, "some sample has no view"
                 view = decode_means(decoder, sample.latent[None])[0]
             yield view_with_box(view, sample.record), view
         return

@@ -171,7 +171,7 @@ def packed_masks(folder: Path, info: DatasetInfo, seed: int, count: int = SAMPLE
     """
     shares: dict[str, list[float]] = {"object": [], "box": [], "bessel": []}
     try:
-        for sample in _read_some(folder, count, seed):
+        for sample in _read_some(folder, info, count, seed):
             left, top, right, bottom = sample.record.box_in_view
             shares["object"].append((right - left) * (bottom - top) / sample.masks.shape[-1] ** 2)
             for kind, mask in zip(sample.record.mask_kinds, sample.masks, strict=True):
@@ -186,7 +186,7 @@ def packed_masks(folder: Path, info: DatasetInfo, seed: int, count: int = SAMPLE
     }
 
 
-def _read_some(folder: Path, count: int, seed: int) -> Iterator[Sample]:
+def _read_some(folder: Path, info: DatasetInfo, count: int, seed: int) -> Iterator[Sample]:
     """A choice of samples, by their shards' parts of the index: the footer of index.parquet grows with the shards."""
     sizes = json.loads((folder / "shards" / "sizes.json").read_bytes())
     tars, starts = list(sizes), np.cumsum([0, *sizes.values()])
@@ -197,7 +197,7 @@ def _read_some(folder: Path, count: int, seed: int) -> Iterator[Sample]:
         if not tar.is_file():
             raise FileNotFoundError(tar)
         rows = take_rows(tar.with_suffix(".index.parquet"), (places[numbers == number] - starts[number]).tolist())
-        yield from (read_sample(folder, row) for row in rows)
+        yield from (read_sample(folder, row, means_only=info.vae.deterministic) for row in rows)
 
 
 def _binned_shares(shares: Mapping[str, Float[np.ndarray, " shares"]]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pbe_core.sample_codec import Sample
 from pipelines.inspection.contact_sheet import decode_means, load_recorded_vae, photo_source, trace_sheet
 from pipelines.photos import read_photo
 from pipelines.selection.objects import rejected_boxes
-from schemas.dataset import DatasetInfo
+from schemas.dataset import DatasetInfo, VaeIdentity
 from schemas.sample import SampleRecord
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
@@ -51,7 +51,7 @@ def trace(name: str, dataset: Path, photos: Path | None = None, out: Path | None
     info = read_dataset(dataset)
     with Progress("looking for the sample"):
         row, others = find_sample(dataset, name)
-        sample = read_sample(dataset, row)
+        sample = read_sample(dataset, row, means_only=info.vae.deterministic)
         found = read_object(dataset, row["object_id"])
     photo, about_photo = read_recorded_photo(sample.record, info, photos)
     sections = describe(row, others, found, sample, info)
@@ -177,9 +177,14 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
             "source": vae.source,
             "weights' SHA-256": vae.sha256,
             "scaling factor": f"{vae.scaling_factor:g} (latents are stored unscaled)",
-            "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell",
+            "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell" + _how_stored(vae),
         },
     }
+
+
+def _how_stored(vae: VaeIdentity) -> str:
+    """What is not as with a VAE that gives distributions around 0, in words."""
+    return ", without deviations" * vae.deterministic + ", shifted and divided by channel" * bool(vae.normalisation)
 
 
 def print_sections(sections: Sections) -> None:

@@ -96,8 +96,8 @@ def test_pictures_are_encoded_in_parts_and_scaled():
     vae = unloaded_vae(VAE)
     pictures = torch.rand(ENCODED_AT_ONCE + 2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        posterior = vae.encode(pictures).latent_dist
-    apart = (encode(vae, pictures) / vae.config.scaling_factor - posterior.mean) / posterior.std
+        posterior = vae.encode(pictures)
+    apart = (encode(vae, pictures) / vae.sizes.scaling_factor - posterior.mean) / posterior.deviation
     assert float(apart.abs().max()) < 6
     assert float(apart.std()) == pytest.approx(1, abs=0.2)
 

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL
 from pycocotools import mask as coco_mask
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.files import TarWriter
 from pbe_core.sample_codec import Sample, encode_sample, jpeg_bytes
 from pbe_core.settings import load_settings
@@ -69,7 +70,7 @@ def outline_counts(number: int) -> str | None:
     return None if outline is None else coco_mask.encode(np.asfortranarray(outline, np.uint8))["counts"].decode()
 
 
-def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
+def make_sample(vae: Autoencoder, split: str, number: int) -> Sample:
     random = np.random.default_rng([number, len(split)])
     view = np.repeat(np.repeat(random.integers(0, 256, (4, 4, 3), np.uint8), 8, 0), 8, 1)
     masks = np.zeros((MASKS, SIZE, SIZE), bool)
@@ -79,8 +80,7 @@ def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
     pixels = torch.from_numpy(view).permute(2, 0, 1).float() / 127.5 - 1
     views = torch.stack([pixels, *(torch.where(torch.from_numpy(mask), torch.zeros(()), pixels) for mask in masks)])
     with torch.no_grad():
-        posterior = vae.encode(views).latent_dist
-    latents = torch.cat([posterior.mean, posterior.std], 1).numpy().astype(np.float16)
+        latents = vae.encode(views).stacked().numpy().astype(np.float16)
     key = f"{split}{number:04d}-abc_0"
     record = SampleRecord(
         key=key,
@@ -110,8 +110,9 @@ def make_sample(vae: AutoencoderKL, split: str, number: int) -> Sample:
     return Sample(record, latents[0], latents[1:], masks, jpeg_bytes(view[6:26, 6:26], 95), kept)
 
 
-def make_dataset(folder: Path, vae: AutoencoderKL, vae_source: str, splits: dict[str, list[int]]) -> None:
+def make_dataset(folder: Path, network: AutoencoderKL, vae_source: str, splits: dict[str, list[int]]) -> None:
     """Write a dataset; `splits` says how many samples each shard of a split has."""
+    vae = Autoencoder(network)
     (folder / "shards").mkdir(parents=True)
     counts = {}
     with pq.ParquetWriter(folder / "index.parquet", INDEX) as index:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY, load_settings, preset
-from pbe_train.checkpoints.networks import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_config
+from pbe_train.checkpoints.networks import CLIP, STABLE_DIFFUSION, encoder_config, unet_config, unloaded_model, vae_sizes
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.cost import ASSUMED_UTILISATION, BATCHES, VIEW, Cost, estimate_cost, main, show, view_size
 from pbe_train.training import flops
@@ -147,7 +147,7 @@ def test_activations_are_those_of_a_real_forward_pass(world: World, tmp_path: Pa
 
 def test_sizes_come_from_local_files(world: World, tmp_path: Path):
     """Folders of single networks, a whole pipeline, and a whole CLIP, of which the vision model counts; others are refused."""
-    assert vae_config(str(world.vae))["block_out_channels"] == [8, 8, 8, 8]
+    assert vae_sizes(str(world.vae))[2:5] == (4, 8, 0.5)
     assert latent_cells(ModelSettings(encoder="", vae=str(world.vae)), 32) == 4
     assert encoder_config(str(world.encoder)).hidden_size == 32
     (tmp_path / "unet").mkdir()
@@ -156,7 +156,7 @@ def test_sizes_come_from_local_files(world: World, tmp_path: Path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"vision_config": {"hidden_size": 48}, "text_config": {"hidden_size": 5}}))
     assert encoder_config(str(tmp_path)).hidden_size == 48
-    for read, setting in ((vae_config, "model.vae"), (unet_config, "model.pretrained")):
+    for read, setting in ((vae_sizes, "model.vae"), (unet_config, "model.pretrained")):
         with pytest.raises(InputError, match=rf"someone/other: no config\.json here.* set {setting} to a local folder"):
             read("someone/other")
     for content, said in (("{", "damaged"), ("{}", "not that of a CLIP vision model")):
@@ -164,7 +164,7 @@ def test_sizes_come_from_local_files(world: World, tmp_path: Path):
         with pytest.raises(InputError, match=said):
             encoder_config(str(tmp_path))
     with pytest.raises(InputError, match=r"set model\.vae to another folder"):
-        vae_config(str(tmp_path))
+        vae_sizes(str(tmp_path))
 
 
 def test_gpus_and_their_arithmetic():

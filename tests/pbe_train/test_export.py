@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pbe_train.export
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_train import PaintByExample
@@ -283,8 +284,9 @@ def test_runs_that_a_layout_cannot_hold(
         for name, value in change.items():
             monkeypatch.setattr(loaded.model.conditioner.model.config, name, value)
     elif network == "vae":
-        other = replace(loaded, vae=copy.copy(loaded.vae))
-        other.vae.register_to_config(**change)
+        vae = copy.copy(loaded.vae.network)
+        vae.register_to_config(**change)
+        other = replace(loaded, vae=Autoencoder(vae))
     else:
         update = {"unet": {**loaded.identity.unet, **change}} if network == "unet" else change
         other = replace(loaded, identity=loaded.identity.model_copy(update=update))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.sample_codec import encode_array, encode_masks, latents_problem
 from pbe_train.data.order import SampleLocation
@@ -21,7 +22,7 @@ from tests.pbe_train.small_world import MASKS, World, make_sample, make_vae
 
 def test_a_sample_is_read_back_as_it_was_written(world: World, tmp_path):
     """For training, of one of the masks; and a worker that is not forked reads the same through its own files."""
-    reader, vae = ShardReader(world.dataset, "train", open_shards=1), make_vae(tmp_path / "vae", 0)
+    reader, vae = ShardReader(world.dataset, "train", open_shards=1), Autoencoder(make_vae(tmp_path / "vae", 0))
     copy = pickle.loads(pickle.dumps(reader))
     for place, number in (((1, 3), 8), ((3, 4), 23), ((0, 0), 0), ((1, 7), 12)):
         read, written = reader.read(SampleLocation(*place)), make_sample(vae, "train", number)

@@ -47,7 +47,7 @@ def expected(tiny, pictures) -> np.ndarray:
                 # Mid grey, 0 in [-1, 1], lies between two bytes.
                 picture = np.where(hole[..., None], 127.5, view).astype(np.float32)
                 pixels = torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1
-                posterior = vae.encode(pixels).latent_dist
+                posterior = vae.network.encode(pixels).latent_dist
                 found.append(torch.cat([posterior.mean, posterior.std], dim=1)[0].numpy())
     return np.stack(found).reshape(3, 1 + MASKS, *found[0].shape)
 

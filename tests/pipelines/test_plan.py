@@ -171,14 +171,14 @@ def test_the_tables_of_rates_are_there_and_a_missing_one_is_named(tmp_path, monk
 
 
 def test_a_vae_is_known_by_its_config(tmp_path):
-    assert latent_layout("CompVis/stable-diffusion-v1-4") == (4, 8, "stable-diffusion-v1")
-    assert latent_layout("tiny_world/weights/vae") == (4, 8, "tiny_world/weights/vae")
+    assert latent_layout("CompVis/stable-diffusion-v1-4") == (4, 8, 8, "stable-diffusion-v1")
+    assert latent_layout("tiny_world/weights/vae") == (4, 8, 8, "tiny_world/weights/vae")
     (tmp_path / "vae").mkdir()
     config = tmp_path / "vae" / "config.json"
     config.write_text(json.dumps({"latent_channels": 16, "block_out_channels": [8, 16]}))
-    assert latent_layout(str(tmp_path)) == (16, 2, str(tmp_path))
+    assert latent_layout(str(tmp_path)) == (16, 32, 2, str(tmp_path))
     config.write_text(json.dumps({"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}))
-    assert latent_layout(str(tmp_path))[2] == "stable-diffusion-v1"
+    assert latent_layout(str(tmp_path)).vae == "stable-diffusion-v1"
     config.write_text("{}")
     with pytest.raises(InputError, match="not the config of an AutoencoderKL"):
         latent_layout(str(tmp_path))
