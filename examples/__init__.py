@@ -1,0 +1,1 @@
+"""Programs around the toolkit that serve one page of docs/ each."""
