@@ -9,9 +9,12 @@ Everything else is refused by what it is. Only the first bytes are read here; wh
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from pbe_core.errors import InputError
 
@@ -100,3 +103,13 @@ def _other_kind(head: bytes) -> str:
     if re.match(r"<(!doctype|html|head|body|\?xml)", text, re.IGNORECASE):
         return "an HTML page (to log in, to confirm the download, or an error) and no weights; download the file itself"
     return f"no file of weights (it begins with {head[:16]!r}); give .safetensors or a checkpoint of PyTorch"
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a .safetensors file that others may read where they may read the files beside it.
+
+    safetensors 0.8 makes its files readable by their owner alone, whatever the umask is: a model in a folder that a group shares
+    would be nobody else's.
+    """
+    save_file(dict(tensors), path, metadata=metadata)
+    path.chmod(path.parent.stat().st_mode & 0o666)

@@ -17,14 +17,13 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, PaintByExamplePipeline, UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from pbe_core.errors import InputError
 from pbe_core.hub import fetch
 from pbe_core.vae import local_folder
-from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_of
+from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, save_tensors, weights_of
 from pbe_core.words import number_of
 from pbe_train.checkpoints.key_mapping import (
     POSITION_IDS,
@@ -280,7 +279,7 @@ def _without_notes(config: dict[str, Any]) -> dict[str, Any]:
 def _write_network(folder: Path, config: dict[str, Any], tensors: Tensors, file: str) -> None:
     _write_json(folder / "config.json", config)
     # transformers reads no file that does not say what it was written from.
-    save_file(dict(tensors), folder / file, metadata={"format": "pt"})
+    save_tensors(tensors, folder / file, {"format": "pt"})
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -66,6 +66,8 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
         else:
             save_weights(partial, run.step, run.settings, run.identity, run.model.kept())
             if report:
+                # As the settings name it: the folder that it was found in is nobody else's concern.
+                report = {**report, "source": run.settings.model.pretrained}
                 (partial / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         name = file if form == "ldm" else folder.name
         card = model_card(run, kept, form, name, _read_evaluations(checkpoint.parent.parent), report)

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from pbe_core.errors import InputError
+from pbe_core.weight_files import save_tensors
 from pbe_core.words import number_of
 from pbe_train.checkpoints.key_mapping import (
     LDM_ENCODER,
@@ -278,7 +278,7 @@ def write_ldm(run: Run, parts: ModelTensors, path: Path, metadata: Mapping[str, 
     }
     tensors = {name: tensor.contiguous() for name, tensor in named.items()}
     if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata)})
+        save_tensors(tensors, path, {"format": "pt", METADATA_KEY: json.dumps(metadata)})
     else:
         torch.save({"state_dict": tensors, "global_step": run.step, METADATA_KEY: json.dumps(metadata)}, path)
 

@@ -24,11 +24,12 @@ import tenacity
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sync
+from pbe_core.weight_files import save_tensors
 from pbe_train.config import CHANGEABLE, TrainSettings, with_names_of_today
 from pbe_train.model.pipeline import RunIdentity
 
@@ -144,7 +145,7 @@ def save_weights(folder: Path, step: int, settings: TrainSettings, identity: Run
 
 
 def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> FileRecord:
-    save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+    save_tensors({key: value.detach().contiguous() for key, value in tensors.items()}, path)
     record = FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
     sync(path)
     return record

@@ -538,6 +538,8 @@ def test_weights_alone_are_the_runs_in_half_precision_and_a_start(run: Path, loa
         assert torch.equal(value, kept[name].half().float()), name
     report = make_report(read_pretrained(str(out)), [], loaded.settings.model)
     assert (report.kind, report.licence) == ("run of this trainer", "creativeml-openrail-m")
+    assert json.loads((out / "start.json").read_text())["source"] == loaded.settings.model.pretrained
+    assert {path.stat().st_mode for path in out.iterdir()} == {(out / "README.md").stat().st_mode}, "readable by all or by none"
     assert "PaintByExample.from_pretrained" in (out / "README.md").read_text()
     with pytest.raises(InputError, match=r"has no optimizer\.safetensors; it has model\.safetensors"):
         read_file(out, read_state(out), "optimizer")
