@@ -6,6 +6,7 @@ python -m pbe_train.demo --model runs/tiny --dataset data/tiny/dataset --out dem
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -13,6 +14,8 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.images.sheets import sheet, tint
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
+
+EDITS_A_ROW = 2
 
 
 def main() -> None:
@@ -39,14 +42,22 @@ def main() -> None:
         painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch, progress=progress)
     with Progress("decoding the views"):
         decoded = reconstruct(run, samples)
-    rows, captions = [], []
+    edits, titles = [], []
     for one, lender, made, result in zip(samples, lenders, decoded, painted, strict=True):
         source = made if one.sample.view is None else one.sample.view
-        rows.append([source, tint(source, one.mask), lender.sample.reference, result])
-        captions.append(f"own: {one.sample.label_name}" if lender is one else f"other: {lender.sample.label_name}")
+        edits.append([source, tint(source, one.mask), lender.sample.reference, result])
+        whose = "own" if lender is one else "other"
+        titles.append([f"{whose}: {lender.sample.label_name}", "", "", ""])
+    columns = ["source", "region", "reference", "result"] * min(EDITS_A_ROW, len(edits))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet(rows, ["source", "region", "reference", "result"], captions)).save(options.out)
-    print(f"{options.out}: {number_of(len(rows), 'edit')} by step {run.step} of {options.model}")
+    Image.fromarray(sheet(side_by_side(edits), columns, titles=side_by_side(titles))).save(options.out)
+    print(f"{options.out}: {number_of(len(edits), 'edit')} by step {run.step} of {options.model}")
+
+
+def side_by_side(edits: list[list[Any]]) -> list[list[Any]]:
+    """Rows of so many edits each, as a picture on a wide screen."""
+    rows = [edits[start : start + EDITS_A_ROW] for start in range(0, len(edits), EDITS_A_ROW)]
+    return [[cell for edit in row for cell in edit] for row in rows]
 
 
 def parse_options() -> argparse.Namespace:
@@ -59,7 +70,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--storage", type=json.loads, default={}, metavar="JSON", help="options of fsspec for a URL")
     parser.add_argument("--split", default="validation", help="split whose samples are shown")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
-    parser.add_argument("--count", type=int, default=8, help="rows; every second one gets another object's reference")
+    parser.add_argument("--count", type=int, default=8, help="edits; every second one gets another object's reference")
     parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")

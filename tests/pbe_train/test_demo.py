@@ -75,7 +75,10 @@ def test_a_run_sees_references_as_it_was_trained_to(reader, trained: Run, monkey
 
 
 def test_the_demo_runs(world: World, run_folder: Path, tmp_path: Path):
-    given = ["--model", str(run_folder), "--dataset", str(world.dataset), "--steps", "2", "--count", "4"]
-    done = call_program(demo.main, *given, "--out", str(tmp_path / "demo.png"))
-    assert done.returncode == 0, done.stderr
-    assert Image.open(tmp_path / "demo.png").width == 4 * 166 + 6
+    given = ["--model", str(run_folder), "--dataset", str(world.dataset), "--steps", "2"]
+    for count, across, down in ((1, 1, 1), (3, 2, 2)):
+        done = call_program(demo.main, *given, "--count", str(count), "--out", str(tmp_path / "demo.png"))
+        assert done.returncode == 0, done.stderr
+        picture = Image.open(tmp_path / "demo.png")
+        assert picture.width == across * 4 * 166 + 6
+        assert picture.height == 18 + down * (166 + 18) + 6
