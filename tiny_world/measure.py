@@ -293,7 +293,7 @@ def main() -> None:
     else:
         found = json.loads(path.read_text())
     found |= measure_judges(settings.seed, settings.questions)
-    quality = {name: round(value, 4) for name, value in found.items()}
+    quality = {name: float(f"{value:.4g}") if abs(value) < 1 else round(value, 4) for name, value in found.items()}
     for name, value in quality.items():
         print(f"{name:32s}{value:10.4g}")
     path.write_text(json.dumps(quality, indent=2) + "\n")

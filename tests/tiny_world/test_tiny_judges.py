@@ -24,7 +24,7 @@ from tiny_world.train_vae import to_tensor
 
 FRESH_SEED = 23
 COUNT = 64
-LEAST = {"shape": 0.75, "look": 0.95}
+LEAST = {"shape": 0.8, "look": 0.95}
 
 
 @pytest.fixture(scope="module")
