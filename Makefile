@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 TINY_PHOTOS := data/tiny/photos
 RUN := runs/tiny
-PROCESSES ?= 1
+# Two processes of one thread are faster than one of two: sums over small tensors do not share well.
+PROCESSES ?= $(shell [ "$$(nproc 2>/dev/null || echo 1)" -ge 2 ] && echo 2 || echo 1)
 QUESTIONS := data/tiny/questions
 JUDGES := $(foreach judge,shape look,$(judge):resnet=tiny_world/weights/judges/$(judge))
 # Further options of pbe_train.ablations: make ablations ABLATIONS=--quick
