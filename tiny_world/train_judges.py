@@ -7,7 +7,7 @@
     tiles --region, light, blur--> [n, channels, 224, 224] --ResNetModel--> mean over places, 96 numbers --> cosines --> loss
 
 Neither is the encoder that conditions models, nor a transformer: a model cannot please them by pleasing that. (A Dinov2Model of
-this size learns the shapes, too, but six times more slowly.) Half of the tiles went through the tiny autoencoder, so that painted
+this size learns the shapes, too, but far more slowly.) Half of the tiles went through the tiny autoencoder, so that painted
 pictures are nothing new to them.
 
 Usage:  python -m tiny_world.train_judges shape --out tiny_world/weights/judges/shape
