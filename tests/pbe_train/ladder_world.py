@@ -47,7 +47,7 @@ def make_start(world: World, folder: Path, seed: int = 0) -> Path:
         norm_num_groups=8,
         cross_attention_dim=32,
     )
-    parts: Published = replace(make_published(), unet=unet, vae=load_vae(str(world.vae)))
+    parts: Published = replace(make_published(), unet=unet, vae=load_vae(str(world.vae)).network)
     return write_stable_diffusion(folder, parts)
 
 

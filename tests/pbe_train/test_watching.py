@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_no_part_of_a_checkpoint_and_is_called_so(world: Worl
         found.append(list((tmp_path / "checkpoints").iterdir()))
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     writer = CheckpointWriter(world.settings(tmp_path), IDENTITY, 0)
     with pytest.raises(OSError, match="No space left") as caught:
         writer.save(1, WEIGHTS, 1, last=True)

@@ -17,9 +17,9 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: ModuleType, *names: str) ->
     shown: dict[str, bool] = {}
 
     def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any) -> Any:
+        def called(*arguments: Any, **named: Any) -> Any:
             shown[name] = shown.get(name, True) and any(thread.name == "progress" for thread in threading.enumerate())
-            return call(*arguments)
+            return call(*arguments, **named)
 
         return called
 
