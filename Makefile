@@ -87,5 +87,5 @@ weights: $(TINY_PHOTOS)/class-descriptions-boxable.csv ## train the tiny VAE, en
 	$(BIN)/python -m tiny_world.train_judges look --out tiny_world/weights/judges/look
 	$(BIN)/python -m tiny_world.measure
 
-clean: ## remove what was made (data/tiny, runs/tiny), but not .venv
-	rm -rf data/tiny runs/tiny
+clean: ## remove what was made (data/tiny, runs/tiny, runs/ablations), but not .venv
+	rm -rf data/tiny runs/tiny runs/ablations

@@ -3,7 +3,7 @@
     data/tiny/photos ──▶ data/tiny/dataset ──▶ runs/tiny ──▶ runs/tiny/demo.png
 
 All but the first step are programs of their own. Stopped, the same command goes on where it was. Two CPU cores, no GPU and no
-network are enough: about TIME minutes with all steps.
+network are enough: about eight minutes with all steps.
 """
 
 import argparse
