@@ -30,6 +30,7 @@ from torch import Tensor
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sync
 from pbe_core.weight_files import save_tensors
+from pbe_core.words import number_of
 from pbe_train.config import CHANGEABLE, TrainSettings, with_names_of_today
 from pbe_train.model.pipeline import RunIdentity
 
@@ -131,8 +132,17 @@ def save_checkpoint(
 
 
 def save_weights(folder: Path, step: int, settings: TrainSettings, identity: RunIdentity, weights: Mapping[str, Tensor]) -> None:
-    """Write a checkpoint to paint with, to start from and to pass on: the weights alone, in half precision, into `folder`."""
+    """Write a checkpoint to paint with, to start from and to pass on: the weights alone, in half precision, into `folder`.
+
+    Raises:
+        InputError: a weight is beyond what half precision holds.
+    """
     halves = {name: value.to("cpu", torch.float16) for name, value in weights.items()}
+    if beyond := [name for name, value in halves.items() if not value.isfinite().all()]:
+        raise InputError(
+            f"{number_of(len(beyond), 'tensor')} with numbers beyond the 65,504 of half precision, first {beyond[0]}; pass on "
+            "the run's own checkpoint instead"
+        )
     record = _write_part(folder / "model.safetensors", halves)
     state = CheckpointState(
         step=step,

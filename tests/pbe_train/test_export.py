@@ -29,7 +29,7 @@ from pbe_train.checkpoints.key_mapping import Tensors
 from pbe_train.checkpoints.ldm_format import schedule_buffers
 from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel
-from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_file, read_state
+from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_file, read_state, save_weights
 from pbe_train.config import ModelSettings
 from pbe_train.data.references import fit_reference
 from pbe_train.model.paint_model import assemble
@@ -553,3 +553,11 @@ def test_weights_alone_are_the_moving_average_of_a_run_of_all_tokens(averaged: P
     assert_same(load_file(out / "model.safetensors"), {name: value.half() for name, value in average.items()})
     every = make_run(tmp_path / "all", hub, hub, more={"tokens": "all"})
     assert load_run(program(every, tmp_path / "small", "weights"), device="cpu").settings.model.tokens == "all"
+
+
+def test_a_weight_beyond_half_precision_is_told_and_nothing_is_written(loaded: Run, tmp_path: Path):
+    """As infinity it would paint nothing, and nobody would know why."""
+    weights = {**loaded.model.kept(), "unet.conv_in.bias": torch.full((4,), 7e4)}
+    with pytest.raises(InputError, match=r"^1 tensor with numbers beyond .* first unet\.conv_in\.bias; "):
+        save_weights(tmp_path, 1, loaded.settings, loaded.identity, weights)
+    assert not list(tmp_path.iterdir())

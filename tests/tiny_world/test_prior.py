@@ -51,7 +51,11 @@ def test_a_prior_that_was_stopped_goes_on_as_if_it_had_not_been(small, tmp_path,
     weights = program.WEIGHTS
     assert (tmp_path / "once" / weights).read_bytes() == (tmp_path / "twice" / weights).read_bytes()
     untrained = weights_sha256(tiny_unet().state_dict())
-    assert weights_sha256(UNet2DConditionModel.from_pretrained(tmp_path / "once" / "unet").state_dict()) != untrained
+    trained = UNet2DConditionModel.from_pretrained(tmp_path / "once" / "unet").state_dict()
+    assert weights_sha256(trained) != untrained
+    to_condition = [value for name, value in trained.items() if name.endswith("attn2.to_out.0.weight")]
+    assert to_condition
+    assert not any(value.any() for value in to_condition), "what a new conditioner says must change nothing at first"
 
 
 def test_the_tiny_preset_starts_from_the_prior_and_paints_as_it_did():
