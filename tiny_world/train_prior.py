@@ -115,7 +115,9 @@ def held_out_loss(unet: UNet2DConditionModel, schedule: DDPMScheduler, latents: 
     return float(torch.cat([velocity_losses(unet, schedule, *part) for part in parts]).mean())
 
 
-def train_prior(dataset: Path, out: Path, work: Path, steps: int, seed: int, distributed: Distributed) -> None:
+def train_prior(
+    dataset: Path, out: Path, work: Path, steps: int, seed: int, distributed: Distributed, *, compiled: bool = False
+) -> None:
     """Train, or go on from what a run that was stopped left in `work`; write the average of the weights to `out` now and then."""
     torch.manual_seed(seed)
     scale = json.loads((dataset / "dataset.json").read_text())["vae"]["scaling_factor"]
@@ -133,7 +135,9 @@ def train_prior(dataset: Path, out: Path, work: Path, steps: int, seed: int, dis
         optimizer.load_state_dict(state["optimizer"])
         copy_values(state["average"], average.average)
         first_step = state["step"]
-    parallel = DistributedDataParallel(unet) if distributed.world_size > 1 else unet
+    parallel = torch.compile(unet) if compiled else unet
+    if distributed.world_size > 1:
+        parallel = DistributedDataParallel(parallel)
     mine = slice(distributed.rank, None, distributed.world_size)
     progress = trange(first_step, steps, desc="prior", initial=first_step, total=steps, mininterval=10, disable=mine.start > 0)
     for step in progress:
@@ -176,8 +180,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the run's state, from which it goes on")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="compile the U-Net first: a minute, then a fifth less time a step")
     settings = parser.parse_args()
-    train_prior(settings.dataset, settings.out, settings.work, settings.steps, settings.seed, Distributed.start(None, "bf16"))
+    distributed = Distributed.start(None, "bf16")
+    train_prior(
+        settings.dataset, settings.out, settings.work, settings.steps, settings.seed, distributed, compiled=settings.compile
+    )
 
 
 if __name__ == "__main__":
