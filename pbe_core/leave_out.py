@@ -33,6 +33,11 @@ class LeftOut:
         return {"object": self.objects, "photo": self.photos}[what]
 
 
+def is_id(what: str, name: str) -> bool:
+    """Whether a name can be the id of an `object` or of a `photo`."""
+    return what in _IDS and bool(_IDS[what].fullmatch(name))
+
+
 def read_left_out(path: Path) -> LeftOut:
     """The ids of a list.
 
@@ -53,7 +58,7 @@ def read_left_out(path: Path) -> LeftOut:
             if not cells:
                 continue
             what, name = (cell.strip() for cell in cells) if len(cells) == len(HEADER) else ("", "")
-            if what not in _IDS or not _IDS[what].fullmatch(name):
+            if not is_id(what, name):
                 raise InputError(
                     f"{path}, line {rows.line_num}: {','.join(cells)[:80]!r} is neither `object,<object id>` nor "
                     "`photo,<photo id>`; mend or remove the line"

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from pbe_core.settings import REPOSITORY
-from pbe_train.app.dataset_routes import dataset_routes
+from pbe_train.app.dataset_routes import Viewer, ViewerOptions, dataset_routes
 from pbe_train.app.edit_routes import EditRoutes
 from pbe_train.app.login import Login, let_in
 from pbe_train.app.models import Choice
@@ -47,7 +47,7 @@ class Options:
     choices: Sequence[Choice]
     folder: Path
     """For files, private."""
-    datasets: Sequence[str] = ()
+    viewer: ViewerOptions = field(default_factory=ViewerOptions)
     host: str = "127.0.0.1"
     port: int = 7860
     allowed_hosts: Sequence[str] = ()
@@ -61,8 +61,9 @@ class Options:
 def make_app(options: Options, painter: Painter) -> web.Application:
     """The application; its painting process is started, and ends with it."""
     sessions = Sessions(options.folder, options.room)
+    viewer = Viewer(options.viewer)
     login = Login(options.password, sessions)
-    names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.datasets]
+    names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.viewer.datasets]
     edits = EditRoutes(list(options.choices), painter, sessions, names, remote=options.password is not None)
     # Cookies do not know of ports: two servers on one machine must not take each other's.
     guards = [
@@ -75,7 +76,7 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     served = static_files()
     app.add_routes([web.get(path, page(served[name])) for path, name in PAGES.items()])
     app.add_routes([web.get("/static/{name:.+}", static(served)), web.post("/api/login", login.post)])
-    app.add_routes([*edits.routes(), *dataset_routes(options.datasets)])
+    app.add_routes([*edits.routes(), *dataset_routes(viewer)])
 
     async def beside(_: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(edits.queue.run()), asyncio.create_task(expire(sessions))]
@@ -91,6 +92,7 @@ def make_app(options: Options, painter: Painter) -> web.Application:
 
     app.cleanup_ctx.append(beside)
     app.on_shutdown.append(end_events)
+    app.on_cleanup.append(viewer.close)
     return app
 
 
