@@ -1,4 +1,4 @@
-"""Tables that people page through, rejects and failures: which rows pass, and a page of them. And what is marked to be left out."""
+"""Tables that people page through, rejects and failures: rows by filters. And the list of what is marked to be left out."""
 
 import threading
 from collections import OrderedDict
