@@ -1,0 +1,141 @@
+"""Edit photos, and look into datasets, in a browser: one local server.
+
+python -m pbe_train.app --model runs/tiny --dataset data/tiny/dataset
+"""
+
+import argparse
+import asyncio
+import errno
+import signal
+import sys
+import webbrowser
+from pathlib import Path
+
+from pbe_core.errors import InputError, run_program
+from pbe_core.progress import Progress
+
+
+def main() -> None:
+    """Start the server and run it until it is told to end."""
+    options = parse_options()
+    # aiohttp and the photo formats take half a second to load: --help does not wait for them.
+    from pbe_train.app.login import read_password
+    from pbe_train.app.models import find_models
+    from pbe_train.app.server import Options
+    from pbe_train.app.sessions import private_folder
+
+    if not 0 <= options.port <= 65535:
+        raise InputError(f"--port {options.port}: give one from 1 to 65535, or 0 for any that is free")
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"--threads {options.threads}: must be 1 or more")
+    password = read_password(options.password_file, options.host)
+    choices = find_models(options.model)
+    painting = {name: getattr(options, name) for name in ("device", "precision", "offload", "threads")}
+    with private_folder() as folder:
+        given = Options(choices, folder, options.dataset, options.host, options.port, options.allowed_host, password, painting)
+        asyncio.run(serve(given, options.open))
+
+
+async def serve(options: "Options", open_browser: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Run a server until SIGINT or SIGTERM.
+
+    Raises:
+        InputError: its address is not to be had, or a model is not.
+    """
+    from dataclasses import replace
+
+    from aiohttp import web
+
+    from pbe_train.app.painter import Painter
+    from pbe_train.app.security import RefusedError
+    from pbe_train.app.server import make_app
+
+    over = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    socket = listen(options.host, options.port)
+    port = socket.getsockname()[1]
+    painter = Painter(options.choices, options.painting)
+    try:
+        with Progress("looking at the models"):
+            await painter.start()
+    except RefusedError as error:
+        raise InputError(str(error)) from None
+    runner = web.AppRunner(make_app(replace(options, port=port), painter), access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    await web.SockSite(runner, socket).start()
+    url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/"
+    print(f"{url} (Ctrl-C ends it)", flush=True)
+    if open_browser:
+        await asyncio.to_thread(webbrowser.open, url)
+    await over.wait()
+    print("ending", file=sys.stderr)
+    await runner.cleanup()
+
+
+def listen(host: str, port: int) -> "socket.socket":  # type: ignore[name-defined]  # noqa: F821
+    """A socket at an address.
+
+    Raises:
+        InputError: the port is taken, or the address is not this machine's.
+    """
+    import socket
+
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(
+                f"--port {port}: another program listens there; give another port, or --port 0 for any that is free"
+            ) from None
+        raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); give another address") from None
+    return made
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line."""
+    from pbe_train.sample import parse_switch
+
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a model to offer: run, checkpoint, or published model, with a name or without; again for more "
+        "(default: the finished tiny model, and the runs in runs/)",
+    )
+    parser.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="FOLDER_OR_URL",
+        help="a dataset to look into; again for more (default: none)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any but this machine's own needs a password")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any that is free")
+    parser.add_argument("--password-file", type=Path, help="file with the password; or set PBE_APP_PASSWORD")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which a reverse proxy is asked (default: none)",
+    )
+    parser.add_argument("--device", help="such as cpu or cuda:1; by default the first GPU, else the CPU")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks")
+    parser.add_argument(
+        "--offload", type=parse_switch, default=False, help="true: on the GPU only the network that works, for small GPUs"
+    )
+    parser.add_argument("--threads", type=int, help="on the CPU; by default 1 for small models, else PyTorch's own choice")
+    parser.add_argument("--open", action="store_true", help="open a browser")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_program(main)

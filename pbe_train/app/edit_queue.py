@@ -1,0 +1,211 @@
+"""Edits that wait for the one painting process: each session in its turn.
+
+sessions  a: 1 2 3     b: 4     c: 5 6     ──▶ painted in the order 1 4 5 2 6 3
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pbe_train.app.models import Choice
+from pbe_train.app.painter import Message, Painter
+from pbe_train.app.security import RefusedError
+from pbe_train.app.sessions import Item, Session
+
+_NO_CHOICE = Choice("", "", "")
+State = Literal["waiting", "painting", "done", "cancelled", "failed"]
+MOST_OF_SESSION = 8
+"""Edits that one session may have waiting, beside the one that is painted."""
+MOST_WAITING = 64
+"""Edits of all sessions that may wait."""
+
+
+@dataclass
+class Edit(Item):
+    """What is asked for, and how far it is."""
+
+    owner: str = ""
+    choice: Choice = _NO_CHOICE
+    photo: str = ""
+    """File in the edit's folder, like all names below."""
+    mask: str = ""
+    references: list[str] = field(default_factory=list)
+    how: dict[str, Any] = field(default_factory=dict)
+    """`seeds`, `guidance`, `steps`, `scheduler`."""
+    state: State = "waiting"
+    place: int = 0
+    """Edits that are painted before this one."""
+    seed_number: int = 0
+    step: int = 0
+    steps: int = 0
+    began: float | None = None
+    """When its first step was done."""
+    steps_since: int = 0
+    error: str | None = None
+    previews: int = 0
+    results: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+    listeners: int = 0
+    unwanted: bool = False
+    """It is to end at the next step."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will change."""
+        return self.state in ("done", "cancelled", "failed")
+
+    def tell(self) -> None:
+        """Wake who waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def change(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
+    def seconds_left(self) -> float | None:
+        """By the pace of its steps so far; null before the second one."""
+        if self.state != "painting" or self.began is None or self.steps_since < 1:
+            return None
+        left = (len(self.how["seeds"]) - self.seed_number) * self.steps - self.step
+        return round(left * (time.monotonic() - self.began) / self.steps_since, 1)
+
+    def hear(self, message: Message) -> None:
+        """Take in what the painting process says."""
+        match message["is"]:
+            case "begun":
+                self.facts = message["facts"]
+            case "step":
+                if self.began is None:
+                    self.began = time.monotonic()
+                else:
+                    self.steps_since += 1
+                self.seed_number, self.step, self.steps = message["seed_number"], message["step"], message["steps"]
+            case "preview":
+                self.previews += 1
+            case "result":
+                self.results = message["number"] + 1
+            case "done" | "cancelled" | "failed" as state:
+                self.state, self.error = state, message.get("error")
+        self.tell()
+
+
+class EditQueue:
+    """Who is next.
+
+    Args:
+        painter: paints.
+        finished: is called with each edit that is over.
+    """
+
+    def __init__(self, painter: Painter, finished: Callable[[Edit], None]) -> None:
+        self.painter, self.finished = painter, finished
+        self.painting: Edit | None = None
+        self._turns: dict[str, deque[Edit]] = {}
+        """Session -> its waiting edits; the first session is next."""
+        self._more = asyncio.Event()
+
+    def order(self) -> list[Edit]:
+        """The waiting edits as they will be painted if nothing more comes."""
+        rounds = max(map(len, self._turns.values()), default=0)
+        return [edits[number] for number in range(rounds) for edits in self._turns.values() if number < len(edits)]
+
+    def check_room(self, session: Session) -> None:
+        """Refuse one more edit where too many wait.
+
+        Raises:
+            RefusedError: says whose are too many.
+        """
+        if len(self._turns.get(session.id, ())) >= MOST_OF_SESSION:
+            raise RefusedError(429, f"{MOST_OF_SESSION} edits of yours are waiting already; wait for one, or cancel one")
+        if len(self.order()) >= MOST_WAITING:
+            raise RefusedError(429, f"{MOST_WAITING} edits are waiting already; try again in a few minutes")
+
+    def add(self, edit: Edit) -> None:
+        """Let an edit wait for its turn."""
+        self._turns.setdefault(edit.owner, deque()).append(edit)
+        self._more.set()
+        self._tell_places()
+
+    def cancel(self, edit: Edit) -> None:
+        """End an edit that waits, at once, or that is painted, at its next step."""
+        if edit is self.painting:
+            edit.unwanted = True
+            self.painter.tell({"do": "cancel", "edit": edit.id})
+        elif edit.state == "waiting":
+            self._remove(edit)
+            self._end(edit, {"is": "cancelled"})
+            self._tell_places()
+
+    def watch(self, edit: Edit, more: int) -> None:
+        """Somebody begins (1) or ends (-1) to look on: previews are made only for those who do."""
+        edit.listeners += more
+        if edit is self.painting and (edit.listeners, more) in ((1, 1), (0, -1)):
+            self.painter.tell({"do": "watch", "edit": edit.id, "on": more > 0})
+
+    async def run(self) -> None:
+        """Paint one edit after the other, for ever."""
+        while True:
+            while not self._turns:
+                self._more.clear()
+                await self._more.wait()
+            self.painting = edit = self._next()
+            edit.state = "painting"
+            self._tell_places()
+            edit.tell()
+            job = {
+                "edit": edit.id,
+                "folder": str(edit.folder),
+                "source": edit.choice.source,
+                "photo": edit.photo,
+                "mask": edit.mask,
+            }
+            try:
+                await self.painter.paint(job | edit.how | {"references": edit.references}, self._hear(edit))
+            finally:
+                self.painting = None
+                self._end(edit, {"is": "failed", "error": "the server ends"} if not edit.is_over else None)
+
+    def _hear(self, edit: Edit) -> Callable[[Message], None]:
+        def hear(message: Message) -> None:
+            if message["is"] == "loading":  # Of what was wanted before, a process that has just been started knows nothing.
+                if edit.listeners:
+                    self.painter.tell({"do": "watch", "edit": edit.id, "on": True})
+                if edit.unwanted:
+                    self.painter.tell({"do": "cancel", "edit": edit.id})
+            edit.hear(message)
+
+        return hear
+
+    def _next(self) -> Edit:
+        owner, edits = next(iter(self._turns.items()))
+        edit = edits.popleft()
+        del self._turns[owner]
+        if edits:  # Behind all others.
+            self._turns[owner] = edits
+        return edit
+
+    def _remove(self, edit: Edit) -> None:
+        with contextlib.suppress(KeyError, ValueError):
+            self._turns[edit.owner].remove(edit)
+            if not self._turns[edit.owner]:
+                del self._turns[edit.owner]
+
+    def _end(self, edit: Edit, message: Message | None) -> None:
+        if message:
+            edit.hear(message)
+        edit.busy = False
+        self.finished(edit)
+
+    def _tell_places(self) -> None:
+        if self.painting:
+            self.painting.place = 0
+        for place, edit in enumerate(self.order(), start=1 if self.painting else 0):
+            if edit.place != place:
+                edit.place = place
+                edit.tell()

@@ -1,0 +1,135 @@
+"""The password, where a server has one: asked for on a page of its own, compared in constant time, wrong few times a minute."""
+
+import hmac
+import os
+import time
+from collections import OrderedDict, deque
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from pbe_core.errors import InputError
+from pbe_train.app.security import RefusedError, is_loopback
+from pbe_train.app.sessions import Session, Sessions
+
+VARIABLE = "PBE_APP_PASSWORD"
+SHORTEST = 8
+ATTEMPTS = 10
+"""Wrong passwords of one address in a minute; of all addresses ten times as many."""
+MINUTE = 60.0
+_ADDRESSES = 1000
+_BODY_BYTES = 4096
+OPEN_PATHS = ("/login", "/api/login")
+"""What one may ask for without the password, beside the files of /static."""
+
+
+def read_password(file: Path | None, host: str) -> str | None:
+    """The password of a server; null for one that only this machine reaches and that was given none.
+
+    Raises:
+        InputError: it cannot be read, is too short, or is lacking where other machines reach the server.
+    """
+    if file:
+        try:
+            password = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--password-file {file}: cannot be read ({error}); give a file with the password in it") from None
+    else:
+        password = os.environ.get(VARIABLE, "")
+    where = f"--password-file {file}" if file else VARIABLE
+    if not password and not file:
+        if is_loopback(host):
+            return None
+        raise InputError(
+            f"--host {host}: other machines reach this address, so a password is needed; give --password-file FILE, or "
+            f"set {VARIABLE}"
+        )
+    if len(password) < SHORTEST:
+        raise InputError(f"{where}: the password has {len(password)} characters; give {SHORTEST} or more")
+    return password
+
+
+class Login:
+    """Lets in who knows the password.
+
+    Args:
+        password: null where there is none.
+        sessions: of all browsers.
+    """
+
+    def __init__(self, password: str | None, sessions: Sessions) -> None:
+        self.password, self.sessions = password, sessions
+        self.wrong: OrderedDict[str, deque[float]] = OrderedDict()
+        self.all_wrong: deque[float] = deque(maxlen=10 * ATTEMPTS)
+
+    def needed(self, request: web.Request, session: Session | None) -> bool:
+        """Whether a request must wait until somebody has given the password."""
+        is_open = request.path in OPEN_PATHS or request.path.startswith("/static/")
+        return self.password is not None and not is_open and not (session and session.logged_in)
+
+    async def post(self, request: web.Request) -> web.Response:
+        """`POST /api/login {"password"}`: a new session, so that one that somebody else has set is worth nothing."""
+        if self.password is None:
+            raise RefusedError(404, "this server has no password; open its first page")
+        self._check_pace(request.remote or "")
+        try:
+            given = (await request.json()).get("password")
+        except (ValueError, AttributeError):
+            given = None
+        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), self.password.encode()):
+            self._note_wrong(request.remote or "")
+            raise RefusedError(403, "that is not the password; ask who runs this server")
+        if old := request.get("session"):
+            self.sessions.forget(old)
+        session = self.sessions.new()
+        session.logged_in = True
+        request["new_session"] = session
+        return web.json_response({})
+
+    def _check_pace(self, address: str) -> None:
+        limit = time.monotonic() - MINUTE
+        mine = self.wrong.get(address, deque())
+        if any(len(each) == each.maxlen and each[0] > limit for each in (mine, self.all_wrong)):
+            raise RefusedError(429, "too many wrong passwords; wait a minute")
+
+    def _note_wrong(self, address: str) -> None:
+        now = time.monotonic()
+        self.wrong.setdefault(address, deque(maxlen=ATTEMPTS)).append(now)
+        self.wrong.move_to_end(address)
+        self.all_wrong.append(now)
+        while len(self.wrong) > _ADDRESSES:
+            self.wrong.popitem(last=False)
+
+
+def let_in(login: Login, sessions: Sessions, cookie: str) -> Middleware:
+    """A middleware that finds a request's session, makes one where there is none, and keeps out who must log in first.
+
+    Args:
+        login: the password.
+        sessions: of all browsers.
+        cookie: its name.
+    """
+
+    @web.middleware
+    async def find_session(request: web.Request, handler: Handler) -> web.StreamResponse:
+        session = sessions.find(request.cookies.get(cookie))
+        if login.needed(request, session):
+            if request.method == "GET" and not request.path.startswith("/api/"):
+                raise web.HTTPSeeOther("/login")
+            raise RefusedError(401, "the password is needed; open /login")
+        # After a click on another site the browser keeps our cookie back: a new one would take the place of the old one.
+        elsewhere = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        static = request.path.startswith("/static/")
+        if session is None and not static and not elsewhere and request.path not in OPEN_PATHS:
+            session = request["new_session"] = sessions.new()
+        if session is None and request.path.startswith("/api/") and request.path not in OPEN_PATHS:
+            raise RefusedError(403, "a page of another site sent this request; open this server's own page")
+        request["session"] = session
+        response = await handler(request)
+        if new := request.get("new_session"):
+            secure = request.headers.get("X-Forwarded-Proto") == "https"
+            response.set_cookie(cookie, new.id, httponly=True, samesite="Strict", secure=secure, path="/")
+        return response
+
+    return find_session
