@@ -109,8 +109,8 @@ async function paint() {
     try {
       const asked = settings.read(), { picture, mask } = page;
       const { id } = await startEdit({ ...asked, photo: picture.id, mask: await maskOnServer(), references: references.ids });
-      const { left, right } = boundsOf(mask);
-      results.add({ id, photo: picture, seeds: asked.seeds, told: settings.told(asked), line: (50 * (left + right)) / mask.width });
+      // All that is repainted lies on the result's side of the line, to begin with.
+      results.add({ id, photo: picture, seeds: asked.seeds, told: settings.told(asked), line: (100 * boundsOf(mask).left) / mask.width });
     } finally {
       button.disabled = false;
     }

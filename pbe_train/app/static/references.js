@@ -1,6 +1,8 @@
 /** The photos of what to paint: thumbnails that can be removed. */
 import { forgetPhoto, sendPhoto } from "./api.js";
 
+const LEAST_SIDE = 8; // Px, where the server does not say.
+
 export class References {
   /** @param {HTMLElement} panel @param {{bytes: number, references: number}} limits @param {() => void} changed */
   constructor(panel, limits, changed) {
@@ -19,7 +21,7 @@ export class References {
     for (const file of files) {
       try {
         if (this.photos.length >= this.limits.references) throw new Error(`At most ${this.limits.references} references are taken: remove one first.`);
-        this.#show(await sendPhoto(file, file.name || "pasted.png", this.limits.bytes));
+        this.#show(this.#checked(await sendPhoto(file, file.name || "pasted.png", this.limits.bytes)));
       } catch (error) {
         problems.push(error.message);
       }
@@ -28,6 +30,13 @@ export class References {
   }
 
   tell(problem) { this.error.textContent = problem; }
+
+  #checked(photo) {
+    const least = this.limits.reference_side ?? LEAST_SIDE;
+    if (Math.min(photo.width, photo.height) >= least) return photo;
+    forgetPhoto(photo.id).catch(() => {});
+    throw new Error(`${photo.name}: ${photo.width} × ${photo.height} px show too little of anything; give a photo of what to paint, at least ${least} px wide and high.`);
+  }
 
   #show(photo) {
     const item = document.createElement("li"), image = document.createElement("img"), button = document.createElement("button");
