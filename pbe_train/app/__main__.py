@@ -8,12 +8,17 @@ import asyncio
 import errno
 import json
 import signal
-import sys
+import socket
 import webbrowser
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
+
+if TYPE_CHECKING:
+    from pbe_train.app.server import Options
 
 
 def main() -> None:
@@ -38,61 +43,53 @@ def main() -> None:
         asyncio.run(serve(given, options.open))
 
 
-async def serve(options: "Options", open_browser: bool) -> None:  # type: ignore[name-defined]  # noqa: F821
+async def serve(options: "Options", open_browser: bool) -> None:
     """Run a server until SIGINT or SIGTERM.
 
     Raises:
         InputError: its address is not to be had, or a model is not.
     """
-    from dataclasses import replace
-
-    from aiohttp import web
-
     from pbe_train.app.painter import Painter
-    from pbe_train.app.security import RefusedError
-    from pbe_train.app.server import make_app
+    from pbe_train.app.server import make_runner, start_or_end
 
     over = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    socket = listen(options.host, options.port)
-    port = socket.getsockname()[1]
+    listening = listen(options.host, options.port)
+    port = listening.getsockname()[1]
     painter = Painter(options.choices, options.painting)
-    try:
-        with Progress("looking at the models"):
-            await painter.start()
-    except RefusedError as error:
-        raise InputError(str(error)) from None
-    runner = web.AppRunner(make_app(replace(options, port=port), painter), access_log=None, shutdown_timeout=2.0)
-    await runner.setup()
-    await web.SockSite(runner, socket).start()
+    with Progress("looking at the models"):
+        started = await start_or_end(painter, over)
+    if not started:
+        return
+    for choice in options.choices:
+        if not painter.models[choice.source]["here"]:
+            print(f"{choice.source}: not on this machine; it is fetched from the Hugging Face hub when somebody wants it")
+    runner = await make_runner(replace(options, port=port), painter, listening)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/"
     print(f"{url} (Ctrl-C ends it)", flush=True)
     if open_browser:
         await asyncio.to_thread(webbrowser.open, url)
     await over.wait()
-    print("ending", file=sys.stderr)
     await runner.cleanup()
 
 
-def listen(host: str, port: int) -> "socket.socket":  # type: ignore[name-defined]  # noqa: F821
+def listen(host: str, port: int) -> socket.socket:
     """A socket at an address.
 
     Raises:
         InputError: the port is taken, or the address is not this machine's.
     """
-    import socket
-
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen(128)  # From now on nobody else takes it, though nobody is let in until the models are there.
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise InputError(
-                f"--port {port}: another program listens there; give another port, or --port 0 for any that is free"
-            ) from None
+            told = f"--port {port}: another program listens there; give another port, or --port 0 for any that is free"
+            raise InputError(told) from None
         raise InputError(f"--host {host} --port {port}: cannot listen there ({error.strerror}); give another address") from None
     return made
 

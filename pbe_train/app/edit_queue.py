@@ -1,12 +1,12 @@
-"""Edits that wait for the one painting process: each session in its turn.
+"""Edits that wait for the one painting process: next is the session whose turn is longest ago.
 
 sessions  a: 1 2 3     b: 4     c: 5 6     ──▶ painted in the order 1 4 5 2 6 3
 """
 
 import asyncio
-import contextlib
+import logging
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from typing import Any, Literal
 from pbe_train.app.models import Choice
 from pbe_train.app.painter import Message, Painter
 from pbe_train.app.security import RefusedError
-from pbe_train.app.sessions import Item, Session
+from pbe_train.app.sessions import MOST_SESSIONS, Item, Session
 
 _NO_CHOICE = Choice("", "", "")
+_log = logging.getLogger(__name__)
 State = Literal["waiting", "painting", "done", "cancelled", "failed"]
 MOST_OF_SESSION = 8
 """Edits that one session may have waiting, beside the one that is painted."""
@@ -44,6 +45,8 @@ class Edit(Item):
     steps: int = 0
     began: float | None = None
     """When its first step was done."""
+    heard: float = 0.0
+    """When its newest step was done."""
     steps_since: int = 0
     error: str | None = None
     previews: int = 0
@@ -52,28 +55,30 @@ class Edit(Item):
     listeners: int = 0
     unwanted: bool = False
     """It is to end at the next step."""
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Is set at the next change, and then another one takes its place."""
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will change."""
         return self.state in ("done", "cancelled", "failed")
 
+    @property
+    def passes(self) -> int:
+        """Of the U-Net in a step: guidance takes a second one."""
+        return 1 if self.how["guidance"] == 1 else 2
+
     def tell(self) -> None:
         """Wake who waits for a change."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def change(self) -> None:
-        """Wait for the next change."""
-        await self._changed.wait()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     def seconds_left(self) -> float | None:
         """By the pace of its steps so far; null before the second one."""
         if self.state != "painting" or self.began is None or self.steps_since < 1:
             return None
         left = (len(self.how["seeds"]) - self.seed_number) * self.steps - self.step
-        return round(left * (time.monotonic() - self.began) / self.steps_since, 1)
+        return round(left * (self.heard - self.began) / self.steps_since, 1)
 
     def hear(self, message: Message) -> None:
         """Take in what the painting process says."""
@@ -81,8 +86,9 @@ class Edit(Item):
             case "begun":
                 self.facts = message["facts"]
             case "step":
+                self.heard = time.monotonic()
                 if self.began is None:
-                    self.began = time.monotonic()
+                    self.began = self.heard
                 else:
                     self.steps_since += 1
                 self.seed_number, self.step, self.steps = message["seed_number"], message["step"], message["steps"]
@@ -106,14 +112,42 @@ class EditQueue:
     def __init__(self, painter: Painter, finished: Callable[[Edit], None]) -> None:
         self.painter, self.finished = painter, finished
         self.painting: Edit | None = None
-        self._turns: dict[str, deque[Edit]] = {}
-        """Session -> its waiting edits; the first session is next."""
+        self._waiting: dict[str, deque[Edit]] = {}
+        """Session -> its waiting edits."""
+        self._turns: OrderedDict[str, int] = OrderedDict()
+        """Session -> when it was its turn, counted; those of long ago are forgotten."""
+        self._turn = 0
+        self._pace: dict[str, float] = {}
+        """Model -> seconds for a pass of it."""
         self._more = asyncio.Event()
 
     def order(self) -> list[Edit]:
         """The waiting edits as they will be painted if nothing more comes."""
-        rounds = max(map(len, self._turns.values()), default=0)
-        return [edits[number] for number in range(rounds) for edits in self._turns.values() if number < len(edits)]
+        waiting, turns, order = {owner: list(edits) for owner, edits in self._waiting.items()}, dict(self._turns), []
+        while waiting:
+            owner = min(waiting, key=lambda owner: turns.get(owner, 0))
+            order.append(waiting[owner].pop(0))
+            turns[owner] = self._turn + len(order)
+            if not waiting[owner]:
+                del waiting[owner]
+        return order
+
+    def seconds_left(self, edit: Edit) -> float | None:
+        """Until an edit is done, by its own pace or that of its model; null where nothing is known yet."""
+        if edit is self.painting:
+            own = edit.seconds_left()
+            return self._guess(edit) if own is None else own
+        if edit.state != "waiting":
+            return None
+        order = self.order()
+        before = [self._guess(each) for each in order[: order.index(edit) + 1]]
+        parts = [*before, *([self.seconds_left(self.painting)] if self.painting else [])]
+        known = [part for part in parts if part is not None]
+        return round(sum(known), 1) if len(known) == len(parts) else None
+
+    def _guess(self, edit: Edit) -> float | None:
+        pace = self._pace.get(edit.choice.source)
+        return pace and round(pace * edit.passes * edit.how["steps"] * len(edit.how["seeds"]), 1)
 
     def check_room(self, session: Session) -> None:
         """Refuse one more edit where too many wait.
@@ -121,14 +155,14 @@ class EditQueue:
         Raises:
             RefusedError: says whose are too many.
         """
-        if len(self._turns.get(session.id, ())) >= MOST_OF_SESSION:
+        if len(self._waiting.get(session.id, ())) >= MOST_OF_SESSION:
             raise RefusedError(429, f"{MOST_OF_SESSION} edits of yours are waiting already; wait for one, or cancel one")
         if len(self.order()) >= MOST_WAITING:
             raise RefusedError(429, f"{MOST_WAITING} edits are waiting already; try again in a few minutes")
 
     def add(self, edit: Edit) -> None:
         """Let an edit wait for its turn."""
-        self._turns.setdefault(edit.owner, deque()).append(edit)
+        self._waiting.setdefault(edit.owner, deque()).append(edit)
         self._more.set()
         self._tell_places()
 
@@ -139,7 +173,8 @@ class EditQueue:
             self.painter.tell({"do": "cancel", "edit": edit.id})
         elif edit.state == "waiting":
             self._remove(edit)
-            self._end(edit, {"is": "cancelled"})
+            edit.hear({"is": "cancelled"})
+            self._end(edit)
             self._tell_places()
 
     def watch(self, edit: Edit, more: int) -> None:
@@ -151,7 +186,7 @@ class EditQueue:
     async def run(self) -> None:
         """Paint one edit after the other, for ever."""
         while True:
-            while not self._turns:
+            while not self._waiting:
                 self._more.clear()
                 await self._more.wait()
             self.painting = edit = self._next()
@@ -167,9 +202,14 @@ class EditQueue:
             }
             try:
                 await self.painter.paint(job | edit.how | {"references": edit.references}, self._hear(edit))
-            finally:
-                self.painting = None
-                self._end(edit, {"is": "failed", "error": "the server ends"} if not edit.is_over else None)
+            except Exception as error:  # The next edit must not wait for ever.
+                _log.exception("painting")
+                await self.painter.stop()
+                edit.hear(
+                    {"is": "failed", "error": f"a defect of this program ({type(error).__name__}); the server's log says more"}
+                )
+            self.painting = None
+            self._end(edit)
 
     def _hear(self, edit: Edit) -> Callable[[Message], None]:
         def hear(message: Message) -> None:
@@ -183,23 +223,25 @@ class EditQueue:
         return hear
 
     def _next(self) -> Edit:
-        owner, edits = next(iter(self._turns.items()))
-        edit = edits.popleft()
-        del self._turns[owner]
-        if edits:  # Behind all others.
-            self._turns[owner] = edits
+        edit = self.order()[0]
+        self._remove(edit)
+        self._turn += 1
+        self._turns[edit.owner] = self._turn
+        self._turns.move_to_end(edit.owner)
+        while len(self._turns) > MOST_SESSIONS:
+            self._turns.popitem(last=False)
         return edit
 
     def _remove(self, edit: Edit) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._turns[edit.owner].remove(edit)
-            if not self._turns[edit.owner]:
-                del self._turns[edit.owner]
+        self._waiting[edit.owner].remove(edit)
+        if not self._waiting[edit.owner]:
+            del self._waiting[edit.owner]
 
-    def _end(self, edit: Edit, message: Message | None) -> None:
-        if message:
-            edit.hear(message)
-        edit.busy = False
+    def _end(self, edit: Edit) -> None:
+        edit.users -= 1
+        if edit.began is not None and edit.steps_since:
+            pace = (edit.heard - edit.began) / edit.steps_since / edit.passes
+            self._pace[edit.choice.source] = pace
         self.finished(edit)
 
     def _tell_places(self) -> None:

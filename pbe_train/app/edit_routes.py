@@ -6,7 +6,6 @@ photo + mask + references ──POST /api/edits──▶ its place in the queue 
 import asyncio
 import contextlib
 import json
-import os
 from typing import Any
 
 from aiohttp import web
@@ -26,14 +25,17 @@ from pbe_train.app.uploads import (
     add_mask,
     add_photo,
     in_thread,
+    link_or_copy,
+    read_body,
     shown_photo,
     small_picture,
 )
 
 MOST_REFERENCES = 8
+REFERENCE_SIDE = 8
+"""Px that a reference needs in width and height to show anything."""
 MOST_SEEDS = 16
 MOST_STEPS = 1000
-BODY_BYTES = 64 << 10
 HEARTBEAT_SECONDS = 15.0
 LISTENERS_OF_SESSION = 24
 LISTENERS = 256
@@ -102,11 +104,12 @@ class EditRoutes:
             facts = self.painter.models[choice.source]
             small = facts["view_size"] <= SMALL_VIEW
             defaults = DEFAULTS | (TINY_DEFAULTS if small else {}) | ({} if facts["guidance"] else {"guidance": 1.0})
-            told.append({"id": choice.id, "name": choice.name, **facts, "defaults": defaults})
+            told.append({"id": choice.id, "name": choice.name, **told_of(facts), "defaults": defaults})
         limits = {
             "bytes": UPLOAD_BYTES,
             "pixels": UPLOAD_PIXELS,
             "references": MOST_REFERENCES,
+            "reference_side": REFERENCE_SIDE,
             "seeds": MOST_SEEDS,
             "steps": MOST_STEPS,
         }
@@ -121,8 +124,9 @@ class EditRoutes:
 
     async def get_photo(self, request: web.Request) -> web.Response:
         """A photo as browsers show it."""
-        photo = _session(request).find(Photo, request.match_info["id"], "photo")
-        body, kind = await in_thread(shown_photo, photo.folder / "file", _most(request))
+        photo, most = _session(request).find(Photo, request.match_info["id"], "photo"), _most(request)
+        with photo.in_use():
+            body, kind = await in_thread(shown_photo, photo.folder / "file", most)
         return web.Response(body=body, content_type=kind)
 
     async def delete_photo(self, request: web.Request) -> web.Response:
@@ -151,35 +155,38 @@ class EditRoutes:
             raise RefusedError(400, f"model {wanted.model[:50]!r}: give one of {', '.join(each.id for each in self.choices)}")
         photo, mask = session.find(Photo, wanted.photo, "photo"), session.find(Mask, wanted.mask, "mask")
         references = [session.find(Photo, id, "reference") for id in wanted.references]
-        self._check(wanted, self.painter.models[choice.source], photo, mask)
+        self._check(wanted, self.painter.models[choice.source], photo, mask, references)
         self.queue.check_room(session)
         files = [photo.folder / "file", mask.folder / "mask.png", *(each.folder / "file" for each in references)]
         size = sum(file.stat().st_size for file in files)
-        for item in (photo, mask, *references):
-            item.busy = True
-        try:
+        with contextlib.ExitStack() as kept:
+            for item in (photo, mask, *references):
+                kept.enter_context(item.in_use())
             self.sessions.make_room(session, size)
             edit = self.sessions.add(session, Edit)
-        finally:
-            for item in (photo, mask, *references):
-                item.busy = False
+        self.sessions.resize(session, edit, size)
         names = safe_names([photo.name, "mask.png", *(each.name for each in references)], len(wanted.seeds))
         for file, name in zip(files, names, strict=True):
-            os.link(file, edit.folder / name)
-        edit.owner, edit.choice, edit.bytes = session.id, choice, size
+            link_or_copy(file, edit.folder / name)
+        edit.owner, edit.choice = session.id, choice
         edit.photo, edit.mask, *edit.references = names
         edit.how = wanted.model_dump(include={"seeds", "guidance", "steps", "scheduler"})
         edit.steps = wanted.steps
         self.queue.add(edit)
         return web.json_response({"id": edit.id, "place": edit.place})
 
-    def _check(self, wanted: Wanted, facts: dict[str, Any], photo: Photo, mask: Mask) -> None:
+    def _check(self, wanted: Wanted, facts: dict[str, Any], photo: Photo, mask: Mask, references: list[Photo]) -> None:
         if (photo.width, photo.height) != (mask.width, mask.height):
             raise RefusedError(
                 400,
                 f"the mask is {mask.width}x{mask.height} px, the photo {photo.name} is {photo.width}x{photo.height} px; draw the "
                 "mask at the photo's size",
             )
+        small = next((each for each in references if min(each.width, each.height) < REFERENCE_SIDE), None)
+        if small:
+            size = f"{small.width} × {small.height} px"
+            least = f"at least {REFERENCE_SIDE} px wide and high"
+            raise RefusedError(400, f"{small.name}: {size} show too little of anything; give a photo of what to paint, {least}")
         if wanted.scheduler.partition("(")[0].strip() not in self.painter.schedulers:
             raise RefusedError(400, f"scheduler {wanted.scheduler[:60]!r}: give one of {', '.join(self.painter.schedulers)}")
         if len(wanted.references) > 1 and not facts["several_references"]:
@@ -189,7 +196,7 @@ class EditRoutes:
 
     async def get_edit(self, request: web.Request) -> web.Response:
         """How far an edit is."""
-        return web.json_response(state_of(_edit(request)))
+        return web.json_response(self.state_of(_edit(request)))
 
     async def delete_edit(self, request: web.Request) -> web.Response:
         """Cancel an edit, or forget one that is over."""
@@ -212,27 +219,25 @@ class EditRoutes:
         self.queue.watch(edit, 1)
         try:
             while True:
-                change = asyncio.ensure_future(edit.change())
-                await response.write(f"data: {json.dumps(state_of(edit))}\n\n".encode())
-                if edit.is_over:
+                changed = edit.changed  # Before the state is read: what changes while it is sent counts.
+                await response.write(f"data: {json.dumps(self.state_of(edit))}\n\n".encode())
+                if edit.is_over or self.ending.is_set():
                     return response
-                await self._wait(change, response)
-                if self.ending.is_set():
-                    return response
+                await self._wait(changed, response)
         finally:
             session.listeners -= 1
             self.listeners -= 1
             self.queue.watch(edit, -1)
 
-    async def _wait(self, change: asyncio.Future[None], response: web.StreamResponse) -> None:
+    async def _wait(self, changed: asyncio.Event, response: web.StreamResponse) -> None:
         """Until something changes or the server ends; meanwhile a comment now and then, which fails where nobody listens."""
-        ending = asyncio.ensure_future(self.ending.wait())
+        waits = [asyncio.create_task(event.wait()) for event in (changed, self.ending)]
         try:
-            while not (await asyncio.wait((change, ending), timeout=HEARTBEAT_SECONDS, return_when="FIRST_COMPLETED"))[0]:
+            while not (await asyncio.wait(waits, timeout=HEARTBEAT_SECONDS, return_when="FIRST_COMPLETED"))[0]:
                 await response.write(b": still here\n\n")
         finally:
-            change.cancel()
-            ending.cancel()
+            for wait in waits:
+                wait.cancel()
 
     async def preview(self, request: web.Request) -> web.StreamResponse:
         """The newest preview."""
@@ -248,7 +253,8 @@ class EditRoutes:
             raise RefusedError(404, f"result {number} of this edit is not painted; it has {edit.results}")
         path = edit.folder / f"result-{number}.png"
         if most := _most(request):
-            return web.Response(body=await in_thread(small_picture, path, most), content_type="image/png")
+            with edit.in_use():
+                return web.Response(body=await in_thread(small_picture, path, most), content_type="image/png")
         return web.FileResponse(path)
 
     async def edit_mask(self, request: web.Request) -> web.StreamResponse:
@@ -258,7 +264,9 @@ class EditRoutes:
 
     async def settings(self, request: web.Request) -> web.Response:
         """With what `pbe edit --settings` repeats an edit."""
-        made = await in_thread(settings_of, _begun(request), self.remote)
+        edit = _begun(request)
+        with edit.in_use():
+            made = await in_thread(settings_of, edit, self.remote)
         return web.Response(
             text=made, content_type="application/json", headers={"Content-Disposition": 'attachment; filename="settings.json"'}
         )
@@ -269,48 +277,47 @@ class EditRoutes:
         headers = {"Content-Type": "application/zip", "Content-Disposition": 'attachment; filename="edit.zip"'}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        was_busy, edit.busy = edit.busy, True
-        try:
+        with edit.in_use():
             await write_archive(edit, self.remote, response)
-        finally:
-            edit.busy = was_busy
         return response
+
+    def state_of(self, edit: Edit) -> dict[str, Any]:
+        """An edit as the API tells it."""
+        results = [
+            {"seed": seed, "url": f"/api/edits/{edit.id}/results/{number}"}
+            for number, seed in enumerate(edit.how["seeds"][: edit.results])
+        ]
+        return {
+            "id": edit.id,
+            "state": edit.state,
+            "place": edit.place,
+            "seed_number": edit.seed_number,
+            "step": edit.step,
+            "steps": edit.steps,
+            "seconds_left": self.queue.seconds_left(edit),
+            "error": edit.error,
+            "previews": edit.previews,
+            "results": results,
+        }
 
     def _finished(self, edit: Edit) -> None:
         """Count what an edit has come to, and let others go for it."""
         session = self.sessions.all.get(edit.owner)
         (edit.folder / "preview.tmp").unlink(missing_ok=True)
-        edit.bytes = sum(file.stat().st_size for file in edit.folder.glob("*"))
         if session:
-            edit.busy = True
-            with contextlib.suppress(RefusedError):
+            self.sessions.resize(session, edit, sum(file.stat().st_size for file in edit.folder.glob("*")))
+            with edit.in_use(), contextlib.suppress(RefusedError):
                 self.sessions.make_room(session, 0)
-            edit.busy = False
 
 
-def state_of(edit: Edit) -> dict[str, Any]:
-    """An edit as the API tells it."""
-    results = [
-        {"seed": seed, "url": f"/api/edits/{edit.id}/results/{number}"}
-        for number, seed in enumerate(edit.how["seeds"][: edit.results])
-    ]
-    return {
-        "id": edit.id,
-        "state": edit.state,
-        "place": edit.place,
-        "seed_number": edit.seed_number,
-        "step": edit.step,
-        "steps": edit.steps,
-        "seconds_left": edit.seconds_left(),
-        "error": edit.error,
-        "previews": edit.previews,
-        "results": results,
-    }
+def told_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the page is told of a model."""
+    return {name: facts[name] for name in ("view_size", "licence", "several_references", "guidance")}
 
 
 async def _wanted(request: web.Request) -> Wanted:
     try:
-        return Wanted.model_validate_json(await request.read())
+        return Wanted.model_validate_json(await read_body(request))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the request"

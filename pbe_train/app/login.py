@@ -1,6 +1,8 @@
 """The password, where a server has one: asked for on a page of its own, compared in constant time, wrong few times a minute."""
 
+import hashlib
 import hmac
+import json
 import os
 import time
 from collections import OrderedDict, deque
@@ -12,6 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from pbe_core.errors import InputError
 from pbe_train.app.security import RefusedError, is_loopback
 from pbe_train.app.sessions import Session, Sessions
+from pbe_train.app.uploads import read_body
 
 VARIABLE = "PBE_APP_PASSWORD"
 SHORTEST = 8
@@ -19,7 +22,6 @@ ATTEMPTS = 10
 """Wrong passwords of one address in a minute; of all addresses ten times as many."""
 MINUTE = 60.0
 _ADDRESSES = 1000
-_BODY_BYTES = 4096
 OPEN_PATHS = ("/login", "/api/login")
 """What one may ask for without the password, beside the files of /static."""
 
@@ -74,14 +76,12 @@ class Login:
             raise RefusedError(404, "this server has no password; open its first page")
         self._check_pace(request.remote or "")
         try:
-            given = (await request.json()).get("password")
+            given = json.loads(await read_body(request)).get("password")
         except (ValueError, AttributeError):
             given = None
-        if not isinstance(given, str) or not hmac.compare_digest(given.encode(), self.password.encode()):
+        if not isinstance(given, str) or not hmac.compare_digest(_hash(given), _hash(self.password)):
             self._note_wrong(request.remote or "")
             raise RefusedError(403, "that is not the password; ask who runs this server")
-        if old := request.get("session"):
-            self.sessions.forget(old)
         session = self.sessions.new()
         session.logged_in = True
         request["new_session"] = session
@@ -102,6 +102,11 @@ class Login:
             self.wrong.popitem(last=False)
 
 
+def _hash(password: str) -> bytes:
+    """Of one length, whatever the password's is."""
+    return hashlib.sha256(password.encode(errors="replace")).digest()
+
+
 def let_in(login: Login, sessions: Sessions, cookie: str) -> Middleware:
     """A middleware that finds a request's session, makes one where there is none, and keeps out who must log in first.
 
@@ -118,13 +123,14 @@ def let_in(login: Login, sessions: Sessions, cookie: str) -> Middleware:
             if request.method == "GET" and not request.path.startswith("/api/"):
                 raise web.HTTPSeeOther("/login")
             raise RefusedError(401, "the password is needed; open /login")
-        # After a click on another site the browser keeps our cookie back: a new one would take the place of the old one.
+        # No page of another site, nor of another port of this machine, has a business with the API.
         elsewhere = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        if elsewhere and request.path.startswith("/api/"):
+            raise RefusedError(403, "a page of another site sent this request; open this server's own page")
+        # After a click on another site the browser keeps our cookie back: a new one would take the place of the old one.
         static = request.path.startswith("/static/")
         if session is None and not static and not elsewhere and request.path not in OPEN_PATHS:
             session = request["new_session"] = sessions.new()
-        if session is None and request.path.startswith("/api/") and request.path not in OPEN_PATHS:
-            raise RefusedError(403, "a page of another site sent this request; open this server's own page")
         request["session"] = session
         response = await handler(request)
         if new := request.get("new_session"):

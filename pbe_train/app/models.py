@@ -54,6 +54,8 @@ def find_models(given: Sequence[str]) -> list[Choice]:
 def split_name(given: str) -> tuple[str, str]:
     """`NAME=SOURCE`, or a source alone, which is called by its last part."""
     name, equals, source = given.partition("=")
+    if Path(given).expanduser().exists():
+        name, source = "", given
     if equals and name and source:
         return name, source
     return Path(given).name or given, given

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from pbe_core.errors import InputError
+from pbe_core.errors import InputError, machine_error
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -132,7 +132,11 @@ async def answer_in_words(request: web.Request, handler: Handler) -> web.StreamR
         )
     except ConnectionError:
         raise
-    except Exception:
+    except MemoryError:
+        return sentence(503, "this machine has no memory left for that; try a smaller photo, or again in a minute")
+    except Exception as error:
+        if isinstance(error, OSError) and (said := machine_error(error)):
+            return sentence(507, f"{said}; tell who runs this server")
         _log.exception("%s %s", request.method, request.path)
         return sentence(500, "something is wrong in this server; its log says what: please report that")
 

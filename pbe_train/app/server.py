@@ -5,6 +5,7 @@ request ──▶ errors in words ──▶ Host, Origin ──▶ session, pass
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -13,6 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
+from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pbe_train.app.dataset_routes import Viewer, ViewerOptions, dataset_routes
 from pbe_train.app.edit_routes import EditRoutes
@@ -64,7 +66,7 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     viewer = Viewer(options.viewer)
     login = Login(options.password, sessions)
     names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.viewer.datasets]
-    edits = EditRoutes(list(options.choices), painter, sessions, names, remote=options.password is not None)
+    edits = EditRoutes(list(options.choices), painter, sessions, names, remote=bool(options.password or options.allowed_hosts))
     # Cookies do not know of ports: two servers on one machine must not take each other's.
     guards = [
         answer_in_words,
@@ -94,6 +96,38 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     app.on_shutdown.append(end_events)
     app.on_cleanup.append(viewer.close)
     return app
+
+
+async def make_runner(options: Options, painter: Painter, listening: socket.socket) -> web.AppRunner:
+    """The application at work on a socket; `cleanup` of what is returned ends it.
+
+    A handler whose browser has gone ends at once, so that nothing is painted as a preview for nobody.
+    """
+    runner = web.AppRunner(make_app(options, painter), access_log=None, shutdown_timeout=2.0, handler_cancellation=True)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    return runner
+
+
+async def start_or_end(painter: Painter, over: asyncio.Event) -> bool:
+    """Start the painting process, unless the server is told to end before that; returns whether it did.
+
+    Raises:
+        InputError: it does not start.
+    """
+    starting, ending = asyncio.create_task(painter.start()), asyncio.create_task(over.wait())
+    await asyncio.wait((starting, ending), return_when="FIRST_COMPLETED")
+    ending.cancel()
+    if not starting.done():
+        await painter.stop()
+        with contextlib.suppress(InputError, RefusedError):
+            await starting
+        return False
+    try:
+        starting.result()
+    except RefusedError as error:
+        raise InputError(str(error)) from None
+    return True
 
 
 def static_files() -> dict[str, Path]:

@@ -49,9 +49,18 @@ class Item:
     name: str = ""
     """As shown, never a path."""
     bytes: int = 0
-    busy: bool = False
-    """It is being read or made: it stays whatever is needed."""
+    users: int = 0
+    """Who reads or makes it: it stays whatever is needed."""
     made: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Within this block it stays."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
 
 
 Kind = TypeVar("Kind", bound=Item)
@@ -68,13 +77,17 @@ class Session:
     items: dict[str, Item] = field(default_factory=dict)
     gone: deque[str] = field(default_factory=lambda: deque(maxlen=_FORGOTTEN))
     """Ids of what was here."""
+    bytes: int = 0
+    """Of all its items."""
     uploads: int = 0
+    """On their way."""
     listeners: int = 0
+    """Open streams of events."""
 
     @property
-    def bytes(self) -> int:
-        """Of all its items."""
-        return sum(item.bytes for item in self.items.values())
+    def busy(self) -> bool:
+        """Whether something of it is in use."""
+        return any(item.users for item in self.items.values())
 
     def find(self, kind: type[Kind], id: str, what: str) -> Kind:
         """An item of this session.
@@ -103,11 +116,12 @@ class Sessions:
         self.folder = folder
         self.room = Room(room.session_bytes, min(room.all_bytes, int(free * _SHARE_OF_DISK)), room.session_items)
         self.all: dict[str, Session] = {}
+        self.bytes = 0
 
     def new(self) -> Session:
         """A session with nothing in it; where there are too many, the one goes that was not seen for longest."""
         while len(self.all) >= MOST_SESSIONS:
-            idle = [each for each in self.all.values() if not any(item.busy for item in each.items.values())]
+            idle = [each for each in self.all.values() if not each.busy]
             if not idle:
                 raise RefusedError(429, "too many people are here; come back later")
             self.forget(min(idle, key=lambda each: (bool(each.items), each.seen)))
@@ -123,13 +137,20 @@ class Sessions:
         return session
 
     def add(self, session: Session, kind: type[Kind]) -> Kind:
-        """A new item with an empty folder, busy until its maker says otherwise."""
+        """A new item with an empty folder, in use until its maker says otherwise."""
         self.make_room(session, 0)
         id = secrets.token_hex(12)
-        item = kind(id, session.folder / id, busy=True)
+        item = kind(id, session.folder / id, users=1)
         item.folder.mkdir(parents=True, mode=0o700)
         session.items[id] = item
         return item
+
+    def resize(self, session: Session, item: Item, size: int) -> None:
+        """Note how many bytes an item has; where it grows, `make_room` comes first."""
+        if session.items.get(item.id) is item:
+            session.bytes += size - item.bytes
+            self.bytes += size - item.bytes
+            item.bytes = size
 
     def make_room(self, session: Session, more: int) -> None:
         """Let the oldest go until so many bytes more fit: of this session, and then of all.
@@ -139,11 +160,11 @@ class Sessions:
         """
         while session.bytes + more > self.room.session_bytes or len(session.items) >= self.room.session_items:
             self._drop_oldest([session])
-        while sum(each.bytes for each in self.all.values()) + more > self.room.all_bytes:
+        while self.bytes + more > self.room.all_bytes:
             self._drop_oldest(list(self.all.values()))
 
     def _drop_oldest(self, sessions: list[Session]) -> None:
-        idle = [(item.made, item.id, each) for each in sessions for item in each.items.values() if not item.busy]
+        idle = [(item.made, item.id, each) for each in sessions for item in each.items.values() if not item.users]
         if not idle:
             raise RefusedError(
                 429, "no room is left beside what is being painted or uploaded; wait for that, or delete something"
@@ -153,6 +174,7 @@ class Sessions:
 
     def drop(self, session: Session, item: Item) -> None:
         """Forget an item and remove its files."""
+        self.resize(session, item, 0)
         if session.items.pop(item.id, None):
             session.gone.append(item.id)
         shutil.rmtree(item.folder, ignore_errors=True)
@@ -160,6 +182,8 @@ class Sessions:
     def forget(self, session: Session) -> None:
         """Forget a session with all it has."""
         self.all.pop(session.id, None)
+        self.bytes -= session.bytes
+        session.bytes = 0
         session.items.clear()
         shutil.rmtree(session.folder, ignore_errors=True)
 
@@ -167,7 +191,7 @@ class Sessions:
         """Forget the sessions that nobody has asked for anything for hours, unless something of theirs is in use."""
         limit = time.monotonic() - SESSION_SECONDS
         for session in list(self.all.values()):
-            if session.seen < limit and not any(item.busy for item in session.items.values()):
+            if session.seen < limit and not session.busy and not session.listeners:
                 self.forget(session)
 
 

@@ -5,7 +5,9 @@ body ──bytes counted──▶ file ──header──▶ pixels counted ─�
 
 import asyncio
 import io
+import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,10 +30,13 @@ from pbe_train.editing.reading import read_mask, with_profile
 
 UPLOAD_BYTES = 64 << 20
 UPLOAD_PIXELS = MAX_PIXELS
-SILENCE_SECONDS = 30
+SILENCE_SECONDS = 30.0
 """A body that brings nothing for so long is given up."""
+LONGEST_SECONDS = 900.0
+"""No body may take longer."""
 UPLOADS_AT_ONCE = 4
 """Of one session."""
+ALL_UPLOADS_AT_ONCE = 32
 _WRITTEN_AT_ONCE = 1 << 20
 _NAME_LENGTH = 80
 _JPEG = {"quality": 95, "subsampling": 0}
@@ -75,24 +80,45 @@ async def receive(request: web.Request, session: Session, sessions: Sessions, it
     if (request.content_length or 0) > UPLOAD_BYTES:
         raise too_long()
     path = item.folder / "file"
+    deadline = asyncio.get_running_loop().time() + LONGEST_SECONDS
     with path.open("wb") as file:
-        pending = bytearray()
-        try:
-            while True:
-                async with asyncio.timeout(SILENCE_SECONDS):
+        pending, chunk = bytearray(), b"more"
+        while chunk:
+            try:
+                async with asyncio.timeout(SILENCE_SECONDS), asyncio.timeout_at(deadline):
                     chunk = await request.content.readany()
-                pending += chunk
-                if item.bytes + len(pending) > UPLOAD_BYTES:
-                    raise too_long()
-                if len(pending) >= _WRITTEN_AT_ONCE or not chunk:
-                    sessions.make_room(session, len(pending))
-                    item.bytes += len(pending)
-                    await asyncio.to_thread(file.write, bytes(pending))
-                    pending.clear()
-                if not chunk:
-                    return path
-        except TimeoutError:
-            raise RefusedError(408, f"nothing came for {SILENCE_SECONDS} seconds; send the file again") from None
+            except TimeoutError:
+                raise RefusedError(408, "the file came too slowly; send it again, or a smaller one") from None
+            pending += chunk
+            if item.bytes + len(pending) > UPLOAD_BYTES:
+                raise too_long()
+            if len(pending) >= _WRITTEN_AT_ONCE or not chunk:
+                sessions.make_room(session, len(pending))
+                sessions.resize(session, item, item.bytes + len(pending))
+                await asyncio.to_thread(file.write, bytes(pending))
+                pending.clear()
+    return path
+
+
+async def read_body(request: web.Request) -> bytes:
+    """A body that is no file, of at most the bytes that the server takes of such.
+
+    Raises:
+        RefusedError: it comes too slowly.
+    """
+    try:
+        async with asyncio.timeout(SILENCE_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise RefusedError(408, "the request came too slowly; send it again") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, so that it is there when the first one is not any more."""
+    try:
+        os.link(source, target)
+    except OSError:  # Not all file systems can.
+        shutil.copyfile(source, target)
 
 
 def too_long() -> RefusedError:
@@ -124,13 +150,15 @@ async def add_mask(request: web.Request, session: Session, sessions: Sessions, p
     with _uploading(session, sessions, Mask) as mask:
         path = await receive(request, session, sessions, mask)
         mask.width, mask.height, mask.share = await in_thread(_rewrite_mask, path, name, photo)
-        mask.bytes = (mask.folder / "mask.png").stat().st_size
+        sessions.resize(session, mask, (mask.folder / "mask.png").stat().st_size)
         return mask
 
 
 @contextmanager
 def _uploading(session: Session, sessions: Sessions, kind: type[Kind]) -> Iterator[Kind]:
     """An item that is busy within the block, and gone if the block fails."""
+    if sum(each.uploads for each in sessions.all.values()) >= ALL_UPLOADS_AT_ONCE:
+        raise RefusedError(429, "too many files are on their way; try again in a minute")
     if session.uploads >= UPLOADS_AT_ONCE:
         raise RefusedError(429, f"{number_of(UPLOADS_AT_ONCE, 'file')} are on their way already; wait for one")
     item = sessions.add(session, kind)
@@ -142,7 +170,7 @@ def _uploading(session: Session, sessions: Sessions, kind: type[Kind]) -> Iterat
         raise
     finally:
         session.uploads -= 1
-        item.busy = False
+        item.users -= 1
 
 
 def shown_name(header: str, otherwise: str) -> str:

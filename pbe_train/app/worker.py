@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ PREVIEW_SECONDS = 1.0
 """At least between two previews; and so many times what one takes."""
 PREVIEW_SHARE = 4
 PREVIEW_PX = 1024
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FREE_SHARE = 0.5
 """Another model stays loaded beside the one that is wanted while so much of the memory is free."""
 
@@ -181,10 +183,14 @@ def describe(source: str) -> Facts:
             "licence": report.get("licence"),
             "several_references": state.settings.get("model", {}).get("tokens", "class") == "class",
             "guidance": bool(state.settings.get("condition_dropout", 0.2)),
+            "here": True,
         }
     if Path(source).expanduser().exists() and not Path(source).is_file() and not (folder and (folder / "unet").is_dir()):
         raise InputError(f"{source}: no run of train.py, no checkpoint, and no model in diffusers' or the original layout")
-    return {"view_size": RELEASED["view_size"], "licence": OPEN_RAIL, "several_references": True, "guidance": True}
+    here = Path(source).expanduser().exists()
+    if not here and not HUB_ID.fullmatch(source):
+        raise InputError(f"{source}: no such file or folder, and no hub id (owner/name)")
+    return {"view_size": RELEASED["view_size"], "licence": OPEN_RAIL, "several_references": True, "guidance": True, "here": here}
 
 
 def free_share(device: str | None) -> float:
