@@ -39,7 +39,7 @@ class Listed:
             texts: column -> what must stand there somewhere, in any case.
             first: of the rows that pass, from 0.
             count: of rows.
-            columns: of the rows.
+            columns: of the rows; each has its `place` in the table, too.
 
         Raises:
             InputError: the table cannot be read.
@@ -53,7 +53,14 @@ class Listed:
                 total, places = len(found), found[first : first + count]
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{self.path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
-        return total, take_rows(self.path, places.tolist(), columns)
+        rows = take_rows(self.path, places.tolist(), columns)
+        return total, [{**row, "place": place} for row, place in zip(rows, places.tolist(), strict=True)]
+
+    def row(self, place: int, columns: Sequence[str]) -> dict[str, Any]:
+        """One row. Raises InputError where there is none."""
+        if place >= pq.read_metadata(self.path).num_rows:
+            raise InputError(f"{self.path}: no row {place}")
+        return take_rows(self.path, [place], columns)[0]
 
     def _find(self, filters: Mapping[str, str], texts: Mapping[str, str]) -> Int32[np.ndarray, " found"]:
         key = (*sorted(filters.items()), ("", ""), *sorted(texts.items()))

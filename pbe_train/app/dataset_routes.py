@@ -5,6 +5,7 @@ GET  /api/datasets/N/classes|rows?label=&split=&kinds=&text=&smallest=&largest= 
 GET  /api/datasets/N/rejects|failures?reason=&label=&code=&text=                     pages of boxes and samples that are not there
 GET  /api/datasets/N/samples/PLACE                     all facts of a sample
 GET  /api/datasets/N/samples/PLACE/tile|reference|view|photo|latent|mask/K|masked/K|draws
+GET  /api/datasets/N/rejects/PLACE/photo               the photo of a rejected box
 GET  /api/left-out, POST /api/left-out                 the list of what is left out
 """
 
@@ -162,6 +163,7 @@ def dataset_routes(viewer: Viewer) -> list[web.RouteDef]:
         web.get(f"{one}/classes", of_dataset(get_classes)),
         web.get(f"{one}/rows", of_dataset(get_rows)),
         web.get(f"{one}/rejects", of_dataset(get_rejects)),
+        web.get(f"{one}/rejects/{{place}}/photo", of_dataset(get_reject_photo)),
         web.get(f"{one}/failures", of_dataset(get_failures)),
         web.get(f"{one}/samples/{{place}}", of_dataset(get_sample)),
         web.get(f"{one}/samples/{{place}}/{{picture:{pictures}}}", of_dataset(get_picture)),
@@ -253,7 +255,6 @@ async def get_picture(viewer: Viewer, opened: Opened, request: web.Request) -> w
     makers: dict[str, Callable[[Row], bytes]] = {
         "tile": samples.tile,
         "reference": samples.reference,
-        "view": samples.view,
         "photo": samples.photo,
         "latent": lambda row: samples.latent(row, None),
         "mask": lambda row: samples.mask(row, number),
@@ -261,11 +262,28 @@ async def get_picture(viewer: Viewer, opened: Opened, request: web.Request) -> w
         "draws": lambda row: samples.draw(row, _draw(request, number)),
     }
     run = viewer.quickly if picture in ("tile", "reference", "mask") else viewer.slowly
-    data = await run(lambda: makers[picture](_row(opened, request)))
+    made_from = ""
+    if picture == "view":
+        data, made_from = await run(lambda: samples.view(_row(opened, request)))
+    else:
+        data = await run(lambda: makers[picture](_row(opened, request)))
+    return _picture(request, data, "image/png" if picture == "mask" else "image/jpeg", made_from)
+
+
+async def get_reject_photo(viewer: Viewer, opened: Opened, request: web.Request) -> web.StreamResponse:
+    """The photo of a rejected box."""
+    place = _whole(request.match_info["place"], "the row's place")
+
+    def make() -> bytes:
+        return opened.samples.photo_of_reject(opened.listed("rejects.parquet").row(place, ("split", "photo_id")))
+
+    return _picture(request, await viewer.slowly(make), "image/jpeg")
+
+
+def _picture(request: web.Request, data: bytes, kind: str, made_from: str = "") -> web.Response:
     # The page names the build in the address, so another build has other addresses.
     kept = f"private, max-age={_KEPT_SECONDS}" if request.query.get("build") else "no-store"
-    kind = "image/png" if picture == "mask" else "image/jpeg"
-    return web.Response(body=data, content_type=kind, headers={"Cache-Control": kept})
+    return web.Response(body=data, content_type=kind, headers={"Cache-Control": kept, "X-Made-From": made_from})
 
 
 def _row(opened: Opened, request: web.Request) -> Row:

@@ -24,6 +24,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.crop import Window, cut_view
 from pbe_core.images.decode import MAX_PIXELS, PhotoError, decode_jpeg, decode_photo
 from pbe_core.images.rle import decode_pixels
+from pbe_core.leave_out import is_id
 from pbe_core.photo_files import read_photo_bytes
 from pbe_core.sample_codec import decode_array, decode_masks, jpeg_bytes
 from pbe_core.storage import is_url
@@ -102,16 +103,17 @@ class Samples:
         """The reference."""
         return jpeg_bytes(self._reference(row), QUALITY)
 
-    def view(self, row: Row) -> bytes:
-        """view.jpg; where the build kept none, the view is cut from the photo again, or else decoded from its latent."""
+    def view(self, row: Row) -> tuple[bytes, str]:
+        """The view, and what it is from: view.jpg; where the build kept none, the photo, or else its latent, decoded."""
         data = self.folder.members(row, ["view.jpg"]).get("view.jpg") if row["view_jpg"] else None
         if data is not None:
-            return jpeg_bytes(_decoded(data, row, "view.jpg"), QUALITY)
+            return jpeg_bytes(_decoded(data, row, "view.jpg"), QUALITY), "view.jpg"
+        record = self.record(row)
         try:
-            record = self.record(row)
-            return jpeg_bytes(cut_view(self._photo(record), Window(*record.window), self.folder.info.view_size), QUALITY)
+            photo = self._photo(record)
         except (InputError, PhotoError):
-            return self.latent(row, None)
+            return self.latent(row, None), "latent"
+        return jpeg_bytes(cut_view(photo, Window(*record.window), self.folder.info.view_size), QUALITY), "photo"
 
     def mask(self, row: Row, number: int) -> bytes:
         """A mask as a PNG to lay over the view: its region is tinted, the rest clear."""
@@ -128,6 +130,18 @@ class Samples:
         """
         try:
             return jpeg_bytes(shrink(self._photo(self.record(row)), MOST_OF_PHOTO), QUALITY)
+        except PhotoError as error:
+            raise InputError(f"the photo is not here ({error}); --photos says where photos are") from None
+
+    def photo_of_reject(self, row: Row) -> bytes:
+        """The photo of a rejected box, as it is stored, of at most `MOST_OF_PHOTO` px. Raises InputError: it cannot be had."""
+        if row["photo_id"] is None or row["split"] is None:
+            raise InputError("the row does not say which photo it is of")
+        if not is_id("photo", row["photo_id"]):
+            raise InputError("no photo has such an id")
+        try:
+            # Which file a photo is where the source names files, is told of accepted boxes alone.
+            return jpeg_bytes(shrink(self._decode(self.read_photo_file({**row, "file_name": None})), MOST_OF_PHOTO), QUALITY)
         except PhotoError as error:
             raise InputError(f"the photo is not here ({error}); --photos says where photos are") from None
 
@@ -176,12 +190,15 @@ class Samples:
             PhotoError: it cannot be read or decoded.
             InputError: the dataset does not say where photos are, or it is another photo.
         """
-        told = self.folder.info.settings.get("source", {})
         data = self.read_photo_file(record.model_dump())
         if hashlib.sha256(data).hexdigest() != record.photo_sha256:
             raise InputError("another photo lies there now than the sample was cut from (SHA-256)")
-        photo = decode_photo(data, frame=frame_of(told), max_pixels=min(MAX_PIXELS, told.get("max_photo_pixels", MAX_PIXELS)))
-        return np.ascontiguousarray(np.rot90(photo, record.rotation // 90))
+        return np.ascontiguousarray(np.rot90(self._decode(data), record.rotation // 90))
+
+    def _decode(self, data: bytes) -> Picture:
+        """A photo in the frame of its boxes."""
+        told = self.folder.info.settings.get("source", {})
+        return decode_photo(data, frame=frame_of(told), max_pixels=min(MAX_PIXELS, told.get("max_photo_pixels", MAX_PIXELS)))
 
     def read_photo_file(self, row: Mapping[str, Any]) -> bytes:
         """A photo's file, where the build or `--photos` has it. Raises PhotoError, or InputError: it is not said where."""

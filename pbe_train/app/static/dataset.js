@@ -25,7 +25,7 @@ const grid = new Grid($("grid"), $("layer"), $("spacer"), {
   open: (index) => openSample(index),
 });
 const dialog = new SampleDialog($("sample"), { mark, isMarked, move: (steps) => moveSample(steps) });
-const lists = new Lists($("listed"), {
+const lists = new Lists($("listed"), $("photo"), {
   query: () => page.query,
   name: (label) => page.names.get(label) ?? label,
   tell: (text) => ($("told").textContent = text),

@@ -14,9 +14,10 @@ export async function getJson(url, signal) {
   return (await ask(url, { signal })).json();
 }
 
-/** A picture's bytes. @param {string} url @param {AbortSignal} [signal] @returns {Promise<Blob>} */
+/** A picture's bytes, and what it was made from, where that is told. @param {string} url @param {AbortSignal} [signal] @returns {Promise<{data: Blob, from: string}>} */
 export async function getPicture(url, signal) {
-  return (await ask(url, { signal })).blob();
+  const answer = await ask(url, { signal });
+  return { data: await answer.blob(), from: answer.headers.get("X-Made-From") ?? "" };
 }
 
 /** Mark an object or photo to be left out, or take the mark away. @param {{what: string, id: string, leave: boolean}} mark */

@@ -204,9 +204,9 @@ export class Grid {
       tile.node.title = tile.row.key;
       tile.node.setAttribute("aria-label", `${tile.row.label_name}, ${tile.row.key}, sample ${counted(index + 1)} of ${counted(this.total)}`);
       this.mark(tile);
-      const picture = await getPicture(this.source.picture(tile.row), tile.stop.signal);
+      const { data } = await getPicture(this.source.picture(tile.row), tile.stop.signal);
       if (this.tiles.get(index) !== tile) return;
-      tile.url = URL.createObjectURL(picture);
+      tile.url = URL.createObjectURL(data);
       tile.frame.replaceChildren(make("img", { src: tile.url, alt: "", draggable: false }));
     } catch (problem) {
       if (problem.name === "AbortError" || this.tiles.get(index) !== tile) return;

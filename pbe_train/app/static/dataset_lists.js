@@ -1,19 +1,20 @@
 /** What is not in the grid: boxes that were rejected, samples that failed, and what is marked to be left out. */
 
-import { address, getJson } from "./dataset_api.js";
+import { address, getJson, getPicture } from "./dataset_api.js";
 import { counted, make, numberOf, percent } from "./dataset_parts.js";
+import { lines } from "./dataset_sample.js";
 
 const PAGE = 100;
 const EDGES = ["x_min", "y_min", "x_max", "y_max"];
 
 export class Lists {
   /**
-   * @param {HTMLElement} panel
+   * @param {HTMLElement} panel @param {HTMLDialogElement} dialog for a photo
    * @param {{query: () => object, name: (label: string) => string, tell: (text: string) => void, search: (text: string) => void,
    *   mark: (what: string, id: string, leave: boolean) => Promise<void>, marked: () => object, fail: (problem: Error) => void}} page
    */
-  constructor(panel, page) {
-    Object.assign(this, { panel, page, first: 0, word: "" });
+  constructor(panel, dialog, page) {
+    Object.assign(this, { panel, dialog, page, first: 0, word: "" });
   }
 
   /** @param {"rejects"|"failures"|"marked"} kind @param {{number: number, info: object}} dataset */
@@ -79,7 +80,7 @@ export class Lists {
       const known = [x0, y0, x1, y1].every((edge) => edge !== null);
       const box = known ? [x0, y0, x1, y1].map((edge) => Math.round(1000 * edge) / 10).join(", ") : "unknown";
       return [
-        make("code", {}, row.photo_id ?? "unknown"),
+        row.photo_id === null ? "unknown" : make("button", { type: "button", className: "plain", title: "the photo with the box", onclick: () => this.showPhoto(row) }, make("code", {}, row.photo_id)),
         row.label === null ? "unknown" : this.page.name(row.label),
         make("span", { title: reasons[row.reason] ?? "" }, row.reason.replaceAll("_", " "), row.detail && make("span", { className: "quiet" }, ` ${row.detail}`)),
         box,
@@ -87,6 +88,25 @@ export class Lists {
         `${row.file}, row ${counted(row.row)}`,
       ];
     }));
+  }
+
+  /** The photo of a rejected box, in a dialog. */
+  async showPhoto(row) {
+    const frame = make("div", { className: "laid" }, make("p", { className: "quiet" }, "reading the photo"));
+    const said = `${row.reason.replaceAll("_", " ")}: ${this.dataset.info.reasons[row.reason] ?? ""}`;
+    const close = make("button", { type: "button", className: "main", onclick: () => this.dialog.close() }, "Close");
+    this.dialog.replaceChildren(make("h2", { id: "photo-title" }, `Photo ${row.photo_id}`), make("p", { className: "quiet" }, said), frame, make("p", {}, close));
+    this.dialog.showModal();
+    close.focus();
+    try {
+      const { data } = await getPicture(address(this.dataset.number, `rejects/${row.place}/photo`, { build: this.dataset.build }));
+      const image = make("img", { src: URL.createObjectURL(data), alt: `photo ${row.photo_id}` });
+      image.onload = () => URL.revokeObjectURL(image.src);
+      const [x0, y0, x1, y1] = EDGES.map((edge) => row[edge]);
+      frame.replaceChildren(image, lines(1, 1, [["of-box", [x0, y0, x1 - x0, y1 - y0]]]));
+    } catch (problem) {
+      frame.replaceChildren(make("p", { className: "problem" }, problem.message));
+    }
   }
 
   failures(rows) {

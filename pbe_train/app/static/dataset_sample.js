@@ -4,6 +4,7 @@ import { address, getJson, getPicture } from "./dataset_api.js";
 import { counted, draw, make, outside, percent, size } from "./dataset_parts.js";
 
 const DRAWS = 8;
+const ORIGINS = { "view.jpg": "view.jpg", photo: "view, cut from the photo again", latent: "view, decoded from its latent: the photo is not here" };
 
 export class SampleDialog {
   /**
@@ -79,12 +80,13 @@ export class SampleDialog {
     }
   }
 
-  /** A picture of the sample, laid into a frame. @param {string} what @param {object} [query] @param {string} [alt] */
-  picture(what, query = {}, alt = "") {
+  /** A picture of the sample, laid into a frame. @param {string} what @param {object} [query] @param {string} [alt] @param {(from: string) => void} [tell] */
+  picture(what, query = {}, alt = "", tell = () => {}) {
     const frame = make("div", { className: "laid" });
     const { signal } = this.stop;
-    getPicture(address(this.dataset.number, `samples/${this.row.place}/${what}`, { ...query, build: this.dataset.build }), signal).then((data) => {
+    getPicture(address(this.dataset.number, `samples/${this.row.place}/${what}`, { ...query, build: this.dataset.build }), signal).then(({ data, from }) => {
       if (signal.aborted) return;
+      tell(from);
       const url = URL.createObjectURL(data);
       this.urls.push(url);
       const image = make("img", { src: url, alt });
@@ -113,8 +115,9 @@ export class SampleDialog {
   }
 
   viewFigure() {
-    const { record, view_kept: kept, view_size: side, mask_shares: shares } = this.facts;
-    const frame = this.picture("view", {}, "view");
+    const { record, view_size: side, mask_shares: shares } = this.facts;
+    const caption = make("figcaption", {}, "view");
+    const frame = this.picture("view", {}, "view", (from) => (caption.textContent = `${ORIGINS[from] ?? "view"}; ${side} px`));
     const [x0, y0, x1, y1] = record.box_in_view;
     const boxed = lines(side, side, [["of-box", [x0, y0, x1 - x0, y1 - y0]]]);
     let over = null;
@@ -132,8 +135,7 @@ export class SampleDialog {
     const masks = record.mask_kinds.map((kind, number) => radio(number, `${number}: ${kind}, ${percent(shares[number])}`));
     this.choices = make("fieldset", { className: "masks" }, make("legend", { className: "unseen" }, "Mask over the view"), radio(-1, "no mask"), ...masks);
     show();
-    const origin = kept ? "view.jpg" : "view, cut from the photo again or decoded";
-    return make("figure", {}, frame, this.choices, make("figcaption", {}, `${origin}; ${side} px`));
+    return make("figure", {}, frame, this.choices, caption);
   }
 
   latentFigure() {
@@ -238,7 +240,7 @@ function figure(picture, text) {
 }
 
 /** Rectangles over a picture. @param {number} width @param {number} height px of the picture @param {[string, number[]][]} boxes */
-function lines(width, height, boxes) {
+export function lines(width, height, boxes) {
   const of = (kind, [x, y, w, h]) => draw("rect", { class: kind, x, y, width: w, height: h });
   const drawn = boxes.flatMap(([kind, box]) => [of("dark", box), of(kind, box)]);
   return draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...drawn);
