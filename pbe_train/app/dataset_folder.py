@@ -30,8 +30,10 @@ from schemas.tables import INDEX
 
 LARGE_FOOTER = 4_000_000
 """Bytes of a footer of `index.parquet` beyond which parts are read instead: its tables of row groups take ten times as much."""
-HELD_SHARDS = 64
+HELD_SHARDS = 128
 """Shards whose rows of the index are kept, a few hundred kB each."""
+TILE_COLUMNS = ("key", "split", "shard", "position", "object_id", "label", "label_name", "ref_jpg")
+"""What a grid shows of a sample. Its other columns are read when all of it is shown."""
 _FOOTER_END = 8
 
 Row = dict[str, Any]
@@ -112,21 +114,21 @@ class DatasetFolder:
         found = []
         for place in places:
             shard, position = self.locate(place)
-            row = self._shard_rows(shard).slice(position, 1).select(list(columns)).to_pylist()[0]
-            found.append({**row, "place": place})
+            table = self._shard_rows(shard) if set(columns) <= set(TILE_COLUMNS) else _by_position(self._read_rows(shard))
+            found.append({**table.slice(position, 1).select(list(columns)).to_pylist()[0], "place": place})
         return found
 
     def members(self, row: Row, names: Collection[str] | None = None) -> dict[str, bytes]:
         """Members of a sample, as they were written.
 
         Args:
-            row: all columns of its row of the index.
+            row: of the index; of its members, at least those that are asked for.
             names: such as `ref.jpg`; all by default.
 
         Raises:
             InputError: the shard is missing or cannot be reached, or the bytes are not those that were written.
         """
-        places = {name: place for name, place in member_places(row).items() if names is None or name in names}
+        places = member_places(row) if names is None else {name: row[name.replace(".", "_")] for name in names}
         where, found = f"{self.name}/shards/{row['shard']}.tar", {}
         # Members are adjacent, but a few bytes of one need not wait for the rest.
         first = min(place["offset"] for place in places.values())
@@ -156,26 +158,26 @@ class DatasetFolder:
         return path
 
     def _shard_rows(self, shard: str) -> pa.Table:
-        """A shard's rows of the index, by position."""
+        """What tiles show of a shard's rows of the index, by position."""
         with self._lock:
             if shard not in self._held:
-                self._held[shard] = _by_position(self._read_rows(shard))
+                self._held[shard] = _by_position(self._read_rows(shard, TILE_COLUMNS))
                 while len(self._held) > HELD_SHARDS:
                     self._held.popitem(last=False)
             self._held.move_to_end(shard)
             return self._held[shard]
 
-    def _read_rows(self, shard: str) -> pa.Table:
+    def _read_rows(self, shard: str, columns: Sequence[str] = INDEX.names) -> pa.Table:
         index = self.folder / "index.parquet"
         try:
             if self._index is None and footer_bytes(index) <= LARGE_FOOTER:
                 opened = pq.ParquetFile(index)
                 self._index = opened, groups_of_shards(opened)
             if self._index:
-                return self._index[0].read_row_group(self._index[1][shard], use_threads=False)
+                return self._index[0].read_row_group(self._index[1][shard], columns=list(columns), use_threads=False)
             data = self._read(f"shards/{shard}.index.parquet")
             with pq.ParquetFile(io.BytesIO(data)) as part:
-                return part.read(use_threads=False)
+                return part.read(columns=list(columns), use_threads=False)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise InputError(f"{self.name}: the index of {shard} cannot be read ({_words(error)}); run the build again") from None
 

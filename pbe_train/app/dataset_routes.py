@@ -22,7 +22,7 @@ from aiohttp import web
 from pbe_core.errors import InputError
 from pbe_core.leave_out import LeftOut, is_id
 from pbe_core.storage import is_url, public_url
-from pbe_train.app.dataset_folder import DatasetFolder, Row
+from pbe_train.app.dataset_folder import TILE_COLUMNS, DatasetFolder, Row
 from pbe_train.app.dataset_lists import Listed, Marks
 from pbe_train.app.dataset_rows import KINDS, Query, Rows
 from pbe_train.app.dataset_samples import Samples, Sources
@@ -261,12 +261,13 @@ async def get_picture(viewer: Viewer, opened: Opened, request: web.Request) -> w
         "masked": lambda row: samples.latent(row, number),
         "draws": lambda row: samples.draw(row, _draw(request, number)),
     }
+    columns = TILE_COLUMNS if picture == "tile" else INDEX.names
     run = viewer.quickly if picture in ("tile", "reference", "mask") else viewer.slowly
     made_from = ""
     if picture == "view":
-        data, made_from = await run(lambda: samples.view(_row(opened, request)))
+        data, made_from = await run(lambda: samples.view(_row(opened, request, columns)))
     else:
-        data = await run(lambda: makers[picture](_row(opened, request)))
+        data = await run(lambda: makers[picture](_row(opened, request, columns)))
     return _picture(request, data, "image/png" if picture == "mask" else "image/jpeg", made_from)
 
 
@@ -286,9 +287,9 @@ def _picture(request: web.Request, data: bytes, kind: str, made_from: str = "") 
     return web.Response(body=data, content_type=kind, headers={"Cache-Control": kept, "X-Made-From": made_from})
 
 
-def _row(opened: Opened, request: web.Request) -> Row:
+def _row(opened: Opened, request: web.Request, columns: Sequence[str] = INDEX.names) -> Row:
     place = _whole(request.match_info["place"], "the sample's place")
-    return opened.folder.rows([place], INDEX.names)[0]
+    return opened.folder.rows([place], columns)[0]
 
 
 def _query(request: web.Request) -> Query:

@@ -105,7 +105,7 @@ class Samples:
 
     def view(self, row: Row) -> tuple[bytes, str]:
         """The view, and what it is from: view.jpg; where the build kept none, the photo, or else its latent, decoded."""
-        data = self.folder.members(row, ["view.jpg"]).get("view.jpg") if row["view_jpg"] else None
+        data = self.folder.members(row, ["view.jpg"])["view.jpg"] if row["view_jpg"] else None
         if data is not None:
             return jpeg_bytes(_decoded(data, row, "view.jpg"), QUALITY), "view.jpg"
         record = self.record(row)

@@ -60,8 +60,8 @@ def scan_classes(task: Told) -> Iterator[Told]:
     numbers: dict[str, int] = {}
     array = _array(task)
     done = 0
-    with pq.ParquetFile(Path(task["folder"]) / "index.parquet", read_dictionary=["label", "label_name"]) as index:
-        for batch in index.iter_batches(BATCH_ROWS, columns=["label", "label_name"]):
+    with _index(task, read_dictionary=["label", "label_name"]) as index:
+        for batch in index.iter_batches(BATCH_ROWS, columns=["label", "label_name"], use_threads=False):
             labels, names = (_as_dictionary(batch.column(name)) for name in ("label", "label_name"))
             own = labels.dictionary.to_pylist()
             new = [place for place, label in enumerate(own) if label not in numbers]
@@ -111,8 +111,8 @@ def scan_kinds(task: Told) -> Iterator[Told]:
     array = _array(task)
     folder = Path(task["folder"])
     done = 0
-    with pq.ParquetFile(folder / "index.parquet") as index:
-        for batch in index.iter_batches(BATCH_ROWS, columns=["shard", "json"]):
+    with _index(task) as index:
+        for batch in index.iter_batches(BATCH_ROWS, columns=["shard", "json"], use_threads=False):
             shard, file = "", -1
             for row in batch.to_pylist():
                 if row["shard"] != shard:
@@ -130,8 +130,8 @@ def scan_kinds(task: Told) -> Iterator[Told]:
 def scan_text(task: Told) -> Iterator[Told]:
     """Places of samples whose key, which begins with the photo's id, has a text in it, whatever the case."""
     done = 0
-    with pq.ParquetFile(Path(task["folder"]) / "index.parquet") as index:
-        for batch in index.iter_batches(BATCH_ROWS, columns=["key"]):
+    with _index(task) as index:
+        for batch in index.iter_batches(BATCH_ROWS, columns=["key"], use_threads=False):
             found = pc.indices_nonzero(pc.match_substring(batch.column("key"), task["text"], ignore_case=True))
             yield {"done": done + len(batch), "found": (found.to_numpy() + done).tolist()}
             done += len(batch)
@@ -148,6 +148,11 @@ class _KeysOfShards:
 
     def of(self, shard: str) -> pa.Array:
         return self._index.read_row_group(self._groups[shard], columns=["key"])["key"].combine_chunks()
+
+
+def _index(task: Told, **options: Any) -> pq.ParquetFile:
+    # Reading ahead and in threads takes more memory and no less time.
+    return pq.ParquetFile(Path(task["folder"]) / "index.parquet", pre_buffer=False, **options)
 
 
 def _plan(task: Told) -> pq.ParquetFile:
