@@ -6,6 +6,7 @@ python -m pbe_train.app --model runs/tiny --dataset data/tiny/dataset
 import argparse
 import asyncio
 import errno
+import json
 import signal
 import socket
 import webbrowser
@@ -17,6 +18,7 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 
 if TYPE_CHECKING:
+    from pbe_train.app.dataset_routes import ViewerOptions
     from pbe_train.app.server import Options
 
 
@@ -36,8 +38,9 @@ def main() -> None:
     password = read_password(options.password_file, options.host)
     choices = find_models(options.model)
     painting = {name: getattr(options, name) for name in ("device", "precision", "offload", "threads")}
+    viewer = viewer_options(options)
     with private_folder() as folder:
-        given = Options(choices, folder, options.dataset, options.host, options.port, options.allowed_host, password, painting)
+        given = Options(choices, folder, viewer, options.host, options.port, options.allowed_host, password, painting)
         asyncio.run(serve(given, options.open))
 
 
@@ -92,6 +95,25 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
+def viewer_options(options: argparse.Namespace) -> "ViewerOptions":
+    """What the dataset viewer is started with.
+
+    Raises:
+        InputError: `--storage` is no JSON object.
+    """
+    from pbe_train.app.dataset_routes import ViewerOptions
+    from pbe_train.app.dataset_samples import Sources
+
+    try:
+        storage = json.loads(options.storage or "{}")
+    except ValueError:
+        storage = None
+    if not isinstance(storage, dict):
+        raise InputError('--storage: give a JSON object, such as \'{"endpoint_url": "https://..."}\'')
+    sources = Sources(options.photos, storage, options.vae)
+    return ViewerOptions(options.dataset, storage, sources, options.leave_out, options.cache.expanduser())
+
+
 def parse_options() -> argparse.Namespace:
     """The command line."""
     from pbe_train.sample import parse_switch
@@ -113,6 +135,18 @@ def parse_options() -> argparse.Namespace:
         default=[],
         metavar="FOLDER_OR_URL",
         help="a dataset to look into; again for more (default: none)",
+    )
+    parser.add_argument("--storage", help="options of fsspec, as JSON, for datasets and photos behind URLs (default: none)")
+    parser.add_argument("--photos", help="folder or store of the datasets' photos, where they are not where the build had them")
+    parser.add_argument("--vae", help="the datasets' VAE, where it is not where the build had it")
+    parser.add_argument(
+        "--leave-out", type=Path, default=Path("left_out.csv"), help="list that marks are written to, for selection.leave_out"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("~/.cache/paint-by-example"),
+        help="folder for what comes from URLs, and for what is read once of a dataset",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; any but this machine's own needs a password")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0 for any that is free")

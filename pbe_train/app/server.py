@@ -19,7 +19,7 @@ from aiohttp.log import server_logger
 
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
-from pbe_train.app.dataset_routes import dataset_routes
+from pbe_train.app.dataset_routes import Viewer, ViewerOptions, dataset_routes
 from pbe_train.app.edit_routes import EditRoutes
 from pbe_train.app.login import Login
 from pbe_train.app.models import Choice
@@ -52,7 +52,7 @@ class Options:
     choices: Sequence[Choice]
     folder: Path
     """For files, private."""
-    datasets: Sequence[str] = ()
+    viewer: ViewerOptions = field(default_factory=ViewerOptions)
     host: str = "127.0.0.1"
     port: int = 7860
     allowed_hosts: Sequence[str] = ()
@@ -66,17 +66,18 @@ class Options:
 def make_app(options: Options, painter: Painter) -> web.Application:
     """The application; its painting process is started, and ends with it."""
     sessions = Sessions(options.folder, options.room)
+    viewer = Viewer(options.viewer)
     # Cookies do not know of ports: two servers on one machine must not take each other's.
     login = Login(options.password, sessions, f"pbe_{options.port}")
     hosts = Hosts(options.host, options.allowed_hosts)
-    names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.datasets]
+    names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.viewer.datasets]
     edits = EditRoutes(list(options.choices), painter, sessions, names, remote=bool(options.password or options.allowed_hosts))
     app = web.Application(middlewares=[answer_in_words, hosts.check, login.let_in], client_max_size=BODY_BYTES)
     app.on_response_prepare.append(add_headers)
     served = static_files()
     app.add_routes([web.get(path, page(served[name])) for path, name in PAGES.items()])
     app.add_routes([web.get("/static/{name:.+}", static(served)), web.post("/api/login", login.post)])
-    app.add_routes([*edits.routes(), *dataset_routes(options.datasets)])
+    app.add_routes([*edits.routes(), *dataset_routes(viewer)])
 
     async def beside(_: web.Application) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(edits.queue.run()), asyncio.create_task(expire(sessions))]
@@ -92,6 +93,7 @@ def make_app(options: Options, painter: Painter) -> web.Application:
 
     app.cleanup_ctx.append(beside)
     app.on_shutdown.append(end_events)
+    app.on_cleanup.append(viewer.close)
     return app
 
 
