@@ -65,7 +65,7 @@ class Card {
     this.find(".forget").addEventListener("click", () => this.forget());
     this.find(".further").addEventListener("click", () => this.#further());
     this.#pace("Waiting");
-    this.stopFollowing = followEdit(edit.id, (state) => this.#take(state), (problem) => this.#lost(problem));
+    this.stopFollowing = followEdit(edit.id, (state) => this.#take(state), (...problem) => this.#lost(...problem));
   }
 
   /** Cancel what is not done, and take away what is. */
@@ -125,8 +125,9 @@ class Card {
 
   #pace(text) { this.find(".pace").textContent = text; }
 
-  #lost(problem) {
+  #lost(problem, forGood) {
     this.find(".error").textContent = problem;
+    if (!forGood) return;
     this.ended = true;
     this.find(".progress").hidden = true;
     this.find(".forget").textContent = "Remove";
