@@ -29,6 +29,9 @@ class Painter:
     def __init__(self, choices: Sequence[Choice], settings: dict[str, Any]) -> None:
         self.settings = settings | {"sources": [choice.source for choice in choices]}
         self.models: dict[str, Facts] = {}
+        """Source -> what it is like."""
+        self.wrong: dict[str, str] = {}
+        """Source -> why there is no such model."""
         self.schedulers: list[str] = []
         self.process: asyncio.subprocess.Process | None = None
 
@@ -36,7 +39,7 @@ class Painter:
         """Start the process and wait until it says what models there are.
 
         Raises:
-            InputError: a model, or the device, is not to be had.
+            InputError: there is no such device.
             RefusedError: the process ended before it said so.
         """
         self.process = await asyncio.create_subprocess_exec(
@@ -55,9 +58,9 @@ class Painter:
         if message is None:
             raise RefusedError(503, f"the painting process {await self._end()}; the server's log says more")
         if message["is"] == "refused":
-            await self.stop()
+            await self._end()
             raise InputError(message["error"])
-        self.models, self.schedulers = message["models"], message["schedulers"]
+        self.models, self.wrong, self.schedulers = message["models"], message["wrong"], message["schedulers"]
 
     async def paint(self, job: Message, hear: Callable[[Message], None]) -> None:
         """Paint an edit to its end.

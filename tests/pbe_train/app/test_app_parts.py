@@ -266,12 +266,12 @@ def test_models_are_named_by_who_starts_the_server_or_found(tmp_path: Path, monk
             (folder / f"step-{step:08d}").mkdir()
             (folder / f"step-{step:08d}" / "state.json").touch()
     assert [tuple(choice) for choice in find_models([])] == [
-        ("tiny-world", "tiny world", "tiny_world/weights/model"),
-        ("mine", "mine", "runs/mine"),
+        ("tiny-world", "tiny world", "tiny_world/weights/model", False),
+        ("mine", "mine", "runs/mine", False),
     ]
     (tmp_path / "a=b").mkdir()
     given = ["My Größe!=runs/mine", "runs/mine", "a=b", "my-gr-e=runs/mine"]
-    assert [tuple(choice) for choice in find_models(given)] == [
+    assert [tuple(choice)[:3] for choice in find_models(given)] == [
         ("my-gr-e", "My Größe!", "runs/mine"),
         ("mine", "mine", "runs/mine"),
         ("a-b", "a=b", "a=b"),
