@@ -26,6 +26,9 @@ export const forgetPhoto = (id) => ask("DELETE", `/api/photos/${id}`);
 /** Ask for an edit. @returns {Promise<{id: string, place: number}>} */
 export const startEdit = (edit) => ask("POST", "/api/edits", JSON.stringify(edit), { "Content-Type": "application/json" });
 
+/** How it stands with an edit. @returns {Promise<object>} as `followEdit` tells it */
+export const getEdit = (id) => ask("GET", `/api/edits/${id}`);
+
 export const forgetEdit = (id) => ask("DELETE", `/api/edits/${id}`);
 
 /** Bytes of an address of the server's. @returns {Promise<Blob>} */
