@@ -7,8 +7,10 @@ import argparse
 import asyncio
 import errno
 import json
+import os
 import signal
 import socket
+import sys
 import webbrowser
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +71,9 @@ async def serve(options: "Options", open_browser: bool) -> None:
     runner = await make_runner(replace(options, port=port), painter, listening)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/"
     print(f"{url} (Ctrl-C ends it)", flush=True)
-    if open_browser:
+    # Without a screen Python would open a browser in the terminal, in the server's place.
+    has_screen = not sys.platform.startswith("linux") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if open_browser and has_screen:
         await asyncio.to_thread(webbrowser.open, url)
     await over.wait()
     await runner.cleanup()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ class Painter:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LONGEST_LINE,
+            # Threads that spin while they wait for each other get nothing done beside other work, such as a browser's.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
             start_new_session=True,  # The terminal's Ctrl-C is for the server, which then ends both.
         )
         message = await self._hear()
