@@ -14,6 +14,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
+from pbe_core.words import number_of
 
 if TYPE_CHECKING:
     from pbe_train.editing.edit_settings import EditSettings
@@ -86,9 +87,8 @@ def find_pictures(options: argparse.Namespace, settings: "EditSettings") -> None
     options.mask = find_picture(settings.mask, options.mask, options.settings, "--mask")
     given = options.reference or [None] * len(settings.references)
     if len(given) != len(settings.references):
-        raise InputError(
-            f"--reference: {len(given)} files, and {options.settings} names {len(settings.references)}; give as many"
-        )
+        told = number_of(len(given), "file")
+        raise InputError(f"--reference: {told}, and {options.settings} names {len(settings.references)}; give as many")
     pairs = zip(settings.references, given, strict=True)
     options.reference = [find_picture(record, path, options.settings, "--reference") for record, path in pairs]
     if options.model is None:

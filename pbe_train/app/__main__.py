@@ -18,6 +18,7 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 
 if TYPE_CHECKING:
+    from pbe_train.app.dataset_routes import ViewerOptions
     from pbe_train.app.server import Options
 
 
@@ -94,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def viewer_options(options: argparse.Namespace) -> "ViewerOptions":  # type: ignore[name-defined]  # noqa: F821
+def viewer_options(options: argparse.Namespace) -> "ViewerOptions":
     """What the dataset viewer is started with.
 
     Raises:

@@ -16,6 +16,7 @@ from pbe_train.editing.edit_settings import EditSettings, ModelRecord, PictureRe
 
 _AT_ONCE = 1 << 20
 _LONGEST = 60
+_WITH_SUFFIX = re.compile(r"(.+)(\.[A-Za-z0-9]{1,5})")
 _NO_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 """What Windows takes for a device."""
 
@@ -30,9 +31,10 @@ def safe_names(names: Sequence[str], results: int) -> list[str]:
     taken = {"settings.json", "preview.jpg", "preview.tmp", *(f"result-{number}.png" for number in range(results))}
     safe = []
     for name in names:
-        stem, dot, suffix = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).lstrip(".-").rpartition(".")
-        stem, suffix = (stem, f".{suffix[:8]}") if dot and stem else (stem + dot + suffix, "")
-        stem = stem[:_LONGEST] or "file"
+        plain = re.sub(r"[^\w.-]+", "_", name, flags=re.ASCII).lstrip(".-")
+        parts = _WITH_SUFFIX.fullmatch(plain)
+        stem, suffix = parts.groups() if parts else (plain, "")
+        stem = stem[:_LONGEST].rstrip(".") or "file"
         if _NO_NAMES.fullmatch(stem):
             stem = f"_{stem}"
         number, made = 1, stem + suffix

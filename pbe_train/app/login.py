@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from pathlib import Path
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from pbe_core.errors import InputError
 from pbe_train.app.security import RefusedError, is_loopback
@@ -58,17 +58,17 @@ class Login:
     Args:
         password: null where there is none.
         sessions: of all browsers.
+        cookie: the name of the one that says which session a request is of.
     """
 
-    def __init__(self, password: str | None, sessions: Sessions) -> None:
-        self.password, self.sessions = password, sessions
+    def __init__(self, password: str | None, sessions: Sessions, cookie: str) -> None:
+        self.password, self.sessions, self.cookie = password, sessions, cookie
         self.wrong: OrderedDict[str, deque[float]] = OrderedDict()
         self.all_wrong: deque[float] = deque(maxlen=10 * ATTEMPTS)
 
     def needed(self, request: web.Request, session: Session | None) -> bool:
         """Whether a request must wait until somebody has given the password."""
-        is_open = request.path in OPEN_PATHS or request.path.startswith("/static/")
-        return self.password is not None and not is_open and not (session and session.logged_in)
+        return self.password is not None and not _is_open(request) and not (session and session.logged_in)
 
     async def post(self, request: web.Request) -> web.Response:
         """`POST /api/login {"password"}`: a new session, so that one that somebody else has set is worth nothing."""
@@ -87,6 +87,28 @@ class Login:
         request["new_session"] = session
         return web.json_response({})
 
+    @web.middleware
+    async def let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A middleware that finds a request's session, makes one where there is none, and keeps out who must log in first."""
+        session = self.sessions.find(request.cookies.get(self.cookie))
+        if self.needed(request, session):
+            if request.method == "GET" and not request.path.startswith("/api/"):
+                raise web.HTTPSeeOther("/login")
+            raise RefusedError(401, "the password is needed; open /login")
+        # No page of another site, nor of another port of this machine, has a business with the API.
+        elsewhere = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        if elsewhere and request.path.startswith("/api/"):
+            raise RefusedError(403, "a page of another site sent this request; open this server's own page")
+        # After a click on another site the browser keeps our cookie back: a new one would take the place of the old one.
+        if session is None and not _is_open(request) and not elsewhere:
+            session = request["new_session"] = self.sessions.new()
+        request["session"] = session
+        response = await handler(request)
+        if new := request.get("new_session"):
+            secure = request.headers.get("X-Forwarded-Proto") == "https"
+            response.set_cookie(self.cookie, new.id, httponly=True, samesite="Strict", secure=secure, path="/")
+        return response
+
     def _check_pace(self, address: str) -> None:
         limit = time.monotonic() - MINUTE
         mine = self.wrong.get(address, deque())
@@ -102,40 +124,10 @@ class Login:
             self.wrong.popitem(last=False)
 
 
+def _is_open(request: web.Request) -> bool:
+    return request.path in OPEN_PATHS or request.path.startswith("/static/")
+
+
 def _hash(password: str) -> bytes:
     """Of one length, whatever the password's is."""
     return hashlib.sha256(password.encode(errors="replace")).digest()
-
-
-def let_in(login: Login, sessions: Sessions, cookie: str) -> Middleware:
-    """A middleware that finds a request's session, makes one where there is none, and keeps out who must log in first.
-
-    Args:
-        login: the password.
-        sessions: of all browsers.
-        cookie: its name.
-    """
-
-    @web.middleware
-    async def find_session(request: web.Request, handler: Handler) -> web.StreamResponse:
-        session = sessions.find(request.cookies.get(cookie))
-        if login.needed(request, session):
-            if request.method == "GET" and not request.path.startswith("/api/"):
-                raise web.HTTPSeeOther("/login")
-            raise RefusedError(401, "the password is needed; open /login")
-        # No page of another site, nor of another port of this machine, has a business with the API.
-        elsewhere = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
-        if elsewhere and request.path.startswith("/api/"):
-            raise RefusedError(403, "a page of another site sent this request; open this server's own page")
-        # After a click on another site the browser keeps our cookie back: a new one would take the place of the old one.
-        static = request.path.startswith("/static/")
-        if session is None and not static and not elsewhere and request.path not in OPEN_PATHS:
-            session = request["new_session"] = sessions.new()
-        request["session"] = session
-        response = await handler(request)
-        if new := request.get("new_session"):
-            secure = request.headers.get("X-Forwarded-Proto") == "https"
-            response.set_cookie(cookie, new.id, httponly=True, samesite="Strict", secure=secure, path="/")
-        return response
-
-    return find_session

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
+from aiohttp.typedefs import Handler
 
 from pbe_core.errors import InputError, machine_error
 
@@ -88,6 +88,19 @@ class Hosts:
         default = _DEFAULT_PORTS[scheme]
         return name == own_name and (port or default) == (own_port or default)
 
+    @web.middleware
+    async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A middleware that lets pass what this server's own pages ask for."""
+        host = request.headers.get("Host", "")
+        if not self.know(host):
+            raise RefusedError(421, f"this server is not called {host[:100]!r}; start it with --allowed-host NAME if it is")
+        if request.method not in ("GET", "HEAD"):
+            if not self.sent_by_own_page(request.headers.get("Origin", ""), host):
+                raise RefusedError(403, "a page of another site sent this request (Origin); open this server's own page")
+            if request.headers.get("X-PBE") != "1":
+                raise RefusedError(403, "the header X-PBE: 1 is missing; requests that change something need it")
+        return await handler(request)
+
 
 def _split(url: str) -> tuple[str, int | None]:
     try:
@@ -144,25 +157,3 @@ async def answer_in_words(request: web.Request, handler: Handler) -> web.StreamR
 def sentence(status: int, message: str) -> web.Response:
     """An answer that says why not."""
     return web.json_response({"error": message}, status=status)
-
-
-def check_sender(hosts: Hosts) -> Middleware:
-    """A middleware that lets pass what this server's own pages ask for.
-
-    Args:
-        hosts: the server's names.
-    """
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        host = request.headers.get("Host", "")
-        if not hosts.know(host):
-            raise RefusedError(421, f"this server is not called {host[:100]!r}; start it with --allowed-host NAME if it is")
-        if request.method not in ("GET", "HEAD"):
-            if not hosts.sent_by_own_page(request.headers.get("Origin", ""), host):
-                raise RefusedError(403, "a page of another site sent this request (Origin); open this server's own page")
-            if request.headers.get("X-PBE") != "1":
-                raise RefusedError(403, "the header X-PBE: 1 is missing; requests that change something need it")
-        return await handler(request)
-
-    return check

@@ -5,6 +5,7 @@ request ──▶ errors in words ──▶ Host, Origin ──▶ session, pass
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.log import server_logger
 
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pbe_train.app.dataset_routes import Viewer, ViewerOptions, dataset_routes
 from pbe_train.app.edit_routes import EditRoutes
-from pbe_train.app.login import Login, let_in
+from pbe_train.app.login import Login
 from pbe_train.app.models import Choice
 from pbe_train.app.painter import Painter
-from pbe_train.app.security import Hosts, RefusedError, add_headers, answer_in_words, check_sender
+from pbe_train.app.security import Hosts, RefusedError, add_headers, answer_in_words
 from pbe_train.app.sessions import Room, Sessions
 
 STATIC = Path(__file__).parent / "static"
@@ -64,16 +67,12 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     """The application; its painting process is started, and ends with it."""
     sessions = Sessions(options.folder, options.room)
     viewer = Viewer(options.viewer)
-    login = Login(options.password, sessions)
+    # Cookies do not know of ports: two servers on one machine must not take each other's.
+    login = Login(options.password, sessions, f"pbe_{options.port}")
+    hosts = Hosts(options.host, options.allowed_hosts)
     names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.viewer.datasets]
     edits = EditRoutes(list(options.choices), painter, sessions, names, remote=bool(options.password or options.allowed_hosts))
-    # Cookies do not know of ports: two servers on one machine must not take each other's.
-    guards = [
-        answer_in_words,
-        check_sender(Hosts(options.host, options.allowed_hosts)),
-        let_in(login, sessions, f"pbe_{options.port}"),
-    ]
-    app = web.Application(middlewares=guards, client_max_size=BODY_BYTES)
+    app = web.Application(middlewares=[answer_in_words, hosts.check, login.let_in], client_max_size=BODY_BYTES)
     app.on_response_prepare.append(add_headers)
     served = static_files()
     app.add_routes([web.get(path, page(served[name])) for path, name in PAGES.items()])
@@ -98,11 +97,17 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     return app
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether something of aiohttp's log is to be seen: anybody can send what is no HTTP, which is no fault of ours."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 async def make_runner(options: Options, painter: Painter, listening: socket.socket) -> web.AppRunner:
     """The application at work on a socket; `cleanup` of what is returned ends it.
 
     A handler whose browser has gone ends at once, so that nothing is painted as a preview for nobody.
     """
+    server_logger.addFilter(is_worth_a_line)
     runner = web.AppRunner(make_app(options, painter), access_log=None, shutdown_timeout=2.0, handler_cancellation=True)
     await runner.setup()
     await web.SockSite(runner, listening).start()

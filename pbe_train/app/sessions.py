@@ -138,7 +138,7 @@ class Sessions:
 
     def add(self, session: Session, kind: type[Kind]) -> Kind:
         """A new item with an empty folder, in use until its maker says otherwise."""
-        self.make_room(session, 0)
+        self.make_room(session, 0, items=1)
         id = secrets.token_hex(12)
         item = kind(id, session.folder / id, users=1)
         item.folder.mkdir(parents=True, mode=0o700)
@@ -152,13 +152,13 @@ class Sessions:
             self.bytes += size - item.bytes
             item.bytes = size
 
-    def make_room(self, session: Session, more: int) -> None:
-        """Let the oldest go until so many bytes more fit: of this session, and then of all.
+    def make_room(self, session: Session, more: int, items: int = 0) -> None:
+        """Let the oldest go until so many bytes and items more fit: of this session, and then of all.
 
         Raises:
             RefusedError: what is left is in use.
         """
-        while session.bytes + more > self.room.session_bytes or len(session.items) >= self.room.session_items:
+        while session.bytes + more > self.room.session_bytes or len(session.items) + items > self.room.session_items:
             self._drop_oldest([session])
         while self.bytes + more > self.room.all_bytes:
             self._drop_oldest(list(self.all.values()))

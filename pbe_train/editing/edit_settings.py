@@ -79,7 +79,9 @@ def read_settings(path: Path) -> EditSettings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "it"
-        raise InputError(f"{path}: {where}: {first['msg']}; give a settings.json that the app wrote") from None
+        raise InputError(
+            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; give a settings.json that the app wrote"
+        ) from None
 
 
 def find_picture(record: PictureRecord, given: Path | None, settings: Path, option: str) -> Path:

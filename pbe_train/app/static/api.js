@@ -1,10 +1,16 @@
 /** The server's HTTP API. What it refuses is an `Error` whose message is the sentence that the server says. */
 
+const INTERRUPTED = "The connection to the server is interrupted; it is tried again.";
+const FORGOTTEN = "The server no longer knows this edit (was it started anew?): paint it again.";
 const NO_ANSWER = "The server does not answer: see whether `pbe app` still runs, then try again.";
 
 export const getModels = () => ask("GET", "/api/models");
 
-/** Send a photo, of any kind. @param {Blob} file @param {string} name shown to people, never a path @returns {Promise<{id: string, name: string, width: number, height: number}>} */
+/**
+ * Send a photo, of any kind.
+ * @param {Blob} file @param {string} name shown to people, never a path @param {number} limit bytes
+ * @returns {Promise<{id: string, name: string, width: number, height: number}>}
+ */
 export function sendPhoto(file, name, limit = Infinity) {
   if (file.size > limit) {
     throw new Error(`${name}: the file has ${megabytes(file.size)} MB, and at most ${megabytes(limit)} MB are taken; give a smaller one.`);
@@ -20,6 +26,9 @@ export const forgetPhoto = (id) => ask("DELETE", `/api/photos/${id}`);
 /** Ask for an edit. @returns {Promise<{id: string, place: number}>} */
 export const startEdit = (edit) => ask("POST", "/api/edits", JSON.stringify(edit), { "Content-Type": "application/json" });
 
+/** How it stands with an edit. @returns {Promise<object>} as `followEdit` tells it */
+export const getEdit = (id) => ask("GET", `/api/edits/${id}`);
+
 export const forgetEdit = (id) => ask("DELETE", `/api/edits/${id}`);
 
 /** Bytes of an address of the server's. @returns {Promise<Blob>} */
@@ -31,7 +40,8 @@ export async function getBlob(url) {
 
 /**
  * Follow an edit until it has ended.
- * @param {string} id @param {(state: object) => void} tell called with each state @param {(problem: string) => void} lose called when the server is gone
+ * @param {string} id @param {(state: object) => void} tell called with each state
+ * @param {(problem: string, forGood: boolean) => void} lose called when the server does not tell any more, or not for now
  * @returns {() => void} stops to follow
  */
 export function followEdit(id, tell, lose) {
@@ -41,13 +51,17 @@ export function followEdit(id, tell, lose) {
     if (["done", "cancelled", "failed"].includes(state.state)) events.close();
     tell(state);
   };
-  // Chromium and Firefox try again by themselves while the state is "connecting".
-  events.onerror = () => { if (events.readyState === EventSource.CLOSED) lose(NO_ANSWER); };
+  // Browsers try again by themselves, unless the answer was a refusal.
+  events.onerror = () => {
+    const forGood = events.readyState === EventSource.CLOSED;
+    lose(forGood ? FORGOTTEN : INTERRUPTED, forGood);
+  };
   return () => events.close();
 }
 
 async function ask(method, url, body, headers = {}) {
-  const answer = await send(url, { method, body, headers: { "X-PBE": "1", ...(body instanceof Blob && { "Content-Type": "application/octet-stream" }), ...headers } });
+  const kind = body instanceof Blob && { "Content-Type": "application/octet-stream" };
+  const answer = await send(url, { method, body, headers: { "X-PBE": "1", ...kind, ...headers } });
   if (!answer.ok) throw await refusal(answer);
   return answer.status === 204 ? null : answer.json().catch(() => null);
 }

@@ -9,6 +9,7 @@ export class Cutter {
   constructor(limits, use) {
     const find = (name) => document.querySelector(`#cut${name}`);
     Object.assign(this, { limits, use, dialog: find(""), error: find("-error"), told: find("-told"), from: find("-from"), button: find("-use"), file: find("-file") });
+    this.edited = null;
     this.pictures = new Map();
     this.frame = new Frame((bounds) => this.#framed(bounds));
     this.stage = new Stage(find("-stage"), this.frame);
@@ -31,6 +32,7 @@ export class Cutter {
   /** @param {?Picture} edited the photo that is edited, first in the list */
   open(edited) {
     this.error.textContent = "";
+    this.edited = edited;
     if (edited && !this.pictures.has(edited.id)) this.#list(edited);
     this.dialog.showModal();
     this.#show(edited ?? [...this.pictures.values()].at(-1) ?? null);
@@ -46,6 +48,7 @@ export class Cutter {
     this.frame.clear();
     if (picture) this.from.value = picture.id;
     this.from.disabled = !picture;
+    if (this.stage.picture !== this.edited) this.stage.picture?.rest();
     this.stage.show(picture);
     this.#framed(null);
   }

@@ -58,6 +58,7 @@ async function openPhoto(file, name) {
     try {
       const picture = await new Picture(await sendPhoto(file, name, page.offered.limits.bytes)).open();
       if (opening !== page.opening) return; // Another one was opened meanwhile.
+      page.picture?.rest();
       page.picture = picture;
       page.mask = tools.mask = new Mask(picture.width, picture.height);
       stage.show(picture, page.mask);

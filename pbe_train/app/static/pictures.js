@@ -33,6 +33,11 @@ export class Picture {
     return this.asked;
   }
 
+  /** Let the full picture go, which takes four bytes a pixel; it is loaded again if it is wanted. */
+  rest() {
+    if (this.full !== this.small) this.full = this.asked = null;
+  }
+
   /** A part of the photo as a PNG file. @param {import("./geometry.js").Bounds} bounds @returns {Promise<Blob>} */
   async cut({ left, top, right, bottom }) {
     const image = await this.whole(), canvas = document.createElement("canvas");
