@@ -1,4 +1,4 @@
-"""Draw docs/pictures/app_edit_*.png: the edit page of `pbe app`, the example painted, wide (light, dark) and narrow (docs/app.md).
+"""Draw docs/pictures/app_edit_*.png: the edit page of `pbe app` with its example, wide (light, dark) and narrow (docs/app.md).
 
 Starts the app with the finished tiny model and looks at it in Chromium.
 

@@ -261,9 +261,10 @@ class Rows:
 
     def close(self) -> None:
         """End what is being read."""
-        for each in (*self._columns.values(), *self._searches.values()):
-            if each.scan:
-                each.scan.stop()
+        running = [column.scan for column in self._columns.values()] + [search.scan for search in self._searches.values()]
+        for each in running:
+            if each:
+                each.stop()
 
     def _find(self, query: Query) -> Found:
         if query.split and query.split not in self.folder.info.splits:
@@ -273,7 +274,7 @@ class Rows:
             return Found(ranges, None, 1.0)
         columns = {name: self._column(name) for name in query.needs()}
         search = self._search(query.text) if query.text else None
-        done = min(each.done for each in (*columns.values(), *([search] if search else [])))
+        done = min([each.done for each in columns.values()] + ([search.done] if search else []))
         tests = {name: _test(query, name, columns[name]) for name in columns}
         if search:
             places = search.places()

@@ -163,7 +163,7 @@ def _plan(task: Told) -> pq.ParquetFile:
     return pq.ParquetFile(remote.files.open(remote.path("plan.parquet"), "rb"))
 
 
-def _array(task: Told) -> np.ndarray:
+def _array(task: Told) -> "np.memmap[Any, Any]":
     return np.lib.format.open_memmap(task["out"], mode="r+")
 
 

@@ -85,6 +85,7 @@ def test_tables_and_page_have_every_value_with_its_interval_and_bounds_apart(pag
     assert all(f"{name}{value}" in text for name, value in told.recipe.items())
     assert told.notes[0] in text
     assert told.notes[0] in terminal
+    assert "pbe app --dataset FOLDER" in text
 
 
 def test_of_few_pictures_is_warned_first_and_the_less_biased_scores_lead(tmp_path):

@@ -13,7 +13,8 @@ export const getModels = () => ask("GET", "/api/models");
  */
 export function sendPhoto(file, name, limit = Infinity) {
   if (file.size > limit) {
-    throw new Error(`${name}: the file has ${megabytes(file.size)} MB, and at most ${megabytes(limit)} MB are taken; give a smaller one.`);
+    const sizes = `the file has ${megabytes(file.size)} MB, and at most ${megabytes(limit)} MB are taken`;
+    throw new Error(`${name}: ${sizes}; give a smaller one.`);
   }
   return ask("POST", "/api/photos", file, { "X-Name": encodeURIComponent(name) });
 }
@@ -25,6 +26,9 @@ export const forgetPhoto = (id) => ask("DELETE", `/api/photos/${id}`);
 
 /** Ask for an edit. @returns {Promise<{id: string, place: number}>} */
 export const startEdit = (edit) => ask("POST", "/api/edits", JSON.stringify(edit), { "Content-Type": "application/json" });
+
+/** How it stands with an edit. @returns {Promise<object>} as `followEdit` tells it */
+export const getEdit = (id) => ask("GET", `/api/edits/${id}`);
 
 export const forgetEdit = (id) => ask("DELETE", `/api/edits/${id}`);
 
@@ -73,7 +77,8 @@ async function send(url, options) {
 
 async function refusal(answer) {
   const said = await answer.json().catch(() => ({}));
-  return new Error(said.error ?? `The server answers ${answer.status} ${answer.statusText}: try again, or look at what it prints.`);
+  const told = `The server answers ${answer.status} ${answer.statusText}`;
+  return new Error(said.error ?? `${told}: try again, or look at what it prints.`);
 }
 
 const megabytes = (bytes) => (bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 });

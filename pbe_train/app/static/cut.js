@@ -8,7 +8,9 @@ export class Cutter {
   /** @param {{bytes: number}} limits @param {(file: File) => Promise<void>} use takes what was cut out */
   constructor(limits, use) {
     const find = (name) => document.querySelector(`#cut${name}`);
-    Object.assign(this, { limits, use, dialog: find(""), error: find("-error"), told: find("-told"), from: find("-from"), button: find("-use"), file: find("-file") });
+    Object.assign(this, { limits, use, dialog: find(""), button: find("-use") });
+    for (const name of ["error", "told", "from", "file"]) this[name] = find(`-${name}`);
+    this.edited = null;
     this.pictures = new Map();
     this.frame = new Frame((bounds) => this.#framed(bounds));
     this.stage = new Stage(find("-stage"), this.frame);
@@ -31,6 +33,7 @@ export class Cutter {
   /** @param {?Picture} edited the photo that is edited, first in the list */
   open(edited) {
     this.error.textContent = "";
+    this.edited = edited;
     if (edited && !this.pictures.has(edited.id)) this.#list(edited);
     this.dialog.showModal();
     this.#show(edited ?? [...this.pictures.values()].at(-1) ?? null);
@@ -46,6 +49,7 @@ export class Cutter {
     this.frame.clear();
     if (picture) this.from.value = picture.id;
     this.from.disabled = !picture;
+    if (this.stage.picture !== this.edited) this.stage.picture?.rest();
     this.stage.show(picture);
     this.#framed(null);
   }

@@ -21,7 +21,10 @@ export class Picture {
     return this;
   }
 
-  /** What to draw at a scale (px of the screen for one of the photo): the small picture, and `later` is called when a better one is there. */
+  /**
+   * What to draw at a scale (px of the screen for one of the photo): the small picture, if need be, and `later` is called when a
+   * better one is there.
+   */
   at(scale, later) {
     if (!this.full && scale * this.width > 1.25 * this.small.naturalWidth) this.whole().then(later, () => {});
     return this.full ?? this.small;
@@ -31,6 +34,11 @@ export class Picture {
   whole() {
     this.asked ??= this.full ? Promise.resolve(this.full) : loadImage(this.url()).then((image) => (this.full = image));
     return this.asked;
+  }
+
+  /** Let the full picture go, which takes four bytes a pixel; it is loaded again if it is wanted. */
+  rest() {
+    if (this.full !== this.small) this.full = this.asked = null;
   }
 
   /** A part of the photo as a PNG file. @param {import("./geometry.js").Bounds} bounds @returns {Promise<Blob>} */

@@ -1,12 +1,13 @@
 /**
- * The edits that were asked for, newest first: place in the queue, progress and previews while they are painted, then results beside
- * the original, and what can be downloaded.
+ * The edits that were asked for, newest first: place in the queue, progress and previews while they are painted, then results
+ * beside the original, and what can be downloaded.
  */
-import { followEdit, forgetEdit } from "./api.js";
+import { followEdit, forgetEdit, getEdit } from "./api.js";
 import { Compare } from "./compare.js";
 import { SMALL } from "./pictures.js";
 
 const ENDED = ["done", "cancelled", "failed"];
+const POLL = 2000; // Ms between looks at those that wait.
 
 /**
  * @typedef {object} Edit what was asked for
@@ -20,7 +21,7 @@ const ENDED = ["done", "cancelled", "failed"];
 export class Results {
   /**
    * @param {HTMLElement} section
-   * @param {{further: (address: string, name: string) => Promise<void>, announce: (text: string) => void, changed: () => void}} calls
+   * @param {object} calls `further(address, name)` makes a result the photo; `announce(text)` says it; `changed()`
    */
   constructor(section, calls) {
     this.section = section;
@@ -28,20 +29,29 @@ export class Results {
     this.calls = calls;
     this.cards = [];
     this.made = 0;
+    setInterval(() => { for (const card of this.cards) card.look(); }, POLL);
   }
 
   /** @param {Edit} edit */
   add(edit) {
-    const card = new Card(edit, ++this.made, this.calls, () => this.#remove(card));
+    const calls = { ...this.calls, changed: () => { this.#listen(); this.calls.changed(); }, remove: () => this.#remove(card) };
+    const card = new Card(edit, ++this.made, calls);
     this.cards.unshift(card);
     this.list.prepend(card.element);
     this.section.hidden = false;
+    this.#listen();
     card.element.scrollIntoView({ block: "nearest" });
     this.calls.changed();
   }
 
   /** The edit that is painted or waits, the one asked for last. @returns {?Card} */
   get running() { return this.cards.find((card) => !card.ended) ?? null; }
+
+  // A browser has six connections to a server, and each edit that is listened to takes one: only the oldest is, which is painted
+  // first; the others are looked at now and then.
+  #listen() {
+    this.cards.findLast((card) => !card.ended)?.listen();
+  }
 
   #remove(card) {
     this.cards = this.cards.filter((one) => one !== card);
@@ -52,8 +62,9 @@ export class Results {
 }
 
 class Card {
-  constructor(edit, number, calls, remove) {
-    Object.assign(this, { edit, number, calls, remove, ended: false, chosen: 0, chosenByHand: false, previews: 0, loading: false, last: null });
+  constructor(edit, number, calls) {
+    Object.assign(this, { edit, number, calls, ended: false, last: null, seed: null, stopListening: null });
+    Object.assign(this, { chosen: 0, chosenByHand: false, previews: 0, loading: false });
     this.element = document.querySelector("#edit-template").content.firstElementChild.cloneNode(true);
     this.element.dataset.edit = edit.id;
     this.find = (selector) => this.element.querySelector(selector);
@@ -65,7 +76,22 @@ class Card {
     this.find(".forget").addEventListener("click", () => this.forget());
     this.find(".further").addEventListener("click", () => this.#further());
     this.#pace("Waiting");
-    this.stopFollowing = followEdit(edit.id, (state) => this.#take(state), (...problem) => this.#lost(...problem));
+  }
+
+  /** Have each change told by the server, once it is this edit's turn. */
+  listen() {
+    this.stopListening ??= followEdit(this.edit.id, (state) => this.#take(state), (...problem) => this.#lost(...problem));
+  }
+
+  /** Ask the server how it stands with an edit that nobody listens to. */
+  async look() {
+    if (this.ended || this.stopListening) return;
+    try {
+      const state = await getEdit(this.edit.id);
+      if (!this.ended && !this.stopListening) this.#take(state);
+    } catch (error) {
+      this.find(".error").textContent = error.message;
+    }
   }
 
   /** Cancel what is not done, and take away what is. */
@@ -77,10 +103,8 @@ class Card {
       // The server may have forgotten it first: then it can go here, too.
       if (!this.ended) { this.find(".error").textContent = error.message; return; }
     }
-    if (this.ended) {
-      this.stopFollowing();
-      this.remove();
-    }
+    if (this.ended) this.calls.remove();
+    else this.look();
   }
 
   #take(state) {
@@ -91,14 +115,18 @@ class Card {
     state.results.forEach((result, place) => this.#result(result, place));
     if (state.state === "painting") this.#preview(state);
     this.#progress(state);
+    const next = state.state === "painting" && state.seed_number !== this.seed;
     if (state.state !== before) this.#changed(state);
+    else if (next) this.calls.announce(`Edit ${this.number}: ${this.find(".pace").textContent}.`);
+    this.seed = state.seed_number;
   }
 
   #progress({ state, place, seed_number: seed, step, steps, seconds_left: left }) {
     const bar = this.find("progress"), count = this.edit.seeds.length;
     if (state === "waiting") {
       bar.removeAttribute("value");
-      this.#pace(place > 0 ? `Waiting: ${place} ${place === 1 ? "edit" : "edits"} before this one` : "Waiting");
+      const before = place > 0 ? `Waiting: ${place} ${place === 1 ? "edit" : "edits"} before this one` : "Waiting";
+      this.#pace(before + (left == null ? "" : `, about ${duration(left)} left`));
     } else if (state === "painting") {
       bar.max = steps * count;
       bar.value = steps * (seed ?? 0) + (step ?? 0);

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 EXAMPLE = REPOSITORY / "tiny_world" / "example"
 MODEL = REPOSITORY / "tiny_world" / "weights" / "model"
 
+PATIENCE_MS = 300_000
+"""For what hangs; a slow or busy machine must not fail a test."""
+
 
 @contextmanager
 def serve(*options: str) -> Iterator[str]:
@@ -91,6 +94,15 @@ class Person:
         placed = [(((corner_x + x) - corner_x), ((corner_y + y) - corner_y)) for x, y in points]
         return [(snap((x - left) / scale), snap((y - top) / scale)) for x, y in placed]
 
+    def reach(self, wanted: str) -> None:
+        """Press Tab until an element has the focus, and see that one sees it."""
+        for _ in range(80):
+            self.page.keyboard.press("Tab")
+            if self.page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
+                assert self.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+                return
+        raise AssertionError(f"Tab does not reach {wanted}")
+
     def paint(self, start: Callable[[], None] | None = None) -> str:
         """Ask for an edit; its id."""
         with self.page.expect_response(lambda one: one.url.endswith("/api/edits")) as told:
@@ -115,7 +127,9 @@ class Person:
 @contextmanager
 def person(browser: "Browser", address: str, *, refused: int = 0, **options: Any) -> Iterator[Person]:
     """Somebody new at the page. At the end: no complaint on the console but `refused` requests, and none to another host."""
-    with open_tab(browser, f"{address}/", **options) as tab:
+    with open_tab(browser, **options) as tab:
+        tab.page.set_default_timeout(PATIENCE_MS)
+        tab.page.goto(f"{address}/")
         tab.page.locator("html[data-ready]").wait_for(state="attached")
         yield Person(tab, address)
         assert [url for url in tab.requests if not url.startswith(f"{address}/")] == []
@@ -135,3 +149,21 @@ def file_of(pixels: np.ndarray, name: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return {"name": name, "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def repeat(record: Path, *options: str) -> np.ndarray:
+    """What the command line paints with a settings file, beside which its pictures lie."""
+    # Not above: what draws pictures of the page needs no set-up of tests, and no PyTorch.
+    import torch
+
+    from pbe_train import sample
+    from tests.conftest import call_program
+
+    out = record.parent / "again.png"
+    threads = torch.get_num_threads()
+    try:
+        done = call_program(sample.main, "--settings", str(record), "--model", str(MODEL), "--out", str(out), *options)
+    finally:
+        torch.set_num_threads(threads)
+    assert done.returncode == 0, done.stderr
+    return picture(out.read_bytes())

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from pbe_train import sample
-from tests.conftest import call_program
 from tests.pbe_train.app import mask_rules
-from tests.pbe_train.app.edit_people import EXAMPLE, MODEL, Person, file_of, person, picture, serve
+from tests.pbe_train.app.edit_people import EXAMPLE, file_of, person, picture, repeat, serve
 
 
 @pytest.fixture(scope="module")
@@ -172,29 +169,17 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
     assert np.array_equal(repeat(record, "--seed", "8"), result)
 
 
-def repeat(record: Path, *options: str) -> np.ndarray:
-    """What the command line paints with a settings file, beside which its pictures lie."""
-    out = record.parent / "again.png"
-    threads = torch.get_num_threads()
-    try:
-        done = call_program(sample.main, "--settings", str(record), "--model", str(MODEL), "--out", str(out), *options)
-    finally:
-        torch.set_num_threads(threads)
-    assert done.returncode == 0, done.stderr
-    return picture(out.read_bytes())
-
-
 def test_keys_alone_do_from_the_photo_to_the_result(browser, address):
     """No mouse: reach the photo with Tab, draw a stroke and a box with arrows, paint, cancel another one."""
     with person(browser, address) as one:
         press = one.page.keyboard.press
-        reach(one, "example")
+        one.reach("#example")
         press("Enter")
         one.page.locator("#thumbs img").wait_for()
-        reach(one, "clear")
+        one.reach("#clear")
         press("Enter")
         one.page.get_by_text("nothing to be repainted").wait_for()
-        reach(one, "canvas")
+        one.reach("#canvas")
         size = float(one.page.inner_text("#brush-size-told").split()[0])
         one.page.keyboard.down("Space")
         for key in ("ArrowRight", "Shift+ArrowDown", "ArrowRight"):
@@ -208,12 +193,12 @@ def test_keys_alone_do_from_the_photo_to_the_result(browser, address):
         for key in ("ArrowDown", "ArrowDown", "Enter", "ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowLeft", "Enter"):
             press(key)
         expected |= mask_rules.box((64 + 2 * step, 65 + 2 * step), (64 - step, 65 + 3 * step), 128, 128)
-        reach(one, "steps")
+        one.reach("#steps")
         one.page.keyboard.type("2")  # Tab selects what is there.
         first = one.paint(lambda: press("Control+Enter"))
         one.wait(first)
         assert np.array_equal(one.mask_of(first), expected)
-        reach(one, "steps")
+        one.reach("#steps")
         one.page.keyboard.type("1000")
         second = one.paint(lambda: press("Control+Enter"))
         one.wait(second, "painting")
@@ -221,20 +206,9 @@ def test_keys_alone_do_from_the_photo_to_the_result(browser, address):
         one.wait(second, "cancelled")
         one.page.get_by_text("Edit 2 is cancelled.").wait_for(state="attached")
         press("Shift+Tab")
-        reach(one, None, ".edit .save")
+        one.reach(".edit .save")
         with one.page.expect_download():
             press("Enter")
-
-
-def reach(one: Person, name: str | None, selector: str = "") -> None:
-    """Press Tab until an element has the focus, and see that one sees it."""
-    wanted = selector or f"#{name}"
-    for _ in range(80):
-        one.page.keyboard.press("Tab")
-        if one.page.evaluate("wanted => document.activeElement.matches(wanted)", wanted):
-            assert one.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
-            return
-    raise AssertionError(f"Tab does not reach {wanted}")
 
 
 def test_a_finger_draws_and_two_zoom_on_a_narrow_screen(browser, address):
@@ -285,7 +259,7 @@ def test_two_people_at_once_get_their_own(browser, address):
             who.draw([(300, 250), (420, 260)])
             who.page.set_input_files("#reference-file", EXAMPLE / "reference.png")
             who.page.locator("#thumbs img").wait_for()
-            who.fill(steps=10)
+            who.fill(steps=3)
         for who in (one, other):
             edits.append(who.paint())
         for who, edit, photo in zip((one, other), edits, photos, strict=True):
@@ -294,6 +268,25 @@ def test_two_people_at_once_get_their_own(browser, address):
             assert np.array_equal(result[~mask], photo[~mask])
             assert mask.any()
         assert other.page.request.get(f"{address}/api/edits/{edits[0]}").status == 404
+
+
+def test_edits_wait_for_one_another_and_the_page_stays_free(browser, address):
+    """More edits wait than a browser has connections to one server; one too many is refused with words; each has its turn."""
+    with person(browser, address, refused=1) as one:
+        one.page.click("#example")
+        one.page.locator("#thumbs img").wait_for()
+        one.fill(steps=1000)
+        first = one.paint()
+        one.wait(first, "painting")
+        one.fill(steps=1)
+        others = [one.paint() for _ in range(8)]
+        one.page.get_by_text("Waiting: 8 edits before this one").wait_for()
+        one.page.click("#paint")
+        one.page.locator("#settings-error", has_text="waiting already").wait_for()
+        one.page.locator(f'[data-edit="{first}"] .forget').click()
+        one.wait(first, "cancelled")
+        for edit in others:
+            one.wait(edit)
 
 
 def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
