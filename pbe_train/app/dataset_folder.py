@@ -9,6 +9,7 @@ index comes to the cache as it does for a training, and of shards the bytes that
 
 import io
 import os
+import re
 import threading
 import zlib
 from collections import OrderedDict
@@ -73,6 +74,8 @@ class DatasetFolder:
         self._index: tuple[pq.ParquetFile, dict[str, int]] | None = None
         self._held: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
+        if strange := [shard for shard in self.shards if not re.fullmatch("[A-Za-z0-9_-]+", shard)]:
+            raise InputError(f"{self.name}: shard_records.parquet names a shard {strange[0][:40]!r}, which no build does")
         if self.samples != sum(counts.samples for counts in self.info.splits.values()):
             raise InputError(f"{self.name}: shard_records.parquet and dataset.json tell different numbers; run the build again")
 

@@ -103,7 +103,7 @@ class Marks:
         folders: of the datasets, in none of which it may lie.
 
     Raises:
-        InputError: it lies in one, or is no such list.
+        InputError: it lies in one.
     """
 
     def __init__(self, path: Path, folders: Sequence[Path]) -> None:
@@ -114,10 +114,9 @@ class Marks:
                     f"--leave-out {path}: lies in the dataset {folder}, which stays as it was built; give another place"
                 )
         self._lock = threading.Lock()
-        self.read()
 
     def read(self) -> LeftOut:
-        """What is marked now."""
+        """What is marked now. Raises InputError where the file is no such list."""
         return read_left_out(self.path) if self.path.exists() else LeftOut()
 
     def mark(self, what: str, name: str, leave: bool) -> LeftOut:

@@ -91,6 +91,8 @@ class Viewer:
     def __init__(self, options: ViewerOptions) -> None:
         self.options = options
         self.marks = Marks(options.leave_out, [Path(place) for place in options.datasets if not is_url(place)])
+        if options.datasets:
+            self.marks.read()
         self.torch = TorchProcess()
         self._opened: dict[int, Opened] = {}
         self._locks = [asyncio.Lock() for _ in options.datasets]

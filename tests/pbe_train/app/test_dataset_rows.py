@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from aiohttp import web
@@ -30,7 +32,7 @@ from pbe_train.app.dataset_torch import Draw, TorchProcess, augment
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import TrainingDataset
-from schemas.tables import INDEX
+from schemas.tables import INDEX, SHARD_RECORDS
 from tests.conftest import build_options, run_build
 from tests.pbe_train.app.looked_into import MALLORY, NO_ADDRESS, RULES, built, photos_of, read  # noqa: F401
 from tests.pbe_train.small_world import World
@@ -242,6 +244,11 @@ def test_damage_is_told_in_a_sentence(built, tmp_path, truth):  # noqa: F811
     tar.unlink()
     with pytest.raises(InputError, match=rf"{row['shard']}\.tar: missing; copy it here"):
         folder.members(row)
+    records = read(copy, "shard_records").to_pylist()
+    strange = [{**record, "shard": f"../{record['shard']}"} for record in records]
+    pq.write_table(pa.Table.from_pylist(strange, SHARD_RECORDS), copy / "shard_records.parquet")
+    with pytest.raises(InputError, match="which no build does"):
+        DatasetFolder(str(copy), {}, copy)
     (copy / "dataset.json").unlink()
     with pytest.raises(InputError, match="not finished"):
         DatasetFolder(str(copy), {}, copy)
