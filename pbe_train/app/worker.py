@@ -9,6 +9,7 @@ in here alone: whatever happens to it, out of memory or worse, the server is sti
 
 import contextlib
 import gc
+import io
 import json
 import os
 import queue
@@ -66,7 +67,7 @@ class Worker:
         answers: where its messages go.
     """
 
-    def __init__(self, settings: dict[str, Any], answers: TextIO) -> None:
+    def __init__(self, settings: dict[str, Any], answers: io.TextIOBase) -> None:
         self.settings, self.answers = settings, answers
         self.jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.cancelled: set[str] = set()
