@@ -1,4 +1,4 @@
-"""Draw docs/pictures/app_dataset_*.png: the dataset viewer of `pbe app`, its grid and one sample, wide and narrow (docs/app.md).
+"""Draw docs/pictures/app_dataset_*.jpg: the dataset viewer of `pbe app`, its grid and one sample, wide and narrow (docs/app.md).
 
 Usage:  python -m docs.pictures.make_viewer_pictures --dataset data/tiny/dataset [--out FOLDER]
 """
@@ -6,11 +6,11 @@ Usage:  python -m docs.pictures.make_viewer_pictures --dataset data/tiny/dataset
 import argparse
 import io
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from docs.pictures.make_app_pictures import COLOURS
 from pbe_core.errors import run_program
 from pbe_core.files import write_atomically
 from tests.browser import open_browser, open_tab
@@ -28,10 +28,11 @@ PICTURES = {
 OF_SAMPLES = ("app_dataset_dark", "app_dataset_narrow")
 """Those that show one sample; the others show the grid."""
 SAMPLE = 2
+QUALITY = 82
 
 
 def photograph(page: "Page", sample: bool) -> bytes:
-    """The window as a PNG: the grid, or one sample with a mask, its decoded latent and draws of the strong augmentation."""
+    """The window as a JPEG: the grid, or one sample with a mask, its decoded latent and draws of the strong augmentation."""
     page.locator("#classes button").first.wait_for(state="attached")
     page.locator(".tile img").nth(5).wait_for()
     if sample:
@@ -49,7 +50,7 @@ def photograph(page: "Page", sample: bool) -> bytes:
     page.evaluate("document.activeElement.blur()")
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     buffer = io.BytesIO()
-    shot.quantize(COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    shot.save(buffer, "JPEG", quality=QUALITY, optimize=True, subsampling=0)
     return buffer.getvalue()
 
 
@@ -59,12 +60,16 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help="of the tiny world, whose photos are where its build had them")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder (default: %(default)s)")
     given = parser.parse_args()
-    with serve("--dataset", given.dataset) as address, open_browser() as browser:
+    with (
+        TemporaryDirectory() as work,
+        serve("--dataset", given.dataset, "--cache", work, "--leave-out", f"{work}/left_out.csv") as address,
+        open_browser() as browser,
+    ):
         for name, how in PICTURES.items():
             with open_tab(browser, f"{address}/dataset", **how) as tab:
                 data = photograph(tab.page, name in OF_SAMPLES)
-            write_atomically(given.out / f"{name}.png", data)
-            print(f"{name}.png: {len(data):,} bytes, {Image.open(io.BytesIO(data)).size} px")
+            write_atomically(given.out / f"{name}.jpg", data)
+            print(f"{name}.jpg: {len(data):,} bytes, {Image.open(io.BytesIO(data)).size} px")
 
 
 if __name__ == "__main__":

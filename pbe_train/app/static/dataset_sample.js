@@ -146,7 +146,7 @@ export class SampleDialog {
       holder.replaceChildren(this.picture(which, {}, "decoded latent"),
         make("figcaption", {}, this.mask < 0 ? "latent, decoded by the VAE" : `latent of the view under mask ${this.mask}, decoded`));
     };
-    const ask = make("button", { type: "button", onclick: show }, "Decode the latent");
+    const ask = make("button", { type: "button", onclick: () => { show(); this.body.focus({ preventScroll: true }); } }, "Decode the latent");
     holder.append(make("div", { className: "laid" }, make("p", { className: "problem" }, ask)), make("figcaption", {}, "latent; the first one loads the VAE"));
     if (this.latent) show();
     this.choices.addEventListener("change", () => this.latent && show());

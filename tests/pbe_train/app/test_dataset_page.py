@@ -115,10 +115,11 @@ def test_a_sample_with_everything(browser, address, index, built):  # noqa: F811
             "all => all.map((one) => Number(one.getAttribute('width')))"
         )
         assert boxes == [page.request.get(f"{address}/api/datasets/0/samples/{number}").json()["record"]["window"][2]]
-        page.keyboard.press("m")
-        page.locator('#sample img[alt="mask 0"]').wait_for()
         page.get_by_role("button", name="Decode the latent").click()
         page.locator('#sample img[alt="decoded latent"]').wait_for(timeout=120_000)
+        page.get_by_text("latent, decoded by the VAE").wait_for()
+        page.keyboard.press("m")
+        page.locator('#sample img[alt="mask 0"]').wait_for()
         page.get_by_text("latent of the view under mask 0, decoded").wait_for()
         page.get_by_label("preset").select_option("strong")
         page.get_by_role("button", name="Show 8 draws").click()
