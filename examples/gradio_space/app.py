@@ -20,7 +20,7 @@ load_model = cache(PaintByExample.from_pretrained)
 
 
 def for_editor(photo: str | None) -> Image.Image | None:
-    """What the editor shows of a photo: at most 1,024 px, since it takes minutes to hand over the strokes on a large one."""
+    """What the editor shows of a photo: at most 1,024 px, since it hands over the strokes on a large one slowly."""
     shown = Image.fromarray(read_photo(photo)) if photo else None
     if shown:
         shown.thumbnail((1024, 1024))
