@@ -40,7 +40,7 @@ def main() -> None:
     except OSError as error:
         raise InputError(f"--out {options.out}: cannot be written to ({error.strerror}); give another place") from None
     # PyTorch, diffusers and transformers take seconds to load: --help, and what is wrong with the options, do not wait for them.
-    from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
+    from pbe_train.editing.reading import check_mask, read_mask, read_photo, save_picture, with_profile
 
     photo, mask = read_photo(options.image), read_mask(options.mask)
     check_mask(mask, photo, options.mask, options.image)
@@ -70,8 +70,7 @@ def main() -> None:
             callback=show,
         )
     assert isinstance(edited, Image.Image)
-    edited = with_profile(np.asarray(edited), options.image)
-    edited.save(options.out, icc_profile=edited.info.get("icc_profile"))
+    save_picture(with_profile(np.asarray(edited), options.image), options.out)
     print(f"{options.out}: {edited.width}x{edited.height} px, {mask.mean():.1%} of it repainted")
 
 

@@ -180,9 +180,28 @@ def paste(
     if mask is None:
         edited[outside] = view[inside]
         return edited
-    # A border of zeros would fade the region at the photo's own edge; there is nothing beyond it to fade to.
-    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)[outside]
-    share = np.clip(distance / 1.5, 0, 1)[..., None]
-    blended = np.rint(share * view[inside] + (1 - share) * photo[outside]).astype(np.uint8)
-    edited[outside] = np.where(mask[outside][..., None], blended, photo[outside])
+    # No more than the region is computed, which is a small part of a large photo.
+    rows, columns = _stretch(mask.any(1), top, bottom), _stretch(mask.any(0), left, right)
+    changed, region, share = edited[rows, columns], mask[rows, columns], _shares(mask, rows, columns)
+    new = view[rows.start - window.top : rows.stop - window.top, columns.start - window.left : columns.stop - window.left]
+    np.copyto(changed, new, where=region[..., None])
+    fades = region & (share < 1)
+    weight = share[fades][:, None]
+    changed[fades] = np.rint(weight * new[fades] + (1 - weight) * photo[rows, columns][fades]).astype(np.uint8)
     return edited
+
+
+def _stretch(line: Bool[np.ndarray, " length"], first: int, last: int) -> slice:
+    """From the first place of [first, last) that is set to the last one; empty where none is."""
+    places = np.flatnonzero(line[first:last])
+    return slice(first + int(places[0]), first + int(places[-1]) + 1) if len(places) else slice(first, first)
+
+
+def _shares(mask: Bool[np.ndarray, "height width"], rows: slice, columns: slice) -> Float[np.ndarray, "height2 width2"]:
+    """How much of the view is seen in a part of the photo: 1 but for the region's border of about 1.5 px."""
+    # One px more to each side, as far as the photo goes: what is farther away makes nothing fade. A border of zeros would fade
+    # the region at the photo's own edge, beyond which there is nothing to fade to.
+    above, before = max(rows.start - 1, 0), max(columns.start - 1, 0)
+    near = mask[above : rows.stop + 1, before : columns.stop + 1].astype(np.uint8)
+    share: np.ndarray = np.clip(cv2.distanceTransform(near, cv2.DIST_L2, 5) / 1.5, 0, 1)
+    return share[rows.start - above : rows.stop - above, columns.start - before : columns.stop - before]

@@ -32,7 +32,7 @@ from pbe_train.checkpoints.from_pretrained import OPEN_RAIL, RELEASED, read_repo
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.editing.edit_settings import weights_hash
 from pbe_train.editing.paint_by_example import PaintByExample, Preview, find_device
-from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
+from pbe_train.editing.reading import check_mask, read_mask, read_photo, save_picture, with_profile
 from pbe_train.editing.threads import default_threads
 from pbe_train.model.schedulers import SCHEDULERS
 
@@ -129,8 +129,7 @@ class Worker:
             how = {name: job[name] for name in ("guidance", "steps", "scheduler")}
             edited = paint(photo, mask, references, seed=seed, callback=watch, **how)
             assert isinstance(edited, Image.Image)
-            edited = with_profile(np.asarray(edited), folder / job["photo"])
-            edited.save(folder / f"result-{number}.png", icc_profile=edited.info.get("icc_profile"))
+            save_picture(with_profile(np.asarray(edited), folder / job["photo"]), folder / f"result-{number}.png")
             self.say("result", edit, number=number)
         self.say("done", edit)
 

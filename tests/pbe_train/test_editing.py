@@ -6,17 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from hypothesis import given, settings
-from hypothesis.strategies import integers
+from hypothesis.strategies import data, floats, integers
 from PIL import Image, ImageCms
 from torch import nn
 
 from pbe_core.errors import InputError
-from pbe_core.images.crop import Window, cut, cut_mask, paste
+from pbe_core.images.crop import Rectangle, Window, cut, cut_mask, paste
 from pbe_train import PaintByExample, sample
 from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.editing.paint_by_example import Preview, choose_window
@@ -89,6 +90,22 @@ def test_pasting_changes_the_region_and_nothing_else(height, width, seed):
     assert np.array_equal(edited[~mask], picture[~mask])
     # The weakest share of the view, at the region's border, is 1 / 1.5.
     assert (edited[mask].astype(int) >= picture[mask].astype(int) + (255 - picture[mask].astype(int)) * 0.6 - 1).all()
+
+
+@settings(max_examples=60)
+@given(height=integers(1, 30), width=integers(1, 30), share=floats(0, 1), seed=integers(0, 9999), data=data())
+def test_pasting_fades_by_the_distance_to_what_is_kept(height, width, share, seed, data):
+    """Whatever the mask and the window: the rule, written over the whole photo, gives the same bytes."""
+    draws = np.random.default_rng(seed)
+    mask = cv2.blur(draws.random((height, width)), (3, 3)) < share
+    window = Window(data.draw(integers(-5, width - 1)), data.draw(integers(-5, height - 1)), data.draw(integers(6, 40)))
+    picture, view = photo(seed, height, width), draws.integers(0, 256, (window.side, window.side, 3), np.uint8)
+    weight = np.clip(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) / 1.5, 0, 1)[..., None]
+    laid = picture.copy()
+    for y, x in np.argwhere(mask).tolist():
+        if window.rectangle().holds(Rectangle(x, y, x + 1, y + 1)):
+            laid[y, x] = np.rint(weight[y, x] * view[y - window.top, x - window.left] + (1 - weight[y, x]) * picture[y, x])
+    assert np.array_equal(paste(picture, view, mask, window), laid)
 
 
 @pytest.mark.parametrize("shape", [(50, 90), (32, 32), (20, 120)])
