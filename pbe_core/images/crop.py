@@ -181,7 +181,7 @@ def paste(
         edited[outside] = view[inside]
         return edited
     # No more than the region is computed, which is a small part of a large photo.
-    rows, columns = _stretch(mask.any(1), top, bottom), _stretch(mask.any(0), left, right)
+    rows, columns = _stretch(mask, 1, top, bottom), _stretch(mask, 0, left, right)
     changed, region, share = edited[rows, columns], mask[rows, columns], _shares(mask, rows, columns)
     new = view[rows.start - window.top : rows.stop - window.top, columns.start - window.left : columns.stop - window.left]
     np.copyto(changed, new, where=region[..., None])
@@ -191,10 +191,11 @@ def paste(
     return edited
 
 
-def _stretch(line: Bool[np.ndarray, " length"], first: int, last: int) -> slice:
-    """From the first place of [first, last) that is set to the last one; empty where none is."""
-    places = np.flatnonzero(line[first:last])
-    return slice(first + int(places[0]), first + int(places[-1]) + 1) if len(places) else slice(first, first)
+def _stretch(mask: Bool[np.ndarray, "height width"], across: int, first: int, last: int) -> slice:
+    """From the first line of [first, last) that has a set px to the last one; empty where none has. `across` as numpy's axis."""
+    lines = np.flatnonzero(mask.any(across))
+    lines = lines[(lines >= first) & (lines < last)]
+    return slice(int(lines[0]), int(lines[-1]) + 1) if len(lines) else slice(first, first)
 
 
 def _shares(mask: Bool[np.ndarray, "height width"], rows: slice, columns: slice) -> Float[np.ndarray, "height2 width2"]:
