@@ -55,7 +55,7 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         try:
             self.files, self.root = fsspec.core.url_to_fs(self.url, **{"use_listings_cache": False, **options})
-        except (ImportError, ValueError, TypeError) as error:
+        except (ImportError, ValueError, TypeError, OSError) as error:  # Some protocols connect at once.
             raise InputError(
                 f"{self.url}: cannot be opened ({_first_line(error)}); known are s3:// and, installed, gs://"
             ) from None

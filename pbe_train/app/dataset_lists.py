@@ -52,15 +52,22 @@ class Listed:
                 found = self._find(filters, texts)
                 total, places = len(found), found[first : first + count]
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+            raise self._unreadable(error) from None
         rows = take_rows(self.path, places.tolist(), columns)
         return total, [{**row, "place": place} for row, place in zip(rows, places.tolist(), strict=True)]
 
     def row(self, place: int, columns: Sequence[str]) -> dict[str, Any]:
-        """One row. Raises InputError where there is none."""
-        if place >= pq.read_metadata(self.path).num_rows:
+        """One row. Raises InputError where there is none, or the table cannot be read."""
+        try:
+            total = pq.read_metadata(self.path).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from None
+        if place >= total:
             raise InputError(f"{self.path}: no row {place}")
         return take_rows(self.path, [place], columns)[0]
+
+    def _unreadable(self, error: Exception) -> InputError:
+        return InputError(f"{self.path}: cannot be read ({' '.join(str(error).split())[:200]})")
 
     def _find(self, filters: Mapping[str, str], texts: Mapping[str, str]) -> Int32[np.ndarray, " found"]:
         key = (*sorted(filters.items()), ("", ""), *sorted(texts.items()))

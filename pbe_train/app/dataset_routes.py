@@ -28,6 +28,7 @@ from pbe_train.app.dataset_rows import KINDS, Query, Rows
 from pbe_train.app.dataset_samples import Samples, Sources
 from pbe_train.app.dataset_torch import Draw, TorchProcess
 from pbe_train.app.security import RefusedError
+from pbe_train.app.uploads import read_json
 from schemas.tables import FAILURE_CODES, INDEX, REJECT_REASONS, REJECTS
 
 MOST_ROWS = 500
@@ -66,6 +67,7 @@ class Opened:
     """A dataset that is looked into."""
 
     def __init__(self, place: str, options: ViewerOptions, torch: TorchProcess) -> None:
+        self.build = build_of(place)
         self.folder = DatasetFolder(place, options.storage, options.cache)
         self.rows = Rows(self.folder, options.cache)
         self.samples = Samples(self.folder, options.sources, torch)
@@ -111,9 +113,11 @@ class Viewer:
         if number >= len(self.options.datasets):
             raise RefusedError(404, f"no dataset {number} here; give it with --dataset")
         async with self._locks[number]:
-            if number not in self._opened:
-                place = self.options.datasets[number]
+            place, known = self.options.datasets[number], self._opened.get(number)
+            if known is None or build_of(place) not in (None, known.build):
                 self._opened[number] = await self.slowly(Opened, place, self.options, self.torch)
+                if known:
+                    known.rows.close()
         return self._opened[number]
 
     async def quickly(
@@ -135,6 +139,15 @@ class Viewer:
         self.torch.close()
         for pool in (self._quick, self._slow):
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def build_of(place: str) -> tuple[int, int] | None:
+    """What another build of a local dataset changes; null behind a URL, and while there is no finished one."""
+    try:
+        told = None if is_url(place) else (Path(place) / "dataset.json").stat()
+    except OSError:
+        return None
+    return told and (told.st_mtime_ns, told.st_ino)
 
 
 def dataset_routes(viewer: Viewer) -> list[web.RouteDef]:
@@ -169,7 +182,7 @@ def dataset_routes(viewer: Viewer) -> list[web.RouteDef]:
         web.get(f"{one}/failures", of_dataset(get_failures)),
         web.get(f"{one}/samples/{{place}}", of_dataset(get_sample)),
         web.get(f"{one}/samples/{{place}}/{{picture:{pictures}}}", of_dataset(get_picture)),
-        web.get(f"{one}/samples/{{place}}/{{picture:{pictures}}}/{{part:\\d+}}", of_dataset(get_picture)),
+        web.get(f"{one}/samples/{{place}}/{{picture:{pictures}}}/{{part:[0-9]{{1,9}}}}", of_dataset(get_picture)),
         web.get("/api/left-out", get_left_out),
         web.post("/api/left-out", post_left_out),
     ]
@@ -337,10 +350,7 @@ def _share(text: str, name: str, none: float) -> float:
 
 
 async def _read_json(request: web.Request) -> dict[str, Any]:
-    try:
-        content = await request.json()
-    except ValueError:
-        content = None
+    content = await read_json(request)
     if not isinstance(content, dict):
         raise InputError("the request's body is no JSON object")
     return content

@@ -108,8 +108,8 @@ class Column:
             self.values, self.classes, self.done = kept[0], kept[1], folder.samples
             return
         part = cache / f".{what}.{uuid.uuid4().hex}.npy"
-        self.values = np.lib.format.open_memmap(part, "w+", TYPES[what], shape)
         self.scan = Scan(folder, what, {"out": str(part)})
+        self.values = np.lib.format.open_memmap(part, "w+", TYPES[what], shape)
         follow = threading.Thread(target=self._follow, args=(self.scan, part, folder.samples), name=f"reads {what}", daemon=True)
         follow.start()
 
@@ -172,7 +172,10 @@ class Scan:
             **({"shards": shards} if what == "sizes" else {}),
             **more,
         }
-        self._small = footer_bytes(folder.folder / "index.parquet") <= LARGE_FOOTER
+        try:
+            self._small = footer_bytes(folder.folder / "index.parquet") <= LARGE_FOOTER
+        except OSError as error:
+            raise _no_index(folder, error) from None
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
 
@@ -376,7 +379,10 @@ def _ends(folder: DatasetFolder) -> Iterator[tuple[str, int]]:
 
 def _folder_of(folder: DatasetFolder, cache: Path) -> Path:
     """This dataset's folder of the cache: by its dataset.json and the size of its index, which another build changes."""
-    known = (folder.folder / "dataset.json").read_bytes() + b"%d" % (folder.folder / "index.parquet").stat().st_size
+    try:
+        known = (folder.folder / "dataset.json").read_bytes() + b"%d" % (folder.folder / "index.parquet").stat().st_size
+    except OSError as error:
+        raise _no_index(folder, error) from None
     own = cache / "viewer" / hashlib.sha256(known).hexdigest()[:16]
     try:
         own.mkdir(parents=True, exist_ok=True)
@@ -384,6 +390,10 @@ def _folder_of(folder: DatasetFolder, cache: Path) -> Path:
             return own
     except OSError as error:
         raise InputError(f"{own}: cannot be written to ({error.strerror}); give another folder: --cache") from None
+
+
+def _no_index(folder: DatasetFolder, error: OSError) -> InputError:
+    return InputError(f"{folder.name}/index.parquet: cannot be read ({error.strerror}); run the same build command again")
 
 
 def _read_kept(path: Path, told: Path, kind: str, shape: tuple[int, ...]) -> tuple[Any, list[tuple[str, str]]] | None:

@@ -6,6 +6,7 @@ The server itself loads no PyTorch: it stays small, and outlives a VAE that is t
 """
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -102,7 +103,17 @@ def _vae(info: str, source: str | None) -> "Autoencoder":
 def _set_up() -> None:
     import signal
 
+    threading.Thread(target=_end_with_server, daemon=True).start()
+
     import cv2
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's Ctrl-C is for the server, which then ends this process.
     cv2.setNumThreads(1)
+
+
+def _end_with_server() -> None:
+    """Whatever the server dies of: nobody else ends this process, which holds a VAE, and maybe a GPU."""
+    server = multiprocessing.parent_process()
+    assert server
+    server.join()
+    os._exit(0)

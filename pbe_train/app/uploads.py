@@ -5,6 +5,7 @@ body ──bytes counted──▶ file ──header──▶ pixels counted ─�
 
 import asyncio
 import io
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -113,6 +114,18 @@ async def read_body(request: web.Request) -> bytes:
         raise RefusedError(408, "the request came too slowly; send it again") from None
 
 
+async def read_json(request: web.Request) -> Any:
+    """What a body that is no file says as JSON; null where it is none, whatever it is instead.
+
+    Raises:
+        RefusedError: it comes too slowly.
+    """
+    try:
+        return json.loads(await read_body(request))
+    except (ValueError, RecursionError):
+        return None
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """The same file under a second name, so that it is there when the first one is not any more."""
     try:
@@ -170,7 +183,7 @@ def _uploading(session: Session, sessions: Sessions, kind: type[Kind]) -> Iterat
         raise
     finally:
         session.uploads -= 1
-        item.users -= 1
+        item.release()
 
 
 def shown_name(header: str, otherwise: str) -> str:
@@ -230,7 +243,7 @@ def _rewrite_mask(path: Path, name: str, photo: Photo | None) -> tuple[int, int,
         )
     if not mask.any():
         raise InputError(f"{name}: the mask is empty; paint the region to be edited white")
-    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path.with_name("mask.png"))
+    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path.with_name("mask.png"), compress_level=1)
     path.unlink()
     return width, height, round(float(mask.mean()), 6)
 

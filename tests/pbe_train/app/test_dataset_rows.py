@@ -3,7 +3,11 @@
 import asyncio
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -11,8 +15,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +33,7 @@ from pbe_core.images.decode import decode_jpeg
 from pbe_train.app import dataset_folder, dataset_rows
 from pbe_train.app.dataset_folder import TILE_COLUMNS, DatasetFolder
 from pbe_train.app.dataset_lists import Listed, Marks
+from pbe_train.app.dataset_routes import Viewer, ViewerOptions
 from pbe_train.app.dataset_rows import KINDS, Found, Query, Rows
 from pbe_train.app.dataset_samples import Samples, Sources
 from pbe_train.app.dataset_torch import Draw, TorchProcess, augment
@@ -241,6 +249,19 @@ def test_damage_is_told_in_a_sentence(built, tmp_path, truth):  # noqa: F811
     tar.write_bytes(data)
     with pytest.raises(InputError, match=r"ref\.jpg of sample .* is not what was written \(CRC-32\)"):
         Samples(folder, Sources(), InThisProcess()).tile(row)
+    opened = Rows(folder, tmp_path / "cache")
+    (copy / "index.parquet").unlink()
+    for ask in (lambda: opened.find(Query(label="x")), lambda: opened.find(Query(text="x")), lambda: Rows(folder, tmp_path)):
+        with pytest.raises(InputError, match=r"copy/index\.parquet: cannot be read \(No such file"):
+            ask()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    for content in (b"PAR1", None):
+        if content:
+            (copy / "rejects.parquet").write_bytes(content)
+        else:
+            (copy / "rejects.parquet").unlink()
+        with pytest.raises(InputError, match=r"rejects\.parquet: cannot be read"):
+            Listed(copy / "rejects.parquet").row(0, ("photo_id",))
     tar.unlink()
     with pytest.raises(InputError, match=rf"{row['shard']}\.tar: missing; copy it here"):
         folder.members(row)
@@ -254,6 +275,42 @@ def test_damage_is_told_in_a_sentence(built, tmp_path, truth):  # noqa: F811
         DatasetFolder(str(copy), {}, copy)
     with pytest.raises(InputError, match="no dataset here"):
         DatasetFolder(str(tmp_path), {}, copy)
+
+
+def test_a_dataset_that_is_built_again_is_opened_again(built, tmp_path):  # noqa: F811
+    """While it is being built there is no dataset.json: until then what was there is shown."""
+    copy = shutil.copytree(built, tmp_path / "copy")
+    asked: Any = SimpleNamespace(match_info={"number": "0"})
+
+    async def go() -> None:
+        viewer = Viewer(ViewerOptions([str(copy)], cache=tmp_path / "cache", leave_out=tmp_path / "left_out.csv"))
+        first = await viewer.open(asked)
+        told = (copy / "dataset.json").read_bytes()
+        (copy / "dataset.json").unlink()
+        assert await viewer.open(asked) is first
+        (copy / "dataset.json").write_bytes(told)
+        os.utime(copy / "dataset.json", (1, 1))
+        second = await viewer.open(asked)
+        assert second is not first
+        assert await viewer.open(asked) is second
+        await viewer.close(web.Application())
+
+    asyncio.run(go())
+
+
+def test_the_process_of_pytorch_ends_with_its_server(tmp_path):
+    """However that ends: a VAE of gigabytes must not stay behind."""
+    program = """if __name__ == "__main__":
+    import os, signal
+    from pbe_train.app.dataset_torch import TorchProcess
+    print(TorchProcess().call(os.getpid), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "server.py").write_text(program)
+    done = subprocess.run([sys.executable, tmp_path / "server.py"], stdout=subprocess.PIPE, text=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    # Its output is the server's too, so by now it has ended, or `run` would not have returned.
+    assert not psutil.pid_exists(int(done.stdout)) or psutil.Process(int(done.stdout)).status() == psutil.STATUS_ZOMBIE
 
 
 def test_rejects_and_failures_are_paged_by_what_they_say(built, tmp_path):  # noqa: F811
