@@ -46,6 +46,9 @@ def main() -> None:
     with private_folder() as folder:
         given = Options(choices, folder, viewer, options.host, options.port, options.allowed_host, password, painting)
         asyncio.run(serve(given, options.open))
+    # Python would wait for threads: for a store that does not answer, say. What they do is nobody's any more.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 async def serve(options: "Options", open_browser: bool) -> None:
@@ -112,6 +115,8 @@ def listen(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(128)  # From now on nobody else takes it, though nobody is let in until the models are there.
+    except UnicodeError:  # Of a name that cannot be one.
+        raise InputError(f"--host {host}: no name of a host; give an address of this machine, such as 0.0.0.0") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             told = f"--port {port}: another program listens there; give another port, or --port 0 for any that is free"

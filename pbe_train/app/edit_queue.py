@@ -235,11 +235,14 @@ class EditQueue:
             del self._waiting[edit.owner]
 
     def _end(self, edit: Edit) -> None:
-        edit.users -= 1
+        edit.release()
         if edit.began is not None and edit.steps_since:
             pace = (edit.heard - edit.began) / edit.steps_since / edit.passes
             self._pace[edit.choice.source] = pace
-        self.finished(edit)
+        try:
+            self.finished(edit)
+        except OSError:  # Nobody's edit must wait for ever for what becomes of the files of this one.
+            _log.exception("after an edit")
 
     def _tell_places(self) -> None:
         if self.painting:

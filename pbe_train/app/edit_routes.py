@@ -164,10 +164,15 @@ class EditRoutes:
                 kept.enter_context(item.in_use())
             self.sessions.make_room(session, size)
             edit = self.sessions.add(session, Edit)
-        self.sessions.resize(session, edit, size)
         names = safe_names([photo.name, "mask.png", *(each.name for each in references)], len(wanted.seeds))
-        for file, name in zip(files, names, strict=True):
-            link_or_copy(file, edit.folder / name)
+        try:
+            for file, name in zip(files, names, strict=True):
+                link_or_copy(file, edit.folder / name)
+        except OSError:
+            self.sessions.drop(session, edit)
+            edit.release()
+            raise
+        self.sessions.resize(session, edit, size)
         edit.owner, edit.choice = session.id, choice
         edit.photo, edit.mask, *edit.references = names
         edit.how = wanted.model_dump(include={"seeds", "guidance", "steps", "scheduler"})

@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-import json
+import ipaddress
 import os
 import time
 from collections import OrderedDict, deque
@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 from pbe_core.errors import InputError
 from pbe_train.app.security import RefusedError, is_loopback
 from pbe_train.app.sessions import Session, Sessions
-from pbe_train.app.uploads import read_body
+from pbe_train.app.uploads import read_json
 
 VARIABLE = "PBE_APP_PASSWORD"
 SHORTEST = 8
@@ -34,7 +34,7 @@ def read_password(file: Path | None, host: str) -> str | None:
     """
     if file:
         try:
-            password = file.read_text().strip()
+            password = file.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--password-file {file}: cannot be read ({error}); give a file with the password in it") from None
     else:
@@ -74,13 +74,12 @@ class Login:
         """`POST /api/login {"password"}`: a new session, so that one that somebody else has set is worth nothing."""
         if self.password is None:
             raise RefusedError(404, "this server has no password; open its first page")
-        self._check_pace(request.remote or "")
-        try:
-            given = json.loads(await read_body(request)).get("password")
-        except (ValueError, AttributeError):
-            given = None
+        address = network_of(request.remote or "")
+        self._check_pace(address)
+        told = await read_json(request)
+        given = told.get("password") if isinstance(told, dict) else None
         if not isinstance(given, str) or not hmac.compare_digest(_hash(given), _hash(self.password)):
-            self._note_wrong(request.remote or "")
+            self._note_wrong(address)
             raise RefusedError(403, "that is not the password; ask who runs this server")
         session = self.sessions.new()
         session.logged_in = True
@@ -122,6 +121,17 @@ class Login:
         self.all_wrong.append(now)
         while len(self.wrong) > _ADDRESSES:
             self.wrong.popitem(last=False)
+
+
+def network_of(address: str) -> str:
+    """Who wrong passwords are counted for: an address, or of IPv6 the /64 that one machine may choose its addresses in."""
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if isinstance(known, ipaddress.IPv4Address):
+        return address
+    return str(known.ipv4_mapped or ipaddress.ip_network((int(known), 64), strict=False))
 
 
 def _is_open(request: web.Request) -> bool:

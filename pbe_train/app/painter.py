@@ -60,7 +60,9 @@ class Painter:
         if message["is"] == "refused":
             await self._end()
             raise InputError(message["error"])
-        self.models, self.wrong, self.schedulers = message["models"], message["wrong"], message["schedulers"]
+        # A model that was there once is still offered where a later process misses it: who wants it is told why it fails.
+        self.models |= message["models"]
+        self.wrong, self.schedulers = message["wrong"], message["schedulers"]
 
     async def paint(self, job: Message, hear: Callable[[Message], None]) -> None:
         """Paint an edit to its end.
@@ -69,17 +71,21 @@ class Painter:
             job: as the process takes it.
             hear: is called with each message about it, of which the last is `done`, `failed` or `cancelled`.
         """
-        last = {"is": "failed", "edit": job["edit"]}
+        last, heard, ended = {"is": "failed", "edit": job["edit"]}, False, ""
         try:
-            if self.process is None or self.process.returncode is not None:
-                await self.start()
-            self.tell({"do": "paint", **job})
-            while (message := await self._hear()) is not None:
-                if message["edit"] == job["edit"]:
-                    hear(message)
-                    if message["is"] in _ENDINGS:
-                        return
-            ended = await self._end()
+            for _ in range(2):
+                if self.process is None or self.process.returncode is not None:
+                    await self.start()
+                self.tell({"do": "paint", **job})
+                while (message := await self._hear()) is not None:
+                    if message["edit"] == job["edit"]:
+                        heard = True
+                        hear(message)
+                        if message["is"] in _ENDINGS:
+                            return
+                ended = await self._end()
+                if heard:
+                    break  # One that died before it heard of this edit takes none with it.
         except (InputError, RefusedError) as error:
             hear(last | {"error": str(error)})
         else:

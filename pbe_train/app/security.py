@@ -99,6 +99,8 @@ class Hosts:
                 raise RefusedError(403, "a page of another site sent this request (Origin); open this server's own page")
             if request.headers.get("X-PBE") != "1":
                 raise RefusedError(403, "the header X-PBE: 1 is missing; requests that change something need it")
+        if "Content-Encoding" in request.headers:
+            raise RefusedError(415, "the request's body is compressed (Content-Encoding); send it as it is")
         return await handler(request)
 
 
@@ -143,6 +145,8 @@ async def answer_in_words(request: web.Request, handler: Handler) -> web.StreamR
         return sentence(
             error.status, f"{request.method} {request.path[:200]}: {error.reason.lower()}; docs/app.md lists what there is"
         )
+    except web.RequestPayloadError:
+        return sentence(400, "the request's body is no whole body of HTTP; send it again")
     except ConnectionError:
         raise
     except MemoryError:

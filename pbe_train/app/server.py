@@ -5,6 +5,7 @@ request ──▶ errors in words ──▶ Host, Origin ──▶ session, pass
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -67,8 +68,10 @@ def make_app(options: Options, painter: Painter) -> web.Application:
     """The application; its painting process is started, and ends with it."""
     sessions = Sessions(options.folder, options.room)
     viewer = Viewer(options.viewer)
-    # Cookies do not know of ports: two servers on one machine must not take each other's.
-    login = Login(options.password, sessions, f"pbe_{options.port}")
+    # Cookies do not know of ports: two servers on one machine must not take each other's, nor two of one port on two machines
+    # that tunnels bring to this one.
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    login = Login(options.password, sessions, f"pbe_{options.port}_{machine}")
     hosts = Hosts(options.host, options.allowed_hosts)
     names = [each.rstrip("/").rsplit("/", 1)[-1] for each in options.viewer.datasets]
     edits = EditRoutes(list(options.choices), painter, sessions, names, remote=bool(options.password or options.allowed_hosts))
@@ -99,7 +102,7 @@ def make_app(options: Options, painter: Painter) -> web.Application:
 
 def is_worth_a_line(record: logging.LogRecord) -> bool:
     """Whether something of aiohttp's log is to be seen: anybody can send what is no HTTP, which is no fault of ours."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError))
 
 
 async def make_runner(options: Options, painter: Painter, listening: socket.socket) -> web.AppRunner:

@@ -52,6 +52,8 @@ class Item:
     users: int = 0
     """Who reads or makes it: it stays whatever is needed."""
     made: float = field(default_factory=time.monotonic)
+    forgotten: bool = False
+    """Nobody can ask for it any more: its files go with its last user."""
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -60,7 +62,13 @@ class Item:
         try:
             yield
         finally:
-            self.users -= 1
+            self.release()
+
+    def release(self) -> None:
+        """One user fewer."""
+        self.users -= 1
+        if self.forgotten and not self.users:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 Kind = TypeVar("Kind", bound=Item)
@@ -173,11 +181,12 @@ class Sessions:
         self.drop(session, session.items[id])
 
     def drop(self, session: Session, item: Item) -> None:
-        """Forget an item and remove its files."""
+        """Forget an item and remove its files, those in use as soon as they are not."""
         self.resize(session, item, 0)
         if session.items.pop(item.id, None):
             session.gone.append(item.id)
-        shutil.rmtree(item.folder, ignore_errors=True)
+        with item.in_use():
+            item.forgotten = True
 
     def forget(self, session: Session) -> None:
         """Forget a session with all it has."""

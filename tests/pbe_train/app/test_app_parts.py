@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,11 +22,12 @@ from pbe_core.settings import REPOSITORY
 from pbe_train import PaintByExample, sample
 from pbe_train.app.archive import safe_names
 from pbe_train.app.edit_queue import MOST_WAITING, Edit, EditQueue
-from pbe_train.app.models import FINISHED, find_models
+from pbe_train.app.edit_routes import EditRoutes
+from pbe_train.app.models import FINISHED, Choice, Facts, find_models
 from pbe_train.app.painter import Message, Painter
 from pbe_train.app.security import RefusedError
 from pbe_train.app.sessions import SESSION_SECONDS, Item, Room, Session, Sessions, private_folder
-from pbe_train.app.uploads import Photo, shown_name
+from pbe_train.app.uploads import Mask, Photo, shown_name
 from pbe_train.app.worker import Worker, free_share, in_words
 from pbe_train.editing.edit_settings import EditSettings, PictureRecord, find_picture, read_settings
 from tests.conftest import call_program
@@ -48,6 +52,21 @@ class Recorder(Painter):
 
     def tell(self, order: Message) -> None:
         self.orders.append(order)
+
+
+class Told(Painter):
+    """Hears what a test says, whatever its process does."""
+
+    def __init__(self, *said: Message | None) -> None:
+        super().__init__([], {})
+        self.said = list(said)
+
+    async def _hear(self) -> Message | None:
+        return self.said.pop(0)
+
+
+def ready(**models: Facts) -> Message:
+    return {"is": "ready", "models": models, "wrong": {}, "schedulers": []}
 
 
 def make_edit(id: str, owner: str) -> Edit:
@@ -194,6 +213,97 @@ def test_the_oldest_make_room_of_the_same_session_first_and_what_is_in_use_stays
     for _ in range(6):
         put(sessions, bob, 1)
     assert len(bob.items) == 4
+
+
+def test_what_is_deleted_while_somebody_reads_it_stays_until_then(tmp_path: Path):
+    """A zip that is on its way comes to its end."""
+    sessions = Sessions(tmp_path)
+    ann = sessions.new()
+    item = put(sessions, ann, 5)
+    with item.in_use(), item.in_use():
+        sessions.drop(ann, item)
+        assert (sessions.bytes, ann.items) == (0, {})
+        assert (item.folder / "file").read_bytes() == bytes(5)
+    assert not item.folder.exists()
+
+
+def test_an_edit_whose_files_make_trouble_keeps_no_other_waiting():
+    async def go() -> None:
+        painter, finished = Recorder(), []
+
+        def lose(edit: Edit) -> None:
+            finished.append(edit.id)
+            raise FileNotFoundError(edit.folder)
+
+        queue = EditQueue(painter, lose)
+        running = asyncio.create_task(queue.run())
+        for id in ("1", "2"):
+            queue.add(make_edit(id, "ann"))
+            painter.going_on.release()
+        await settle()
+        running.cancel()
+        assert finished == ["1", "2"]
+
+    asyncio.run(go())
+
+
+def test_a_model_that_vanished_is_still_told_of_by_a_later_painting_process(monkeypatch: pytest.MonkeyPatch):
+    """Else the page, which shows all models, would show none to anybody."""
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+
+    async def go() -> None:
+        painter = Told(ready(a={}, b={}), ready(a={}))
+        for _ in range(2):
+            await painter.start()
+            await painter.stop()
+        assert painter.models == {"a": {}, "b": {}}
+
+    asyncio.run(go())
+
+
+def test_a_painting_process_that_died_between_two_edits_takes_none_with_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.executable", shutil.which("true"))
+
+    async def paint(*said: Message | None) -> list[str]:
+        heard: list[Message] = []
+        await Told(*said).paint({"edit": "1"}, heard.append)
+        return [message["is"] for message in heard]
+
+    loading, done = {"is": "loading", "edit": "1"}, {"is": "done", "edit": "1"}
+    assert asyncio.run(paint(ready(), None, ready(), loading, done)) == ["loading", "done"]
+    # It may be this very edit that kills it: once is enough.
+    assert asyncio.run(paint(ready(), loading, None)) == ["loading", "failed"]
+    assert asyncio.run(paint(ready(), None, ready(), None)) == ["failed"]
+
+
+def test_an_edit_for_which_the_disk_has_no_room_is_gone_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sessions = Sessions(tmp_path)
+    ann = sessions.new()
+    photo, mask = put(sessions, ann, 5), sessions.add(ann, Mask)
+    mask.release()
+    (mask.folder / "mask.png").write_bytes(b"x")
+    photo.width = photo.height = mask.width = mask.height = 20
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "full", str(target))
+
+    monkeypatch.setattr("pbe_train.app.edit_routes.link_or_copy", fail)
+    painter = Recorder()
+    painter.models = {"a": {"several_references": True, "guidance": True}}
+    painter.schedulers = ["DDIMScheduler"]
+    wanted = {"model": "a", "photo": photo.id, "mask": mask.id, "references": [photo.id]}
+
+    async def ask() -> None:
+        request = make_mocked_request("POST", "/api/edits", payload=StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16))
+        request["session"] = ann
+        request.content.feed_data(json.dumps(wanted).encode())
+        request.content.feed_eof()
+        await EditRoutes([Choice("a", "a", "a")], painter, sessions, [], False).post_edit(request)
+
+    with pytest.raises(OSError, match="full"):
+        asyncio.run(ask())
+    assert list(ann.items.values()) == [photo, mask]
+    assert not ann.busy
 
 
 def test_sessions_are_forgotten_with_all_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,17 +1,21 @@
 """Who may ask a server for what: names, origins, cookies, the password, headers of every answer; and what starts and stops it."""
 
+import gzip
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pbe_train.app import __main__ as app
-from pbe_train.app.login import ATTEMPTS, VARIABLE
+from pbe_train.app.login import ATTEMPTS, VARIABLE, network_of, read_password
 from pbe_train.app.security import HEADERS, Hosts, is_loopback
 from tests.conftest import call_program
 from tests.pbe_train.app.serving import EXAMPLE, QUICK, Person, Served, serve
@@ -62,7 +66,9 @@ def test_nothing_but_the_login_page_is_there_without_the_password(server: Served
 
 
 def test_the_cookie_is_for_this_server_alone_and_cannot_be_chosen(server: Served, ann: Person):
-    name = f"pbe_{server.port}"
+    (name,) = ann.cookies
+    # Of the port, and of the machine: tunnels bring two servers of one port to one machine.
+    assert re.fullmatch(rf"pbe_{server.port}_[0-9a-f]{{8}}", name)
     answer = Person(server.port).ask("POST", "/api/login", {"password": PASSWORD}, Cookie=f"{name}=chosen")
     cookie = answer.headers["set-cookie"]
     assert cookie.startswith(f"{name}=")
@@ -180,6 +186,30 @@ def test_people_elsewhere_learn_no_path_of_this_machine(ann: Person):
     assert b"/" not in told.body.replace(b"\\/", b"/")
 
 
+NESTED = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "message"),
+    [
+        ("/api/login", NESTED, {}, 403, "that is not the password"),
+        ("/api/left-out", NESTED, {}, 400, "the request's body is no JSON object"),
+        ("/api/left-out", b'{"what": ' + NESTED, {}, 400, "the request's body is no JSON object"),
+        ("/api/left-out", b"{}", {"Content_Type": "application/json; charset=none"}, 400, "a mark is `what`"),
+        ("/api/edits", NESTED, {}, 400, "the request: Invalid JSON"),
+        ("/api/photos", gzip.compress(b"x"), {"Content_Encoding": "gzip"}, 415, "the request's body is compressed"),
+        ("/api/photos", b"x", {"Content_Encoding": "gzip"}, 415, "the request's body is compressed"),
+    ],
+)
+def test_odd_bodies_are_refused_in_a_sentence_and_fill_no_log(
+    server: Served, ann: Person, path: str, body: bytes, headers: dict[str, str], status: int, message: str
+):
+    answer = ann.ask("POST", path, body, **headers)
+    assert (answer.status, answer.error[: len(message)]) == (status, message)
+    assert ann.get("/api/models").status == 200
+    assert not [line for line in server.said if "Traceback" in line]
+
+
 def test_long_requests_that_carry_no_file_are_refused(ann: Person):
     answer = ann.ask("POST", "/api/edits", ann.give_example() | QUICK | {"scheduler": "x" * 300_000})
     assert (answer.status, answer.error) == (413, "the request is longer than any of its kind; send less")
@@ -193,6 +223,20 @@ def test_passwords_are_guessed_at_few_times_a_minute(server: Served):
     assert statuses[-1] == 429
     # The right one, too: else its answer would tell.
     assert stranger.ask("POST", "/api/login", {"password": PASSWORD}).error == "too many wrong passwords; wait a minute"
+
+
+def test_wrong_passwords_are_counted_for_what_one_machine_can_call_itself():
+    """Of IPv6 anybody has 2**64 addresses: counted one by one, one machine would soon lock out all."""
+    same = [["10.0.0.1", "::ffff:10.0.0.1"], ["2001:db8:0:1::1", "2001:db8:0:1:ffff::2"], ["::1"], [""]]
+    counted = [{network_of(address) for address in addresses} for addresses in same]
+    assert [len(each) for each in counted] == [1] * len(same)
+    assert len(set.union(*counted)) == len(same)
+    assert network_of("2001:db8:0:2::1") != network_of("2001:db8:0:1::1")
+
+
+def test_a_password_of_an_editor_that_marks_utf_8(tmp_path: Path):
+    (tmp_path / "password").write_bytes("\ufeffpässword\r\n".encode())
+    assert read_password(tmp_path / "password", "0.0.0.0") == "pässword"
 
 
 @given(host=st.from_regex(r"[a-z0-9.:\[\]@/-]{0,30}", fullmatch=True))
@@ -224,6 +268,7 @@ def test_which_addresses_are_this_machines_own():
             "--port {taken}: another program listens there; give another port, or --port 0 for any that is free",
         ),
         (["--host", "192.0.2.1", "--password-file", "good"], "--host 192.0.2.1 --port 7860: cannot listen there"),
+        (["--host", "a..b", "--password-file", "good"], "--host a..b: no name of a host; give an address of this machine"),
         (["--threads", "0"], "--threads 0: must be 1 or more"),
         (["--model", "a=x", "--model", "a=y"], "--model a=y: there is a model of this name already; give another name"),
     ],
@@ -250,6 +295,15 @@ def test_a_model_that_is_not_there_is_told_at_the_start(tmp_path: Path):
         pass
 
 
+def url_of(server: socket.socket) -> str:
+    return f"http://127.0.0.1:{server.getsockname()[1]}/dataset"
+
+
+def ask_in_vain(person: Person) -> None:
+    with suppress(OSError):
+        person.get("/api/datasets/0")
+
+
 def test_nothing_is_left_of_a_server_that_ended_or_died(server: Served, tmp_path: Path):
     """Told to end, it removes its files; killed, the next one does. Others' files stay."""
     parent = tmp_path / f"pbe-app-{os.getuid()}"
@@ -264,7 +318,8 @@ def test_nothing_is_left_of_a_server_that_ended_or_died(server: Served, tmp_path
     broken = tmp_path / "runs" / "broken" / "checkpoints" / "step-00000001" / "state.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{")
-    with serve(tmp_path) as served:
+    # A store that takes requests and answers none: nobody waits for it at the end.
+    with socket.create_server(("127.0.0.1", 0)) as silent, serve(tmp_path, "--dataset", url_of(silent)) as served:
         assert not left & set(parent.iterdir())
         assert "left out: runs/broken/checkpoints/step-00000001/state.json: damaged" in served.said[0]
         person = served.person()
@@ -272,5 +327,9 @@ def test_nothing_is_left_of_a_server_that_ended_or_died(server: Served, tmp_path
         following = person.follow(person.edit(person.give_example(), steps=1000))
         while next(following)["step"] < 1:
             pass
+        asking = Thread(target=ask_in_vain, args=(person,))
+        asking.start()
+        silent.accept()
         assert served.end(signal.SIGTERM) == 0
+        asking.join()
         assert list(parent.iterdir()) == []
