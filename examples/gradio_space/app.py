@@ -11,6 +11,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample
+from pbe_train.editing.reading import read_photo
 
 # A run, an export, or a model of the hub, such as Fantasy-Studio/Paint-by-Example.
 MODEL = os.environ.get("PBE_MODEL") or str(files("tiny_world").joinpath("weights/model"))
@@ -18,31 +19,45 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # Gradio reads it wh
 load_model = cache(PaintByExample.from_pretrained)
 
 
-def brushed(drawn: dict[str, Any]) -> np.ndarray:
-    """The mask, booleans [height, width]: where a layer of the editor's value has been painted on."""
-    return np.any([layer[..., 3] > 127 for layer in drawn["layers"]], axis=0)
+def for_editor(photo: str | None) -> Image.Image | None:
+    """What the editor shows of a photo: at most 1,024 px, since it hands over the strokes on a large one slowly."""
+    shown = Image.fromarray(read_photo(photo)) if photo else None
+    if shown:
+        shown.thumbnail((1024, 1024))
+    return shown
+
+
+def brushed(drawn: dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """The mask, booleans of this width and height: where a layer of the editor's value has been painted on."""
+    painted = np.any([layer[..., 3] > 127 for layer in drawn["layers"]], axis=0)
+    return np.asarray(Image.fromarray(painted).resize(size, Image.Resampling.NEAREST))
 
 
 def edit(
     photo: str | None, drawn: dict[str, Any] | None, references: list[str] | None, seed: float, guidance: float, steps: float,
     progress: Callable[[tuple[int, int]], object],
 ) -> Image.Image:  # fmt: skip
-    """Paint into the file of a photo (the editor's own copy has other colours where the photo has a profile) what was brushed."""
+    """Paint into the photo's file: the editor's copy is smaller, and has other colours if the photo has a profile."""
     if not photo or not references or not drawn or not drawn["layers"]:
         raise InputError("something is missing: choose a photo, brush over what is to be repainted, and give a reference")
     how = {"seed": int(seed), "guidance": guidance, "steps": int(steps), "scheduler": "DPMSolverMultistepScheduler"}
-    return load_model(MODEL)(photo, brushed(drawn), references, **how, callback=lambda now: progress((now.step, now.steps)))
+    height, width = read_photo(photo).shape[:2]
+    mask = brushed(drawn, (width, height))
+    return load_model(MODEL)(photo, mask, references, **how, callback=lambda now: progress((now.step, now.steps)))
 
 
 def page() -> Any:
     """The page, a `gradio.Blocks`."""
     import gradio as gr
 
-    def run(*values: Any, progress: Any = gr.Progress()) -> Image.Image:  # noqa: B008 (Gradio's way to ask for one.)
+    def told(function: Callable[..., Any], *values: Any) -> Any:
         try:
-            return edit(*values, progress)
+            return function(*values)
         except InputError as error:
             raise gr.Error(str(error)) from None
+
+    def run(*values: Any, progress: Any = gr.Progress()) -> Image.Image:  # noqa: B008 (Gradio's way to ask for one.)
+        return told(edit, *values, progress)
 
     with gr.Blocks(title="Paint by Example") as blocks:
         with gr.Row():
@@ -62,7 +77,7 @@ def page() -> Any:
                 gr.Slider(1, 15, 2, label="Guidance"),
                 gr.Slider(1, 100, 20, step=1, label="Steps"),
             ]
-        photo.change(lambda file: file, photo, drawn)
+        photo.change(lambda file: told(for_editor, file), photo, drawn)
         gr.Button("Paint", variant="primary", elem_id="paint").click(run, [photo, drawn, references, *numbers], result)
     return blocks
 

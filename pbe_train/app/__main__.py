@@ -7,9 +7,12 @@ import argparse
 import asyncio
 import errno
 import json
+import os
 import signal
 import socket
+import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ from pbe_core.progress import Progress
 
 if TYPE_CHECKING:
     from pbe_train.app.dataset_routes import ViewerOptions
+    from pbe_train.app.models import Choice
     from pbe_train.app.server import Options
 
 
@@ -63,16 +67,37 @@ async def serve(options: "Options", open_browser: bool) -> None:
         started = await start_or_end(painter, over)
     if not started:
         return
+    try:
+        options = replace(options, choices=usable(options.choices, painter.wrong), port=port)
+    except InputError:
+        await painter.stop()
+        raise
     for choice in options.choices:
         if not painter.models[choice.source]["here"]:
             print(f"{choice.source}: not on this machine; it is fetched from the Hugging Face hub when somebody wants it")
-    runner = await make_runner(replace(options, port=port), painter, listening)
+    runner = await make_runner(options, painter, listening)
     url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{port}/"
     print(f"{url} (Ctrl-C ends it)", flush=True)
-    if open_browser:
+    # Without a screen Python would open a browser in the terminal, in the server's place.
+    has_screen = not sys.platform.startswith("linux") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    if open_browser and has_screen:
         await asyncio.to_thread(webbrowser.open, url)
     await over.wait()
     await runner.cleanup()
+
+
+def usable(choices: "Sequence[Choice]", wrong: dict[str, str]) -> "list[Choice]":
+    """The models without those that are damaged; of what only lies about here, that is told and no reason to stop.
+
+    Raises:
+        InputError: a model that was asked for is not to be had.
+    """
+    for choice in choices:
+        if choice.source in wrong and choice.given:
+            raise InputError(wrong[choice.source])
+        if choice.source in wrong:
+            print(f"left out: {wrong[choice.source]}", file=sys.stderr)
+    return [choice for choice in choices if choice.source not in wrong]
 
 
 def listen(host: str, port: int) -> socket.socket:

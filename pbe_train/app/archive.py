@@ -53,7 +53,7 @@ def settings_of(edit: Edit, remote: bool) -> str:
         edit: with the facts of its model.
         remote: whether the reader may be on another machine: then a path of this one is left out.
     """
-    source = edit.choice.source
+    source = edit.facts["source"]
     told = None if remote and Path(source).expanduser().is_absolute() else source
     made = EditSettings(
         model=ModelRecord(name=edit.choice.name, source=told, sha256=edit.facts["sha256"]),

@@ -189,19 +189,9 @@ class EditQueue:
             while not self._waiting:
                 self._more.clear()
                 await self._more.wait()
-            self.painting = edit = self._next()
-            edit.state = "painting"
-            self._tell_places()
-            edit.tell()
-            job = {
-                "edit": edit.id,
-                "folder": str(edit.folder),
-                "source": edit.choice.source,
-                "photo": edit.photo,
-                "mask": edit.mask,
-            }
+            edit = self._next()
             try:
-                await self.painter.paint(job | edit.how | {"references": edit.references}, self._hear(edit))
+                await self._paint(edit)
             except Exception as error:  # The next edit must not wait for ever.
                 _log.exception("painting")
                 await self.painter.stop()
@@ -210,6 +200,13 @@ class EditQueue:
                 )
             self.painting = None
             self._end(edit)
+
+    async def _paint(self, edit: Edit) -> None:
+        self.painting, edit.state = edit, "painting"
+        self._tell_places()
+        edit.tell()
+        job = {"edit": edit.id, "folder": str(edit.folder), "source": edit.choice.source, "photo": edit.photo, "mask": edit.mask}
+        await self.painter.paint(job | edit.how | {"references": edit.references}, self._hear(edit))
 
     def _hear(self, edit: Edit) -> Callable[[Message], None]:
         def hear(message: Message) -> None:

@@ -22,6 +22,8 @@ class Choice(NamedTuple):
     name: str
     source: str
     """Folder, file or hub id, as `PaintByExample.from_pretrained` takes it."""
+    given: bool = True
+    """Whether somebody named it; otherwise it was found."""
 
 
 Facts = dict[str, Any]
@@ -47,7 +49,7 @@ def find_models(given: Sequence[str]) -> list[Choice]:
         base = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
         taken = {choice.id for choice in choices}
         id = next(id for id in (base, *(f"{base}-{number}" for number in range(2, len(pairs) + 2))) if id not in taken)
-        choices.append(Choice(id, name, source))
+        choices.append(Choice(id, name, source, bool(given)))
     return choices
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,9 @@ class Painter:
     def __init__(self, choices: Sequence[Choice], settings: dict[str, Any]) -> None:
         self.settings = settings | {"sources": [choice.source for choice in choices]}
         self.models: dict[str, Facts] = {}
+        """Source -> what it is like."""
+        self.wrong: dict[str, str] = {}
+        """Source -> why there is no such model."""
         self.schedulers: list[str] = []
         self.process: asyncio.subprocess.Process | None = None
 
@@ -35,7 +39,7 @@ class Painter:
         """Start the process and wait until it says what models there are.
 
         Raises:
-            InputError: a model, or the device, is not to be had.
+            InputError: there is no such device.
             RefusedError: the process ended before it said so.
         """
         self.process = await asyncio.create_subprocess_exec(
@@ -46,15 +50,17 @@ class Painter:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LONGEST_LINE,
+            # Threads that spin while they wait for each other get nothing done beside other work, such as a browser's.
+            env={"OMP_WAIT_POLICY": "passive", **os.environ},
             start_new_session=True,  # The terminal's Ctrl-C is for the server, which then ends both.
         )
         message = await self._hear()
         if message is None:
             raise RefusedError(503, f"the painting process {await self._end()}; the server's log says more")
         if message["is"] == "refused":
-            await self.stop()
+            await self._end()
             raise InputError(message["error"])
-        self.models, self.schedulers = message["models"], message["schedulers"]
+        self.models, self.wrong, self.schedulers = message["models"], message["wrong"], message["schedulers"]
 
     async def paint(self, job: Message, hear: Callable[[Message], None]) -> None:
         """Paint an edit to its end.

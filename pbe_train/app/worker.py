@@ -9,6 +9,7 @@ in here alone: whatever happens to it, out of memory or worse, the server is sti
 
 import contextlib
 import gc
+import io
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from pbe_train.app.models import Facts
 from pbe_train.checkpoints.from_pretrained import OPEN_RAIL, RELEASED, read_report
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.editing.edit_settings import weights_hash
-from pbe_train.editing.paint_by_example import PaintByExample, Preview
+from pbe_train.editing.paint_by_example import PaintByExample, Preview, find_device
 from pbe_train.editing.reading import check_mask, read_mask, read_photo, with_profile
 from pbe_train.editing.threads import default_threads
 from pbe_train.model.schedulers import SCHEDULERS
@@ -48,6 +49,16 @@ class Cancelled(Exception):
     """Nobody wants this edit any more."""
 
 
+class Loaded(NamedTuple):
+    """A model in memory."""
+
+    paint: PaintByExample
+    source: str
+    """Where from: of a run, the checkpoint."""
+    sha256: str | None
+    """Of its weights, where they say it."""
+
+
 class Worker:
     """Paints what it is told to.
 
@@ -56,12 +67,12 @@ class Worker:
         answers: where its messages go.
     """
 
-    def __init__(self, settings: dict[str, Any], answers: TextIO) -> None:
+    def __init__(self, settings: dict[str, Any], answers: io.TextIOBase) -> None:
         self.settings, self.answers = settings, answers
         self.jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.cancelled: set[str] = set()
         self.watched: set[str] = set()
-        self.loaded: dict[str, PaintByExample] = {}
+        self.loaded: dict[str, Loaded] = {}
         self.preview_due = 0.0
 
     def listen(self, orders: TextIO) -> None:
@@ -80,27 +91,15 @@ class Worker:
         """Paint one edit after the other, for ever."""
         while True:
             job = self.jobs.get()
-            edit = job["edit"]
             try:
                 self.paint(job)
             except Cancelled:
-                self.say("cancelled", edit)
-            except InputError as error:
-                self.say("failed", edit, error=str(error))
-            except (MemoryError, torch.OutOfMemoryError):
-                self.loaded.clear()
-                _free()
-                self.say(
-                    "failed",
-                    edit,
-                    error="the memory is full; try a smaller photo, or start the server with --precision fp16 or --offload",
-                )
-            except OSError as error:
-                said = machine_error(error) or f"{type(error).__name__}: {error}"
-                self.say("failed", edit, error=f"{said}; try again, and tell who runs this server")
+                self.say("cancelled", job["edit"])
             except Exception as error:
-                traceback.print_exc()
-                self.say("failed", edit, error=f"a defect of this program ({type(error).__name__}); the server's log says more")
+                self.say("failed", job["edit"], error=in_words(error).replace(f"{job['folder']}/", ""))
+                if is_memory(error):
+                    self.loaded.clear()
+                    _free()
             self.cancelled.clear()
             self.watched.clear()
 
@@ -112,10 +111,11 @@ class Worker:
         check_mask(mask, photo, "the mask", "to edit")
         references = [read_photo(folder / name) for name in job["references"]]
         self.say("loading", edit)
-        paint = self.load(job["source"])
+        loaded = self.load(job["source"])
+        paint = loaded.paint
         threads = self.settings["threads"] or default_threads(paint.run)
         torch.set_num_threads(threads)
-        known = {"precision": self.settings["precision"], "sha256": weights_hash(job["source"])}
+        known = {"source": loaded.source, "sha256": loaded.sha256, "precision": self.settings["precision"]}
         known |= {"size": paint.run.identity.view_size, "device": paint.run.device.type, "threads": threads}
         self.say("begun", edit, facts=known)
         for number, seed in enumerate(job["seeds"]):
@@ -134,7 +134,7 @@ class Worker:
             self.say("result", edit, number=number)
         self.say("done", edit)
 
-    def load(self, source: str) -> PaintByExample:
+    def load(self, source: str) -> "Loaded":
         """A model, from memory where it is there. While too little of the memory is free, those unused for longest go."""
         if source in self.loaded:
             self.loaded[source] = self.loaded.pop(source)
@@ -143,7 +143,12 @@ class Worker:
             del self.loaded[next(iter(self.loaded))]
             _free()
         chosen = {name: self.settings[name] for name in ("device", "precision", "offload")}
-        self.loaded[source] = PaintByExample.from_pretrained(source, **chosen)
+        # A training may write another checkpoint meanwhile: this is the one, and its settings name it.
+        folder = local_folder(source)
+        checkpoint = folder and locate_checkpoint(folder)
+        named = str(Path(source) / checkpoint.relative_to(folder)) if folder and checkpoint else source
+        paint = PaintByExample.from_pretrained(named, **chosen)
+        self.loaded[source] = Loaded(paint, named, weights_hash(named))
         return self.loaded[source]
 
     def say(self, what: str, edit: str = "", **more: object) -> None:
@@ -165,6 +170,23 @@ class Worker:
     def _stop_if_cancelled(self, edit: str) -> None:
         if edit in self.cancelled:
             raise Cancelled
+
+
+def in_words(error: Exception) -> str:
+    """One sentence for who asked for an edit; what is a defect goes to the log, too."""
+    if isinstance(error, InputError):
+        return str(error)
+    if is_memory(error):
+        return "the memory is full; try a smaller photo, or start the server with --precision fp16 or --offload true"
+    if isinstance(error, OSError) and (said := machine_error(error)):
+        return f"{said}; try again, and tell who runs this server"
+    traceback.print_exception(error)
+    return f"a defect of this program ({type(error).__name__}); the server's log says more: please report that"
+
+
+def is_memory(error: Exception) -> bool:
+    """Whether an error is for want of memory; on CPUs PyTorch says so in words alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def describe(source: str) -> Facts:
@@ -219,12 +241,18 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     worker = Worker(settings, answers)
     try:
-        models = {source: describe(source) for source in settings["sources"]}
+        find_device(settings["device"])
     except InputError as error:
         worker.say("refused", error=str(error))
         return
+    models, wrong = {}, {}
+    for source in settings["sources"]:
+        try:
+            models[source] = describe(source)
+        except InputError as error:
+            wrong[source] = str(error)
     threading.Thread(target=worker.listen, args=(sys.stdin,), daemon=True).start()
-    worker.say("ready", models=models, schedulers=list(SCHEDULERS))
+    worker.say("ready", models=models, wrong=wrong, schedulers=list(SCHEDULERS))
     worker.work()
 
 

@@ -37,6 +37,24 @@ def test_a_stroke_becomes_the_edit_that_the_library_paints_and_progress_is_told(
     assert told == [(1, 2), (2, 2)]
 
 
+def test_a_large_photo_is_brushed_on_a_small_copy_and_edited_at_full_size(tmp_path):
+    large = Image.open(PHOTO).convert("RGB").resize((3000, 1500))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # To be shown turned by a quarter.
+    large.save(tmp_path / "large.png", exif=exif)
+    copy = app.for_editor(str(tmp_path / "large.png"))
+    assert copy.size == (512, 1024)
+    layer = np.zeros((1024, 512, 4), np.uint8)
+    layer[400:500, 100:200] = 255
+    edited = np.asarray(app.edit(str(tmp_path / "large.png"), {"layers": [layer]}, [REFERENCE], 0, 2.0, 2, print))
+    upright = np.rot90(np.asarray(large), -1)
+    assert edited.shape == upright.shape == (3000, 1500, 3)
+    rows, columns = np.nonzero((edited != upright).any(2))
+    assert 400 * 3000 // 1024 <= rows.min() < rows.max() <= 500 * 3000 // 1024
+    assert 100 * 1500 // 512 <= columns.min() < columns.max() <= 200 * 1500 // 512 + 1
+    assert app.for_editor(None) is None
+
+
 def test_what_is_missing_is_one_sentence():
     for photo, drawn, references in (
         (None, editor_value(), [REFERENCE]),

@@ -13,7 +13,8 @@ export const getModels = () => ask("GET", "/api/models");
  */
 export function sendPhoto(file, name, limit = Infinity) {
   if (file.size > limit) {
-    throw new Error(`${name}: the file has ${megabytes(file.size)} MB, and at most ${megabytes(limit)} MB are taken; give a smaller one.`);
+    const sizes = `the file has ${megabytes(file.size)} MB, and at most ${megabytes(limit)} MB are taken`;
+    throw new Error(`${name}: ${sizes}; give a smaller one.`);
   }
   return ask("POST", "/api/photos", file, { "X-Name": encodeURIComponent(name) });
 }
@@ -76,7 +77,8 @@ async function send(url, options) {
 
 async function refusal(answer) {
   const said = await answer.json().catch(() => ({}));
-  return new Error(said.error ?? `The server answers ${answer.status} ${answer.statusText}: try again, or look at what it prints.`);
+  const told = `The server answers ${answer.status} ${answer.statusText}`;
+  return new Error(said.error ?? `${told}: try again, or look at what it prints.`);
 }
 
 const megabytes = (bytes) => (bytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 });

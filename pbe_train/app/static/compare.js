@@ -1,6 +1,9 @@
 /** A photo before and after, one over the other, with a line between them that a slider, a finger or a mouse moves. */
 export class Compare {
-  /** @param {HTMLElement} element of the template @param {{width: number, height: number}} photo @param {string} before its address @param {number} line 0-100 */
+  /**
+   * @param {HTMLElement} element of the template @param {{width: number, height: number}} photo
+   * @param {string} before its address @param {number} line where it begins, 0-100
+   */
   constructor(element, photo, before, line) {
     this.element = element;
     this.pair = element.querySelector(".pair");

@@ -8,7 +8,8 @@ export class Cutter {
   /** @param {{bytes: number}} limits @param {(file: File) => Promise<void>} use takes what was cut out */
   constructor(limits, use) {
     const find = (name) => document.querySelector(`#cut${name}`);
-    Object.assign(this, { limits, use, dialog: find(""), error: find("-error"), told: find("-told"), from: find("-from"), button: find("-use"), file: find("-file") });
+    Object.assign(this, { limits, use, dialog: find(""), button: find("-use") });
+    for (const name of ["error", "told", "from", "file"]) this[name] = find(`-${name}`);
     this.edited = null;
     this.pictures = new Map();
     this.frame = new Frame((bounds) => this.#framed(bounds));

@@ -111,7 +111,8 @@ async function paint() {
       const asked = settings.read(), { picture, mask } = page;
       const { id } = await startEdit({ ...asked, photo: picture.id, mask: await maskOnServer(), references: references.ids });
       // All that is repainted lies on the result's side of the line, to begin with.
-      results.add({ id, photo: picture, seeds: asked.seeds, told: settings.told(asked), line: (100 * boundsOf(mask).left) / mask.width });
+      const line = (100 * boundsOf(mask).left) / mask.width;
+      results.add({ id, photo: picture, seeds: asked.seeds, told: settings.told(asked), line });
     } finally {
       button.disabled = false;
     }
@@ -151,7 +152,8 @@ function showMask() {
   page.anyMask = pixels > 0;
   const share = mask && (100 * pixels) / mask.data.length;
   const painted = pixels ? `${share < 1 ? "less than 1" : Math.round(share)} % to be repainted` : "nothing to be repainted yet";
-  find("#photo-told").textContent = picture ? `${picture.name} · ${picture.width} × ${picture.height} px · ${painted}` : "No photo yet.";
+  const size = picture && `${picture.width} × ${picture.height} px`;
+  find("#photo-told").textContent = picture ? `${picture.name} · ${size} · ${painted}` : "No photo yet.";
   find("#undo").disabled = !mask?.canUndo;
   find("#redo").disabled = !mask?.canRedo;
   for (const name of ["invert", "clear", "mask-open"]) find(`#${name}`).disabled = !mask;
@@ -233,7 +235,8 @@ function listen() {
   for (const [name, action] of Object.entries(actions)) on(`#${name}`, action);
   listenToKeys({
     ...actions, choose, paint, help: () => find("#help").showModal(),
-    smaller: () => resizeBrush(Number(find("#brush-size").value) - 4), larger: () => resizeBrush(Number(find("#brush-size").value) + 4),
+    smaller: () => resizeBrush(Number(find("#brush-size").value) - 4),
+    larger: () => resizeBrush(Number(find("#brush-size").value) + 4),
     stop: () => { if (!stage.stop()) results.running?.forget(); },
   });
   listenToFiles();
@@ -247,7 +250,9 @@ function listenToFiles() {
     takeFiles(files, Boolean(page.picture) || find("#references").contains(document.activeElement));
   });
   const target = (event) => (find("#references").contains(event.target) ? find("#references") : find("#stage"));
-  const mark = (element) => { for (const one of [find("#references"), find("#stage")]) one.classList.toggle("over", one === element); };
+  const mark = (element) => {
+    for (const one of [find("#references"), find("#stage")]) one.classList.toggle("over", one === element);
+  };
   document.addEventListener("dragover", (event) => { event.preventDefault(); mark(target(event)); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) mark(null); });
   document.addEventListener("drop", (event) => {

@@ -69,7 +69,8 @@ function guessSpan(from, to, radius, row) {
     const offX = (radius * (to.y - from.y)) / length, offY = (radius * (from.x - to.x)) / length;
     for (const sign of [1, -1]) {
       const a = { x: from.x + sign * offX, y: from.y + sign * offY }, b = { x: to.x + sign * offX, y: to.y + sign * offY };
-      if (Math.min(a.y, b.y) <= y && y <= Math.max(a.y, b.y)) take(a.y === b.y ? a.x : a.x + ((y - a.y) * (b.x - a.x)) / (b.y - a.y));
+      if (y < Math.min(a.y, b.y) || y > Math.max(a.y, b.y)) continue;
+      take(a.y === b.y ? a.x : a.x + ((y - a.y) * (b.x - a.x)) / (b.y - a.y));
     }
   }
   return least > most ? [0, 0] : [Math.floor(least - 0.5), Math.ceil(most + 0.5) + 1];

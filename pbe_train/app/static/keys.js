@@ -10,7 +10,10 @@ export function listenToKeys(does) {
   };
   document.addEventListener("keydown", (event) => {
     if (document.querySelector("dialog[open]") || event.defaultPrevented) return;
-    const action = event.ctrlKey || event.metaKey ? withControl(event, does) : event.key === "Escape" ? does.stop : inEditor() && !event.altKey && letters[event.key];
+    let action = null;
+    if (event.ctrlKey || event.metaKey) action = withControl(event, does);
+    else if (event.key === "Escape") action = does.stop;
+    else if (inEditor() && !event.altKey) action = letters[event.key];
     if (!action) return;
     event.preventDefault();
     action();

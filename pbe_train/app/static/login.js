@@ -17,7 +17,10 @@ form.addEventListener("submit", async (event) => {
       body: JSON.stringify({ password: password.value }),
     });
     if (answer.ok) location.replace("/");
-    else error.textContent = (await answer.json()).error;
+    else {
+      const sentence = (await answer.json()).error;
+      error.textContent = `${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
+    }
   } catch {
     error.textContent = "The server does not answer.";
   }

@@ -21,7 +21,10 @@ export class Picture {
     return this;
   }
 
-  /** What to draw at a scale (px of the screen for one of the photo): the small picture, and `later` is called when a better one is there. */
+  /**
+   * What to draw at a scale (px of the screen for one of the photo): the small picture, if need be, and `later` is called when a
+   * better one is there.
+   */
   at(scale, later) {
     if (!this.full && scale * this.width > 1.25 * this.small.naturalWidth) this.whole().then(later, () => {});
     return this.full ?? this.small;

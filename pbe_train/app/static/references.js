@@ -15,12 +15,13 @@ export class References {
 
   get ids() { return this.photos.map((photo) => photo.id); }
 
-  /** Send files to the server and show them. A file that is refused is told of, and the others are taken. @param {File[]} files */
+  /** Send files to the server and show them. What is refused is told of, and the others are taken. @param {File[]} files */
   async add(files) {
     const problems = [];
     for (const file of files) {
       try {
-        if (this.photos.length >= this.limits.references) throw new Error(`At most ${this.limits.references} references are taken: remove one first.`);
+        const most = this.limits.references;
+        if (this.photos.length >= most) throw new Error(`At most ${most} references are taken: remove one first.`);
         this.#show(this.#checked(await sendPhoto(file, file.name || "pasted.png", this.limits.bytes)));
       } catch (error) {
         problems.push(error.message);
@@ -35,7 +36,9 @@ export class References {
     const least = this.limits.reference_side ?? LEAST_SIDE;
     if (Math.min(photo.width, photo.height) >= least) return photo;
     forgetPhoto(photo.id).catch(() => {});
-    throw new Error(`${photo.name}: ${photo.width} × ${photo.height} px show too little of anything; give a photo of what to paint, at least ${least} px wide and high.`);
+    throw new Error(
+      `${photo.name}: ${photo.width} × ${photo.height} px show too little of anything; give a photo of what to paint, at least ` +
+      `${least} px wide and high.`);
   }
 
   #show(photo) {

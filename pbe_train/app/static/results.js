@@ -1,6 +1,6 @@
 /**
- * The edits that were asked for, newest first: place in the queue, progress and previews while they are painted, then results beside
- * the original, and what can be downloaded.
+ * The edits that were asked for, newest first: place in the queue, progress and previews while they are painted, then results
+ * beside the original, and what can be downloaded.
  */
 import { followEdit, forgetEdit, getEdit } from "./api.js";
 import { Compare } from "./compare.js";
@@ -21,7 +21,7 @@ const POLL = 2000; // Ms between looks at those that wait.
 export class Results {
   /**
    * @param {HTMLElement} section
-   * @param {{further: (address: string, name: string) => Promise<void>, announce: (text: string) => void, changed: () => void}} calls
+   * @param {object} calls `further(address, name)` makes a result the photo; `announce(text)` says it; `changed()`
    */
   constructor(section, calls) {
     this.section = section;
@@ -63,7 +63,8 @@ export class Results {
 
 class Card {
   constructor(edit, number, calls) {
-    Object.assign(this, { edit, number, calls, ended: false, chosen: 0, chosenByHand: false, previews: 0, loading: false, last: null, stopListening: null });
+    Object.assign(this, { edit, number, calls, ended: false, last: null, seed: null, stopListening: null });
+    Object.assign(this, { chosen: 0, chosenByHand: false, previews: 0, loading: false });
     this.element = document.querySelector("#edit-template").content.firstElementChild.cloneNode(true);
     this.element.dataset.edit = edit.id;
     this.find = (selector) => this.element.querySelector(selector);
@@ -114,8 +115,9 @@ class Card {
     state.results.forEach((result, place) => this.#result(result, place));
     if (state.state === "painting") this.#preview(state);
     this.#progress(state);
+    const next = state.state === "painting" && state.seed_number !== this.seed;
     if (state.state !== before) this.#changed(state);
-    else if (state.state === "painting" && state.seed_number !== this.seed) this.calls.announce(`Edit ${this.number}: ${this.find(".pace").textContent}.`);
+    else if (next) this.calls.announce(`Edit ${this.number}: ${this.find(".pace").textContent}.`);
     this.seed = state.seed_number;
   }
 

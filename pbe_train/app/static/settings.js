@@ -2,7 +2,10 @@
 const MOST_SEED = 2 ** 32;
 
 export class Settings {
-  /** @param {HTMLFormElement} form @param {{models: object[], schedulers: string[], limits: object}} offered as the server tells of them */
+  /**
+   * @param {HTMLFormElement} form
+   * @param {{models: object[], schedulers: string[], limits: object}} offered as the server tells of them
+   */
   constructor(form, { models, schedulers, limits }) {
     this.models = models;
     for (const name of ["model", "guidance", "steps", "scheduler", "count", "seed"]) this[name] = form.querySelector(`#${name}`);
@@ -33,7 +36,8 @@ export class Settings {
   /** What an edit asks for, for people. */
   told({ seeds, guidance, steps, scheduler }) {
     const several = seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`;
-    return `${this.chosen.name} · guidance ${guidance} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")} · ${several}`;
+    const how = `guidance ${guidance} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")}`;
+    return `${this.chosen.name} · ${how} · ${several}`;
   }
 
   #takeDefaults() {

@@ -8,7 +8,7 @@
  * All layers are of the stage's size on the screen, whatever the photo's: nothing here grows with the photo but its own picture.
  * What drawing does is the tool's: `down`, `move`, `up`, `cancel` (points in px of the photo) and `draw` (onto the top layer).
  */
-import { snap } from "./geometry.js";
+import { snap, union } from "./geometry.js";
 import { fit, pan, reveal, toPhoto, zoom } from "./view.js";
 
 const MASK = [226, 92, 35]; // RGB, 0-255: seldom a photo's, and seen by all kinds of colour vision beside most.
@@ -59,23 +59,21 @@ export class Stage {
   /** Closer or farther by notches, around the cursor or the middle. */
   zoom(notches) {
     const { width, height } = this.size;
-    const at = this.cursor ? [this.view.left + this.cursor.x * this.view.scale, this.view.top + this.cursor.y * this.view.scale] : [width / 2, height / 2];
-    this.#zoomAt(NOTCH ** notches, ...at);
+    const { scale, left, top } = this.view, { cursor } = this;
+    this.#zoomAt(NOTCH ** notches, ...(cursor ? [left + cursor.x * scale, top + cursor.y * scale] : [width / 2, height / 2]));
   }
 
   /** The mask has changed within bounds, or all of it. @param {?import("./geometry.js").Bounds} bounds */
   maskChanged(bounds = null) {
-    const all = { left: 0, top: 0, right: this.maskLayer.width, bottom: this.maskLayer.height };
-    const rate = this.view.scale * this.#density();
-    const place = (at, start) => at * rate + start * this.#density();
+    const { width, height } = this.maskLayer, { scale, left, top } = this.view, density = this.#density();
+    // Two px more on each side: the edge is drawn beside what changed.
+    const low = (at, start) => Math.max(0, Math.floor((at * scale + start) * density) - 2);
+    const high = (at, start, most) => Math.min(most, Math.ceil((at * scale + start) * density) + 2);
     const part = bounds ? {
-      left: Math.max(0, Math.floor(place(bounds.left, this.view.left)) - 2), top: Math.max(0, Math.floor(place(bounds.top, this.view.top)) - 2),
-      right: Math.min(all.right, Math.ceil(place(bounds.right, this.view.left)) + 2), bottom: Math.min(all.bottom, Math.ceil(place(bounds.bottom, this.view.top)) + 2),
-    } : all;
-    const old = this.dirty.mask ?? part;
-    this.dirty.mask = {
-      left: Math.min(old.left, part.left), top: Math.min(old.top, part.top), right: Math.max(old.right, part.right), bottom: Math.max(old.bottom, part.bottom),
-    };
+      left: low(bounds.left, left), top: low(bounds.top, top),
+      right: high(bounds.right, left, width), bottom: high(bounds.bottom, top, height),
+    } : { left: 0, top: 0, right: width, bottom: height };
+    this.dirty.mask = union(this.dirty.mask, part);
     this.#redraw();
   }
 
@@ -150,7 +148,8 @@ export class Stage {
     this.fitted = false;
     const share = this.pointers.size;
     const other = [...this.pointers.values()].find((one) => one.pointerId !== event.pointerId);
-    this.#look(pan(this.view, (event.clientX - before.clientX) / share, (event.clientY - before.clientY) / share, this.picture, this.size));
+    const right = (event.clientX - before.clientX) / share, down = (event.clientY - before.clientY) / share;
+    this.#look(pan(this.view, right, down, this.picture, this.size));
     if (!other) return;
     const distance = (one) => Math.max(1, Math.hypot(one.clientX - other.clientX, one.clientY - other.clientY));
     const x = (event.clientX + other.clientX) / 2 - left, y = (event.clientY + other.clientY) / 2 - top;
@@ -189,8 +188,8 @@ export class Stage {
     if (arrow) {
       const step = event.shiftKey ? 1 : Math.max(1, Math.round(ARROW / this.view.scale));
       const from = this.cursor ?? this.#middle();
-      const within = (at, most) => Math.min(most, Math.max(0, at));
-      const to = snap(within(from.x + arrow[0] * step, this.picture.width), within(from.y + arrow[1] * step, this.picture.height));
+      const { width, height } = this.picture, within = (at, most) => Math.min(most, Math.max(0, at));
+      const to = snap(within(from.x + arrow[0] * step, width), within(from.y + arrow[1] * step, height));
       if (this.doing === "keys") this.tool.move(to);
       this.#moveCursor(to);
       this.fitted &&= reveal(this.view, to, this.picture, this.size) === this.view;

@@ -1,12 +1,15 @@
 /**
  * What is drawn with on a stage. Brush, eraser, box and lasso change a mask; `Frame` draws a rectangle and nothing else.
- * Each has `down`, `move`, `up` and `cancel`, with points in px of the photo, and `draw`, which shows it on the stage's top layer.
+ * Each has `down`, `move`, `up` and `cancel`, with points in px of the photo, and `draw`, which shows it on a stage's top layer.
  */
 import { box, capsule, polygon } from "./geometry.js";
 
 /** Brush, eraser, box and lasso over a mask: one stroke is one step of undo. */
 export class MaskTools {
-  /** @param {(bounds: ?import("./geometry.js").Bounds, whole: boolean) => void} changed told of each change; whole: the stroke has ended */
+  /**
+   * @param {(bounds: ?import("./geometry.js").Bounds, whole: boolean) => void} changed told of each change; whole: the stroke
+   *     has ended
+   */
   constructor(changed) {
     this.changed = changed;
     this.name = "brush";
@@ -37,7 +40,8 @@ export class MaskTools {
   up() {
     if (!this.points) return;
     const { width, height } = this.mask, first = this.points[0], last = this.points.at(-1);
-    if (!this.#strokes()) this.#apply(this.name === "box" ? box(first, last, width, height) : polygon(this.points, width, height));
+    if (this.name === "box") this.#apply(box(first, last, width, height));
+    if (this.name === "lasso") this.#apply(polygon(this.points, width, height));
     this.points = null;
     this.mask.end();
     this.changed(null, true);

@@ -31,7 +31,10 @@ export function pan(view, right, down, photo, stage) {
 
 /** Moved as little as shows a point of the photo, with some room around it. */
 export function reveal(view, point, photo, stage) {
-  const need = (at, length) => { const room = Math.min(40, length / 4); return at < room ? room - at : Math.min(0, length - room - at); };
+  const need = (at, length) => {
+    const room = Math.min(40, length / 4);
+    return at < room ? room - at : Math.min(0, length - room - at);
+  };
   const right = need(view.left + point.x * view.scale, stage.width), down = need(view.top + point.y * view.scale, stage.height);
   return right || down ? pan(view, right, down, photo, stage) : view;
 }

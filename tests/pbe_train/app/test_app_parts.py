@@ -1,27 +1,34 @@
 """What an app is made of, without a server: turns, room, names, the settings of an edit."""
 
 import asyncio
+import errno
 import hashlib
+import io
 import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pbe_core.errors import InputError
-from pbe_train import sample
+from pbe_core.settings import REPOSITORY
+from pbe_train import PaintByExample, sample
 from pbe_train.app.archive import safe_names
 from pbe_train.app.edit_queue import MOST_WAITING, Edit, EditQueue
-from pbe_train.app.models import find_models
+from pbe_train.app.models import FINISHED, find_models
 from pbe_train.app.painter import Message, Painter
 from pbe_train.app.security import RefusedError
 from pbe_train.app.sessions import SESSION_SECONDS, Item, Room, Session, Sessions, private_folder
 from pbe_train.app.uploads import Photo, shown_name
+from pbe_train.app.worker import Worker, free_share, in_words
 from pbe_train.editing.edit_settings import EditSettings, PictureRecord, find_picture, read_settings
 from tests.conftest import call_program
 
+TINY = REPOSITORY / FINISHED
 HOW = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
 
 
@@ -266,12 +273,12 @@ def test_models_are_named_by_who_starts_the_server_or_found(tmp_path: Path, monk
             (folder / f"step-{step:08d}").mkdir()
             (folder / f"step-{step:08d}" / "state.json").touch()
     assert [tuple(choice) for choice in find_models([])] == [
-        ("tiny-world", "tiny world", "tiny_world/weights/model"),
-        ("mine", "mine", "runs/mine"),
+        ("tiny-world", "tiny world", "tiny_world/weights/model", False),
+        ("mine", "mine", "runs/mine", False),
     ]
     (tmp_path / "a=b").mkdir()
     given = ["My Größe!=runs/mine", "runs/mine", "a=b", "my-gr-e=runs/mine"]
-    assert [tuple(choice) for choice in find_models(given)] == [
+    assert [tuple(choice)[:3] for choice in find_models(given)] == [
         ("my-gr-e", "My Größe!", "runs/mine"),
         ("mine", "mine", "runs/mine"),
         ("a-b", "a=b", "a=b"),
@@ -369,3 +376,73 @@ def test_a_picture_must_be_the_one_of_the_edit(written: Path):
     (written.parent / "one.png").write_bytes(b"changed")
     with pytest.raises(InputError, match=r"one\.png: is not the one\.png that .* names"):
         find_picture(read.references[0], None, written, "--reference")
+
+
+def test_models_stay_loaded_while_memory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those unused for longest go first; a run is its newest checkpoint when it is loaded, whatever a training writes later."""
+    run = tmp_path / "run" / "checkpoints"
+    shutil.copytree(TINY, run / "step-00000001")
+    worker = Worker({"device": "cpu", "precision": "fp32", "offload": False, "threads": None}, io.StringIO())
+    monkeypatch.setattr("pbe_train.app.worker.free_share", lambda device: 0.6)
+    tiny, mine = worker.load(FINISHED), worker.load(str(run.parent))
+    (run / "step-00000002").mkdir()
+    assert worker.load(str(run.parent)) is mine
+    assert mine.source == str(run / "step-00000001")
+    assert (tiny.source, tiny.sha256) == (FINISHED, mine.sha256)
+    assert worker.load(FINISHED) is tiny
+    assert list(worker.loaded) == [str(run.parent), FINISHED]
+    monkeypatch.setattr("pbe_train.app.worker.free_share", lambda device: 0.4)
+    shutil.copytree(TINY, tmp_path / "other")
+    worker.load(str(tmp_path / "other"))
+    assert list(worker.loaded) == [str(tmp_path / "other")]
+
+
+def test_how_much_memory_is_free():
+    assert 0 < free_share("cpu") < 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (InputError("mask.png: is empty"), "mask.png: is empty"),
+        (MemoryError(), "the memory is full; "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "the memory is full; "),
+        (OSError(errno.ENOSPC, "no room", "/x/y"), "No space left on device: /x; try again"),
+        (KeyError("x"), "a defect of this program (KeyError); "),
+    ],
+)
+def test_what_goes_wrong_in_painting_is_a_sentence(error: Exception, told: str, capsys: pytest.CaptureFixture[str]):
+    assert in_words(error).startswith(told)
+    assert ("Traceback" in capsys.readouterr().err or "KeyError" in told) == ("defect" in told)
+
+
+def test_other_weights_than_those_of_the_edit_are_told(
+    written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Refused where the settings themselves name the model; only told where somebody chose another one."""
+    paint = PaintByExample.from_pretrained(FINISHED, device="cpu")
+    content = json.loads(written.read_text())
+    for source, sha256, options, told in (
+        (FINISHED, "f" * 64, [], "has other weights"),
+        ("runs/mine", "f" * 64, ["--model", FINISHED], "has other weights"),
+        (FINISHED, None, [], ""),
+    ):
+        written.write_text(json.dumps(content | {"model": {"name": "mine", "source": source, "sha256": sha256}}))
+        options_given, read = options_of(monkeypatch, "--settings", str(written), *options)
+        if told and not options:
+            with pytest.raises(InputError, match=rf"model: {told} \(a7cdc3e0560a\) than the model of .* \(ffffffffffff\)"):
+                sample.prepare(paint, options_given, read)
+        else:
+            sample.prepare(paint, options_given, read)
+            assert told in capsys.readouterr().err
+
+
+def test_a_small_model_takes_one_thread_unless_it_is_told_otherwise(written: Path, monkeypatch: pytest.MonkeyPatch):
+    paint = PaintByExample.from_pretrained(FINISHED, device="cpu")
+    given = ["--model", FINISHED, "--image", "x", "--mask", "x", "--reference", "x"]
+    for options, threads in (([], 1), (["--threads", "2"], 2), (["--settings", str(written)], 1)):
+        torch.set_num_threads(2)
+        parsed, read = options_of(monkeypatch, *given, *options)
+        sample.prepare(paint, parsed, read)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)

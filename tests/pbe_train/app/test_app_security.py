@@ -260,9 +260,15 @@ def test_nothing_is_left_of_a_server_that_ended_or_died(server: Served, tmp_path
         assert served.end(signal.SIGKILL) == -signal.SIGKILL
         left = set(parent.iterdir())
         assert len(left) == 1
+    # Of a training that was killed, say. It is no reason not to start.
+    broken = tmp_path / "runs" / "broken" / "checkpoints" / "step-00000001" / "state.json"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("{")
     with serve(tmp_path) as served:
         assert not left & set(parent.iterdir())
+        assert "left out: runs/broken/checkpoints/step-00000001/state.json: damaged" in served.said[0]
         person = served.person()
+        assert [model["id"] for model in person.get("/api/models").json()["models"]] == ["tiny-world"]
         following = person.follow(person.edit(person.give_example(), steps=1000))
         while next(following)["step"] < 1:
             pass

@@ -259,7 +259,7 @@ def test_two_people_at_once_get_their_own(browser, address):
             who.draw([(300, 250), (420, 260)])
             who.page.set_input_files("#reference-file", EXAMPLE / "reference.png")
             who.page.locator("#thumbs img").wait_for()
-            who.fill(steps=10)
+            who.fill(steps=3)
         for who in (one, other):
             edits.append(who.paint())
         for who, edit, photo in zip((one, other), edits, photos, strict=True):
