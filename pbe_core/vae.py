@@ -11,7 +11,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 
 from pbe_core.autoencoder import CLASSES, Autoencoder
 from pbe_core.errors import InputError
@@ -19,7 +18,7 @@ from pbe_core.hub import fetch
 from pbe_core.settings import REPOSITORY
 from pbe_core.taef2 import load_taef2
 from pbe_core.vae_kinds import is_taef2, locate_vae, read_vae_sizes
-from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
+from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, check_finite, weights_format, weights_of
 from pbe_core.words import number_of
 from schemas.dataset import VaeIdentity
 
@@ -79,7 +78,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         subfolder: where a pipeline keeps it.
 
     Raises:
-        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
+        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network, or not finite.
     """
     return _load(kind, source, find_network(kind, source, subfolder))
 
@@ -98,14 +97,21 @@ def _load(kind: Any, source: str, inner: Path) -> Any:
         network, loaded = kind.from_pretrained(
             str(inner), use_safetensors=True, output_loading_info=True, variant=variant, local_files_only=True, **dtype
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = " ".join(str(error).split())[:200]
+    except Exception as error:  # Whatever the libraries raise over a stranger's config.json and weights is the files' fault.
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
         ) from None
     # The libraries would fill missing tensors with random numbers, and not say so.
     if missing := sorted(loaded["missing_keys"]):
         raise InputError(f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}")
+    # A VAE's file holds nothing else: what is left over, the configuration leaves out, and latents would be another network's.
+    if (left := sorted(loaded["unexpected_keys"])) and kind in CLASSES.values():
+        raise InputError(
+            f"{source}: {number_of(len(left), 'tensor')} that its config.json has no place for, first {left[0]}; get both files "
+            "from one place"
+        )
+    check_finite(network.state_dict(), source)
     return network
 
 
