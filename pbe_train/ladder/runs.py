@@ -111,7 +111,10 @@ def claim(out: Path, settings: TrainSettings) -> None:
     shared["dataset's fingerprint"] = reader.info.fingerprint
     shared["dataset's samples"] = reader.samples_hash()
     path = out / SETTINGS_FILE
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: no folder can be made there ({error.strerror}); give another --out") from None
     if not path.exists() or not _has_begun(out):
         write_atomically(path, (json.dumps(shared, indent=1) + "\n").encode())
     try:

@@ -99,6 +99,7 @@ def test_an_arm_that_adds_nothing_is_refused(small: LadderWorld):
         (["--only", "evaluate"], "no run is finished"),
         (["--optimiser.learning_rate", "1"], "did you mean"),
         (["--judge", "eye:dinov3=there"], "dinov3"),
+        (["--out", __file__], "test_ladder.py: no folder can be made there"),
     ],
 )
 def test_what_is_wrong_is_one_line(options: list[str], cause: str, small: LadderWorld, tmp_path: Path, monkeypatch):
