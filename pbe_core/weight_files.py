@@ -27,6 +27,9 @@ DIFFUSERS_FILES = (
 )
 TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
 
+# Counts of training steps, which some files have and others lack; nothing is computed with them.
+COUNTERS = ".num_batches_tracked"
+
 _LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes; the same limit as in the safetensors library.
 _HEADER_LIMIT = 100_000_000

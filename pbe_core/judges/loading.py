@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_core.weight_files import check_finite, weights_format
+from pbe_core.weight_files import COUNTERS, check_finite, weights_format
 from pbe_core.words import number_of
-
-# Counts of training steps, which some files have and others lack; nothing is computed with them.
-COUNTERS = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model, ResNetModel
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_core.judges.loading import COUNTERS, LoadedNetwork
+from pbe_core.judges.loading import LoadedNetwork
 from pbe_core.vae import find_network, load_network, weights_sha256
+from pbe_core.weight_files import COUNTERS
 
 PREPROCESSOR = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
