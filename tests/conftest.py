@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -39,6 +40,10 @@ from pbe_core.errors import run_program
 from pbe_core.progress import Progress
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
+from tests.browser import open_browser
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 torch.set_num_threads(2)
 # How long an example takes tells what else the machine does, and nothing of the code.
@@ -116,6 +121,13 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real sample data in {REAL_DATA} (set PBE_REAL_DATA)")
     return REAL_DATA
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A Chromium for the tests of one file, which open tabs in it (`tests.browser.open_tab`)."""
+    with open_browser() as one:
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ from pbe_train.evaluation.report import LARGEST_PAGE, SHOWN_CLASSES, Shown, writ
 from pbe_train.evaluation.results import BOUNDS, Evaluation, PairRow, Value
 from pbe_train.evaluation.tables import score_tables
 from pbe_train.evaluation.thumbnails import extremes, outline_small
-from tests.browser import CHROMIUM, open_browser
+from tests.browser import open_tab
 from tests.html_page import Page
 from tests.pbe_train.evaluation_results import DrawnPairs, judge, paint_drawn, result, row
 
@@ -85,6 +85,7 @@ def test_tables_and_page_have_every_value_with_its_interval_and_bounds_apart(pag
     assert all(f"{name}{value}" in text for name, value in told.recipe.items())
     assert told.notes[0] in text
     assert told.notes[0] in terminal
+    assert "pbe app --dataset FOLDER" in text
 
 
 def test_of_few_pictures_is_warned_first_and_the_less_biased_scores_lead(tmp_path):
@@ -367,38 +368,38 @@ def test_classes_and_sizes_are_shown_with_the_most_pairs_first(page):
     assert len(headers) == shown.tags["th"]
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-def test_in_a_browser_the_page_loads_nothing_complains_of_nothing_fits_a_phone_and_sorts(page, tmp_path):
+def test_in_a_browser_the_page_loads_nothing_complains_of_nothing_fits_a_phone_and_sorts(page, browser, tmp_path):
     told, out = page
     rows = [row(f"step {step}", step / 10_000, 300, "runs/a", step) for step in (1000, 2000, 4000)]
     curved = tmp_path / "curves.html"
     write_report([Shown(result(IDS, rows=rows))], curved)
-    with open_browser(tmp_path / "profile") as tab:
-        for path in (out, curved):
-            for width, dark in ((1280, False), (390, True)):
-                tab.open(path, width, dark)
-                assert tab.complaints() == []
-                assert tab.requests() == [path.as_uri()]
-                assert tab.evaluate("document.documentElement.scrollWidth") <= width
-                assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
+    for path in (out, curved):
+        for width, dark in ((1280, False), (390, True)):
+            with open_tab(browser, path.as_uri(), width=width, dark=dark) as tab:
+                ask = tab.page.evaluate
+                assert ask("document.documentElement.scrollWidth") <= width
+                assert ask("getComputedStyle(document.body).backgroundColor") == (
                     "rgb(23, 25, 28)" if dark else "rgb(253, 253, 252)"
                 )
-                assert tab.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
-                assert tab.evaluate("[...document.querySelectorAll('.chart svg')].every((one) => one.clientWidth > 200)")
-        # The control: a page that asks and complains is seen to do so.
-        guilty = tmp_path / "guilty.html"
-        guilty.write_text(out.read_text().replace("</main>", "<img src='http://127.0.0.1:9/x.png'><script>1</script></main>"))
-        tab.open(guilty)
-        assert len(tab.complaints()) >= 2
+                assert ask("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
+                assert ask("[...document.querySelectorAll('.chart svg')].every((one) => one.clientWidth > 200)")
+                assert tab.complaints == []
+                assert tab.requests == [path.as_uri()]
+    # The control: a page that asks and complains is seen to do so.
+    guilty = tmp_path / "guilty.html"
+    guilty.write_text(out.read_text().replace("</main>", "<img src='http://127.0.0.1:9/x.png'><script>1</script></main>"))
+    with open_tab(browser, guilty.as_uri()) as tab:
+        assert len(tab.complaints) >= 2
+        assert "http://127.0.0.1:9/x.png" in tab.requests
 
-        tab.open(out)
-        column = "[...document.querySelector('table.sortable').tBodies[0].rows].map((one) => one.cells[{}].innerText)"
-        press = "document.querySelectorAll('table.sortable thead')[0].querySelectorAll('button')[{}].click()"
+    with open_tab(browser, out.as_uri()) as tab:
+        table = tab.page.locator("table.sortable").first
+        buttons, cells = table.locator("thead button"), table.locator("tbody tr > :first-child")
         values = {label: own[0].pair_scores["CLIP score"].value or 0 for label, own in told.per_class.items()}
         best_first = sorted(values, key=values.__getitem__, reverse=True)
         for order in (best_first, best_first[::-1]):
-            tab.evaluate(press.format(2))
-            assert tab.evaluate(column.format(0)) == order
-        tab.evaluate(press.format(0))
-        assert tab.evaluate(column.format(0)) == sorted(values, reverse=True)
-        assert tab.evaluate("document.querySelectorAll('[aria-sort]').length") == 1
+            buttons.nth(2).click()
+            assert cells.all_inner_texts() == order
+        buttons.nth(0).click()
+        assert cells.all_inner_texts() == sorted(values, reverse=True)
+        assert tab.page.locator("[aria-sort]").count() == 1

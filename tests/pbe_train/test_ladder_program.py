@@ -144,6 +144,7 @@ def check_result(out: Path) -> None:
     assert "".join(page.text).count("not told apart") >= 2
     assert page.tags["svg"] == 1
     assert "evaluation/index.html" in page.values("href")
+    assert "pbe app --dataset FOLDER" in "".join(page.text)
     assert (out / "ablations.png").read_bytes()[:4] == b"\x89PNG"
 
 

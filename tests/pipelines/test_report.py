@@ -283,6 +283,8 @@ def test_a_finished_dataset_is_shown_with_what_was_packed(tmp_path, dataset):
 
     text = words_of(render_page(told))
     assert "drawn with the defaults" not in text
+    assert "pbe app --dataset FOLDER" in text
+    assert "pbe app" not in words_of(render_page(planned)), "the viewer wants shards"
     for words in ("12.3 MB", "shape_mismatch", "0123456789ab", "The shards are not in this folder"):
         assert words in text
     assert f"Samples came of 41 of the 50 objects, in {len(photos)} of the {told['summary']['photos']} photos" in text
