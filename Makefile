@@ -19,7 +19,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup shards verify train demo evaluate ablations test cluster-check lint format types docs weights clean
+.PHONY: help setup shards app verify train demo evaluate ablations test cluster-check lint format types docs weights clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ $(TINY_PHOTOS)/class-descriptions-boxable.csv: | .venv/installed
 
 shards: .venv/installed $(TINY_PHOTOS)/class-descriptions-boxable.csv ## make the tiny world and build its shards (data/tiny/dataset)
 	$(BIN)/python pipelines/build.py --config configs/tiny.yaml
+
+app: .venv/installed ## edit photos in a browser (http://127.0.0.1:7860), and look into the tiny dataset, where it is built
+	$(BIN)/pbe app --open $(addprefix --dataset ,$(wildcard data/tiny/dataset))
 
 verify: shards ## read the tiny dataset from end to end: is it whole?
 	$(BIN)/python pipelines/verify.py data/tiny/dataset

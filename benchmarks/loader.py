@@ -44,6 +44,7 @@ from benchmarks.packing_world import draw_photos, find_photos, make_world
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.crop import Rectangle
 from pbe_core.images.decode import photo_size
+from pbe_core.photo_files import photo_path
 from pbe_train.config import TrainSettings
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader, TrainingSample
@@ -54,7 +55,6 @@ from pipelines.dataset.folder import ShardFolder
 from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.plan_shards import Plan
 from pipelines.geometry import box_in_photo
-from pipelines.photos import photo_path
 from schemas.dataset import VaeIdentity
 
 SAMPLES, SHARD_SAMPLES, AT_ONCE, TURNS = 400, 100, 200, 7

@@ -51,6 +51,7 @@ from benchmarks.packing_world import HEIGHT, OBJECTS_PER_PHOTO, WIDTH, draw_phot
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.crop import whole_photo
 from pbe_core.images.decode import photo_size
+from pbe_core.photo_files import photo_path
 from pbe_core.randomness import generator
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
@@ -59,7 +60,6 @@ from pipelines.dataset.plan_shards import Plan, PlanRow
 from pipelines.dataset.samples import Failure, draw_mask, prepare_photo
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.geometry import box_in_photo, extend_box, square_window
-from pipelines.photos import photo_path
 
 PARTS = ("preparation", "masks", "pack", "workers", "memory")
 SAMPLES = 1000

@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": ("pbe_train.evaluate", "how good is a model? scores with intervals, between rows that bound them"),
     "ablations": ("pbe_train.ablations", "the paper's table of ablations over any preset: arms, seeds, intervals"),
     "edit": ("pbe_train.sample", "paint what a reference shows into a region of a photo"),
+    "app": ("pbe_train.app.__main__", "edit photos, and look into datasets, in a browser"),
     "export": ("pbe_train.export", "write a run as diffusers or the original code load it"),
     "demo": ("pbe_cli.demo", "the tiny world from photos to a picture, in the current folder"),
 }

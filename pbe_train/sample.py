@@ -1,21 +1,33 @@
 """Edit one photo: paint what a reference shows into a region of it.
 
 python -m pbe_train.sample --model runs/tiny --image photo.jpg --mask mask.png --reference cat.jpg --out edited.png
+python -m pbe_train.sample --settings settings.json --out edited.png
 """
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
+from pbe_core.words import number_of
+
+if TYPE_CHECKING:
+    from pbe_train.editing.edit_settings import EditSettings
+    from pbe_train.editing.paint_by_example import PaintByExample
 
 
 def main() -> None:
     """Read the pictures, paint, write the result."""
-    options = parse_options()
+    options, settings = parse_options()
+    if settings:
+        find_pictures(options, settings)
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"--threads {options.threads}: must be 1 or more")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--out {options.out}: write a .png (keeps every byte outside the mask), .jpg or .webp")
     # Before a model of gigabytes is read.
@@ -39,6 +51,7 @@ def main() -> None:
         paint = PaintByExample.from_pretrained(
             options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
         )
+    prepare(paint, options, settings)
     with Progress("painting", options.steps, "steps") as progress:
 
         def show(preview: Preview) -> None:
@@ -62,24 +75,105 @@ def main() -> None:
     print(f"{options.out}: {edited.width}x{edited.height} px, {mask.mean():.1%} of it repainted")
 
 
-def parse_options() -> argparse.Namespace:
-    """The command line."""
+def find_pictures(options: argparse.Namespace, settings: "EditSettings") -> None:
+    """Photo, mask and references of an edit that is to be repeated: those that were given, or those beside its settings.
+
+    Raises:
+        InputError: one is not there, or not the one that the settings name; or no model is known.
+    """
+    from pbe_train.editing.edit_settings import find_picture
+
+    options.image = find_picture(settings.photo, options.image, options.settings, "--image")
+    options.mask = find_picture(settings.mask, options.mask, options.settings, "--mask")
+    given = options.reference or [None] * len(settings.references)
+    if len(given) != len(settings.references):
+        told = number_of(len(given), "file")
+        raise InputError(f"--reference: {told}, and {options.settings} names {len(settings.references)}; give as many")
+    pairs = zip(settings.references, given, strict=True)
+    options.reference = [find_picture(record, path, options.settings, "--reference") for record, path in pairs]
+    if options.model is None:
+        raise InputError(f"{options.settings}: does not say where the model {settings.model.name!r} lies; give it with --model")
+
+
+def prepare(paint: "PaintByExample", options: argparse.Namespace, settings: "EditSettings | None") -> None:
+    """Set the threads, and say where an edit that is to be repeated may come out otherwise.
+
+    Raises:
+        InputError: the model that the settings name has other weights now.
+    """
+    import torch
+
+    from pbe_train.editing.edit_settings import weights_hash
+    from pbe_train.editing.threads import default_threads
+
+    torch.set_num_threads(options.threads or default_threads(paint.run))
+    if not settings:
+        return
+    expected, found = settings.model.sha256, weights_hash(str(options.model))
+    if expected and found and expected != found:
+        told = f"{options.model}: has other weights ({found[:12]}) than the model of {options.settings} ({expected[:12]})"
+        if settings.model.source and options.model == Path(settings.model.source):
+            raise InputError(f"{told}; give the model as it was with --model")
+        print(f"{told}: the picture will be another one", file=sys.stderr)
+    if paint.run.device.type != settings.device:
+        print(f"painted on {settings.device} before, on {paint.run.device.type} now: pixels may differ", file=sys.stderr)
+
+
+def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
+    """The command line, and the settings that it names; an option that is given wins over them.
+
+    Raises:
+        InputError: there are no such settings.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--settings", type=Path)
+    named = first.parse_known_args()[0].settings
+    parser = make_parser(required=named is None)
+    if named is None:
+        return parser.parse_args(), None
+    from pbe_train.editing.edit_settings import read_settings
+
+    settings = read_settings(named)
+    parser.set_defaults(
+        model=settings.model.source,
+        seed=settings.seeds[0],
+        device="cpu" if settings.device == "cpu" else None,
+        **settings.model_dump(include={"guidance", "steps", "scheduler", "size", "weights", "precision", "threads"}),
+    )
+    return parser.parse_args(), settings
+
+
+def make_parser(required: bool) -> argparse.ArgumentParser:
+    """The options.
+
+    Args:
+        required: whether model and pictures must be given.
+    """
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--model", type=Path, required=True, help="run folder of train.py, or a published model")
-    parser.add_argument("--image", type=Path, required=True, help="photo to edit, any size; EXIF rotation is applied")
+    parser.add_argument("--model", type=Path, required=required, help="run folder of train.py, or a published model")
+    parser.add_argument("--image", type=Path, required=required, help="photo to edit, any size; EXIF rotation is applied")
     parser.add_argument(
-        "--mask", type=Path, required=True, help="white (or 1 beside 0 alone) = repaint; of the photo's size (docs/editing.md)"
+        "--mask",
+        type=Path,
+        required=required,
+        help="white (or 1 beside 0 alone) = repaint; of the photo's size (docs/editing.md)",
     )
     parser.add_argument(
         "--reference",
         type=Path,
         nargs="+",
-        required=True,
+        required=required,
         help="photo of what to paint, cropped closely around it; several of one object are averaged",
     )
     parser.add_argument("--out", type=Path, required=True, help="picture to write; .png keeps every byte outside the mask")
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        help="settings.json of an edit of `pbe app`, to repeat it: its pictures lie beside it or are given anew, and options win "
+        "over it",
+    )
     parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
@@ -98,13 +192,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--offload", type=parse_switch, default=False, help="true: on the GPU only the network that works, for small GPUs"
     )
+    parser.add_argument("--threads", type=int, help="on the CPU; by default 1 for small models, else PyTorch's own choice")
     parser.add_argument(
         "--blend",
         type=parse_switch,
         default=True,
         help="true: keep every px outside the mask; false: the whole square is painted",
     )
-    return parser.parse_args()
+    return parser
 
 
 def parse_switch(word: str) -> bool:

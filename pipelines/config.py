@@ -118,6 +118,9 @@ class SelectionSettings(Group):
     in a file, bbox_labels_600_hierarchy.json, beside the annotations."""
     exclude_labels: tuple[str, ...] = ()
     """Not these classes nor those below them; this counts more than `include_labels`."""
+    leave_out: Path | None = None
+    """List of objects and photos that are rejected whatever the rules say, as the dataset viewer of `pbe app` writes it: a CSV of
+    what (object or photo) and id."""
     near_duplicate_iou: float | None = Field(0.9, gt=0, le=1)
     """Of boxes of a photo that overlap this much (intersection / union), whatever the label, the largest stays (paper: none)."""
     nested_share: float | None = Field(None, gt=0, le=1)

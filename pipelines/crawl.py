@@ -30,6 +30,7 @@ from rich.table import Table
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder
+from pbe_core.photo_files import is_store
 from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
@@ -51,7 +52,6 @@ from pipelines.crawling.wanted import PhotoSource, list_wanted, read_sources
 from pipelines.crawling.workers import Stop, crawl_on_ray
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.on_ray import find_cluster
-from pipelines.photos import is_store
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 
 _LONGEST_EXAMPLE = 160

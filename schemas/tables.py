@@ -321,6 +321,7 @@ REJECT_REASONS = {
     "bad_flag": "a flag is none of 1, 0, -1; an empty one is unknown",
     "unknown_label": "the label is not in the source's list of classes",
     "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
+    "left_out": "the object or its photo is in the list selection.leave_out",
     "same_photo": "the photo is there under another id too, and that one is kept",
     "not_in_subset": "the photo is not in the seeded subset",
     "label_excluded": "the label is not in selection.include_labels, or in selection.exclude_labels",

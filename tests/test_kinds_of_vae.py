@@ -16,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from pbe_core.dataset_reader import read_dataset, read_sample
 from pbe_core.errors import InputError
 from pbe_core.images.decode import decode_photo
+from pbe_core.recorded_vae import decode_means, load_recorded_vae
 from pbe_core.settings import load_settings
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample, cost, evaluate, export
@@ -34,7 +35,6 @@ from pbe_train.train import train
 from pbe_train.training.distributed import Distributed
 from pipelines.dataset.estimate import latent_layout
 from pipelines.dataset.verify import verify_dataset
-from pipelines.inspection.contact_sheet import decode_means, load_recorded_vae
 from tests.conftest import build_options, call_program, run_build
 from tests.kinds_of_vae import make_kind
 from tests.pbe_train.small_world import make_world as make_small_world

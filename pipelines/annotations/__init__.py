@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
+from pbe_core.photo_files import is_store
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
 from pipelines.annotations.own_boxes import open_boxes
 from pipelines.annotations.source import Source, refuse_unread
 from pipelines.config import BuildSettings
-from pipelines.photos import is_store
 
 
 def open_source(settings: BuildSettings) -> Source:

@@ -24,9 +24,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pbe_core.images.decode import PhotoError, photo_size
+from pbe_core.photo_files import photo_path
 from pipelines.annotations.source import is_text
 from pipelines.config import SourceSettings
-from pipelines.photos import photo_path
 
 Size = tuple[int, int]
 

@@ -19,13 +19,13 @@ from types import TracebackType
 from typing import Any
 
 from pbe_core.images.decode import PhotoError
+from pbe_core.photo_files import photo_path
 from pipelines.config import CrawlSettings
 from pipelines.crawling.answers import Demands, Fetched, FetchError, inspect
 from pipelines.crawling.buckets import ObjectStores
 from pipelines.crawling.hosts import HostLimits
 from pipelines.crawling.wanted import PhotoSource
 from pipelines.crawling.web import WebClient
-from pipelines.photos import photo_path
 from schemas.outcomes import OK, OUTCOMES
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS
 

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pbe_core.errors import InputError
 from pbe_core.files import TarWriter, atomic_file, sync, write_atomically
 from pbe_core.files import sweep as sweep_files
-from pipelines.photos import STORE_RECORD, STORE_VERSION, check_store, is_store
+from pbe_core.photo_files import STORE_RECORD, STORE_VERSION, check_store, is_store
 from schemas.outcomes import OK
 from schemas.tables import PHOTO_INDEX, STORED_PHOTOS, WANTED, with_plain_words
 

@@ -27,10 +27,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Int
 
 from pbe_core.errors import InputError
+from pbe_core.photo_files import photo_keys
 from pipelines.annotations.source import Source
 from pipelines.config import CrawlSettings
 from pipelines.crawling.answers import FetchError
-from pipelines.photos import as_listed, each_once, known_about, photo_keys
+from pipelines.photos import as_listed, each_once, known_about
 from schemas.tables import WANTED, WORD, one_word, with_plain_words
 
 PLACEHOLDERS = ("split", "image_id", "file_name", "url", "thumbnail_url")

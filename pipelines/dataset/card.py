@@ -24,11 +24,11 @@ import yaml
 
 from pbe_core.dataset_reader import Classes, read_classes
 from pbe_core.files import write_atomically
+from pbe_core.photo_files import photo_keys
 from pbe_core.storage import public_url
 from pbe_core.words import number_of
 from pipelines.dataset.counts import in_order
 from pipelines.dataset.plan_shards import Plan
-from pipelines.photos import photo_keys
 from schemas.dataset import DatasetInfo
 from schemas.sample import MEMBERS, Member, SampleRecord
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word

@@ -21,12 +21,13 @@ from rich.table import Column, Table
 
 from pbe_core.errors import InputError
 from pbe_core.machine import device_name
+from pbe_core.photo_files import is_store, photo_keys
 from pbe_core.settings import REPOSITORY
 from pbe_core.vae_kinds import AUTOENCODER_KL, locate_vae, read_vae_sizes
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import Plan
-from pipelines.photos import check_photos, is_store, photo_keys
+from pipelines.photos import check_photos
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.tables import COORDINATES, REJECT_REASONS

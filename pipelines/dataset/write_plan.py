@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, write_atomically
+from pbe_core.leave_out import read_left_out
 from pbe_core.progress import Progress
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
@@ -39,11 +40,14 @@ SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_phot
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
-    """SHA-256 of each annotation file, and of the survey's tables where there is one, by file name."""
+    """SHA-256 of each annotation file, of the survey's tables and of the list of what is left out, where given; by file name."""
     survey = settings.source.survey
     if survey:
         read_scan(survey)
     tables = [survey / name for name in ("photos.parquet", "same_photos.parquet")] if survey else []
+    if listed := settings.selection.leave_out:
+        read_left_out(listed)
+        tables.append(listed)
     paths = (*source.files, *tables)
     names = Counter(path.name for path in paths)
     # The folders of splits may hold files of one name.
@@ -65,6 +69,7 @@ def fingerprint(
     chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
+    del chosen["selection"]["leave_out"]  # Its contents are among the inputs.
     libraries: tuple[str, ...] = _TABLE_LIBRARIES
     if vae or everything:
         libraries += _PACKING_LIBRARIES

@@ -6,12 +6,11 @@ Functions that decode latents load PyTorch and diffusers, which takes seconds; t
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pyarrow.parquet as pq
-from jaxtyping import Float16, UInt8
+from jaxtyping import UInt8
 
 from pbe_core.dataset_reader import Classes, read_classes, read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError
@@ -19,6 +18,7 @@ from pbe_core.images.crop import Rectangle, Window, cut_view, whole_photo
 from pbe_core.images.decode import PhotoError, decode_photo
 from pbe_core.images.sheets import PINK, WHITE, Colour, Picture, frame, outline, sheet, tint
 from pbe_core.randomness import generator
+from pbe_core.recorded_vae import decode_means, load_recorded_vae
 from pbe_core.sample_codec import Sample
 from pbe_core.words import number_of
 from pipelines.config import SourceSettings
@@ -27,9 +27,6 @@ from pipelines.geometry import bessel_polygon, extend_box, fill_outline, square_
 from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord
-
-if TYPE_CHECKING:
-    from pbe_core.autoencoder import Autoencoder
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -216,45 +213,6 @@ def reference_with_outline(sample: Sample) -> Picture:
     if counts is None:
         return reference
     return outline(reference, decode_segmentation(counts, reference.shape[1], reference.shape[0]))
-
-
-def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "Autoencoder":
-    """The VAE that made a dataset's latents, normalising as it did then.
-
-    Args:
-        info: of the dataset.
-        source: folder or hub id, where the VAE is not any more where the build had it.
-
-    Raises:
-        InputError: it cannot be loaded, or has other weights than the one that made the latents.
-    """
-    from pbe_core.vae import load_vae, weights_sha256
-
-    chosen = source or info.vae.source
-    try:
-        vae = load_vae(chosen)
-    except InputError as error:
-        raise InputError(f"{error}; give the dataset's VAE with --vae") from None
-    found = weights_sha256(vae.state_dict())
-    if found != info.vae.sha256:
-        raise InputError(
-            f"{chosen}: the weights of this VAE have the hash {found[:12]}..., those that made the latents "
-            f"{info.vae.sha256[:12]}...; give the dataset's VAE with --vae"
-        )
-    return vae.normalise(info.vae.normalisation)
-
-
-def decode_means(
-    vae: "Autoencoder", posteriors: Float16[np.ndarray, "pictures stored height width"]
-) -> list[UInt8[np.ndarray, "size size 3"]]:
-    """What the VAE makes of the means of posteriors (mean, then standard deviation, if any; unscaled). RGB, 0-255."""
-    import torch
-
-    means = torch.from_numpy(posteriors[:, : vae.sizes.latent_channels].astype(np.float32))
-    with torch.inference_mode():
-        # One at a time: a picture of 512 px takes Stable Diffusion's decoder more than a GB.
-        decoded = [vae.decode(mean[None])[0] for mean in means]
-    return [((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy() for pixels in decoded]
 
 
 def _read_samples(dataset: Path, info: DatasetInfo, places: list[int]) -> list[Sample]:

@@ -18,8 +18,9 @@ from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pbe_core.images.sheets import Picture, save_picture
 from pbe_core.progress import Progress
+from pbe_core.recorded_vae import decode_means, load_recorded_vae
 from pbe_core.sample_codec import Sample
-from pipelines.inspection.contact_sheet import decode_means, load_recorded_vae, photo_source, trace_sheet
+from pipelines.inspection.contact_sheet import photo_source, trace_sheet
 from pipelines.photos import read_photo
 from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo, VaeIdentity

@@ -53,7 +53,7 @@ def rules_of(settings: BenchmarkSettings, source: Source, judge: Compares | None
     """All that determines a set's bytes, but for the photos themselves: settings, annotations, the judge, libraries."""
     chosen = settings.model_dump(mode="json", include={"seed", "source", "selection", "references", "benchmark"})
     chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS} | {"frame": settings.source.photo_frame}
-    del chosen["selection"]["all_reasons"]
+    del chosen["selection"]["all_reasons"], chosen["selection"]["leave_out"]  # The latter's contents are among the inputs.
     chosen["references"] = {"padding": settings.references.padding}
     for name in ("out", "threads", "judge"):
         del chosen["benchmark"][name]

@@ -57,6 +57,8 @@ class Boxes:
     height: Float64[np.ndarray, " boxes"]
     listed: Bool[np.ndarray, " boxes"]
     """Whether the source's tables list the photo (or list no photos)."""
+    left_out: Bool[np.ndarray, " boxes"]
+    """Whether the box or its photo is in the list of what is left out."""
     repeated: Bool[np.ndarray, " boxes"]
     """Whether the photo is there under an id that is kept instead."""
     object_mask: UInt64[np.ndarray, " boxes"]
@@ -246,6 +248,7 @@ def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, s
     mask.add("unknown_label", (boxes.label >= 0) & ~np.append(choice.known, True)[boxes.label])
     mask.add("unknown_photo", ~unread & ~boxes.listed)
 
+    mask.add("left_out", boxes.left_out)
     mask.add("same_photo", boxes.repeated)
     if settings.subset < 1:
         drawn = mix(boxes.photo ^ np.uint64(name_hash(seed, "subset")))

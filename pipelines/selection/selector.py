@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64, UInt64
 
+from pbe_core.leave_out import LeftOut, read_left_out
 from pbe_core.randomness import hash_column, mix
 from pipelines.annotations.coco_file import mask_areas
 from pipelines.annotations.source import Source
@@ -68,6 +69,8 @@ class Selector:
         self.settings = settings
         self.choice = choice
         self.dropped = dropped
+        listed = settings.selection.leave_out
+        self.left_out = read_left_out(listed) if listed else LeftOut()
         self.label_hashes = label_hashes(partitions.labels.words)
         names = [source.class_names.get(label) or label for label in partitions.labels.words]
         # Two labels may bear one name: a dictionary must not hold a word twice.
@@ -81,8 +84,8 @@ class Selector:
         rows = partitions.boxes.read(part)
         photos = _one_row_each(partitions.photos.read(part), partitions.licences)
         elsewhere = self._in_better_splits(part, split)
-        boxes, place = self._boxes(rows, photos, partitions.sizes.read(part), split, elsewhere)
-        identity = box_identity(self.label_hashes[boxes.label], *(getattr(boxes, name) for name in COORDINATES))
+        identity = self._identity(rows)
+        boxes, place = self._boxes(rows, photos, partitions.sizes.read(part), split, elsewhere, identity)
         broken = apply_rules(boxes, self.choice, settings.selection, settings.seed, identity)
         first = broken.first_reason()
 
@@ -117,8 +120,26 @@ class Selector:
         hashes = {other: self.partitions.boxes.read_column(self.partitions.in_split(part, other), "photo") for other in better}
         return {other: np.unique(column.to_numpy()) for other, column in hashes.items()}
 
+    def _identity(self, rows: pa.Table) -> UInt64[np.ndarray, " boxes"]:
+        return box_identity(self.label_hashes[numbers(rows, "label")], *(numbers(rows, name) for name in COORDINATES))
+
+    def _is_left_out(self, photo_ids: pa.Array, identity: UInt64[np.ndarray, " boxes"]) -> Bool[np.ndarray, " boxes"]:
+        """Whether each box or its photo is listed. Only of photos with a listed object are ids of objects made."""
+        if not (self.left_out.photos or self.left_out.objects):
+            return np.zeros(len(photo_ids), bool)
+        found = _is_among(photo_ids, self.left_out.photos)
+        rows = np.flatnonzero(_is_among(photo_ids, {name.rpartition("-")[0] for name in self.left_out.objects}))
+        found[rows] |= _is_among(object_ids(photo_ids.take(pa.array(rows)), identity[rows]), self.left_out.objects)
+        return found
+
     def _boxes(
-        self, rows: pa.Table, photos: pa.Table, sizes: pa.Table, split: str, elsewhere: dict[str, UInt64[np.ndarray, " photos"]]
+        self,
+        rows: pa.Table,
+        photos: pa.Table,
+        sizes: pa.Table,
+        split: str,
+        elsewhere: dict[str, UInt64[np.ndarray, " photos"]],
+        identity: UInt64[np.ndarray, " boxes"],
     ) -> tuple[Boxes, Int64[np.ndarray, " boxes"]]:
         """The columns that the rules look at, and the place of each box's photo in `photos`, -1 where it is not listed."""
 
@@ -147,6 +168,7 @@ class Selector:
             width=width,
             height=height,
             listed=place >= 0 if split in self.source.listed_splits else np.ones(len(photo), bool),
+            left_out=self._is_left_out(rows.column("photo_id").combine_chunks(), identity),
             repeated=np.isin(photo, np.concatenate([self.dropped[split], *elsewhere.values()])),
             object_mask=_mask_hashes(masks),
             # Where nothing is cut out by object masks, or there is no limit, nobody asks.
@@ -234,6 +256,11 @@ class Selector:
             "detail": pa.nulls(len(candidates), pa.string()),
         }
         return _table(columns, candidates, REJECTS)
+
+
+def _is_among(ids: pa.Array, listed: set[str]) -> Bool[np.ndarray, " boxes"]:
+    found: np.ndarray = pc.is_in(ids, value_set=pa.array(sorted(listed), pa.string())).to_numpy(zero_copy_only=False)
+    return found.copy()
 
 
 def object_shares(

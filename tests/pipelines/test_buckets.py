@@ -14,11 +14,11 @@ import fsspec
 import pytest
 
 from pbe_core.errors import InputError
+from pbe_core.photo_files import PhotoStore
 from pipelines import crawl
 from pipelines.config import CrawlSettings
 from pipelines.crawling.answers import Fetched, FetchError
 from pipelines.crawling.buckets import ObjectStores, check_object_stores, fetch_error
-from pipelines.photos import PhotoStore
 from tests.crawl_world import call_crawl, codes_of, crawl_here, crawl_options, write_tables
 from tests.hostile_server import good_photo
 from tests.s3_server import KEY, SECRET, S3Server, s3_server

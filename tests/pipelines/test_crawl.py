@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from pbe_core.errors import InputError
+from pbe_core.photo_files import PhotoStore
 from pbe_core.settings import load_settings, preset
 from pipelines import crawl
 from pipelines.annotations import open_source
 from pipelines.config import BuildSettings
-from pipelines.photos import PhotoStore
 from schemas.outcomes import OK, OUTCOMES, TRANSIENT
 from tests.conftest import build_options, run_build
 from tests.crawl_world import Done, call_crawl, codes_of, crawl_here, crawl_options, rows_of, summary_of, write_tables

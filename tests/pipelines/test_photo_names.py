@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pbe_core.images.decode import PhotoError
+from pbe_core.photo_files import photo_path
 from pipelines.annotations.photo_names import PhotoNames
-from pipelines.photos import photo_path
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 from pbe_core.errors import InputError
 from pbe_core.files import lock_folder
 from pbe_core.images.decode import PhotoError
+from pbe_core.photo_files import PhotoStore, check_store, is_store, open_photo_store, photo_keys
 from pipelines.config import SourceSettings
 from pipelines.crawling import rounds, tables
 from pipelines.crawling.rounds import (
@@ -29,7 +30,6 @@ from pipelines.crawling.rounds import (
     sweep,
 )
 from pipelines.crawling.tables import count_codes, find_placeholders, merge, verify_store
-from pipelines.photos import PhotoStore, check_store, is_store, open_photo_store, photo_keys
 from schemas.tables import PHOTO_INDEX, PHOTO_STATUS, STORED_PHOTOS, WANTED
 
 HERE = "open_images"

@@ -18,6 +18,7 @@ from rich.console import Console
 from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError, run_program
 from pbe_core.images.crop import Rectangle
+from pbe_core.photo_files import photo_keys
 from pbe_core.settings import preset
 from pipelines import plan
 from pipelines.config import BuildSettings
@@ -27,7 +28,6 @@ from pipelines.dataset.estimate import UNKNOWN_PHOTO_SIZE, Estimate, _reference_
 from pipelines.dataset.plan_shards import Plan, plan_samples, write_plan, writing_plan
 from pipelines.dataset.write_plan import read_selection, select_and_plan
 from pipelines.geometry import reference_size, reference_window
-from pipelines.photos import photo_keys
 from pipelines.selection.objects import Selection
 from schemas.tables import OBJECTS, PHOTO_STATUS, PLAN
 from tests.coco_files import annotation, write

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from pbe_core.images.decode import PhotoError, decode_photo
+from pbe_core.photo_files import photo_path
 from pbe_core.settings import load_settings, preset
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.dataset.samples import OF_PHOTOS, Failure, decode_segmentation, encode_segmentation, prepare_photo, prepare_sample
-from pipelines.photos import photo_path
 from schemas.tables import FAILURE_CODES, OBJECTS
 
 ROW = PlanRow.of(dict.fromkeys(OBJECTS.names) | {

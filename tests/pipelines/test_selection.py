@@ -6,6 +6,7 @@
 import itertools
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Rectangle
+from pbe_core.leave_out import LeftOut, write_left_out
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.geometry import reference_window
@@ -592,3 +594,36 @@ def test_suppression_is_greedy(pairs):
             gone.add(later)
     array = np.array(pairs, np.int64).reshape(-1, 2).T
     assert set(np.flatnonzero(suppress(array, 31)).tolist()) == gone
+
+
+def test_what_a_list_names_is_left_out_and_counted(tmp_path):
+    """Marked as the viewer marks: one object of a photo, and all of another photo; the other boxes stay as they were."""
+    rows = boxes({}, {"x_max": 0.7}, {"photo_id": "gone"}, {"photo_id": "gone", "x_max": 0.5}, FAR)
+    _, before, _ = run(source_of(rows), tmp_path / "before", PLAIN)
+    marked = next(row["object_id"] for row in before if row["photo_id"] == "0a1b" and row["x_max"] == 0.7)
+    listed = tmp_path / "left_out.csv"
+    write_left_out(listed, LeftOut({marked, "far-000000000000"}, {"gone"}))
+    selection, after, rejects = run(source_of(rows), tmp_path / "after", {**PLAIN, "leave_out": listed})
+    assert sorted(row["object_id"] for row in after) == sorted(
+        row["object_id"] for row in before if row["object_id"] != marked and row["photo_id"] != "gone"
+    )
+    assert {row["row"]: row["reason"] for row in rejects} == {2: "left_out", 3: "left_out", 4: "left_out"}
+    assert selection.rejects == {"left_out": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("object,a-0123456789ab\n", "line 1: expected the header"),
+        ("what,id\nphoto,../a\n", "line 2: 'photo,../a' is neither"),
+        ("what,id\nobject,a\n", "line 2: 'object,a' is neither"),
+        ("what,id\nphoto\n", "line 2: 'photo' is neither"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_damaged_list_of_what_is_left_out_is_told(tmp_path, text, told):
+    path = tmp_path / "left_out.csv"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=re.escape(told)):
+        run(source_of(boxes({})), tmp_path, {"leave_out": path})

@@ -12,12 +12,12 @@ import pytest
 
 from pbe_core.errors import InputError, NetworkError, run_program
 from pbe_core.images.decode import PhotoError
+from pbe_core.photo_files import fetch_store, open_photo_store
 from pbe_core.settings import REPOSITORY, load_settings, preset
 from pbe_core.storage import RemoteFolder
 from pipelines.config import BuildSettings, with_absolute_paths, work_folder
 from pipelines.dataset.folder import ShardFolder, share_tables
 from pipelines.dataset.pack import ShardPacker
-from pipelines.photos import fetch_store, open_photo_store
 from schemas.dataset import DatasetInfo
 from tests.conftest import build_options, run_build
 from tests.crawl_world import crawl_options, run_crawl, write_tables

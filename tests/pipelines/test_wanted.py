@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
+from pbe_core.photo_files import photo_path
 from pipelines.config import CrawlSettings
 from pipelines.crawling.wanted import find_in_tars, read_sources, scan_tar, scan_tars
-from pipelines.photos import photo_path
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 

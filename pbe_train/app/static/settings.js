@@ -1,0 +1,54 @@
+/** Model, guidance, steps, scheduler, number of results and seed. */
+const MOST_SEED = 2 ** 32;
+
+export class Settings {
+  /**
+   * @param {HTMLFormElement} form
+   * @param {{models: object[], schedulers: string[], limits: object}} offered as the server tells of them
+   */
+  constructor(form, { models, schedulers, limits }) {
+    this.models = models;
+    for (const name of ["model", "guidance", "steps", "scheduler", "count", "seed"]) this[name] = form.querySelector(`#${name}`);
+    this.model.append(...models.map((model) => new Option(model.name, model.id)));
+    this.scheduler.append(...schedulers.map((name) => new Option(name.replace(/Scheduler$/, ""), name)));
+    this.steps.max = limits.steps;
+    this.count.max = limits.seeds;
+    this.model.addEventListener("change", () => this.#takeDefaults());
+    form.querySelector("#dice").addEventListener("click", () => { this.seed.value = Math.floor(Math.random() * MOST_SEED); });
+    this.#takeDefaults();
+  }
+
+  /** The model that is chosen. */
+  get chosen() { return this.models.find((model) => model.id === this.model.value); }
+
+  /** What an edit asks for. Results beside one another have seeds one after the other. */
+  read() {
+    const first = Number(this.seed.value), count = Number(this.count.value);
+    return {
+      model: this.model.value,
+      seeds: Array.from({ length: count }, (_, number) => (first + number) % MOST_SEED),
+      guidance: Number(this.guidance.value),
+      steps: Number(this.steps.value),
+      scheduler: this.scheduler.value,
+    };
+  }
+
+  /** What an edit asks for, for people. */
+  told({ seeds, guidance, steps, scheduler }) {
+    const several = seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`;
+    const how = `guidance ${guidance} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")}`;
+    return `${this.chosen.name} · ${how} · ${several}`;
+  }
+
+  #takeDefaults() {
+    const { defaults, guidance, view_size: size, licence } = this.chosen;
+    if (![...this.scheduler.options].some((option) => option.value === defaults.scheduler)) {
+      this.scheduler.add(new Option(defaults.scheduler, defaults.scheduler));
+    }
+    for (const name of ["guidance", "steps", "scheduler"]) this[name].value = defaults[name];
+    this.guidance.disabled = !guidance;
+    if (!guidance) this.guidance.value = 1;
+    document.querySelector("#model-told").textContent =
+      [`Works at ${size} px`, licence && `licence: ${licence}`, !guidance && "takes no guidance"].filter(Boolean).join(" · ");
+  }
+}

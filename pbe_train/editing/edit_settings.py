@@ -1,0 +1,121 @@
+"""`settings.json`: all that an edit depends on, written by the app and read by `pbe edit --settings`.
+
+Pictures are named by file name and SHA-256. They lie beside the file, as in the app's archive, or are given anew.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pbe_core.errors import InputError
+from pbe_core.files import file_sha256
+
+
+class PictureRecord(BaseModel):
+    """A file that went into an edit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Without a folder."""
+    sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if Path(name).name != name or name in ("", ".", "..") or "\\" in name or "\0" in name:
+            raise ValueError("must be the name of a file, without a folder")
+        return name
+
+
+class ModelRecord(BaseModel):
+    """The model of an edit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """As the app called it."""
+    source: str | None = None
+    """What `--model` was given; null where that is nobody's business but the server's."""
+    sha256: str | None = None
+    """Of its file of weights, where its state.json says it."""
+
+
+class EditSettings(BaseModel):
+    """The content of settings.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: ModelRecord
+    weights: Literal["ema", "model"] = "ema"
+    seeds: list[int] = Field(min_length=1)
+    """Of each result, in their order."""
+    guidance: float
+    steps: int
+    scheduler: str
+    size: int
+    """Side in px at which the model worked."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str
+    """`cpu` or `cuda`: another kind may round otherwise."""
+    threads: int | None = None
+    """On the CPU; another number may round otherwise."""
+    photo: PictureRecord
+    mask: PictureRecord
+    references: list[PictureRecord] = Field(min_length=1)
+
+
+def read_settings(path: Path) -> EditSettings:
+    """The settings of an edit.
+
+    Raises:
+        InputError: the file is not there, or is no settings of an edit; says where.
+    """
+    try:
+        return EditSettings.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a settings.json that the app wrote") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise InputError(
+            f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}; give a settings.json that the app wrote"
+        ) from None
+
+
+def find_picture(record: PictureRecord, given: Path | None, settings: Path, option: str) -> Path:
+    """The file that a record means: the one that was given, or the one of its name beside the settings.
+
+    Raises:
+        InputError: it is not there, or not the one that the edit was made with.
+    """
+    path = given or settings.parent / record.name
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the file with {option}") from None
+    if found != record.sha256:
+        raise InputError(
+            f"{path}: is not the {record.name} that {settings} names (SHA-256 {found[:12]}, not {record.sha256[:12]}); give that "
+            f"file with {option}, or leave --settings out"
+        )
+    return path
+
+
+def weights_hash(source: str) -> str | None:
+    """SHA-256 of a model's file of weights, as its state.json says it; null for models that say nothing.
+
+    Args:
+        source: as `PaintByExample.from_pretrained` takes it.
+    """
+    from pbe_core.vae import local_folder
+    from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
+
+    folder = local_folder(source)
+    checkpoint = folder and locate_checkpoint(folder)
+    if not checkpoint:
+        return None
+    files = read_state(checkpoint).files
+    record = files.get("ema.safetensors") or files.get("model.safetensors")
+    return record.sha256 if record else None

@@ -1,0 +1,448 @@
+"""What an app is made of, without a server: turns, room, names, the settings of an edit."""
+
+import asyncio
+import errno
+import hashlib
+import io
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
+from pbe_train import PaintByExample, sample
+from pbe_train.app.archive import safe_names
+from pbe_train.app.edit_queue import MOST_WAITING, Edit, EditQueue
+from pbe_train.app.models import FINISHED, find_models
+from pbe_train.app.painter import Message, Painter
+from pbe_train.app.security import RefusedError
+from pbe_train.app.sessions import SESSION_SECONDS, Item, Room, Session, Sessions, private_folder
+from pbe_train.app.uploads import Photo, shown_name
+from pbe_train.app.worker import Worker, free_share, in_words
+from pbe_train.editing.edit_settings import EditSettings, PictureRecord, find_picture, read_settings
+from tests.conftest import call_program
+
+TINY = REPOSITORY / FINISHED
+HOW = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
+
+
+class Recorder(Painter):
+    """Paints nothing and says what it was asked for; each edit ends when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__([], {})
+        self.painted: list[str] = []
+        self.orders: list[Message] = []
+        self.going_on = asyncio.Semaphore(0)
+
+    async def paint(self, job: Message, hear) -> None:
+        self.painted.append(job["edit"])
+        await self.going_on.acquire()
+        hear({"is": "done", "edit": job["edit"]})
+
+    def tell(self, order: Message) -> None:
+        self.orders.append(order)
+
+
+def make_edit(id: str, owner: str) -> Edit:
+    return Edit(id, Path(id), users=1, owner=owner, how=HOW)
+
+
+@settings(max_examples=40)
+@given(arrivals=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2)), max_size=24))
+def test_nobody_has_two_turns_while_another_waits(arrivals: list[tuple[str, int]]):
+    """Edits arrive, and between them some are painted: between two turns of one session, each that waited meanwhile has had one.
+
+    The places that are told are those that the edits then have.
+    """
+
+    async def go() -> None:
+        painter, finished = Recorder(), []
+        queue = EditQueue(painter, finished.append)
+        running = asyncio.create_task(queue.run())
+        owners, waits_since = {}, {}
+        for number, (owner, done) in enumerate(arrivals):
+            edit = make_edit(str(number), owner)
+            owners[edit.id] = owner
+            queue.add(edit)
+            waits_since[edit.id] = len(painter.painted)
+            await settle()
+            for _ in range(done):
+                painter.going_on.release()
+            await settle()
+            waiting = queue.order()
+            assert [each.place for each in waiting] == list(range(1, len(waiting) + 1))
+        expected = [each.id for each in queue.order()]
+        before = len(painter.painted)
+        for _ in arrivals:
+            painter.going_on.release()
+        await settle()
+        running.cancel()
+        assert painter.painted[before:] == expected
+        assert sorted(edit.id for edit in finished) == sorted(owners)
+        assert all(edit.users == 0 for edit in finished)
+        turns = [owners[id] for id in painter.painted]
+        for later, owner in enumerate(turns):
+            if owner not in turns[:later]:
+                continue
+            earlier = later - 1 - turns[:later][::-1].index(owner)
+            waited = {owners[id] for id in painter.painted[later + 1 :] if waits_since[id] <= earlier}
+            assert waited - {owner} <= set(turns[earlier + 1 : later])
+
+    asyncio.run(go())
+
+
+async def settle() -> None:
+    """Let all that can go on go on."""
+    for _ in range(40):
+        await asyncio.sleep(0)
+
+
+def test_previews_are_asked_for_only_while_somebody_listens():
+    async def go() -> None:
+        painter = Recorder()
+        queue = EditQueue(painter, lambda _: None)
+        running = asyncio.create_task(queue.run())
+        edit = make_edit("1", "a")
+        queue.add(edit)
+        await settle()
+        for more in (1, 1, -1, -1):
+            queue.watch(edit, more)
+        assert [order["on"] for order in painter.orders] == [True, False]
+        running.cancel()
+
+    asyncio.run(go())
+
+
+def test_the_time_left_is_that_of_all_before():
+    """By the pace of an edit's own steps, or else that of its model: 20 passes of one edit took 20 seconds."""
+
+    async def go() -> None:
+        painter = Recorder()
+        queue = EditQueue(painter, lambda _: None)
+        running = asyncio.create_task(queue.run())
+        edits = [make_edit(str(number), "a") for number in range(3)]
+        for edit in edits:
+            queue.add(edit)
+        await settle()
+        assert [queue.seconds_left(edit) for edit in edits] == [None] * 3
+        edits[0].began, edits[0].heard, edits[0].steps_since = 100.0, 120.0, 10
+        edits[0].step, edits[0].steps, edits[0].seed_number = 1, 10, 1
+        # Nine steps of two seconds; the others are not known yet.
+        assert [queue.seconds_left(edit) for edit in edits] == [18.0, None, None]
+        painter.going_on.release()
+        await settle()
+        # Two seeds of ten steps of two passes each.
+        assert [queue.seconds_left(edit) for edit in edits] == [None, 40.0, 80.0]
+        running.cancel()
+
+    asyncio.run(go())
+
+
+def test_the_queue_of_all_is_bounded():
+    async def go() -> None:
+        queue = EditQueue(Recorder(), lambda _: None)
+        for number in range(MOST_WAITING):
+            queue.add(make_edit(str(number), f"session {number // 8}"))
+        with pytest.raises(RefusedError, match="64 edits are waiting already"):
+            queue.check_room(Session("new", Path(), 0.0))
+
+    asyncio.run(go())
+
+
+def put(sessions: Sessions, session: Session, size: int) -> Item:
+    """An item of so many bytes, as an upload makes it."""
+    item = sessions.add(session, Photo)
+    sessions.make_room(session, size)
+    sessions.resize(session, item, size)
+    (item.folder / "file").write_bytes(bytes(size))
+    item.users = 0
+    return item
+
+
+def test_the_oldest_make_room_of_the_same_session_first_and_what_is_in_use_stays(tmp_path: Path):
+    sessions = Sessions(tmp_path, Room(session_bytes=100, all_bytes=150, session_items=4))
+    ann, bob = sessions.new(), sessions.new()
+    first, second = put(sessions, ann, 60), put(sessions, ann, 30)
+    put(sessions, ann, 20)  # 110 > 100.
+    assert [item.bytes for item in ann.items.values()] == [30, 20]
+    assert not first.folder.exists()
+    with pytest.raises(RefusedError, match="not kept any more") as gone:
+        ann.find(Photo, first.id, "photo")
+    assert gone.value.status == 410
+    with pytest.raises(RefusedError, match="no such photo") as unknown:
+        bob.find(Photo, second.id, "photo")
+    assert unknown.value.status == 404
+    with second.in_use():
+        put(sessions, bob, 100)  # 150 in all.
+        put(sessions, bob, 0)
+        put(sessions, bob, 25)
+        # Of Bob's own the oldest: 100. Then nothing more had to go.
+        assert (ann.bytes, bob.bytes, sessions.bytes) == (50, 25, 75)
+        put(sessions, bob, 75)
+        put(sessions, sessions.new(), 40)  # Of all the oldest that is idle: Ann's 20.
+        assert [item.bytes for item in ann.items.values()] == [30]
+        with pytest.raises(RefusedError, match="no room is left"):
+            sessions.make_room(ann, 80)
+    assert ann.bytes == sum(path.stat().st_size for path in ann.folder.rglob("file"))
+    for _ in range(6):
+        put(sessions, bob, 1)
+    assert len(bob.items) == 4
+
+
+def test_sessions_are_forgotten_with_all_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pbe_train.app.sessions.MOST_SESSIONS", 3)
+    sessions = Sessions(tmp_path)
+    ann, bob, idle = sessions.new(), sessions.new(), sessions.new()
+    kept, busy = put(sessions, ann, 5), put(sessions, bob, 5)
+    # Too many: who has nothing goes first.
+    sessions.new()
+    assert idle.id not in sessions.all
+    assert sessions.find(idle.id) is sessions.find(None) is sessions.find("chosen") is None
+    with busy.in_use():
+        for session in sessions.all.values():
+            session.seen = time.monotonic() - SESSION_SECONDS - 1
+        assert sessions.find(bob.id) is bob  # Seen now.
+        bob.seen = 0.0
+        sessions.expire()
+        assert list(sessions.all.values()) == [bob]
+    assert not kept.folder.exists()
+    assert (sessions.bytes, busy.folder.exists()) == (5, True)
+    sessions.expire()
+    assert (sessions.bytes, sessions.all, list(tmp_path.iterdir())) == (0, {}, [])
+
+
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with private_folder() as folder:
+        parent = folder.parent
+        with private_folder() as second:
+            assert folder.is_dir()
+            assert second != folder
+    assert list(parent.iterdir()) == []
+    parent.chmod(0o755)
+    with pytest.raises(InputError, match="others can read or write there"), private_folder():
+        pass
+    parent.rmdir()
+    parent.symlink_to(tmp_path)
+    with pytest.raises(InputError, match="others can read or write there"), private_folder():
+        pass
+
+
+@given(names=st.lists(st.text(max_size=120), min_size=1, max_size=10), results=st.integers(0, 3))
+def test_names_in_archives_are_plain_and_each_is_there_once(names: list[str], results: int):
+    safe = safe_names(names, results)
+    own = {"settings.json", *(f"result-{number}.png" for number in range(results))}
+    assert len({name.lower() for name in safe} | own) == len(names) + len(own)
+    for name in safe:
+        assert name.isascii()
+        assert name.isprintable()
+        assert len(name) <= 80
+        assert not set(name) & set('/\\:*?"<>| ')
+        assert not name.startswith((".", "-"))
+        assert Path(name).name == name
+        PictureRecord(name=name, sha256="")
+
+
+def test_names_in_archives_keep_what_can_be_kept():
+    given = ["photo.jpg", "../../etc/passwd", "PHOTO.JPG", "con.png", "Über mich.png", "result-0.png", ".png", ""]
+    made = ["photo.jpg", "_.._etc_passwd", "PHOTO-2.JPG", "_con.png", "_ber_mich.png", "result-0-2.png", "png", "file"]
+    assert safe_names(given, 1) == made
+
+
+@given(header=st.text(st.characters(max_codepoint=126), max_size=200))
+def test_a_shown_name_is_one_short_line_without_folders(header: str):
+    name = shown_name(header, "photo")
+    assert name.isprintable()
+    assert 1 <= len(name) <= 80
+    assert not set(name) & set("/\\")
+
+
+def test_models_are_named_by_who_starts_the_server_or_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for run, step in (("mine", 10), ("empty", None)):
+        folder = tmp_path / "runs" / run / "checkpoints"
+        folder.mkdir(parents=True)
+        if step:
+            (folder / f"step-{step:08d}").mkdir()
+            (folder / f"step-{step:08d}" / "state.json").touch()
+    assert [tuple(choice) for choice in find_models([])] == [
+        ("tiny-world", "tiny world", "tiny_world/weights/model", False),
+        ("mine", "mine", "runs/mine", False),
+    ]
+    (tmp_path / "a=b").mkdir()
+    given = ["My Größe!=runs/mine", "runs/mine", "a=b", "my-gr-e=runs/mine"]
+    assert [tuple(choice)[:3] for choice in find_models(given)] == [
+        ("my-gr-e", "My Größe!", "runs/mine"),
+        ("mine", "mine", "runs/mine"),
+        ("a-b", "a=b", "a=b"),
+        ("my-gr-e-2", "my-gr-e", "runs/mine"),
+    ]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """Of an edit whose files lie beside it; they need be no pictures to be looked for."""
+    records = {}
+    for name in ("photo.jpg", "mask.png", "one.png", "other.png"):
+        (tmp_path / name).write_bytes(name.encode())
+        records[name] = {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest()}
+    content = {
+        "model": {"name": "mine", "source": "runs/mine", "sha256": None},
+        "seeds": [5, 6],
+        "guidance": 3.5,
+        "steps": 12,
+        "scheduler": "PNDMScheduler",
+        "size": 128,
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 1,
+        "photo": records["photo.jpg"],
+        "mask": records["mask.png"],
+        "references": [records["one.png"], records["other.png"]],
+    }
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, *options: str):
+    monkeypatch.setattr("sys.argv", ["edit", "--out", "x.png", *options])
+    return sample.parse_options()
+
+
+def test_settings_are_taken_and_options_win(written: Path, monkeypatch: pytest.MonkeyPatch):
+    options, read = options_of(monkeypatch, "--settings", str(written))
+    assert read
+    sample.find_pictures(options, read)
+    folder = written.parent
+    assert (options.model, options.seed, options.guidance, options.steps) == (Path("runs/mine"), 5, 3.5, 12)
+    assert (options.scheduler, options.size, options.threads, options.device) == ("PNDMScheduler", 128, 1, "cpu")
+    assert (options.image, options.mask) == (folder / "photo.jpg", folder / "mask.png")
+    assert options.reference == [folder / "one.png", folder / "other.png"]
+
+    moved = folder / "elsewhere"
+    (folder / "photo.jpg").rename(moved)
+    given = ["--image", str(moved), "--seed", "6", "--model", "runs/other", "--steps", "3"]
+    options, read = options_of(monkeypatch, "--settings", str(written), *given)
+    assert read
+    sample.find_pictures(options, read)
+    assert (options.image, options.seed, options.model, options.steps, options.guidance) == (moved, 6, Path("runs/other"), 3, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"steps": "many"}, [], "{settings}: steps: Input should be a valid integer"),
+        ({"more": 1}, [], "{settings}: more: Extra inputs are not permitted"),
+        (
+            {"photo": {"name": "../photo.jpg", "sha256": ""}},
+            [],
+            "{settings}: photo.name: must be the name of a file",
+        ),
+        ({"photo": {"name": "/etc/passwd", "sha256": ""}}, [], "{settings}: photo.name: must be the name of a file"),
+        (
+            {"photo": {"name": "gone.jpg", "sha256": ""}},
+            [],
+            "{folder}/gone.jpg: cannot be read (No such file or directory); give",
+        ),
+        ({}, ["--mask", "{folder}/one.png"], "{folder}/one.png: is not the mask.png that {settings} names (SHA-256 "),
+        ({}, ["--reference", "{folder}/one.png"], "--reference: 1 file, and {settings} names 2; give as many"),
+        ({"model": {"name": "mine"}}, [], "{settings}: does not say where the model 'mine' lies; give it with --model"),
+        ({}, ["--threads", "0"], "--threads 0: must be 1 or more"),
+        ({}, ["--settings", "{folder}/gone.json"], "{folder}/gone.json: cannot be read (No such file or directory)"),
+        ({}, ["--settings", "{folder}/one.png"], "{folder}/one.png: it: Invalid JSON"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(written: Path, changed: dict, options: list[str], message: str):
+    written.write_text(json.dumps(json.loads(written.read_text()) | changed))
+    names = {"settings": written, "folder": written.parent}
+    given = ["--settings", str(written), "--out", str(written.parent / "x.png"), *(each.format(**names) for each in options)]
+    done = call_program(sample.main, *given)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {message.format(**names)}"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_must_be_the_one_of_the_edit(written: Path):
+    read = read_settings(written)
+    assert isinstance(read, EditSettings)
+    (written.parent / "one.png").write_bytes(b"changed")
+    with pytest.raises(InputError, match=r"one\.png: is not the one\.png that .* names"):
+        find_picture(read.references[0], None, written, "--reference")
+
+
+def test_models_stay_loaded_while_memory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those unused for longest go first; a run is its newest checkpoint when it is loaded, whatever a training writes later."""
+    run = tmp_path / "run" / "checkpoints"
+    shutil.copytree(TINY, run / "step-00000001")
+    worker = Worker({"device": "cpu", "precision": "fp32", "offload": False, "threads": None}, io.StringIO())
+    monkeypatch.setattr("pbe_train.app.worker.free_share", lambda device: 0.6)
+    tiny, mine = worker.load(FINISHED), worker.load(str(run.parent))
+    (run / "step-00000002").mkdir()
+    assert worker.load(str(run.parent)) is mine
+    assert mine.source == str(run / "step-00000001")
+    assert (tiny.source, tiny.sha256) == (FINISHED, mine.sha256)
+    assert worker.load(FINISHED) is tiny
+    assert list(worker.loaded) == [str(run.parent), FINISHED]
+    monkeypatch.setattr("pbe_train.app.worker.free_share", lambda device: 0.4)
+    shutil.copytree(TINY, tmp_path / "other")
+    worker.load(str(tmp_path / "other"))
+    assert list(worker.loaded) == [str(tmp_path / "other")]
+
+
+def test_how_much_memory_is_free():
+    assert 0 < free_share("cpu") < 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (InputError("mask.png: is empty"), "mask.png: is empty"),
+        (MemoryError(), "the memory is full; "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "the memory is full; "),
+        (OSError(errno.ENOSPC, "no room", "/x/y"), "No space left on device: /x; try again"),
+        (KeyError("x"), "a defect of this program (KeyError); "),
+    ],
+)
+def test_what_goes_wrong_in_painting_is_a_sentence(error: Exception, told: str, capsys: pytest.CaptureFixture[str]):
+    assert in_words(error).startswith(told)
+    assert ("Traceback" in capsys.readouterr().err or "KeyError" in told) == ("defect" in told)
+
+
+def test_other_weights_than_those_of_the_edit_are_told(
+    written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Refused where the settings themselves name the model; only told where somebody chose another one."""
+    paint = PaintByExample.from_pretrained(FINISHED, device="cpu")
+    content = json.loads(written.read_text())
+    for source, sha256, options, told in (
+        (FINISHED, "f" * 64, [], "has other weights"),
+        ("runs/mine", "f" * 64, ["--model", FINISHED], "has other weights"),
+        (FINISHED, None, [], ""),
+    ):
+        written.write_text(json.dumps(content | {"model": {"name": "mine", "source": source, "sha256": sha256}}))
+        options_given, read = options_of(monkeypatch, "--settings", str(written), *options)
+        if told and not options:
+            with pytest.raises(InputError, match=rf"model: {told} \(a7cdc3e0560a\) than the model of .* \(ffffffffffff\)"):
+                sample.prepare(paint, options_given, read)
+        else:
+            sample.prepare(paint, options_given, read)
+            assert told in capsys.readouterr().err
+
+
+def test_a_small_model_takes_one_thread_unless_it_is_told_otherwise(written: Path, monkeypatch: pytest.MonkeyPatch):
+    paint = PaintByExample.from_pretrained(FINISHED, device="cpu")
+    given = ["--model", FINISHED, "--image", "x", "--mask", "x", "--reference", "x"]
+    for options, threads in (([], 1), (["--threads", "2"], 2), (["--settings", str(written)], 1)):
+        torch.set_num_threads(2)
+        parsed, read = options_of(monkeypatch, *given, *options)
+        sample.prepare(paint, parsed, read)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
