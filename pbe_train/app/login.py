@@ -75,8 +75,8 @@ class Login:
         if self.password is None:
             raise RefusedError(404, "this server has no password; open its first page")
         address = network_of(request.remote or "")
-        self._check_pace(address)
         told = await read_json(request)
+        self._check_pace(address)  # Not before: many that are on their way at once would all pass.
         given = told.get("password") if isinstance(told, dict) else None
         if not isinstance(given, str) or not hmac.compare_digest(_hash(given), _hash(self.password)):
             self._note_wrong(address)
