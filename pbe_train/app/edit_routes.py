@@ -6,6 +6,7 @@ photo + mask + references ──POST /api/edits──▶ its place in the queue 
 import asyncio
 import contextlib
 import json
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pbe_train.app.archive import safe_names, settings_of, write_archive
 from pbe_train.app.edit_queue import Edit, EditQueue
-from pbe_train.app.models import Choice
+from pbe_train.app.models import GONE, Choice
 from pbe_train.app.painter import Painter
 from pbe_train.app.security import RefusedError
 from pbe_train.app.sessions import Session, Sessions
@@ -145,7 +146,7 @@ class EditRoutes:
     async def get_mask(self, request: web.Request) -> web.StreamResponse:
         """A mask, 255 = repaint."""
         mask = _session(request).find(Mask, request.match_info["id"], "mask")
-        return web.FileResponse(mask.folder / "mask.png")
+        return web.FileResponse(_file(mask.folder / "mask.png"))
 
     async def post_edit(self, request: web.Request) -> web.Response:
         """Let an edit wait for its turn. It has copies of all it needs."""
@@ -249,14 +250,14 @@ class EditRoutes:
         edit = _edit(request)
         if not edit.previews:
             raise RefusedError(404, "there is no preview of this edit yet; wait for one")
-        return web.FileResponse(edit.folder / "preview.jpg")
+        return web.FileResponse(_file(edit.folder / "preview.jpg"))
 
     async def result(self, request: web.Request) -> web.StreamResponse:
         """A result at the photo's full size."""
         edit, number = _edit(request), int(request.match_info["number"])
         if number >= edit.results:
             raise RefusedError(404, f"result {number} of this edit is not painted; it has {edit.results}")
-        path = edit.folder / f"result-{number}.png"
+        path = _file(edit.folder / f"result-{number}.png")
         if most := _most(request):
             with edit.in_use():
                 return web.Response(body=await in_thread(small_picture, path, most), content_type="image/png")
@@ -265,7 +266,7 @@ class EditRoutes:
     async def edit_mask(self, request: web.Request) -> web.StreamResponse:
         """The mask of an edit."""
         edit = _edit(request)
-        return web.FileResponse(edit.folder / edit.mask)
+        return web.FileResponse(_file(edit.folder / edit.mask))
 
     async def settings(self, request: web.Request) -> web.Response:
         """With what `pbe edit --settings` repeats an edit."""
@@ -342,7 +343,16 @@ def _begun(request: web.Request) -> Edit:
     edit = _edit(request)
     if not edit.results:
         raise RefusedError(404, "nothing of this edit is painted yet; wait for its first result")
+    for name in (edit.photo, edit.mask, *edit.references, *(f"result-{number}.png" for number in range(edit.results))):
+        _file(edit.folder / name)
     return edit
+
+
+def _file(path: Path) -> Path:
+    """A file of ours, which somebody may have taken away all the same."""
+    if not path.is_file():
+        raise RefusedError(410, f"{GONE}; give all of it again")
+    return path
 
 
 def _most(request: web.Request) -> int | None:

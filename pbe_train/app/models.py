@@ -27,6 +27,7 @@ class Choice(NamedTuple):
 
 
 Facts = dict[str, Any]
+GONE = "a file of this edit is gone from the server's folder for temporary files, which somebody has emptied"
 
 
 def find_models(given: Sequence[str]) -> list[Choice]:

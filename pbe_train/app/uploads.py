@@ -243,7 +243,7 @@ def _rewrite_mask(path: Path, name: str, photo: Photo | None) -> tuple[int, int,
         )
     if not mask.any():
         raise InputError(f"{name}: the mask is empty; paint the region to be edited white")
-    Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(path.with_name("mask.png"), compress_level=1)
+    Image.fromarray(mask.astype(np.uint8) * 255).save(path.with_name("mask.png"), compress_level=1)
     path.unlink()
     return width, height, round(float(mask.mean()), 6)
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError, machine_error
 from pbe_core.vae import local_folder
-from pbe_train.app.models import Facts
+from pbe_train.app.models import GONE, Facts
 from pbe_train.checkpoints.from_pretrained import OPEN_RAIL, RELEASED, read_report
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.editing.edit_settings import weights_hash
@@ -96,7 +96,7 @@ class Worker:
             except Cancelled:
                 self.say("cancelled", job["edit"])
             except Exception as error:
-                self.say("failed", job["edit"], error=in_words(error).replace(f"{job['folder']}/", ""))
+                self.say("failed", job["edit"], error=in_words(error, job["folder"]).replace(f"{job['folder']}/", ""))
                 if is_memory(error):
                     self.loaded.clear()
                     _free()
@@ -171,12 +171,14 @@ class Worker:
             raise Cancelled
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: Exception, folder: str) -> str:
     """One sentence for who asked for an edit; what is a defect goes to the log, too."""
     if isinstance(error, InputError):
         return str(error)
     if is_memory(error):
         return "the memory is full; try a smaller photo, or start the server with --precision fp16 or --offload true"
+    if isinstance(error, FileNotFoundError) and str(error.filename).startswith(folder):
+        return f"{GONE}; try again"
     if isinstance(error, OSError) and (said := machine_error(error)):
         return f"{said}; try again, and tell who runs this server"
     traceback.print_exception(error)

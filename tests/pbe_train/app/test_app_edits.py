@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -243,6 +244,28 @@ def test_a_painting_process_that_dies_takes_one_edit_with_it(server: Served, ann
         "the painting process was killed (for want of memory, most likely) in the middle of this edit"
     )
     assert ann.wait(ann.edit(given))["state"] == "done"
+
+
+def test_what_somebody_has_removed_from_the_servers_folder_is_told(server: Served, ann: Person):
+    """By hand, or a program that cleans folders for temporary files."""
+    given = ann.give_example()
+    edit = ann.edit(given)
+    assert ann.wait(edit)["state"] == "done"
+    (folder,) = server.folder.rglob(edit)
+    shutil.rmtree(folder)
+    for what in ("mask", "results/0", "results/0?most=5", "settings", "archive"):
+        answer = ann.get(f"/api/edits/{edit}/{what}")
+        assert (answer.status, answer.error[:29]) == (410, "a file of this edit is gone f")
+    again = ann.edit(given, steps=1000)
+    following = ann.follow(again)
+    while next(following)["state"] != "painting":
+        pass
+    (folder,) = server.folder.rglob(again)
+    shutil.rmtree(folder)
+    ann.ask("DELETE", f"/api/edits/{again}")
+    assert list(following)[-1]["state"] in ("cancelled", "failed")
+    assert ann.wait(ann.edit(given))["state"] == "done"
+    assert not [line for line in server.said if "Traceback" in line]
 
 
 BAD_EDITS: list[tuple[dict[str, Any], str]] = [

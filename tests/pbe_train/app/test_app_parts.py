@@ -518,12 +518,14 @@ def test_how_much_memory_is_free():
         (MemoryError(), "the memory is full; "),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "the memory is full; "),
         (OSError(errno.ENOSPC, "no room", "/x/y"), "No space left on device: /x; try again"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/edit/result-0.png"), "a file of this edit is gone from the server's folder"),
+        (FileNotFoundError(errno.ENOENT, "gone", "/model/x"), "a defect of this program (FileNotFoundError); "),
         (KeyError("x"), "a defect of this program (KeyError); "),
     ],
 )
 def test_what_goes_wrong_in_painting_is_a_sentence(error: Exception, told: str, capsys: pytest.CaptureFixture[str]):
-    assert in_words(error).startswith(told)
-    assert ("Traceback" in capsys.readouterr().err or "KeyError" in told) == ("defect" in told)
+    assert in_words(error, "/edit").startswith(told)
+    assert ("Traceback" in capsys.readouterr().err or "Error)" in told) == ("defect" in told)
 
 
 def test_other_weights_than_those_of_the_edit_are_told(
