@@ -97,7 +97,7 @@ class Viewer:
             self.marks.read()
         self.torch = TorchProcess()
         self._opened: dict[int, Opened] = {}
-        self._locks = [asyncio.Lock() for _ in options.datasets]
+        self._opening: dict[int, asyncio.Task[Opened]] = {}
         # What takes seconds, a VAE or a photo from far away, must not keep tiles waiting.
         self._quick = ThreadPoolExecutor(4, thread_name_prefix="tiles")
         self._slow = ThreadPoolExecutor(4, thread_name_prefix="pictures")
@@ -112,13 +112,25 @@ class Viewer:
         number = _whole(request.match_info["number"], "the dataset's number")
         if number >= len(self.options.datasets):
             raise RefusedError(404, f"no dataset {number} here; give it with --dataset")
-        async with self._locks[number]:
-            place, known = self.options.datasets[number], self._opened.get(number)
-            if known is None or build_of(place) not in (None, known.build):
-                self._opened[number] = await self.slowly(Opened, place, self.options, self.torch)
-                if known:
-                    known.rows.close()
-        return self._opened[number]
+        known = self._opened.get(number)
+        if known and build_of(self.options.datasets[number]) in (None, known.build):
+            return known
+        if number not in self._opening:
+            self._opening[number] = asyncio.create_task(self._open_anew(number))
+            self._opening[number].add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Who goes away meanwhile ends nothing: else each reload of a page would keep one more thread at a store that is silent.
+        return await asyncio.shield(self._opening[number])
+
+    async def _open_anew(self, number: int) -> Opened:
+        known = self._opened.get(number)
+        try:
+            opened = await self.slowly(Opened, self.options.datasets[number], self.options, self.torch)
+        finally:
+            del self._opening[number]
+        self._opened[number] = opened
+        if known:
+            known.rows.close()
+        return opened
 
     async def quickly(
         self, function: Callable[Arguments, Result], *arguments: Arguments.args, **named: Arguments.kwargs

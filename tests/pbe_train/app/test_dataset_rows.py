@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -294,6 +295,24 @@ def test_a_dataset_that_is_built_again_is_opened_again(built, tmp_path):  # noqa
         await viewer.close(web.Application())
 
     asyncio.run(go())
+
+
+def test_a_store_that_is_silent_keeps_no_other_dataset_back(built, tmp_path):  # noqa: F811
+    """However often people reload the page meanwhile."""
+
+    async def go(url: str) -> None:
+        viewer = Viewer(ViewerOptions([url, str(built)], cache=tmp_path / "cache", leave_out=tmp_path / "left_out.csv"))
+        for _ in range(8):
+            asking = asyncio.create_task(viewer.open(cast(Any, SimpleNamespace(match_info={"number": "0"}))))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            asking.cancel()
+        opened = await asyncio.wait_for(viewer.open(cast(Any, SimpleNamespace(match_info={"number": "1"}))), 100)
+        assert opened.folder.folder == built
+        await viewer.close(web.Application())
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(go(f"http://127.0.0.1:{silent.getsockname()[1]}/dataset"))
 
 
 def test_the_process_of_pytorch_ends_with_its_server(tmp_path):
