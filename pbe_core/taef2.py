@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pbe_core.errors import InputError
 from pbe_core.vae_kinds import TAEF2_CONFIG, TAEF2_FILES
+from pbe_core.weight_files import check_finite
 
 WIDTH, POOLED_WIDTH, GROUPS = 64, 256, 4
 CHANNELS: int = TAEF2_CONFIG["latent_channels"]
@@ -118,6 +119,7 @@ def load_taef2(folder: Path) -> Taef2:
         odd = sorted(key for key in own.keys() | tensors.keys() if key not in tensors or _shape(own, key) != tensors[key].shape)
         if odd:
             raise InputError(f"{path}: the tensors are not those of TAEF2 (first {odd[0]}); get the file again from its author")
+        check_finite(tensors, str(path))
         network.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
     return model
 

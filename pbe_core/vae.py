@@ -11,7 +11,6 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 
 from pbe_core.autoencoder import CLASSES, Autoencoder
 from pbe_core.errors import InputError
@@ -19,9 +18,14 @@ from pbe_core.hub import fetch
 from pbe_core.settings import REPOSITORY
 from pbe_core.taef2 import load_taef2
 from pbe_core.vae_kinds import is_taef2, locate_vae, read_vae_sizes
-from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, weights_format, weights_of
+from pbe_core.weight_files import COUNTERS, DIFFUSERS_FILES, TRANSFORMERS_FILES, check_finite, weights_format, weights_of
 from pbe_core.words import number_of
 from schemas.dataset import VaeIdentity
+
+# Numbers of positions, which older files of CLIP hold.
+BUFFERS = ("position_ids", COUNTERS)
+# Of CLIP's vision model, in files of transformers 4.
+VISION_PREFIX = "vision_model."
 
 # A full CLIP checkpoint also holds the text model; the libraries would print a page on every weight that is not used.
 transformers.logging.set_verbosity_error()
@@ -79,7 +83,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
         subfolder: where a pipeline keeps it.
 
     Raises:
-        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network.
+        InputError: no such folder or hub id, the hub does not give it, or what is there is not such a network, or not finite.
     """
     return _load(kind, source, find_network(kind, source, subfolder))
 
@@ -98,15 +102,33 @@ def _load(kind: Any, source: str, inner: Path) -> Any:
         network, loaded = kind.from_pretrained(
             str(inner), use_safetensors=True, output_loading_info=True, variant=variant, local_files_only=True, **dtype
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        cause = " ".join(str(error).split())[:200]
+    except Exception as error:  # Whatever the libraries raise over a stranger's config.json and weights is the files' fault.
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
             f"{source}: cannot load a {kind.__name__} ({cause}); give a folder with config.json and .safetensors weights"
         ) from None
-    # The libraries would fill missing tensors with random numbers, and not say so.
-    if missing := sorted(loaded["missing_keys"]):
+    # The libraries would fill missing tensors with random numbers, and not say so. Counts of training steps serve no computation.
+    if missing := sorted(name for name in loaded["missing_keys"] if not name.endswith(COUNTERS)):
         raise InputError(f"{source}: {number_of(len(missing), 'tensor')} of the {kind.__name__} missing, first {missing[0]}")
+    if left := _left_out(kind, network, loaded["unexpected_keys"]):
+        raise InputError(
+            f"{source}: {number_of(len(left), 'tensor')} that its config.json has no place for, first {left[0]}; get both files "
+            "from one place"
+        )
+    check_finite(network.state_dict(), source)
     return network
+
+
+def _left_out(kind: Any, network: Any, unexpected: Collection[str]) -> list[str]:
+    """Tensors of this very network that its configuration leaves out, as one of fewer layers does: it would be another function.
+
+    What files hold beside a network is no fault: CLIP's text model, a classifier.
+    """
+    if issubclass(kind, diffusers.ModelMixin):  # Nothing is beside these.
+        return sorted(unexpected)
+    parts = {name.partition(".")[0] for name in network.state_dict()}
+    bare = {name: name.removeprefix(f"{kind.base_model_prefix}.").removeprefix(VISION_PREFIX) for name in unexpected}
+    return sorted(key for key, name in bare.items() if name.partition(".")[0] in parts and not name.endswith(BUFFERS))
 
 
 def find_network(kind: Any, source: str, subfolder: str, beside: Collection[str] = ()) -> Path:

@@ -76,15 +76,16 @@ def vae_sizes(kind: str, config: Mapping[str, Any]) -> VaeSizes:
     if kind not in (AUTOENCODER_KL, AUTOENCODER_TINY, TAEF2):
         raise ValueError(f"is of a {kind}; taken are {AUTOENCODER_KL}, {AUTOENCODER_TINY} and a folder of {TAEF2}'s two files")
     try:
-        channels = int(config["latent_channels"])
-        halvings = 3 if kind == TAEF2 else len(config[_WIDTHS[kind]]) - 1
+        channels, widths = config["latent_channels"], (1,) * 4 if kind == TAEF2 else config[_WIDTHS[kind]]
+        if type(channels) is not int or channels < 1 or not isinstance(widths, list | tuple) or not widths:
+            raise TypeError
         given = config.get("scaling_factor", _SCALES.get(kind))
         scale = 1.0 if given is None else float(given)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"not the config of an {kind}") from None
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scaling_factor {scale:g} is no positive number")
-    return VaeSizes(kind, config, channels, 2**halvings, scale, _normalisation(config, channels))
+    return VaeSizes(kind, config, channels, 2 ** (len(widths) - 1), scale, _normalisation(config, channels))
 
 
 def _normalisation(config: Mapping[str, Any], channels: int) -> Normalisation | None:

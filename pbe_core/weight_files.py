@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pbe_core.errors import InputError
+from pbe_core.words import number_of
 
 # In this order: half precision (`variant="fp16"` of the libraries) where there is no other, pickles where there is nothing else.
 DIFFUSERS_FILES = (
@@ -25,6 +26,9 @@ DIFFUSERS_FILES = (
     "diffusion_pytorch_model.bin",
 )
 TRANSFORMERS_FILES = ("model.safetensors", "model.fp16.safetensors", "pytorch_model.bin")
+
+# Counts of training steps, which some files have and others lack; nothing is computed with them.
+COUNTERS = ".num_batches_tracked"
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 # Bytes; the same limit as in the safetensors library.
@@ -113,3 +117,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     """
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises InputError: a number in the weights is infinite or none at all; all that is computed with them would be, too."""
+    if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise InputError(
+            f"{where}: {number_of(len(bad), 'tensor')} with numbers that are not finite, first {bad[0]}; get the file again"
+        )

@@ -69,7 +69,8 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     names = ("seeds", "steps", "workers", "threads", "sampling_steps", "count", "batch")
     if wrong := [name for name in names if getattr(options, name) is not None and getattr(options, name) < 1]:
         raise InputError(f"--{wrong[0].replace('_', '-')} {getattr(options, wrong[0])}: must be 1 or more")
-    given = {word.removeprefix("--").partition("=")[0] for word in trainer}
+    # A folder may be called `out`, or a setting's value `seed`.
+    given = {word.removeprefix("--").partition("=")[0] for word in trainer if word.startswith("--")}
     if own := sorted(given.intersection(OWN)):
         raise InputError(f"--{own[0]}: each run gets its own; see --out, --seeds and --threads")
     if options.only == "evaluate" and options.launch:

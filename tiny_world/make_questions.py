@@ -15,7 +15,6 @@ Usage:  python -m tiny_world.make_questions --out DIR --count 400
 
 import argparse
 import csv
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -28,7 +27,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from pbe_core.errors import InputError
+from pbe_core.errors import InputError, run_program
 from pbe_core.files import temporary_folder
 from pbe_core.settings import preset, read_section
 from pipelines.config import BuildSettings
@@ -78,7 +77,10 @@ def make_questions(out: str | Path, number: int, seed: int = 0, split: str = "va
         raise InputError(f"--count {number}: give 1 or more")
     if out.exists():
         raise InputError(f"{out}: is there already; give another --out, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written to ({error.strerror}); give another --out") from None
     with temporary_folder(out.parent, out.name) as folder:
         for name in ("photos", "masks", "references"):
             (folder / name).mkdir()
@@ -204,11 +206,8 @@ def main() -> None:
         "--split", choices=sorted(INSTANCES_PER_KIND), default="validation", help="whose individuals are asked for"
     )
     settings = parser.parse_args()
-    try:
-        make_questions(settings.out, settings.count, settings.seed, settings.split)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    make_questions(settings.out, settings.count, settings.seed, settings.split)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm, trange
 
+from pbe_core.errors import InputError, run_program
 from pbe_core.files import atomic_file
 from pbe_train.checkpoints.pretrained import METADATA_FILE
 from pbe_train.config import TIMESTEPS
@@ -40,6 +41,7 @@ from pbe_train.training.optimizer import EMA
 from tiny_world.kinds import generator
 from tiny_world.train_vae import learning_rate
 
+CHANNELS_OF_LATENTS = 4
 CHANNELS = (64, 96)
 ATTENTION = (False, True)
 CONDITION_WIDTH = 128
@@ -55,8 +57,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 def tiny_unet() -> UNet2DConditionModel:
     """2.5 M parameters: convolutions at 16 x 16 cells, attention at 8 x 8; Stable Diffusion's layout otherwise."""
     unet = UNet2DConditionModel(
-        in_channels=4,
-        out_channels=4,
+        in_channels=CHANNELS_OF_LATENTS,
+        out_channels=CHANNELS_OF_LATENTS,
         block_out_channels=CHANNELS,
         layers_per_block=1,
         down_block_types=tuple("CrossAttnDownBlock2D" if attention else "DownBlock2D" for attention in ATTENTION),
@@ -120,7 +122,13 @@ def train_prior(
 ) -> None:
     """Train, or go on from what a run that was stopped left in `work`; write the average of the weights to `out` now and then."""
     torch.manual_seed(seed)
-    scale = json.loads((dataset / "dataset.json").read_text())["vae"]["scaling_factor"]
+    vae = ShardReader(dataset, "train").info.vae
+    if vae.latent_channels != CHANNELS_OF_LATENTS:
+        raise InputError(
+            f"{dataset}: its latents have {vae.latent_channels} channels, the tiny prior's {CHANNELS_OF_LATENTS}; give a "
+            "dataset of the tiny autoencoder"
+        )
+    scale = vae.scaling_factor
     latents, held_out = view_latents(dataset, "train", scale), view_latents(dataset, "validation", scale)
     # On a CPU in bfloat16 plain products are faster for 64 cells than the fused kernel.
     unet = tiny_unet().to(memory_format=torch.channels_last)
@@ -189,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

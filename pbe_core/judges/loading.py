@@ -13,11 +13,8 @@ from torch import Tensor, nn
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_core.weight_files import weights_format
+from pbe_core.weight_files import COUNTERS, check_finite, weights_format
 from pbe_core.words import number_of
-
-# Counts of training steps, which some files have and others lack; nothing is computed with them.
-COUNTERS = ".num_batches_tracked"
 
 
 @dataclass(frozen=True)
@@ -84,14 +81,6 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], where: str, what: st
         raise InputError(f"{where}: not the weights of {what}: {'; '.join(faults)}")
     check_finite(tensors, where)
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, strict=False, assign=True)
-
-
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raises InputError: a number in the weights is infinite or none at all; features would be, too."""
-    if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
-        raise InputError(
-            f"{where}: {number_of(len(bad), 'tensor')} with numbers that are not finite, first {bad[0]}; get the file again"
-        )
 
 
 def _shape(tensor: Tensor) -> str:

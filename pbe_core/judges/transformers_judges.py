@@ -22,8 +22,9 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model, ResNetModel
 
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_core.judges.loading import COUNTERS, LoadedNetwork, check_finite
+from pbe_core.judges.loading import LoadedNetwork
 from pbe_core.vae import find_network, load_network, weights_sha256
+from pbe_core.weight_files import COUNTERS
 
 PREPROCESSOR = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -93,7 +94,6 @@ def load_clip(where: str) -> LoadedNetwork:
     _check_type(folder, where, ("clip", "clip_vision_model"), "CLIP")
     model = load_network(CLIPVisionModelWithProjection, str(folder), "image_encoder")
     state = model.state_dict()
-    check_finite(state, where)
     preparation, config = clip_preparation(folder, model.config.image_size), model.config
     hashes = weights_sha256(state), _hashes(state)
     return LoadedNetwork(Embedding(model), preparation, str(preparation), config.image_size, config.projection_dim, *hashes)
@@ -148,7 +148,6 @@ def load_dinov2(where: str) -> LoadedNetwork:
     _check_type(folder, where, ("dinov2",), "DINOv2 without registers")
     model = load_network(Dinov2Model, str(folder), "image_encoder")
     state = model.state_dict()
-    check_finite(state, where)
     sha256, width, patch = weights_sha256(state), model.config.hidden_size, model.config.patch_size
     if DINOV2_SIZE % patch:
         raise InputError(f"{where}: patches of {patch} px do not fill {DINOV2_SIZE} px")
@@ -170,7 +169,6 @@ def load_resnet(where: str) -> LoadedNetwork:
     _check_type(folder, where, ("resnet",), "ResNet")
     model = load_network(ResNetModel, str(folder), "image_encoder")
     state = {name: value for name, value in model.state_dict().items() if not name.endswith(COUNTERS)}
-    check_finite(state, where)
     preparation = Preparation(RESNET_SIZE, None, IMAGENET_MEAN, IMAGENET_STD)
     width = model.config.hidden_sizes[-1]
     return LoadedNetwork(Embedding(model), preparation, str(preparation), RESNET_SIZE, width, weights_sha256(state))

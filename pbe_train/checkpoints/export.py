@@ -17,8 +17,8 @@ from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
 from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, REPORT_FILE, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
-from pbe_train.checkpoints.pretrained import METADATA_FILE, tensors_of
-from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, save_weights
+from pbe_train.checkpoints.pretrained import METADATA_FILE, metadata_beside, tensors_of
+from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, run_folder_of, save_weights
 from pbe_train.data.references import PADDING
 from pbe_train.model.pipeline import Run
 
@@ -56,6 +56,8 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     checkpoint = locate_checkpoint(model)
     assert checkpoint
     kept = "ema" if weights == "ema" and (checkpoint / "ema.safetensors").is_file() else "model"
+    # Exported weights do not tell by their name what they are.
+    kept = metadata_beside(checkpoint, "model.safetensors").get("weights", kept)
     report = read_report(checkpoint)
     metadata = metadata_of(run, report)
     with new_export(folder, {"format": form, "step": run.step, "weights": kept, "run": str(model), **metadata}) as partial:
@@ -70,7 +72,7 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
                 report = {**report, "source": run.settings.model.pretrained}
                 (partial / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         name = file if form == "ldm" else folder.name
-        card = model_card(run, kept, form, name, _read_evaluations(checkpoint.parent.parent), report)
+        card = model_card(run, kept, form, name, _read_evaluations(run_folder_of(checkpoint)), report)
         (partial / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -157,9 +159,9 @@ def licence_of(run: Run, report: Mapping[str, Any] | None) -> str | None:
     return licence
 
 
-def _read_evaluations(run_folder: Path) -> dict[str, str]:
+def _read_evaluations(run_folder: Path | None) -> dict[str, str]:
     found = {}
-    for path in sorted(run_folder.glob("evaluat*.json")):
+    for path in sorted(run_folder.glob("evaluat*.json")) if run_folder else []:
         try:
             found[path.name] = json.dumps(json.loads(path.read_bytes()), indent=1)
         except (OSError, ValueError):

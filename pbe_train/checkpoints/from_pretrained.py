@@ -30,7 +30,7 @@ from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count
 from pbe_train.checkpoints.ldm_format import vae_config_of
 from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
-from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state, run_folder_of
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
 from pbe_train.model.pipeline import Run, RunIdentity
@@ -385,7 +385,7 @@ def write_report(report: LoadReport, run: Path) -> None:
 
 def read_report(checkpoint: Path) -> dict[str, Any] | None:
     """The start.json of the run that a checkpoint folder is of, or of exported weights; null where there is none."""
-    for folder in (checkpoint, checkpoint.parent.parent):
+    for folder in filter(None, (checkpoint, run_folder_of(checkpoint))):
         try:
             content = json.loads((folder / REPORT_FILE).read_bytes())
         except (OSError, ValueError):

@@ -273,12 +273,24 @@ def locate_checkpoint(path: Path) -> Path | None:
     return saved[-1] if saved else None
 
 
+def run_folder_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for one that stands alone, as exported weights do."""
+    parent = checkpoint.absolute().parent
+    return parent.parent if parent.name == "checkpoints" else None
+
+
 def find_checkpoint(out: Path, resume: str) -> Path | None:
     """The checkpoint that the `resume` setting means; None to start anew.
 
     Raises:
-        InputError: `never` in a folder that holds checkpoints already, or a path that is neither a run nor a checkpoint.
+        InputError: `never` in a folder that holds checkpoints already, a path that is neither a run nor a checkpoint, or a run
+            folder that is itself a checkpoint.
     """
+    if (out / "state.json").is_file():
+        # Whoever loads it would get the weights that are there now, and never those of a run in it.
+        raise InputError(
+            f"{out}: holds weights and is no run folder; to start from them give --model.pretrained {out} and another --out"
+        )
     saved = list_checkpoints(out)
     if resume == "auto" or (saved and _was_asked_for(saved[-1], resume)):
         return saved[-1] if saved else None
@@ -371,6 +383,11 @@ def check_resumable(folder: Path, state: CheckpointState, settings: TrainSetting
     Raises:
         InputError: with what differs.
     """
+    if "optimizer.safetensors" not in state.files:
+        raise InputError(
+            f"{folder}: holds weights alone, without the optimizer's moments that a run goes on with; to start a new run "
+            f"from them give --model.pretrained {folder} and no --resume"
+        )
     saved, asked = dict(_flatten(state.settings)), dict(_flatten(settings.model_dump(mode="json")))
     differences = [
         f"{key} {saved.get(key)!r} -> {asked.get(key)!r}"

@@ -111,8 +111,11 @@ def claim(out: Path, settings: TrainSettings) -> None:
     shared["dataset's fingerprint"] = reader.info.fingerprint
     shared["dataset's samples"] = reader.samples_hash()
     path = out / SETTINGS_FILE
-    out.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: no folder can be made there ({error.strerror}); give another --out") from None
+    if not path.exists() or not _has_begun(out):
         write_atomically(path, (json.dumps(shared, indent=1) + "\n").encode())
     try:
         there = json.loads(path.read_bytes())
@@ -122,6 +125,15 @@ def claim(out: Path, settings: TrainSettings) -> None:
     if differing:
         told = ", ".join(f"{key} {_short(there.get(key))}, now {_short(shared.get(key))}" for key in differing[:4])
         raise InputError(f"{out}: its runs were made with {told}; give another --out, or remove the folder")
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether a ladder's folder has a run to go on with, or one that is being trained.
+
+    Where all failed at their start, as by a setting that is wrong, what they were to share binds nobody.
+    """
+    runs = [path for path in (out / "runs").glob("*") if path.is_dir()]
+    return any(locate_checkpoint(run) for run in runs) or any(map(is_in_use, (out, *runs)))
 
 
 def is_free(key: str) -> bool:

@@ -106,6 +106,11 @@ BAD = {
     "not finite": ({"shift_factor": math.nan}, "latents_mean or shift_factor is no list of 8 numbers"),
     "scaled by 0": ({"scaling_factor": 0}, "scaling_factor 0 is no positive number"),
     "no channels": ({"latent_channels": None}, "not the config of an AutoencoderKL"),
+    "half a channel": ({"latent_channels": 8.5}, "not the config of an AutoencoderKL"),
+    "channels as text": ({"latent_channels": "8"}, "not the config of an AutoencoderKL"),
+    "less than no channels": ({"latent_channels": -8}, "not the config of an AutoencoderKL"),
+    "no blocks": ({"block_out_channels": []}, "not the config of an AutoencoderKL"),
+    "blocks as text": ({"block_out_channels": "8888"}, "not the config of an AutoencoderKL"),
 }
 
 
@@ -119,6 +124,37 @@ def test_a_configuration_that_cannot_be_followed_is_refused(case, tmp_path):
         load_vae(str(tmp_path))
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_that_the_library_fails_on_is_refused(tmp_path):
+    """Diffusers raises whatever comes of it: here a TypeError."""
+    make_kind("4", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layers_per_block": "1"}))
+    with pytest.raises(InputError, match="cannot load a AutoencoderKL") as raised:
+        load_vae(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_the_configuration_leaves_out_are_told(tmp_path):
+    """Without quant_conv the latents of the same file are others: nothing else would tell."""
+    make_kind("4", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "use_quant_conv": False}))
+    with pytest.raises(InputError, match=r"2 tensors that its config\.json has no place for, first quant_conv\.bias"):
+        load_vae(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["4", "tiny", "taef2"])
+def test_weights_that_are_not_finite_are_refused(name, tmp_path):
+    """A dataset built with them would hold none but such latents."""
+    make_kind(name, tmp_path)
+    path = next(tmp_path.glob("*.safetensors"))
+    tensors = load_file(path)
+    first = min(key for key in tensors if key.endswith("weight"))
+    save_file({**tensors, first: tensors[first] * math.nan}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"1 tensor with numbers that are not finite, first {first}"):
+        load_vae(str(tmp_path))
 
 
 def test_sizes_are_known_without_loading(kind):

@@ -21,6 +21,7 @@ from transformers import (
     Dinov2Config,
     Dinov2Model,
     ResNetConfig,
+    ResNetForImageClassification,
     ResNetModel,
 )
 
@@ -414,3 +415,21 @@ def test_damaged_folders(kind: str, network: type, files: Path, tmp_path: Path):
         with pytest.raises(InputError, match=said) as caught:
             load_judge(f"{kind}={tmp_path}")
         assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_of_fewer_layers_than_the_weights_have_is_no_network_of_its_own(tmp_path: Path):
+    """It would judge, as another function; what a file holds beside the network (a classifier, CLIP's text model) is no fault."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[2, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    assert load_judge(f"resnet={tmp_path}").identity.width == 8
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "depths": [1, 1]}))
+    with pytest.raises(InputError, match=r"10 tensors that its config\.json has no place for"):
+        load_judge(f"resnet={tmp_path}")
+
+
+def test_a_resnet_without_counts_of_training_steps_is_the_same_judge(tmp_path: Path):
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")).save_pretrained(tmp_path)
+    before, path = load_judge(f"resnet={tmp_path}"), tmp_path / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "num_batches" not in name}, path, {"format": "pt"})
+    assert load_judge(f"resnet={tmp_path}").identity == before.identity

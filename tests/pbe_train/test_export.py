@@ -29,7 +29,14 @@ from pbe_train.checkpoints.key_mapping import Tensors
 from pbe_train.checkpoints.ldm_format import schedule_buffers
 from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel
-from pbe_train.checkpoints.trainer_checkpoint import list_checkpoints, read_file, read_state, save_weights
+from pbe_train.checkpoints.trainer_checkpoint import (
+    check_resumable,
+    find_checkpoint,
+    list_checkpoints,
+    read_file,
+    read_state,
+    save_weights,
+)
 from pbe_train.config import ModelSettings
 from pbe_train.data.references import fit_reference
 from pbe_train.model.paint_model import assemble
@@ -543,6 +550,30 @@ def test_weights_alone_are_the_runs_in_half_precision_and_a_start(run: Path, loa
     assert "PaintByExample.from_pretrained" in (out / "README.md").read_text()
     with pytest.raises(InputError, match=r"has no optimizer\.safetensors; it has model\.safetensors"):
         read_file(out, read_state(out), "optimizer")
+
+
+def test_weights_alone_are_no_run_to_go_on_with_nor_a_folder_for_one(run: Path, loaded: Run, tmp_path: Path):
+    """Whoever loaded a run in an export's folder would get the export. The way out is told, and nothing is changed."""
+    out = program(run, tmp_path / "small", "weights")
+    with pytest.raises(InputError, match=r"small: holds weights and is no run folder; .*--model\.pretrained"):
+        find_checkpoint(out, "auto")
+    assert find_checkpoint(tmp_path / "new", str(out)) == out
+    with pytest.raises(InputError, match=r"small: holds weights alone.*--model\.pretrained"):
+        check_resumable(out, read_state(out), loaded.settings, loaded.identity)
+
+
+def test_weights_exported_again_say_what_they_are_and_nothing_of_their_neighbours(averaged: Path, tmp_path: Path):
+    """An average stays one; start and evaluation of another model that lie two folders up are not theirs."""
+    out = program(averaged, tmp_path / "of" / "here" / "first", "weights")
+    (out / "start.json").unlink(missing_ok=True)
+    (tmp_path / "of" / "evaluation.json").write_text('{"scores": "another model\'s"}')
+    (tmp_path / "of" / "start.json").write_text('{"licence": "another model\'s"}')
+    again = program(out, tmp_path / "again", "weights")
+    assert json.loads((again / "export.json").read_text())["weights"] == "ema"
+    card = (again / "README.md").read_text()
+    assert "| weights | moving average |" in card
+    assert "another model" not in card
+    assert not (again / "start.json").exists()
 
 
 def test_weights_alone_are_the_moving_average_of_a_run_of_all_tokens(averaged: Path, hub: Path, tmp_path: Path):

@@ -14,6 +14,7 @@ from pbe_train.checkpoints.networks import STABLE_DIFFUSION, load_vae, unet_conf
 from pbe_train.config import TrainSettings, UNetSettings
 from pbe_train.ladder import runs as runs_module
 from pbe_train.ladder.arms import ARMS, choose_arms, flat, settings_of, sizes_of, with_sizes_of_start
+from pbe_train.ladder.runs import claim
 from tests.conftest import call_program
 from tests.pbe_train.ladder_world import LABELS, LadderWorld, make_ladder_world
 from tests.pbe_train.small_world import World
@@ -98,6 +99,7 @@ def test_an_arm_that_adds_nothing_is_refused(small: LadderWorld):
         (["--only", "evaluate"], "no run is finished"),
         (["--optimiser.learning_rate", "1"], "did you mean"),
         (["--judge", "eye:dinov3=there"], "dinov3"),
+        (["--out", __file__], "test_ladder.py: no folder can be made there"),
     ],
 )
 def test_what_is_wrong_is_one_line(options: list[str], cause: str, small: LadderWorld, tmp_path: Path, monkeypatch):
@@ -106,6 +108,24 @@ def test_what_is_wrong_is_one_line(options: list[str], cause: str, small: Ladder
     assert done.returncode == 2
     assert cause in done.stderr
     assert done.stderr.count("error:") == 1
+
+
+def test_a_folder_may_be_called_as_an_option():
+    _, trainer = ablations.parse_options(["--pairs", "p", "--judge", "clip=c", "--dataset", "out", "--model.pretrained", "seed"])
+    assert trainer == ["--dataset", "out", "--model.pretrained", "seed"]
+
+
+def test_settings_of_runs_that_never_began_bind_nobody(small: LadderWorld, tmp_path: Path):
+    """A wrong setting fails all runs at their start; put right, the same folder takes it. With a checkpoint it does not."""
+    wrong, right = (small.world.settings(tmp_path / "unused", f"--optimizer.learning_rate={rate}") for rate in (1, 0.001))
+    out = tmp_path / "ladder"
+    claim(out, wrong)
+    (out / "runs" / "baseline-seed0").mkdir(parents=True)
+    claim(out, right)
+    (out / "runs" / "baseline-seed0" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    claim(out, right)
+    with pytest.raises(InputError, match=r"made with optimizer\.learning_rate 0\.001, now 1\.0"):
+        claim(out, wrong)
 
 
 def test_quick_asks_less_and_what_is_given_counts():

@@ -1,5 +1,7 @@
 """The tiny prior: how it is trained, how it becomes the start of a run, and whether the one in the repository is any good."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from pbe_core.errors import InputError
 from pbe_core.settings import load_settings, preset
 from pbe_core.vae import load_vae, weights_sha256
 from pbe_train.checkpoints.from_pretrained import init_from_pretrained
@@ -25,6 +28,19 @@ from tiny_world.train_vae import stored_photo, to_tensor
 def small(tmp_path_factory: pytest.TempPathFactory) -> World:
     torch.set_num_threads(1)
     return make_world(tmp_path_factory.mktemp("world"))
+
+
+def test_latents_of_another_autoencoder_are_refused(small, tmp_path):
+    """The first four of 32 channels are no latents; and no dataset is one line."""
+    other = shutil.copytree(small.dataset, tmp_path / "other")
+    info = json.loads((other / "dataset.json").read_text())
+    info["vae"]["latent_channels"] = 32
+    (other / "dataset.json").write_text(json.dumps(info))
+    alone = Distributed(0, 1, torch.device("cpu"))
+    with pytest.raises(InputError, match="other: its latents have 32 channels"):
+        train_prior(other, tmp_path / "out", tmp_path / "work", 1, 0, alone)
+    with pytest.raises(InputError, match="nowhere"):
+        train_prior(tmp_path / "nowhere", tmp_path / "out", tmp_path / "work", 1, 0, alone)
 
 
 def test_a_prior_that_was_stopped_goes_on_as_if_it_had_not_been(small, tmp_path, monkeypatch):

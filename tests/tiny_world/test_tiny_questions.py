@@ -11,6 +11,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_train.evaluation.pair_sets import CANDIDATES, draw_candidates, open_pairs
+from tests.conftest import call_program
 from tiny_world import make_questions as world
 from tiny_world.kinds import INSTANCES_PER_KIND, KINDS, instance
 from tiny_world.scenes import plan_scene
@@ -43,6 +44,15 @@ def test_a_set_has_the_same_bytes_twice_is_read_by_the_evaluation_and_others_by_
         world.make_questions(tmp_path / "one", 18, 3)
     with pytest.raises(InputError, match="--count 0: give 1 or more"):
         world.make_questions(tmp_path / "none", 0, 3)
+
+
+def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, said in ((tmp_path / "file", "is there already"), (tmp_path / "file" / "set", "cannot be written to")):
+        done = call_program(world.main, "--out", str(out), "--count", "1")
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {out}: {said}")
+        assert done.stderr.count("\n") == 1
 
 
 def test_questions_are_balanced_and_ask_for_individuals_that_no_training_saw(asked: list[world.Question]) -> None:
