@@ -278,6 +278,9 @@ function listenToFiles() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     mark(null);
-    takeFiles([...event.dataTransfer.files], target(event) === find("#references"));
+    const files = [...event.dataTransfer.files], asReferences = target(event) === find("#references");
+    const none = "What was dropped is no file: save the picture first, then drop its file, or copy and paste it.";
+    find(asReferences ? "#reference-error" : "#photo-error").textContent = files.length ? "" : none;
+    takeFiles(files, asReferences);
   });
 }

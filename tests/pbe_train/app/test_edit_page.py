@@ -338,6 +338,8 @@ def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
         assert one.page.inner_text("#paint-hint") == "Brush over what is to be repainted."
         one.page.set_input_files("#mask-file", EXAMPLE / "mask.png")
         one.page.locator("#photo-error", has_text="128x128").wait_for()
+        one.page.evaluate("document.dispatchEvent(new DragEvent('drop', {bubbles: true, dataTransfer: new DataTransfer()}))")
+        one.page.locator("#photo-error", has_text="no file").wait_for()
         one.page.set_input_files("#reference-file", [file_of(noise(1, 1), "dot.png"), file_of(noise(50, 50), "fine.png")])
         one.page.locator("#reference-error", has_text="dot.png").wait_for()
         assert one.page.locator("#thumbs li").count() == 1
