@@ -107,10 +107,8 @@ def test_filters_find_what_the_tables_say(rows, truth):
         time.sleep(0.01)
     queries = [
         Query(),
-        *(
-            Query(**one)
-            for one in ({"label": label}, {"label": "/m/none"}, {"split": "validation"}, {"text": text}, {"smallest": share})
-        ),
+        *(Query(label=one) for one in (label, "/m/none")),
+        *(Query(split="validation"), Query(text=text), Query(smallest=share), Query(largest=share)),
         *(Query(kinds=kinds) for kinds in KINDS),
         Query(label, "train", "both"),
         Query(label, "train", "", text[:2], 0.03, 0.6),
