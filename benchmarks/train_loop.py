@@ -112,7 +112,7 @@ class Bare:
             losses = noise_losses(self.model, self.schedule, batch)
         torch.autograd.backward(losses.mean())
         nn.utils.clip_grad_norm_(self.trained.values(), self.settings.optimizer.gradient_clip or float("inf"))
-        set_learning_rate(self.optimizer, self.settings.optimizer, step)
+        set_learning_rate(self.optimizer, self.settings.optimizer, step, self.settings.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

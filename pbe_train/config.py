@@ -104,9 +104,11 @@ class OptimizerSettings(Group):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(1e-5, gt=0)
-    """Learning rate after the warm-up; constant from there."""
+    """Learning rate after the warm-up; constant from there, as in the paper, but for the cool-down."""
     warmup_steps: int = Field(10_000, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
+    cooldown: float = Field(0.0, ge=0, le=1)
+    """Share of all steps, the last ones, over which the learning rate falls linearly to 0; 0 = none, as in the paper."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
     gradient_clip: float = Field(0.0, ge=0)

@@ -123,7 +123,7 @@ def train_step(run: Training, watchdog: Watchdog) -> None:
     run.scaler.unscale_(optimizer)
     gradient_norm = nn.utils.clip_grad_norm_(run.trained.values(), settings.optimizer.gradient_clip or float("inf"))
     nonfinite = ~gradient_norm.isfinite()
-    set_learning_rate(optimizer, settings.optimizer, run.step)
+    set_learning_rate(optimizer, settings.optimizer, run.step, settings.steps)
     step_unless(nonfinite, optimizer)
     run.scaler.update()
     optimizer.zero_grad(set_to_none=True)

@@ -29,9 +29,11 @@ def step_unless(nonfinite: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -
     optimizer.step()
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int) -> None:
-    """Linear warm-up, then constant; `step` counts from 0."""
-    share = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> None:
+    """Linear warm-up, then constant, and linear cool-down at the end of `steps`; `step` counts from 0."""
+    warm = (step + 1) / settings.warmup_steps if settings.warmup_steps else 1.0
+    cool = (steps - step) / (settings.cooldown * steps) if settings.cooldown else 1.0
+    share = min(1.0, warm, cool)
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate * share
 

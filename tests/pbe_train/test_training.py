@@ -210,11 +210,19 @@ def test_the_rest_of_a_torn_line_and_of_an_earlier_start_is_dropped(world: World
         assert old.exists() == (first == 1)
 
 
-def test_the_learning_rate_rises_to_its_value_and_stays():
+@pytest.mark.parametrize(
+    ("warmup", "cooldown", "step", "rate"),
+    [
+        *((4, 0, 0, 0.1), (4, 0, 1, 0.2), (4, 0, 3, 0.4), (4, 0, 4, 0.4), (4, 0, 1999, 0.4), (0, 0, 0, 0.4)),
+        *((4, 0.25, 1, 0.2), (4, 0.25, 1500, 0.4), (4, 0.25, 1750, 0.2), (4, 0.25, 1999, 0.0008)),
+        *((2000, 1, 1, 0.0004), (2000, 1, 1000, 0.2), (2000, 1, 1999, 0.0002)),
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls_at_the_end(warmup: int, cooldown: float, step: int, rate: float):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    for warmup, step, rate in ((4, 0, 0.1), (4, 1, 0.2), (4, 3, 0.4), (4, 4, 0.4), (4, 1000, 0.4), (0, 0, 0.4)):
-        set_learning_rate(optimizer, OptimizerSettings(learning_rate=0.4, warmup_steps=warmup), step)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    settings = OptimizerSettings(learning_rate=0.4, warmup_steps=warmup, cooldown=cooldown)
+    set_learning_rate(optimizer, settings, step, steps=2000)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
 
 
 def test_errors_are_one_line_and_status_2(world: World, tmp_path: Path):
