@@ -217,6 +217,7 @@ def test_a_finger_draws_and_two_zoom_on_a_narrow_screen(browser, address):
         one.page.click("#example")
         one.page.locator("#thumbs img").wait_for()
         one.page.click("#clear")
+        size = one.size_brush(55)
         touch = one.page.context.new_cdp_session(one.page)
         left, top = one.corner()
 
@@ -229,7 +230,7 @@ def test_a_finger_draws_and_two_zoom_on_a_narrow_screen(browser, address):
         for point in stroke[1:]:
             put("touchMove", point)
         put("touchEnd")
-        expected = mask_rules.stroke(one.in_photo(stroke), one.size_brush(55), 128, 128)
+        expected = mask_rules.stroke(one.in_photo(stroke), size, 128, 128)
         left, top = one.corner()
         before = float(one.page.locator("#stage").get_attribute("data-scale"))
         put("touchStart", (120, 150))
