@@ -31,6 +31,8 @@ class Edit(Item):
 
     owner: str = ""
     choice: Choice = _NO_CHOICE
+    of: dict[str, Any] = field(default_factory=dict)
+    """The photo as the page was told of it: `id`, `name`, `width`, `height`."""
     photo: str = ""
     """File in the edit's folder, like all names below."""
     mask: str = ""

@@ -88,6 +88,7 @@ class EditRoutes:
             web.post("/api/masks", self.post_mask),
             web.get("/api/masks/{id}", self.get_mask),
             web.post("/api/edits", self.post_edit),
+            web.get("/api/edits", self.edits),
             web.get("/api/edits/{id}", self.get_edit),
             web.delete("/api/edits/{id}", self.delete_edit),
             web.get("/api/edits/{id}/events", self.events),
@@ -105,7 +106,7 @@ class EditRoutes:
             facts = self.painter.models[choice.source]
             small = facts["view_size"] <= SMALL_VIEW
             defaults = DEFAULTS | (TINY_DEFAULTS if small else {}) | ({} if facts["guidance"] else {"guidance": 1.0})
-            told.append({"id": choice.id, "name": choice.name, **told_of(facts), "defaults": defaults})
+            told.append({"id": choice.id, "name": choice.name, "note": choice.note, **told_of(facts), "defaults": defaults})
         limits = {
             "bytes": UPLOAD_BYTES,
             "pixels": UPLOAD_PIXELS,
@@ -121,7 +122,7 @@ class EditRoutes:
     async def post_photo(self, request: web.Request) -> web.Response:
         """Keep a photo."""
         photo = await add_photo(request, request["session"], self.sessions)
-        return web.json_response({"id": photo.id, "name": photo.name, "width": photo.width, "height": photo.height})
+        return web.json_response(_told_of_photo(photo))
 
     async def get_photo(self, request: web.Request) -> web.Response:
         """A photo as browsers show it."""
@@ -174,7 +175,7 @@ class EditRoutes:
             edit.release()
             raise
         self.sessions.resize(session, edit, size)
-        edit.owner, edit.choice = session.id, choice
+        edit.owner, edit.choice, edit.of = session.id, choice, _told_of_photo(photo)
         edit.photo, edit.mask, *edit.references = names
         edit.how = wanted.model_dump(include={"seeds", "guidance", "steps", "scheduler"})
         edit.steps = wanted.steps
@@ -199,6 +200,12 @@ class EditRoutes:
             raise RefusedError(400, "this model takes one reference; give one")
         if wanted.guidance != 1 and not facts["guidance"]:
             raise RefusedError(400, "this model was trained without guidance; give guidance 1")
+
+    async def edits(self, request: web.Request) -> web.Response:
+        """The session's edits, oldest first, with what was asked for: a page that was left finds them again."""
+        found = [item for item in _session(request).items.values() if isinstance(item, Edit) and item.of]
+        told = [{**self.state_of(edit), "photo": edit.of, "model": edit.choice.id, **edit.how} for edit in found]
+        return web.json_response({"edits": told})
 
     async def get_edit(self, request: web.Request) -> web.Response:
         """How far an edit is."""
@@ -328,6 +335,10 @@ async def _wanted(request: web.Request) -> Wanted:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the request"
         raise RefusedError(400, f"{where}: {first['msg'][:200]}; docs/app.md says what an edit takes") from None
+
+
+def _told_of_photo(photo: Photo) -> dict[str, Any]:
+    return {"id": photo.id, "name": photo.name, "width": photo.width, "height": photo.height}
 
 
 def _session(request: web.Request) -> Session:

@@ -12,6 +12,10 @@ from pbe_core.errors import InputError
 
 FINISHED = "tiny_world/weights/model"
 """The finished tiny model: looked for here, and then where this package is."""
+FINISHED_NOTE = (
+    "Knows its own small drawn world alone: into a real photo it paints soft blots in the reference's colours. "
+    "A model for real photos is given with pbe app --model."
+)
 
 
 class Choice(NamedTuple):
@@ -24,6 +28,11 @@ class Choice(NamedTuple):
     """Folder, file or hub id, as `PaintByExample.from_pretrained` takes it."""
     given: bool = True
     """Whether somebody named it; otherwise it was found."""
+
+    @property
+    def note(self) -> str:
+        """What people should know before they judge by what it paints."""
+        return FINISHED_NOTE if Path(self.source).parts[-3:] == Path(FINISHED).parts else ""
 
 
 Facts = dict[str, Any]

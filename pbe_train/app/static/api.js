@@ -1,6 +1,6 @@
 /** The server's HTTP API. What it refuses is an `Error` whose message is the sentence that the server says. */
 
-const INTERRUPTED = "The connection to the server is interrupted; it is tried again.";
+const INTERRUPTED = "The connection to the server is interrupted, and tried again: see whether `pbe app` still runs.";
 const FORGOTTEN = "The server no longer knows this edit (was it started anew?): paint it again.";
 const NO_ANSWER = "The server does not answer: see whether `pbe app` still runs, then try again.";
 
@@ -26,6 +26,9 @@ export const forgetPhoto = (id) => ask("DELETE", `/api/photos/${id}`);
 
 /** Ask for an edit. @returns {Promise<{id: string, place: number}>} */
 export const startEdit = (edit) => ask("POST", "/api/edits", JSON.stringify(edit), { "Content-Type": "application/json" });
+
+/** This browser's edits that the server still has, oldest first, each with what was asked for. @returns {Promise<object[]>} */
+export const getEdits = async () => (await ask("GET", "/api/edits")).edits;
 
 /** How it stands with an edit. @returns {Promise<object>} as `followEdit` tells it */
 export const getEdit = (id) => ask("GET", `/api/edits/${id}`);

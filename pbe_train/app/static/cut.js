@@ -48,7 +48,7 @@ export class Cutter {
     this.frame.photo = picture;
     this.frame.clear();
     if (picture) this.from.value = picture.id;
-    this.from.disabled = !picture;
+    this.from.parentElement.hidden = !picture;
     if (this.stage.picture !== this.edited) this.stage.picture?.rest();
     this.stage.show(picture);
     this.#framed(null);
@@ -56,7 +56,7 @@ export class Cutter {
 
   #framed(bounds) {
     this.button.disabled = !bounds;
-    this.told.textContent = bounds ? `${bounds.right - bounds.left} × ${bounds.bottom - bounds.top} px` : "No rectangle yet.";
+    this.told.textContent = bounds ? `${bounds.right - bounds.left} × ${bounds.bottom - bounds.top} px` : this.frame.photo ? "No rectangle yet." : "";
   }
 
   async #openFile(file) {

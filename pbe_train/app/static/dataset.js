@@ -41,12 +41,18 @@ async function start() {
     const { datasets } = await getJson("/api/datasets");
     page.marked = await getJson("/api/left-out");
     if (!datasets.length) throw new Error("No dataset is given: start `pbe app --dataset FOLDER_OR_URL`.");
-    $("dataset").replaceChildren(...datasets.map(({ number, name }) => make("option", { value: number }, name)));
+    $("dataset").replaceChildren(...datasets.map(({ number, name }) => make("option", { value: number, title: name }, shortened(name))));
     $("choose").hidden = datasets.length < 2;
     await openDataset(datasets[0].number);
   } catch (problem) {
     fail(problem);
   }
+}
+
+/** A folder's last parts: what tells datasets apart, and fits. @param {string} name */
+function shortened(name) {
+  const parts = name.split("/");
+  return parts.length > 4 ? `…/${parts.slice(-3).join("/")}` : name;
 }
 
 async function openDataset(number) {
@@ -80,7 +86,9 @@ async function filter() {
     label: page.label ?? "", split: $("split").value, kinds: $("kinds").value, text: $("text").value.trim(),
     smallest: share("smallest"), largest: share("largest"),
   };
-  fail(null);
+  const [smallest, largest] = ["smallest", "largest"].map($);
+  const wrong = !smallest.validity.valid || !largest.validity.valid || smallest.valueAsNumber > largest.valueAsNumber;
+  fail(wrong ? new Error("Object, % of the photo: give numbers from 0 to 100, the smaller one first.") : null);
   showClasses();
   await Promise.all([page.tab === "samples" ? readRows(true) : lists.filter(), readClasses()]);
 }
@@ -162,6 +170,9 @@ function choose(tab) {
     $(`tab-${name}`).setAttribute("aria-selected", name === tab);
     $(`tab-${name}`).tabIndex = name === tab ? 0 : -1;
   }
+  // What a list is not filtered by cannot be set there.
+  for (const id of ["smallest", "largest", "kinds"]) $(id).disabled = tab !== "samples";
+  for (const id of ["text", "split"]) $(id).disabled = tab === "marked";
   $("samples").hidden = tab !== "samples";
   $("listed").hidden = tab === "samples";
   $("listed").setAttribute("aria-labelledby", `tab-${tab}`);

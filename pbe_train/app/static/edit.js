@@ -5,7 +5,7 @@
  *     references ────────────────────┼──▶ edit ──events──▶ results
  *     settings ──────────────────────┘
  */
-import { getBlob, getModels, sendMask, sendPhoto, startEdit } from "./api.js";
+import { getBlob, getEdits, getModels, sendMask, sendPhoto, startEdit } from "./api.js";
 import { Cutter } from "./cut.js";
 import { Mask, boundsOf } from "./mask.js";
 import { Picture, loadImage } from "./pictures.js";
@@ -21,7 +21,7 @@ const find = (selector) => document.querySelector(selector);
 const SIZES = 100; // Of the slider for the brush's size.
 
 /** All that the page knows. */
-const page = { offered: null, picture: null, mask: null, sent: null, opening: 0 };
+const page = { offered: null, picture: null, mask: null, sent: null, opening: 0, missed: "" };
 
 const tools = new MaskTools((bounds, whole) => {
   if (bounds) stage.maskChanged(bounds);
@@ -47,7 +47,15 @@ async function start() {
   cutter = new Cutter(limits, async (file) => { await references.add([file]); announce("A reference is cut out."); });
   find("#to-dataset").hidden = !datasets.length;
   showMask();
+  await attempt("#photo-error", showEarlierEdits);
   document.documentElement.dataset.ready = "yes";
+}
+
+/** Edits go on when a page is left or loaded again: show those that this browser has, or else nobody could cancel them. */
+async function showEarlierEdits() {
+  for (const { id, photo, ...asked } of await getEdits()) {
+    results.add({ id, photo: new Picture(photo), seeds: asked.seeds, told: settings.told(asked), line: 0 }, false);
+  }
 }
 
 /** Open a photo to edit. @param {Blob} file @param {string} name */
@@ -62,7 +70,7 @@ async function openPhoto(file, name) {
       page.picture = picture;
       page.mask = tools.mask = new Mask(picture.width, picture.height);
       stage.show(picture, page.mask);
-      resizeBrush(0.55 * SIZES);
+      resizeBrush(0.7 * SIZES);
       announce(`${picture.name} is open.`);
     } finally {
       showMask();
@@ -104,7 +112,8 @@ async function paint() {
   const missing = whatIsMissing();
   const button = find("#paint");
   await attempt("#settings-error", async () => {
-    if (missing) throw new Error(missing);
+    page.missed = missing;
+    if (missing) { showHint(); throw new Error(missing); }
     if (!find("#settings").reportValidity() || button.disabled) return;
     button.disabled = true;
     try {
@@ -162,8 +171,10 @@ function showMask() {
 }
 
 function showHint() {
-  const running = results.running;
-  find("#paint-hint").textContent = whatIsMissing() || (running ? `Edit ${running.number} is on its way; Esc cancels it.` : "");
+  const running = results.running, missing = whatIsMissing();
+  // What was missing when one pressed Paint stands above in red, until it is there.
+  if (page.missed && page.missed !== missing) find("#settings-error").textContent = page.missed = "";
+  find("#paint-hint").textContent = page.missed ? "" : missing || (running ? `Edit ${running.number} is on its way; Esc cancels it.` : "");
 }
 
 /** The slider's places are even steps of the logarithm: from a px to half the photo. */
@@ -240,6 +251,15 @@ function listen() {
     stop: () => { if (!stage.stop()) results.running?.forget(); },
   });
   listenToFiles();
+  listenToLeaving();
+}
+
+/** Leaving is asked about while there are strokes that no edit has. */
+function listenToLeaving() {
+  addEventListener("beforeunload", (event) => {
+    const { mask, sent } = page;
+    if (page.anyMask && !(sent?.mask === mask && sent.version === mask.version)) event.preventDefault();
+  });
 }
 
 function listenToFiles() {
@@ -258,6 +278,9 @@ function listenToFiles() {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     mark(null);
-    takeFiles([...event.dataTransfer.files], target(event) === find("#references"));
+    const files = [...event.dataTransfer.files], asReferences = target(event) === find("#references");
+    const none = "What was dropped is no file: save the picture first, then drop its file, or copy and paste it.";
+    find(asReferences ? "#reference-error" : "#photo-error").textContent = files.length ? "" : none;
+    takeFiles(files, asReferences);
   });
 }

@@ -32,15 +32,15 @@ export class Results {
     setInterval(() => { for (const card of this.cards) card.look(); }, POLL);
   }
 
-  /** @param {Edit} edit */
-  add(edit) {
+  /** @param {Edit} edit @param {boolean} show whether to bring it into view */
+  add(edit, show = true) {
     const calls = { ...this.calls, changed: () => { this.#listen(); this.calls.changed(); }, remove: () => this.#remove(card) };
     const card = new Card(edit, ++this.made, calls);
     this.cards.unshift(card);
     this.list.prepend(card.element);
     this.section.hidden = false;
     this.#listen();
-    card.element.scrollIntoView({ block: "nearest" });
+    if (show) card.element.scrollIntoView({ block: "nearest" });
     this.calls.changed();
   }
 
@@ -73,6 +73,7 @@ class Card {
     this.compare = new Compare(this.find(".compare"), edit.photo, edit.photo.url(SMALL), edit.line);
     this.tiles = edit.seeds.map((seed, place) => this.#tile(seed, place));
     this.find(".seeds").append(...this.tiles.map((tile) => tile.item));
+    if (this.tiles.length === 1) this.tiles[0].item.hidden = true; // The large picture shows it.
     this.find(".forget").addEventListener("click", () => this.forget());
     this.find(".further").addEventListener("click", () => this.#further());
     this.#pace("Waiting");

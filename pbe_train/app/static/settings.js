@@ -34,21 +34,23 @@ export class Settings {
   }
 
   /** What an edit asks for, for people. */
-  told({ seeds, guidance, steps, scheduler }) {
+  told({ model, seeds, guidance, steps, scheduler }) {
     const several = seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`;
     const how = `guidance ${guidance} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")}`;
-    return `${this.chosen.name} · ${how} · ${several}`;
+    const { name } = this.models.find(({ id }) => id === model) ?? { name: model };
+    return `${name} · ${how} · ${several}`;
   }
 
   #takeDefaults() {
-    const { defaults, guidance, view_size: size, licence } = this.chosen;
+    const { defaults, guidance, view_size: size, licence, note } = this.chosen;
     if (![...this.scheduler.options].some((option) => option.value === defaults.scheduler)) {
       this.scheduler.add(new Option(defaults.scheduler, defaults.scheduler));
     }
     for (const name of ["guidance", "steps", "scheduler"]) this[name].value = defaults[name];
     this.guidance.disabled = !guidance;
     if (!guidance) this.guidance.value = 1;
+    document.querySelector("#model-note").textContent = note;
     document.querySelector("#model-told").textContent =
-      [`Works at ${size} px`, licence && `licence: ${licence}`, !guidance && "takes no guidance"].filter(Boolean).join(" · ");
+      [`Paints at ${size} × ${size} px`, licence && `licence: ${licence}`, !guidance && "takes no guidance"].filter(Boolean).join(" · ");
   }
 }

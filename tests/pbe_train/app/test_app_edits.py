@@ -49,6 +49,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 
 def test_models_and_limits(ann: Person):
     told = ann.get("/api/models").json()
+    assert "drawn world" in told["models"][0].pop("note")  # Or else people judge the method by what it makes of their photos.
     assert told["models"] == [
         {
             "id": "tiny-world",
@@ -101,6 +102,16 @@ def painted(server: Served) -> Painted:
     given = {"model": "tiny-world", "photo": kept["id"], "mask": mask["id"], "references": references}
     edit = person.edit(given, seeds=[7, 8])
     return Painted(person, photo, kept["id"], region, edit, list(person.follow(edit)))
+
+
+def test_a_page_that_was_left_finds_its_edits_again(painted: Painted, ann: Person):
+    """With what was asked for and of which photo; other people's are not among them."""
+    [told] = painted.by.get("/api/edits").json()["edits"]
+    assert told["photo"] == {"id": painted.photo_id, "name": "my photo.jpg", "width": 90, "height": 150}
+    assert told["model"] == "tiny-world"
+    assert told["seeds"] == [7, 8]
+    assert painted.states[-1].items() <= told.items()
+    assert ann.get("/api/edits").json() == {"edits": []}
 
 
 def test_an_edit_tells_how_far_it_is(painted: Painted):

@@ -80,6 +80,12 @@ def test_filters_and_the_histogram_show_what_the_index_has(browser, address, ind
         assert page.locator('#classes button[aria-pressed="true"] span').all_inner_texts() == [name, str(len(both))]
         page.fill("#smallest", "99")
         page.get_by_text("No sample passes these filters.").wait_for()
+        page.fill("#largest", "20")
+        page.locator("#error", has_text="the smaller one first").wait_for()
+        page.click("#tab-rejects")
+        assert page.is_disabled("#smallest")  # Lists are not filtered by it.
+        assert page.is_enabled("#split")
+        page.click("#tab-samples")
         page.click("#clear")
         told.and_(page.get_by_text(re.compile(f"^{len(index)} samples"))).wait_for()
         # With the keys alone: to the search, and from there to the sample that it finds.

@@ -217,6 +217,7 @@ def test_a_finger_draws_and_two_zoom_on_a_narrow_screen(browser, address):
         one.page.click("#example")
         one.page.locator("#thumbs img").wait_for()
         one.page.click("#clear")
+        size = one.size_brush(55)
         touch = one.page.context.new_cdp_session(one.page)
         left, top = one.corner()
 
@@ -229,7 +230,7 @@ def test_a_finger_draws_and_two_zoom_on_a_narrow_screen(browser, address):
         for point in stroke[1:]:
             put("touchMove", point)
         put("touchEnd")
-        expected = mask_rules.stroke(one.in_photo(stroke), one.size_brush(55), 128, 128)
+        expected = mask_rules.stroke(one.in_photo(stroke), size, 128, 128)
         left, top = one.corner()
         before = float(one.page.locator("#stage").get_attribute("data-scale"))
         put("touchStart", (120, 150))
@@ -289,6 +290,36 @@ def test_edits_wait_for_one_another_and_the_page_stays_free(browser, address):
             one.wait(edit)
 
 
+def test_after_a_reload_edits_are_there_and_can_be_cancelled(browser, address):
+    """Or else an edit that nobody sees would keep all others waiting; strokes that no edit has are asked about first."""
+    with person(browser, address) as one:
+        asked = []
+        one.page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.accept()))
+        one.page.click("#example")
+        one.page.locator("#thumbs img").wait_for()
+        assert "drawn world" in one.page.inner_text("#model-note")
+        one.fill(steps=1)
+        first = one.paint()
+        one.wait(first)
+        one.fill(steps=1000)
+        second = one.paint()
+        one.wait(second, "painting")
+        one.page.reload()
+        one.wait(first)
+        one.wait(second, "painting")
+        assert asked == []
+        assert one.page.locator(f'[data-edit="{second}"] .told').inner_text() == (
+            "tiny world · guidance 2 · 1000 steps · DPMSolverMultistep · seed 0"
+        )
+        one.page.locator(f'[data-edit="{second}"] .forget').click()
+        one.wait(second, "cancelled")
+        one.page.click("#example")
+        one.page.locator("#thumbs img").wait_for()
+        one.page.reload()
+        one.wait(first)
+        assert asked == ["beforeunload"]
+
+
 def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
     """A broken picture, one of 400 million px, a mask of another size, a reference of 1 x 1; the page and the server go on."""
     huge = io.BytesIO()
@@ -304,8 +335,12 @@ def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
         assert one.page.inner_text("#settings-error") == "Open a photo first."
         one.open(file_of(noise(64, 64), "fine.png"))
         assert error.inner_text() == ""
+        assert one.page.inner_text("#settings-error") == ""
+        assert one.page.inner_text("#paint-hint") == "Brush over what is to be repainted."
         one.page.set_input_files("#mask-file", EXAMPLE / "mask.png")
         one.page.locator("#photo-error", has_text="128x128").wait_for()
+        one.page.evaluate("document.dispatchEvent(new DragEvent('drop', {bubbles: true, dataTransfer: new DataTransfer()}))")
+        one.page.locator("#photo-error", has_text="no file").wait_for()
         one.page.set_input_files("#reference-file", [file_of(noise(1, 1), "dot.png"), file_of(noise(50, 50), "fine.png")])
         one.page.locator("#reference-error", has_text="dot.png").wait_for()
         assert one.page.locator("#thumbs li").count() == 1
