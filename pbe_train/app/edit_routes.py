@@ -232,9 +232,9 @@ class EditRoutes:
         self.queue.watch(edit, 1)
         try:
             while True:
-                changed = edit.changed  # Before the state is read: what changes while it is sent counts.
+                changed, over = edit.changed, edit.is_over  # Before the state is read: what changes while it is sent counts.
                 await response.write(f"data: {json.dumps(self.state_of(edit))}\n\n".encode())
-                if edit.is_over or self.ending.is_set():
+                if over or self.ending.is_set():
                     return response
                 await self._wait(changed, response)
         finally:

@@ -100,8 +100,9 @@ class Worker:
                 if is_memory(error):
                     self.loaded.clear()
                     _free()
-            self.cancelled.clear()
-            self.watched.clear()
+            # Of this edit alone: an order about the next one may be here already.
+            self.cancelled.discard(job["edit"])
+            self.watched.discard(job["edit"])
 
     def paint(self, job: dict[str, Any]) -> None:
         """One edit: each of its seeds."""

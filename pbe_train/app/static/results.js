@@ -98,13 +98,14 @@ class Card {
   /** Cancel what is not done, and take away what is. */
   async forget() {
     this.find(".error").textContent = "";
+    const ended = this.ended; // What ends while the server answers was cancelled, and stays to be seen.
     try {
       await forgetEdit(this.edit.id);
     } catch (error) {
       // The server may have forgotten it first: then it can go here, too.
-      if (!this.ended) { this.find(".error").textContent = error.message; return; }
+      if (!ended) { this.find(".error").textContent = error.message; return; }
     }
-    if (this.ended) this.calls.remove();
+    if (ended) this.calls.remove();
     else this.look();
   }
 
