@@ -44,11 +44,11 @@ def closeness(pixels: np.ndarray, wanted: np.ndarray) -> float:
     return float((np.abs(pixels.astype(float) - wanted).max(axis=1) < 60).mean())
 
 
-def test_the_model_is_of_the_demos_run_and_names_no_place_of_a_machine():
+def test_the_model_is_a_run_of_this_trainer_and_names_no_place_of_a_machine():
     source = read_pretrained(MODEL)
     assert (source.kind, source.prediction) == ("run of this trainer", "v_prediction")
     state = json.loads((WEIGHTS / "model" / "state.json").read_text())
-    assert state["settings"]["model"]["pretrained"] == "runs/tiny"
+    assert state["settings"]["model"]["pretrained"] == "runs/finished5"
     texts = [path.read_text() for path in (WEIGHTS / "model").iterdir() if path.suffix in (".json", ".md")]
     assert not any(part in text for text in texts for part in ("/home", "/tmp", "/root", str(REPOSITORY)))
     assert pytest.approx(5.5e6, rel=0.05) == (WEIGHTS / "model" / "model.safetensors").stat().st_size
