@@ -72,6 +72,8 @@ class DatasetFolder:
         self.ends: Int64[np.ndarray, " shards"] = np.cumsum(records["samples"].to_numpy(), dtype=np.int64)
         self._shard_numbers = {shard: number for number, shard in enumerate(self.shards)}
         self._index: tuple[pq.ParquetFile, dict[str, int]] | None = None
+        # pyarrow's ParquetFile buffers what it reads, and two threads that read one take it from each other.
+        self._reading = threading.Lock()
         self._held: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = threading.Lock()
         if strange := [shard for shard in self.shards if not re.fullmatch("[A-Za-z0-9_-]+", shard)]:
@@ -173,11 +175,12 @@ class DatasetFolder:
     def _read_rows(self, shard: str, columns: Sequence[str] = INDEX.names) -> pa.Table:
         index = self.folder / "index.parquet"
         try:
-            if self._index is None and footer_bytes(index) <= LARGE_FOOTER:
-                opened = pq.ParquetFile(index)
-                self._index = opened, groups_of_shards(opened)
-            if self._index:
-                return self._index[0].read_row_group(self._index[1][shard], columns=list(columns), use_threads=False)
+            with self._reading:
+                if self._index is None and footer_bytes(index) <= LARGE_FOOTER:
+                    opened = pq.ParquetFile(index)
+                    self._index = opened, groups_of_shards(opened)
+                if self._index:
+                    return self._index[0].read_row_group(self._index[1][shard], columns=list(columns), use_threads=False)
             data = self._read(f"shards/{shard}.index.parquet")
             with pq.ParquetFile(io.BytesIO(data)) as part:
                 return part.read(columns=list(columns), use_threads=False)

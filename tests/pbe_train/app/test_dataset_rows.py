@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,14 @@ def passes(row: dict, query: Query) -> bool:
         and (not query.kinds or KINDS[query.kinds] == kinds)
         and np.float32(query.smallest) <= row["share"] <= np.float32(query.largest)
     )
+
+
+def test_rows_are_the_same_to_many_who_read_at_once(folder, truth):
+    """A page asks for a sample's parts at the same time; each is a thread of the server that reads the one open index."""
+    places = list(range(0, folder.samples, max(1, folder.samples // 20)))
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda place: folder.rows([place], INDEX.names)[0]["key"], places * 25))
+    assert found == [truth[place]["key"] for place in places] * 25
 
 
 def test_the_dataset_has_what_is_asked_for(built, truth):  # noqa: F811
