@@ -77,6 +77,7 @@ def test_filters_and_the_histogram_show_what_the_index_has(browser, address, ind
         assert set(page.locator(".tile .name").all_inner_texts()) == {name}
         page.select_option("#split", "train")
         told.and_(page.get_by_text(f"{len(both)} of {len(index)} samples")).wait_for()
+        page.locator('#classes button[aria-pressed="true"]').get_by_text(str(len(both)), exact=True).wait_for()
         assert page.locator('#classes button[aria-pressed="true"] span').all_inner_texts() == [name, str(len(both))]
         page.fill("#smallest", "99")
         page.get_by_text("No sample passes these filters.").wait_for()
@@ -215,6 +216,7 @@ def test_marks_are_written_shown_and_taken_back(browser, address, index, work):
         page.get_by_role("tab", name="Left out 1").wait_for()
         page.get_by_role("button", name="Show").click()
         page.locator("#told", has_text=f"{of_photo} of {len(index)} samples").wait_for()
+        page.locator(".tile.marked").nth(of_photo - 1).wait_for()
         assert page.locator(".tile.marked").count() == of_photo
         assert (work / "left_out.csv").read_text() == f"what,id\nphoto,{photo}\n"
     # Nothing else can be written there: it takes an id.
