@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from aiohttp import StreamReader
+from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
@@ -304,6 +304,28 @@ def test_an_edit_for_which_the_disk_has_no_room_is_gone_as_a_whole(tmp_path: Pat
         asyncio.run(ask())
     assert list(ann.items.values()) == [photo, mask]
     assert not ann.busy
+
+
+def test_the_last_change_of_an_edit_is_sent_though_it_comes_while_another_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sessions = Sessions(tmp_path)
+    ann = sessions.new()
+    edit = sessions.add(ann, Edit)
+    edit.state, edit.how = "painting", {"seeds": [0], "guidance": 2.0, "steps": 2}
+    sent: list[bytes] = []
+
+    async def prepare(self: web.StreamResponse, request: web.BaseRequest) -> None: ...
+
+    async def write(self: web.StreamResponse, data: bytes) -> None:
+        sent.append(data)
+        if len(sent) == 1:
+            edit.hear({"is": "cancelled"})
+
+    monkeypatch.setattr(web.StreamResponse, "prepare", prepare)
+    monkeypatch.setattr(web.StreamResponse, "write", write)
+    request = make_mocked_request("GET", f"/api/edits/{edit.id}/events", match_info={"id": edit.id})
+    request["session"] = ann
+    asyncio.run(EditRoutes([Choice("a", "a", "a")], Recorder(), sessions, [], False).events(request))
+    assert [json.loads(one.removeprefix(b"data: "))["state"] for one in sent] == ["painting", "cancelled"]
 
 
 def test_sessions_are_forgotten_with_all_they_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

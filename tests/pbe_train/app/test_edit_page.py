@@ -5,6 +5,7 @@ import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -288,6 +289,30 @@ def test_edits_wait_for_one_another_and_the_page_stays_free(browser, address):
         one.wait(first, "cancelled")
         for edit in others:
             one.wait(edit)
+
+
+def test_a_cancelled_edit_stays_though_it_ends_before_the_server_answers(browser, address):
+    with person(browser, address) as one:
+        held = []
+
+        def hold(route: Any) -> None:
+            if route.request.method == "DELETE":
+                held.append((route, route.fetch()))
+            else:
+                route.continue_()
+
+        one.page.route("**/api/edits/*", hold)
+        one.page.click("#example")
+        one.page.locator("#thumbs img").wait_for()
+        one.fill(steps=1000)
+        edit = one.paint()
+        one.wait(edit, "painting")
+        one.page.locator(".edit .forget").click()
+        one.wait(edit, "cancelled")
+        with one.page.expect_response(lambda answer: answer.request.method == "DELETE"):
+            held[0][0].fulfill(response=held[0][1])
+        one.page.evaluate("new Promise(requestAnimationFrame)")
+        assert one.page.locator(f'[data-edit="{edit}"]').count() == 1
 
 
 def test_after_a_reload_edits_are_there_and_can_be_cancelled(browser, address):
