@@ -198,7 +198,7 @@ NESTED = b"[" * 100_000
         ("/api/left-out", b'{"what": ' + NESTED, {}, 400, "the request's body is no JSON object"),
         ("/api/left-out", b"{}", {"Content_Type": "application/json; charset=none"}, 400, "a mark is `what`"),
         ("/api/edits", NESTED, {}, 400, "the request: Invalid JSON"),
-        ("/api/photos", gzip.compress(b"x"), {"Content_Encoding": "gzip"}, 415, "the request's body is compressed"),
+        ("/api/photos", gzip.compress(b"x", mtime=0), {"Content_Encoding": "gzip"}, 415, "the request's body is compressed"),
         ("/api/photos", b"x", {"Content_Encoding": "gzip"}, 415, "the request's body is compressed"),
     ],
 )
