@@ -14,6 +14,7 @@ COMMANDS = {
     "plan": ("pipelines.plan", "what a build would make and cost, from the annotation tables alone"),
     "crawl": ("pipelines.crawl", "fetch the photos of accepted objects into a photo store"),
     "build": ("pipelines.build", "boxes and photos to shards"),
+    "buckets": ("pipelines.buckets", "print shapes for views that are not square (views.buckets)"),
     "survey": ("pipelines.survey", "find photos that are there under two ids"),
     "verify": ("pipelines.verify", "read a dataset from end to end: is it whole?"),
     "inspect": ("pipelines.inspect_dataset", "look at a dataset: report, preview (contact sheet), trace (one sample), masks"),

@@ -62,7 +62,7 @@ def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return found
 
 
-def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:
+def encode_masks(masks: Bool[np.ndarray, "masks height width"]) -> bytes:
     """K masks as a JSON list of COCO's compressed RLEs: what `json.loads` and `pycocotools.mask.decode` read."""
     encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
     return json.dumps(
@@ -70,33 +70,35 @@ def encode_masks(masks: Bool[np.ndarray, "masks size size"]) -> bytes:
     ).encode()
 
 
-def decode_masks(data: bytes) -> Bool[np.ndarray, "masks size size"]:
+def decode_masks(data: bytes) -> Bool[np.ndarray, "masks height width"]:
     """The K masks in the bytes of `mask.json`; True = repaint.
 
     Raises:
-        ValueError: no such JSON, no square masks of one size, or runs that do not fill them.
+        ValueError: no such JSON, no masks of one size, or runs that do not fill them.
     """
-    counts, size = mask_counts(data)
-    return np.stack([decode_pixels(each, size, size) for each in counts])
+    counts, height, width = mask_counts(data)
+    return np.stack([decode_pixels(each, height, width) for each in counts])
 
 
-def mask_counts(data: bytes) -> tuple[list[str], int]:
-    """The RLE text of each mask in the bytes of `mask.json`, and the side of the masks in px.
+def mask_counts(data: bytes) -> tuple[list[str], int, int]:
+    """The RLE text of each mask in the bytes of `mask.json`, and height and width of the masks in px.
 
     Raises:
-        ValueError: no such JSON, or no square masks of one size.
+        ValueError: no such JSON, or no masks of one size.
     """
     try:
         masks = json.loads(data)
-        size = masks[0]["size"][0]
-        counts = [mask["counts"] for mask in masks if mask["size"] == [size, size]]
-    except (IndexError, KeyError, TypeError):
+        size = masks[0]["size"]
+        height, width = size
+        counts = [mask["counts"] for mask in masks if mask["size"] == size]
+    except (LookupError, TypeError, ValueError):
         raise ValueError("no list of COCO's RLEs") from None
-    if len(counts) != len(masks) or type(size) is not int or not all(isinstance(each, str) for each in counts):
-        raise ValueError("no RLEs of square masks of one size")
-    if size * size > MAX_PIXELS:
-        raise ValueError(f"masks of {size}x{size} px, more than {MAX_PIXELS:,}")
-    return counts, size
+    whole = all(type(side) is int and side > 0 for side in (height, width))
+    if len(counts) != len(masks) or not whole or not all(isinstance(each, str) for each in counts):
+        raise ValueError("no RLEs of masks of one size")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"masks of {width}x{height} px, more than {MAX_PIXELS:,}")
+    return counts, height, width
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Sample:
     record: SampleRecord
     latent: Float16[np.ndarray, "stored height width"]
     masked: Float16[np.ndarray, "masks stored height width"]
-    masks: Bool[np.ndarray, "masks size size"]
+    masks: Bool[np.ndarray, "masks view_height view_width"]
     reference: bytes
     view: bytes | None
 

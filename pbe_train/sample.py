@@ -182,7 +182,12 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'; "
         "DPMSolverMultistepScheduler is fast",
     )
-    parser.add_argument("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
+    parser.add_argument(
+        "--size",
+        type=parse_size,
+        help="px at which the model works: a side, or WIDTHxHEIGHT; by default what it was trained at, of several shapes the one "
+        "nearest to the photo's",
+    )
     parser.add_argument(
         "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
     )
@@ -196,9 +201,17 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         "--blend",
         type=parse_switch,
         default=True,
-        help="true: keep every px outside the mask; false: the whole square is painted",
+        help="true: keep every px outside the mask; false: the whole window is painted",
     )
     return parser
+
+
+def parse_size(word: str) -> int | tuple[int, int]:
+    """`512` or `640x384` on the command line."""
+    sides = word.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected px as in 512 or 640x384 (width x height), got {word!r}")
+    return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
 def parse_switch(word: str) -> bool:

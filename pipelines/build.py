@@ -30,6 +30,7 @@ from pipelines.dataset.estimate import (
     ESTIMATE_RECORD,
     Estimate,
     as_json,
+    check_shapes,
     estimate,
     print_comparison,
     print_estimate,
@@ -111,8 +112,7 @@ def read_vae(settings: BuildSettings) -> VaeIdentity:
 
     with Progress("loading the VAE"):
         vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
-    if settings.views.size % vae.downsampling:
-        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {vae.downsampling}")
+    check_shapes(settings.views, vae.downsampling)
     return vae
 
 

@@ -1,11 +1,14 @@
 """Settings of a build: the `build:` section of a config file."""
 
 import hashlib
+from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_serializer, model_validator
 
+from pbe_core.buckets import Shape, square_side
 from pbe_core.images.decode import EndMark, Frame
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
@@ -145,10 +148,14 @@ class SelectionSettings(Group):
 
 
 class ViewSettings(Group):
-    """Square views of the photo around each object."""
+    """Views of the photo around each object: squares, or shapes near the photo's own."""
 
     size: int = Field(512, ge=16)
-    """Side of a view in px; a multiple of the VAE's downsampling (8)."""
+    """Side of a view in px; a multiple of the VAE's downsampling (8), and for training of what its U-Net halves (64)."""
+    buckets: tuple[Shape, ...] | None = Field(None, min_length=1)
+    """Shapes of views, width and height in px, instead of squares of `size`: [[640, 384], [512, 512], [384, 640]]. Views have the
+    one whose aspect is nearest to their photo's. `pbe buckets 512` prints a list (docs/building.md). The size of photos is known
+    by the tables, or by `source.survey`; where it is not, a view has the shape nearest to a square."""
     per_object: int = Field(1, ge=1)
     """Views of each object. More buy diversity with disk."""
     zoom: Literal["published", "free"] = "free"
@@ -165,6 +172,31 @@ class ViewSettings(Group):
     """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
     keep: tuple[str, ...] = ("validation",)
     """Splits whose samples keep view.jpg, the ground truth for pictures and metrics."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Width and height of all shapes that views may have, px."""
+        return self.buckets or ((self.size, self.size),)
+
+    @property
+    def nominal_size(self) -> int:
+        """Side of the square that is as large as the largest view, px."""
+        return square_side(self.shapes)
+
+    @model_validator(mode="after")
+    def _aspects_differ(self) -> "ViewSettings":
+        aspects: dict[Fraction, Shape] = {}
+        for shape in self.buckets or ():
+            if min(shape) < 16:
+                raise ValueError(f"bucket {list(shape)}: both sides must be 16 px or more")
+            if (other := aspects.setdefault(Fraction(*shape), shape)) != shape or list(self.buckets or ()).count(shape) > 1:
+                raise ValueError(f"buckets {list(other)} and {list(shape)} have one aspect: photos could go to either; keep one")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_buckets(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Written as before there were buckets, so that builds of squares are the same bytes."""
+        return {name: value for name, value in write(self).items() if name != "buckets" or value is not None}
 
 
 class MaskSettings(Group):

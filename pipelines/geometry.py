@@ -1,4 +1,4 @@
-"""What a build cuts from a photo: views (squares that hold the object), masks over them, and references.
+"""What a build cuts from a photo: views (windows that hold the object), masks over them, and references.
 
     photo ┌────────────────────────┐      a view: a square as high as the photo, anywhere as long as it holds the extended box,
           │     ┌───────────┐      │      then zoomed in:
@@ -7,6 +7,8 @@
           └─────┴───────────┴──────┘
                                           Where the extended box is longer than the photo's short side, no square inside the
                                           photo can hold it: the square reaches beyond, filled by reflection, and is counted.
+
+    A view of another shape has a window of that shape, by the same laws: as large as the photo holds, and zoomed in.
 
     box ──extend──▶ extended box ──────────────────▶ box mask
                          └──one curve per edge──▶ jittered polygon ──▶ Bessel mask
@@ -28,7 +30,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from pbe_core.images.crop import Rectangle, Resizing, Window, resize, whole_photo
+from pbe_core.buckets import Form, Shape
+from pbe_core.images.crop import Rectangle, Resizing, Size, Window, resize, whole_photo, width_height
 from schemas.sample import MaskKind
 
 POINTS_PER_EDGE = 20
@@ -63,52 +66,78 @@ def turned(box: Rectangle, width: int, height: int, rotation: int) -> Rectangle:
 def square_window(
     extended: Rectangle, photo_width: int, photo_height: int, zoom: Zoom, max_zoom: float, random: np.random.Generator
 ) -> Window:
-    """A random square that holds the extended box.
+    """A random square that holds the extended box: `view_window` of the shape 1:1."""
+    return view_window(extended, photo_width, photo_height, (1, 1), zoom, max_zoom, random)
+
+
+def view_window(
+    extended: Rectangle,
+    photo_width: int,
+    photo_height: int,
+    shape: Shape,
+    zoom: Zoom,
+    max_zoom: float,
+    random: np.random.Generator,
+) -> Window:
+    """A random window of a shape that holds the extended box.
 
     Args:
         extended: the extended box, photo px, inside the photo.
         photo_width: px.
         photo_height: px.
-        zoom: how a square as high (or wide) as the photo is zoomed in: `_trimmed` (published) or `_anywhere` (free).
+        shape: width and height of the view, px; the window has their ratio, to half a px of its shorter side.
+        zoom: how the largest window inside the photo is zoomed in: `_trimmed` (published) or `_anywhere` (free).
         max_zoom: largest share, in [0, 1], of the free margin that zooming in takes; the paper's code uses 0.6.
         random: the source of zoom and place.
 
-    The result lies inside the photo if any such square can; otherwise its side is the extended box's longer side.
-    Source: Yang et al. 2023, published code; the squashing of photos where no square fits is replaced by reflection.
+    The result lies inside the photo if any such window can; otherwise it is the smallest that holds the extended box.
+    Source: Yang et al. 2023, published code; the squashing of photos where no square fits is replaced by reflection, and
+    squares are windows of the shape 1:1.
     """
     x_min, y_min, x_max, y_max = extended.pixels()
-    side = max(x_max - x_min, y_max - y_min, min(photo_width, photo_height))
-    left = _place(x_min, x_max, side, 0, photo_width, random)
-    top = _place(y_min, y_max, side, 0, photo_height, random)
-    whole = Window(left, top, side)
+    form = Form(*shape)
+    width, height = form.sides(max(form.holding(x_max - x_min, y_max - y_min), form.within(photo_width, photo_height)))
+    left = _place(x_min, x_max, width, 0, photo_width, random)
+    top = _place(y_min, y_max, height, 0, photo_height, random)
+    whole = Window(left, top, width, height)
     if zoom == "free":
-        return _anywhere(extended, whole, max_zoom, random)
-    return whole if photo_width == photo_height else _trimmed(extended, whole, max_zoom, random)
+        return _anywhere(extended, whole, form, max_zoom, random)
+    return whole if (width, height) == (photo_width, photo_height) else _trimmed(extended, whole, form, max_zoom, random)
 
 
-def _trimmed(extended: Rectangle, whole: Window, max_zoom: float, random: np.random.Generator) -> Window:
-    """The published zoom: a concentric square; all four sides lose as much, up to `max_zoom` of the smallest margin.
+def _trimmed(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator) -> Window:
+    """The published zoom: a concentric window; all four sides lose as much, up to `max_zoom` of the smallest margin.
 
-    Only photos that are not square come here: the published code cuts and zooms no others. Its test also squashes a photo in
-    which exactly one square holds the box. That square is taken here: in it the smallest margin is 0, so that it is not zoomed.
+    Only photos that are not of the window's shape come here: the published code cuts and zooms no others. Its test also squashes
+    a photo in which exactly one square holds the box. That square is taken here: in it the smallest margin is 0, so that it is
+    not zoomed. Where a window is no square, margins along its shorter side count, and lose, in the ratio of the sides.
     """
     x_min, y_min, x_max, y_max = extended.pixels()
-    right, bottom = whole.left + whole.side, whole.top + whole.side
-    margin = min(x_min - whole.left, y_min - whole.top, right - x_max, bottom - y_max)
+    right, bottom = whole.left + whole.width, whole.top + whole.height
+    margin_x, margin_y = min(x_min - whole.left, right - x_max), min(y_min - whole.top, bottom - y_max)
+    margin = min(margin_x * whole.side / whole.width, margin_y * whole.side / whole.height)
     trim = int(random.integers(0, int(max_zoom * margin), endpoint=True))
-    return Window(whole.left + trim, whole.top + trim, whole.side - 2 * trim)
+    width, height = form.sides(max(whole.side - 2 * trim, form.holding(x_max - x_min, y_max - y_min)))
+    # Half a px of rounding must not push the box out.
+    left = min(max(whole.left + (whole.width - width) // 2, x_max - width), x_min)
+    top = min(max(whole.top + (whole.height - height) // 2, y_max - height), y_min)
+    return Window(left, top, width, height)
 
 
-def _anywhere(extended: Rectangle, whole: Window, max_zoom: float, random: np.random.Generator) -> Window:
-    """Our own zoom: the side loses up to `max_zoom` of its excess over the box's longer side; the smaller square lies anywhere.
+def _anywhere(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator) -> Window:
+    """Our own zoom: the longer side loses up to `max_zoom` of its excess over what holds the box; the window lies anywhere in it.
 
     It zooms more often and further than the published one, so that masks cover more of a view and objects are less central.
     """
     x_min, y_min, x_max, y_max = extended.pixels()
-    left, top, side = whole.left, whole.top, whole.side
-    zoomed = side - int(random.uniform(0, max_zoom) * (side - max(x_max - x_min, y_max - y_min)))
+    left, top = whole.left, whole.top
+    zoomed = whole.side - int(random.uniform(0, max_zoom) * (whole.side - form.holding(x_max - x_min, y_max - y_min)))
+    width, height = form.sides(zoomed)
     return Window(
-        _place(x_min, x_max, zoomed, left, left + side, random), _place(y_min, y_max, zoomed, top, top + side, random), zoomed
+        _place(x_min, x_max, width, left, left + whole.width, random),
+        _place(y_min, y_max, height, top, top + whole.height, random),
+        width,
+        height,
     )
 
 
@@ -174,19 +203,20 @@ def bessel_polygon(
     return polygon
 
 
-def fill_outline(kind: MaskKind, outline: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+def fill_outline(kind: MaskKind, outline: Float[np.ndarray, "points 2"], size: Size) -> Bool[np.ndarray, "height width"]:
     """The mask that an outline given in view px encloses: of kind `box`, with the corners of a rectangle, or `bessel`."""
     return fill_box(outline, size) if kind == "box" else fill_polygon(outline, size)
 
 
-def fill_box(corners: Float[np.ndarray, "4 2"], size: int) -> Bool[np.ndarray, "size size"]:
+def fill_box(corners: Float[np.ndarray, "4 2"], size: Size) -> Bool[np.ndarray, "height width"]:
     """The pixels whose centres lie in an upright rectangle given in view px (top left and bottom right included); never empty.
 
     A box of whole pixels is just these pixels, as in the published code. The pixel nearest to its middle is always set.
     """
     (left, top), (right, bottom) = corners[0], corners[2]
-    mask = np.zeros((size, size), bool)
-    mask[_between(top, bottom, size), _between(left, right, size)] = True
+    width, height = width_height(size)
+    mask = np.zeros((height, width), bool)
+    mask[_between(top, bottom, height), _between(left, right, width)] = True
     return mask
 
 
@@ -200,15 +230,16 @@ def _between(low: float, high: float, size: int) -> slice:
     return slice(first, max(first + 1, min(last, size)))
 
 
-def fill_polygon(polygon: Float[np.ndarray, "points 2"], size: int) -> Bool[np.ndarray, "size size"]:
+def fill_polygon(polygon: Float[np.ndarray, "points 2"], size: Size) -> Bool[np.ndarray, "height width"]:
     """Fill a polygon given in view px (even-odd rule), its outline included, as the published code does; never empty.
 
     Points beyond the view are moved to its edge. A pixel is set if its centre lies inside or the outline passes through it.
     """
     # OpenCV puts pixel centres on whole numbers, the frame of photos puts them on halves.
-    centred = np.clip(polygon - 0.5, 0, size - 1)
+    width, height = width_height(size)
+    centred = np.clip(polygon - 0.5, 0, (width - 1, height - 1))
     fixed_point = np.round(centred * (1 << _SUBPIXEL_BITS)).astype(np.int32)
-    mask = np.zeros((size, size), bool)
+    mask = np.zeros((height, width), bool)
     cv2.fillPoly(mask.view(np.uint8), [fixed_point], 1, shift=_SUBPIXEL_BITS)
     return mask
 

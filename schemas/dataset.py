@@ -59,6 +59,30 @@ class VaeIdentity(_Part):
         return leave_out(write(self), {"kind": "AutoencoderKL", "deterministic": False, "normalisation": None})
 
 
+def shard_name(split: str, number: int, shape: tuple[int, int] | None = None) -> str:
+    """A shard's name: `train-000012`; in a dataset of several shapes of views, `train-640x384-000012` (width x height, px)."""
+    return f"{split}-{number:06d}" if shape is None else f"{split}-{shape[0]}x{shape[1]}-{number:06d}"
+
+
+def shard_group(name: str) -> str:
+    """The shards that are numbered with this one: its name without its number."""
+    return name.rpartition("-")[0]
+
+
+def shard_split(name: str) -> str:
+    """The split that a shard is of, by its name."""
+    return name.split("-")[0]
+
+
+def shard_shape(name: str) -> tuple[int, int] | None:
+    """Width and height in px of the views of a shard, by its name; null where the dataset has one size of views, `view_size`."""
+    parts = name.split("-")
+    if len(parts) < 3:
+        return None
+    width, height = parts[1].split("x")
+    return int(width), int(height)
+
+
 class SplitCounts(_Part):
     """What one split holds."""
 
@@ -99,7 +123,9 @@ class DatasetInfo(_Part):
     fingerprint: str
     """Hash of all that determines the shards' bytes: inputs, settings, VAE, code version."""
     view_size: int
-    """S, side of a view in px."""
+    """S, side of a view in px; with `buckets`, of a square as large as the largest of them."""
+    buckets: tuple[tuple[int, int], ...] | None = None
+    """Shapes of views, px, if not all are squares of S. A shard has one, as in `train-640x384-000000`. Null is left out."""
     masks_per_view: int
     """K."""
     vae: VaeIdentity
@@ -110,3 +136,11 @@ class DatasetInfo(_Part):
     """Where every box and every planned sample went."""
     settings: dict[str, Any]
     """The settings of the build, in full."""
+
+    def view_shape(self, shard: str) -> tuple[int, int]:
+        """Width and height in px of the views in a shard."""
+        return (self.buckets and shard_shape(shard)) or (self.view_size, self.view_size)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return leave_out(write(self), {"buckets": None})

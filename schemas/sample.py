@@ -22,14 +22,23 @@ class Member:
 MEMBERS = (
     Member("json", "UTF-8 JSON object", "where the sample comes from and how it was cut; fields below"),
     Member("latent.npy", "float16 [2C, h, w]", "VAE posterior of the view: mean, then standard deviation; not scaled"),
-    Member("mask.json", "UTF-8 JSON list", "the K masks [S, S]: COCO's RLEs, which `pycocotools.mask.decode` reads; 1 = repaint"),
+    Member(
+        "mask.json",
+        "UTF-8 JSON list",
+        "the K masks, [S, S] or as high and wide as the view: COCO's RLEs, which `pycocotools.mask.decode` reads; 1 = repaint",
+    ),
     Member("masked.npy", "float16 [K, 2C, h, w]", "VAE posterior of the view under each mask (mid grey, 0, where the mask is 1)"),
     Member(
         "ref.jpg",
         "JPEG RGB",
         "the reference: the object's box, padded and clipped to the photo; resized up by references.resize: published alone",
     ),
-    Member("view.jpg", "JPEG RGB [S, S]", "the view itself; kept for the splits named in `views.keep` only", optional=True),
+    Member(
+        "view.jpg",
+        "JPEG RGB",
+        "the view itself, [S, S] or of its shard's shape; kept for the splits named in `views.keep` only",
+        optional=True,
+    ),
 )
 MEMBER_NAMES = tuple(member.name for member in MEMBERS)
 
@@ -61,8 +70,8 @@ class SampleRecord(BaseModel):
     """Class name."""
     box: tuple[float, float, float, float]
     """The object's box in photo px: x_min, y_min, x_max, y_max."""
-    window: tuple[int, int, int]
-    """The square that the view shows, in photo px: left, top, side. May reach beyond the photo (then padded)."""
+    window: tuple[int, int, int] | tuple[int, int, int, int]
+    """What the view shows, photo px: left, top, side (no square: width, height). May reach beyond the photo (then padded)."""
     box_in_view: tuple[float, float, float, float]
     """The object's box in view px: x_min, y_min, x_max, y_max."""
     padded: bool

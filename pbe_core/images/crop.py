@@ -1,6 +1,6 @@
-"""Rectangles and squares of a photo: cut, resize, pad, paste. Building samples and editing photos share them.
+"""Rectangles and windows of a photo: cut, resize, pad, paste. Building samples and editing photos share them.
 
-    photo ──cut (reflection beyond it)──▶ square ──resize──▶ view        view ──resize──▶ square ──paste──▶ photo
+    photo ──cut (reflection beyond it)──▶ window ──resize──▶ view        view ──resize──▶ window ──paste──▶ photo
 
 Frame: origin at the photo's top left corner, x right, y down; pixel (i, j) covers [i, i+1) x [j, j+1). Pure geometry: no I/O.
 """
@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 LONGEST_PADDED_SIDE = 8000
 
 Resizing = Literal["antialiased", "published"]
+# Of a view, px: width and height; one number is the side of a square.
+Size = int | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,39 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Window:
-    """The square of the photo that a view shows: left, top and side in photo px. May reach beyond the photo."""
+    """What a view shows of the photo, in photo px. May reach beyond the photo. Without a height it is a square."""
 
     left: int
     top: int
-    side: int
+    width: int
+    height: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "height", self.height or self.width)
+
+    @property
+    def side(self) -> int:
+        """The longer side, or that of a square."""
+        return max(self.width, self.height)
+
+    def numbers(self) -> tuple[int, int, int] | tuple[int, int, int, int]:
+        """As records have it: left, top and side of a square, else left, top, width and height. `Window(*...)` reads both."""
+        square = self.width == self.height
+        return (self.left, self.top, self.width) if square else (self.left, self.top, self.width, self.height)
 
     def rectangle(self) -> Rectangle:
-        """The same square as a rectangle."""
-        return Rectangle(self.left, self.top, self.left + self.side, self.top + self.side)
+        """The same as a rectangle."""
+        return Rectangle(self.left, self.top, self.left + self.width, self.top + self.height)
 
-    def to_view(self, points: Float[np.ndarray, "points 2"], size: int) -> Float[np.ndarray, "points 2"]:
-        """Photo px -> px of a view of `size` px, (x, y)."""
-        return (points - (self.left, self.top)) * (size / self.side)
+    def to_view(self, points: Float[np.ndarray, "points 2"], size: Size) -> Float[np.ndarray, "points 2"]:
+        """Photo px -> px of a view of this size, (x, y)."""
+        width, height = width_height(size)
+        return (points - (self.left, self.top)) * (width / self.width, height / self.height)
+
+
+def width_height(size: Size) -> tuple[int, int]:
+    """Width and height of a view, px."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def whole_photo(width: int, height: int) -> Rectangle:
@@ -88,37 +110,39 @@ def is_padded(window: Window, photo_width: int, photo_height: int) -> bool:
 
 
 def cut_view(
-    photo: UInt8[np.ndarray, "height width 3"], window: Window, size: int, resizing: Resizing = "antialiased"
-) -> UInt8[np.ndarray, "size size 3"]:
+    photo: UInt8[np.ndarray, "height width 3"], window: Window, size: Size, resizing: Resizing = "antialiased"
+) -> UInt8[np.ndarray, "height2 width2 3"]:
     """The window's pixels, resized to `size`; what lies outside the photo is filled by reflection (edge pixels not repeated).
 
     Never takes more memory than a few times the photo, the view or `LONGEST_PADDED_SIDE` squared.
     """
-    return resize(cut(photo, window, max(size, LONGEST_PADDED_SIDE)), size, size, resizing)
+    width, height = width_height(size)
+    return resize(cut(photo, window, max(width, height, LONGEST_PADDED_SIDE)), width, height, resizing)
 
 
 def cut(
     photo: Shaped[np.ndarray, "height width *channels"], window: Window, longest_padded: int | None = None
-) -> Shaped[np.ndarray, "side side *channels"]:
+) -> Shaped[np.ndarray, "height2 width2 *channels"]:
     """The window's pixels; what lies outside the photo is the reflection of what lies inside (edge pixels not repeated).
 
     Args:
         photo: RGB, or a mask as uint8.
         window: some of it lies in the photo.
-        longest_padded: a longer window that is to be padded is shrunk to this side, px, before.
+        longest_padded: a longer window that is to be padded is shrunk until its longer side is so many px, before.
     """
     height, width = photo.shape[:2]
-    right, bottom = window.left + window.side, window.top + window.side
+    right, bottom = window.left + window.width, window.top + window.height
     inside = photo[max(window.top, 0) : min(bottom, height), max(window.left, 0) : min(right, width)]
-    if inside.shape[:2] == (window.side, window.side):
+    if inside.shape[:2] == (window.height, window.width):
         return inside
     side = min(window.side, longest_padded or window.side)
+    high, wide = (max(1, round(length * side / window.side)) for length in (window.height, window.width))
     if side < window.side:
         rows, columns = (max(1, round(length * side / window.side)) for length in inside.shape[:2])
         inside = resize(inside, columns, rows)
-    above = min(round(max(-window.top, 0) * side / window.side), side - inside.shape[0])
-    before = min(round(max(-window.left, 0) * side / window.side), side - inside.shape[1])
-    borders = above, side - inside.shape[0] - above, before, side - inside.shape[1] - before
+    above = min(round(max(-window.top, 0) * side / window.side), high - inside.shape[0])
+    before = min(round(max(-window.left, 0) * side / window.side), wide - inside.shape[1])
+    borders = above, high - inside.shape[0] - above, before, wide - inside.shape[1] - before
     padded: np.ndarray = cv2.copyMakeBorder(inside, *borders, cv2.BORDER_REFLECT_101)
     return padded
 
@@ -139,14 +163,15 @@ def resize(
     return resized
 
 
-def cut_mask(mask: Bool[np.ndarray, "height width"], window: Window, size: int) -> Bool[np.ndarray, "size size"]:
+def cut_mask(mask: Bool[np.ndarray, "height width"], window: Window, size: Size) -> Bool[np.ndarray, "height2 width2"]:
     """The window's part of a mask at another size; a px is set if any part of it was, so that thin regions do not vanish.
 
     Beyond the photo it is the mask's reflection, as the photo is: else the model would see there what it is to repaint.
     """
     part = cut(mask.astype(np.uint8), window).astype(np.float32)
-    interpolation = cv2.INTER_AREA if window.side > size else cv2.INTER_NEAREST
-    covered: np.ndarray = cv2.resize(part, (size, size), interpolation=interpolation) > 0
+    width, height = width_height(size)
+    shrinks = window.width > width or window.height > height
+    covered: np.ndarray = cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST) > 0
     return covered
 
 
@@ -163,7 +188,7 @@ def pad(picture: UInt8[np.ndarray, "height width 3"], size: int, colour: tuple[i
 
 def paste(
     photo: UInt8[np.ndarray, "height width 3"],
-    view: UInt8[np.ndarray, "side side 3"],
+    view: UInt8[np.ndarray, "height2 width2 3"],
     mask: Bool[np.ndarray, "height width"] | None,
     window: Window,
 ) -> UInt8[np.ndarray, "height width 3"]:
@@ -173,8 +198,8 @@ def paste(
     """
     edited: np.ndarray = photo.copy()
     height, width = photo.shape[:2]
-    top, bottom = max(window.top, 0), min(window.top + window.side, height)
-    left, right = max(window.left, 0), min(window.left + window.side, width)
+    top, bottom = max(window.top, 0), min(window.top + window.height, height)
+    left, right = max(window.left, 0), min(window.left + window.width, width)
     outside = slice(top, bottom), slice(left, right)
     inside = slice(top - window.top, bottom - window.top), slice(left - window.left, right - window.left)
     if mask is None:

@@ -211,6 +211,7 @@ async def get_dataset(viewer: Viewer, opened: Opened, request: web.Request) -> w
             "splits": {name: counts.samples for name, counts in info.splits.items()},
             "books": info.books.model_dump(mode="json"),
             "view_size": info.view_size,
+            "buckets": info.buckets,
             "masks_per_view": info.masks_per_view,
             "vae": {"source": info.vae.source, "kind": info.vae.kind, "channels": info.vae.latent_channels},
             "reasons": {reason: REJECT_REASONS.get(reason, "") for reason in info.books.rejects},

@@ -68,7 +68,6 @@ class Samples:
     def describe(self, row: Row) -> dict[str, Any]:
         """The facts of a sample, as JSON has them: its record, its place, its members' sizes and checksums."""
         record = self.record(row)
-        info = self.folder.info
         members = member_places(row)
         masks = decode_masks(self.folder.members(row, ["mask.json"])["mask.json"])
         return {
@@ -81,7 +80,7 @@ class Samples:
             "share": round(_area(record.box) / max(1, record.photo_size[0] * record.photo_size[1]), 5),
             "mask_shares": [round(float(mask.mean()), 4) for mask in masks],
             "members": {name: {**place, "crc32": f"{place['crc32']:08x}"} for name, place in members.items()},
-            "view_size": info.view_size,
+            "view_shape": self.folder.info.view_shape(row["shard"]),
             "view_kept": "view.jpg" in members,
         }
 
@@ -113,7 +112,7 @@ class Samples:
             photo = self._photo(record)
         except (InputError, PhotoError):
             return self.latent(row, None), "latent"
-        return jpeg_bytes(cut_view(photo, Window(*record.window), self.folder.info.view_size), QUALITY), "photo"
+        return jpeg_bytes(cut_view(photo, Window(*record.window), self.folder.info.view_shape(row["shard"])), QUALITY), "photo"
 
     def mask(self, row: Row, number: int) -> bytes:
         """A mask as a PNG to lay over the view: its region is tinted, the rest clear."""

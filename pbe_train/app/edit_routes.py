@@ -325,7 +325,8 @@ class EditRoutes:
 
 def told_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What the page is told of a model."""
-    return {name: facts[name] for name in ("view_size", "licence", "several_references", "guidance")}
+    known = ("view_size", "buckets", "licence", "several_references", "guidance")
+    return {name: facts[name] for name in known if name != "buckets" or name in facts}
 
 
 async def _wanted(request: web.Request) -> Wanted:

@@ -117,7 +117,9 @@ class Worker:
         threads = self.settings["threads"] or default_threads(paint.run)
         torch.set_num_threads(threads)
         known = {"source": loaded.source, "sha256": loaded.sha256, "precision": self.settings["precision"]}
-        known |= {"size": paint.run.identity.view_size, "device": paint.run.device.type, "threads": threads}
+        width, height = paint.run.identity.view_shape(photo.shape[1], photo.shape[0])
+        size = width if width == height else (width, height)
+        known |= {"size": size, "device": paint.run.device.type, "threads": threads}
         self.say("begun", edit, facts=known)
         for number, seed in enumerate(job["seeds"]):
 
@@ -204,6 +206,7 @@ def describe(source: str) -> Facts:
         report = read_report(checkpoint) or {}
         return {
             "view_size": state.identity.view_size,
+            **({"buckets": state.identity.buckets} if state.identity.buckets else {}),
             "licence": report.get("licence"),
             "several_references": state.settings.get("model", {}).get("tokens", "class") == "class",
             "guidance": bool(state.settings.get("condition_dropout", 0.2)),

@@ -145,6 +145,7 @@ def metadata_of(run: Run, report: Mapping[str, Any] | None) -> dict[str, Any]:
             "mask_to_latent": model.mask_to_latent,
             "reference_geometry": model.reference_geometry,
             "guidance_dropout": run.settings.condition_dropout,
+            **({"buckets": run.identity.buckets} if run.identity.buckets else {}),
         },
         "conditioner_blocks": model.conditioner_blocks,
         "encoder_layers": run.model.conditioner.model.config.num_hidden_layers,

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPVisionModel
 
 from pbe_core.autoencoder import Autoencoder
+from pbe_core.buckets import Shape
 from pbe_core.errors import InputError
 from pbe_core.files import write_atomically
 from pbe_core.vae import load_vae, local_folder, weights_sha256
@@ -214,7 +215,7 @@ def _from_pretrained(source: PretrainedModel, device: torch.device | str | None)
         raise InputError(f"{source.where}: has no VAE or no vision encoder, which painting needs")
     channels = int(source.unet_config.get("out_channels", DEFAULT_CHANNELS))
     check_architecture(source, channels)
-    settings, view_size = _settings_of(source, count_blocks(source.conditioner, "mapper.blocks."))
+    settings, view_size, buckets = _settings_of(source, count_blocks(source.conditioner, "mapper.blocks."))
     model = _fill(source, settings.model, load_encoder(source.where), source.unet_config, source.unet)
     folder = Path(source.where) / "vae"
     try:
@@ -236,14 +237,16 @@ def _from_pretrained(source: PretrainedModel, device: torch.device | str | None)
         latent_channels=channels,
         scaling_factor=vae.sizes.scaling_factor,
         view_size=view_size,
+        buckets=buckets,
     )
     return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, identity, step=0)
 
 
-def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, int]:
-    """The settings and the size of views (px) by an export's metadata, or else as the released model's."""
+def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, int, tuple[Shape, ...] | None]:
+    """The settings, and size and shapes of views (px), by an export's metadata, or else as the released model's."""
     painting = source.metadata.get("painting")
-    how = {**RELEASED, **{key: painting[key] for key in RELEASED if isinstance(painting, dict) and key in painting}}
+    known = (*RELEASED, "buckets")
+    how = {**RELEASED, **{key: painting[key] for key in known if isinstance(painting, dict) and key in painting}}
     values = {
         "dataset": source.where,
         "prediction": source.prediction or "epsilon",
@@ -257,7 +260,8 @@ def _settings_of(source: PretrainedModel, blocks: int) -> tuple[TrainSettings, i
         },
     }
     try:
-        return TrainSettings.model_validate(values), int(how["view_size"])
+        buckets = tuple((int(width), int(height)) for width, height in how.get("buckets", ()))
+        return TrainSettings.model_validate(values), int(how["view_size"]), buckets or None
     except (ValueError, TypeError):
         raise InputError(f"{source.where}: its metadata (`painting`: {how}) is damaged") from None
 

@@ -16,26 +16,28 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_mask_channel(
-    masks: Bool[np.ndarray, "batch size size"], cells: int, mode: MaskMode
-) -> Float[Tensor, "batch 1 {cells} {cells}"]:
+    masks: Bool[np.ndarray, "batch height width"], cells: int | tuple[int, int], mode: MaskMode
+) -> Float[Tensor, "batch 1 rows columns"]:
     """Masks at view size, True = repaint -> the U-Net's mask channel at latent resolution, 1 - mask, as published.
 
     `bilinear` has no antialias: at a factor of 8 a cell sees the 2 x 2 px at its centre (as published). `nearest` sees the one px
     at its top left (as in diffusers). They differ in about one masked cell of nine: use a model with what it was trained on.
+    `cells` is the latent's rows and columns; one number is the side of a square.
     """
-    size = masks.shape[-1]
-    if size % cells == 0 and size // cells % 2 == 0:
+    rows, columns = (cells, cells) if isinstance(cells, int) else cells
+    height, width = masks.shape[-2:]
+    if height % rows == width % columns == 0 and height // rows == width // columns and width // columns % 2 == 0:
         # The same numbers from the few px that count, without making floats of all: 1, 3/4, 1/2, 1/4 and 0 are exact.
-        step, middle = size // cells, size // cells // 2
+        step, middle = width // columns, width // columns // 2
         if mode == "nearest":
             shrunk = masks[:, ::step, ::step].astype(np.float32)
         else:
             # Columns first: they lie adjacent in masks that were decoded from RLE.
-            columns = masks[:, :, middle - 1 :: step].astype(np.uint8) + masks[:, :, middle::step]
-            shrunk = (columns[:, middle - 1 :: step] + columns[:, middle::step]) * np.float32(0.25)
+            pairs = masks[:, :, middle - 1 :: step].astype(np.uint8) + masks[:, :, middle::step]
+            shrunk = (pairs[:, middle - 1 :: step] + pairs[:, middle::step]) * np.float32(0.25)
         return torch.from_numpy(1 - shrunk[:, None])
     inverted = torch.from_numpy(~masks)[:, None].float()
-    return interpolate(inverted, size=(cells, cells), mode=mode, align_corners=False if mode == "bilinear" else None)
+    return interpolate(inverted, size=(rows, columns), mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 def draw_posterior(

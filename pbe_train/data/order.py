@@ -10,12 +10,18 @@ A sample is one view of an object with its K masks. Where a dataset has several 
 so an epoch shows them all; of the masks it shows one (`choose_mask`). A sample that cannot be read gives its slot to another one
 (`SampleOrder.replacement`); that is the one case in which an epoch lacks a sample.
 
+Where views have several shapes (`BucketOrder`), a step has samples of one bucket: each bucket has an endless row of epochs of its
+own, and steps go to the buckets in turn, as often as each has samples.
+
+    buckets    a: 600, b: 300, c: 100 samples      steps   a b a a c a b a b a | a b a a c ...
+
 Invariants: every epoch holds each sample exactly once, whatever `window` is. The order does not depend on the number of ranks or
 workers. Memory is one permutation of the shards and one of a window's samples. Trade-off: two samples of one shard never lie
 further apart than a window, so `window` times the samples of a shard is the mixing length.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -39,12 +45,14 @@ class SampleOrder:
         counts: samples of each shard.
         window: shards whose samples are shuffled together.
         seed: the order is a pure function of it.
+        names: of a bucket, so that its order is none of another's; none for a dataset that is all one.
     """
 
-    def __init__(self, counts: Sequence[int], window: int, seed: int) -> None:
+    def __init__(self, counts: Sequence[int], window: int, seed: int, names: tuple[int, ...] = ()) -> None:
         self.counts = np.asarray(counts, np.int64)
         self.window = window
         self.seed = seed
+        self.names = names
         self.samples = int(self.counts.sum())
         self._epoch: tuple[int, Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]] | None = None
         self._window: tuple[tuple[int, int], Int64[np.ndarray, " samples"]] | None = None
@@ -76,16 +84,87 @@ class SampleOrder:
     def _shuffle_shards(self, epoch: int) -> tuple[Int64[np.ndarray, " shards"], Int64[np.ndarray, " windows"]]:
         """The epoch's order of shards, and the index at which each window starts. Only the last epoch asked for is kept."""
         if self._epoch is None or self._epoch[0] != epoch:
-            shards = generator(self.seed, "train", "shards", epoch).permutation(len(self.counts)).astype(np.int64)
+            shards = generator(self.seed, "train", "shards", *self.names, epoch).permutation(len(self.counts)).astype(np.int64)
             sizes = np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.window))
             self._epoch = epoch, shards, np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         return self._epoch[1], self._epoch[2]
 
     def _shuffle_window(self, epoch: int, number: int, size: int) -> Int64[np.ndarray, " samples"]:
         if self._window is None or self._window[0] != (epoch, number):
-            shuffled = generator(self.seed, "train", "window", epoch, number).permutation(size).astype(np.int64)
+            shuffled = generator(self.seed, "train", "window", *self.names, epoch, number).permutation(size).astype(np.int64)
             self._window = (epoch, number), shuffled
         return self._window[1]
+
+
+class BucketOrder:
+    """The global order of samples of several shapes: every step takes its whole global batch from one bucket.
+
+    The k-th step of a bucket of n samples takes positions k * global_batch .. (k + 1) * global_batch - 1 of the bucket's own
+    endless row of epochs. So each of its samples comes once in each of its epochs, and what is left at an epoch's end is not
+    dropped, but shares a step with the next epoch's first samples. A bucket of fewer samples than the global batch repeats some
+    in one step.
+
+    Which bucket a step has: its k-th step has the time (k + 1/2) / n, and steps are in the order of their times (Webster's method
+    of sharing out seats). After any number of steps each bucket has had its share of them, n by all samples, to about one step.
+    With one bucket this is `SampleOrder`.
+
+    Args:
+        counts: samples of each shard.
+        window: as in `SampleOrder`.
+        seed: likewise.
+        buckets: of each shard what its views have in common; none is needed where all are alike.
+    """
+
+    def __init__(self, counts: Sequence[int], window: int, seed: int, buckets: Sequence[tuple[int, ...]]) -> None:
+        numbers: dict[tuple[int, ...], list[int]] = {}
+        for shard, bucket in enumerate(buckets):
+            if counts[shard]:
+                numbers.setdefault(bucket, []).append(shard)
+        # By name, so that the order of shards' names in a table decides nothing.
+        self.buckets = sorted(numbers)
+        self.samples = int(sum(counts))
+        self._shards = [numbers[bucket] for bucket in self.buckets]
+        self._orders = [
+            SampleOrder([counts[shard] for shard in shards], window, seed, bucket)
+            for bucket, shards in zip(self.buckets, self._shards, strict=True)
+        ]
+        self._turn: tuple[int, tuple[int, int]] | None = None
+
+    def bucket(self, step: int) -> tuple[int, ...]:
+        """The bucket that a step's samples are of."""
+        return self.buckets[self._turn_of(step)[0]]
+
+    def at(self, step: int, slot: int, global_batch: int) -> tuple[int, SampleLocation]:
+        """Epoch of the step's bucket, and sample, of a slot in a step's global batch."""
+        number, turn = self._turn_of(step)
+        epoch, place = self._orders[number].at(turn, slot, global_batch)
+        return epoch, self._global(number, place)
+
+    def replacement(self, step: int, slot: int, attempt: int) -> SampleLocation:
+        """As of `SampleOrder`, drawn from the step's bucket."""
+        number, _ = self._turn_of(step)
+        return self._global(number, self._orders[number].replacement(step, slot, attempt))
+
+    def _global(self, number: int, place: SampleLocation) -> SampleLocation:
+        return SampleLocation(self._shards[number][place.shard], place.position)
+
+    def _turn_of(self, step: int) -> tuple[int, int]:
+        """Number of a step's bucket, and how many of its steps there were before. Only the last step asked for is kept."""
+        if self._turn is None or self._turn[0] != step:
+            self._turn = step, _turn_of(step, [order.samples for order in self._orders])
+        return self._turn[1]
+
+
+def _turn_of(step: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """Which of some buckets with so many samples has a step, and how many steps it had before; exact in whole numbers."""
+    # Up to this time no more than `step` steps were: each bucket's share, rounded, is at most a half above it.
+    time = Fraction(max(0, step - len(sizes)), sum(sizes))
+    had = [(2 * size * time + 1) // 2 for size in sizes]
+    while True:
+        number = min(range(len(sizes)), key=lambda bucket: (Fraction(2 * had[bucket] + 1, sizes[bucket]), bucket))
+        if sum(had) == step:
+            return number, had[number]
+        had[number] += 1
 
 
 def choose_mask(seed: int, epoch: int, key: str, masks: int) -> int:

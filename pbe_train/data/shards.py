@@ -55,9 +55,9 @@ class StoredSample:
     label_name: str
     latent: Float16[np.ndarray, "two_channels height width"]
     masked: Float16[np.ndarray, "masks two_channels height width"]
-    masks: Bool[np.ndarray, "masks size size"]
+    masks: Bool[np.ndarray, "masks view_height view_width"]
     reference: UInt8[np.ndarray, "reference_height reference_width 3"]
-    view: UInt8[np.ndarray, "size size 3"] | None
+    view: UInt8[np.ndarray, "view_height view_width 3"] | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TrainingSample:
     key: str
     latent: Float16[np.ndarray, "two_channels height width"]
     masked: Float16[np.ndarray, "two_channels height width"]
-    mask: Bool[np.ndarray, "size size"]
+    mask: Bool[np.ndarray, "view_height view_width"]
     reference: UInt8[np.ndarray, "reference_height reference_width 3"]
     outline: Bool[np.ndarray, "reference_height reference_width"] | None = None
     """Which pixels of the reference are the object's; None where that is not known, or was not asked for."""
@@ -196,9 +196,9 @@ class ShardReader:
                 key=rows.keys[place.position].as_py(),
                 label=rows.labels[place.position].as_py(),
                 label_name=rows.label_names[place.position].as_py(),
-                latent=self._latents(members["latent_npy"]).copy(),
-                masked=self._latents(members["masked_npy"], count).copy(),
-                masks=np.stack(self._masks(members["mask_json"], range(count))),
+                latent=self._latents(members["latent_npy"], place.shard).copy(),
+                masked=self._latents(members["masked_npy"], place.shard, count).copy(),
+                masks=np.stack(self._masks(members["mask_json"], place.shard, range(count))),
                 reference=decode_jpeg(members["ref_jpg"]),
                 view=decode_jpeg(members["view_jpg"]) if "view_jpg" in members else None,
             )
@@ -220,14 +220,19 @@ class ShardReader:
         """
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
-            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose, outlined)
+            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose, outlined, place.shard)
 
         return self._read(place, (*TRAINED_ON, "json") if outlined else TRAINED_ON, decode)
 
     def decode_for_training(
-        self, members: Mapping[str, bytes], key: str, choose: Callable[[str, int], int], outlined: bool = False
+        self,
+        members: Mapping[str, bytes],
+        key: str,
+        choose: Callable[[str, int], int],
+        outlined: bool = False,
+        shard: int = 0,
     ) -> TrainingSample:
-        """What an item needs, of a sample's members (named as columns of the index).
+        """What an item needs, of a sample's members (named as columns of the index) from this shard.
 
         Raises:
             ValueError: a member is damaged, or does not fit `dataset.json`.
@@ -235,9 +240,9 @@ class ShardReader:
         """
         count = self.info.masks_per_view
         kind = choose(key, count)
-        latent = self._latents(members["latent_npy"])
-        masked = self._latents(members["masked_npy"], count)[kind]
-        (mask,) = self._masks(members["mask_json"], [kind])
+        latent = self._latents(members["latent_npy"], shard)
+        masked = self._latents(members["masked_npy"], shard, count)[kind]
+        (mask,) = self._masks(members["mask_json"], shard, [kind])
         reference = decode_jpeg(members["ref_jpg"])
         outline = decode_outline(members["json"], *reference.shape[:2]) if outlined else None
         # Copies, because PyTorch wants to be able to write what it reads.
@@ -247,6 +252,16 @@ class ShardReader:
         """The key of the sample at a place, from the index alone."""
         key: str = self._index_rows(self.shards[place.shard]).keys[place.position].as_py()
         return key
+
+    @property
+    def buckets(self) -> list[tuple[int, ...]]:
+        """Of each shard the shape of its views, width and height in px; nothing where the dataset has one size."""
+        return [self.info.view_shape(name) if self.info.buckets else () for name in self.shards]
+
+    def cells(self, shard: int) -> tuple[int, int]:
+        """Rows and columns of the latents in a shard."""
+        width, height = self.info.view_shape(self.shards[shard])
+        return height // self.info.vae.downsampling, width // self.info.vae.downsampling
 
     def samples_hash(self) -> str:
         """A hash of the split's shards and how many samples each has: what the order of samples depends on."""
@@ -292,11 +307,10 @@ class ShardReader:
                 Replaced(name, key, problem),
             ) from error
 
-    def _latents(self, data: bytes, *count: int) -> Float16[np.ndarray, "*count stored height width"]:
+    def _latents(self, data: bytes, shard: int, *count: int) -> Float16[np.ndarray, "*count stored height width"]:
         """The posteriors in a member, read-only. Raises ValueError where they do not fit `dataset.json`, or are none."""
         vae = self.info.vae
-        side = self.info.view_size // vae.downsampling
-        shape = (*count, vae.stored_channels, side, side)
+        shape = (*count, vae.stored_channels, *self.cells(shard))
         latents = decode_array(data)
         if latents.dtype != np.float16 or latents.shape != shape:
             raise ValueError(f"an array is {latents.dtype} {list(latents.shape)}, dataset.json says float16 {list(shape)}")
@@ -304,12 +318,12 @@ class ShardReader:
             raise ValueError(problem)
         return latents
 
-    def _masks(self, data: bytes, kinds: Iterable[int]) -> list[Bool[np.ndarray, "size size"]]:
+    def _masks(self, data: bytes, shard: int, kinds: Iterable[int]) -> list[Bool[np.ndarray, "height width"]]:
         """These of the K masks in a member. Raises ValueError where they do not fit `dataset.json`, or one is empty."""
-        counts, size = mask_counts(data)
-        if (len(counts), size) != (self.info.masks_per_view, self.info.view_size):
-            raise ValueError(f"{number_of(len(counts), 'mask')} of {size} px, which does not fit dataset.json")
-        masks = [decode_pixels(counts[kind], size, size) for kind in kinds]
+        counts, height, width = mask_counts(data)
+        if len(counts) != self.info.masks_per_view or (width, height) != self.info.view_shape(self.shards[shard]):
+            raise ValueError(f"{number_of(len(counts), 'mask')} of {width}x{height} px, which does not fit dataset.json")
+        masks = [decode_pixels(counts[kind], height, width) for kind in kinds]
         if not all(mask.any() for mask in masks):
             raise ValueError("a mask is empty")
         return masks

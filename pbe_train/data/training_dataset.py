@@ -33,7 +33,7 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
 from pbe_train.data.latents import draw_posterior, to_mask_channel
-from pbe_train.data.order import SampleLocation, SampleOrder, choose_mask, rank_slots
+from pbe_train.data.order import BucketOrder, SampleLocation, choose_mask, rank_slots
 from pbe_train.data.references import Augmentation, check_geometry, prepare_reference
 from pbe_train.data.shards import CorruptSample, Replaced, ShardReader, TrainingSample
 
@@ -73,21 +73,31 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         reader: of the split.
         reference_size: side of the encoder's square, px.
         stratified: a step has one diffusion time from each of `global_batch` equal parts of the range, instead of any.
+        bucket: the only shape of views to take, if not all (`ShardReader.buckets`).
     """
 
-    def __init__(self, settings: TrainSettings, reader: ShardReader, reference_size: int, stratified: bool = False) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        reader: ShardReader,
+        reference_size: int,
+        stratified: bool = False,
+        bucket: tuple[int, ...] | None = None,
+    ) -> None:
         check_geometry(settings.model.reference_geometry, reader.folder, reader.info)
         self.settings = settings
         self.reader = reader
         self.reference_size = reference_size
         self.stratified = stratified
         self.augmentation = Augmentation(preset=settings.augmentation.preset)
-        self.order = SampleOrder(reader.counts, settings.loader.window, settings.seed)
+        taken = [bucket is None or own == bucket for own in reader.buckets]
+        counts = [count if take else 0 for count, take in zip(reader.counts, taken, strict=True)]
+        self.order = BucketOrder(counts, settings.loader.window, settings.seed, reader.buckets)
 
     def __getitem__(self, pairs: list[tuple[int, int]]) -> Loaded | InputError:
-        """The batch of these (step, slot) pairs."""
-        vae, side = self.reader.info.vae, self.reader.info.view_size // self.reader.info.vae.downsampling
-        planes = np.empty((len(pairs), 3 * vae.latent_channels + 1, side, side), np.float32)
+        """The batch of these (step, slot) pairs, all of steps that have views of one shape."""
+        cells = self.reader.cells(self.order.at(*pairs[0], self.settings.global_batch)[1].shard)
+        planes = np.empty((len(pairs), 3 * self.reader.info.vae.latent_channels + 1, *cells), np.float32)
         references = np.empty((len(pairs), self.reference_size, self.reference_size, 3), np.uint8)
         try:
             made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
@@ -127,7 +137,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
             torch.from_numpy(drawn).normal_(generator=draws)
         draw_posterior(sample.latent, latent, vae.scaling_factor)
         draw_posterior(sample.masked, masked, vae.scaling_factor)
-        mask_channel[:] = to_mask_channel(sample.mask[None], planes.shape[-1], settings.model.mask_to_latent)[0].numpy()
+        mask_channel[:] = to_mask_channel(sample.mask[None], planes.shape[-2:], settings.model.mask_to_latent)[0].numpy()
 
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry

@@ -54,8 +54,8 @@ class EditSettings(BaseModel):
     guidance: float
     steps: int
     scheduler: str
-    size: int
-    """Side in px at which the model worked."""
+    size: int | tuple[int, int]
+    """Side in px at which the model worked; or width and height."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str
     """`cpu` or `cuda`: another kind may round otherwise."""

@@ -1,6 +1,6 @@
 """The editing library: `PaintByExample.from_pretrained(model)(image, mask, reference)`.
 
-    image, mask, reference ──read──▶ arrays ──cut a square around the region──▶ view ──paint──▶ view ──paste──▶ edited photo
+    image, mask, reference ──read──▶ arrays ──cut a window around the region──▶ view ──paint──▶ view ──paste──▶ edited photo
 
 Files, Pillow's pictures and arrays go in, Pillow's pictures come out: RGB of 8 bits, with the photo's colour profile. Every byte
 outside the mask is the photo's own.
@@ -17,9 +17,10 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import nn
 
+from pbe_core.buckets import Form, Shape, by_shape
 from pbe_core.errors import InputError
 from pbe_core.images import AnyMask, AnyPhoto
-from pbe_core.images.crop import Window, cut_mask, cut_view, paste, resize
+from pbe_core.images.crop import Size, Window, cut_mask, cut_view, paste, resize
 from pbe_train.checkpoints.from_pretrained import load_model
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
@@ -98,7 +99,7 @@ class PaintByExample:
         guidance: float = 5.0,
         steps: int = 50,
         scheduler: Scheduler = "DDIMScheduler",
-        size: int | None = None,
+        size: Size | None = None,
         blend: bool = True,
         batch_size: int = 1,
         callback: Callable[[Preview], object] | None = None,
@@ -114,8 +115,9 @@ class PaintByExample:
             guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
             steps: of denoising.
             scheduler: of diffusers: the name of its class, a name with options, or an object whose options are to be kept.
-            size: side in px at which the model works; by default the one it was trained at.
-            blend: False also gives the square around the region as the model painted it.
+            size: at which the model works, px: the side of a square, or width and height. By default what it was trained at; of
+                several shapes the one that is nearest to the photo's.
+            blend: False also gives the window around the region as the model painted it.
             batch_size: edits painted at once. More than one is faster on a GPU, and may change a result's last bit by rounding.
             callback: called after each step.
 
@@ -127,9 +129,13 @@ class PaintByExample:
         """
         one = not isinstance(image, (list, tuple))
         images, masks, references, seeds = _listed(image, mask, reference, seed)
-        for name, count in (("steps", steps), ("batch_size", batch_size), ("size", 1 if size is None else size)):
+        sides = size if isinstance(size, tuple | list) else [1 if size is None else size]
+        if len(sides) > 2:
+            raise InputError(f"size {size}: give the side of a square, or width and height")
+        for name, count in (("steps", steps), ("batch_size", batch_size), *(("size", side) for side in sides)):
             if whole_number(count, name) < 1:
                 raise InputError(f"{name} {count}: must be 1 or more")
+        size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else size
         check_size(self.run, size)
         check_guidance(self.run, guidance)
         photos, regions, shown = _read(images, masks, references, one)
@@ -193,7 +199,7 @@ def edit(
     seeds: Sequence[int],
     how: SamplingSettings,
     *,
-    size: int | None = None,
+    size: Size | None = None,
     blend: bool = True,
     windows: Sequence[Window] | None = None,
     watch: Watch | None = None,
@@ -207,43 +213,93 @@ def edit(
         references: RGB, 0-255, any sizes; for a photo several, if they show the same object.
         seeds: one per photo; a result depends on its own seed, not on what else is painted with it.
         how: guidance, steps, scheduler.
-        size: side of the view the model works at; the trained one by default.
-        blend: keep every byte outside the mask; otherwise the whole square around the region comes from the model.
-        windows: the squares to repaint the regions in; by default those of `choose_window`.
+        size: of the view the model works at; by default what it was trained at, nearest to each photo's shape.
+        blend: keep every byte outside the mask; otherwise the whole window around the region comes from the model.
+        windows: what to repaint the regions in; by default those of `choose_window`.
         watch: called after each denoising step; making the photos takes the VAE's decoder.
     """
-    size = size or run.identity.view_size
-    windows = windows or [choose_window(mask) for mask in masks]
-    views = np.stack([cut_view(photo, window, size) for photo, window in zip(photos, windows, strict=True)])
-    view_masks = np.stack([cut_mask(mask, window, size) for mask, window in zip(masks, windows, strict=True)])
+    shapes = [run.identity.view_shape(photo.shape[1], photo.shape[0], size) for photo in photos]
+    windows = windows or [choose_window(mask, shape) for mask, shape in zip(masks, shapes, strict=True)]
+    groups = by_shape(shapes)
+    if len(groups) > 1:
+
+        def edit_some(places: list[int], watch: Watch | None) -> list[AnyPhoto]:
+            return edit(
+                run,
+                [photos[place] for place in places],
+                [masks[place] for place in places],
+                [references[place] for place in places],
+                [seeds[place] for place in places],
+                how,
+                size=shapes[places[0]],
+                blend=blend,
+                windows=[windows[place] for place in places],
+                watch=watch,
+            )
+
+        return _edit_groups(photos, groups, edit_some, watch)
+    shape = shapes[0]
+    views = np.stack([cut_view(photo, window, shape) for photo, window in zip(photos, windows, strict=True)])
+    view_masks = np.stack([cut_mask(mask, window, shape) for mask, window in zip(masks, windows, strict=True)])
     pixels = to_tensor(views).float() / 127.5 - 1
     # Mid grey, 0 in [-1, 1]: what the masked images of the training show where the mask is 1.
     pixels[torch.from_numpy(view_masks)[:, None].expand_as(pixels)] = 0
 
-    def pasted(painted: UInt8[np.ndarray, "batch size size 3"]) -> list[AnyPhoto]:
+    def pasted(painted: UInt8[np.ndarray, "batch view_height view_width 3"]) -> list[AnyPhoto]:
         return [
-            paste(photo, resize(view, window.side, window.side), mask if blend else None, window)
+            paste(photo, resize(view, window.width, window.height), mask if blend else None, window)
             for photo, view, mask, window in zip(photos, painted, masks, windows, strict=True)
         ]
 
-    def watch_views(step: int, of: int, foreseen: Callable[[], UInt8[np.ndarray, "batch size size 3"]]) -> None:
+    def watch_views(step: int, of: int, foreseen: Callable[[], UInt8[np.ndarray, "batch view_height view_width 3"]]) -> None:
         assert watch
         watch(step, of, lambda: pasted(foreseen()))
 
     return pasted(run.paint(run.encode_pixels(pixels), view_masks, references, seeds, how, watch_views if watch else None))
 
 
-def choose_window(mask: AnyMask) -> Window:
-    """The square to repaint a region in: twice as long as the region, as in training, where a region fills about half a view.
+def _edit_groups(
+    photos: Sequence[AnyPhoto],
+    groups: list[list[int]],
+    edit_some: Callable[[list[int], Watch | None], list[AnyPhoto]],
+    watch: Watch | None,
+) -> list[AnyPhoto]:
+    """Photos whose views have several shapes: those of one shape together, group after group, each as so many steps more."""
+    edited = list(photos)
 
-    It is never longer than the photo's short side, unless the region itself is, and lies inside the photo where it can.
+    def with_group(places: list[int], made: list[AnyPhoto]) -> list[AnyPhoto]:
+        new = dict(zip(places, made, strict=True))
+        return [new.get(place, photo) for place, photo in enumerate(edited)]
+
+    def watched(number: int, places: list[int]) -> Watch:
+        def watch_group(step: int, of: int, made: Callable[[], list[AnyPhoto]]) -> None:
+            assert watch
+            watch(number * of + step, len(groups) * of, lambda: with_group(places, made()))
+
+        return watch_group
+
+    for number, places in enumerate(groups):
+        edited = with_group(places, edit_some(places, watched(number, places) if watch else None))
+    return edited
+
+
+def choose_window(mask: AnyMask, shape: Shape = (1, 1)) -> Window:
+    """The window to repaint a region in: twice as long as the region, as in training, where a region fills about half a view.
+
+    It is never larger than the largest of its shape in the photo, unless the region itself is, and lies inside the photo where it
+    can.
+
+    Args:
+        mask: True = repaint.
+        shape: whose ratio of width to height the window has; by default a square's.
     """
     height, width = mask.shape
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
-    longest = max(bottom - top, right - left)
-    side = max(longest, min(2 * longest, height, width))
-    return Window(_start(left, right, side, width), _start(top, bottom, side, height), side)
+    form = Form(*shape)
+    least = form.holding(right - left, bottom - top)
+    wide, high = form.sides(max(least, min(2 * least, form.within(width, height))))
+    return Window(_start(left, right, wide, width), _start(top, bottom, high, height), wide, high)
 
 
 def _start(first: int, last: int, side: int, length: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from pbe_core.buckets import by_shape
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_core.images.crop import Window, paste
@@ -27,9 +28,14 @@ class HeldOut:
     kind: int
 
     @property
-    def mask(self) -> Bool[np.ndarray, "size size"]:
+    def shape(self) -> tuple[int, int]:
+        """Width and height of the view, px."""
+        return self.mask.shape[1], self.mask.shape[0]
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]:
         """The edit region, True = repaint."""
-        mask: Bool[np.ndarray, "size size"] = self.sample.masks[self.kind]
+        mask: Bool[np.ndarray, "height width"] = self.sample.masks[self.kind]
         return mask
 
 
@@ -46,11 +52,16 @@ def check_fits(run: Run, reader: ShardReader) -> None:
             f"{reader.folder / 'dataset.json'}: the latents were made by {info.vae.source} (weights {info.vae.sha256[:12]}), the "
             f"run was trained with {run.settings.model.vae} (weights {identity.vae_sha256[:12]}); build the dataset with that VAE"
         )
-    if info.view_size != identity.view_size:
+    if (info.view_size, info.buckets) != (identity.view_size, identity.buckets):
+        ours, theirs = (_shapes(each.view_size, each.buckets) for each in (info, identity))
         raise InputError(
-            f"{reader.folder / 'dataset.json'}: views of {info.view_size} px, the run was trained at {identity.view_size} px; "
+            f"{reader.folder / 'dataset.json'}: views of {ours}, the run was trained at {theirs}; "
             "build the dataset with that size"
         )
+
+
+def _shapes(size: int, buckets: Sequence[tuple[int, int]] | None) -> str:
+    return ", ".join(f"{width}x{height}" for width, height in buckets or ()) + " px" if buckets else f"{size} px"
 
 
 def read_held_out(
@@ -93,11 +104,14 @@ def find_other(samples: Sequence[HeldOut], number: int) -> HeldOut:
     return next((one for one in following if one.sample.label != samples[number].sample.label), following[0])
 
 
-def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "size size 3"]]:
+def reconstruct(run: Run, samples: Sequence[HeldOut]) -> list[UInt8[np.ndarray, "height width 3"]]:
     """The views as the VAE gives them back: the best that any painter in its latents can do."""
-    posteriors = np.stack([one.sample.latent for one in samples])
-    latents = posterior_mean(posteriors, run.identity.latent_channels, run.identity.scaling_factor)
-    return list(run.decode(latents))
+    decoded: dict[int, AnyPhoto] = {}
+    for places in by_shape([one.shape for one in samples]):
+        posteriors = np.stack([samples[place].sample.latent for place in places])
+        latents = posterior_mean(posteriors, run.identity.latent_channels, run.identity.scaling_factor)
+        decoded.update(zip(places, run.decode(latents), strict=True))
+    return [decoded[place] for place in range(len(samples))]
 
 
 def paint_held_out(
@@ -110,7 +124,7 @@ def paint_held_out(
     batch: int = 16,
     blend: bool = True,
     progress: Progress | None = None,
-) -> list[UInt8[np.ndarray, "size size 3"]]:
+) -> list[UInt8[np.ndarray, "height width 3"]]:
     """Paint a reference into each sample's region.
 
     Args:
@@ -124,21 +138,22 @@ def paint_held_out(
         progress: counts views, from the first step of the first ones on.
     """
     progress = progress or Progress("painting")
-    painted: list[AnyPhoto] = []
-    for start in range(0, len(samples), batch):
-        part = slice(start, start + batch)
-        masked = np.stack([one.sample.masked[one.kind] for one in samples[part]])
-        masks = np.stack([one.mask for one in samples[part]])
+    painted: dict[int, AnyPhoto] = {}
+    groups = by_shape([one.shape for one in samples])
+    for part in (places[start : start + batch] for places in groups for start in range(0, len(places), batch)):
+        shown = [samples[place] for place in part]
+        masked = np.stack([one.sample.masked[one.kind] for one in shown])
+        masks = np.stack([one.mask for one in shown])
         latents = posterior_mean(masked, run.identity.latent_channels, run.identity.scaling_factor)
         count = len(masks)
 
         def show(step: int, of: int, _: object, count: int = count) -> None:
             progress.partly(count * step / of)
 
-        views = run.paint(latents, masks, references[part], seeds[part], how, show)
+        views = run.paint(latents, masks, [references[place] for place in part], [seeds[place] for place in part], how, show)
         progress.partly(0)
         progress.update(count)
-        for one, view in zip(samples[part], views, strict=True):
+        for place, one, view in zip(part, shown, views, strict=True):
             kept = one.sample.view if blend else None
-            painted.append(view if kept is None else paste(kept, view, one.mask, Window(0, 0, len(view))))
-    return painted
+            painted[place] = view if kept is None else paste(kept, view, one.mask, Window(0, 0, *one.shape))
+    return [painted[place] for place in range(len(samples))]

@@ -9,11 +9,12 @@ Whoever runs again goes on: what is there is not made again (`pbe_train.evaluati
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_serializer
 
+from pbe_core.buckets import Shape, by_shape
 from pbe_core.errors import InputError
 from pbe_core.id_list import ID_DIGITS
 from pbe_core.images import AnyMask, AnyPhoto
@@ -30,6 +31,7 @@ from pbe_train.evaluation.filling import fill_folder
 from pbe_train.evaluation.pair_files import PICTURE_SUFFIXES
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
+from schemas.dataset import leave_out
 
 WindowOf = Literal["whole", "region"]
 
@@ -59,16 +61,23 @@ class PaintingRecipe(BaseModel):
     """As `pbe_train.model.schedulers.make_scheduler` takes it."""
     size: int
     """Side in px at which the model works."""
+    buckets: tuple[Shape, ...] | None = None
+    """Shapes at which it works instead, each photo at the nearest. Null and left out of the file: at `size`."""
     seed: int
     """A pair's noise is a function of this and of its id."""
     precision: str
     """Of the networks."""
     window: WindowOf
-    """Whether the whole of a square photo is the view, as in the published test, or the square around the region, as in edits."""
+    """Whether the whole of a photo of the view's shape is the view, as in the published test, or a window around the region, as
+    in edits."""
     blend: bool
     """Whether every byte outside the mask is the photo's; in the published test it is not."""
     pairs: str
     """Fingerprint of the pair set."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return leave_out(write(self), {"buckets": None})
 
 
 def make_recipe(
@@ -79,7 +88,7 @@ def make_recipe(
     weights: str,
     precision: str,
     how: SamplingSettings,
-    size: int,
+    size: int | None,
     seed: int,
     window: WindowOf = "region",
     blend: bool = True,
@@ -96,7 +105,8 @@ def make_recipe(
         guidance=how.guidance,
         steps=how.steps,
         scheduler=str(how.scheduler),
-        size=size,
+        size=size or identity.view_size,
+        buckets=None if size else identity.buckets,
         seed=seed,
         precision=precision,
         window=window,
@@ -139,7 +149,8 @@ def paint_pairs(
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
         photos, masks, references = ([getattr(one, part) for one in shown] for part in ("photo", "mask", "reference"))
         seeds = [name_hash(recipe.seed, "pair", one.id, bits=32) for one in which]
-        windows = [view_window(one.mask, recipe.window) for one in shown]
+        size = None if recipe.buckets else recipe.size
+        windows = [view_window(one.mask, recipe.window, shape_of(paint.run, one.mask, size)) for one in shown]
         return edit(
             paint.run,
             photos,
@@ -147,7 +158,7 @@ def paint_pairs(
             references,
             seeds,
             how,
-            size=recipe.size,
+            size=size,
             blend=recipe.blend,
             windows=windows,
             watch=lambda step, of, _: tell(step / of),
@@ -173,22 +184,24 @@ def reconstruct_pairs(
     Args and errors are those of `paint_pairs`; `size` and `window` are the recipe's there.
     """
     check_size(run, size)
-    side = size or run.identity.view_size
 
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
-        windows = [view_window(one.mask, window) for one in shown]
-        views = np.stack([cut_view(real_view(one), square, side) for one, square in zip(shown, windows, strict=True)])
-        decoded = run.decode(run.encode_pixels(to_tensor(views).float() / 127.5 - 1))
-        return [
-            paste(one.photo, resize(view, square.side, square.side), one.mask, square)
-            for one, view, square in zip(shown, decoded, windows, strict=True)
-        ]
+        shapes = [shape_of(run, one.mask, size) for one in shown]
+        made: dict[int, AnyPhoto] = {}
+        for places in by_shape(shapes):
+            few = [(shown[place], view_window(shown[place].mask, window, shapes[place])) for place in places]
+            views = np.stack([cut_view(real_view(one), cut, shapes[places[0]]) for one, cut in few])
+            decoded = run.decode(run.encode_pixels(to_tensor(views).float() / 127.5 - 1))
+            for place, (one, cut), view in zip(places, few, decoded, strict=True):
+                made[place] = paste(one.photo, resize(view, cut.width, cut.height), one.mask, cut)
+        return [made[place] for place in range(len(shown))]
 
     dtype = str(run.vae.dtype).removeprefix("torch.")
     recipe = {
         "made": "VAE reconstruction",
         "vae_sha256": run.identity.vae_sha256,
-        "size": side,
+        "size": size or run.identity.view_size,
+        **({"buckets": run.identity.buckets} if run.identity.buckets and not size else {}),
         "window": window,
         "precision": dtype,
     }
@@ -201,10 +214,16 @@ def real_view(given: PairPictures) -> AnyPhoto:
     return given.photo if given.truth is None else given.truth
 
 
-def view_window(mask: AnyMask, window: WindowOf) -> Window:
-    """The square that the model repaints: see `PaintingRecipe.window`."""
+def shape_of(run: Run, mask: AnyMask, size: int | None) -> Shape:
+    """Width and height in px at which a model works on the photo of this mask."""
+    return run.identity.view_shape(mask.shape[1], mask.shape[0], size)
+
+
+def view_window(mask: AnyMask, window: WindowOf, shape: Shape) -> Window:
+    """What the model repaints at this shape of views: see `PaintingRecipe.window`."""
     height, width = mask.shape
-    return Window(0, 0, width) if window == "whole" and height == width else choose_window(mask)
+    whole = window == "whole" and width * shape[1] == height * shape[0]
+    return Window(0, 0, width, height) if whole else choose_window(mask, shape)
 
 
 def check_pictures(pairs: PairSet, folder: Path) -> None:

@@ -192,7 +192,8 @@ class DatasetPairs(PairSet):
 
     def size(self, number: int) -> tuple[int, int]:
         """See `PairSet`."""
-        return self.reader.info.view_size, self.reader.info.view_size
+        width, height = self.reader.info.view_shape(self.reader.shards[self._places[number][0].shard])
+        return height, width
 
     def read(self, number: int) -> PairPictures:
         """See `PairSet`."""

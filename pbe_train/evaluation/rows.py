@@ -126,7 +126,7 @@ def paint_one(
         weights="ema",
         precision="fp32",
         how=how,
-        size=options.size or paint.run.identity.view_size,
+        size=options.size,
         seed=options.seed,
         window=options.window,
         blend=options.blend,

@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, model_serializer
 from torch import Tensor
 
 from pbe_core.autoencoder import Autoencoder
+from pbe_core.buckets import Shape, nearest_bucket
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
+from pbe_core.images.crop import Size, width_height
 from pbe_train.config import TrainSettings
 from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures
 from pbe_train.data.references import fit_reference
@@ -26,7 +28,7 @@ DECODED_AT_ONCE = 4
 # What shows an object: one photo of it, or several.
 References = AnyPhoto | Sequence[AnyPhoto]
 # Called after each denoising step with its number, from 1, of how many, and a function that decodes what the model is coming to.
-Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch size size 3"]]], None]
+Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch view_height view_width 3"]]], None]
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,21 @@ class RunIdentity(BaseModel):
     scaling_factor: float
     """Latents are multiplied by this for the U-Net."""
     view_size: int
-    """S, side of a view in px."""
+    """S, side of a view in px; with `buckets`, of a square as large as the largest of them."""
+    buckets: tuple[Shape, ...] | None = None
+    """Shapes of the views, width and height in px, as in the dataset. Null and left out of the file: squares."""
     vae_normalisation: Normalisation | None = None
     """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"vae_normalisation": None})
+        return leave_out(write(self), {"vae_normalisation": None, "buckets": None})
+
+    def view_shape(self, width: int, height: int, size: Size | None = None) -> Shape:
+        """Width and height in px at which a photo of `width` x `height` px is worked at: `size`, or as in training."""
+        if size is not None:
+            return width_height(size)
+        return nearest_bucket(width, height, self.buckets) if self.buckets else (self.view_size, self.view_size)
 
 
 @dataclass(frozen=True)
@@ -100,12 +110,12 @@ class Run:
     def paint(
         self,
         masked: Float[Tensor, "batch channels height width"],
-        masks: Bool[np.ndarray, "batch size size"],
+        masks: Bool[np.ndarray, "batch view_height view_width"],
         references: Sequence[References],
         seeds: Sequence[int],
         how: SamplingSettings,
         watch: Watch | None = None,
-    ) -> UInt8[np.ndarray, "batch size size 3"]:
+    ) -> UInt8[np.ndarray, "batch view_height view_width 3"]:
         """Paint references into views; the whole view as decoded, not yet blended with the view itself.
 
         Args:
@@ -118,7 +128,7 @@ class Run:
         """
         was_training = self.model.training
         self.model.eval()
-        mask_channel = to_mask_channel(masks, masked.shape[-1], self.settings.model.mask_to_latent)
+        mask_channel = to_mask_channel(masks, (masked.shape[-2], masked.shape[-1]), self.settings.model.mask_to_latent)
         with self.arithmetic():
             latents = paint_latents(
                 self.model,
@@ -151,14 +161,18 @@ class Run:
         return torch.stack([part.mean(dim=0) for part in torch.split(tokens, counts)])
 
     @torch.no_grad()
-    def encode_pixels(self, pixels: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch channels height width"]:
+    def encode_pixels(
+        self, pixels: Float[Tensor, "batch 3 view_height view_width"]
+    ) -> Float[Tensor, "batch channels height width"]:
         """Pixels in [-1, 1] -> scaled latents (posterior means)."""
         with self.arithmetic():
             mean = self.vae.encode(pixels.to(self.device)).mean
         return mean.float() * self.identity.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "batch channels height width"]) -> UInt8[np.ndarray, "batch size size 3"]:
+    def decode(
+        self, latents: Float[Tensor, "batch channels height width"]
+    ) -> UInt8[np.ndarray, "batch view_height view_width 3"]:
         """Scaled latents -> views; a few at a time, as the decoder needs far more memory a view than the U-Net."""
         parts = torch.split(latents / self.identity.scaling_factor, DECODED_AT_ONCE)
         with self.arithmetic():
@@ -192,12 +206,16 @@ def check_guidance(run: Run, guidance: float) -> None:
         )
 
 
-def check_size(run: Run, size: int | None) -> None:
+def check_size(run: Run, size: Size | None) -> None:
     """Refuse a working size that does not halve evenly down to the U-Net's lowest level.
 
     Raises:
         InputError: with the sizes that fit.
     """
     step = run.vae.sizes.downsampling * 2 ** (len(run.identity.unet["block_out_channels"]) - 1)
-    if size is not None and (size < step or size % step):
-        raise InputError(f"size {size}: must be a multiple of {step} px; the model was trained at {run.identity.view_size}")
+    if size is not None and any(side < step or side % step for side in width_height(size)):
+        shown = size if isinstance(size, int) else f"{size[0]}x{size[1]}"
+        shapes = ", ".join(f"{width}x{height}" for width, height in run.identity.buckets or ())
+        raise InputError(
+            f"size {shown}: must be a multiple of {step} px; the model was trained at {shapes or run.identity.view_size}"
+        )

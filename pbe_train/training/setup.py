@@ -160,6 +160,7 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
         latent_channels=reader.info.vae.latent_channels,
         scaling_factor=reader.info.vae.scaling_factor,
         view_size=reader.info.view_size,
+        buckets=reader.info.buckets,
         vae_normalisation=reader.info.vae.normalisation,
     )
 

@@ -1,5 +1,6 @@
 """Held-out samples during training: their loss, and pictures of them. Both are fixed, so that steps and runs can be compared."""
 
+from collections import Counter
 from contextlib import nullcontext
 
 import torch
@@ -31,25 +32,26 @@ class Validation:
     """Fixed samples of the validation split, without augmentation and with their condition; each rank holds its share of them.
 
     Sample, mask, timestep and noise are drawn as the training's are, for step 0 of a run with a global batch of all of them: they
-    are the same at every step, on any number of ranks.
+    are the same at every step, on any number of ranks. Where views have several shapes, each has its share of the samples.
     """
 
     def __init__(self, settings: TrainSettings, distributed: Distributed, reference_size: int) -> None:
         """Read the samples. Raises InputError where the split is not there, or damaged."""
         reader = open_reader(settings, VALIDATION_SPLIT)
-        count = min(SAMPLES, sum(reader.counts))
         none = settings.augmentation.model_copy(update={"preset": "none"})
-        fixed = settings.model_copy(update={"global_batch": count, "condition_dropout": 0.0, "augmentation": none})
-        items = TrainingDataset(fixed, reader, reference_size, stratified=True)
         size = settings.global_batch // (distributed.world_size * settings.accumulation)
-        slots = range(count)[distributed.rank :: distributed.world_size]
-        self.samples = count
+        self.samples = 0
         self.batches: list[Batch] = []
-        for start in range(0, len(slots), size):
-            loaded = items[[(0, slot) for slot in slots[start : start + size]]]
-            if isinstance(loaded, Exception):
-                raise loaded
-            self.batches.append(loaded.batch)
+        for bucket, count in share_out(reader, SAMPLES).items():
+            fixed = settings.model_copy(update={"global_batch": count, "condition_dropout": 0.0, "augmentation": none})
+            items = TrainingDataset(fixed, reader, reference_size, stratified=True, bucket=bucket)
+            slots = range(count)[distributed.rank :: distributed.world_size]
+            self.samples += count
+            for start in range(0, len(slots), size):
+                loaded = items[[(0, slot) for slot in slots[start : start + size]]]
+                if isinstance(loaded, Exception):
+                    raise loaded
+                self.batches.append(loaded.batch)
         self.schedule = training_schedule(settings.prediction)
 
     @torch.no_grad()
@@ -70,6 +72,15 @@ class Validation:
             if work:
                 work.update()
         return float(distributed.sum(total)) / self.samples
+
+
+def share_out(reader: ShardReader, samples: int) -> dict[tuple[int, ...], int]:
+    """How many samples of each shape of views are measured, so that all have their share of `samples`, and one at least."""
+    there: Counter[tuple[int, ...]] = Counter()
+    for bucket, count in zip(reader.buckets, reader.counts, strict=True):
+        there[bucket] += count
+    of_all = min(1.0, samples / there.total())
+    return {bucket: max(1, round(count * of_all)) for bucket, count in sorted(there.items()) if count}
 
 
 def make_validation(

@@ -101,9 +101,8 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "both": vae.stored_channels,
         "deterministic": vae.deterministic,
         "normalised": "; shifted and divided by channel (`vae.normalisation` of dataset.json)" if vae.normalisation else "",
-        "cells": info.view_size // vae.downsampling,
+        **_shapes(info),
         "masks": info.masks_per_view,
-        "size": info.view_size,
         "scale": vae.scaling_factor,
         "scale_short": f"{vae.scaling_factor:g}",
         "settings": yaml.safe_dump({"build": public_settings(info.settings)}, sort_keys=False, allow_unicode=True, width=120),
@@ -140,19 +139,47 @@ def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
 
 def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
     """Name and type of all that `datasets` makes of a sample, in its YAML: each member, the tar's path and the key."""
-    cells = info.view_size // info.vae.downsampling
-    latent = [info.vae.stored_channels, cells, cells]
+    latent = [info.vae.stored_channels, *[info.view_size // info.vae.downsampling] * 2]
     fields = [{"name": name, **_feature(field.annotation)} for name, field in SampleRecord.model_fields.items()]
     return [
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
         {"name": "json", "struct": fields},
-        {"name": "latent.npy", "dtype": {"array3_d": {"shape": latent, "dtype": "float16"}}},
+        {"name": "latent.npy", **_array(latent, info)},
         {"name": "mask.json", "list": [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]},
-        {"name": "masked.npy", "dtype": {"array4_d": {"shape": [info.masks_per_view, *latent], "dtype": "float16"}}},
+        {"name": "masked.npy", **_array([info.masks_per_view, *latent], info)},
         {"name": "ref.jpg", "dtype": "image"},
         {"name": "view.jpg", "dtype": "image"},
     ]
+
+
+def _shapes(info: DatasetInfo) -> dict[str, str]:
+    """Sizes of views and latents, in words."""
+    size, cells = info.view_size, info.view_size // info.vae.downsampling
+    if not info.buckets:
+        return {
+            "view": f"{size} × {size} px",
+            "rows_columns": f"{cells}, {cells}",
+            "high_wide": f"{size}, {size}",
+            "sides": f"h = w = {cells}, K = {info.masks_per_view}, S = {size}",
+        }
+    shapes = ", ".join(f"{width} × {height}" for width, height in info.buckets)
+    return {
+        "view": f"{shapes} px (width × height), one of them in a shard, whose name has it",
+        "rows_columns": "h, w",
+        "high_wide": "H, W",
+        "sides": f"K = {info.masks_per_view}; h, w = H, W / {info.vae.downsampling} of a view W px wide and H px high",
+    }
+
+
+def _array(shape: list[int], info: DatasetInfo) -> dict[str, Any]:
+    """An array's type for `datasets`: those of its arrays are of one shape, so that of several shapes it makes lists."""
+    if not info.buckets:
+        return {"dtype": {f"array{len(shape)}_d": {"shape": shape, "dtype": "float16"}}}
+    lists: dict[str, Any] = {"list": "float16"}
+    for _ in shape[1:]:
+        lists = {"list": lists}
+    return lists
 
 
 def hub_licence(licences: set[str | None]) -> str:

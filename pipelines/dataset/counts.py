@@ -20,6 +20,7 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import generator, hash_column
 from pipelines.config import SPLITS
 from pipelines.dataset.plan_shards import Plan
+from schemas.dataset import shard_split
 from schemas.tables import COORDINATES, FLAGS, REJECT_REASONS
 
 # Shares of a photo or view: twenty bins a decade, from a box of 3 x 3 px in a photo of a megapixel to the whole.
@@ -91,8 +92,8 @@ def count_plan(path: Path) -> dict[str, Counter[str]]:
         planned = Plan(path).shards
     samples: Counter[str] = Counter()
     for shard, count in planned.items():
-        samples[shard.rpartition("-")[0]] += count
-    return {"samples": samples, "shards": Counter(shard.rpartition("-")[0] for shard in planned)}
+        samples[shard_split(shard)] += count
+    return {"samples": samples, "shards": Counter(map(shard_split, planned))}
 
 
 def hash_unmade(path: Path, views: int) -> UInt64[np.ndarray, " objects"]:

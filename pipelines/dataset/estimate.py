@@ -9,6 +9,7 @@ Arrays are counted exactly. What depends on pictures is estimated from `sample_s
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,11 @@ from pbe_core.photo_files import is_store, photo_keys
 from pbe_core.settings import REPOSITORY
 from pbe_core.vae_kinds import AUTOENCODER_KL, locate_vae, read_vae_sizes
 from pbe_core.words import number_of
-from pipelines.config import BuildSettings
+from pipelines.config import BuildSettings, ViewSettings
 from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import check_photos
 from pipelines.selection.objects import Selection
-from schemas.dataset import DatasetInfo
+from schemas.dataset import DatasetInfo, shard_shape, shard_split
 from schemas.tables import COORDINATES, REJECT_REASONS
 
 ESTIMATE_RECORD = "estimate.json"
@@ -90,11 +91,11 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     """Estimate what a folder's plan will cost. Reads objects.parquet and the plan's footer, no photo and no weights."""
     shards = Plan(settings.out / "plan.parquet").shards
     samples = sum(shards.values())
-    kept = sum(count for shard, count in shards.items() if shard.rpartition("-")[0] in settings.views.keep)
+    kept = sum(count for shard, count in shards.items() if shard_split(shard) in settings.views.keep)
     layout = latent_layout(settings.latents.vae)
-    if settings.views.size % layout.downsampling:
-        raise InputError(f"views.size {settings.views.size} is no multiple of the VAE's downsampling, {layout.downsampling}")
-    members = member_sizes(settings, layout.stored_channels, layout.downsampling, _reference_pixels(settings))
+    check_shapes(settings.views, layout.downsampling)
+    size = mean_size(settings.views, shards)
+    members = member_sizes(settings, layout.stored_channels, layout.downsampling, _reference_pixels(settings), size)
     view = members.pop("view.jpg")
     total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK
     members["view.jpg"] = view
@@ -113,7 +114,7 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
         photos_of_known_size=selection.photos_of_known_size,
         pictures=pictures,
         latent=(layout.channels, layout.downsampling),
-        encoder=encoder_times(pictures, layout.vae, settings.latents.precision, settings.views.size),
+        encoder=encoder_times(pictures, layout.vae, settings.latents.precision, size),
     )
 
 
@@ -144,7 +145,26 @@ def photos_to_fetch(settings: BuildSettings, photos: int) -> int:
     return 0
 
 
-def member_sizes(settings: BuildSettings, channels: int, downsampling: int, reference_pixels: float) -> dict[str, float]:
+def check_shapes(views: ViewSettings, downsampling: int) -> None:
+    """Raises InputError where views have no whole number of latent cells, `downsampling` px each."""
+    for shape in views.buckets or ():
+        if shape[0] % downsampling or shape[1] % downsampling:
+            raise InputError(f"views.buckets: {list(shape)} are no multiples of the VAE's downsampling, {downsampling}")
+    if views.size % downsampling:
+        raise InputError(f"views.size {views.size} is no multiple of the VAE's downsampling, {downsampling}")
+
+
+def mean_size(views: ViewSettings, shards: Mapping[str, int]) -> float:
+    """Side in px of a square of the mean area of a plan's views; `shards`: name -> samples."""
+    if not views.buckets or not shards:
+        return views.size
+    areas = ((math.prod(shard_shape(name) or views.shapes[0]), count) for name, count in shards.items())
+    return math.sqrt(sum(area * count for area, count in areas) / max(1, sum(shards.values())))
+
+
+def member_sizes(
+    settings: BuildSettings, channels: int, downsampling: int, reference_pixels: float, side: float | None = None
+) -> dict[str, float]:
     """Mean bytes that each member of a sample takes in a tar, with its header and padding.
 
     Args:
@@ -152,10 +172,11 @@ def member_sizes(settings: BuildSettings, channels: int, downsampling: int, refe
         channels: that are stored of a latent.
         downsampling: view px per latent cell.
         reference_pixels: mean px of a reference.
+        side: of a square of the views' mean area, px; by default `views.size`.
     """
     rates = _read_rates(RATES / "sample_sizes.json", "benchmarks.sample_sizes")
-    size, masks = settings.views.size, settings.masks.per_view
-    latent = channels * (size // downsampling) ** 2 * np.dtype(np.float16).itemsize
+    size, masks = side or settings.views.size, settings.masks.per_view
+    latent = round(channels * (size / downsampling) ** 2) * np.dtype(np.float16).itemsize
     contents = {
         "json": rates["json_bytes"] + masks * rates["json_bytes_per_mask"],
         "latent.npy": _NPY_HEADER + latent,
@@ -199,7 +220,7 @@ def latent_layout(vae: str) -> LatentLayout:
     return LatentLayout(sizes.latent_channels, stored, sizes.downsampling, _STABLE_DIFFUSION if known else vae)
 
 
-def encoder_times(pictures: int, vae: str, precision: str, size: int) -> list[EncoderTime]:
+def encoder_times(pictures: int, vae: str, precision: str, size: float) -> list[EncoderTime]:
     """Hours to encode so many pictures, for each device in the table of rates, fastest first.
 
     Rates of the same VAE at another size are scaled by the number of px: the encoder is nearly all convolutions.

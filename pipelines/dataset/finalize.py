@@ -53,7 +53,8 @@ def finalize(
     out = settings.out
     info = DatasetInfo(
         fingerprint=fingerprint,
-        view_size=settings.views.size,
+        view_size=settings.views.nominal_size,
+        buckets=settings.views.buckets,
         masks_per_view=settings.masks.per_view,
         vae=vae,
         splits=count_splits(records),

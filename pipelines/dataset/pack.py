@@ -41,6 +41,7 @@ from pipelines.dataset.samples import JPEG_QUALITY, Failure, Prepared, prepare_p
 from pipelines.on_ray import start_ray
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.threads import in_order
+from schemas.dataset import shard_shape
 from schemas.sample import MEMBER_NAMES, SampleRecord
 from schemas.tables import INDEX
 
@@ -168,7 +169,7 @@ class ShardPacker:
         self.samples_done = 0
         try:
             with atomic_file(self.folder.local / f"{shard}.tar") as temporary:
-                tar, packed = self._write_tar(temporary, rows, failures)
+                tar, packed = self._write_tar(temporary, rows, failures, shard_shape(shard))
                 self._check_replaced(shard, before, [failure for failure in failures if failure.key in keys_before])
                 # From here to the new record this shard is missing.
                 self.folder.forget(shard)
@@ -177,13 +178,13 @@ class ShardPacker:
         return ShardState("packed", self._record(shard, rows, tar, packed, failures))
 
     def _write_tar(
-        self, path: Path, rows: list[PlanRow], failures: list[Failure]
+        self, path: Path, rows: list[PlanRow], failures: list[Failure], shape: tuple[int, int] | None
     ) -> tuple[TarWriter, list[tuple[SampleRecord, Location]]]:
-        """Write all samples that can be made; failures go to the list. Returns record and location of each sample."""
+        """Write all samples that can be made, views of this shape; failures go to the list. Returns records and locations."""
         packed: list[tuple[SampleRecord, Location]] = []
         with path.open("wb") as file:
             tar = TarWriter(file)
-            for sample in self._samples(rows, failures):
+            for sample in self._samples(rows, failures, shape):
                 packed.append((sample.record, add_sample(tar, sample)))
                 self.samples_done = len(packed) + len(failures)
             tar.close()
@@ -237,11 +238,11 @@ class ShardPacker:
                 f"remove {self.folder.place}/{shard}.index.parquet to do without the samples"
             )
 
-    def _samples(self, rows: list[PlanRow], failures: list[Failure]) -> Iterator[Sample]:
+    def _samples(self, rows: list[PlanRow], failures: list[Failure], shape: tuple[int, int] | None) -> Iterator[Sample]:
         """Finished samples in plan order; failures go to the list."""
         size = samples_per_batch(self.settings.latents.batch_size, self.settings.masks.per_view)
         means_only = self.encoder.means_only
-        for batch in _batched(self._prepared(rows, failures), size):
+        for batch in _batched(self._prepared(rows, failures, shape), size):
             views, masks = np.stack([sample.view for sample in batch]), np.stack([sample.masks for sample in batch])
             for sample, encoded in zip(batch, self.encoder.encode_samples(views, masks), strict=True):
                 kept = sample.record.split in self.settings.views.keep
@@ -253,13 +254,15 @@ class ShardPacker:
                     )
                 yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
 
-    def _prepared(self, rows: list[PlanRow], failures: list[Failure]) -> Iterator[Prepared]:
+    def _prepared(self, rows: list[PlanRow], failures: list[Failure], shape: tuple[int, int] | None) -> Iterator[Prepared]:
         photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.photo_id)]
         # The encoder has a thread of its own; OpenCV's would only be in the way of these.
         threads = max(1, round(self.settings.ray.cpus_per_actor))
         cv2.setNumThreads(1)
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
-            for outcomes in in_order(pool, lambda group: prepare_photo(group, self.settings), photos, PHOTOS_AHEAD + threads):
+            for outcomes in in_order(
+                pool, lambda group: prepare_photo(group, self.settings, shape), photos, PHOTOS_AHEAD + threads
+            ):
                 for outcome in outcomes:
                     if isinstance(outcome, Failure):
                         failures.append(outcome)
@@ -302,7 +305,8 @@ class Encoder:
     """A VAE on its device, in its precision.
 
     A compiled one sees batches of one size alone: torch.compile makes a program for each size, gives up after eight of them, and
-    runs later ones uncompiled, so that bytes would depend on what an actor had packed before.
+    runs later ones uncompiled, so that bytes would depend on what an actor had packed before. With several shapes of views it may
+    make one for each of them.
     """
 
     vae: Autoencoder
@@ -318,8 +322,8 @@ class Encoder:
         return self.vae.sizes.deterministic
 
     def encode_samples(
-        self, views: UInt8[np.ndarray, "samples size size 3"], masks: Bool[np.ndarray, "samples masks size size"]
-    ) -> Float16[np.ndarray, "samples pictures stored height width"]:
+        self, views: UInt8[np.ndarray, "samples height width 3"], masks: Bool[np.ndarray, "samples masks height width"]
+    ) -> Float16[np.ndarray, "samples pictures stored rows columns"]:
         """Posteriors of each view, and of the view under each of its masks, the region set to 0 in [-1, 1] (mid grey).
 
         What goes to the device are bytes; the pictures are made there.
@@ -335,7 +339,7 @@ class Encoder:
         return packed.reshape(len(views), 1 + masks.shape[1], *packed.shape[1:])[:count]
 
     @torch.inference_mode()
-    def encode(self, pictures: Float32[torch.Tensor, "batch 3 size size"]) -> Float16[np.ndarray, "batch stored height width"]:
+    def encode(self, pictures: Float32[torch.Tensor, "batch 3 height width"]) -> Float16[np.ndarray, "batch stored rows columns"]:
         """Posterior of each picture (values in [-1, 1]): mean, then standard deviation (if there is one), unscaled."""
         torch.set_num_threads(self.threads)  # A setting of the calling thread; sums are ordered by it, so the bytes depend on it.
         pixels = pictures.to(self.device, self.dtype, memory_format=torch.channels_last)

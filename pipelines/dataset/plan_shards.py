@@ -2,6 +2,8 @@
 
     objects (by split, hash of the photo) ──views──▶ samples ──cut every `shards.samples`──▶ shard, position
 
+Where views have several shapes, each shard holds one of them: `shapes.py` says which a sample has.
+
 A sample's place depends on names and settings alone. Objects come in the order of a hash of their photo, so that shards mix
 classes and a photo is decoded once. Streams: memory holds one part of the objects and one row group of the plan.
 """
@@ -26,6 +28,8 @@ from pbe_core.errors import InputError
 from pbe_core.files import atomic_file
 from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
+from pipelines.dataset.shapes import PhotoShapes
+from schemas.dataset import shard_group, shard_name
 from schemas.tables import OBJECTS, PLAN
 
 ROWS_PER_GROUP = 16_384
@@ -103,23 +107,32 @@ class Plan:
                 start += count
 
 
-def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
+def write_plan(objects: Path, plan: Path, views: int, samples: int, shapes: PhotoShapes | None = None) -> None:
     """Plan every view of every object.
 
     Args:
         objects: objects.parquet.
         plan: where plan.parquet goes.
         views: of each object.
-        samples: of each shard; the last one of a split may hold fewer.
+        samples: of each shard; the last one of a split, or of a shape in it, may hold fewer.
+        shapes: of views; by default they are all squares of one size.
     """
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
     with writing_plan(plan) as add:
-        for shard in plan_samples(parts, views, samples):
+        for shard in plan_samples(parts, views, samples, shapes=shapes):
             add(shard)
 
 
-def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa.Array, views: int, samples: int) -> None:
+def extend_plan(
+    objects: Path,
+    plan: Path,
+    finished: Collection[str],
+    packed: pa.Array,
+    views: int,
+    samples: int,
+    shapes: PhotoShapes | None = None,
+) -> None:
     """Add the samples that are not packed yet to a plan, in shards of their own, behind those that are there.
 
     The shards that are there keep the rows that are in them; those that could not be made are planned again with the new ones.
@@ -131,6 +144,7 @@ def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa
         packed: keys of all samples of the dataset.
         views: of each object.
         samples: of each new shard.
+        shapes: of views, as in `write_plan`.
 
     Raises:
         InputError: a sample that is packed is of an object that is not among the objects any more.
@@ -144,12 +158,11 @@ def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa
         for shard, rows in Plan(plan).tables(PLAN.names):
             if shard not in finished:
                 continue
-            split, _, number = shard.rpartition("-")
-            there[split] = int(number) + 1
+            there[shard_group(shard)] = int(shard.rpartition("-")[2]) + 1
             rows = rows.filter(pa.array(known.hold(rows["key"].combine_chunks())))
             if len(rows):
                 add(rows)
-        for new in plan_samples(parts, views, samples, there, known):
+        for new in plan_samples(parts, views, samples, there, known, shapes):
             add(new)
         for group in range(table.num_row_groups):
             keys = _keys(table.read_row_group(group, ["object_id"])["object_id"], views)
@@ -192,6 +205,7 @@ def plan_samples(
     samples: int,
     there: Mapping[str, int] = MappingProxyType({}),
     packed: "PackedKeys | None" = None,
+    shapes: PhotoShapes | None = None,
 ) -> Iterator[pa.Table]:
     """Rows of the plan, shard by shard.
 
@@ -199,32 +213,57 @@ def plan_samples(
         objects: parts of the objects table, in its order; a part may hold several splits.
         views: of each object; they stand together.
         samples: of each shard.
-        there: number of the first new shard of each split; the dataset has those before.
+        there: number of the first new shard of each `shard_group`; the dataset has those before.
         packed: keys that are left out.
+        shapes: of views, as in `write_plan`.
     """
-    split, number = "", 0
-    waiting = OBJECTS.empty_table()
-    views_waiting = np.zeros(0, np.int32)
+    split = ""
+    queues: dict[int, _Queue] = {}
     for part in objects:
         for own, rows in _by_split(part):
             if own != split:
-                if len(waiting):
-                    yield _shard(waiting, views_waiting, split, number)
-                split, number, waiting, views_waiting = own, there.get(own, 0), OBJECTS.empty_table(), np.zeros(0, np.int32)
-            each = np.repeat(np.arange(len(rows)), views)
-            of_each = np.tile(np.arange(views, dtype=np.int32), len(rows))
-            if packed is not None:
-                new = ~packed.hold(_keys(rows["object_id"], views))
-                each, of_each = each[new], of_each[new]
-            waiting = pa.concat_tables([waiting, rows.take(pa.array(each))])
-            views_waiting = np.r_[views_waiting, of_each]
-            full = len(waiting) // samples * samples
-            for start in range(0, full, samples):
-                yield _shard(waiting.slice(start, samples), views_waiting[start : start + samples], split, number)
-                number += 1
-            waiting, views_waiting = waiting.slice(full).combine_chunks(), views_waiting[full:]
-    if len(waiting):
-        yield _shard(waiting, views_waiting, split, number)
+                for _, queue in sorted(queues.items()):
+                    yield from queue.rest()
+                split, queues = own, {}
+            for number, few in _by_shape(rows, shapes):
+                shape = shapes.buckets[number] if shapes else None
+                queue = queues.setdefault(number, _Queue(split, shape, samples, there))
+                yield from queue.add(few, views, packed)
+    for _, queue in sorted(queues.items()):
+        yield from queue.rest()
+
+
+class _Queue:
+    """Samples of one split and shape that wait for a full shard."""
+
+    def __init__(self, split: str, shape: tuple[int, int] | None, samples: int, there: Mapping[str, int]) -> None:
+        self.split, self.shape, self.samples = split, shape, samples
+        self.number = there.get(shard_group(shard_name(split, 0, shape)), 0)
+        self.rows, self.views = OBJECTS.empty_table(), np.zeros(0, np.int32)
+
+    def add(self, rows: pa.Table, views: int, packed: "PackedKeys | None") -> Iterator[pa.Table]:
+        """Take all views of these objects that are not packed, and give the shards that are full."""
+        each = np.repeat(np.arange(len(rows)), views)
+        of_each = np.tile(np.arange(views, dtype=np.int32), len(rows))
+        if packed is not None:
+            new = ~packed.hold(_keys(rows["object_id"], views))
+            each, of_each = each[new], of_each[new]
+        waiting = pa.concat_tables([self.rows, rows.take(pa.array(each))])
+        of_waiting = np.r_[self.views, of_each]
+        full = len(waiting) // self.samples * self.samples
+        for start in range(0, full, self.samples):
+            yield self._shard(waiting.slice(start, self.samples), of_waiting[start : start + self.samples])
+        self.rows, self.views = waiting.slice(full).combine_chunks(), of_waiting[full:]
+
+    def rest(self) -> Iterator[pa.Table]:
+        """The last shard, if anything waits."""
+        if len(self.rows):
+            yield self._shard(self.rows, self.views)
+
+    def _shard(self, rows: pa.Table, views: np.ndarray) -> pa.Table:
+        name = shard_name(self.split, self.number, self.shape)
+        self.number += 1
+        return _shard(rows, views, name)
 
 
 class PackedKeys:
@@ -258,6 +297,16 @@ def _by_split(objects: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         yield str(splits[start]), objects.slice(start, end - start)
 
 
+def _by_shape(rows: pa.Table, shapes: PhotoShapes | None) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each bucket, by its number; all of them under 0 where there is one size."""
+    if shapes is None:
+        yield 0, rows
+        return
+    numbers = shapes.of(rows)
+    for number in np.unique(numbers).tolist():
+        yield number, rows.filter(pa.array(numbers == number))
+
+
 def _keys(objects: pa.ChunkedArray, views: int) -> pa.Array:
     """Keys of all views of objects, those of an object together."""
     each = np.repeat(np.arange(len(objects)), views)
@@ -269,10 +318,10 @@ def _join(objects: pa.ChunkedArray, views: np.ndarray) -> pa.Array:
     return keys.combine_chunks() if isinstance(keys, pa.ChunkedArray) else keys
 
 
-def _shard(rows: pa.Table, views: np.ndarray, split: str, number: int) -> pa.Table:
+def _shard(rows: pa.Table, views: np.ndarray, name: str) -> pa.Table:
     count = len(rows)
     columns = {
-        "shard": pa.array([f"{split}-{number:06d}"] * count, pa.string()),
+        "shard": pa.array([name] * count, pa.string()),
         "position": pa.array(np.arange(count, dtype=np.int32)),
         "key": _join(rows["object_id"], views),
         "view": pa.array(views),

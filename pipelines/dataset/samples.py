@@ -27,8 +27,8 @@ from pipelines.geometry import (
     fill_outline,
     grey_background,
     reference_window,
-    square_window,
     turned,
+    view_window,
 )
 from pipelines.photos import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
@@ -48,8 +48,8 @@ class Prepared:
     """A sample that lacks only its latents."""
 
     record: SampleRecord
-    view: UInt8[np.ndarray, "size size 3"]
-    masks: Bool[np.ndarray, "masks size size"]
+    view: UInt8[np.ndarray, "height width 3"]
+    masks: Bool[np.ndarray, "masks height width"]
     reference: bytes
 
 
@@ -65,17 +65,24 @@ class Failure:
     detail: str
 
 
-def prepare_photo(rows: list[PlanRow], settings: BuildSettings) -> list[Prepared | Failure]:
-    """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else."""
+def prepare_photo(rows: list[PlanRow], settings: BuildSettings, shape: tuple[int, int] | None = None) -> list[Prepared | Failure]:
+    """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else.
+
+    Arguments as of `prepare_sample`.
+    """
     try:
         photo, sha256 = read_photo(vars(rows[0]), settings.source)
     except PhotoError as error:
         return [failure_of(row, error.code, error.detail) for row in rows]
-    return [prepare_sample(row, photo, sha256, settings) for row in rows]
+    return [prepare_sample(row, photo, sha256, settings, shape) for row in rows]
 
 
 def prepare_sample(
-    row: PlanRow, photo: UInt8[np.ndarray, "height width 3"], photo_sha256: str, settings: BuildSettings
+    row: PlanRow,
+    photo: UInt8[np.ndarray, "height width 3"],
+    photo_sha256: str,
+    settings: BuildSettings,
+    shape: tuple[int, int] | None = None,
 ) -> Prepared | Failure:
     """Cut and draw everything of one plan row. A pure function of its arguments.
 
@@ -84,6 +91,7 @@ def prepare_sample(
         photo: turned by the row's `rotation` already.
         photo_sha256: of the photo's file.
         settings: of the build.
+        shape: width and height of the view, px: that of the row's shard; by default a square of `views.size`.
 
     The first mask's extended box is what the view must hold, as published; further masks extend on their own, inside the view.
     """
@@ -98,15 +106,16 @@ def prepare_sample(
         return failure_of(row, *failure)
     extended = extend_box(box, frame, settings.masks.max_extension, generator(*names, "mask", 0, "extension"))
     views = settings.views
-    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
+    shape = shape or (views.size, views.size)
+    window = view_window(extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"))
     padded = is_padded(window, width, height)
     if padded and views.no_square == "reject":
         detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"
         return failure_of(row, "no_square", detail)
-    kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings), strict=True)
+    kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings, shape), strict=True)
     crop = reference_window(box, width, height, settings.references.padding)
     reference, reference_mask = _cut_reference(row, photo, crop, settings.references)
-    box_in_view = window.to_view(box.corners(), views.size)
+    box_in_view = window.to_view(box.corners(), shape)
     record = SampleRecord(
         key=row.key,
         object_id=row.object_id,
@@ -119,7 +128,7 @@ def prepare_sample(
         label=row.label,
         label_name=row.label_name,
         box=(box.x_min, box.y_min, box.x_max, box.y_max),
-        window=(window.left, window.top, window.side),
+        window=window.numbers(),
         box_in_view=(*box_in_view[0].tolist(), *box_in_view[2].tolist()),
         padded=padded,
         mask_kinds=kinds,
@@ -131,20 +140,26 @@ def prepare_sample(
         licence=row.licence,
         seed=settings.seed,
     )
-    view = cut_view(photo, window, views.size, views.resize)
+    view = cut_view(photo, window, shape, views.resize)
     return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, JPEG_QUALITY))
 
 
 def _draw_masks(
-    box: Rectangle, extended: Rectangle, window: Window, frame: Rectangle, names: tuple[str | int, ...], settings: BuildSettings
-) -> Iterator[tuple[MaskKind, Polygon, Bool[np.ndarray, "size size"]]]:
+    box: Rectangle,
+    extended: Rectangle,
+    window: Window,
+    frame: Rectangle,
+    names: tuple[str | int, ...],
+    settings: BuildSettings,
+    shape: tuple[int, int],
+) -> Iterator[tuple[MaskKind, Polygon, Bool[np.ndarray, "height width"]]]:
     """The K masks of a view, the first from the extended box that the view was made for."""
     visible = window.rectangle().intersection(frame)
     for number in range(settings.masks.per_view):
         if number:
             random = generator(*names, "mask", number, "extension")
             extended = extend_box(box, frame, settings.masks.max_extension, random).intersection(visible)
-        yield draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"))
+        yield draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"), shape)
 
 
 def _cut_reference(
@@ -165,8 +180,14 @@ def failure_of(row: PlanRow, code: str, detail: str) -> Failure:
 
 
 def draw_mask(
-    box: Rectangle, extended: Rectangle, window: Window, visible: Rectangle, settings: BuildSettings, random: np.random.Generator
-) -> tuple[MaskKind, Polygon, Bool[np.ndarray, "size size"]]:
+    box: Rectangle,
+    extended: Rectangle,
+    window: Window,
+    visible: Rectangle,
+    settings: BuildSettings,
+    random: np.random.Generator,
+    shape: tuple[int, int] | None = None,
+) -> tuple[MaskKind, Polygon, Bool[np.ndarray, "height width"]]:
     """One edit region of a view: its kind, its outline in view px, to the hundredth, and the pixels in this outline.
 
     Args:
@@ -176,8 +197,9 @@ def draw_mask(
         visible: the part of it that lies in the photo, photo px; no outline goes beyond.
         settings: of the build.
         random: the source of kind and shape.
+        shape: width and height of the view, px; by default a square of `views.size`.
     """
-    options, size = settings.masks, settings.views.size
+    options, size = settings.masks, shape or settings.views.size
     kind: MaskKind
     if random.random() < options.arbitrary_mask_prob:
         kind = "bessel"

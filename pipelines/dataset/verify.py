@@ -20,6 +20,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pbe_core.buckets import Shape, square_side
 from pbe_core.dataset_reader import member_places, read_dataset
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256
@@ -38,7 +39,7 @@ from pipelines.dataset.write_plan import (
     read_selection,
 )
 from pipelines.threads import in_order
-from schemas.dataset import DatasetInfo
+from schemas.dataset import DatasetInfo, shard_shape
 from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
 
 SHOWN = 20
@@ -220,7 +221,7 @@ def _check_tables(folder: Path, info: DatasetInfo | None, plan: Plan, records: M
         return (
             info is not None
             and info.fingerprint in accepted_fingerprints(folder)
-            and info.view_size == planned["settings"]["views"]["size"]
+            and (info.view_size, info.buckets) == _planned_shapes(planned["settings"]["views"])
             and info.masks_per_view == planned["settings"]["masks"]["per_view"]
             and info.vae.sha256 == planned["vae"]
             and info.vae.deterministic == holds_means_only(folder)
@@ -242,6 +243,12 @@ def _check_tables(folder: Path, info: DatasetInfo | None, plan: Plan, records: M
         problem = _problem(file, is_whole, "is not what the commit records say")
         if problem:
             yield Finding(f"{problem}; the build makes it again", "finalize")
+
+
+def _planned_shapes(views: Mapping[str, Any]) -> tuple[int, tuple[Shape, ...] | None]:
+    """`view_size` and `buckets` of a dataset that was planned with these settings of views."""
+    buckets = tuple((width, height) for width, height in views.get("buckets") or ())
+    return (square_side(buckets), buckets) if buckets else (views["size"], None)
 
 
 def _count_rows(table: Path) -> dict[str, int]:
@@ -321,6 +328,9 @@ def _sample_problems(tar: Path, rows: list[dict[str, Any]], means_only: bool) ->
                 sample = decode_sample(members, "it cannot be decoded", means_only=means_only)
                 if sample.record.key != row["key"]:
                     yield row["key"], f"its record is of {sample.record.key}"
+                shape = shard_shape(tar.stem)
+                if shape and sample.masks.shape[:0:-1] != shape:
+                    yield row["key"], "its view is {} x {} px, its shard's {} x {}".format(*sample.masks.shape[:0:-1], *shape)
             except InputError as error:
                 yield row["key"], str(error)
 

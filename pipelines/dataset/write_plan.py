@@ -22,10 +22,12 @@ from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, write_atomically
 from pbe_core.leave_out import read_left_out
 from pbe_core.progress import Progress
+from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import extend_plan, write_plan
+from pipelines.dataset.shapes import PhotoShapes
 from pipelines.selection.duplicates import read_scan
 from pipelines.selection.objects import Selection, select_objects
 from schemas.dataset import FORMAT_VERSION, VaeIdentity
@@ -78,7 +80,7 @@ def fingerprint(
             "seed": chosen["seed"],
             "source": chosen["source"],
             "selection": chosen["selection"],
-            "views": {"per_object": settings.views.per_object},
+            "views": {name: chosen["views"][name] for name in ("per_object", "buckets") if name in chosen["views"]},
             # What min_object_share looks at.
             "references": {name: chosen["references"][name] for name in ("background", "padding")},
             "shards": {"samples": settings.shards.samples},
@@ -163,13 +165,32 @@ def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[S
     # From here to the new record the tables are not whole.
     (out / SELECTION_RECORD).unlink(missing_ok=True)
     selection = select_objects(settings, out, source)
-    sizes = settings.views.per_object, settings.shards.samples
+    buckets = settings.views.buckets
+    shapes = PhotoShapes(buckets, settings.source.survey) if buckets else None
+    sizes = settings.views.per_object, settings.shards.samples, shapes
     with Progress("cutting objects into shards"):
         if extend:
             extend_plan(out / "objects.parquet", out / "plan.parquet", finished, packed_keys, *sizes)
         else:
             write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
-        return selection, _hashes(out)
+    if shapes:
+        _check_shapes_known(shapes, settings)
+    return selection, _hashes(out)
+
+
+def _check_shapes_known(shapes: PhotoShapes, settings: BuildSettings) -> None:
+    """Tell how many photos are taken for squares. Raises InputError where all of them are: buckets would mean nothing."""
+    survey = "run `pbe survey` with the same settings and --source.survey FOLDER, then build with that"
+    if shapes.unknown and not shapes.known:
+        raise InputError(
+            f"views.buckets: neither {settings.source.annotations} nor a survey says how large the photos are, so none has a "
+            f"shape to go by; {survey}, or leave views.buckets out"
+        )
+    if shapes.unknown:
+        print(
+            f"note: the size of the photos of {shapes.unknown:,} of {number_of(shapes.known + shapes.unknown, 'object')} is not "
+            f"known; their views have the shape nearest to a square ({survey})"
+        )
 
 
 def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
@@ -306,6 +327,8 @@ def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError
 def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
     """What a fingerprint of shards says of the tables that they were planned from, in the form of a fingerprint of tables."""
     settings = packed["settings"]
+    views = {key: value for key, value in settings["views"].items() if key == "buckets"}
+    tables = {**tables, "settings": {**tables["settings"], "views": tables["settings"]["views"] | views}}
     return {
         "format_version": packed["format_version"],
         "versions": {name: packed["versions"].get(name) for name in tables["versions"]},

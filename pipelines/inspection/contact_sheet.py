@@ -179,7 +179,7 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
         [[picture for _, picture in row] for row in rows],
         captions=captions,
         titles=[[title for title, _ in row] for row in rows],
-        cell=min(512, max(256, sample.masks.shape[-1])),
+        cell=min(512, max(256, *sample.masks.shape[1:])),
     )
 
 
@@ -246,6 +246,6 @@ def _boxed_and_views(
         yield photo_with_box(photo, sample.record), cut_recorded_view(photo, sample)
 
 
-def cut_recorded_view(photo: Picture, sample: Sample) -> UInt8[np.ndarray, "size size 3"]:
+def cut_recorded_view(photo: Picture, sample: Sample) -> UInt8[np.ndarray, "height width 3"]:
     """The view of a sample, cut from its photo once more, to be looked at: antialiased, whatever `views.resize` was."""
-    return cut_view(photo, Window(*sample.record.window), sample.masks.shape[-1])
+    return cut_view(photo, Window(*sample.record.window), sample.masks.shape[:0:-1])

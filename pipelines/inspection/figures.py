@@ -10,7 +10,7 @@ read from the shards.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ValidationError
 
+from pbe_core.buckets import Shape, nearest_bucket
 from pbe_core.dataset_reader import read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError
 from pbe_core.images.crop import is_padded, whole_photo
@@ -39,7 +40,7 @@ from pipelines.dataset.counts import (
     in_order,
     sample_rows,
 )
-from pipelines.geometry import POINTS_PER_EDGE, bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, square_window
+from pipelines.geometry import POINTS_PER_EDGE, bessel_polygon, box_in_photo, extend_box, fill_box, fill_polygon, view_window
 from schemas.dataset import DatasetInfo, SplitCounts
 from schemas.tables import COORDINATES
 
@@ -158,7 +159,8 @@ def mask_shares(path: Path, settings: KnownSettings, count: int = SAMPLED_OBJECT
         "assumed_size": list(UNKNOWN_PHOTO_SIZE),
         "padded": sum(padded for _, padded in drawn),
         "padded_are_dropped": settings.views.no_square == "reject",
-        "view_size": settings.views.size,
+        "view_size": settings.views.nominal_size,
+        "views": _shapes_in_words(settings.views.shapes),
         **_binned_shares(dict(columns)),
     }
 
@@ -173,7 +175,7 @@ def packed_masks(folder: Path, info: DatasetInfo, seed: int, count: int = SAMPLE
     try:
         for sample in _read_some(folder, info, count, seed):
             left, top, right, bottom = sample.record.box_in_view
-            shares["object"].append((right - left) * (bottom - top) / sample.masks.shape[-1] ** 2)
+            shares["object"].append((right - left) * (bottom - top) / sample.masks[0].size)
             for kind, mask in zip(sample.record.mask_kinds, sample.masks, strict=True):
                 shares[kind].append(float(mask.mean()))
     except FileNotFoundError:  # As of a build into a bucket.
@@ -182,8 +184,13 @@ def packed_masks(folder: Path, info: DatasetInfo, seed: int, count: int = SAMPLE
         "of": "samples",
         "sampled": len(shares["object"]),
         "view_size": info.view_size,
+        "views": _shapes_in_words(info.buckets or ((info.view_size, info.view_size),)),
         **_binned_shares({kind: np.array(own) for kind, own in shares.items()}),
     }
+
+
+def _shapes_in_words(shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{width} × {height}" for width, height in shapes) + " px"
 
 
 def _read_some(folder: Path, info: DatasetInfo, count: int, seed: int) -> Iterator[Sample]:
@@ -223,16 +230,17 @@ def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tupl
     names = (settings.seed, row["object_id"], "view", 0)
     frame, box, views, options = whole_photo(width, height), box_in_photo(row, width, height), settings.views, settings.masks
     extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
-    window = square_window(extended, width, height, views.zoom, views.max_zoom, generator(*names, "window"))
+    shape = nearest_bucket(width, height, views.shapes)
+    window = view_window(extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"))
     visible = window.rectangle().intersection(frame)
 
     random = generator(*names, "mask", 0, "shape")
     random.random()  # Packing draws the mask's kind first.
     polygon = bessel_polygon(box, extended, POINTS_PER_EDGE, options.jitter, random)
     polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
-    corners, polygon = (np.round(window.to_view(points, views.size), 2) for points in (extended.corners(), polygon))
-    box_mask, bessel_mask = fill_box(corners, views.size), fill_polygon(polygon, views.size)
-    object_share = float(box.width * box.height / window.side**2)
+    corners, polygon = (np.round(window.to_view(points, shape), 2) for points in (extended.corners(), polygon))
+    box_mask, bessel_mask = fill_box(corners, shape), fill_polygon(polygon, shape)
+    object_share = float(box.width * box.height / (window.width * window.height))
     return (object_share, float(box_mask.mean()), float(bessel_mask.mean())), is_padded(window, width, height)
 
 

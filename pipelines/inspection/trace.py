@@ -165,7 +165,7 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
         },
         "cut": {
             "box": f"{_corners(record.box)} in px of the photo",
-            "window": "left {}, top {}, side {} px of the photo".format(*record.window) + padded,
+            "window": _window(record) + padded,
             "view": f"{width} x {height} px, the box at {_corners(record.box_in_view)}",
             "reference": f"{_corners(record.reference_window)} in px of the photo",
             **{
@@ -181,6 +181,11 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
             "latent": f"{vae.latent_channels} channels, {vae.downsampling} px of the view to a cell" + _how_stored(vae),
         },
     }
+
+
+def _window(record: SampleRecord) -> str:
+    names = ("left", "top", "side") if len(record.window) == 3 else ("left", "top", "width", "height")
+    return ", ".join(f"{name} {number}" for name, number in zip(names, record.window, strict=True)) + " px of the photo"
 
 
 def _how_stored(vae: VaeIdentity) -> str:

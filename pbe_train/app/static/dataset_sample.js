@@ -101,11 +101,11 @@ export class SampleDialog {
   pictures() {
     const { record } = this.facts;
     const [width, height] = record.photo_size;
-    const [left, top, side] = record.window;
+    const [left, top, across, down = across] = record.window;
     const box = [record.box[0], record.box[1], record.box[2] - record.box[0], record.box[3] - record.box[1]];
     const [x0, y0, x1, y1] = record.reference_window;
     const photo = this.picture("photo", {}, `photo ${record.photo_id}`);
-    photo.append(lines(width, height, [["of-window", [left, top, side, side]], ["of-box", box], ["of-reference", [x0, y0, x1 - x0, y1 - y0]]]));
+    photo.append(lines(width, height, [["of-window", [left, top, across, down]], ["of-box", box], ["of-reference", [x0, y0, x1 - x0, y1 - y0]]]));
     const parts = make("div", { className: "pictures" },
       figure(photo, "photo: box (pink), window of the view (white), reference (yellow, dashed)"),
       this.viewFigure(),
@@ -115,11 +115,11 @@ export class SampleDialog {
   }
 
   viewFigure() {
-    const { record, view_size: side, mask_shares: shares } = this.facts;
+    const { record, view_shape: [wide, high], mask_shares: shares } = this.facts;
     const caption = make("figcaption", {}, "view");
-    const frame = this.picture("view", {}, "view", (from) => (caption.textContent = `${ORIGINS[from] ?? "view"}; ${side} px`));
+    const frame = this.picture("view", {}, "view", (from) => (caption.textContent = `${ORIGINS[from] ?? "view"}; ${wide === high ? wide : `${wide} × ${high}`} px`));
     const [x0, y0, x1, y1] = record.box_in_view;
-    const boxed = lines(side, side, [["of-box", [x0, y0, x1 - x0, y1 - y0]]]);
+    const boxed = lines(wide, high, [["of-box", [x0, y0, x1 - x0, y1 - y0]]]);
     let over = null;
     const show = () => {
       over?.remove();

@@ -42,7 +42,7 @@ export class Settings {
   }
 
   #takeDefaults() {
-    const { defaults, guidance, view_size: size, licence, note } = this.chosen;
+    const { defaults, guidance, view_size: size, buckets = [[size, size]], licence, note } = this.chosen;
     if (![...this.scheduler.options].some((option) => option.value === defaults.scheduler)) {
       this.scheduler.add(new Option(defaults.scheduler, defaults.scheduler));
     }
@@ -51,6 +51,6 @@ export class Settings {
     if (!guidance) this.guidance.value = 1;
     document.querySelector("#model-note").textContent = note;
     document.querySelector("#model-told").textContent =
-      [`Paints at ${size} × ${size} px`, licence && `licence: ${licence}`, !guidance && "takes no guidance"].filter(Boolean).join(" · ");
+      [`Paints at ${buckets.map(([wide, high]) => `${wide} × ${high}`).join(", ")} px`, licence && `licence: ${licence}`, !guidance && "takes no guidance"].filter(Boolean).join(" · ");
   }
 }
