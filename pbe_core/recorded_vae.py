@@ -43,7 +43,7 @@ def load_recorded_vae(info: DatasetInfo, source: str | None = None) -> "Autoenco
 
 def decode_means(
     vae: "Autoencoder", posteriors: Float16[np.ndarray, "pictures stored height width"]
-) -> list[UInt8[np.ndarray, "size size 3"]]:
+) -> list[UInt8[np.ndarray, "view_height view_width 3"]]:
     """What the VAE makes of the means of posteriors (mean, then standard deviation, if any; unscaled). RGB, 0-255."""
     import torch
 

@@ -232,7 +232,7 @@ def shrink(picture: Picture, most: int) -> Picture:
     return smaller
 
 
-def tinted_png(mask: Bool[np.ndarray, "size size"]) -> bytes:
+def tinted_png(mask: Bool[np.ndarray, "height width"]) -> bytes:
     """A PNG with the colour `TINT` where the mask is, and nothing elsewhere."""
     red, green, blue, opacity = TINT
     picture = np.zeros((*mask.shape, 4), np.uint8)

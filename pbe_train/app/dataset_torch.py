@@ -84,7 +84,7 @@ def augment(
 
 def decode(
     info: DatasetInfo, source: str | None, latents: Float16[np.ndarray, "pictures stored height width"]
-) -> UInt8[np.ndarray, "size size 3"]:
+) -> UInt8[np.ndarray, "view_height view_width 3"]:
     """What the VAE of a dataset makes of the first of some latents.
 
     Args:

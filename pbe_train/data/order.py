@@ -118,10 +118,9 @@ class BucketOrder:
     def __init__(self, counts: Sequence[int], window: int, seed: int, buckets: Sequence[tuple[int, ...]]) -> None:
         numbers: dict[tuple[int, ...], list[int]] = {}
         for shard, bucket in enumerate(buckets):
-            if counts[shard]:
-                numbers.setdefault(bucket, []).append(shard)
-        # By name, so that the order of shards' names in a table decides nothing.
-        self.buckets = sorted(numbers)
+            numbers.setdefault(bucket, []).append(shard)
+        # By name, so that it does not matter which shard is the first.
+        self.buckets = sorted(bucket for bucket, shards in numbers.items() if any(counts[shard] for shard in shards))
         self.samples = int(sum(counts))
         self._shards = [numbers[bucket] for bucket in self.buckets]
         self._orders = [

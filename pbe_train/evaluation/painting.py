@@ -164,7 +164,9 @@ def paint_pairs(
             watch=lambda step, of, _: tell(step / of),
         )
 
-    fill_folder(folder, pairs, recipe.model_dump(), make, "painting", batch, range(rank, len(pairs.pairs), world), progress)
+    fill_folder(
+        folder, pairs, recipe.model_dump(mode="json"), make, "painting", batch, range(rank, len(pairs.pairs), world), progress
+    )
 
 
 def reconstruct_pairs(
@@ -201,7 +203,7 @@ def reconstruct_pairs(
         "made": "VAE reconstruction",
         "vae_sha256": run.identity.vae_sha256,
         "size": size or run.identity.view_size,
-        **({"buckets": run.identity.buckets} if run.identity.buckets and not size else {}),
+        **({"buckets": [list(shape) for shape in run.identity.buckets]} if run.identity.buckets and not size else {}),
         "window": window,
         "precision": dtype,
     }

@@ -136,7 +136,8 @@ def paint_one(
     folder = options.out / "pictures" / file_name(name)
     with Progress(f"painting, {name}", len(pairs.pairs), "pairs") as progress:
         paint_pairs(paint, pairs, recipe, folder, batch=options.batch, rank=rank, world=world, progress=progress)
-    note = f"{how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {recipe.size} px"
+    shown = ", ".join(f"{width}x{height}" for width, height in recipe.buckets or ()) or recipe.size
+    note = f"{how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {shown} px"
     return Painted(name, folder, source, recipe.step, recipe.encoder_sha256, note)
 
 

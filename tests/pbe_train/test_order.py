@@ -1,13 +1,14 @@
 """The order of samples: what makes a resumed or re-cut run see exactly the same data."""
 
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 from hypothesis import given, settings
-from hypothesis.strategies import integers, lists
+from hypothesis.strategies import integers, lists, sampled_from, tuples
 
 from pbe_core.randomness import generator
-from pbe_train.data.order import SampleOrder, choose_mask, rank_slots
+from pbe_train.data.order import BucketOrder, SampleOrder, choose_mask, rank_slots
 
 COUNTS = lists(integers(0, 9), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 
@@ -70,3 +71,82 @@ def test_a_replacement_is_any_sample_and_depends_on_its_slot_alone(counts, step,
     assert places == [fresh.replacement(step, slot, attempt) for attempt in range(4)]
     assert all(0 <= place.position < counts[place.shard] for place in places)
     assert len({SampleOrder([3, 0, 5, 2], 2, 0).replacement(number, 0, 0) for number in range(200)}) == 10
+
+
+# Samples and bucket of each shard.
+BUCKETED = lists(tuples(integers(0, 9), sampled_from([(64, 32), (48, 48), (32, 64)])), min_size=1, max_size=12).filter(
+    lambda shards: sum(count for count, _ in shards) > 0
+)
+
+
+def bucket_order(shards: list[tuple[int, tuple[int, int]]], window: int = 2, seed: int = 0) -> BucketOrder:
+    counts, buckets = zip(*shards, strict=True)
+    return BucketOrder(counts, window, seed, buckets)
+
+
+@settings(max_examples=60)
+@given(
+    shards=BUCKETED, window=integers(1, 5), ranks=integers(1, 3), parts=integers(1, 3), size=integers(1, 3), seed=integers(0, 9)
+)
+def test_a_step_is_of_one_bucket_whose_samples_come_once_in_each_of_its_epochs(shards, window, ranks, parts, size, seed):
+    """Over two epochs of every bucket, however the work is cut; each rank and micro-batch asks an order of its own."""
+    batch, samples = ranks * parts * size, sum(count for count, _ in shards)
+    orders = [bucket_order(shards, window, seed) for _ in range(ranks)]
+    slices = [[slot for part in rank_slots(batch, parts, ranks, rank) for slot in part] for rank in range(ranks)]
+    seen: dict[tuple[int, ...], dict[int, Counter]] = {}
+    # A bucket's steps come evenly, so that each had all of two epochs after two epochs of all and two steps of its own.
+    smallest = min(n for n in Counter({b: sum(c for c, o in shards if o == b) for _, b in shards}).values() if n)
+    for step in range(-(-2 * samples // batch) + -(-2 * samples // smallest)):
+        (bucket,) = {order.bucket(step) for order in orders}
+        for rank, part in enumerate(slices):
+            for slot in part:
+                epoch, place = orders[rank].at(step, slot, batch)
+                assert shards[place.shard][1] == bucket
+                seen.setdefault(bucket, {}).setdefault(epoch, Counter())[place] += 1
+    for bucket in {own for count, own in shards if count}:
+        everything = Counter(
+            (shard, position) for shard, (count, own) in enumerate(shards) if own == bucket for position in range(count)
+        )
+        assert seen[bucket][0] == seen[bucket][1] == everything
+
+
+@settings(max_examples=60)
+@given(shards=BUCKETED, steps=integers(0, 400))
+def test_buckets_have_their_share_of_the_steps_from_the_beginning(shards, steps):
+    """After any number of steps no bucket is more than a step, and a half for each other bucket, from its share."""
+    order = bucket_order(shards)
+    sizes = Counter()
+    for count, own in shards:
+        sizes[own] += count
+    had = Counter(order.bucket(step) for step in range(steps))
+    for own, size in sizes.items():
+        assert abs(had[own] - Fraction(steps * size, sizes.total())) <= 1 + Fraction(len(sizes), 2)
+
+
+def test_buckets_take_turns_and_none_waits_for_the_end():
+    order = bucket_order([(60, (2, 1)), (30, (1, 1)), (10, (1, 2))])
+    turns = [order.bucket(step) for step in range(20)]
+    assert Counter(turns) == {(2, 1): 12, (1, 1): 6, (1, 2): 2}
+    assert Counter(turns[:10]) == {(2, 1): 6, (1, 1): 3, (1, 2): 1}
+    assert max(len(run) for run in "".join("a" if turn == (2, 1) else " " for turn in turns).split()) <= 3
+
+
+@settings(max_examples=40)
+@given(shards=BUCKETED, step=integers(0, 10**7), slot=integers(0, 9), batch=integers(10, 20))
+def test_a_step_of_buckets_depends_on_its_number_alone(shards, step, slot, batch):
+    """What was asked before, and how shards stand in the table, have no say: a resumed run sees the same."""
+    used, fresh = bucket_order(shards), bucket_order(shards)
+    for earlier in (step + 1, 0, step // 2):
+        used.at(earlier, slot, batch)
+    assert used.at(step, slot, batch) == fresh.at(step, slot, batch)
+    assert used.replacement(step, slot, 1) == fresh.replacement(step, slot, 1)
+    assert shards[fresh.replacement(step, slot, 1).shard][1] == fresh.bucket(step)
+
+
+@settings(max_examples=40)
+@given(counts=COUNTS, window=integers(1, 5), step=integers(0, 99), slot=integers(0, 6), seed=integers(0, 9))
+def test_one_bucket_is_the_order_of_squares(counts, window, step, slot, seed):
+    """Runs on square views go on as they began."""
+    one, plain = BucketOrder(counts, window, seed, [()] * len(counts)), SampleOrder(counts, window, seed)
+    assert one.at(step, slot, 7) == plain.at(step, slot, 7)
+    assert one.replacement(step, slot, 0) == plain.replacement(step, slot, 0)

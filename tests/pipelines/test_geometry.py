@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from pbe_core.images.crop import LONGEST_PADDED_SIDE, Rectangle, Window, cut_view, is_padded, resize, whole_photo
+from pbe_core.buckets import Form
+from pbe_core.images.crop import (
+    LONGEST_PADDED_SIDE,
+    Rectangle,
+    Window,
+    cut_mask,
+    cut_view,
+    is_padded,
+    paste,
+    resize,
+    whole_photo,
+)
 from pbe_train.data.references import fit_reference
 from pipelines.geometry import (
     Zoom,
@@ -28,6 +39,7 @@ from pipelines.geometry import (
     reference_window,
     square_window,
     turned,
+    view_window,
 )
 
 JITTER = (1, 5)
@@ -81,6 +93,118 @@ def test_views_hold_the_extended_box_and_leave_the_photo_only_where_they_must(sc
         assert window.side == needed
         covered = window.rectangle().intersection(whole_photo(width, height))
         assert min(covered.width, covered.height) == min(width, height), "padded more than needed"
+
+
+SHAPES = st.sampled_from([(1, 1), (640, 384), (384, 640), (1408, 704), (3, 2), (448, 576), (1, 4)])
+
+
+@given(scenes(), SHAPES, st.sampled_from(ZOOMS), st.floats(0, 1))
+def test_windows_of_any_shape_hold_the_box_and_leave_the_photo_only_where_they_must(scene, shape, zoom, max_zoom):
+    """The laws of squares, for other shapes: inside the photo if any window of the shape can be, else the smallest there is."""
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    window = view_window(extended, width, height, shape, zoom, max_zoom, random)
+    form = Form(*shape)
+    x_min, y_min, x_max, y_max = extended.pixels()
+    least, largest = form.holding(x_max - x_min, y_max - y_min), form.within(width, height)
+    assert window.rectangle().holds(extended)
+    assert (window.width, window.height) == form.sides(window.side)
+    assert is_padded(window, width, height) == (least > largest)
+    if least <= largest:
+        assert largest - max_zoom * (largest - least) - 1 <= window.side <= largest
+    else:
+        assert window.side == least
+        covered = window.rectangle().intersection(whole_photo(width, height))
+        assert covered.width == min(width, window.width), "padded more than needed"
+        assert covered.height == min(height, window.height)
+
+
+def published_square(
+    extended: Rectangle, photo_width: int, photo_height: int, zoom: Zoom, max_zoom: float, random: np.random.Generator
+) -> tuple[int, int, int]:
+    """Left, top and side as they were drawn before windows had shapes, word by word: datasets of squares keep their bytes."""
+
+    def place(low: int, high: int, side: int, frame_low: int, frame_high: int) -> int:
+        first, last = max(frame_low, high - side), min(low, frame_high - side)
+        if side > frame_high - frame_low:
+            first, last = frame_high - side, frame_low
+        return int(random.integers(first, last, endpoint=True))
+
+    x_min, y_min, x_max, y_max = extended.pixels()
+    side = max(x_max - x_min, y_max - y_min, min(photo_width, photo_height))
+    left, top = place(x_min, x_max, side, 0, photo_width), place(y_min, y_max, side, 0, photo_height)
+    if zoom == "free":
+        zoomed = side - int(random.uniform(0, max_zoom) * (side - max(x_max - x_min, y_max - y_min)))
+        return (place(x_min, x_max, zoomed, left, left + side), place(y_min, y_max, zoomed, top, top + side), zoomed)
+    if photo_width == photo_height:
+        return left, top, side
+    margin = min(x_min - left, y_min - top, left + side - x_max, top + side - y_max)
+    trim = int(random.integers(0, int(max_zoom * margin), endpoint=True))
+    return left + trim, top + trim, side - 2 * trim
+
+
+@given(scenes(), st.sampled_from(ZOOMS), st.floats(0, 1), st.sampled_from([1, 128, 512]))
+def test_squares_are_drawn_as_before_there_were_shapes(scene, zoom, max_zoom, size):
+    """The same numbers, and as many draws: whatever is drawn afterwards is the same, too."""
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    ours, before = (np.random.default_rng(7) for _ in range(2))
+    window = view_window(extended, width, height, (size, size), zoom, max_zoom, ours)
+    assert window.numbers() == published_square(extended, width, height, zoom, max_zoom, before)
+    assert ours.integers(1 << 40) == before.integers(1 << 40)
+
+
+@given(st.integers(20, 90), st.integers(20, 90), st.integers(8, 60), st.integers(8, 60), st.integers(0, 2**32))
+def test_a_view_shows_its_box_where_the_record_says(width, height, view_width, view_height, seed):
+    """A white box in a black photo: its pixels in the view are those between the corners that `to_view` gives, to one px."""
+    random = np.random.default_rng(seed)
+    left, top = int(random.integers(0, width - 8)), int(random.integers(0, height - 8))
+    box = Rectangle(left, top, left + 8, top + 8)
+    photo = np.zeros((height, width, 3), np.uint8)
+    photo[top : top + 8, left : left + 8] = 255
+    shape = (view_width, view_height)
+    window = view_window(box, width, height, shape, "free", 0.9, random)
+    view = cut_view(photo, window, shape)
+    assert view.shape == (view_height, view_width, 3)
+    corners = window.to_view(box.corners(), shape)
+    drawn = fill_box(corners, shape)
+    assert drawn.shape == view.shape[:2]
+    assert np.array_equal(drawn, fill_outline("box", corners, shape))
+    if not is_padded(window, width, height):  # Else its reflection is white, too.
+        assert (view[..., 0] > 0).sum() >= 1
+        rows, columns = (np.flatnonzero((view[..., 0] > 127).any(axis)) for axis in (1, 0))
+        if len(rows) and len(columns):
+            found = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            assert np.abs(found - [*corners[0], *corners[2]]).max() <= 1.5
+
+
+@given(scenes(), SHAPES)
+def test_masks_of_other_shapes_cover_what_squares_would(scene, shape):
+    """A Bessel mask in a view of any shape is the polygon's, in its own scale along each side."""
+    width, height, box, random = scene
+    extended = extend_box(box, whole_photo(width, height), 0.4, random)
+    size = (shape[0] * 64 // max(shape) + 8, shape[1] * 64 // max(shape) + 8)
+    window = view_window(extended, width, height, size, "free", 0.6, random)
+    polygon = window.to_view(bessel_polygon(box, extended, 20, JITTER, random), size)
+    mask = fill_polygon(polygon, size)
+    assert mask.shape == size[::-1]
+    assert mask.any()
+    turned_mask = fill_polygon(polygon[:, ::-1], size[::-1])
+    # OpenCV's lines are not quite the same along the other axis.
+    assert (mask != turned_mask.T).mean() < 0.1
+
+
+def test_what_is_cut_from_a_photo_is_pasted_back_where_it_was():
+    random = np.random.default_rng(0)
+    photo = random.integers(0, 256, (60, 90, 3)).astype(np.uint8)
+    for window in (Window(10, 5, 40, 20), Window(-6, 30, 30, 44), Window(70, -10, 30, 80)):
+        view = cut_view(photo, window, (window.width, window.height))
+        assert np.array_equal(paste(photo, view, None, window), photo)
+        inside = np.zeros((60, 90), bool)
+        inside[35:40, 72:80] = True
+        part = cut_mask(inside, window, (window.width, window.height))
+        assert part.shape == (window.height, window.width)
+        assert part.any() == window.rectangle().holds(Rectangle(72, 35, 80, 40))
 
 
 @pytest.mark.parametrize("zoom", ZOOMS)
