@@ -26,7 +26,7 @@ from pbe_core.errors import InputError
 from pbe_core.files import atomic_file
 from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
-from schemas.tables import OBJECTS, PLAN
+from schemas.tables import PLAN, paired
 
 ROWS_PER_GROUP = 16_384
 """A row group of the plan holds whole shards, of at least so many rows together. With one shard each, the footer that every
@@ -58,11 +58,16 @@ class PlanRow:
     url: str | None
     author: str | None
     licence: str | None
+    group: str | None = None
+    references: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "PlanRow":
         """The fields that a row of a table has among others."""
-        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row})
+
+
+_READ = {field.name for field in dataclasses.fields(PlanRow)}
 
 
 class Plan:
@@ -81,6 +86,7 @@ class Plan:
             raise InputError(f"{path}: made by another version; remove selection.json beside it and run the build again")
         self.shards: dict[str, int] = json.loads(shards)
         """Shard -> number of planned samples, in order."""
+        self.columns: list[str] = self._file.schema_arrow.names
         self._starts = dict(zip(self.shards, accumulate(self.shards.values(), initial=0), strict=False))
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._groups = np.cumsum([0, *sizes])
@@ -89,7 +95,7 @@ class Plan:
         """The planned samples of a shard; reads the one row group that holds them."""
         start = self._starts[shard]
         group = int(np.searchsorted(self._groups, start, side="right")) - 1
-        table = self._file.read_row_group(group, [field.name for field in dataclasses.fields(PlanRow)])
+        table = self._file.read_row_group(group, [name for name in self.columns if name in _READ])
         return [PlanRow.of(row) for row in table.slice(start - int(self._groups[group]), self.shards[shard]).to_pylist()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -114,7 +120,7 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int) -> None:
     """
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
-    with writing_plan(plan) as add:
+    with writing_plan(plan, is_paired(table)) as add:
         for shard in plan_samples(parts, views, samples):
             add(shard)
 
@@ -140,8 +146,9 @@ def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
     there: dict[str, int] = {}
     met = 0
-    with writing_plan(plan) as add:
-        for shard, rows in Plan(plan).tables(PLAN.names):
+    before = Plan(plan)
+    with writing_plan(plan, is_paired(table) or "group" in before.columns) as add:
+        for shard, rows in before.tables(before.columns):
             if shard not in finished:
                 continue
             split, _, number = shard.rpartition("-")
@@ -161,13 +168,19 @@ def extend_plan(objects: Path, plan: Path, finished: Collection[str], packed: pa
             )
 
 
+def is_paired(objects: pq.ParquetFile) -> bool:
+    """Whether a table of objects says which of them show the same instance."""
+    return "group" in objects.schema_arrow.names
+
+
 @contextmanager
-def writing_plan(plan: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Write plan.parquet: what is yielded takes the rows of one shard after another."""
+def writing_plan(plan: Path, pairs: bool = False) -> Iterator[Callable[[pa.Table], None]]:
+    """Write plan.parquet: what is yielded takes the rows of one shard after another; with `pairs`, with groups and references."""
+    schema = paired(PLAN) if pairs else PLAN
     shards: dict[str, int] = {}
     waiting: list[pa.Table] = []
     # Statistics would make the footer twice as large, and nobody reads them.
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=False) as writer:
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, schema, write_statistics=False) as writer:
 
         def write() -> None:
             if waiting:
@@ -177,7 +190,10 @@ def writing_plan(plan: Path) -> Iterator[Callable[[pa.Table], None]]:
 
         def add(rows: pa.Table) -> None:
             shards[rows["shard"][0].as_py()] = len(rows)
-            waiting.append(rows.cast(PLAN))
+            for field in schema:
+                if field.name not in rows.column_names:  # Of shards that were planned before there were groups.
+                    rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+            waiting.append(rows.select(schema.names).cast(schema))
             if sum(map(len, waiting)) >= ROWS_PER_GROUP:
                 write()
 
@@ -203,27 +219,28 @@ def plan_samples(
         packed: keys that are left out.
     """
     split, number = "", 0
-    waiting = OBJECTS.empty_table()
+    waiting: pa.Table | None = None
     views_waiting = np.zeros(0, np.int32)
     for part in objects:
         for own, rows in _by_split(part):
             if own != split:
-                if len(waiting):
+                if waiting is not None and len(waiting):
                     yield _shard(waiting, views_waiting, split, number)
-                split, number, waiting, views_waiting = own, there.get(own, 0), OBJECTS.empty_table(), np.zeros(0, np.int32)
+                split, number, waiting, views_waiting = own, there.get(own, 0), None, np.zeros(0, np.int32)
             each = np.repeat(np.arange(len(rows)), views)
             of_each = np.tile(np.arange(views, dtype=np.int32), len(rows))
             if packed is not None:
                 new = ~packed.hold(_keys(rows["object_id"], views))
                 each, of_each = each[new], of_each[new]
-            waiting = pa.concat_tables([waiting, rows.take(pa.array(each))])
+            taken = rows.take(pa.array(each))
+            waiting = taken if waiting is None else pa.concat_tables([waiting, taken])
             views_waiting = np.r_[views_waiting, of_each]
             full = len(waiting) // samples * samples
             for start in range(0, full, samples):
                 yield _shard(waiting.slice(start, samples), views_waiting[start : start + samples], split, number)
                 number += 1
             waiting, views_waiting = waiting.slice(full).combine_chunks(), views_waiting[full:]
-    if len(waiting):
+    if waiting is not None and len(waiting):
         yield _shard(waiting, views_waiting, split, number)
 
 
@@ -277,5 +294,6 @@ def _shard(rows: pa.Table, views: np.ndarray, split: str, number: int) -> pa.Tab
         "key": _join(rows["object_id"], views),
         "view": pa.array(views),
     }
-    arrays = [columns[name] if name in columns else rows[name] for name in PLAN.names]
-    return pa.table(arrays, names=PLAN.names).unify_dictionaries().cast(PLAN)
+    schema = paired(PLAN) if "group" in rows.column_names else PLAN
+    arrays = [columns[name] if name in columns else rows[name] for name in schema.names]
+    return pa.table(arrays, names=schema.names).unify_dictionaries().cast(schema)
