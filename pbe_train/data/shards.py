@@ -59,8 +59,6 @@ class StoredSample:
     masks: Bool[np.ndarray, "masks size size"]
     reference: UInt8[np.ndarray, "reference_height reference_width 3"]
     view: UInt8[np.ndarray, "size size 3"] | None
-    own: UInt8[np.ndarray, "own_height own_width 3"] | None = None
-    """The crop of the sample's own photo, where `reference` is of another one; else None."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +202,6 @@ class ShardReader:
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> StoredSample:
             count = self.info.masks_per_view
-            own = decode_jpeg(members["ref_jpg"])
-            other = decode_jpeg(members[other_column(1)]) if other_column(1) in members else None
             return StoredSample(
                 key=rows.keys[place.position].as_py(),
                 label=rows.labels[place.position].as_py(),
@@ -213,9 +209,8 @@ class ShardReader:
                 latent=self._latents(members["latent_npy"]).copy(),
                 masked=self._latents(members["masked_npy"], count).copy(),
                 masks=np.stack(self._masks(members["mask_json"], range(count))),
-                reference=own if other is None else other,
+                reference=decode_jpeg(members.get(other_column(1), members["ref_jpg"])),
                 view=decode_jpeg(members["view_jpg"]) if "view_jpg" in members else None,
-                own=None if other is None else own,
             )
 
         return self._read(place, (*READ, other_column(1)), decode)

@@ -98,6 +98,8 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "vae": _text(_public_text(vae.source)),
         "members": [[f"`{each.name}`", *_member(each, vae.deterministic)] for each in members_of(references)],
         "fields": [[f"`{name}`", field.description or ""] for name, field in fields_of(references).items()],
+        "references": f"{books.references:,}" if references else "",
+        "most_references": references,
         "split": "train" if "train" in info.splits else next(iter(info.splits)),
         "channels": vae.latent_channels,
         "both": vae.stored_channels,
