@@ -21,7 +21,7 @@ from pbe_core.errors import InputError
 from pbe_core.sample_codec import Sample, decode_sample
 from pbe_core.words import number_of
 from schemas.dataset import FORMAT_VERSION, Books, DatasetInfo
-from schemas.sample import MEMBER_NAMES
+from schemas.sample import MEMBER_NAMES, other_reference
 
 _BATCH_ROWS = 65_536
 
@@ -134,7 +134,8 @@ def read_sample(dataset: Path, row: Mapping[str, Any], *, means_only: bool = Fal
 def member_places(row: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     """Members that a row of the index tells of: name -> offset and length in the tar, in bytes."""
     places = {name: row[name.replace(".", "_")] for name in MEMBER_NAMES}
-    return {name: place for name, place in places.items() if place is not None}
+    others = {other_reference(number): place for number, place in enumerate(row.get("refs_jpg") or (), start=1)}
+    return {name: place for name, place in (places | others).items() if place is not None}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.decode import MAX_PIXELS
 from pbe_core.images.rle import decode_pixels
 from pbe_core.words import number_of
-from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord
+from schemas.sample import MEMBER_NAMES, MEMBERS, SampleRecord, is_member, other_reference
 
 # What `np.save` writes before the numbers of an array of a few axes.
 _HEADER_BYTES = 128
@@ -114,6 +114,8 @@ class Sample:
     masks: Bool[np.ndarray, "masks view_height view_width"]
     reference: bytes
     view: bytes | None
+    others: tuple[bytes, ...] = ()
+    """JPEGs of references from other photos, in the order of the record's `references`."""
 
 
 def encode_sample(sample: Sample) -> dict[str, bytes]:
@@ -124,6 +126,7 @@ def encode_sample(sample: Sample) -> dict[str, bytes]:
         "mask.json": encode_masks(sample.masks),
         "masked.npy": encode_array(sample.masked),
         "ref.jpg": sample.reference,
+        **{other_reference(number): data for number, data in enumerate(sample.others, start=1)},
     }
     return members if sample.view is None else {**members, "view.jpg": sample.view}
 
@@ -143,7 +146,7 @@ def decode_sample(members: Mapping[str, bytes], where: str, *, means_only: bool 
         if member.name not in members and not member.optional:
             raise InputError(f"{where}: member {member.name} is missing; the shard is damaged, build it again")
     for name in members:
-        if name not in MEMBER_NAMES:
+        if not is_member(name):
             raise InputError(f"{where}: unknown member {name}; known are {', '.join(MEMBER_NAMES)}")
     name = "json"
     try:
@@ -154,7 +157,11 @@ def decode_sample(members: Mapping[str, bytes], where: str, *, means_only: bool 
         raise InputError(f"{where}: member {name} is damaged ({' '.join(str(error).split())}); build the shard again") from error
     if problem := find_problem(record, latent, masked, masks, means_only=means_only):
         raise InputError(f"{where}: {problem}; build the shard again")
-    return Sample(record, latent, masked, masks, members["ref.jpg"], members.get("view.jpg"))
+    names = [other_reference(number) for number in range(1, len(record.references) + 1)]
+    if missing := [name for name in names if name not in members]:
+        raise InputError(f"{where}: member {missing[0]} is missing; the shard is damaged, build it again")
+    others = tuple(members[name] for name in names)
+    return Sample(record, latent, masked, masks, members["ref.jpg"], members.get("view.jpg"), others)
 
 
 def find_problem(

@@ -4,15 +4,16 @@ The ablations of the paper are one setting each: `model.pretrained` (prior), `au
 and `condition_dropout`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_serializer, model_validator
 
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
 from pbe_core.words import number_of
+from schemas.dataset import leave_out
 
 # Diffusion times of the model: 0 to 999.
 TIMESTEPS = 1000
@@ -100,6 +101,17 @@ class AugmentationSettings(Group):
     pose, shape, light and quality and erases backgrounds; `none`: no augmentation."""
 
 
+class ReferenceDraw(Group):
+    """Which references a sample is shown, where the dataset has some from other photos (docs/own-data.md)."""
+
+    cross_photo: float = Field(1.0, ge=0, le=1)
+    """Share of the samples whose reference is from another photo, of those that have one there; the others', and all where there
+    is none, is the crop of their own photo. Drawn anew in each epoch, as is which one of several."""
+    per_sample: int = Field(1, ge=1, le=16)
+    """References from other photos that a sample is shown at once, the mean of whose class tokens is the condition; where there
+    are fewer, some come twice, augmented otherwise. More than 1 takes model.tokens: class."""
+
+
 class OptimizerSettings(Group):
     """AdamW and its schedule."""
 
@@ -175,6 +187,8 @@ class TrainSettings(Program):
     """The networks."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Strong augmentation of the reference."""
+    references: ReferenceDraw = ReferenceDraw()
+    """Which references a sample is shown."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """AdamW and its schedule."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
@@ -216,6 +230,19 @@ class TrainSettings(Program):
         if isinstance(values, dict) and is_url(values.get("dataset")):
             settings._dataset_url = str(values["dataset"])
         return settings
+
+    @model_validator(mode="after")
+    def _tokens_have_a_mean(self) -> "TrainSettings":
+        if self.references.per_sample > 1 and self.model.tokens == "all":
+            raise ValueError(
+                "references.per_sample above 1 takes model.tokens: class; all tokens of two photos do not correspond"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without what runs before it did not have, so that they go on."""
+        return leave_out(write(self), {"references": ReferenceDraw().model_dump()})
 
     @field_serializer("dataset")
     def _dataset_as_given(self, _: Path) -> str:

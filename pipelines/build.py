@@ -246,6 +246,11 @@ def print_summary(info: DatasetInfo, settings: BuildSettings, seconds: float) ->
     for code, count in books.failures.items():
         table.add_row("", f"failed: {code}", f"{count:,}")
     table.add_row("", "of these views padded by reflection", f"{books.padded_views:,}")
+    if books.references or books.lost_references:
+        table.add_section()
+        table.add_row("references", "from other photos", f"{books.references:,}")
+        for code, count in books.lost_references.items():
+            table.add_row("", f"not cut: {code}", f"{count:,}")
     table.add_section()
     masks = sum(books.masks.values())
     for kind, count in books.masks.items():

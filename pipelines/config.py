@@ -20,6 +20,11 @@ SourceKind = Literal["open_images", "coco", "boxes"]
 SPLITS = ("train", "validation", "test")
 
 
+def without(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is written of settings: later ones only where they are not as ever, so that old builds keep their fingerprints."""
+    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
+
+
 class SourceSettings(Group):
     """Where boxes and photos come from."""
 
@@ -31,7 +36,7 @@ class SourceSettings(Group):
     bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
     <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
     coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
-    boxes: one CSV or JSONL file."""
+    boxes: one CSV, JSONL or Parquet file; or a folder of photos, each of which is one box."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
     <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
@@ -46,6 +51,9 @@ class SourceSettings(Group):
     frame: Frame | None = None
     """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
     By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
+    group_by: Literal["column", "folder"] = "column"
+    """boxes only: which boxes show one and the same instance: those with the same text in column `group`, where there is one, or
+    those whose photos are in one folder (a folder an object, a folder a video). No instance is in two splits then."""
     same_photo: Literal["drop", "report"] = "drop"
     """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report.
     Images of one COCO file that bear one file name are read as one photo, unless they are only to be reported."""
@@ -75,6 +83,10 @@ class SourceSettings(Group):
         """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
         return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without(write(self), {"group_by": "column"})
+
     @model_validator(mode="wrap")
     @classmethod
     def _url_is_of_a_store(cls, values: Any, handler: ModelWrapValidatorHandler["SourceSettings"]) -> "SourceSettings":
@@ -91,8 +103,10 @@ class SourceSettings(Group):
 
     @model_validator(mode="after")
     def _unit_is_declared(self) -> "SourceSettings":
-        if self.kind == "boxes" and self.unit is None:
+        if self.kind == "boxes" and self.unit is None and not self.annotations.is_dir():
             raise ValueError("source.kind is boxes, so say in which unit they are: source.unit: pixel, or source.unit: fraction")
+        if self.kind != "boxes" and self.group_by != "column":
+            raise ValueError(f"source.group_by is for source.kind: boxes only, not for {self.kind}")
         if self.kind != "boxes" and self.unit is not None:
             raise ValueError(f"source.unit is for source.kind: boxes only; the unit of {self.kind} is known")
         return self
@@ -234,6 +248,26 @@ class ReferenceSettings(Group):
     background: Literal["keep", "grey"] = "keep"
     """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
     Objects that are too little of their reference are rejected then: selection.min_object_share."""
+    others: int = Field(0, ge=0, le=16)
+    """References of each object from other photos of the same instance (ref_1.jpg, ...), beside the crop of its own, at most;
+    drawn by a seeded hash among the boxes of its group. A table of pairs names them itself (docs/own-data.md)."""
+    frames: tuple[int, int] | None = None
+    """Smallest and largest distance of frame numbers between a photo and its reference, by the digits at the end of their names
+    (video_7/000123.jpg); photos of other folders and names without digits are no references then. Null: any other photo."""
+    alone: Literal["own", "reject"] = "own"
+    """What becomes of an object that no other photo shows: it has the crop of its `own`, or it is rejected (`no_other_photo`)."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return without(write(self), {"others": 0, "frames": None, "alone": "own"})
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReferenceSettings":
+        if self.frames and not 0 <= self.frames[0] <= self.frames[1]:
+            raise ValueError(f"frames must be two numbers with 0 <= smallest <= largest, not {list(self.frames)}")
+        if self.frames and not self.others:
+            raise ValueError("frames is about references from other photos, and references.others is 0; set it to 1 or more")
+        return self
 
 
 class LatentSettings(Group):

@@ -113,6 +113,14 @@ class Books(_Part):
     """Masks by kind."""
     padded_views: int
     """Views that no square inside the photo could hold, padded by reflection."""
+    references: int = 0
+    """References from other photos in the samples; left out where there are none."""
+    lost_references: dict[str, int] = {}
+    """Those that were planned for these samples and could not be cut, by code; left out likewise."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return leave_out(write(self), {"references": 0, "lost_references": {}})
 
 
 class DatasetInfo(_Part):

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+import pyarrow as pa
 from pydantic import BaseModel
 
 from schemas import dataset, sample
 from schemas.outcomes import OUTCOMES
-from schemas.tables import FAILURE_CODES, REJECT_REASONS, TABLES
+from schemas.tables import FAILURE_CODES, PAIRED, REFERENCE_PLACES, REJECT_REASONS, TABLES
 
 LAYOUT = """\
 | path | what |
@@ -58,13 +59,26 @@ def _fields(model: type[BaseModel]) -> list[str]:
         kind = str(field.annotation)
         if isinstance(field.annotation, type) and "[" not in kind:
             kind = field.annotation.__name__
-        rows.append((f"`{name}`", f"`{kind.replace('typing.', '').replace('schemas.dataset.', '')}`", field.description or ""))
+        rows.append(
+            (
+                f"`{name}`",
+                f"`{kind.replace('typing.', '').replace('schemas.dataset.', '').replace('schemas.sample.', '')}`",
+                field.description or "",
+            )
+        )
     return _table("field, type, meaning", rows)
+
+
+def _meaning(field: pa.Field) -> str:
+    return str(field.metadata[b"meaning"].decode())
 
 
 def document() -> str:
     """The whole page as Markdown."""
-    members = ((f"`{m.name}`", m.layout, f"{m.meaning}{' (optional)' if m.optional else ''}") for m in sample.MEMBERS)
+    members = (
+        (f"`{m.name}`", m.layout, f"{m.meaning}{' (optional)' if m.optional else ''}")
+        for m in (*sample.MEMBERS, sample.OTHER_REFERENCE)
+    )
     lines = [
         "# Data format",
         "",
@@ -85,12 +99,24 @@ def document() -> str:
         "Fields of `json`:",
         "",
         *_fields(sample.SampleRecord),
+        "Each of `references`:",
+        "",
+        *_fields(sample.ReferenceRecord),
+        "Each of `lost_references`:",
+        "",
+        *_fields(sample.LostReference),
         "## dataset.json",
         "",
     ]
     for part in (dataset.DatasetInfo, dataset.VaeIdentity, dataset.SplitCounts, dataset.Books):
         lines += [f"`{part.__name__}`: {part.__doc__}", "", *_fields(part)]
     lines += ["## A photo store", "", STORE_LAYOUT, "## Tables", ""]
+    lines += [
+        "Where the source says which boxes show the same instance, objects and plan have two further columns,",
+        f"`{PAIRED[0].name}` ({_meaning(PAIRED[0])}) and `{PAIRED[1].name}` ({_meaning(PAIRED[1])}:",
+        f"photo, box, outline and source of each), and the index has `{REFERENCE_PLACES.name}` ({_meaning(REFERENCE_PLACES)}).",
+        "",
+    ]
     for name, schema in TABLES.items():
         fields = (
             (f"`{field.name}`", f"`{field.type}`", "yes" if field.nullable else "no", field.metadata[b"meaning"].decode())

@@ -1,9 +1,11 @@
 """A sample in a shard: one object in one view with its K masks. Members are adjacent in the tar and sorted by name."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 MaskKind = Literal["box", "bessel"]
 MASK_KINDS: tuple[MaskKind, ...] = ("box", "bessel")
@@ -41,6 +43,70 @@ MEMBERS = (
     ),
 )
 MEMBER_NAMES = tuple(member.name for member in MEMBERS)
+OTHER_REFERENCE = Member(
+    "ref_1.jpg",
+    "JPEG RGB",
+    "the same instance in another photo, cut as ref.jpg is; then ref_2.jpg and so on, in the order of `references` in json",
+    optional=True,
+)
+_OTHER_REFERENCE = re.compile(r"ref_[1-9][0-9]*\.jpg")
+
+
+def other_reference(number: int) -> str:
+    """Name of the member that holds a reference from another photo; they count from 1."""
+    return f"ref_{number}.jpg"
+
+
+def is_member(name: str) -> bool:
+    """Whether a sample may have a member of this name."""
+    return name in MEMBER_NAMES or bool(_OTHER_REFERENCE.fullmatch(name))
+
+
+class ReferenceRecord(BaseModel):
+    """A reference from another photo."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    photo_id: str
+    """The source's id of the photo."""
+    file_name: str | None
+    """The photo's file below the photo folder; null where the id alone tells it."""
+    rotation: int
+    """Degrees counterclockwise by which the stored photo was turned; all that follows is in the turned frame."""
+    photo_size: tuple[int, int]
+    """Width and height of the photo in px."""
+    photo_sha256: str
+    """SHA-256 of the photo's file, hex."""
+    box: tuple[float, float, float, float]
+    """The instance's box in px of that photo: x_min, y_min, x_max, y_max."""
+    window: tuple[int, int, int, int]
+    """The reference's rectangle in px of that photo: x_min, y_min, x_max, y_max."""
+    mask: str | None
+    """The instance's own pixels in the reference: COCO's compressed RLE at the reference's size; null if not known."""
+    url: str | None
+    """Where the photo was published."""
+    author: str | None
+    """The photo's author."""
+    licence: str | None
+    """The photo's licence."""
+
+
+class LostReference(BaseModel):
+    """A reference from another photo that was planned and could not be cut."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    photo_id: str
+    """The source's id of the photo."""
+    file_name: str | None
+    """The photo's file, where the source names files."""
+    code: str
+    """What went wrong, as a code of failures."""
+    detail: str
+    """What went wrong, in words."""
+
+
+_LEFT_OUT = ("group", "references", "lost_references")
 
 
 class SampleRecord(BaseModel):
@@ -92,3 +158,14 @@ class SampleRecord(BaseModel):
     """The photo's licence."""
     seed: int
     """Seed of the build; with the key it determines window and masks."""
+    group: str | None = None
+    """The instance, as the source names it; left out where it does not."""
+    references: tuple[ReferenceRecord, ...] = ()
+    """What ref_1.jpg, ref_2.jpg, ... show; left out where there are none."""
+    lost_references: tuple[LostReference, ...] = ()
+    """Which of the planned ones could not be cut; left out where there are none."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Written as before there were these fields, so that what did not need them is the same bytes."""
+        return {name: value for name, value in write(self).items() if value or name not in _LEFT_OUT}

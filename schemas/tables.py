@@ -64,6 +64,9 @@ _SEGMENTATION = _nullable(
 _OBJECT_ID = _field(
     "object_id", pa.string(), "<photo_id>-<12 hex digits of a hash of label and coordinates>: the same in every build"
 )
+_GROUP = _nullable(
+    "group", pa.string(), "the instance that the box shows: boxes of one group show one and the same; null where nobody says"
+)
 _SOURCE = [
     _nullable("file_name", pa.string(), "the photo's file below the photo folder; null where the id alone tells it"),
     _nullable("width", pa.int32(), "the photo's width in px, in the frame of its boxes; null if the tables do not say"),
@@ -77,12 +80,28 @@ _SOURCE = [
     _nullable("author", pa.string(), "the photo's author; null if the source does not say"),
     _nullable("licence", WORD, "the photo's licence, as a URL; null if the source does not say"),
 ]
+# A reference from another photo, with all that cutting it takes; the fields mean what the columns of these names do.
+REFERENCE = pa.struct(
+    [
+        pa.field("photo_id", pa.string()),
+        *[pa.field(name, pa.float64()) for name in COORDINATES],
+        pa.field("segmentation", pa.string()),
+        *[pa.field(field.name, pa.string() if field.type == WORD else field.type) for field in _SOURCE],
+    ]
+)
+_REFERENCES = _nullable(
+    "references",
+    pa.list_(REFERENCE),
+    "boxes of other photos that show the same instance, in the order of ref_1.jpg, ref_2.jpg, ...; empty if there is none",
+)
 
 BOXES = pa.schema(
     [
         # A malformed row may lack anything; the selection rejects it by row.
         *[field.with_nullable(True) for field in (*_PHOTO, *_BOX)],
         _SEGMENTATION,
+        _GROUP,
+        _REFERENCES,
         _field("file", WORD, "name of the annotation file"),
         _field(
             "row",
@@ -165,7 +184,7 @@ OBJECTS = pa.schema(
 )
 REJECTS = pa.schema(
     [
-        *[field for field in BOXES if field.name not in ("problem", "detail", "segmentation")],
+        *[field for field in BOXES if field.name not in ("problem", "detail", "segmentation", "group", "references")],
         _field("reason", WORD, "the first rule that the box breaks, in the order below"),
         _nullable("reasons", pa.list_(pa.string()), "all rules that it breaks, where `selection.all_reasons` is set; else null"),
         _nullable("detail", pa.string(), "for malformed rows: what is wrong, in words; else null"),
@@ -185,6 +204,15 @@ PLAN = pa.schema(
         "metadata have `shards`, a JSON object: shard -> planned samples, in order."
     },
 )
+PAIRED = (_GROUP, _REFERENCES)
+"""Further columns of objects and plan, in datasets whose source says which boxes show the same instance."""
+
+
+def paired(schema: pa.Schema) -> pa.Schema:
+    """`OBJECTS` or `PLAN` with the columns `PAIRED`."""
+    return pa.schema([*schema, *PAIRED], metadata=schema.metadata)
+
+
 _PHOTO_KEY = _field("key", pa.uint64(), "hash of split and id: photos are sorted by it, so that hosts and classes are mixed")
 _TIME = pa.timestamp("ms", tz="UTC")
 _STATUS = [
@@ -276,6 +304,10 @@ INDEX = pa.schema(
         "(that of zlib). Sorted by shard and position."
     },
 )
+REFERENCE_PLACES = _nullable(
+    "refs_jpg", pa.list_(MEMBER_LOCATION), "byte ranges of ref_1.jpg, ref_2.jpg, ...; empty where there is no other photo"
+)
+"""A further column of the index, in datasets with references from other photos."""
 SHARD_RECORDS = pa.schema(
     [
         _field("shard", pa.string(), "name of the shard"),
@@ -323,6 +355,7 @@ REJECT_REASONS = {
     "unknown_photo": "the photo is not in the source's list of photos, or its file, whose size is needed, cannot be read",
     "left_out": "the object or its photo is in the list selection.leave_out",
     "same_photo": "the photo is there under another id too, and that one is kept",
+    "group_in_two_splits": "the group has boxes in a split that is kept rather than this one (test, validation, train)",
     "not_in_subset": "the photo is not in the seeded subset",
     "label_excluded": "the label is not in selection.include_labels, or in selection.exclude_labels",
     "group_of": "the box spans a group of objects",
@@ -341,6 +374,7 @@ REJECT_REASONS = {
     "nested": "a larger box of the photo holds selection.nested_share or more of this one",
     "over_photo_cap": "the photo has selection.max_per_photo objects already",
     "over_class_cap": "the class has as many objects as selection.max_per_class and class_smoothing allow",
+    "no_other_photo": "no other photo shows the instance, and references.alone is reject",
 }
 # Why a sample cannot be made.
 FAILURE_CODES = {
@@ -352,6 +386,7 @@ FAILURE_CODES = {
     "reference_too_small": "the box's shorter side is below selection.min_side px, known only from the photo itself",
     "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
+    "no_reference": "none of its references from other photos can be cut, and references.alone is reject",
 }
 
 TABLES = {

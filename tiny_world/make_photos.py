@@ -5,6 +5,11 @@
     OUT/train-images-boxable-with-rotation.csv      OUT/validation-images-boxable-with-rotation.csv
     OUT/class-descriptions-boxable.csv
 
+With --groups also which individual each box shows, which that layout has no place for, as own boxes (docs/own-data.md): an
+individual is seen in several scenes, each time in another pose, size and light, and a build can take its references from another.
+
+    OUT/boxes.csv            photo,x_min,y_min,x_max,y_max,label,split,width,height,group
+
 Usage:  python -m tiny_world.make_photos --out DIR --train 2000 --validation 150 --seed 0
 """
 
@@ -23,7 +28,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from tiny_world.kinds import KINDS, generator
-from tiny_world.scenes import Box, boxes_of, plan_scene, render_scene
+from tiny_world.scenes import Box, Scene, boxes_of, plan_scene, render_scene
 
 BOX_COLUMNS = [
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
@@ -40,6 +45,8 @@ PHOTO_TABLES = {
 JPEG_QUALITY = 92
 # Open Images drew 90 % of its training boxes by hand ("xclick"), with flags; its "activemil" boxes have none: all are -1.
 FLAGLESS_SHARE = 0.08
+
+GROUPED_COLUMNS = ["photo", "x_min", "y_min", "x_max", "y_max", "label", "split", "width", "height", "group"]
 
 Row = list[str]
 
@@ -76,8 +83,21 @@ def photo_row(image_id: str, split: str, data: bytes) -> Row:
     return [image_id, split, url, url, licence, *author, str(len(data)), md5, "", "0.0"]
 
 
-def make_photo(index: int, out: Path, split: str, seed: int) -> tuple[list[Row], Row]:
-    """Paint and write one photo; returns its lines of the box CSV and its line of the photo CSV."""
+def grouped_rows(image_id: str, split: str, scene: Scene, boxes: list[Box], visible: list[np.ndarray]) -> list[Row]:
+    """Lines of boxes.csv for one photo; none of a box around many individuals."""
+    if scene.is_group:
+        return []
+    shown = [who for (who, _), seen in zip(scene.objects, visible, strict=True) if seen.any()]
+    rows = []
+    for who, box in zip(shown, boxes, strict=True):
+        edges = (f"{edge:.6f}" for edge in (box.x_min, box.y_min, box.x_max, box.y_max))
+        of_photo = split, str(scene.width), str(scene.height)
+        rows.append([f"{split}/{image_id}.jpg", *edges, KINDS[box.kind].name, *of_photo, f"{split}-{who.kind}-{who.number}"])
+    return rows
+
+
+def make_photo(index: int, out: Path, split: str, seed: int) -> tuple[list[Row], Row, list[Row]]:
+    """Paint and write one photo; returns its lines of the box CSV, its line of the photo CSV, and its lines of boxes.csv."""
     scene = plan_scene(seed, split, index)
     photo, visible, occluded, truncated = render_scene(scene)
     image_id = photo_id(seed, split, index)
@@ -85,7 +105,8 @@ def make_photo(index: int, out: Path, split: str, seed: int) -> tuple[list[Row],
     (out / split / f"{image_id}.jpg").write_bytes(data)
     has_flags = generator(seed, "flags", split, index).uniform() >= FLAGLESS_SHARE
     boxes = boxes_of(scene, visible, occluded, truncated)
-    return [box_row(image_id, box, has_flags) for box in boxes], photo_row(image_id, split, data)
+    rows = [box_row(image_id, box, has_flags) for box in boxes]
+    return rows, photo_row(image_id, split, data), grouped_rows(image_id, split, scene, boxes, visible)
 
 
 def write_csv(path: Path, header: Row | None, rows: Iterable[Row]) -> None:
@@ -97,7 +118,7 @@ def write_csv(path: Path, header: Row | None, rows: Iterable[Row]) -> None:
         writer.writerows(rows)
 
 
-def photos_made(out: Path, split: str, count: int, seed: int, processes: int) -> Iterator[tuple[list[Row], Row]]:
+def photos_made(out: Path, split: str, count: int, seed: int, processes: int) -> Iterator[tuple[list[Row], Row, list[Row]]]:
     """The lines of every photo of a split, in the order of their index whatever the number of processes."""
     make = partial(make_photo, out=out, split=split, seed=seed)
     if processes == 1:
@@ -107,16 +128,25 @@ def photos_made(out: Path, split: str, count: int, seed: int, processes: int) ->
             yield from pool.map(make, range(count), chunksize=16)
 
 
-def make_world(out: str | Path, train_photos: int, validation_photos: int, seed: int, processes: int = 2) -> None:
-    """Write both splits and the class names; the same arguments give the same bytes, whatever `processes` is."""
+def make_world(
+    out: str | Path, train_photos: int, validation_photos: int, seed: int, processes: int = 2, groups: bool = False
+) -> None:
+    """Write both splits and the class names; the same arguments give the same bytes, whatever `processes` is.
+
+    With `groups` also boxes.csv, with the individual that each box shows.
+    """
     out = Path(out)
+    grouped: list[Row] = []
     for split, count in {"train": train_photos, "validation": validation_photos}.items():
         (out / split).mkdir(parents=True, exist_ok=True)
         progress = tqdm(photos_made(out, split, count, seed, processes), f"{split} photos", count, unit="photo")
         made = sorted(progress, key=lambda rows: rows[1][0])
-        write_csv(out / f"{split}-annotations-bbox.csv", BOX_COLUMNS, (row for boxes, _ in made for row in boxes))
-        write_csv(out / PHOTO_TABLES[split], PHOTO_COLUMNS, (row for _, row in made))
+        write_csv(out / f"{split}-annotations-bbox.csv", BOX_COLUMNS, (row for boxes, _, _ in made for row in boxes))
+        write_csv(out / PHOTO_TABLES[split], PHOTO_COLUMNS, (row for _, row, _ in made))
+        grouped += [row for _, _, rows in made for row in rows]
     write_csv(out / "class-descriptions-boxable.csv", None, ([kind.mid, kind.name] for kind in KINDS))
+    if groups:
+        write_csv(out / "boxes.csv", GROUPED_COLUMNS, grouped)
 
 
 def main() -> None:
@@ -127,8 +157,9 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=150, help="photos in the validation split")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--groups", action="store_true", help="also write boxes.csv, which says which individual a box shows")
     settings = parser.parse_args()
-    make_world(settings.out, settings.train, settings.validation, settings.seed, settings.processes)
+    make_world(settings.out, settings.train, settings.validation, settings.seed, settings.processes, settings.groups)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ from pbe_core.dataset_reader import member_places, read_dataset
 from pbe_core.errors import InputError, NetworkError
 from pbe_core.storage import RemoteFolder, is_url, public_url
 from pbe_train.data.remote_shards import fetch_tables
-from schemas.tables import INDEX
+from schemas.tables import INDEX, REFERENCE_PLACES
 
 LARGE_FOOTER = 4_000_000
 """Bytes of a footer of `index.parquet` beyond which parts are read instead: its tables of row groups take ten times as much."""
 HELD_SHARDS = 128
 """Shards whose rows of the index are kept, a few hundred kB each."""
+ALL_COLUMNS = (*INDEX.names, REFERENCE_PLACES.name)
 TILE_COLUMNS = ("key", "split", "shard", "position", "object_id", "label", "label_name", "ref_jpg")
 """What a grid shows of a sample. Its other columns are read when all of it is shown."""
 _FOOTER_END = 8
@@ -120,7 +121,8 @@ class DatasetFolder:
         for place in places:
             shard, position = self.locate(place)
             table = self._shard_rows(shard) if set(columns) <= set(TILE_COLUMNS) else _by_position(self._read_rows(shard))
-            found.append({**table.slice(position, 1).select(list(columns)).to_pylist()[0], "place": place})
+            there = [name for name in columns if name in table.column_names]
+            found.append({**table.slice(position, 1).select(there).to_pylist()[0], "place": place})
         return found
 
     def members(self, row: Row, names: Collection[str] | None = None) -> dict[str, bytes]:
@@ -133,7 +135,7 @@ class DatasetFolder:
         Raises:
             InputError: the shard is missing or cannot be reached, or the bytes are not those that were written.
         """
-        places = member_places(row) if names is None else {name: row[name.replace(".", "_")] for name in names}
+        places = member_places(row) if names is None else {name: _place_of(row, name) for name in names}
         where, found = f"{self.name}/shards/{row['shard']}.tar", {}
         # Members are adjacent, but a few bytes of one need not wait for the rest.
         first = min(place["offset"] for place in places.values())
@@ -172,7 +174,7 @@ class DatasetFolder:
             self._held.move_to_end(shard)
             return self._held[shard]
 
-    def _read_rows(self, shard: str, columns: Sequence[str] = INDEX.names) -> pa.Table:
+    def _read_rows(self, shard: str, columns: Sequence[str] = ALL_COLUMNS) -> pa.Table:
         index = self.folder / "index.parquet"
         try:
             with self._reading:
@@ -201,6 +203,11 @@ class DatasetFolder:
             raise InputError(f"{self.name}/{name}: missing; {way_out}") from None
         except (NetworkError, OSError) as error:
             raise InputError(f"{self.name}/{name}: cannot be read ({_words(error)})") from None
+
+
+def _place_of(row: Row, name: str) -> dict[str, int]:
+    place: dict[str, int] = row[column] if (column := name.replace(".", "_")) in row else member_places(row)[name]
+    return place
 
 
 def _by_position(rows: pa.Table) -> pa.Table:

@@ -22,14 +22,14 @@ from aiohttp import web
 from pbe_core.errors import InputError
 from pbe_core.leave_out import LeftOut, is_id
 from pbe_core.storage import is_url, public_url
-from pbe_train.app.dataset_folder import TILE_COLUMNS, DatasetFolder, Row
+from pbe_train.app.dataset_folder import ALL_COLUMNS, TILE_COLUMNS, DatasetFolder, Row
 from pbe_train.app.dataset_lists import Listed, Marks
 from pbe_train.app.dataset_rows import KINDS, Query, Rows
 from pbe_train.app.dataset_samples import Samples, Sources
 from pbe_train.app.dataset_torch import Draw, TorchProcess
 from pbe_train.app.security import RefusedError
 from pbe_train.app.uploads import read_json
-from schemas.tables import FAILURE_CODES, INDEX, REJECT_REASONS, REJECTS
+from schemas.tables import FAILURE_CODES, REJECT_REASONS, REJECTS
 
 MOST_ROWS = 500
 """Of a page."""
@@ -282,14 +282,14 @@ async def get_picture(viewer: Viewer, opened: Opened, request: web.Request) -> w
     samples = opened.samples
     makers: dict[str, Callable[[Row], bytes]] = {
         "tile": samples.tile,
-        "reference": samples.reference,
+        "reference": lambda row: samples.reference(row, number),
         "photo": samples.photo,
         "latent": lambda row: samples.latent(row, None),
         "mask": lambda row: samples.mask(row, number),
         "masked": lambda row: samples.latent(row, number),
         "draws": lambda row: samples.draw(row, _draw(request, number)),
     }
-    columns = TILE_COLUMNS if picture == "tile" else INDEX.names
+    columns = TILE_COLUMNS if picture == "tile" else ALL_COLUMNS
     run = viewer.quickly if picture in ("tile", "reference", "mask") else viewer.slowly
     made_from = ""
     if picture == "view":
@@ -315,7 +315,7 @@ def _picture(request: web.Request, data: bytes, kind: str, made_from: str = "") 
     return web.Response(body=data, content_type=kind, headers={"Cache-Control": kept, "X-Made-From": made_from})
 
 
-def _row(opened: Opened, request: web.Request, columns: Sequence[str] = INDEX.names) -> Row:
+def _row(opened: Opened, request: web.Request, columns: Sequence[str] = ALL_COLUMNS) -> Row:
     place = _whole(request.match_info["place"], "the sample's place")
     return opened.folder.rows([place], columns)[0]
 

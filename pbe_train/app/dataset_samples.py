@@ -30,7 +30,7 @@ from pbe_core.sample_codec import decode_array, decode_masks, jpeg_bytes
 from pbe_core.storage import is_url
 from pbe_train.app.dataset_folder import DatasetFolder, Row
 from pbe_train.app.dataset_torch import Draw, TorchProcess, augment, decode
-from schemas.sample import SampleRecord
+from schemas.sample import SampleRecord, other_reference
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 TILE = 160
@@ -57,6 +57,10 @@ class Sources:
     vae: str | None = None
 
 
+# Long, and shown as pictures.
+_NOT_TOLD: Any = {"mask_polygons": True, "reference_mask": True, "references": {"__all__": {"mask"}}}
+
+
 class Samples:
     """Samples of one dataset. Threads may share it."""
 
@@ -71,7 +75,7 @@ class Samples:
         members = member_places(row)
         masks = decode_masks(self.folder.members(row, ["mask.json"])["mask.json"])
         return {
-            "record": record.model_dump(mode="json", exclude={"mask_polygons", "reference_mask"}),
+            "record": record.model_dump(mode="json", exclude=_NOT_TOLD),
             "outline": record.reference_mask is not None,
             "link": record.url if is_web(record.url) else None,
             "licence_link": record.licence if is_web(record.licence) else None,
@@ -98,9 +102,13 @@ class Samples:
         """The reference, small."""
         return jpeg_bytes(shrink(self._reference(row), TILE), QUALITY)
 
-    def reference(self, row: Row) -> bytes:
-        """The reference."""
-        return jpeg_bytes(self._reference(row), QUALITY)
+    def reference(self, row: Row, number: int = 0) -> bytes:
+        """The reference; or that of a number from 1 on, from another photo. Raises InputError: there is no such one."""
+        if not 0 <= number <= len(row.get("refs_jpg") or ()):
+            raise InputError(
+                f"{_where(row)}: no reference {number} from another photo; there are {len(row.get('refs_jpg') or ())}"
+            )
+        return jpeg_bytes(self._reference(row, number), QUALITY)
 
     def view(self, row: Row) -> tuple[bytes, str]:
         """The view, and what it is from: view.jpg; where the build kept none, the photo, or else its latent, decoded."""
@@ -179,8 +187,9 @@ class Samples:
             raise InputError(f"{_where(row)}: reference_mask: {error}; build the shard again") from None
         return jpeg_bytes(self.torch.call(augment, reference, outline, draw), QUALITY)
 
-    def _reference(self, row: Row) -> Picture:
-        return _decoded(self.folder.members(row, ["ref.jpg"])["ref.jpg"], row, "ref.jpg")
+    def _reference(self, row: Row, number: int = 0) -> Picture:
+        name = other_reference(number) if number else "ref.jpg"
+        return _decoded(self.folder.members(row, [name])[name], row, name)
 
     def _photo(self, record: SampleRecord) -> Picture:
         """The photo that a sample was cut from, turned as it was.

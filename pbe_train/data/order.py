@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from pbe_core.randomness import generator
+from pbe_core.randomness import generator, uniform
 from pbe_core.words import number_of
 
 
@@ -169,6 +169,23 @@ def _turn_of(step: int, sizes: Sequence[int]) -> tuple[int, int]:
 def choose_mask(seed: int, epoch: int, key: str, masks: int) -> int:
     """Which of a sample's K masks, 0..K-1, an epoch uses: uniform, and drawn anew for each epoch and each key."""
     return int(generator(seed, "train", "mask", epoch, key).integers(masks))
+
+
+def choose_references(seed: int, epoch: int, key: str, others: int, cross_photo: float, count: int) -> tuple[int, ...]:
+    """Which references an epoch shows of a sample: 0 is its own crop, n is that of ref_n.jpg, from another photo.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        key: of the sample.
+        others: references from other photos that it has.
+        cross_photo: share of samples that are shown these.
+        count: how many at once; own crops alone are all the same one.
+    """
+    if not others or uniform(seed, "train", "cross photo", epoch, key) >= cross_photo:
+        return (0,) * count
+    order = generator(seed, "train", "references", epoch, key).permutation(others)
+    return tuple(int(order[place % others]) + 1 for place in range(count))
 
 
 def rank_slots(global_batch: int, accumulation: int, ranks: int, rank: int) -> list[list[int]]:

@@ -30,6 +30,7 @@ from pbe_core.images.rle import decode_pixels
 from pbe_core.sample_codec import decode_array, latents_problem, mask_counts
 from pbe_core.words import noun, number_of
 from pbe_train.data.order import SampleLocation
+from schemas.sample import other_reference
 from schemas.tables import INDEX
 
 # Columns of the index whose members are read. `json` tells people where a sample comes from; of it, the object's outline alone
@@ -71,6 +72,8 @@ class TrainingSample:
     reference: UInt8[np.ndarray, "reference_height reference_width 3"]
     outline: Bool[np.ndarray, "reference_height reference_width"] | None = None
     """Which pixels of the reference are the object's; None where that is not known, or was not asked for."""
+    more: tuple[tuple[UInt8[np.ndarray, "_ _ 3"], Bool[np.ndarray, "_ _"] | None], ...] = ()
+    """Further references that were asked for, each with its outline."""
 
 
 class Replaced(NamedTuple):
@@ -141,6 +144,12 @@ class ShardRows:
     offsets: Int64[np.ndarray, "samples members"]
     lengths: Int64[np.ndarray, "samples members"]
     checksums: Int64[np.ndarray, "samples members"]
+    others: pa.Array | None = None
+    """Lists of places (`offset`, `length`, `crc32`) of references from other photos; None where the dataset has none."""
+
+    def count_others(self, position: int) -> int:
+        """References from other photos that a sample has."""
+        return 0 if self.others is None else len(self.others[position].as_py() or ())
 
     @classmethod
     def of(cls, table: pa.Table) -> "ShardRows":
@@ -151,7 +160,8 @@ class ShardRows:
             return np.stack(columns, axis=1)
 
         keys, labels, names = (table[name].combine_chunks() for name in ("key", "label", "label_name"))
-        return cls(keys, labels, names, numbers("offset", 0), numbers("length", -1), numbers("crc32", 0))
+        others = table["refs_jpg"].combine_chunks() if "refs_jpg" in table.column_names else None
+        return cls(keys, labels, names, numbers("offset", 0), numbers("length", -1), numbers("crc32", 0), others)
 
 
 class ShardReader:
@@ -184,7 +194,7 @@ class ShardReader:
         return ShardReader, (self.folder, self.split, self.open_shards, self.files)
 
     def read(self, place: SampleLocation) -> StoredSample:
-        """Read and decode all of the sample at a place.
+        """Read and decode all of the sample at a place; its reference is from another photo, the first, where there is one.
 
         Raises:
             CorruptSample: the shard is missing, or the sample damaged.
@@ -199,14 +209,18 @@ class ShardReader:
                 latent=self._latents(members["latent_npy"], place.shard).copy(),
                 masked=self._latents(members["masked_npy"], place.shard, count).copy(),
                 masks=np.stack(self._masks(members["mask_json"], place.shard, range(count))),
-                reference=decode_jpeg(members["ref_jpg"]),
+                reference=decode_jpeg(members.get(other_column(1), members["ref_jpg"])),
                 view=decode_jpeg(members["view_jpg"]) if "view_jpg" in members else None,
             )
 
-        return self._read(place, READ, decode)
+        return self._read(place, (*READ, other_column(1)), decode)
 
     def read_for_training(
-        self, place: SampleLocation, choose: Callable[[str, int], int], outlined: bool = False
+        self,
+        place: SampleLocation,
+        choose: Callable[[str, int], int],
+        outlined: bool = False,
+        choose_references: Callable[[str, int], tuple[int, ...]] | None = None,
     ) -> TrainingSample:
         """Read and decode what an item needs of the sample at a place.
 
@@ -214,15 +228,24 @@ class ShardReader:
             place: of the sample.
             choose: (key, K) -> which of the K masks, 0..K-1.
             outlined: whether it needs the object's outline.
+            choose_references: (key, references from other photos) -> which are read: 0 is the own crop, n that of ref_n.jpg. By
+                default the own one.
 
         Raises:
             CorruptSample: the shard is missing, or the sample damaged.
         """
+        chosen: tuple[int, ...] = (0,)
+
+        def wanted(rows: ShardRows) -> tuple[str, ...]:
+            nonlocal chosen
+            if choose_references:
+                chosen = choose_references(rows.keys[place.position].as_py(), rows.count_others(place.position))
+            return (*TRAINED_ON[:-1], *map(other_column, chosen), *(("json",) if outlined else ()))
 
         def decode(members: dict[str, bytes], rows: ShardRows) -> TrainingSample:
-            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose, outlined, place.shard)
+            return self.decode_for_training(members, rows.keys[place.position].as_py(), choose, outlined, chosen, place.shard)
 
-        return self._read(place, (*TRAINED_ON, "json") if outlined else TRAINED_ON, decode)
+        return self._read(place, wanted, decode)
 
     def decode_for_training(
         self,
@@ -230,9 +253,12 @@ class ShardReader:
         key: str,
         choose: Callable[[str, int], int],
         outlined: bool = False,
+        chosen: tuple[int, ...] = (0,),
         shard: int = 0,
     ) -> TrainingSample:
-        """What an item needs, of a sample's members (named as columns of the index) from this shard.
+        """What an item needs, of a sample's members (named as columns of the index; references as `other_column` says).
+
+        They are those of a sample in this shard.
 
         Raises:
             ValueError: a member is damaged, or does not fit `dataset.json`.
@@ -243,10 +269,14 @@ class ShardReader:
         latent = self._latents(members["latent_npy"], shard)
         masked = self._latents(members["masked_npy"], shard, count)[kind]
         (mask,) = self._masks(members["mask_json"], shard, [kind])
-        reference = decode_jpeg(members["ref_jpg"])
-        outline = decode_outline(members["json"], *reference.shape[:2]) if outlined else None
+        references = [decode_jpeg(members[other_column(number)]) for number in chosen]
+        outlines = [
+            decode_outline(members["json"], *reference.shape[:2], number=number) if outlined else None
+            for number, reference in zip(chosen, references, strict=True)
+        ]
+        more = tuple(zip(references[1:], outlines[1:], strict=True))
         # Copies, because PyTorch wants to be able to write what it reads.
-        return TrainingSample(key, latent.copy(), masked.copy(), mask, reference, outline)
+        return TrainingSample(key, latent.copy(), masked.copy(), mask, references[0], outlines[0], more)
 
     def key(self, place: SampleLocation) -> str:
         """The key of the sample at a place, from the index alone."""
@@ -286,13 +316,20 @@ class ShardReader:
         return names
 
     def _read(
-        self, place: SampleLocation, wanted: tuple[str, ...], decode: Callable[[dict[str, bytes], ShardRows], Decoded]
+        self,
+        place: SampleLocation,
+        wanted: tuple[str, ...] | Callable[[ShardRows], tuple[str, ...]],
+        decode: Callable[[dict[str, bytes], ShardRows], Decoded],
     ) -> Decoded:
-        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a CorruptSample."""
+        """Fetch the members of a sample, compare their CRC-32, and decode them; whatever is wrong becomes a CorruptSample.
+
+        Members that a shard's rows of the index decide about are asked of them.
+        """
         name = self.shards[place.shard]
         try:
             file, rows = self._open_shard(name)
-            return decode(_fetch(file, rows, place.position, wanted), rows)
+            names = wanted if isinstance(wanted, tuple) else wanted(rows)
+            return decode(_fetch(file, rows, place.position, names), rows)
         except UnreadableShard as error:
             raise CorruptSample(str(error), Replaced(name, self.key(place), error.why)) from None
         except (ValueError, EOFError, OSError, PhotoError) as error:
@@ -374,35 +411,45 @@ class ShardReader:
 
 def _fetch(file: FileIO, rows: ShardRows, position: int, wanted: tuple[str, ...]) -> dict[str, bytes]:
     """The members of a sample that are there. Raises ValueError where one is not what was written."""
-    offsets, lengths = rows.offsets[position].tolist(), rows.lengths[position].tolist()
-    checksums = rows.checksums[position].tolist()
-    there = [number for number, name in enumerate(LOCATED) if name in wanted and lengths[number] >= 0]
+    columns = zip(
+        rows.offsets[position].tolist(), rows.lengths[position].tolist(), rows.checksums[position].tolist(), strict=True
+    )
+    there = {name: place for name, place in zip(LOCATED, columns, strict=True) if name in wanted and place[1] >= 0}
+    if rows.others is not None:
+        others = {other_column(number): place for number, place in enumerate(rows.others[position].as_py() or (), start=1)}
+        there |= {name: (place["offset"], place["length"], place["crc32"]) for name, place in others.items() if name in wanted}
     # The members are adjacent, so one read fetches them all.
-    first = min(offsets[number] for number in there)
-    last = max(offsets[number] + lengths[number] for number in there)
+    first = min(offset for offset, _, _ in there.values())
+    last = max(offset + length for offset, length, _ in there.values())
     data = memoryview(os.pread(file.fileno(), last - first, first))
     members = {}
-    for number in there:
-        start = offsets[number] - first
-        members[LOCATED[number]] = bytes(data[start : start + lengths[number]])
-        if zlib.crc32(members[LOCATED[number]]) != checksums[number]:
-            raise ValueError(f"{LOCATED[number].replace('_', '.')} is not what was written (CRC-32)")
+    for name, (offset, length, checksum) in there.items():
+        members[name] = bytes(data[offset - first : offset - first + length])
+        if zlib.crc32(members[name]) != checksum:
+            raise ValueError(f"{'.'.join(name.rsplit('_', 1))} is not what was written (CRC-32)")
     return members
 
 
-def decode_outline(data: bytes, height: int, width: int) -> Bool[np.ndarray, "{height} {width}"] | None:
+def other_column(number: int) -> str:
+    """What a reference is called among members: `ref_jpg` is the own crop (0), `ref_1_jpg` that of ref_1.jpg."""
+    return other_reference(number).replace(".", "_") if number else "ref_jpg"
+
+
+def decode_outline(data: bytes, height: int, width: int, number: int = 0) -> Bool[np.ndarray, "{height} {width}"] | None:
     """Which pixels of the reference are the object's, of the bytes of `json`; None where that is not known.
 
     Args:
         data: the JSON.
         height: of the reference, px.
         width: as well.
+        number: which reference: 0 is the own crop, n that of ref_n.jpg.
 
     Raises:
         ValueError: no JSON object with that field, or the outline is not the reference's.
     """
     try:
-        counts = json.loads(data)["reference_mask"]
+        record = json.loads(data)
+        counts = record["references"][number - 1]["mask"] if number else record["reference_mask"]
         return None if counts is None else decode_pixels(counts, height, width)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"reference_mask: {error}") from None

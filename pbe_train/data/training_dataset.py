@@ -33,7 +33,7 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import generator, name_hash, uniform
 from pbe_train.config import TIMESTEPS, TrainSettings
 from pbe_train.data.latents import draw_posterior, to_mask_channel
-from pbe_train.data.order import BucketOrder, SampleLocation, choose_mask, rank_slots
+from pbe_train.data.order import BucketOrder, SampleLocation, choose_mask, choose_references, rank_slots
 from pbe_train.data.references import Augmentation, check_geometry, prepare_reference
 from pbe_train.data.shards import CorruptSample, Replaced, ShardReader, TrainingSample
 
@@ -48,8 +48,8 @@ class Batch(NamedTuple):
 
     planes: Float[Tensor, "batch planes height width"]
     """Stacked: latent of the view (C, scaled), of the masked image (C, scaled), mask channel (1), noise (C)."""
-    reference: UInt8[Tensor, "batch reference reference 3"]
-    """The augmented reference, RGB, 0-255."""
+    reference: UInt8[Tensor, "references reference reference 3"]
+    """The augmented reference, RGB, 0-255; where a sample is shown several, those of a sample together."""
     timestep: Int64[Tensor, " batch"]
     """Diffusion time, 0..999."""
     dropped: Bool[Tensor, " batch"]
@@ -98,7 +98,8 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         """The batch of these (step, slot) pairs, all of steps that have views of one shape."""
         cells = self.reader.cells(self.order.at(*pairs[0], self.settings.global_batch)[1].shard)
         planes = np.empty((len(pairs), 3 * self.reader.info.vae.latent_channels + 1, *cells), np.float32)
-        references = np.empty((len(pairs), self.reference_size, self.reference_size, 3), np.uint8)
+        shown = self.settings.references.per_sample
+        references = np.empty((len(pairs), shown, self.reference_size, self.reference_size, 3), np.uint8)
         try:
             made = [self._fill(planes[place], references[place], *pair) for place, pair in enumerate(pairs)]
         except InputError as error:
@@ -106,7 +107,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
         timesteps, dropped, replaced = zip(*made, strict=True)
         batch = Batch(
             torch.from_numpy(planes),
-            torch.from_numpy(references),
+            torch.from_numpy(references).flatten(0, 1),
             torch.tensor(timesteps),
             torch.tensor(dropped, dtype=torch.bool),
         )
@@ -120,7 +121,7 @@ class TrainingDataset(Dataset[Loaded | InputError]):
     def _fill(
         self,
         planes: Float32[np.ndarray, "planes height width"],
-        reference: UInt8[np.ndarray, "reference reference 3"],
+        reference: UInt8[np.ndarray, "shown reference reference 3"],
         step: int,
         slot: int,
     ) -> tuple[int, bool, list[Replaced]]:
@@ -141,9 +142,9 @@ class TrainingDataset(Dataset[Loaded | InputError]):
 
         names = (seed, "train", step, slot, "augmentation")
         geometry = settings.model.reference_geometry
-        reference[:] = prepare_reference(
-            self.augmentation, geometry, sample.reference, sample.outline, self.reference_size, *names
-        )
+        for number, seen in enumerate([(sample.reference, sample.outline), *sample.more]):
+            own = (*names, number) if number else names
+            reference[number] = prepare_reference(self.augmentation, geometry, *seen, self.reference_size, *own)
         timestep = choose_timestep(seed, step, slot, settings.global_batch if self.stratified else None)
         dropped = uniform(seed, "train", step, slot, "dropout") < settings.condition_dropout
         return timestep, dropped, replaced
@@ -151,10 +152,11 @@ class TrainingDataset(Dataset[Loaded | InputError]):
     def _read(self, step: int, slot: int, epoch: int, place: SampleLocation) -> tuple[TrainingSample, list[Replaced]]:
         """The sample of a slot, or the one that takes its place, and what could not be read before."""
         replaced: list[Replaced] = []
-        choose = partial(choose_mask, self.settings.seed, epoch)
+        choose, draw = partial(choose_mask, self.settings.seed, epoch), self.settings.references
+        choose_other = partial(choose_references, self.settings.seed, epoch, cross_photo=draw.cross_photo, count=draw.per_sample)
         while True:
             try:
-                return self.reader.read_for_training(place, choose, self.augmentation.needs_outlines), replaced
+                return self.reader.read_for_training(place, choose, self.augmentation.needs_outlines, choose_other), replaced
             except CorruptSample as error:
                 if self.settings.loader.on_corrupt == "stop":
                     raise InputError(f"{error}, or train without it: --loader.on_corrupt replace") from None

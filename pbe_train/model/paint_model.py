@@ -113,11 +113,16 @@ class PaintByExampleModel(nn.Module):
         masked: Float[Tensor, "batch channels height width"],
         mask_channel: Float[Tensor, "batch 1 height width"],
         timestep: Int64[Tensor, " batch"],
-        reference: Float[Tensor, "batch 3 size size"],
+        reference: Float[Tensor, "references 3 size size"],
         dropped: Bool[Tensor, " batch"],
     ) -> Float[Tensor, "batch channels height width"]:
-        """The noise in `noisy`, under the reference or, where `dropped`, under the null vector."""
+        """The noise in `noisy`, under the reference or, where `dropped`, under the null vector.
+
+        Of several references a sample, which stand together, the condition is the mean of theirs.
+        """
         condition = self.conditioner(reference)
+        if len(condition) > len(noisy):
+            condition = condition.unflatten(0, (len(noisy), -1)).mean(1)
         # `where` keeps the null vector in the graph when nothing is dropped: DDP expects a gradient for every parameter.
         condition = torch.where(dropped[:, None, None], self.conditioner.uncond_vector.to(condition.dtype), condition)
         return self.predict(noisy, masked, mask_channel, timestep, condition)

@@ -6,7 +6,7 @@ from pbe_core.photo_files import is_store
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
 from pipelines.annotations.own_boxes import open_boxes
-from pipelines.annotations.source import Source, refuse_unread
+from pipelines.annotations.source import Source, refuse_no_groups, refuse_unread
 from pipelines.config import BuildSettings
 
 
@@ -20,6 +20,13 @@ def open_source(settings: BuildSettings) -> Source:
     refuse_unread(settings)
     source, crawled = settings.source, settings.crawl.sources
     here = not (crawled or source.photos_url or is_store(source.photos))
+    opened = _open(settings, here)
+    refuse_no_groups(opened, settings)
+    return opened
+
+
+def _open(settings: BuildSettings, here: bool) -> Source:
+    source, crawled = settings.source, settings.crawl.sources
     if source.kind == "coco":
         folders = [Path(text) for text in crawled if Path(text).is_dir()]
         return open_coco(source, settings.seed, [source.photos, *folders], bool(crawled) and not folders, here)

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
@@ -195,6 +196,38 @@ def json_line(number: int, text: str) -> Line:
     if not isinstance(values, dict):
         return Line(number, {}, "no JSON object")
     return Line(number, {key: value.strip() if isinstance(value, str) else value for key, value in values.items()})
+
+
+def parquet_columns(path: Path) -> tuple[str, ...]:
+    """The names of a Parquet file's columns. Raises InputError: it is none."""
+    try:
+        return tuple(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: no Parquet file that can be read ({' '.join(str(error).split())[:120]})") from None
+
+
+def parquet_lines(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
+    """The rows of a Parquet file as values by column, numbered from 1; spaces around text are taken off.
+
+    Args:
+        path: of the file.
+        columns: what each of its columns means; null for what is not read.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name, column in zip(file.schema_arrow.names, columns, strict=True) if column]
+            meant = [column for column in columns if column]
+            for batch in file.iter_batches(_BLOCK_LINES, columns=names):
+                for cells in zip(*(batch[name].to_pylist() for name in names), strict=True):
+                    number += 1
+                    values = (cell.strip() if isinstance(cell, str) else cell for cell in cells)
+                    yield Line(number, dict(zip(meant, values, strict=True)))
+    except (OSError, pa.ArrowException) as error:
+        raise _cut_off(path, number, error) from None
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,10 +1,12 @@
-"""Your own boxes: one CSV or JSON Lines file with a box on each line (docs/own-data.md).
+"""Your own boxes: one CSV, JSON Lines or Parquet file with a box on each line, or a folder of photos (docs/own-data.md).
 
     photo,x_min,y_min,x_max,y_max,label          ours
     image,xmin,ymin,xmax,ymax,label              VoTT and many others: read, with a note
     filename,width,height,class,xmin,...         TensorFlow's examples: read, with a note
     photo,x,y,width,height                       corner and size, or centre and size? refused
     ...,lable,name                               refused, all names at once
+    photo,...,group                              boxes that show the same instance
+    photo,...,reference_photo,reference_x_min,...    a table of pairs: what is shown, and where else it is seen
 
 Line by line in Python: about 25,000 rows a second on one core, where the file gives the sizes of photos. Where it does not and
 coordinates are px, each photo's header is read once, in 0.1 ms; a PNG takes 20 ms (`pbe_core.images.decode.photo_size`). Memory
@@ -24,11 +26,22 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pbe_core.words import number_of
-from pipelines.annotations.csv_files import Line, count_rows, csv_line, json_line, parsed_lines, raw_lines
+from pipelines.annotations.csv_files import (
+    Line,
+    count_rows,
+    csv_line,
+    json_line,
+    parquet_columns,
+    parquet_lines,
+    parsed_lines,
+    raw_lines,
+)
+from pipelines.annotations.groups import folder_of, photos_below, split_names
 from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
@@ -46,11 +59,12 @@ from pipelines.annotations.source import (
     splits_are_their_own,
 )
 from pipelines.config import SPLITS, SourceSettings
-from schemas.tables import BOXES, PHOTOS
+from schemas.tables import BOXES, COORDINATES, PHOTOS
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _REQUIRED = ("photo", *_CORNERS)
-_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence")
+_REFERENCE = tuple(f"reference_{name}" for name in _REQUIRED)
+_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence", "group", *_REFERENCE)
 _MEANING = {
     "photo": (
         "photo image img filename file filepath path imagepath imgpath imagename imgname imagefile imagefilename imgfilename "
@@ -69,6 +83,14 @@ _MEANING = {
     "licence": "licence license",
 }
 _COLUMN_OF = {word: column for column, words in _MEANING.items() for word in words.split()}
+_COLUMN_OF |= {f"target{word}": column for word, column in _COLUMN_OF.items() if column in _REQUIRED}
+_COLUMN_OF |= {
+    f"{prefix}{word}": f"reference_{column}"
+    for word, column in _COLUMN_OF.items()
+    for prefix in ("reference", "ref")
+    if column in _REQUIRED and not word.startswith("target")
+}
+_COLUMN_OF |= dict.fromkeys(("group", "groupid", "instance", "instanceid"), "group")
 # Some count the corners from 0: then x1 is the right edge.
 _FROM_ZERO = {"x0": "x_min", "y0": "y_min", "x1": "x_max", "y1": "y_max"}
 # Neither place nor class of a box; the first two are what pandas writes for its row numbers.
@@ -77,7 +99,7 @@ _NOT_READ = re.compile(r"|unnamed\d*|index|id|annotationid|boxid|area|iscrowd|co
 _BESIDE = dict.fromkeys(("imageid", "imgid", "photoid"), "photo") | dict.fromkeys(("classid", "categoryid", "labelid"), "label")
 # Rows that are looked at before anything else, for columns and unit.
 _HEAD_ROWS = 1000
-_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 # Rounding makes fractions of a little more than 1; boxes that end before 1.5 px are none.
 _LARGEST_FRACTION = 1.5
 # Fractions written with four decimals, where the photo's size, and so the length of 1 px, is not known.
@@ -87,12 +109,15 @@ _FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
 
 
 def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:
-    """Open one CSV or JSON Lines file, gzipped or not, with a box on each line.
+    """Open one CSV or JSON Lines file, gzipped or not, or a Parquet file, with a box on each line; or a folder of photos.
 
     Coordinates are px or fractions as `settings.unit` says, x right and y down from the top left corner of the photo in
     `settings.photo_frame`. Photos' names lead to files below the photo folder as `PhotoNames` reads them. Without labels every
     box is an `object`. Without a column `split`, a hash of the photo's id decides; rows whose photo is not known count under the
-    first of `settings.splits`.
+    first of `settings.splits`. Photos that share an instance are in one split: then a hash of the instance's name decides.
+
+    Of a folder, each photo in it is one box, the whole photo. Where columns name references, rows of the same box are one box,
+    and their references are its.
 
     Args:
         settings: of the source.
@@ -104,6 +129,8 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
             first rows do not look like `settings.unit`; a setting that its columns leave without effect.
     """
     path = settings.annotations
+    if path.is_dir():
+        settings = settings.model_copy(update={"unit": "fraction"})
     columns, first, note = _read_head(path)
     _check_unit(path, settings.unit or "pixel", first)
     if settings.unit == "pixel" and not here and not {"width", "height"} <= set(columns):
@@ -111,20 +138,23 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
             f"{path}: boxes in px need the sizes of photos that are still to be crawled; add columns width and height, or write "
             f"the boxes as fractions (source.unit: fraction)"
         )
+    if _REFERENCE[0] not in columns and any(name in columns for name in _REFERENCE[1:]):
+        raise InputError(f"{path}: column {_REFERENCE[0]} is missing, of which the others tell the box (docs/own-data.md)")
     if "split" in columns and "validation_share" in given(settings):
         raise splits_are_their_own(str(path))
     roots = [settings.photos]
     reader = _Reader(path, settings, seed, columns, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
     return Source(
         name=str(path),
-        files=(path,),
+        files=() if path.is_dir() else (path,),
         frame=settings.photo_frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
         class_names={} if "label" in columns else {ONLY_LABEL: ONLY_LABEL},
         read_elsewhere=reader.hash_photos,
         read_notes=reader.names.notes,
-        rows=count_rows(path),
+        rows=_count(path),
+        groups=reader.grouped,
         notes=(f"{path}: {note}",) if note else (),
     )
 
@@ -183,11 +213,17 @@ def _columns_of(names: tuple[str, ...]) -> _Columns:
 
 def _read_head(path: Path) -> tuple[Sequence[str | None], list[Line], str | None]:
     """The columns (of JSON Lines, those that are in use), the first rows, and a note where names of columns are not ours."""
+    if path.is_dir():
+        lines = list(itertools.islice(_read_lines(path, _REQUIRED), _HEAD_ROWS))
+        if not lines:
+            raise InputError(f"{path}: no photo in it; set build.source.annotations to a folder of photos, or to a file of boxes")
+        return _REQUIRED, lines, None
     if not path.is_file():
-        what = "a folder" if path.is_dir() else "no such file"
-        raise InputError(f"{path}: {what}; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
+        raise InputError(f"{path}: no such file; set build.source.annotations to your CSV or JSON Lines file (docs/own-data.md)")
     if not path.name.endswith(_SUFFIXES):
         raise InputError(f"{path}: its name must end in {', '.join(_SUFFIXES)}; COCO's format is read with source.kind: coco")
+    if _is_parquet(path):
+        return _parquet_head(path)
     number, first = next(raw_lines(path), (0, b""))
     if not first:
         raise InputError(f"{path}: this file is empty")
@@ -211,6 +247,16 @@ def _read_head(path: Path) -> tuple[Sequence[str | None], list[Line], str | None
     return used if _is_json(path) else found.columns, lines, found.note
 
 
+def _parquet_head(path: Path) -> tuple[Sequence[str | None], list[Line], str | None]:
+    found = _columns_of(parquet_columns(path))
+    if problem := found.problem():
+        raise InputError(f"{path}: {problem}")
+    lines = list(itertools.islice(parquet_lines(path, found.columns), _HEAD_ROWS))
+    if not lines:
+        raise InputError(f"{path}: this file is empty")
+    return found.columns, lines, found.note
+
+
 def _check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
     """Compare the declared unit with the first rows."""
     corners = ([as_number(line.values.get(name)) for name in _CORNERS] for line in head)
@@ -226,6 +272,17 @@ def _check_unit(path: Path, unit: str, head: Sequence[Line]) -> None:
         )
 
 
+def _is_parquet(path: Path) -> bool:
+    return path.name.endswith(".parquet")
+
+
+def _count(path: Path) -> int:
+    """About how many lines there are."""
+    if path.is_dir():
+        return sum(1 for _ in photos_below(path))
+    return pq.read_metadata(path).num_rows if _is_parquet(path) else count_rows(path)
+
+
 def _is_json(path: Path) -> bool:
     """Whether the file is JSON Lines, by its name; else it is CSV."""
     return path.name.endswith((".jsonl", ".jsonl.gz"))
@@ -233,13 +290,20 @@ def _is_json(path: Path) -> bool:
 
 def _read_lines(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
     """The lines below the header; a key of JSON that is no column is an error of the file."""
+    if path.is_dir():
+        for number, name in enumerate(photos_below(path), start=1):
+            yield Line(number, dict(zip(_REQUIRED, (name, 0.0, 0.0, 1.0, 1.0), strict=True)))
+        return
+    if _is_parquet(path):
+        yield from parquet_lines(path, columns)
+        return
     if not _is_json(path):
         yield from parsed_lines(path, functools.partial(csv_line, columns), after=next(raw_lines(path))[0])
         return
     for line in parsed_lines(path, json_line):
         meant, problem = _meaning_of(tuple(line.values))
         values = dict(zip(meant, line.values.values(), strict=True))
-        late = [name for name in ("label", "split") if name not in columns and values.get(name) is not None]
+        late = [name for name in ("label", "split", "group", *_REFERENCE) if name not in columns and values.get(name) is not None]
         if problem or late:
             wrong = problem or f"the first `{late[0]}`; give it on all lines from the first on"
             raise InputError(f"{path}, line {line.number}: {wrong}")
@@ -331,8 +395,19 @@ class _Reader:
     names: PhotoNames
     sizes: PhotoSizes
 
+    @property
+    def paired(self) -> bool:
+        """Whether lines name references."""
+        return _REFERENCE[0] in self.columns
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it is known which boxes show the same instance."""
+        return self.paired or "group" in self.columns or self.settings.group_by == "folder"
+
     def read_boxes(self) -> Iterator[pa.RecordBatch]:
-        yield from in_batches(self._of_wanted_splits(self._boxes()), BOXES)
+        boxes = self._with_references() if self.paired else self._boxes()
+        yield from in_batches(self._of_wanted_splits(boxes), BOXES)
 
     def read_photos(self) -> Iterator[pa.RecordBatch]:
         yield from in_batches(self._of_wanted_splits(self._photo_rows()), PHOTOS)
@@ -342,7 +417,7 @@ class _Reader:
         changes them.
         """
         photos = self._all_photos()
-        hashes = {"paths of photos": repr(sorted(photos))} if self.names.moved else {}
+        hashes = {"paths of photos": repr(sorted(photos))} if self.names.moved or self.path.is_dir() else {}
         if self.settings.unit == "pixel":
             sizes: list[tuple[str, str]] = []
             for name, photo in sorted(photos.items()):
@@ -355,7 +430,7 @@ class _Reader:
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos(self.names)
-        above = 0 if _is_json(self.path) else 1
+        above = 1 if self.path.is_file() and not (_is_json(self.path) or _is_parquet(self.path)) else 0
         for line in _read_lines(self.path, self.columns):
             row = {**UNKNOWN_FLAGS, "file": self.path.name, "row": line.number - above}
             try:
@@ -363,6 +438,23 @@ class _Reader:
             except RowProblem as problem:
                 row.update(problem=problem.reason, detail=f"{self.path.name}, line {line.number}{problem}")
             yield row
+
+    def _with_references(self) -> Iterator[dict[str, Any]]:
+        """The boxes of a table of pairs, which may name several references of a box: one row each, where it is named first.
+
+        Holds all of them: the last line may name a reference of the first one's box.
+        """
+        boxes: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in self._boxes():
+            if row.get("problem"):
+                yield row
+                continue
+            first = boxes.setdefault(tuple(row[name] for name in ("photo_id", "split", "label", *COORDINATES)), row)
+            if first is not row:
+                more = [each for each in row["references"] or () if each not in (first["references"] or ())]
+                first["references"] = [*(first["references"] or ()), *more] or None
+                first["group"] = first["group"] or row["group"]
+        yield from boxes.values()
 
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
         for name, photo in self._all_photos().items():
@@ -377,6 +469,8 @@ class _Reader:
         for line in _read_lines(self.path, self.columns):
             with contextlib.suppress(RowProblem):
                 photos.of(line, self.columns)
+                if self.paired:
+                    photos.of(_reference_line(line), self.columns)
         return photos.by_name
 
     def _fill(self, row: dict[str, Any], line: Line, photos: _Photos) -> None:
@@ -397,6 +491,62 @@ class _Reader:
             place_box(row, edges, size, slack, self.settings.unit or "pixel")
         except RowProblem as problem:
             raise RowProblem(problem.reason, f", column {problem}") from None
+        row["group"] = self._group_of(name, line)
+        if self.paired:
+            row["references"] = self._references_of(line, photo, photos)
+
+    def _group_of(self, name: str, line: Line) -> str | None:
+        group = _text_of(line, "group") if "group" in self.columns else None
+        if self.settings.group_by == "column":
+            return group
+        # Numbers of tracks start anew in each video.
+        return "/".join(part for part in (folder_of(name), group) if part) or None
+
+    def _references_of(self, line: Line, target: _Photo, photos: _Photos) -> list[dict[str, Any]] | None:
+        """The reference that a line names, as `schemas.tables.REFERENCE` has it; null where its cells are empty.
+
+        Raises:
+            RowProblem: it cannot be read, or is the photo itself.
+        """
+        if all(line.values.get(name) in (None, "") for name in _REFERENCE):
+            return None
+        named = _reference_line(line)
+        name, photo = photos.of(named, self.columns)
+        if photo is target:
+            raise RowProblem("bad_row", f", column {_REFERENCE[0]}: is the photo itself; a reference is from another photo")
+        box: dict[str, Any] = {"x_min": 0.0, "y_min": 0.0, "x_max": 1.0, "y_max": 1.0}  # Without edges, the whole photo.
+        if any(line.values.get(edge) not in (None, "") for edge in _REFERENCE[1:]):
+            try:
+                edges = [_coordinate_of(line, edge) for edge in _REFERENCE[1:]]
+                size = (1.0, 1.0) if self.settings.unit == "fraction" else self._size(name, photo)
+                place_box(
+                    box, edges, size, (1.0, 1.0) if self.settings.unit == "pixel" else (_FRACTION_SLACK, _FRACTION_SLACK), "pixel"
+                )
+            except PhotoError as error:
+                raise RowProblem(
+                    "unknown_photo", f", column {_REFERENCE[0]}: the size of {name!r} cannot be read ({error})"
+                ) from None
+            except RowProblem as problem:
+                raise RowProblem(problem.reason, f", reference: {str(problem).removeprefix(', ')}") from None
+        known = {key: getattr(photo, key) for key in ("photo_id", "width", "height", "url", "author", "licence")}
+        return [{**known, **box, "segmentation": None, "file_name": name, "rotation": None}]
+
+    @functools.cached_property
+    def _split_names(self) -> dict[str, str]:
+        """Photo -> what decides its split, of photos that share an instance with others, or may."""
+        return split_names(self._links()) if self.grouped else {}
+
+    def _links(self) -> Iterator[tuple[str, str | None, str | None]]:
+        """Of each line that can be read: its photo, its group and its reference's photo."""
+        photos = _Photos(self.names)
+        for line in _read_lines(self.path, self.columns):
+            with contextlib.suppress(RowProblem):
+                name, photo = photos.of(line, self.columns)
+                group, other = self._group_of(name, line), None
+                if self.paired and line.values.get(_REFERENCE[0]) not in (None, ""):
+                    with contextlib.suppress(RowProblem):
+                        other = photos.of(_reference_line(line), self.columns)[1].photo_id
+                yield photo.photo_id, group, other
 
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:
@@ -407,7 +557,9 @@ class _Reader:
         """The rows of `settings.splits`; those without a split get theirs first, many at once."""
         while batch := list(itertools.islice(rows, 1000)):
             undecided = [row for row in batch if row.get("split") is None and "photo_id" in row]
-            splits = assign_splits([row["photo_id"] for row in undecided], self.seed, self.settings.validation_share)
+            names = [self._split_names.get(row["photo_id"], row["photo_id"]) for row in undecided] if self.grouped else []
+            names = names or [row["photo_id"] for row in undecided]
+            splits = assign_splits(names, self.seed, self.settings.validation_share)
             for row, split in zip(undecided, splits, strict=True):
                 row["split"] = split
             for row in batch:
@@ -416,6 +568,11 @@ class _Reader:
 
 
 # Cells.
+
+
+def _reference_line(line: Line) -> Line:
+    """A line of a table of pairs as one about the reference's photo, of which it says no more than the name and the split."""
+    return Line(line.number, {"photo": line.values.get(_REFERENCE[0]), "split": line.values.get("split")}, line.problem)
 
 
 def _text_of(line: Line, column: str) -> str | None:

@@ -63,6 +63,8 @@ class Source:
     """About how many boxes there are: for the progress bar."""
     read_notes: Callable[[], Sequence[str]] = list
     """What a user should know and may not expect about the boxes that were last read, a sentence each."""
+    groups: bool = False
+    """Whether boxes may have a `group` or `references`."""
     notes: tuple[str, ...] = ()
     """What a user should know about what is read, and how: a file that is passed over, a column under another name."""
 
@@ -86,6 +88,16 @@ def in_batches(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator
     while batch := list(islice(remaining, BATCH_ROWS)):
         columns = [pa.array([row.get(field.name) for row in batch], field.type) for field in schema]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def refuse_no_groups(source: Source, settings: BuildSettings) -> None:
+    """Make sure that what asks for groups has some. Raises InputError: it has none."""
+    wanted = [name for name in ("others", "alone") if name in given(settings.references)]
+    if wanted and not source.groups:
+        raise InputError(
+            f"build.references.{wanted[0]}: {source.name} does not say which boxes show the same instance; give it a column "
+            f"`group`, or set source.group_by: folder (docs/own-data.md)"
+        )
 
 
 def assign_splits(photo_ids: Sequence[str], seed: int, share: float) -> list[str]:

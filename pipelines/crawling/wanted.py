@@ -14,7 +14,7 @@ import glob
 import re
 import string
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ from pipelines.annotations.source import Source
 from pipelines.config import CrawlSettings
 from pipelines.crawling.answers import FetchError
 from pipelines.photos import as_listed, each_once, known_about
+from pipelines.selection.groups import named_photos
 from schemas.tables import WANTED, WORD, one_word, with_plain_words
 
 PLACEHOLDERS = ("split", "image_id", "file_name", "url", "thumbnail_url")
@@ -99,9 +100,7 @@ def list_wanted(objects: Path, source: Source, sources: list[PhotoSource]) -> pa
         sources: where photos may be; tars are scanned here.
     """
     file = pq.ParquetFile(objects)
-    columns = ["split", "photo_id", "file_name", "url"]
-    parts = (as_listed(file.read_row_group(group, columns), _LISTED) for group in range(file.num_row_groups))
-    photos = known_about(source.read_photos(), each_once(parts, _LISTED), _LISTED)
+    photos = known_about(source.read_photos(), each_once(_photos_of(file), _LISTED), _LISTED)
     keys = photo_keys(photos)
     if len(np.unique(keys)) < len(keys):
         raise RuntimeError("two photos have the same key: rename one of them")
@@ -115,6 +114,17 @@ def list_wanted(objects: Path, source: Source, sources: list[PhotoSource]) -> pa
     for field in missing:
         photos = photos.append_column(field.name, pa.nulls(len(photos), field.type))
     return pa.table([photos[field.name].cast(field.type) for field in WANTED], schema=WANTED)
+
+
+def _photos_of(objects: pq.ParquetFile) -> Iterator[pa.Table]:
+    """The photos of objects, and those of their references."""
+    columns = ["split", "photo_id", "file_name", "url"]
+    paired = "references" in objects.schema_arrow.names
+    for group in range(objects.num_row_groups):
+        part = objects.read_row_group(group, [*columns, "references"] if paired else columns)
+        yield as_listed(part.select(columns), _LISTED)
+        if named := named_photos(part):
+            yield as_listed(pa.Table.from_pylist(named, pa.schema([(name, pa.string()) for name in columns])), _LISTED)
 
 
 def scan_tars(paths: Iterable[Path]) -> pa.Table:

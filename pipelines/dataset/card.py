@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from pbe_core.dataset_reader import Classes, read_classes
 from pbe_core.files import write_atomically
@@ -30,7 +32,7 @@ from pbe_core.words import number_of
 from pipelines.dataset.counts import in_order
 from pipelines.dataset.plan_shards import Plan
 from schemas.dataset import DatasetInfo
-from schemas.sample import MEMBERS, Member, SampleRecord
+from schemas.sample import MEMBERS, OTHER_REFERENCE, Member, SampleRecord, other_reference
 from schemas.tables import FAILURE_CODES, REJECT_REASONS, one_word
 
 CARD = "README.md"
@@ -69,8 +71,8 @@ def card_text(out: Path, info: DatasetInfo) -> str:
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
-    photos = count_photos(out)
-    head = DatasetCardData(**card_head(info, {licence for _, licence in photos}))
+    photos, references = count_photos(out), most_references(out)
+    head = DatasetCardData(**card_head(info, {licence for _, licence in photos}, references))
     classes = read_classes(out)
     licences: Counter[str | None] = Counter()
     for (_, licence), count in photos.items():
@@ -94,8 +96,10 @@ def card_text(out: Path, info: DatasetInfo) -> str:
         "packed": f"{books.samples:,}",
         "mask_kinds": ", ".join(f"{kinds[kind]:,} {kind} ({kinds[kind] / sum(kinds.values()):.0%})" for kind in sorted(kinds)),
         "vae": _text(_public_text(vae.source)),
-        "members": [[f"`{each.name}`", *_member(each, vae.deterministic)] for each in MEMBERS],
-        "fields": [[f"`{name}`", field.description or ""] for name, field in SampleRecord.model_fields.items()],
+        "members": [[f"`{each.name}`", *_member(each, vae.deterministic)] for each in members_of(references)],
+        "fields": [[f"`{name}`", field.description or ""] for name, field in fields_of(references).items()],
+        "references": f"{books.references:,}" if references else "",
+        "most_references": references,
         "split": "train" if "train" in info.splits else next(iter(info.splits)),
         "channels": vae.latent_channels,
         "both": vae.stored_channels,
@@ -110,12 +114,35 @@ def card_text(out: Path, info: DatasetInfo) -> str:
     return f"{DatasetCard.from_template(head, template_path=str(_TEMPLATE), **values)}\n"
 
 
-def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
+def fields_of(references: int | None) -> dict[str, FieldInfo]:
+    """The fields of `json`, as far as this dataset may have them: those with a default are of pairs alone."""
+    fields = SampleRecord.model_fields
+    return {name: field for name, field in fields.items() if field.is_required() or references is not None}
+
+
+def members_of(references: int | None) -> list[Member]:
+    """The members of its samples."""
+    return [*MEMBERS, OTHER_REFERENCE] if references else [*MEMBERS]
+
+
+def most_references(out: Path) -> int | None:
+    """The largest number of references from other photos that a sample has; null where the source does not tell of instances."""
+    most = 0
+    with pq.ParquetFile(out / "index.parquet") as index:
+        if "refs_jpg" not in index.schema_arrow.names:
+            return None
+        for batch in index.iter_batches(columns=["refs_jpg"]):
+            most = max(most, pc.max(pc.list_value_length(batch["refs_jpg"])).as_py() or 0)
+    return most
+
+
+def card_head(info: DatasetInfo, licences: set[str | None], references: int | None = None) -> dict[str, Any]:
     """What stands in the head.
 
     Args:
         info: of the dataset.
         licences: of its photos; null where one is not known.
+        references: from other photos, the most that a sample has; null where nothing tells of instances.
     """
     splits = in_order(set(info.splits))
     files = [{"split": split, "path": f"shards/{split}-*.tar"} for split in splits]
@@ -127,7 +154,7 @@ def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
         "size_categories": [next(name for power, name in enumerate(_SIZES, start=3) if info.books.samples < 10**power)],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": sample_features(info),
+            "features": sample_features(info, references),
             # By these, `load_dataset` refuses what it read short. `datasets` reads them only if all three are there.
             "splits": [
                 {"name": split, "num_bytes": info.splits[split].bytes, "num_examples": info.splits[split].samples}
@@ -137,10 +164,10 @@ def card_head(info: DatasetInfo, licences: set[str | None]) -> dict[str, Any]:
     }
 
 
-def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
+def sample_features(info: DatasetInfo, references: int | None = None) -> list[dict[str, Any]]:
     """Name and type of all that `datasets` makes of a sample, in its YAML: each member, the tar's path and the key."""
     latent = [info.vae.stored_channels, *[info.view_size // info.vae.downsampling] * 2]
-    fields = [{"name": name, **_feature(field.annotation)} for name, field in SampleRecord.model_fields.items()]
+    fields = [{"name": name, **_feature(field.annotation)} for name, field in fields_of(references).items()]
     return [
         {"name": "__key__", "dtype": "string"},
         {"name": "__url__", "dtype": "string"},
@@ -149,6 +176,7 @@ def sample_features(info: DatasetInfo) -> list[dict[str, Any]]:
         {"name": "mask.json", "list": [{"name": "size", "list": "int64"}, {"name": "counts", "dtype": "string"}]},
         {"name": "masked.npy", **_array([info.masks_per_view, *latent], info)},
         {"name": "ref.jpg", "dtype": "image"},
+        *({"name": other_reference(number), "dtype": "image"} for number in range(1, (references or 0) + 1)),
         {"name": "view.jpg", "dtype": "image"},
     ]
 
@@ -197,6 +225,8 @@ def _feature(annotation: Any) -> dict[str, Any]:
     """The type of a field of `json`; all of them may be null for `datasets`."""
     if annotation in _SCALARS:
         return {"dtype": _SCALARS[annotation]}
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {"struct": [{"name": name, **_feature(field.annotation)} for name, field in annotation.model_fields.items()]}
     inner = [own for own in get_args(annotation) if own not in (NoneType, Ellipsis)]
     if get_origin(annotation) is Literal:
         return _feature(type(inner[0]))
@@ -204,6 +234,8 @@ def _feature(annotation: Any) -> dict[str, Any]:
         return _feature(inner[0])
     # As `datasets` writes it: `list: float64`, and a list of lists in full.
     item = _feature(inner[0])
+    if list(item) == ["struct"]:
+        return {"list": item["struct"]}
     return {"list": item["dtype"] if list(item) == ["dtype"] else item}
 
 
@@ -219,13 +251,21 @@ def count_photos(out: Path) -> Counter[tuple[str, str | None]]:
         for group in range(index.num_row_groups):
             if index.metadata.row_group(group).num_rows:
                 places[index.read_row_group(group, columns=["shard"])["shard"][0].as_py()] = group
-        for shard, rows in Plan(out / "plan.parquet").tables(["key", "split", "photo_id", "licence"]):
+        plan = Plan(out / "plan.parquet")
+        for shard, rows in plan.tables(
+            ["key", "split", "photo_id", "licence", *(["references"] * ("references" in plan.columns))]
+        ):
             if shard not in places:  # None of its samples could be made.
                 continue
             made = index.read_row_group(places[shard], columns=["key"])["key"].combine_chunks()
             rows = rows.filter(pc.is_in(rows["key"], value_set=made))
             rows = rows.set_column(3, "licence", rows["licence"].cast(pa.string()))
-            photos = rows.select(["photo_id", "licence"]).group_by("photo_id").aggregate([("licence", "min")])
+            named = rows.select(["photo_id", "licence"])
+            if "references" in rows.column_names:
+                others = pc.list_flatten(rows["references"]).combine_chunks()
+                columns = [pc.struct_field(others, name) for name in named.column_names]
+                named = pa.concat_tables([named, pa.table(columns, schema=named.schema)])
+            photos = named.group_by("photo_id").aggregate([("licence", "min")])
             split, licences = rows["split"][0].as_py(), photos["licence_min"].combine_chunks().dictionary_encode()
             names = [(licence or "").strip() or None for licence in [*licences.dictionary.to_pylist(), None]]
             own = np.array([kinds.setdefault((split, name), len(kinds)) for name in names], np.int32)

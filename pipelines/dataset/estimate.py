@@ -31,6 +31,7 @@ from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import check_photos
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo, shard_shape, shard_split
+from schemas.sample import OTHER_REFERENCE
 from schemas.tables import COORDINATES, REJECT_REASONS
 
 ESTIMATE_RECORD = "estimate.json"
@@ -96,6 +97,8 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
     check_shapes(settings.views, layout.downsampling)
     size = mean_size(settings.views, shards)
     members = member_sizes(settings, layout.stored_channels, layout.downsampling, _reference_pixels(settings), size)
+    if selection.references:
+        members[OTHER_REFERENCE.name] = members["ref.jpg"] * selection.references / selection.objects
     view = members.pop("view.jpg")
     total = samples * sum(members.values()) + kept * view + len(shards) * 2 * _TAR_BLOCK
     members["view.jpg"] = view
@@ -255,6 +258,8 @@ def print_selection(selection: Selection) -> None:
         ("without a box", found.photos_without_boxes, found.photos, ""),
         ("photos with boxes", found.photos_with_boxes, 0, ""),
         ("photos with objects", found.photos_with_objects, found.photos_with_boxes, ""),
+        ("references from other photos", found.references, 0, ""),
+        ("objects that have one or more", found.objects_with_references, found.objects if found.references else 0, ""),
         *((f"photos under two ids: {how}", count, 0, "") for how, count in found.same_photos.items()),
     ):
         if count or whole:  # Some tables list no photos.

@@ -22,7 +22,7 @@ from pipelines.dataset.card import write_card
 from pipelines.dataset.folder import Record, ShardFolder, share
 from pipelines.dataset.write_plan import read_selection
 from schemas.dataset import Books, DatasetInfo, SplitCounts, VaeIdentity
-from schemas.tables import FAILURES, INDEX, REJECT_REASONS, SHARD_RECORDS
+from schemas.tables import FAILURES, INDEX, REFERENCE_PLACES, REJECT_REASONS, SHARD_RECORDS
 
 TABLES = ("index.parquet", "README.md", "shard_records.parquet", "failures.parquet", "shards/sizes.json", "estimate.json")
 _FAILURES_AT_ONCE = 50_000
@@ -70,9 +70,10 @@ def finalize(
             f"{settings.source.photos}: none of the {number_of(info.books.planned, 'planned sample')} could be made ({codes}); "
             f"are these the photos of {settings.source.annotations}?"
         )
-    with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, INDEX) as writer:
+    schema = index_schema(records)
+    with atomic_file(out / "index.parquet") as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for record in records:
-            writer.write_table(shards.index_part(record))
+            writer.write_table(in_columns_of(schema, shards.index_part(record)))
     write_card(out, info)
     _write_table(out / "shard_records.parquet", records, SHARD_RECORDS)
     _write_failures(out / "failures.parquet", shards, counted(records, planned))
@@ -82,6 +83,20 @@ def finalize(
     if shards.remote:
         share(shards.remote, out, [*TABLES, "dataset.json"])
     return info
+
+
+def index_schema(records: Iterable[Record]) -> pa.Schema:
+    """The columns of a dataset's index: where a shard tells of references from other photos, with their places."""
+    paired = any("references" in record for record in records)
+    return pa.schema([*INDEX, REFERENCE_PLACES], metadata=INDEX.metadata) if paired else INDEX
+
+
+def in_columns_of(schema: pa.Schema, part: pa.Table) -> pa.Table:
+    """A shard's part of the index with these columns; null in those that it lacks."""
+    for field in schema:
+        if field.name not in part.column_names:
+            part = part.append_column(field, pa.nulls(len(part), field.type))
+    return part.select(schema.names).cast(schema)
 
 
 def counted(records: Iterable[Record], planned: Mapping[str, int]) -> list[Record]:
@@ -113,6 +128,8 @@ def count_all(out: Path, records: list[Record]) -> Books:
         failures=_sum_counts(records, "failures"),
         masks=_sum_counts(records, "masks"),
         padded_views=sum(record["padded_views"] for record in records),
+        references=sum(record.get("references", 0) for record in records),
+        lost_references=_sum_counts([record for record in records if "lost_references" in record], "lost_references"),
     )
 
 

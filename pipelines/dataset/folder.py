@@ -29,7 +29,6 @@ from pipelines.config import BuildSettings
 from pipelines.dataset.samples import OF_PHOTOS
 from pipelines.dataset.write_plan import foreign_shards
 from pipelines.photos import read_photo
-from schemas.tables import INDEX
 
 TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet", "index.parquet")
 RECORDS = ("estimate.json", "selection.json", "plan.json", "dataset.json")
@@ -49,8 +48,8 @@ class ShardState:
 
     name: Literal["packed", "kept", "stale", "missing"]
     """`packed`: its commit record is of this plan and fits its files, and no sample that failed can be made now. `stale`: the
-    same, but a photo that failed can be used now. `kept`: it was packed again, and would have lost samples whose photos cannot be
-    used any more, so it is as it was. `missing`: it has no commit record that fits."""
+    same, but a photo that failed, a reference's too, can be used now. `kept`: it was packed again, and would have lost samples
+    whose photos cannot be used any more, so it is as it was. `missing`: it has no commit record that fits."""
     record: Record | None = None
     """Its commit record without the list of its failed samples."""
 
@@ -80,6 +79,8 @@ class ShardFolder:
             return ShardState("missing")
         # What failed in a shard before the dataset was extended is planned in another one.
         stale = record["samples"] < samples and photos_came(self.failed_samples(shard), self.settings)
+        if record.get("lost_references") and not stale:
+            stale = photos_came(self._list_in(shard, "lost"), self.settings)
         return ShardState("stale" if stale else "packed", record)
 
     def state_after(self, shard: str, before: ShardState, error: str, fingerprints: Collection[str]) -> ShardState:
@@ -108,7 +109,7 @@ class ShardFolder:
             for name, data in self._read_all(names[start : start + _READ_AT_ONCE]).items():
                 shard, record = name.removesuffix(".json"), _parse(data)
                 if record and _fits(shard, record, fingerprints, sizes):
-                    found[shard] = {key: value for key, value in record.items() if key != "failed_samples"}
+                    found[shard] = {key: value for key, value in record.items() if key not in ("failed_samples", "lost")}
         return {
             shard: found[shard]
             for shard in shards
@@ -117,10 +118,13 @@ class ShardFolder:
 
     def failed_samples(self, shard: str) -> list[dict[str, Any]]:
         """What could not be packed into a shard whose record fits: rows of `schemas.tables.FAILURES` without the shard."""
+        return self._list_in(shard, "failed_samples")
+
+    def _list_in(self, shard: str, name: str) -> list[dict[str, Any]]:
         record = _parse(self._read_all([f"{shard}.json"])[f"{shard}.json"])
         assert record, "its record was read before"
-        failed: list[dict[str, Any]] = record["failed_samples"]
-        return failed
+        listed: list[dict[str, Any]] = record[name]
+        return listed
 
     def packed_keys(self, shard: str) -> frozenset[str]:
         """Keys of the samples that a shard holds, or held when its part of the index was written; none if that is not there.
@@ -189,7 +193,7 @@ class ShardFolder:
         try:
             data = self._read_part(record["shard"])
             if hashlib.sha256(data).hexdigest() == record["index_sha256"]:
-                return pq.read_table(pa.BufferReader(data), schema=INDEX)
+                return pq.read_table(pa.BufferReader(data))
         except FileNotFoundError:
             problem = "is not there"
         self.forget(record["shard"])

@@ -37,13 +37,13 @@ from pbe_core.words import noun, number_of
 from pipelines.config import BuildSettings, LatentSettings, RaySettings
 from pipelines.dataset.folder import Record, ShardFolder, ShardState, fetch_plan
 from pipelines.dataset.plan_shards import Plan, PlanRow
-from pipelines.dataset.samples import JPEG_QUALITY, Failure, Prepared, prepare_photo
+from pipelines.dataset.samples import JPEG_QUALITY, Failure, Photos, Prepared, prepare_photo
 from pipelines.on_ray import start_ray
 from pipelines.ray_pool import actor_options, work_on_ray
 from pipelines.threads import in_order
 from schemas.dataset import shard_shape
-from schemas.sample import MEMBER_NAMES, SampleRecord
-from schemas.tables import INDEX
+from schemas.sample import MEMBER_NAMES, SampleRecord, other_reference
+from schemas.tables import INDEX, REFERENCE_PLACES
 
 # Photos prepared ahead of the encoder: enough to keep it busy, few enough that a shard never stands in memory whole.
 PHOTOS_AHEAD = 8
@@ -200,9 +200,11 @@ class ShardPacker:
     ) -> Record:
         """Write a shard's part of the index and, last, its commit record."""
         index = self.folder.local / f"{shard}.index.parquet"
+        paired = "references" in self.plan.columns
         parts = [_index_row(shard, position, *sample) for position, sample in enumerate(packed)]
         with atomic_file(index) as temporary:
-            pq.write_table(pa.Table.from_pylist(parts, schema=INDEX), temporary)
+            schema = pa.schema([*INDEX, REFERENCE_PLACES], metadata=INDEX.metadata) if paired else INDEX
+            pq.write_table(pa.Table.from_pylist(parts, schema=schema), temporary)
         record = {
             "shard": shard,
             "split": rows[0].split,
@@ -219,6 +221,8 @@ class ShardPacker:
             "padded_views": sum(sample.padded for sample, _ in packed),
             "failed_samples": [vars(failure) for failure in failures],
         }
+        if paired:
+            record |= count_references([sample for sample, _ in packed])
         write_atomically(self.folder.local / f"{shard}.json", json.dumps(record, indent=1).encode())
         self.folder.publish(record)
         return record
@@ -252,16 +256,17 @@ class ShardPacker:
                     raise ValueError(
                         f"sample {sample.record.key}: {problem} (latents.precision {self.settings.latents.precision})"
                     )
-                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view)
+                yield Sample(sample.record, encoded[0], encoded[1:], sample.masks, sample.reference, view, sample.others)
 
     def _prepared(self, rows: list[PlanRow], failures: list[Failure], shape: tuple[int, int] | None) -> Iterator[Prepared]:
         photos = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.photo_id)]
         # The encoder has a thread of its own; OpenCV's would only be in the way of these.
         threads = max(1, round(self.settings.ray.cpus_per_actor))
+        others = Photos(self.settings)
         cv2.setNumThreads(1)
         with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
             for outcomes in in_order(
-                pool, lambda group: prepare_photo(group, self.settings, shape), photos, PHOTOS_AHEAD + threads
+                pool, lambda group: prepare_photo(group, self.settings, shape, others), photos, PHOTOS_AHEAD + threads
             ):
                 for outcome in outcomes:
                     if isinstance(outcome, Failure):
@@ -289,8 +294,19 @@ def _index_row(shard: str, position: int, record: SampleRecord, location: Locati
         "object_id": record.object_id,
         "label": record.label,
         "label_name": record.label_name,
-        **{name.replace(".", "_"): place for name, place in location.items()},
+        **{name.replace(".", "_"): location[name] for name in MEMBER_NAMES},
+        "refs_jpg": [location[other_reference(number)] for number in range(1, len(record.references) + 1)],
     }
+
+
+def count_references(samples: Iterable[SampleRecord]) -> dict[str, Any]:
+    """What a commit record says of references from other photos: how many, how many were lost by code, and these with photos."""
+    made, lost = 0, []
+    for sample in samples:
+        made += len(sample.references)
+        lost += [{"key": sample.key, "split": sample.split, **each.model_dump()} for each in sample.lost_references]
+    codes = dict(sorted(Counter(each["code"] for each in lost).items()))
+    return {"references": made, "lost_references": codes, "lost": lost}
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

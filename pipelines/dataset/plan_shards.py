@@ -30,7 +30,7 @@ from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
 from pipelines.dataset.shapes import PhotoShapes
 from schemas.dataset import shard_group, shard_name
-from schemas.tables import OBJECTS, PLAN
+from schemas.tables import PLAN, paired
 
 ROWS_PER_GROUP = 16_384
 """A row group of the plan holds whole shards, of at least so many rows together. With one shard each, the footer that every
@@ -62,11 +62,16 @@ class PlanRow:
     url: str | None
     author: str | None
     licence: str | None
+    group: str | None = None
+    references: Sequence[Mapping[str, Any]] | None = None
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "PlanRow":
         """The fields that a row of a table has among others."""
-        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row})
+
+
+_READ = {field.name for field in dataclasses.fields(PlanRow)}
 
 
 class Plan:
@@ -85,6 +90,7 @@ class Plan:
             raise InputError(f"{path}: made by another version; remove selection.json beside it and run the build again")
         self.shards: dict[str, int] = json.loads(shards)
         """Shard -> number of planned samples, in order."""
+        self.columns: list[str] = self._file.schema_arrow.names
         self._starts = dict(zip(self.shards, accumulate(self.shards.values(), initial=0), strict=False))
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._groups = np.cumsum([0, *sizes])
@@ -93,7 +99,7 @@ class Plan:
         """The planned samples of a shard; reads the one row group that holds them."""
         start = self._starts[shard]
         group = int(np.searchsorted(self._groups, start, side="right")) - 1
-        table = self._file.read_row_group(group, [field.name for field in dataclasses.fields(PlanRow)])
+        table = self._file.read_row_group(group, [name for name in self.columns if name in _READ])
         return [PlanRow.of(row) for row in table.slice(start - int(self._groups[group]), self.shards[shard]).to_pylist()]
 
     def tables(self, columns: Sequence[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -119,7 +125,7 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int, shapes: Phot
     """
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
-    with writing_plan(plan) as add:
+    with writing_plan(plan, is_paired(table)) as add:
         for shard in plan_samples(parts, views, samples, shapes=shapes):
             add(shard)
 
@@ -154,8 +160,9 @@ def extend_plan(
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
     there: dict[str, int] = {}
     met = 0
-    with writing_plan(plan) as add:
-        for shard, rows in Plan(plan).tables(PLAN.names):
+    before = Plan(plan)
+    with writing_plan(plan, is_paired(table) or "group" in before.columns) as add:
+        for shard, rows in before.tables(before.columns):
             if shard not in finished:
                 continue
             there[shard_group(shard)] = int(shard.rpartition("-")[2]) + 1
@@ -174,13 +181,19 @@ def extend_plan(
             )
 
 
+def is_paired(objects: pq.ParquetFile) -> bool:
+    """Whether a table of objects says which of them show the same instance."""
+    return "group" in objects.schema_arrow.names
+
+
 @contextmanager
-def writing_plan(plan: Path) -> Iterator[Callable[[pa.Table], None]]:
-    """Write plan.parquet: what is yielded takes the rows of one shard after another."""
+def writing_plan(plan: Path, pairs: bool = False) -> Iterator[Callable[[pa.Table], None]]:
+    """Write plan.parquet: what is yielded takes the rows of one shard after another; with `pairs`, with groups and references."""
+    schema = paired(PLAN) if pairs else PLAN
     shards: dict[str, int] = {}
     waiting: list[pa.Table] = []
     # Statistics would make the footer twice as large, and nobody reads them.
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, PLAN, write_statistics=False) as writer:
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, schema, write_statistics=False) as writer:
 
         def write() -> None:
             if waiting:
@@ -190,7 +203,10 @@ def writing_plan(plan: Path) -> Iterator[Callable[[pa.Table], None]]:
 
         def add(rows: pa.Table) -> None:
             shards[rows["shard"][0].as_py()] = len(rows)
-            waiting.append(rows.cast(PLAN))
+            for field in schema:
+                if field.name not in rows.column_names:  # Of shards that were planned before there were groups.
+                    rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+            waiting.append(rows.select(schema.names).cast(schema))
             if sum(map(len, waiting)) >= ROWS_PER_GROUP:
                 write()
 
@@ -239,7 +255,8 @@ class _Queue:
     def __init__(self, split: str, shape: tuple[int, int] | None, samples: int, there: Mapping[str, int]) -> None:
         self.split, self.shape, self.samples = split, shape, samples
         self.number = there.get(shard_group(shard_name(split, 0, shape)), 0)
-        self.rows, self.views = OBJECTS.empty_table(), np.zeros(0, np.int32)
+        self.rows: pa.Table | None = None
+        self.views = np.zeros(0, np.int32)
 
     def add(self, rows: pa.Table, views: int, packed: "PackedKeys | None") -> Iterator[pa.Table]:
         """Take all views of these objects that are not packed, and give the shards that are full."""
@@ -248,7 +265,8 @@ class _Queue:
         if packed is not None:
             new = ~packed.hold(_keys(rows["object_id"], views))
             each, of_each = each[new], of_each[new]
-        waiting = pa.concat_tables([self.rows, rows.take(pa.array(each))])
+        taken = rows.take(pa.array(each))
+        waiting = taken if self.rows is None else pa.concat_tables([self.rows, taken])
         of_waiting = np.r_[self.views, of_each]
         full = len(waiting) // self.samples * self.samples
         for start in range(0, full, self.samples):
@@ -257,7 +275,7 @@ class _Queue:
 
     def rest(self) -> Iterator[pa.Table]:
         """The last shard, if anything waits."""
-        if len(self.rows):
+        if self.rows is not None and len(self.rows):
             yield self._shard(self.rows, self.views)
 
     def _shard(self, rows: pa.Table, views: np.ndarray) -> pa.Table:
@@ -326,5 +344,6 @@ def _shard(rows: pa.Table, views: np.ndarray, name: str) -> pa.Table:
         "key": _join(rows["object_id"], views),
         "view": pa.array(views),
     }
-    arrays = [columns[name] if name in columns else rows[name] for name in PLAN.names]
-    return pa.table(arrays, names=PLAN.names).unify_dictionaries().cast(PLAN)
+    schema = paired(PLAN) if "group" in rows.column_names else PLAN
+    arrays = [columns[name] if name in columns else rows[name] for name in schema.names]
+    return pa.table(arrays, names=schema.names).unify_dictionaries().cast(schema)

@@ -3,8 +3,11 @@
 Every draw goes by names (seed, object, view, mask), so a sample is the same whatever was packed before it, and where.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -14,6 +17,7 @@ from pbe_core.images.crop import Rectangle, Window, cut_view, is_padded, whole_p
 from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import jpeg_bytes
+from pbe_core.words import number_of
 from pipelines.annotations.photo_names import same_shape
 from pipelines.config import BuildSettings, ReferenceSettings
 from pipelines.dataset.plan_shards import PlanRow
@@ -33,9 +37,11 @@ from pipelines.geometry import (
 from pipelines.photos import read_photo
 from pipelines.selection.rules import above_max_aspect, below_min_side
 from schemas.outcomes import OUTCOMES, PHOTO_ERRORS
-from schemas.sample import MaskKind, SampleRecord
+from schemas.sample import LostReference, MaskKind, ReferenceRecord, SampleRecord
 
 Polygon = tuple[tuple[float, float], ...]
+Photo = tuple[UInt8[np.ndarray, "height width 3"], str]
+"""Pixels, and the SHA-256 of the file."""
 # Of ref.jpg and view.jpg.
 JPEG_QUALITY = 95
 
@@ -51,6 +57,8 @@ class Prepared:
     view: UInt8[np.ndarray, "height width 3"]
     masks: Bool[np.ndarray, "masks height width"]
     reference: bytes
+    others: tuple[bytes, ...] = ()
+    """References from other photos, in the order of the record's `references`."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +73,24 @@ class Failure:
     detail: str
 
 
-def prepare_photo(rows: list[PlanRow], settings: BuildSettings, shape: tuple[int, int] | None = None) -> list[Prepared | Failure]:
+def prepare_photo(
+    rows: list[PlanRow], settings: BuildSettings, shape: tuple[int, int] | None = None, photos: "Photos | None" = None
+) -> list[Prepared | Failure]:
     """All samples of one photo, decoded once. A photo that cannot be used costs its own samples, nothing else.
 
-    Arguments as of `prepare_sample`.
+    Args:
+        rows: of the plan, all of one photo.
+        settings: of the build.
+        shape: as of `prepare_sample`.
+        photos: where the photos of references are read, which may be those of other rows and of other shards.
     """
     try:
         photo, sha256 = read_photo(vars(rows[0]), settings.source)
     except PhotoError as error:
         return [failure_of(row, error.code, error.detail) for row in rows]
-    return [prepare_sample(row, photo, sha256, settings, shape) for row in rows]
+    photos = photos or Photos(settings)
+    prepared = (prepare_sample(row, photo, sha256, settings, shape) for row in rows)
+    return [add_references(row, sample, settings, photos) for row, sample in zip(rows, prepared, strict=True)]
 
 
 def prepare_sample(
@@ -114,7 +130,7 @@ def prepare_sample(
         return failure_of(row, "no_square", detail)
     kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings, shape), strict=True)
     crop = reference_window(box, width, height, settings.references.padding)
-    reference, reference_mask = _cut_reference(row, photo, crop, settings.references)
+    reference, reference_mask = cut_out(vars(row), photo, crop, settings.references)
     box_in_view = window.to_view(box.corners(), shape)
     record = SampleRecord(
         key=row.key,
@@ -139,6 +155,7 @@ def prepare_sample(
         author=row.author,
         licence=row.licence,
         seed=settings.seed,
+        group=row.group,
     )
     view = cut_view(photo, window, shape, views.resize)
     return Prepared(record, view, np.stack(masks), jpeg_bytes(reference, JPEG_QUALITY))
@@ -162,16 +179,117 @@ def _draw_masks(
         yield draw_mask(box, extended, window, visible, settings, generator(*names, "mask", number, "shape"), shape)
 
 
-def _cut_reference(
-    row: PlanRow, photo: UInt8[np.ndarray, "height width 3"], crop: tuple[int, int, int, int], settings: ReferenceSettings
+def cut_out(
+    row: Mapping[str, Any],
+    photo: UInt8[np.ndarray, "height width 3"],
+    crop: tuple[int, int, int, int],
+    settings: ReferenceSettings,
 ) -> tuple[UInt8[np.ndarray, "side_y side_x 3"], str | None]:
-    """The reference's pixels, and its `reference_mask`: null where the source does not know the object's outline."""
+    """A reference's pixels, and its mask as run lengths: null where the source does not know the object's outline.
+
+    Args:
+        row: of the plan, or one of its `references`: segmentation, width, height, rotation.
+        photo: turned by `rotation` already.
+        crop: the reference's window, photo px.
+        settings: of references.
+    """
     reference = cut_reference(photo, crop, settings.side, settings.max_side, settings.resize)
-    if row.segmentation is None or row.width is None or row.height is None:
+    if row["segmentation"] is None or row["width"] is None or row["height"] is None:
         return reference, None
-    upright = np.rot90(decode_segmentation(row.segmentation, row.width, row.height), (row.rotation or 0) // 90)
+    upright = np.rot90(decode_segmentation(row["segmentation"], row["width"], row["height"]), (row["rotation"] or 0) // 90)
     mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], settings.resize)
     return grey_background(reference, mask) if settings.background == "grey" else reference, encode_segmentation(mask)
+
+
+def add_references(row: PlanRow, sample: Prepared | Failure, settings: BuildSettings, photos: "Photos") -> Prepared | Failure:
+    """The sample with its references from other photos, cut as its own is.
+
+    One that cannot be cut is recorded with a code. The sample fails only where it has none of those that were planned, and
+    `references.alone` is `reject`.
+    """
+    if isinstance(sample, Failure) or not row.references:
+        return sample
+    cuts = [cut_from_another(each, row.split, settings, photos) for each in row.references]
+    made = [cut for cut in cuts if not isinstance(cut, LostReference)]
+    lost = [cut for cut in cuts if isinstance(cut, LostReference)]
+    if not made and settings.references.alone == "reject":
+        first = lost[0]
+        return failure_of(
+            row, "no_reference", f"of {number_of(len(lost), 'photo')}, the first {first.photo_id}: {first.code}, {first.detail}"
+        )
+    told = {"references": tuple(record for record, _ in made), "lost_references": tuple(lost)}
+    return replace(sample, record=sample.record.model_copy(update=told), others=tuple(data for _, data in made))
+
+
+def cut_from_another(
+    told: Mapping[str, Any], split: str, settings: BuildSettings, photos: "Photos"
+) -> tuple[ReferenceRecord, bytes] | LostReference:
+    """A reference from another photo as a JPEG, with its record; or why there is none.
+
+    Args:
+        told: one of a plan row's `references`.
+        split: of the row.
+        settings: of the build.
+        photos: where the photo is read.
+    """
+
+    def lost(code: str, detail: str) -> LostReference:
+        return LostReference(photo_id=told["photo_id"], file_name=told["file_name"], code=code, detail=detail)
+
+    try:
+        photo, sha256 = photos.read({**told, "split": split})
+    except PhotoError as error:
+        return lost(error.code, error.detail)
+    height, width = photo.shape[:2]
+    rotation = told["rotation"] or 0
+    stored = (height, width) if rotation % 180 else (width, height)
+    box = turned(box_in_photo(told, *stored), *stored, rotation)
+    if failure := unfit((told["width"], told["height"]), *stored, box, settings):
+        return lost(*failure)
+    crop = reference_window(box, width, height, settings.references.padding)
+    pixels, mask = cut_out(told, photo, crop, settings.references)
+    record = ReferenceRecord(
+        **{name: told[name] for name in ("photo_id", "file_name", "url", "author", "licence")},
+        rotation=rotation,
+        photo_size=(width, height),
+        photo_sha256=sha256,
+        box=(box.x_min, box.y_min, box.x_max, box.y_max),
+        window=crop,
+        mask=mask,
+    )
+    return record, jpeg_bytes(pixels, JPEG_QUALITY)
+
+
+class Photos:
+    """Photos of references, the last few of which are kept: an object's neighbours in the plan often share them.
+
+    Called from several threads. What is read depends on no other photo, so neither do the bytes of a shard.
+    """
+
+    def __init__(self, settings: BuildSettings, kept: int = 16) -> None:
+        """Nothing is read yet. `kept` photos stay in memory."""
+        self._settings = settings
+        self._kept = kept
+        self._photos: OrderedDict[tuple[str, str], Photo | PhotoError] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, row: Mapping[str, Any]) -> Photo:
+        """As `pipelines.photos.read_photo`; raises `PhotoError` likewise."""
+        name = row["split"], row["photo_id"]
+        with self._lock:
+            found = self._photos.get(name)
+        if found is None:
+            try:
+                found = read_photo(row, self._settings.source)
+            except PhotoError as error:
+                found = error
+            with self._lock:
+                self._photos[name] = found
+                while len(self._photos) > self._kept:
+                    self._photos.popitem(last=False)
+        if isinstance(found, PhotoError):
+            raise PhotoError(found.code, found.detail)
+        return found
 
 
 def failure_of(row: PlanRow, code: str, detail: str) -> Failure:

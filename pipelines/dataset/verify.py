@@ -27,7 +27,7 @@ from pbe_core.files import file_sha256
 from pbe_core.progress import Progress
 from pbe_core.sample_codec import decode_sample
 from pbe_core.words import number_of
-from pipelines.dataset.finalize import count_all, count_splits, counted
+from pipelines.dataset.finalize import count_all, count_splits, counted, in_columns_of, index_schema
 from pipelines.dataset.folder import Record
 from pipelines.dataset.plan_shards import Plan
 from pipelines.dataset.write_plan import (
@@ -40,7 +40,7 @@ from pipelines.dataset.write_plan import (
 )
 from pipelines.threads import in_order
 from schemas.dataset import DatasetInfo, shard_shape
-from schemas.tables import FAILURES, INDEX, SHARD_RECORDS
+from schemas.tables import FAILURES, SHARD_RECORDS
 
 SHOWN = 20
 """Findings that are kept of one shard; the rest are counted."""
@@ -184,7 +184,7 @@ def _read_records(folder: Path, plan: Plan, findings: list[Finding]) -> dict[str
             differing = [name for name in record if record[name] != copies.get(shard, record)[name]]
             if differing:
                 raise ValueError(f"it and shard_records.parquet differ: {', '.join(differing)}")
-            records[shard] = record
+            records[shard] = record | {name: whole[name] for name in ("references", "lost_references") if name in whole}
         except Exception as error:
             findings.append(Finding(f"its commit record is not whole ({_first_line(error)})", "pack", shard))
     return records
@@ -210,7 +210,9 @@ def _check_tables(folder: Path, info: DatasetInfo | None, plan: Plan, records: M
 
     def is_index_whole() -> bool:
         """The parts of the shards one after another; a part that is hurt itself is found with its shard."""
-        parts = (_read_part(shards, record) for record in records.values())
+        schema = index_schema(records.values())
+        found = (_read_part(shards, record) for record in records.values())
+        parts = (None if part is None else in_columns_of(schema, part) for part in found)
         with pq.ParquetFile(folder / "index.parquet") as index:
             return index.num_row_groups == len(records) and all(
                 part is None or index.read_row_group(group).equals(part) for group, part in enumerate(parts)
@@ -326,6 +328,8 @@ def _sample_problems(tar: Path, rows: list[dict[str, Any]], means_only: bool) ->
                 continue
             try:
                 sample = decode_sample(members, "it cannot be decoded", means_only=means_only)
+                if len(sample.record.references) != len(row.get("refs_jpg") or ()):
+                    yield row["key"], "its record and the index differ in the number of references"
                 if sample.record.key != row["key"]:
                     yield row["key"], f"its record is of {sample.record.key}"
                 shape = shard_shape(tar.stem)
@@ -340,7 +344,7 @@ def _read_part(shards: Path, record: Record) -> pa.Table | None:
     path = shards / f"{record['shard']}.index.parquet"
     if not path.is_file() or file_sha256(path) != record["index_sha256"]:
         return None
-    return pq.read_table(path, schema=INDEX)
+    return pq.read_table(path)
 
 
 def _first_line(error: Exception) -> str:

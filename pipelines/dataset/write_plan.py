@@ -38,7 +38,19 @@ SELECTION_RECORD = "selection.json"
 _TABLE_LIBRARIES = ("paint-by-example", "numpy", "pyarrow")
 _PACKING_LIBRARIES = ("diffusers", "opencv-python-headless", "pillow", "torch")
 PLAN_TABLES = ("objects.parquet", "rejects.parquet", "same_photos.parquet", "plan.parquet")
-SOURCE_KEYS = ("kind", "splits", "validation_share", "unit", "frame", "same_photo", "max_photo_pixels", "missing_end_mark")
+SOURCE_KEYS = (
+    "kind",
+    "splits",
+    "validation_share",
+    "unit",
+    "frame",
+    "same_photo",
+    "max_photo_pixels",
+    "missing_end_mark",
+    "group_by",
+)
+# Of the settings of references, what the tables depend on; those that are as ever are not among the settings.
+_REFERENCE_KEYS = ("background", "padding", "others", "frames", "alone")
 
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
@@ -67,7 +79,7 @@ def fingerprint(
     sample records the SHA-256 of the file that it was cut from.
     """
     chosen = settings.model_dump(mode="json", exclude={"out", "upload", "storage", "ray", "crawl"})
-    chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS}
+    chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS if name in chosen["source"]}
     chosen["source"]["frame"] = settings.source.photo_frame  # A frame that is given is the same as one that the kind has.
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
@@ -81,8 +93,8 @@ def fingerprint(
             "source": chosen["source"],
             "selection": chosen["selection"],
             "views": {name: chosen["views"][name] for name in ("per_object", "buckets") if name in chosen["views"]},
-            # What min_object_share looks at.
-            "references": {name: chosen["references"][name] for name in ("background", "padding")},
+            # What min_object_share looks at, and who is whose reference.
+            "references": {name: chosen["references"][name] for name in _REFERENCE_KEYS if name in chosen["references"]},
             "shards": {"samples": settings.shards.samples},
         }
     return {
@@ -148,10 +160,16 @@ def select_and_plan(settings: BuildSettings, extend: bool = False) -> tuple[Sele
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
         "sha256": hashes,
-        "selection": dataclasses.asdict(selection),
+        "selection": _as_kept(selection),
     }
     write_atomically(out / SELECTION_RECORD, json.dumps(record, indent=1).encode())
     return selection, inputs
+
+
+def _as_kept(selection: Selection) -> dict[str, Any]:
+    """What is written of a selection: without the counts of references, where there are none."""
+    kept = dataclasses.asdict(selection)
+    return {name: value for name, value in kept.items() if value or name not in ("references", "objects_with_references")}
 
 
 def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[Selection, dict[str, str]]:
@@ -324,6 +342,11 @@ def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError
     )
 
 
+def _only_there(group: str, settings: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """Settings of references that a packed dataset has and that are as ever in what is asked for now."""
+    return [key for key in _REFERENCE_KEYS if group == "references" and key in settings[group] and key not in asked]
+
+
 def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]:
     """What a fingerprint of shards says of the tables that they were planned from, in the form of a fingerprint of tables."""
     settings = packed["settings"]
@@ -334,7 +357,7 @@ def _of_tables(packed: dict[str, Any], tables: dict[str, Any]) -> dict[str, Any]
         "versions": {name: packed["versions"].get(name) for name in tables["versions"]},
         "inputs": packed["inputs"],
         "settings": {
-            name: {key: settings[name].get(key) for key in value}
+            name: {key: settings[name].get(key) for key in (*value, *_only_there(name, settings, value))}
             if name in ("views", "references", "shards")
             else settings.get(name)
             for name, value in tables["settings"].items()

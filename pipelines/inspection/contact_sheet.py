@@ -26,7 +26,7 @@ from pipelines.dataset.samples import decode_segmentation
 from pipelines.geometry import bessel_polygon, extend_box, fill_outline, square_window
 from pipelines.photos import read_photo
 from schemas.dataset import DatasetInfo
-from schemas.sample import SampleRecord
+from schemas.sample import SampleRecord, other_reference
 
 
 def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int = 0, vae: str | None = None) -> Picture:
@@ -49,11 +49,15 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
     rows, captions = [], []
     for sample, (boxed, view) in zip(samples, _boxed_and_views(samples, info, photos, vae), strict=True):
         record = sample.record
-        rows.append([boxed, *(tint(view, mask) for mask in sample.masks), decode_photo(sample.reference, frame="stored")])
+        others = [decode_photo(other, frame="stored") for other in sample.others]
+        rows.append(
+            [boxed, *(tint(view, mask) for mask in sample.masks), decode_photo(sample.reference, frame="stored"), *others]
+        )
         notes = [*record.mask_kinds, *["padded"] * record.padded, *([] if photos else [origin_of_views([sample])])]
         captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join(notes)})")
     masks = [f"view, mask {number}" for number in range(info.masks_per_view)]
-    return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference"], captions, cell=200)
+    others = [f"photo {number}" for number in range(1, max(len(sample.others) for sample in samples) + 1)]
+    return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference", *others], captions, cell=200)
 
 
 def class_sheet(
@@ -166,6 +170,8 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
         views.append(("latent.npy, decoded", decoded[0]))
     outlined = ", outlined" if record.reference_mask is not None else ""
     parts += [*views, (f"ref.jpg{outlined}", reference_with_outline(sample))]
+    for number, other in enumerate(sample.others, start=1):
+        parts.append((other_reference(number), decode_photo(other, frame="stored")))
     rows, captions = [parts], [f"{record.key}  {record.label_name}  {record.split}"]
     for number, (kind, mask) in enumerate(zip(record.mask_kinds, sample.masks, strict=True)):
         row: list[tuple[str, Picture]] = [("mask.json", np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255)]

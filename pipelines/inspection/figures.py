@@ -279,4 +279,5 @@ def _packed(objects: dict[str, Any], info: DatasetInfo) -> dict[str, Any]:
         "bytes": sum(counts.bytes for counts in info.splits.values()),
         "padded": info.books.padded_views,
         "masks": info.books.masks,
+        **({"references": info.books.references} if info.books.references else {}),
     }

@@ -24,7 +24,7 @@ from pipelines.inspection.contact_sheet import photo_source, trace_sheet
 from pipelines.photos import read_photo
 from pipelines.selection.objects import rejected_boxes
 from schemas.dataset import DatasetInfo, VaeIdentity
-from schemas.sample import SampleRecord
+from schemas.sample import SampleRecord, other_reference
 from schemas.tables import COORDINATES, FAILURE_CODES, FLAGS, OBJECTS, REJECT_REASONS
 
 Row = dict[str, Any]
@@ -145,6 +145,7 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
             "key": record.key,
             "object": record.object_id,
             "other views": ", ".join(others) or "none",
+            **({"group": record.group} if record.group else {}),
             "split": record.split,
             "shard": f"shards/{row['shard']}.tar, position {row['position']}",
             "seed": f"{record.seed}",
@@ -173,6 +174,7 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
                 for number, (kind, share, polygon) in enumerate(masks)
             },
         },
+        **({"other photos": _describe_references(record)} if record.references or record.lost_references else {}),
         "members": {name: f"offset {place['offset']:,}, {place['length']:,} bytes" for name, place in member_places(row).items()},
         "VAE": {
             "source": vae.source,
@@ -186,6 +188,20 @@ def describe(row: Row, others: list[str], found: Row, sample: Sample, info: Data
 def _window(record: SampleRecord) -> str:
     names = ("left", "top", "side") if len(record.window) == 3 else ("left", "top", "width", "height")
     return ", ".join(f"{name} {number}" for name, number in zip(names, record.window, strict=True)) + " px of the photo"
+
+
+def _describe_references(record: SampleRecord) -> dict[str, str]:
+    """What references from other photos show, and which of the planned ones there are not."""
+    shown = {
+        other_reference(number): (
+            f"photo {one.photo_id} ({one.file_name or 'by its id'}), box {_corners(one.box)}, cut at {_corners(one.window)} px; "
+            f"URL {one.url or 'unknown'}, author {one.author or 'unknown'}, licence {one.licence or 'unknown'}; "
+            f"SHA-256 {one.photo_sha256}"
+        )
+        for number, one in enumerate(record.references, start=1)
+    }
+    lost = {f"not cut: {one.photo_id}": f"{one.code}: {one.detail}" for one in record.lost_references}
+    return shown | lost
 
 
 def _how_stored(vae: VaeIdentity) -> str:

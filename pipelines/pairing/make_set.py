@@ -52,7 +52,9 @@ class Books:
 def rules_of(settings: BenchmarkSettings, source: Source, judge: Compares | None) -> dict[str, Any]:
     """All that determines a set's bytes, but for the photos themselves: settings, annotations, the judge, libraries."""
     chosen = settings.model_dump(mode="json", include={"seed", "source", "selection", "references", "benchmark"})
-    chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS} | {"frame": settings.source.photo_frame}
+    chosen["source"] = {name: chosen["source"][name] for name in SOURCE_KEYS if name in chosen["source"]} | {
+        "frame": settings.source.photo_frame
+    }
     del chosen["selection"]["all_reasons"], chosen["selection"]["leave_out"]  # The latter's contents are among the inputs.
     chosen["references"] = {"padding": settings.references.padding}
     for name in ("out", "threads", "judge"):

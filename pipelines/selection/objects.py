@@ -12,7 +12,7 @@ of the object, whatever the order of the input was.
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -33,11 +33,12 @@ from pipelines.annotations import open_source
 from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
 from pipelines.selection.duplicates import count_duplicates, find_duplicates, hashes_by_split, read_scan
+from pipelines.selection.groups import ReferenceDraw
 from pipelines.selection.partition import partition_by_photo
 from pipelines.selection.rules import REASONS, box_identity, choose_classes, class_limits, label_hashes, object_ids
 from pipelines.selection.selector import EXAMPLES, SelectedPart, Selector, numbers
 from pipelines.threads import in_order
-from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS
+from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS, paired
 
 _ROW_GROUP = 100_000
 _THREADS = min(4, os.cpu_count() or 1)
@@ -69,6 +70,10 @@ class Selection:
     """How many of those the tables give an original's size for."""
     same_photos: dict[str, int] = field(default_factory=dict)
     """Photos that are there under another id too, by how that was found; `across_splits` of them in another split."""
+    references: int = 0
+    """Of all objects, from other photos."""
+    objects_with_references: int = 0
+    """That have one or more of them."""
     objects_by_class: dict[str, dict[str, int]] = field(default_factory=dict)
     """Split -> class name -> objects."""
     notes: list[str] = field(default_factory=list)
@@ -103,16 +108,25 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
 
         objects, rejects, same_photos = (
             stack.enter_context(_writing_table(out / f"{name}.parquet", schema))
-            for name, schema in (("objects", OBJECTS), ("rejects", REJECTS), ("same_photos", SAME_PHOTOS))
+            for name, schema in (
+                ("objects", paired(OBJECTS) if source.groups else OBJECTS),
+                ("rejects", REJECTS),
+                ("same_photos", SAME_PHOTOS),
+            )
         )
         same_photos(same)
         dropped = hashes_by_split(same if settings.source.same_photo == "drop" else same.slice(0, 0), settings.seed)
         selector = Selector(partitions, source, settings, choice, dropped)
         parts = in_order(pool, selector.select, partitions.parts(), _THREADS + 1)
-        candidates = _write_rejects(parts, selection, settings, rejects, same_photos)
-        for accepted in _within_quotas(candidates, selector, selection, folder, rejects):
-            _count_objects(accepted, selection)
-            objects(accepted.select(OBJECTS.names))
+        shown_only: list[pa.Table] = []
+        candidates = _write_rejects(parts, selection, settings, rejects, same_photos, shown_only)
+        accepted = _within_quotas(candidates, selector, selection, folder, rejects)
+        if source.groups:
+            drawn = ReferenceDraw(settings, selector.left_out.photos, folder)
+            accepted = _with_references(drawn, accepted, shown_only, selector, selection, rejects)
+        for part in accepted:
+            _count_objects(part, selection)
+            objects(part.select(selector.schema.names))
         selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
         selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
         _check_counts(selection, source, settings)
@@ -169,8 +183,9 @@ def _write_rejects(
     settings: BuildSettings,
     rejects: Callable[[pa.Table], None],
     same_photos: Callable[[pa.Table], None],
+    shown_only: list[pa.Table],
 ) -> Iterator[pa.Table]:
-    """Write and count the rejects of each part, and pass its candidates on."""
+    """Write and count the rejects of each part, and pass its candidates on; `shown_only` gets the rejects that are references."""
     totals: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     with Progress("selecting", selection.boxes, "boxes") as progress:
@@ -185,6 +200,8 @@ def _write_rejects(
                     f"boxes: it is of other annotations, or older; run pipelines/survey.py again with these settings"
                 )
             rejects(part.rejects)
+            if part.shown_only is not None:
+                shown_only.append(part.shown_only)
             same_photos(part.in_two_splits)
             for name in ("photo_id", "across_splits") if len(part.in_two_splits) else ():
                 selection.same_photos[name] = selection.same_photos.get(name, 0) + len(part.in_two_splits)
@@ -207,7 +224,7 @@ def _within_quotas(
     paths: list[Path] = []
     groups, drawn = [], []
     for candidates in parts:
-        groups.append(numbers(candidates, "group"))
+        groups.append(numbers(candidates, "of_class"))
         drawn.append(numbers(candidates, "priority"))
         paths.append(folder / f"candidates-{len(paths):05d}.arrow")
         with pa.OSFile(str(paths[-1]), "wb") as file, pa.ipc.new_file(file, candidates.schema) as writer:
@@ -217,13 +234,36 @@ def _within_quotas(
     for path in paths:
         with pa.OSFile(str(path)) as file:
             candidates = pa.ipc.open_file(file).read_all()
-        within = pa.array(numbers(candidates, "priority") <= limits[numbers(candidates, "group")])
+        within = pa.array(numbers(candidates, "priority") <= limits[numbers(candidates, "of_class")])
         left = candidates.filter(pc.invert(within))
         rejects(selector.reject_candidates(left))
         over += len(left)
         yield candidates.filter(within)
     if over:
         selection.rejects["over_class_cap"] = over
+
+
+def _with_references(
+    drawn: ReferenceDraw,
+    parts: Iterator[pa.Table],
+    shown_only: Sequence[pa.Table],
+    selector: Selector,
+    selection: Selection,
+    rejects: Callable[[pa.Table], None],
+) -> Iterator[pa.Table]:
+    """Accepted objects with their references from other photos; those without are rejected where the settings say so."""
+    for part in drawn.draw(parts, shown_only):
+        counts = pc.fill_null(pc.list_value_length(part["references"]), 0)
+        selection.references += pc.sum(counts).as_py() or 0
+        selection.objects_with_references += int((counts.to_numpy() > 0).sum())
+        if selector.settings.references.alone == "own":
+            yield part
+            continue
+        alone = part.filter(pc.equal(counts, 0))
+        if len(alone):
+            rejects(selector.reject_candidates(alone, "no_other_photo"))
+            selection.rejects["no_other_photo"] = selection.rejects.get("no_other_photo", 0) + len(alone)
+        yield part.filter(pc.greater(counts, 0))
 
 
 def _notes_on_classes(settings: BuildSettings, source: Source) -> Iterator[str]:
@@ -249,6 +289,9 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
             f"{number_of(shared, 'photo')} with the URL of another photo, taken for it: such boxes are rejected as same_photo; "
             f"where URLs are those of pages and not of photos, source.same_photo: report keeps all"
         )
+    alone = selection.objects - selection.objects_with_references
+    if alone and (settings.references.others or selection.references):
+        yield f"{alone:,} of {number_of(selection.objects, 'object')} that no other photo shows: the reference is the own crop"
     for split in settings.source.splits:
         if split not in selection.objects_by_class:
             yield f"{split} has no object" + (": nothing to judge a model by" if split == "validation" else "")

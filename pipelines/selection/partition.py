@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from jaxtyping import Int32, Int64, UInt64
 
 from pbe_core.progress import Progress
-from pbe_core.randomness import hash_column, mix
+from pbe_core.randomness import hash_column, mix, name_hash
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS
 from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
-from schemas.tables import COORDINATES, FLAGS, PHOTOS
+from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS
 
 ROWS_PER_FILE = 500_000
 ROWS_AT_ONCE = 200_000
@@ -42,6 +42,9 @@ _BOX_ROW = pa.schema(
         ("problem", pa.int8()),
         ("detail", pa.string()),
     ]
+)
+_PAIRED_ROW = pa.schema(
+    [*_BOX_ROW, ("group", pa.string()), ("group_hash", pa.uint64()), ("references", BOXES.field("references").type)]
 )
 _PHOTO_ROW = pa.schema(
     [
@@ -170,6 +173,16 @@ class Partitions:
         """Buckets to read at once; each part is of one split, and of neighbouring hashes."""
         return self.boxes.together([split << _BITS for split in range(len(SORTED_SPLITS))])
 
+    def groups_of(self, split: str) -> UInt64[np.ndarray, " groups"]:
+        """Hashes of the groups that have boxes in a split, sorted; 8 bytes each."""
+        start = SORTED_SPLITS.index(split) << _BITS
+        found = [np.zeros(0, np.uint64)]
+        for part in self.parts() if "group_hash" in self.boxes.schema.names else ():
+            if start <= part.start < start + (1 << _BITS):
+                found.append(np.unique(self.boxes.read_column(part, "group_hash").to_numpy()))
+        hashes: np.ndarray = np.setdiff1d(np.concatenate(found), np.uint64([0]))
+        return hashes
+
     def split_of(self, part: range) -> str:
         """The split of a part."""
         return SORTED_SPLITS[part.start >> _BITS]
@@ -186,7 +199,7 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
     `sizes` are rows of `schemas.tables.SURVEY`: how large photos are, from a duplicate scan.
     """
     partitions = Partitions(
-        boxes=SpillFiles(folder, "boxes", _BOX_ROW),
+        boxes=SpillFiles(folder, "boxes", _PAIRED_ROW if source.groups else _BOX_ROW),
         photos=SpillFiles(folder, "photos", _PHOTO_ROW),
         sizes=SpillFiles(folder, "sizes", _SIZE_ROW),
     )
@@ -250,7 +263,8 @@ def _by_split(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.RecordBatch]]:
 
 
 def _box_rows(batch: pa.RecordBatch, photo: UInt64[np.ndarray, " rows"], partitions: Partitions) -> pa.RecordBatch:
-    columns = {name: batch.column(name) for name in _BOX_ROW.names if name in batch.schema.names}
+    schema = partitions.boxes.schema
+    columns = {name: batch.column(name) for name in schema.names if name in batch.schema.names}
     columns["photo"] = pa.array(photo)
     columns["label"] = pa.array(partitions.labels.encode(batch.column("label")))
     columns["file"] = pa.array(partitions.files.encode(batch.column("file")))
@@ -260,4 +274,14 @@ def _box_rows(batch: pa.RecordBatch, photo: UInt64[np.ndarray, " rows"], partiti
         columns[name] = pa.array(columns[name].fill_null(np.nan).to_numpy(zero_copy_only=False) + 0.0)
     for name in FLAGS:
         columns[name] = columns[name].fill_null(FLAG_MISSING)
-    return pa.RecordBatch.from_arrays([columns[name] for name in _BOX_ROW.names], schema=_BOX_ROW)
+    if "group_hash" in schema.names:
+        columns["group_hash"] = pa.array(group_hashes(batch.column("group")))
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def group_hashes(groups: pa.Array) -> UInt64[np.ndarray, " boxes"]:
+    """What groups are known by: a hash of any text; 0 for a box without a group."""
+    words = groups.dictionary_encode()
+    hashes = np.array([*(name_hash("group", word) for word in words.dictionary.to_pylist()), 0], np.uint64)
+    found: np.ndarray = hashes[words.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+    return found

@@ -65,6 +65,8 @@ class Boxes:
     """A hash of the object's mask; 0 where there is none."""
     object_share: Float64[np.ndarray, " boxes"]
     """Share of the reference that this mask covers; NaN where there is none or nothing is cut out by it."""
+    torn: Bool[np.ndarray, " boxes"] | None = None
+    """Whether the box's group has boxes in a split that is kept rather than this one; null where there are no groups."""
 
     def __len__(self) -> int:
         return len(self.photo)
@@ -97,6 +99,13 @@ class RuleMask:
     def accepted(self) -> Bool[np.ndarray, " boxes"]:
         """Boxes that break no rule so far."""
         return self.first_reason() < 0
+
+    def alone(self, reason: str) -> Bool[np.ndarray, " boxes"]:
+        """Boxes that break this rule and no other."""
+        others = [rows for name, rows in self.broken.items() if name != reason]
+        none = np.zeros(self.count, bool)
+        alone: np.ndarray = self.broken.get(reason, none) & ~np.logical_or.reduce([none, *others])
+        return alone
 
     def first_reason(self) -> Int8[np.ndarray, " boxes"]:
         """The first rule that each box breaks, as a place in `REASONS`; -1 for accepted boxes."""
@@ -250,6 +259,8 @@ def _ask_alone(boxes: Boxes, choice: ClassChoice, settings: SelectionSettings, s
 
     mask.add("left_out", boxes.left_out)
     mask.add("same_photo", boxes.repeated)
+    if boxes.torn is not None:
+        mask.add("group_in_two_splits", boxes.torn)
     if settings.subset < 1:
         drawn = mix(boxes.photo ^ np.uint64(name_hash(seed, "subset")))
         mask.add("not_in_subset", drawn >= np.uint64(settings.subset * 2.0**64))

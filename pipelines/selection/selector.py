@@ -27,7 +27,7 @@ from pipelines.selection.rules import (
     object_ids,
     priority,
 )
-from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word
+from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word, paired
 
 EXAMPLES = 3
 _Column = Float64[np.ndarray, " boxes"]
@@ -43,12 +43,14 @@ class SelectedPart:
     split: str
     rejects: pa.Table
     candidates: pa.Table
-    """Columns of `OBJECTS` and what rejecting them later takes: file, row, group, priority."""
+    """Columns of `OBJECTS` and what rejecting them later takes: file, row, of_class, priority."""
     counts: Counter[str]
     reasons: Counter[str]
     examples: dict[str, list[str]]
     not_scanned: str | None
     """A photo with boxes that the duplicate scan, if there is one, lacks."""
+    shown_only: pa.Table | None
+    """Rejects that are too large to be objects and nothing else, as rows like `candidates`: good references for their groups."""
     in_two_splits: pa.Table
     """Rows of `SAME_PHOTOS` for photos whose id is in a split that is kept rather than this one."""
 
@@ -72,6 +74,9 @@ class Selector:
         listed = settings.selection.leave_out
         self.left_out = read_left_out(listed) if listed else LeftOut()
         self.label_hashes = label_hashes(partitions.labels.words)
+        self.schema = paired(OBJECTS) if source.groups else OBJECTS
+        kept = [split for split in _KEPT_FIRST if source.groups and split in settings.source.splits]
+        self.groups_in = {split: partitions.groups_of(split) for split in kept}
         names = [source.class_names.get(label) or label for label in partitions.labels.words]
         # Two labels may bear one name: a dictionary must not hold a word twice.
         self.names = Vocabulary()
@@ -98,6 +103,10 @@ class Selector:
         accepted = np.flatnonzero(first < 0)
         accepted = accepted[np.lexsort((identity[accepted], boxes.photo[accepted]))]
         candidates = self._candidates(rows, boxes, photos, place, identity, accepted, split)
+        shown_only = None
+        if self.source.groups and settings.references.others:
+            large = np.flatnonzero(broken.alone("too_large") & (numbers(rows, "group_hash") != 0))
+            shown_only = self._candidates(rows, boxes, photos, place, identity, large, split)
         listed = np.asarray(photos.column("photo"))
         known = ~np.isin(first, [REASONS.index(reason) for reason in ("bad_row", "bad_photo_id")])
         counts = Counter(
@@ -112,7 +121,7 @@ class Selector:
             missing = np.flatnonzero(known & ~np.isin(boxes.photo, partitions.sizes.read_column(part, "photo")))
             not_scanned = str(boxes.photo_id[int(missing[0])]) if len(missing) else None
         in_two_splits = _in_two_splits(boxes, split, elsewhere)
-        return SelectedPart(split, rejects, candidates, counts, by_reason, examples, not_scanned, in_two_splits)
+        return SelectedPart(split, rejects, candidates, counts, by_reason, examples, not_scanned, shown_only, in_two_splits)
 
     def _in_better_splits(self, part: range, split: str) -> dict[str, UInt64[np.ndarray, " photos"]]:
         """Photos that have boxes in a split that is kept rather than this one: by a photo's id, a photo is in one split."""
@@ -175,8 +184,14 @@ class Selector:
             object_share=object_shares(masks, (width, height), edges, references.padding)
             if references.background == "grey" and self.settings.selection.min_object_share is not None
             else np.full(len(masks), np.nan),
+            torn=self._is_torn(rows, split) if self.source.groups else None,
         )
         return boxes, place
+
+    def _is_torn(self, rows: pa.Table, split: str) -> Bool[np.ndarray, " boxes"]:
+        """Whether each box's group has boxes in a better split: an instance is in one split."""
+        better = [self.groups_in[other] for other in _KEPT_FIRST[: _KEPT_FIRST.index(split)] if other in self.groups_in]
+        return np.isin(numbers(rows, "group_hash"), np.concatenate([np.zeros(0, np.uint64), *better]))
 
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
@@ -237,17 +252,16 @@ class Selector:
                 of_photo["licence"].combine_chunks().fill_null(-1).to_numpy(zero_copy_only=False)
             ),
         }
-        objects = _table(columns, taken, OBJECTS)
+        objects = _table(columns, taken, self.schema)
         group = SORTED_SPLITS.index(split) * len(self.partitions.labels.words) + label.astype(np.int64)
         drawn = priority(identity[accepted], boxes.photo[accepted], self.settings.seed, "objects of a class")
-        more = {name: taken[name] for name in ("file", "row")} | {"group": pa.array(group), "priority": pa.array(drawn)}
+        more = {name: taken[name] for name in ("file", "row")} | {"of_class": pa.array(group), "priority": pa.array(drawn)}
         for name, values in {**more, "original_bytes": of_photo["original_bytes"]}.items():
             objects = objects.append_column(name, values)
         return objects
 
-    def reject_candidates(self, candidates: pa.Table) -> pa.Table:
-        """Rows of `REJECTS` for candidates that their class has no place for."""
-        reason = "over_class_cap"
+    def reject_candidates(self, candidates: pa.Table, reason: str = "over_class_cap") -> pa.Table:
+        """Rows of `REJECTS` for candidates that their class has no place for, or that no other photo shows."""
         reasons = [reason] if self.settings.selection.all_reasons else None
         columns = {
             "file": self.partitions.files.decode(numbers(candidates, "file")),

@@ -110,7 +110,9 @@ export class SampleDialog {
       figure(photo, "photo: box (pink), window of the view (white), reference (yellow, dashed)"),
       this.viewFigure(),
       this.latentFigure(),
-      figure(this.picture("reference", {}, "reference"), `reference${this.facts.outline ? ", whose outline is known" : ""}`));
+      figure(this.picture("reference", {}, "reference"), `reference${this.facts.outline ? ", whose outline is known" : ""}`),
+      ...(record.references ?? []).map((other, place) =>
+        figure(this.picture(`reference/${place + 1}`, {}, `reference of photo ${other.photo_id}`), `reference of photo ${other.photo_id}`)));
     return parts;
   }
 
@@ -186,6 +188,7 @@ export class SampleDialog {
     const object = {
       class: `${record.label_name} (${record.label})`,
       object: record.object_id,
+      ...(record.group ? { group: record.group } : {}),
       "share of the photo": percent(share),
       box: `${corners(record.box)} px of the photo`,
       window: `left ${record.window[0]}, top ${record.window[1]}, side ${record.window[2]} px${record.padded ? "; reaches beyond the photo" : ""}`,
