@@ -21,6 +21,8 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 MaskMode = Literal["bilinear", "nearest"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
+# What 1 means in the U-Net's mask channel: `keep`, as published, or `repaint`, as in Stable Diffusion's inpainting models.
+MaskChannel = Literal["keep", "repaint"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
 AugmentationPreset = Literal["paper", "strong", "none"]

@@ -395,7 +395,7 @@ def check_resumable(folder: Path, state: CheckpointState, settings: TrainSetting
         if saved.get(key) != asked.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in CHANGEABLE)
     ]
     before, now = state.identity.model_dump(mode="json"), identity.model_dump(mode="json")
-    differences += [f"{key} {before[key]!r} -> {now[key]!r}" for key in now if key != "unet" and before.get(key) != now[key]]
+    differences += [f"{key} {before.get(key)!r} -> {now[key]!r}" for key in now if key != "unet" and before.get(key) != now[key]]
     if before["dataset_fingerprint"] == now["dataset_fingerprint"] and before["dataset_samples"] != now["dataset_samples"]:
         raise InputError(
             f"{folder}: its dataset had other samples in its shards then (was it built again with more photos?), so that their "

@@ -14,7 +14,7 @@ from torch import Tensor
 from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
-from pbe_train.config import TrainSettings
+from pbe_train.config import MaskChannel, TrainSettings
 from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures
 from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import paint_latents
@@ -64,10 +64,12 @@ class RunIdentity(BaseModel):
     """S, side of a view in px."""
     vae_normalisation: Normalisation | None = None
     """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
+    mask_channel: MaskChannel = "keep"
+    """What 1 means in the mask that the U-Net sees. Left out of the file where it is `keep`."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"vae_normalisation": None})
+        return leave_out(write(self), {"vae_normalisation": None, "mask_channel": "keep"})
 
 
 @dataclass(frozen=True)
