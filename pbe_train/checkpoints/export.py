@@ -13,6 +13,7 @@ from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sweep, sync, temporary_folder
 from pbe_core.storage import is_url
+from pbe_core.vae_kinds import AUTOENCODER_KL
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
 from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, read_report
@@ -85,8 +86,9 @@ def check_vae(vae: Autoencoder, form: str) -> None:
     Raises:
         InputError: with what it is.
     """
-    what = vae.sizes.kind if vae.sizes.deterministic else "an AutoencoderKL whose latents are shifted"
-    if vae.sizes.deterministic or vae.normalisation:
+    other = vae.sizes.kind != AUTOENCODER_KL
+    what = vae.sizes.kind if other else "an AutoencoderKL whose latents are shifted"
+    if other or vae.normalisation:
         raise InputError(
             f"--format {form}: the run's VAE is {what}, with which the programs of this layout cannot paint; paint with the run "
             "itself (pbe edit --model RUN), or train with an AutoencoderKL without shift_factor, latents_mean and latents_std"
