@@ -100,8 +100,9 @@ def check_mask_channel(run: Run, form: str) -> None:
     if run.identity.mask_channel == "repaint":
         raise InputError(
             f"--format {form}: the run began from an inpainting model, whose U-Net sees 1 where it repaints; the programs of "
-            "this layout show it 1 where it keeps, and no weights make up for that at the border of a view; --format weights "
-            "holds it, and this project paints with it (pbe edit --model RUN)"
+            "this layout show it 1 where it keeps, and no weights make up for that at the border of a view: --format weights "
+            "holds it, this project paints with it (pbe edit --model RUN), and a run that begins from it with "
+            "--model.mask_channel keep turns it but for the border, and can be exported"
         )
 
 

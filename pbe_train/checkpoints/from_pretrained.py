@@ -31,7 +31,7 @@ from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count
 from pbe_train.checkpoints.ldm_format import vae_config_of
 from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
-from pbe_train.checkpoints.starts import DEFAULT_CHANNELS, FIRST_LAYER
+from pbe_train.checkpoints.starts import DEFAULT_CHANNELS, FIRST_LAYER, turned
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state, run_folder_of
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
@@ -42,6 +42,7 @@ REPORT_FILE = "start.json"
 OPEN_RAIL = "creativeml-openrail-m"
 # Of Stable Diffusion 2.x and XL, under the name that the hub gives it.
 OPEN_RAIL_PLUS = "openrail++"
+TURNED = "a mask where 1 means keep, by other weights and bias of unet.conv_in: the same but in the outermost latent cells"
 UNSAID = (
     "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base and 2-inpainting predict the "
     "noise (epsilon), 2 and 2-1 the velocity (v_prediction)"
@@ -121,6 +122,8 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
     source = read_pretrained(settings.model.pretrained)
     check_architecture(source, channels)
     _check_settings(source, settings)
+    if is_turned := source.mask_channel == "repaint" and settings.model.mask_channel == "keep":
+        source = turned(source)
     if fault := _difference(source.vae, source.vae_sha256, vae.state_dict()):
         raise InputError(
             f"{source.where}: its VAE is not the dataset's ({fault}); build the dataset with that VAE (latents.vae), or give a "
@@ -136,7 +139,7 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
     if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
         tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
         new.append(f"{channels + 1} more input channels of unet.conv_in, all 0")
-    elif source.conditioner is None and source.mask_channel == "repaint":
+    elif source.conditioner is None and (is_turned or source.mask_channel == "repaint"):
         new.append(
             f"nothing in unet.conv_in: its {2 * channels + 1} input channels are those of an inpainting model, put in order"
         )
@@ -144,6 +147,8 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
         new.append(f"nothing in unet.conv_in: it has the {channels + 1} more input channels already, all 0")
     if source.conditioner is None:
         new.append("the conditioner, at random")
+    if is_turned:
+        new.append(TURNED)
     model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
     return model, make_report(source, new, settings.model)
 

@@ -3,9 +3,9 @@
 inpainting   conv_in sees latent, mask, masked view ─▶ latent, masked view, mask; 1 in its mask goes on meaning "repaint"
 XL           pooled words and sizes of pictures, constant here ─▶ the bias of time_embedding.linear_2
 
-That the mask's meaning is kept, and not turned in the weights, is because no weights can: of a convolution that pads with zeros,
+The mask's meaning is kept, and not turned in the weights, because no weights do it: of a convolution that pads with zeros,
 weights of the other sign and another bias make up for `1 - mask` everywhere but at the border. `PaintByExampleModel.mask_channel`
-says which it is.
+says which it is; `turned` is for those who need the published meaning more than exactness.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from pbe_core.errors import InputError
 from pbe_train.checkpoints.key_mapping import Tensors, starting_with
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 
-FIRST_LAYER = "conv_in.weight"
+FIRST_LAYER, FIRST_BIAS = "conv_in.weight", "conv_in.bias"
 # diffusers' own, in and out, for a configuration that does not say.
 DEFAULT_CHANNELS = 4
 PLAIN = "Stable Diffusion"
@@ -65,6 +65,20 @@ def in_our_order(weight: Float[Tensor, "out wide height width"]) -> Float[Tensor
     channels = (weight.shape[1] - 1) // 2
     latent, mask, masked = torch.split(weight, [channels, 1, channels], dim=1)
     return torch.cat([latent, masked, mask], dim=1)
+
+
+def turned(source: PretrainedModel) -> PretrainedModel:
+    """A model whose mask means "repaint", such that 1 means "keep": the same but in the outermost cells that its U-Net sees.
+
+    Raises:
+        InputError: its first layer has no bias.
+    """
+    if FIRST_BIAS not in source.unet:
+        raise InputError(f"{source.where}: the tensors of its U-Net do not fit: 1 missing ({FIRST_BIAS})")
+    weight, bias = source.unet[FIRST_LAYER].float(), source.unet[FIRST_BIAS].float()
+    rest, mask = weight[:, :-1], weight[:, -1:]
+    layer = {FIRST_LAYER: torch.cat([rest, -mask], dim=1), FIRST_BIAS: bias + mask.sum(dim=(1, 2, 3))}
+    return replace(source, unet={**source.unet, **layer}, mask_channel="keep")
 
 
 def _family(config: Mapping[str, Any]) -> str:

@@ -206,17 +206,17 @@ def test_it_predicts_what_it_did(line: str, inpainting: bool, starts, hub: Path,
         assert model.conditioner(torch.zeros(1, 3, 32, 32)).shape == (1, 1, WIDTH)
 
 
-def test_no_weights_turn_the_mask_exactly(starts, hub: Path, parts: Published):
-    """Why a model says what its mask means: the other sign and another bias are right but for the outermost cells."""
-    model, _ = begin(hub, parts.vae, starts("1", True).folder)
+def test_a_mask_is_turned_within_the_weights_where_that_is_asked_for(starts, hub: Path, parts: Published):
+    """By the other sign and another bias: the same first layer but in the outermost cells, where no weights can be right."""
+    start = starts("1", True)
+    exact, _ = begin(hub, parts.vae, start.folder)
+    model, report = begin(hub, parts.vae, start.folder, mask_channel="keep")
+    assert (exact.mask_channel, model.mask_channel) == ("repaint", "keep")
+    assert "the outermost latent cells" in report.new[-1]
     noisy, masked, keep, *_ = inputs()
-    layer = model.unet.conv_in
     with torch.no_grad():
-        exact = layer(torch.cat([noisy, masked, 1 - keep], dim=1))
-        kernel = layer.weight[:, 8:].clone()
-        layer.weight[:, 8:] = -kernel
-        layer.bias += kernel.sum(dim=(1, 2, 3))
-        difference = (layer(torch.cat([noisy, masked, keep], dim=1)) - exact).abs()
+        expected = exact.unet.conv_in(torch.cat([noisy, masked, 1 - keep], dim=1))
+        difference = (model.unet.conv_in(torch.cat([noisy, masked, keep], dim=1)) - expected).abs()
     assert difference[..., 1:-1, 1:-1].max() <= 1e-6
     assert difference[..., 0, :].max() > 1e-2
 
@@ -298,11 +298,16 @@ def test_it_paints_what_diffusers_paints(run: Path, starts, parts: Published):
     assert np.abs(theirs * 255 - ours).max() <= 1
 
 
-def test_what_no_other_program_could_paint_with_is_not_exported(run: Path, tmp_path: Path):
+def test_what_no_other_program_could_paint_with_is_not_exported(run: Path, hub: Path, tmp_path: Path):
     for form in ("diffusers", "ldm"):
-        with pytest.raises(InputError, match=r"sees 1 where it repaints; .*--format weights holds it"):
+        with pytest.raises(
+            InputError, match=r"sees 1 where it repaints; .*--format weights holds it.*--model\.mask_channel keep"
+        ):
             exporting.export(load_run(run, device="cpu"), run, tmp_path / form, "model.ckpt", form, "model")
         assert not (tmp_path / form).exists()
+    next_run = make_run(tmp_path / "next", hub, run, more={"mask_channel": "keep"})
+    exporting.export(load_run(next_run, device="cpu"), next_run, tmp_path / "out", "", "diffusers", "model")
+    assert read_pretrained(str(tmp_path / "out")).mask_channel == "keep"
 
 
 @pytest.mark.parametrize("line", ["2", "XL"])
