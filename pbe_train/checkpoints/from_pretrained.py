@@ -42,6 +42,9 @@ REPORT_FILE = "start.json"
 OPEN_RAIL = "creativeml-openrail-m"
 # Of Stable Diffusion 2.x and XL, under the name that the hub gives it.
 OPEN_RAIL_PLUS = "openrail++"
+# Of a VAE, what makes latents. The VAEs that are usual beside Stable Diffusion 1.x's own have other decoders.
+ENCODING = ("encoder.", "quant_conv.")
+OTHER_DECODER = "decoder of the VAE, where the start's own VAE has another one; latents are the same"
 TURNED = "a mask where 1 means keep, by other weights and bias of unet.conv_in: the same but in the outermost latent cells"
 UNSAID = (
     "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base and 2-inpainting predict the "
@@ -124,7 +127,7 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
     _check_settings(source, settings)
     if is_turned := source.mask_channel == "repaint" and settings.model.mask_channel == "keep":
         source = turned(source)
-    if fault := _difference(source.vae, source.vae_sha256, vae.state_dict()):
+    if fault := _vae_difference(source, vae.state_dict()):
         raise InputError(
             f"{source.where}: its VAE is not the dataset's ({fault}); build the dataset with that VAE (latents.vae), or give a "
             "model of the dataset's"
@@ -135,6 +138,16 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
             f"{source.where}: its vision encoder is not model.encoder, {settings.model.encoder} ({fault}); set model.encoder to "
             f"{source.where if source.encoder else 'that of the run'}"
         )
+    tensors, new = _with_all_channels(source, channels, is_turned)
+    model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
+    report = make_report(source, new, settings.model)
+    if _difference(source.vae, None, vae.state_dict()):
+        report.otherwise.append(OTHER_DECODER)
+    return model, report
+
+
+def _with_all_channels(source: PretrainedModel, channels: int, is_turned: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The U-Net's tensors with all input channels, and what is new in the model, in words."""
     tensors, new = dict(source.unet), []
     if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
         tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
@@ -149,8 +162,7 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
         new.append("the conditioner, at random")
     if is_turned:
         new.append(TURNED)
-    model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
-    return model, make_report(source, new, settings.model)
+    return tensors, new
 
 
 def _fill(
@@ -359,6 +371,14 @@ def _check_settings(source: PretrainedModel, settings: TrainSettings) -> None:
             f"{source.where}: its conditioner has {number_of(blocks, 'block')}; set model.conditioner_blocks to {blocks}, not "
             f"{settings.model.conditioner_blocks}"
         )
+
+
+def _vae_difference(source: PretrainedModel, ours: Tensors) -> str | None:
+    """As `_difference`, of what makes latents; of a run only the hash of a whole VAE is known."""
+    if source.vae is None:
+        return _difference(None, source.vae_sha256, ours)
+    theirs, own = ({name: tensor for name, tensor in vae.items() if name.startswith(ENCODING)} for vae in (source.vae, ours))
+    return _difference(theirs, None, own)
 
 
 def _difference(theirs: Tensors | None, their_sha256: str | None, ours: Tensors) -> str | None:

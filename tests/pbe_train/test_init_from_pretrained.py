@@ -427,6 +427,14 @@ def test_settings_that_contradict_the_model(prior: Published, paint: Published, 
     refused(base, base / "hub", r"has 1 block; set model\.conditioner_blocks to 1", conditioner_blocks=5)
 
 
+def test_a_vae_with_a_decoder_of_its_own(paint: Published, base: Path, tmp_path: Path):
+    """As sd-vae-ft-mse beside Stable Diffusion: the latents are the same, which a line says."""
+    where = broken_hub(lambda state: state.update({"decoder.conv_out.bias": torch.ones(3)}), "vae")(tmp_path, paint)
+    _, report = start(base, where)
+    assert any("decoder of the VAE" in line for line in report.otherwise)
+    assert not start(base, base / "hub")[1].otherwise
+
+
 def test_places_that_hold_nothing(base: Path, tmp_path: Path):
     refused(base, tmp_path, "neither a model in diffusers' layout")
     refused(base, tmp_path / "nowhere" / "at all", "no such file or folder")

@@ -29,12 +29,14 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_train.checkpoints import export as exporting
 from pbe_train.checkpoints.diffusers_format import load_diffusers_pipeline
-from pbe_train.checkpoints.from_pretrained import LoadReport, init_from_pretrained, load_run
+from pbe_train.checkpoints.from_pretrained import LoadReport, init_from_pretrained, load_model, load_run
 from pbe_train.checkpoints.networks import read_pretrained, unet_config, unloaded_model
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.latents import to_mask_channel
 from pbe_train.model.paint_model import PaintByExampleModel, parameters_without_effect
 from pbe_train.model.pipeline import SamplingSettings
+from pbe_train.train import train
+from pbe_train.training.distributed import Distributed
 from pbe_train.training.flops import step_flops
 from tests.pbe_train.published import (
     Published,
@@ -47,6 +49,7 @@ from tests.pbe_train.published import (
     write_network,
     write_tensors,
 )
+from tests.pbe_train.small_world import World
 
 WIDTH = 48
 """Of a word's vector in the models below; 1.x has 64 here."""
@@ -265,6 +268,28 @@ def test_a_run_keeps_what_its_mask_means(run: Path, starts, parts: Published, hu
     assert "mask_channel" not in old["identity"]
 
 
+def test_a_training_begins_and_goes_on(starts, world: World, tmp_path: Path):
+    """The real loop from an inpainting model: one step and another one later come to the weights of two."""
+    start = starts("1", True)
+    folder = shutil.copytree(start.folder, tmp_path / "start")
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(world.vae, folder / "vae")
+    options = (f"--model.pretrained={folder}", "--global_batch=2", "--model.mask_to_latent=nearest", "--pictures.every=0")
+    options += ("--validation.every=0", "--loader.workers=0")
+    one = Distributed(0, 1, torch.device("cpu"))
+    for out, steps in (("whole", 2), ("parts", 1), ("parts", 2)):
+        train(world.settings(tmp_path / out, *options, f"--steps={steps}"), one)
+    whole, parts = (load_run(tmp_path / out, device="cpu") for out in ("whole", "parts"))
+    assert whole.model.mask_channel == parts.model.mask_channel == parts.identity.mask_channel == "repaint"
+    for name, tensor in whole.model.kept().items():
+        assert torch.equal(tensor, parts.model.kept()[name]), name
+
+
+def test_a_model_that_paints_by_words_does_not_paint_here(starts):
+    with pytest.raises(InputError, match="a Stable Diffusion 2 inpainting model, which paints by words; train it first"):
+        load_model(starts("2", True).folder, device="cpu")
+
+
 def test_it_paints_what_diffusers_paints(run: Path, starts, parts: Published):
     """The inpainting pipeline of diffusers, shown our reference's token in the place of words: the same picture."""
     loaded = load_run(run, device="cpu")
@@ -450,10 +475,9 @@ def test_sizes_that_are_known_by_name(name: str, parameters: int):
     assert sum(parameter.numel() for parameter in model.unet.parameters()) == parameters
 
 
-@pytest.mark.parametrize("line", ["2", "XL"])
-def test_costs_are_counted_of_a_folder(line: str, starts, hub: Path):
+def test_costs_are_counted_of_a_folder(starts, hub: Path):
     """The shortcut leaves the same layers out, and parameters without effect are those of attention to the one token."""
-    folder = str(starts(line, line != "2").folder)
+    folder = str(starts("XL", True).folder)
     settings = ModelSettings(pretrained=folder, encoder=str(hub), vae=str(hub / "vae"), conditioner_blocks=1)
     with torch.device("meta"):
         model = unloaded_model(settings)
