@@ -3,17 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from pbe_core.errors import InputError
 from pbe_core.taef2 import Taef2
-from pbe_core.vae_kinds import AUTOENCODER_KL, AUTOENCODER_TINY, TAEF2, TAEF2_CONFIG, VaeSizes, vae_sizes
+from pbe_core.vae_kinds import AUTOENCODER_DC, AUTOENCODER_TINY, KINDS, QWEN, TAEF2, TAEF2_CONFIG, VaeSizes, vae_sizes
 from schemas.dataset import Normalisation
 
-CLASSES: dict[str, Any] = {AUTOENCODER_KL: AutoencoderKL, AUTOENCODER_TINY: AutoencoderTiny, TAEF2: Taef2}
+CLASSES: dict[str, Any] = {kind: Taef2 if kind == TAEF2 else getattr(diffusers, kind) for kind in KINDS}
 
 
 class Posterior(NamedTuple):
@@ -69,17 +69,26 @@ class Autoencoder:
 
     def encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> Posterior:
         """RGB in [-1, 1], sides multiples of `sizes.downsampling` -> latents, unscaled."""
-        if self.sizes.kind == AUTOENCODER_KL:
-            own = self.network.encode(pixels).latent_dist
-            mean, deviation = own.mean, own.std
-        elif self.sizes.kind == AUTOENCODER_TINY:
-            mean, deviation = self.network.encode(pixels).latents, None
-        else:
-            mean, deviation = self.network.encode((pixels + 1) / 2), None
+        mean, deviation = self._encode(pixels)
         if self.normalisation is None:
             return Posterior(mean, deviation)
         shift, spread = _planes(self.normalisation, mean)
         return Posterior((mean.float() - shift) / spread, None if deviation is None else deviation.float() / spread)
+
+    def _encode(self, pixels: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, Tensor | None]:
+        """The network's own mean and, if it has one, deviation."""
+        kind = self.sizes.kind
+        if kind == AUTOENCODER_TINY:
+            return self.network.encode(pixels).latents, None
+        if kind == AUTOENCODER_DC:
+            return self.network.encode(pixels).latent, None
+        if kind == TAEF2:
+            return self.network.encode((pixels + 1) / 2), None
+        if kind == QWEN:  # A picture is a film of one frame.
+            frame = self.network.encode(pixels[:, :, None]).latent_dist
+            return frame.mean[:, :, 0], frame.std[:, :, 0]
+        own = self.network.encode(pixels).latent_dist
+        return own.mean, own.std
 
     def decode(self, latents: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 3 height width"]:
         """Latents, unscaled -> RGB in [-1, 1], not clamped."""
@@ -88,6 +97,8 @@ class Autoencoder:
             latents = (latents.float() * spread + shift).to(latents.dtype)
         if self.sizes.kind == TAEF2:
             return self.network.decode(latents) * 2 - 1  # type: ignore[no-any-return]
+        if self.sizes.kind == QWEN:
+            return self.network.decode(latents[:, :, None]).sample[:, :, 0]  # type: ignore[no-any-return]
         return self.network.decode(latents).sample  # type: ignore[no-any-return]
 
     def halves(self) -> list[list[nn.Module | None]]:
@@ -100,7 +111,9 @@ class Autoencoder:
         self.network.encoder.compile(dynamic=False)
 
     def to(self, *args: Any, **options: Any) -> "Autoencoder":
-        """Move or cast the network in place, as `nn.Module.to` does."""
+        """Move or cast the network in place, as `nn.Module.to` does; kernels of films have no layout but their own."""
+        if self.sizes.kind == QWEN:
+            options.pop("memory_format", None)
         self.network.to(*args, **options)
         return self
 

@@ -1,8 +1,11 @@
 """The kinds of VAE that are taken, and what the files of one say before it is loaded: without PyTorch, which takes seconds.
 
-AutoencoderKL     diffusers; any number of channels, with or without shift_factor, latents_mean and latents_std, quant_conv
-AutoencoderTiny   diffusers (TAESD and its kin); deterministic
-TAEF2             its author's two files of weights, `pbe_core.taef2`; deterministic
+AutoencoderKL             diffusers; any number of channels, shift_factor, latents_mean and latents_std, quant_conv or none
+AsymmetricAutoencoderKL   diffusers; its decoder without the mask and picture that it may be shown as well
+AutoencoderKLQwenImage    diffusers; of films, here of a single frame
+AutoencoderTiny           diffusers (TAESD and its kin); deterministic
+AutoencoderDC             diffusers (SANA's); deterministic
+TAEF2                     its author's two files of weights, `pbe_core.taef2`; deterministic
 """
 
 import json
@@ -14,19 +17,46 @@ from typing import Any, NamedTuple
 from schemas.dataset import Normalisation
 
 AUTOENCODER_KL, AUTOENCODER_TINY, TAEF2 = "AutoencoderKL", "AutoencoderTiny", "TAEF2"
+AUTOENCODER_DC, QWEN = "AutoencoderDC", "AutoencoderKLQwenImage"
 TAEF2_FILES = ("taef2_encoder.safetensors", "taef2_decoder.safetensors")
 # 0.851 is the standard deviation of its latents, measured on 26 photos of Open Images at 256 px; its author gives no factor.
 TAEF2_CONFIG: dict[str, Any] = {"latent_channels": 32, "scaling_factor": round(1 / 0.851, 4)}
-# diffusers' own, for a configuration that does not say.
-_SCALES = {AUTOENCODER_KL: 0.18215, AUTOENCODER_TINY: 1.0}
-_WIDTHS = {AUTOENCODER_KL: "block_out_channels", AUTOENCODER_TINY: "encoder_block_out_channels"}
+
+
+class _Kind(NamedTuple):
+    """What differs between kinds, by names of diffusers' configuration."""
+
+    widths: str
+    """Channels of each level; every level but one halves the resolution."""
+    channels: str = "latent_channels"
+    scale: float = 1.0
+    """Its scaling_factor, where a configuration does not say."""
+    deterministic: bool = False
+
+
+KINDS = {
+    AUTOENCODER_KL: _Kind("block_out_channels", scale=0.18215),
+    "AsymmetricAutoencoderKL": _Kind("down_block_out_channels", scale=0.18215),
+    QWEN: _Kind("dim_mult", "z_dim"),
+    AUTOENCODER_TINY: _Kind("encoder_block_out_channels", deterministic=True),
+    AUTOENCODER_DC: _Kind("encoder_block_out_channels", deterministic=True),
+    TAEF2: _Kind("", deterministic=True),
+}
+REFUSED = {
+    "AutoencoderKLFlux2": "whose latents are folded and normalised by running statistics; TAEF2 has the same before that",
+    "VQModel": "whose latents are those of a code book",
+    "ConsistencyDecoderVAE": "whose decoder is itself a diffusion; of the same latents is Stable Diffusion's VAE",
+    "AutoencoderRAE": "whose latents are tokens of a vision encoder",
+    "AutoencoderKLTemporalDecoder": "whose decoder makes films; of the same latents is Stable Diffusion's VAE",
+}
+"""Kinds of which there is more to say than that they are not taken."""
 
 
 class VaeSizes(NamedTuple):
     """What the programs ask of a VAE, whichever class it is."""
 
     kind: str
-    """`AutoencoderKL`, `AutoencoderTiny` or `TAEF2`."""
+    """A key of `KINDS`."""
     config: Mapping[str, Any]
     latent_channels: int
     """C."""
@@ -39,7 +69,7 @@ class VaeSizes(NamedTuple):
     @property
     def deterministic(self) -> bool:
         """Whether a picture has one latent and not a distribution."""
-        return self.kind != AUTOENCODER_KL
+        return KINDS[self.kind].deterministic
 
 
 def locate_vae(folder: Path, subfolder: str = "vae") -> Path | None:
@@ -73,13 +103,16 @@ def vae_sizes(kind: str, config: Mapping[str, Any]) -> VaeSizes:
     Raises:
         ValueError: another kind, or a configuration that is damaged or says two things; with the reason.
     """
-    if kind not in (AUTOENCODER_KL, AUTOENCODER_TINY, TAEF2):
-        raise ValueError(f"is of a {kind}; taken are {AUTOENCODER_KL}, {AUTOENCODER_TINY} and a folder of {TAEF2}'s two files")
+    if kind not in KINDS:
+        why = f", {REFUSED[kind]}" if kind in REFUSED else ""
+        taken = ", ".join(name for name in KINDS if name != TAEF2)
+        raise ValueError(f"is of a {kind}{why}; taken are {taken} and a folder of {TAEF2}'s two files")
+    own = KINDS[kind]
     try:
-        channels, widths = config["latent_channels"], (1,) * 4 if kind == TAEF2 else config[_WIDTHS[kind]]
+        channels, widths = config[own.channels], (1,) * 4 if kind == TAEF2 else config[own.widths]
         if type(channels) is not int or channels < 1 or not isinstance(widths, list | tuple) or not widths:
             raise TypeError
-        given = config.get("scaling_factor", _SCALES.get(kind))
+        given = config.get("scaling_factor", own.scale)
         scale = 1.0 if given is None else float(given)
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"not the config of an {kind}") from None

@@ -22,6 +22,8 @@ TRAIN_SPLIT, VALIDATION_SPLIT = "train", "validation"
 MaskMode = Literal["bilinear", "nearest"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Prediction = Literal["epsilon", "v_prediction"]
+# What 1 means in the U-Net's mask channel: `keep`, as published, or `repaint`, as in Stable Diffusion's inpainting models.
+MaskChannel = Literal["keep", "repaint"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
 AugmentationPreset = Literal["paper", "strong", "none"]
@@ -79,6 +81,10 @@ class ModelSettings(Group):
     """Transformer blocks between the encoder's tokens and the U-Net."""
     mask_to_latent: MaskMode = "bilinear"
     """How a mask shrinks to latent resolution: `bilinear` without antialias (as published) or `nearest` (as in diffusers)."""
+    mask_channel: Literal["keep"] | None = None
+    """What 1 means in the mask that the U-Net sees. Null: what it means in the start, `repaint` in an inpainting model and `keep`
+    in any other. `keep`: as published, so that exports in the published layouts can hold the run; the mask of an inpainting model
+    is turned within its first layer, which is exact but for the outermost latent cells."""
     attention: Literal["fused", "plain"] = "fused"
     """How the U-Net's attention is computed: by PyTorch's fused kernels, or by plain matrix products, which on a CPU are faster
     for the few tokens of small latents; their memory grows with the square of the tokens."""

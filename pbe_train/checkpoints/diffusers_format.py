@@ -1,6 +1,6 @@
 """diffusers' layout: a folder, here or on the hub, with a folder for each network that holds its sizes and its weights.
 
-read_diffusers            folder ─▶ PretrainedModel: Stable Diffusion 1.x, Paint by Example, or a U-Net alone
+read_diffusers            folder ─▶ PretrainedModel: Stable Diffusion, Paint by Example, or a U-Net alone
 write_diffusers           ModelTensors ─▶ a folder of PaintByExamplePipeline
 load_diffusers_pipeline   folder or hub id ─▶ that pipeline, in every version of diffusers
 """
@@ -52,7 +52,9 @@ IMAGE_ENCODER = "PaintByExampleImageEncoder"
 MODULES = ("diffusers.pipelines.deprecated.paint_by_example.image_encoder", "diffusers.pipelines.paint_by_example.image_encoder")
 # The last version whose DiffusionPipeline.from_pretrained loads this pipeline.
 WRITTEN_FOR = "0.36.0"
-NOT_OPENED = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+NOT_OPENED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor")
+# Of the noise schedule, what a scheduler's configuration says and other steps of sampling do not change.
+NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Pillow's number for it, as preprocessor_config.json writes it.
 BILINEAR = 2
@@ -115,7 +117,8 @@ def read_diffusers(folder: Path) -> PretrainedModel:
     inside = folder / "unet" if whole else folder
     config, unet = read_config(inside), read_weights(inside, DIFFUSERS_FILES)
     if not whole:
-        return PretrainedModel(str(folder), "Stable Diffusion, diffusers layout", config, unet)
+        words = _is_by_words(folder.absolute().parent)
+        return PretrainedModel(str(folder), "Stable Diffusion, diffusers layout", config, unet, by_words=words)
     vae_folder, encoder_folder = folder / "vae", folder / "image_encoder"
     vae = current_vae_names(read_weights(vae_folder, DIFFUSERS_FILES)) if (vae_folder / "config.json").is_file() else None
     conditioner = encoder = encoder_config = None
@@ -123,7 +126,8 @@ def read_diffusers(folder: Path) -> PretrainedModel:
     if is_image_encoder(encoder_folder):
         encoder_config, encoder, conditioner, left = read_image_encoder(encoder_folder)
         aside |= left
-    scheduler = folder / "scheduler" / "scheduler_config.json"
+    path = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(path) if path.is_file() else {}
     return PretrainedModel(
         where=str(folder),
         kind="Paint by Example, diffusers layout" if conditioner else "Stable Diffusion, diffusers layout",
@@ -134,10 +138,18 @@ def read_diffusers(folder: Path) -> PretrainedModel:
         encoder_config=encoder_config,
         vae=vae,
         # diffusers' own default, for schedulers that were saved before there was a choice.
-        prediction=read_json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None,
+        prediction=scheduler.get("prediction_type", "epsilon") if scheduler else None,
+        schedule={name: scheduler[name] for name in NOISE if name in scheduler},
+        by_words=_is_by_words(folder),
         metadata=metadata_beside(folder, f"unet/{DIFFUSERS_FILES[0]}"),
         aside=aside,
     )
+
+
+def _is_by_words(folder: Path) -> bool:
+    """Whether a folder is that of a pipeline which paints by words, as far as its files say."""
+    index = folder / "model_index.json"
+    return (folder / "text_encoder").is_dir() or (index.is_file() and "Inpaint" in str(read_json(index).get("_class_name")))
 
 
 def is_image_encoder(folder: Path) -> bool:

@@ -13,9 +13,10 @@ from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, sweep, sync, temporary_folder
 from pbe_core.storage import is_url
+from pbe_core.vae_kinds import AUTOENCODER_KL
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
-from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, REPORT_FILE, read_report
+from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
 from pbe_train.checkpoints.pretrained import METADATA_FILE, metadata_beside, tensors_of
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, run_folder_of, save_weights
@@ -48,6 +49,7 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
                 "--format weights holds it"
             )
         check_vae(run.vae, form)
+        check_mask_channel(run, form)
     parts = tensors_of(run)
     if form == "diffusers":
         check_diffusers(run)
@@ -84,11 +86,23 @@ def check_vae(vae: Autoencoder, form: str) -> None:
     Raises:
         InputError: with what it is.
     """
-    what = vae.sizes.kind if vae.sizes.deterministic else "an AutoencoderKL whose latents are shifted"
-    if vae.sizes.deterministic or vae.normalisation:
+    other = vae.sizes.kind != AUTOENCODER_KL
+    what = vae.sizes.kind if other else "an AutoencoderKL whose latents are shifted"
+    if other or vae.normalisation:
         raise InputError(
             f"--format {form}: the run's VAE is {what}, with which the programs of this layout cannot paint; paint with the run "
             "itself (pbe edit --model RUN), or train with an AutoencoderKL without shift_factor, latents_mean and latents_std"
+        )
+
+
+def check_mask_channel(run: Run, form: str) -> None:
+    """Refuse a U-Net that sees 1 where it repaints. Raises InputError: with the reason."""
+    if run.identity.mask_channel == "repaint":
+        raise InputError(
+            f"--format {form}: the run began from an inpainting model, whose U-Net sees 1 where it repaints; the programs of "
+            "this layout show it 1 where it keeps, and no weights make up for that at the border of a view: --format weights "
+            "holds it, this project paints with it (pbe edit --model RUN), and a run that begins from it with "
+            "--model.mask_channel keep turns it but for the border, and can be exported"
         )
 
 
@@ -193,7 +207,7 @@ def model_card(
         settings_text=yaml.safe_dump(settings, sort_keys=False),
         dataset_card=dataset_card if not is_url(settings["dataset"]) and dataset_card.is_file() else None,
         licence=licence,
-        open_rail=licence == OPEN_RAIL,
+        open_rail={OPEN_RAIL: "", OPEN_RAIL_PLUS: "++"}.get(licence or ""),
         guessed=GUESSED if (report or {}).get("licence_guessed") else "",
         number_of=number_of,
         published_blocks=PUBLISHED_BLOCKS,

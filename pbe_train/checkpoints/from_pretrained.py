@@ -1,6 +1,7 @@
 """What a pretrained model becomes: the start of a new run, or a model to paint with.
 
-Stable Diffusion 1.x    U-Net ─ 4 input channels + 5 of zeros ─▶ U-Net        conditioner: new
+Stable Diffusion        U-Net ─ 4 input channels + 5 of zeros ─▶ U-Net        conditioner: new
+its inpainting models   U-Net ─ 9 input channels in our order ─▶ U-Net        conditioner: new
 Paint by Example, run   U-Net ─────────────────────────────────▶ U-Net        conditioner ─▶ conditioner
 
 Nothing is missing, nothing left over, nothing means something else here. The load report (start.json) says where each tensor
@@ -31,17 +32,29 @@ from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count
 from pbe_train.checkpoints.ldm_format import vae_config_of
 from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
+from pbe_train.checkpoints.starts import DEFAULT_CHANNELS, FIRST_LAYER, turned
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state, run_folder_of
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
 from pbe_train.model.pipeline import Run, RunIdentity
+from pbe_train.model.schedulers import SCHEDULE
 
 REPORT_FILE = "start.json"
 OPEN_RAIL = "creativeml-openrail-m"
+# Of Stable Diffusion 2.x and XL, under the name that the hub gives it.
+OPEN_RAIL_PLUS = "openrail++"
+# Of a VAE, what makes latents. The VAEs that are usual beside Stable Diffusion 1.x's own have other decoders.
+ENCODING = ("encoder.", "quant_conv.")
+OTHER_DECODER = "decoder of the VAE, where the start's own VAE has another one; latents are the same"
+TURNED = "a mask where 1 means keep, by other weights and bias of unet.conv_in: the same but in the outermost latent cells"
+UNSAID = (
+    "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base and 2-inpainting predict the "
+    "noise (epsilon), 2 and 2-1 the velocity (v_prediction)"
+)
 GUESSED = ", as Stable Diffusion's, if that is what it was"
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
 RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
-# What may differ between U-Nets of Stable Diffusion 1.x's kind: their sizes. Anything else is another architecture.
+# What may differ between U-Nets of Stable Diffusion's kind: their sizes. Anything else is another architecture.
 SIZES = {
     "sample_size",
     "in_channels",
@@ -54,10 +67,11 @@ SIZES = {
     "attention_head_dim",
     "norm_num_groups",
     "upcast_attention",
+    "use_linear_projection",
+    "transformer_layers_per_block",
 }
-FIRST_LAYER = "conv_in.weight"
-# diffusers' own, in and out, for a configuration that does not say.
-DEFAULT_CHANNELS = 4
+# What those that are taken are called, for messages.
+TAKEN = "give a model of Stable Diffusion 1.x, 2.x or XL, or one of their inpainting models"
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,9 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
     source = read_pretrained(settings.model.pretrained)
     check_architecture(source, channels)
     _check_settings(source, settings)
-    if fault := _difference(source.vae, source.vae_sha256, vae.state_dict()):
+    if is_turned := source.mask_channel == "repaint" and settings.model.mask_channel == "keep":
+        source = turned(source)
+    if fault := _vae_difference(source, vae.state_dict()):
         raise InputError(
             f"{source.where}: its VAE is not the dataset's ({fault}); build the dataset with that VAE (latents.vae), or give a "
             "model of the dataset's"
@@ -123,16 +139,31 @@ def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[Pai
             f"{source.where}: its vision encoder is not model.encoder, {settings.model.encoder} ({fault}); set model.encoder to "
             f"{source.where if source.encoder else 'that of the run'}"
         )
+    tensors, new = _with_all_channels(source, channels, is_turned)
+    model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
+    report = make_report(source, new, settings.model)
+    if _difference(source.vae, None, vae.state_dict()):
+        report.otherwise.append(OTHER_DECODER)
+    return model, report
+
+
+def _with_all_channels(source: PretrainedModel, channels: int, is_turned: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """The U-Net's tensors with all input channels, and what is new in the model, in words."""
     tensors, new = dict(source.unet), []
     if source.unet_config.get("in_channels", DEFAULT_CHANNELS) == channels and FIRST_LAYER in tensors:
         tensors[FIRST_LAYER] = widened(tensors[FIRST_LAYER])
         new.append(f"{channels + 1} more input channels of unet.conv_in, all 0")
+    elif source.conditioner is None and (is_turned or source.mask_channel == "repaint"):
+        new.append(
+            f"nothing in unet.conv_in: its {2 * channels + 1} input channels are those of an inpainting model, put in order"
+        )
     elif source.conditioner is None:
         new.append(f"nothing in unet.conv_in: it has the {channels + 1} more input channels already, all 0")
     if source.conditioner is None:
         new.append("the conditioner, at random")
-    model = _fill(source, settings.model, encoder, {**source.unet_config, "in_channels": 2 * channels + 1}, tensors)
-    return model, make_report(source, new, settings.model)
+    if is_turned:
+        new.append(TURNED)
+    return tensors, new
 
 
 def _fill(
@@ -140,9 +171,12 @@ def _fill(
 ) -> PaintByExampleModel:
     """A model with these tensors of a U-Net and, where the source has one, its conditioner."""
     # Not filled with random numbers first: every weight is about to be replaced, and at full size they take a while to draw.
-    with torch.device("meta"):
-        network = UNet2DConditionModel.from_config(unet_config)
-    model = assemble(settings, network.to_empty(device="cpu"), encoder)
+    try:
+        with torch.device("meta"):
+            network = UNet2DConditionModel.from_config(unet_config)
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # diffusers', over sizes that do not go together.
+        raise InputError(f"{source.where}: no U-Net can be made of its configuration ({' '.join(str(error).split())})") from None
+    model = assemble(settings, network.to_empty(device="cpu"), encoder, source.mask_channel)
     strict_load(network.state_dict(), unet, source.where, "U-Net")
     if source.conditioner is not None:
         strict_load(starting_with("conditioner.", model.kept()), source.conditioner, source.where, "conditioner")
@@ -196,7 +230,7 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
         raise InputError(
             f"{folder / 'state.json'}: settings.{key}: {first['msg']}; it is of another version of this program"
         ) from None
-    model = build_model(settings.model, state.identity.latent_channels, state.identity.unet)
+    model = build_model(settings.model, state.identity.latent_channels, state.identity.unet, state.identity.mask_channel)
     vae = load_vae(settings.model.vae).normalise(state.identity.vae_normalisation)
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
@@ -284,7 +318,7 @@ def _place(device: torch.device | str | None) -> torch.device:
 
 
 def check_architecture(source: PretrainedModel, channels: int) -> None:
-    """Refuse a U-Net that is not one of Stable Diffusion 1.x's kind, or whose inputs mean something else.
+    """Refuse a U-Net that is not one of Stable Diffusion's kind, or of whose inputs it is not known what they mean.
 
     Args:
         source: the pretrained model.
@@ -299,12 +333,12 @@ def check_architecture(source: PretrainedModel, channels: int) -> None:
         usual = parameters[name].default if name in parameters and name not in SIZES else value
         if value != usual:
             raise InputError(
-                f"{source.where}: its U-Net is not of Stable Diffusion 1.x's kind ({name} is {value!r}, there it is {usual!r}); "
-                "give a 1.x model"
+                f"{source.where}: its U-Net is not of Stable Diffusion's kind ({name} is {value!r}, there it is {usual!r}); "
+                f"{TAKEN}"
             )
-    for name in ("cross_attention_dim", "attention_head_dim", "layers_per_block"):
+    for name in ("cross_attention_dim", "layers_per_block"):
         if not isinstance(config.get(name, 1), int):
-            raise InputError(f"{source.where}: its U-Net has {name} {config[name]!r} and not one number; give a 1.x model")
+            raise InputError(f"{source.where}: its U-Net has {name} {config[name]!r} and not one number; {TAKEN}")
     inputs, outputs = (config.get(name, DEFAULT_CHANNELS) for name in ("in_channels", "out_channels"))
     if outputs != channels:
         raise InputError(other_latents(source.where, outputs, "the dataset's", channels))
@@ -313,10 +347,13 @@ def check_architecture(source: PretrainedModel, channels: int) -> None:
     weight = source.unet.get(FIRST_LAYER)
     if words and weight is not None and weight.shape[1] == wide and not weight[:, channels:].any():
         return
+    if words and inputs == wide and source.mask_channel == "repaint":
+        return
     if words and inputs == wide:
         raise InputError(
-            f"{source.where}: an inpainting model: its {inputs} input channels are latent, mask, masked view, with 1 = repaint; "
-            "here they are latent, masked view, mask, with 1 = keep; give the text-to-image model that it was made of"
+            f"{source.where}: its U-Net has {inputs} input channels: in Stable Diffusion's inpainting models latent, mask, "
+            "masked view, in Paint by Example latent, masked view, mask, and nothing here says which it is; give the whole "
+            "model, with its text encoder or its conditioner"
         )
     expected, kind = (channels, "text-to-image") if words else (wide, "Paint by Example")
     if inputs != expected:
@@ -338,6 +375,14 @@ def _check_settings(source: PretrainedModel, settings: TrainSettings) -> None:
             f"{source.where}: its conditioner has {number_of(blocks, 'block')}; set model.conditioner_blocks to {blocks}, not "
             f"{settings.model.conditioner_blocks}"
         )
+
+
+def _vae_difference(source: PretrainedModel, ours: Tensors) -> str | None:
+    """As `_difference`, of what makes latents; of a run only the hash of a whole VAE is known."""
+    if source.vae is None:
+        return _difference(None, source.vae_sha256, ours)
+    theirs, own = ({name: tensor for name, tensor in vae.items() if name.startswith(ENCODING)} for vae in (source.vae, ours))
+    return _difference(theirs, None, own)
 
 
 def _difference(theirs: Tensors | None, their_sha256: str | None, ours: Tensors) -> str | None:
@@ -367,6 +412,14 @@ def make_report(source: PretrainedModel, new: list[str], model: ModelSettings) -
         for name in ("tokens", "reference_geometry", "mask_to_latent")
         if had.get(name, getattr(model, name)) != getattr(model, name)
     ]
+    differences += [
+        f"{name} of the noise schedule {SCHEDULE[name]}, where it was trained with {value}; is that meant?"
+        for name, value in source.schedule.items()
+        if value != SCHEDULE[name]
+    ]
+    newer = bool(source.unet_config.get("use_linear_projection"))
+    if newer and source.prediction is None:
+        differences.append(UNSAID)
     run = source.kind == "run of this trainer"
     known = (read_report(Path(source.where)) or {}) if run else source.metadata
     is_known = run or "licence" in known
@@ -376,7 +429,7 @@ def make_report(source: PretrainedModel, new: list[str], model: ModelSettings) -
         loaded={"U-Net": len(source.unet), **conditioner},
         new=new,
         aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
-        licence=known.get("licence") if is_known else OPEN_RAIL,
+        licence=known.get("licence") if is_known else OPEN_RAIL_PLUS if newer else OPEN_RAIL,
         licence_guessed=bool(known.get("licence_guessed")) if is_known else True,
         otherwise=differences,
     )

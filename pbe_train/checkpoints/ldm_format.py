@@ -1,4 +1,4 @@
-"""The original code's layout (LDM): one .ckpt or .safetensors file with all networks of Stable Diffusion 1.x or Paint by Example.
+"""The original code's layout (LDM): one .ckpt or .safetensors file with all networks of Stable Diffusion or Paint by Example.
 
 read_ldm    file ─▶ PretrainedModel: what a training needs under diffusers' names, the rest counted by kind
 write_ldm   ModelTensors ─▶ file: with all that the original code's strict loading asks for
@@ -46,7 +46,9 @@ CONDITIONER = (f"{CONDITION}mapper.", f"{CONDITION}final_ln.", "proj_out.", "lea
 ADDED_NETWORKS = {"control_model.": "a ControlNet", "lora_": "a LoRA", "ip_adapter.": "an adapter", "adapter.": "an adapter"}
 
 # No shape says these; Rombach et al. (2022) and all Stable Diffusion 1.x models have 8 heads, 32 groups, this scale of latents.
+# Stable Diffusion 2.x has heads 64 wide, and is known by the linear layers around its transformers.
 HEADS = 8
+HEAD_OF_TWO = 64
 GROUPS = 32
 SCALE = 0.18215
 # Radford et al. (2021): every CLIP of OpenAI has heads 64 wide, and its activation is a fast approximation of GELU.
@@ -80,7 +82,7 @@ def read_ldm(path: Path) -> PretrainedModel:
     if not unet:
         raise InputError(
             f"{path}: no tensor here begins with {LDM_UNET}, so it is another network (a LoRA, a VAE alone, ...); "
-            "give a whole Stable Diffusion 1.x or Paint by Example model"
+            "give a whole Stable Diffusion or Paint by Example model"
         )
     # transformers 5 writes one level less.
     bare = f"{LDM_ENCODER}embeddings.patch_embedding.weight" in tensors
@@ -90,7 +92,7 @@ def read_ldm(path: Path) -> PretrainedModel:
         config = unet_config_of(unet)
         encoder_config = vision_config_of(vision) if vision else None
     except KeyError as error:
-        raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion 1.x model") from None
+        raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion 1.x or 2.x model") from None
 
     aside = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
@@ -102,8 +104,8 @@ def read_ldm(path: Path) -> PretrainedModel:
     odd += [LDM_UNET + name for name in odd_unet] + [LDM_VAE + name for name in odd_vae]
     if odd:
         raise InputError(
-            f"{path}: {number_of(len(odd), 'tensor')} within its networks that no Stable Diffusion 1.x or Paint by Example "
-            f"model has, first {min(odd)}"
+            f"{path}: {number_of(len(odd), 'tensor')} within its networks that no Stable Diffusion 1.x, 2.x or Paint by "
+            f"Example model has, first {min(odd)}; of other models give the folder in diffusers' layout"
         )
     if encoder_config is not None:
         check_depth(str(path), count_blocks(conditioner, "mapper.blocks."), encoder_config.num_hidden_layers, metadata)
@@ -119,7 +121,9 @@ def read_ldm(path: Path) -> PretrainedModel:
         encoder=vision or None,
         encoder_config=encoder_config,
         vae=own_vae or None,
-        prediction="epsilon",  # The original code has no other.
+        # The original code has no other; that of Stable Diffusion 2.x has both, and does not write which.
+        prediction=None if config["use_linear_projection"] else "epsilon",
+        by_words="text encoder" in aside and not vision,
         metadata=metadata,
         aside=left,
     )
@@ -167,6 +171,7 @@ def unet_config_of(unet: Tensors) -> dict[str, Any]:
     """
     attention, layers = levels_of(unet)
     widths = [unet[f"input_blocks.{1 + level * (layers + 1)}.0.out_layers.3.weight"].shape[0] for level in range(len(attention))]
+    inner = unet["middle_block.1.proj_in.weight"].ndim == 2
     return {
         "sample_size": 64,
         "in_channels": unet["input_blocks.0.0.weight"].shape[1],
@@ -176,8 +181,9 @@ def unet_config_of(unet: Tensors) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention],
         "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)],
         "cross_attention_dim": unet["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "attention_head_dim": HEADS,
+        "attention_head_dim": [max(1, width // HEAD_OF_TWO) for width in widths] if inner else HEADS,
         "norm_num_groups": GROUPS,
+        "use_linear_projection": inner,
     }
 
 
@@ -226,6 +232,11 @@ def check_ldm(run: Run, parts: ModelTensors) -> None:
         raise InputError(
             f"--format ldm: the run predicts {run.settings.prediction}, the original code samples from predicted noise only; "
             "export with --format diffusers"
+        )
+    if run.identity.unet.get("use_linear_projection"):
+        raise InputError(
+            "--format ldm: the run's U-Net is of Stable Diffusion 2's kind or later (use_linear_projection), which the original "
+            "code cannot make; export with --format diffusers"
         )
     vae = {**run.vae.config, "scaling_factor": run.identity.scaling_factor}
     vision = run.model.conditioner.model.config

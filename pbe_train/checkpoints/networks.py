@@ -1,7 +1,7 @@
 """From what the settings name to networks: pretrained models, VAE and vision encoder, the model; and their sizes alone.
 
 Sizes alone serve to count before anything is downloaded, and to measure with random weights. They are those of local config
-files, or built in for what the paper starts from: Stable Diffusion v1-4 and CLIP ViT-L/14.
+files, or built in (`known_sizes.py`): of Stable Diffusion 1.x, 2.x, XL and their inpainting models, and of CLIP ViT-L/14.
 """
 
 from pathlib import Path
@@ -26,60 +26,34 @@ from pbe_train.checkpoints.diffusers_format import (
     read_json,
 )
 from pbe_train.checkpoints.key_mapping import bare_encoder_names, starting_with
+from pbe_train.checkpoints.known_sizes import CLIP, CLIP_SIZES, PAINT_BY_EXAMPLE, STABLE_DIFFUSION, U_NETS, VAE_SIZES, VAES
 from pbe_train.checkpoints.ldm_format import read_ldm
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
+from pbe_train.checkpoints.starts import as_start, plain_config
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_file, read_state
-from pbe_train.config import ModelSettings, UNetSettings
+from pbe_train.config import MaskChannel, ModelSettings, UNetSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet
 from schemas.dataset import DatasetInfo
 
 NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model"
 
-STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
-# Its networks have the sizes of Stable Diffusion v1-4 and of CLIP, but for the first layer, which is counted as widened anyway.
-PAINT_BY_EXAMPLE = "Fantasy-Studio/Paint-by-Example"
-CLIP = "openai/clip-vit-large-patch14"
-# Radford et al., Learning transferable visual models from natural language supervision (2021), table 20: ViT-L/14 at 224 px.
-CLIP_SIZES = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 224,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "projection_dim": 768,
-}
-# Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models (CVPR 2022), f = 8: 83.7 M parameters.
-VAE_SIZES = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 512,
-    "scaling_factor": 0.18215,
-}
-
 
 def read_pretrained(source: str) -> PretrainedModel:
     """The model in a file in the LDM layout, a folder or hub id in diffusers' layout, or a run of this trainer.
+
+    Its U-Net takes its inputs in this project's order, whatever that of the file is.
 
     Raises:
         InputError: none of these, or damaged.
     """
     path = Path(source).expanduser()
     if path.is_file():
-        return read_ldm(path)
+        return as_start(read_ldm(path))
     folder = locate_folder(source)
     if folder is None:
         raise InputError(f"{source}: no such file or folder, and no hub id (owner/name)")
     if is_diffusers_folder(folder):
-        return read_diffusers(folder)
+        return as_start(read_diffusers(folder))
     checkpoint = locate_checkpoint(folder)
     if checkpoint is None:
         raise InputError(
@@ -100,21 +74,28 @@ def read_pretrained(source: str) -> PretrainedModel:
         vae_sha256=state.identity.vae_sha256,
         prediction=state.settings.get("prediction"),
         trained_with=state.settings.get("model", {}),
+        mask_channel=state.identity.mask_channel,
         aside={"optimizer": 0} | ({"weights that are not averaged": 0} if averaged else {}),
     )
 
 
-def build_model(settings: ModelSettings, latent_channels: int, unet_config: dict[str, Any] | None = None) -> PaintByExampleModel:
+def build_model(
+    settings: ModelSettings,
+    latent_channels: int,
+    unet_config: dict[str, Any] | None = None,
+    mask_channel: MaskChannel = "keep",
+) -> PaintByExampleModel:
     """The model that the settings ask for, with its initial weights from torch's global generator.
 
     Args:
         settings: which networks; `pretrained` is not read here (`init_from_pretrained` does).
         latent_channels: C of the VAE.
         unet_config: the U-Net's configuration from a checkpoint; null: that of the settings.
+        mask_channel: what 1 means in its mask channel.
     """
     encoder = load_encoder(settings.encoder)
     unet = UNet2DConditionModel.from_config(unet_config) if unet_config else new_unet(settings.unet, latent_channels)
-    return assemble(settings, unet, encoder)
+    return assemble(settings, unet, encoder, mask_channel)
 
 
 def load_dataset_vae(source: str, dataset: Path, info: DatasetInfo) -> Autoencoder:
@@ -208,25 +189,26 @@ def unet_config(source: str) -> dict[str, Any]:
     path = Path(source).expanduser()
     if path.is_file() or locate_checkpoint(path):
         return read_pretrained(source).unet_config
-    if source in (STABLE_DIFFUSION, PAINT_BY_EXAMPLE):
-        return {**new_unet_config(), "in_channels": 4}
-    return _read_sizes(source, "unet", "model.pretrained", "out_channels", STABLE_DIFFUSION)
+    if source in U_NETS:
+        return {**new_unet_config(), "in_channels": 4, **U_NETS[source]}
+    return plain_config(_read_sizes(source, "unet", "model.pretrained", "out_channels", STABLE_DIFFUSION))
 
 
 def new_unet_config() -> dict[str, Any]:
     """The configuration of Stable Diffusion 1.x's U-Net but for its first layer: that of one from scratch, by default."""
     with torch.device("meta"):
-        return dict(new_unet(UNetSettings(), 4).config)
+        config = new_unet(UNetSettings(), 4).config
+    # Without what diffusers notes down for itself: it would not read values that it calls its defaults.
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def vae_sizes(source: str) -> VaeSizes:
     """The sizes of a VAE. Raises InputError: neither here nor known, or of another kind than those that are taken."""
-    known = f"{STABLE_DIFFUSION}/vae"
-    if source in (STABLE_DIFFUSION, known):
-        return sizes_of(AUTOENCODER_KL, VAE_SIZES)
+    if source in VAES:
+        return sizes_of(AUTOENCODER_KL, {**VAE_SIZES, **VAES[source]})
     place = next((found for folder in _folders(source) if (found := locate_vae(folder))), None)
     if place is None:
-        raise InputError(_not_known(source, "model.vae", known))
+        raise InputError(_not_known(source, "model.vae", f"{STABLE_DIFFUSION}/vae"))
     try:
         return read_vae_sizes(place)
     except (OSError, ValueError) as error:

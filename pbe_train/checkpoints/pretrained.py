@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,19 +23,12 @@ from pbe_core.errors import InputError
 from pbe_core.weight_files import read_index, weights_format, weights_of
 from pbe_core.words import number_of
 from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, starting_with
+from pbe_train.config import MaskChannel
 from pbe_train.model.pipeline import Run
 
 METADATA_FILE = "export.json"
 METADATA_KEY = "paint_by_example"
 """Key of the metadata (JSON) in a safetensors file, or beside the `state_dict` of a pickle."""
-
-Kind = Literal[
-    "Stable Diffusion, diffusers layout",
-    "Stable Diffusion, original layout",
-    "Paint by Example, diffusers layout",
-    "Paint by Example, original layout",
-    "run of this trainer",
-]
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,9 @@ class PretrainedModel:
 
     where: str
     """Its folder or file."""
-    kind: Kind
+    kind: str
+    """Its name and layout: `Stable Diffusion, diffusers layout`, `Stable Diffusion 2 inpainting, original layout`, `Paint by
+    Example, ...`, `run of this trainer`."""
     unet_config: dict[str, Any]
     """diffusers' configuration of its U-Net."""
     unet: Tensors
@@ -60,6 +55,12 @@ class PretrainedModel:
     """In place of a VAE: the hash of the one it was trained with."""
     prediction: str | None = None
     """What its U-Net predicts, where it says so, in diffusers' words."""
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """The noise schedule of its training, where it says so, in diffusers' words."""
+    by_words: bool = False
+    """Whether it says that it paints by words: a text encoder is beside it, or it is called an inpainting model."""
+    mask_channel: MaskChannel = "keep"
+    """What 1 means in the mask that its U-Net sees, if it sees one."""
     trained_with: dict[str, Any] = field(default_factory=dict)
     """Settings of `train.model` that it was trained with, where it says so."""
     metadata: dict[str, Any] = field(default_factory=dict)

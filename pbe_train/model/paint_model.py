@@ -28,7 +28,7 @@ from transformers import CLIPVisionModel
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
-from pbe_train.config import ModelSettings, TokenMode, UNetSettings
+from pbe_train.config import MaskChannel, ModelSettings, TokenMode, UNetSettings
 
 
 class Mapper(nn.Module):
@@ -95,12 +95,16 @@ class PaintByExampleModel(nn.Module):
     """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder.
 
     Under the bottleneck, less what cannot change the output: queries and keys of the attention to the one token.
+
+    Attributes:
+        mask_channel: what 1 means in the mask that the U-Net sees. Callers give 1 = keep, whichever it is.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner) -> None:
+    def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner, mask_channel: MaskChannel = "keep") -> None:
         super().__init__()
         self.unet = unet
         self.conditioner = conditioner
+        self.mask_channel: MaskChannel = mask_channel
         if conditioner.tokens == "class":
             # Weight decay would move them, and so would AdamW, which makes steps of full length of what rounding leaves of their
             # gradient; and DDP would wait for gradients that the shortcut does not compute.
@@ -136,7 +140,9 @@ class PaintByExampleModel(nn.Module):
         condition: Float[Tensor, "batch tokens features"],
     ) -> Float[Tensor, "batch channels height width"]:
         """The noise in `noisy` under condition tokens. Some samplers stop between two whole timesteps."""
-        seen = torch.cat([noisy, masked, mask_channel], dim=1)
+        # Before the convolution, which pads with zeros: weights of the other sign would differ from this at the border.
+        mask = mask_channel if self.mask_channel == "keep" else 1 - mask_channel
+        seen = torch.cat([noisy, masked, mask], dim=1)
         return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -151,7 +157,9 @@ class PaintByExampleModel(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("conditioner.model.")}
 
 
-def assemble(settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPVisionModel) -> PaintByExampleModel:
+def assemble(
+    settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPVisionModel, mask_channel: MaskChannel = "keep"
+) -> PaintByExampleModel:
     """The model of these networks, computed as the settings ask, with a new conditioner from torch's global generator."""
     if settings.attention == "plain":
         unet.set_attn_processor(AttnProcessor())
@@ -160,7 +168,7 @@ def assemble(settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPV
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
     if settings.one_token_shortcut and settings.tokens == "class":
         take_shortcuts(unet, conditioner.mapper)
-    return PaintByExampleModel(unet, conditioner)
+    return PaintByExampleModel(unet, conditioner, mask_channel)
 
 
 def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionModel:

@@ -16,7 +16,7 @@ from pbe_core.buckets import Shape, nearest_bucket
 from pbe_core.errors import InputError
 from pbe_core.images import AnyPhoto
 from pbe_core.images.crop import Size, width_height
-from pbe_train.config import TrainSettings
+from pbe_train.config import MaskChannel, TrainSettings
 from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pictures
 from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import paint_latents
@@ -68,10 +68,12 @@ class RunIdentity(BaseModel):
     """Shapes of the views, width and height in px, as in the dataset. Null and left out of the file: squares."""
     vae_normalisation: Normalisation | None = None
     """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
+    mask_channel: MaskChannel = "keep"
+    """What 1 means in the mask that the U-Net sees. Left out of the file where it is `keep`."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"vae_normalisation": None, "buckets": None})
+        return leave_out(write(self), {"vae_normalisation": None, "buckets": None, "mask_channel": "keep"})
 
     def view_shape(self, width: int, height: int, size: Size | None = None) -> Shape:
         """Width and height in px at which a photo of `width` x `height` px is worked at: `size`, or as in training."""

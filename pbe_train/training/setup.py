@@ -95,7 +95,7 @@ def make_model(
     # The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
     if state:
-        return build_model(settings.model, vae.sizes.latent_channels, state.identity.unet), None
+        return build_model(settings.model, vae.sizes.latent_channels, state.identity.unet, state.identity.mask_channel), None
     return init_from_pretrained(settings, vae)
 
 
@@ -162,6 +162,7 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
         view_size=reader.info.view_size,
         buckets=reader.info.buckets,
         vae_normalisation=reader.info.vae.normalisation,
+        mask_channel=model.mask_channel,
     )
 
 

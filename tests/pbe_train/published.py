@@ -199,6 +199,7 @@ def make_run(
         latent_channels=4,
         scaling_factor=0.18215,
         view_size=64,
+        mask_channel=trained.mask_channel,
     )
     kept: dict[str, Mapping[str, Tensor]] = {"model": trained.kept()}
     if average is not None:

@@ -350,6 +350,12 @@ def put(name: str, *shape: int) -> Callable[[dict[str, Tensor]], object]:
     return lambda state: state.update({name: torch.ones(shape)})
 
 
+def write_without_words(folder: Path, parts: Published) -> Path:
+    write_stable_diffusion(folder, parts)
+    (folder / "text_encoder").rmdir()
+    return folder
+
+
 UNET, MAPPER = "model.diffusion_model.", "cond_stage_model.mapper.resblocks.0."
 BROKEN: dict[str, tuple[Write, str]] = {
     "missing": (broken_hub(drop("conv_out.bias")), r"1 missing \(conv_out\.bias\)"),
@@ -373,9 +379,9 @@ BROKEN: dict[str, tuple[Write, str]] = {
     "file: with ControlNet": (broken_file(put("control_model.x", 1)), "a ControlNet .* beside the model"),
     "file: with LoRA": (broken_file(put("lora_unet_mid.alpha", 1), text=True), "a LoRA .* beside the model"),
     "file: with adapter": (broken_file(put("ip_adapter.1.weight", 1)), "an adapter .* beside the model"),
-    # Both have 9 input channels, in another order and of opposite polarity.
-    "inpainting, diffusers": (lambda folder, parts: write_stable_diffusion(folder / "sd", parts), "an inpainting model"),
-    "inpainting, original": (broken_file(lambda _: None, text=True), "an inpainting model"),
+    # Of either order, in Paint by Example without its conditioner and in inpainting models without their text encoder.
+    "nine channels, diffusers": (lambda folder, parts: write_without_words(folder / "sd", parts), "nothing here says which"),
+    "nine channels, original": (broken_file(drop("cond_stage_model."), text=True), "nothing here says which"),
 }
 
 
@@ -388,8 +394,9 @@ def test_a_model_that_is_not_whole_or_of_another_kind(fault: str, paint: Publish
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        ({"use_linear_projection": True}, r"1\.x's kind \(use_linear_projection is True"),
-        ({"attention_head_dim": [5, 10, 20, 20]}, r"attention_head_dim \[5, 10, 20, 20\]"),
+        ({"dual_cross_attention": True}, r"Stable Diffusion's kind \(dual_cross_attention is True"),
+        ({"layers_per_block": [1, 1, 1, 2]}, r"layers_per_block \[1, 1, 1, 2\] and not one number"),
+        ({"use_linear_projection": True}, r"\d+ of another shape \(.*proj_in\.weight \[\d+, \d+, 1, 1\], not \[\d+, \d+\]"),
         ({"in_channels": 8}, r"8 input channels, where 4"),
         ({"out_channels": 8}, r"latents of 8 channels, the dataset's have 4"),
         ({"cross_attention_dim": 48}, r"\d+ of another shape \(.*attn2\.to_k\.weight \[\d+, 64\], not \[\d+, 48\]"),
@@ -409,7 +416,7 @@ def test_a_configuration_that_leaves_out_what_is_usual(prior: Published, paint: 
         (path / name / "config.json").write_text(json.dumps(kept))
     model, _ = start(base, sd)
     assert torch.equal(model.unet.conv_in.weight[:, :4], prior.unet.conv_in.weight)
-    refused(base, hub, "an inpainting model")
+    refused(base, hub, "nothing here says which")
 
 
 def test_settings_that_contradict_the_model(prior: Published, paint: Published, base: Path, tmp_path: Path):
@@ -418,6 +425,14 @@ def test_settings_that_contradict_the_model(prior: Published, paint: Published, 
     start(base, velocity, prediction="v_prediction")
     refused(base, write_original(tmp_path / "sd.ckpt", prior, text=True), "predicts epsilon", prediction="v_prediction")
     refused(base, base / "hub", r"has 1 block; set model\.conditioner_blocks to 1", conditioner_blocks=5)
+
+
+def test_a_vae_with_a_decoder_of_its_own(paint: Published, base: Path, tmp_path: Path):
+    """As sd-vae-ft-mse beside Stable Diffusion: the latents are the same, which a line says."""
+    where = broken_hub(lambda state: state.update({"decoder.conv_out.bias": torch.ones(3)}), "vae")(tmp_path, paint)
+    _, report = start(base, where)
+    assert any("decoder of the VAE" in line for line in report.otherwise)
+    assert not start(base, base / "hub")[1].otherwise
 
 
 def test_places_that_hold_nothing(base: Path, tmp_path: Path):
