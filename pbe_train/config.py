@@ -24,6 +24,8 @@ Prediction = Literal["epsilon", "v_prediction"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
 AugmentationPreset = Literal["paper", "strong", "none"]
+# Where something is kept: beside the model, or in the CPU's memory.
+Place = Literal["device", "cpu"]
 
 
 class UNetSettings(Group):
@@ -90,6 +92,12 @@ class ModelSettings(Group):
     """Compile U-Net and conditioner with torch.compile: minutes at the start of a run, less time for each step."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
+    train: tuple[str, ...] = ()
+    """Parts that are trained while the rest stays frozen, by names in the dotted names of the weights: `conditioner`, `attentions`,
+    `attn2`, `unet.up_blocks`; empty = all but the vision encoder."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """What holds the weights during training. `bf16` takes half the memory for weights and gradients: a step is rounded up or down
+    at random, so that small steps count on average; or, with optimizer.place cpu, fp32 copies there are what is trained."""
 
 
 class AugmentationSettings(Group):
@@ -113,6 +121,10 @@ class OptimizerSettings(Group):
     """Decoupled weight decay."""
     gradient_clip: float = Field(0.0, ge=0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
+    state: Literal["fp32", "8bit"] = "fp32"
+    """What holds AdamW's two moments: 8 bytes a weight, or 2, with a scale for each 256 (Dettmers et al. 2021)."""
+    place: Place = "device"
+    """Where moments lie and a step is computed: beside the model, or in the CPU's memory, with fp32 copies of bf16 weights."""
 
 
 class LoaderSettings(Group):
@@ -179,9 +191,11 @@ class TrainSettings(Program):
     """AdamW and its schedule."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of the moving average of the weights; 0 = no average, as published."""
+    ema_place: Place = "device"
+    """Where that average lies: beside the model, or in the CPU's memory, to which the weights then go after each step."""
     precision: Precision = "auto"
-    """Arithmetic of forward and backward pass; weights stay fp32. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32 on the
-    CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
+    """Arithmetic of forward and backward pass, whatever model.weights is. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32
+    on the CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null = the machine's cores shared out evenly."""
     loader: LoaderSettings = LoaderSettings()
@@ -217,6 +231,12 @@ class TrainSettings(Program):
             settings._dataset_url = str(values["dataset"])
         return settings
 
+    @model_validator(mode="after")
+    def _weights_fit_the_arithmetic(self) -> "TrainSettings":
+        if self.model.weights == "bf16" and self.precision not in ("auto", "bf16"):
+            raise ValueError(f"model.weights bf16 is computed in bf16, not in precision {self.precision}; set precision to bf16")
+        return self
+
     @field_serializer("dataset")
     def _dataset_as_given(self, _: Path) -> str:
         return self.shown_dataset
@@ -240,6 +260,7 @@ CHANGEABLE = {
     "out",
     "steps",
     "accumulation",
+    "ema_place",
     "model.pretrained",
     "model.encoder",
     "model.vae",
@@ -283,13 +304,21 @@ CONSTANT: dict[str, dict[str, Any]] = {
     "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
     | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},
 }
+# Settings that came later, with what a checkpoint was trained with that does not have them.
+ADDED: dict[str, dict[str, Any]] = {
+    "": {"ema_place": "device"},
+    "model": {"train": [], "weights": "fp32"},
+    "optimizer": {"state": "fp32", "place": "device"},
+}
 
 
 def with_names_of_today(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a checkpoint, also of one that the version before wrote; what has no meaning today stays."""
     today = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    for group in (*RENAMED, *DROPPED, *CONSTANT):
+    for group in (*RENAMED, *DROPPED, *CONSTANT, *ADDED):
         values = today.get(group, {}) if group else today
+        for name, value in ADDED.get(group, {}).items():
+            values.setdefault(name, value)
         for name, new in RENAMED.get(group, {}).items():
             if name in values:
                 values[new] = values.pop(name)

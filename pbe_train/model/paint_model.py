@@ -15,7 +15,7 @@ what rounding leaves of it in fused attention. With the sizes of Stable Diffusio
 Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the published code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -155,7 +155,25 @@ def assemble(settings: ModelSettings, unet: UNet2DConditionModel, encoder: CLIPV
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
     if settings.one_token_shortcut and settings.tokens == "class":
         take_shortcuts(unet, conditioner.mapper)
-    return PaintByExampleModel(unet, conditioner)
+    model = PaintByExampleModel(unet, conditioner)
+    if settings.train:
+        freeze_all_but(model, settings.train)
+    return model
+
+
+def freeze_all_but(model: PaintByExampleModel, parts: Sequence[str]) -> None:
+    """Leave only some parts of a model to be trained: parameters in whose dotted name one of `parts` is.
+
+    Raises:
+        InputError: a part that nothing trained is in; says which there are.
+    """
+    trained = model.trained()
+    for part in parts:
+        if not any(f".{part}." in f".{name}." for name in trained):
+            known = sorted({word for name in trained for word in name.split(".") if not word.isdecimal()})
+            raise InputError(f"model.train: nothing that is trained is in {part!r}; names are made of {', '.join(known)}")
+    for name, parameter in trained.items():
+        parameter.requires_grad_(any(f".{part}." in f".{name}." for part in parts))
 
 
 def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionModel:
@@ -265,7 +283,7 @@ def prepare(model: PaintByExampleModel, settings: ModelSettings, device: torch.d
     painting during training, should be inside `uncompiled()`.
     """
     model.to(device)
-    if settings.channels_last:
+    if settings.channels_last and not (device.type == "cpu" and has_frozen_norms(model.unet)):
         # Only weights with four dimensions have this layout; activations follow the weights of the first convolution.
         model.unet.to(memory_format=torch.channels_last)
     # PyTorch prefers cuDNN's attention on Hopper, whose backward pass is reported to give NaN; flash attention takes its place.
@@ -274,6 +292,12 @@ def prepare(model: PaintByExampleModel, settings: ModelSettings, device: torch.d
         model.unet.compile(dynamic=False)
         model.conditioner.compile(dynamic=False)
     return model
+
+
+def has_frozen_norms(network: nn.Module) -> bool:
+    """Whether a group normalisation is not trained; on a CPU, its backward pass ends the process in the channels-last layout."""
+    norms = (module for module in network.modules() if isinstance(module, nn.GroupNorm))
+    return any(parameter is not None and not parameter.requires_grad for norm in norms for parameter in (norm.weight, norm.bias))
 
 
 def uncompiled() -> AbstractContextManager[object]:
