@@ -93,11 +93,11 @@ class ModelSettings(Group):
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
     train: tuple[str, ...] = ()
-    """Parts that are trained while the rest stays frozen, by names in the dotted names of the weights: `conditioner`, `attentions`,
+    """Parts that are trained while the rest stays frozen, by names in the weights' dotted names: `conditioner`, `attentions`,
     `attn2`, `unet.up_blocks`; empty = all but the vision encoder."""
     weights: Literal["fp32", "bf16"] = "fp32"
-    """What holds the weights during training. `bf16` takes half the memory for weights and gradients: a step is rounded up or down
-    at random, so that small steps count on average; or, with optimizer.place cpu, fp32 copies there are what is trained."""
+    """What holds the weights during training. `bf16` takes half the memory for weights and gradients: steps are rounded up or
+    down at random, so that small ones count on average; or, with optimizer.place cpu, fp32 copies there are trained."""
 
 
 class AugmentationSettings(Group):
@@ -122,7 +122,7 @@ class OptimizerSettings(Group):
     gradient_clip: float = Field(0.0, ge=0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
     state: Literal["fp32", "8bit"] = "fp32"
-    """What holds AdamW's two moments: 8 bytes a weight, or 2, with a scale for each 256 (Dettmers et al. 2021)."""
+    """What holds AdamW's two moments: 8 bytes a weight, or 2, in blocks of 256 with a scale each."""
     place: Place = "device"
     """Where moments lie and a step is computed: beside the model, or in the CPU's memory, with fp32 copies of bf16 weights."""
 

@@ -283,7 +283,9 @@ def prepare(model: PaintByExampleModel, settings: ModelSettings, device: torch.d
     painting during training, should be inside `uncompiled()`.
     """
     model.to(device)
-    if settings.channels_last and not (device.type == "cpu" and has_frozen_norms(model.unet)):
+    # On a CPU, PyTorch 2.13 ends the process in the backward pass of a group normalisation of this layout whose input needs no
+    # gradient, as behind frozen parts.
+    if settings.channels_last and not (device.type == "cpu" and settings.train):
         # Only weights with four dimensions have this layout; activations follow the weights of the first convolution.
         model.unet.to(memory_format=torch.channels_last)
     # PyTorch prefers cuDNN's attention on Hopper, whose backward pass is reported to give NaN; flash attention takes its place.
@@ -292,12 +294,6 @@ def prepare(model: PaintByExampleModel, settings: ModelSettings, device: torch.d
         model.unet.compile(dynamic=False)
         model.conditioner.compile(dynamic=False)
     return model
-
-
-def has_frozen_norms(network: nn.Module) -> bool:
-    """Whether a group normalisation is not trained; on a CPU, its backward pass ends the process in the channels-last layout."""
-    norms = (module for module in network.modules() if isinstance(module, nn.GroupNorm))
-    return any(parameter is not None and not parameter.requires_grad for norm in norms for parameter in (norm.weight, norm.bias))
 
 
 def uncompiled() -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """Numbers in 8 bits: blocks of 256, each with one fp32 scale, and codes that are fine near zero and coarse near the largest.
 
-    values [n] ──by block──▶ scale = largest magnitude ──▶ values / scale in [-1, 1] ──nearest of 256──▶ codes [n], scales [blocks]
+    values [n] ──by block──▶ scale = largest magnitude ──▶ values / scale, in [-1, 1] ──nearest of 256──▶ codes [n]
 
 AdamW's moments are kept so: 1.016 bytes a number instead of 4. All of it is arithmetic of single blocks, the same on each device,
 without a word from the device to the host.
@@ -41,6 +41,7 @@ class EightBit:
     """
 
     def __init__(self, count: int, signed: bool, device: torch.device) -> None:
+        self.signed = signed
         means = torch.tensor(dynamic_codes(signed), dtype=torch.float32)
         self._means = means.to(device)
         self._edges = ((means[1:] + means[:-1]) / 2).to(device)
@@ -52,15 +53,27 @@ class EightBit:
         values = self._means[self.codes[start:stop].int()]
         return _padded(values).mul_(self._scales(start, stop)[:, None]).view(-1)[: stop - start]
 
-    def write(self, start: int, stop: int, values: Float32[Tensor, " part"], unless: Tensor) -> None:
-        """Put numbers there, rounded; where `unless` is not 0, what is there stays to the bit."""
+    def write(
+        self, start: int, stop: int, values: Float32[Tensor, " part"], unless: Tensor, noise: torch.Generator | None = None
+    ) -> None:
+        """Put numbers there; where `unless` is not 0, what is there stays to the bit.
+
+        Rounded to the nearest code; with `noise` to one of the two neighbours, with the odds that make it right on average, and
+        never to 0 from above it: that is for numbers without a sign.
+        """
         blocks = _padded(values)
         scales = blocks.abs().amax(dim=1)
         # Any positive number will do for a block of zeros.
         shares = (blocks / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).view(-1)[: stop - start]
-        codes = torch.bucketize(shares, self._edges, out_int32=True).to(torch.uint8)
-        for own, new in ((self.codes[start:stop], codes), (self._scales(start, stop), scales)):
+        codes = torch.bucketize(shares, self._edges, out_int32=True) if noise is None else self._rounded(shares, noise)
+        for own, new in ((self.codes[start:stop], codes.to(torch.uint8)), (self._scales(start, stop), scales)):
             own.copy_(torch.where(unless == 0, new, own))
+
+    def _rounded(self, shares: Tensor, noise: torch.Generator) -> Tensor:
+        below = torch.bucketize(shares, self._means, right=True, out_int32=True).sub_(1).clamp_(0, len(self._means) - 2)
+        least = self._means[below]
+        above = torch.rand(len(shares), generator=noise, device=shares.device) * (self._means[below + 1] - least) < shares - least
+        return (below + above).maximum((shares > 0).int())
 
     def _scales(self, start: int, stop: int) -> Tensor:
         return self.scales[start // BLOCK : blocks_of(stop)]

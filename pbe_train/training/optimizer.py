@@ -33,7 +33,9 @@ def cast_weights(model: PaintByExampleModel, settings: TrainSettings, precision:
             f"model.weights bf16 is computed in bf16, and precision {settings.precision} comes to {precision} on this machine; "
             "set precision to bf16, or model.weights to fp32"
         )
-    masters = {name: value.data for name, value in model.trained().items()} if settings.optimizer.place == "cpu" else {}
+    masters = (
+        {name: value.data.contiguous() for name, value in model.trained().items()} if settings.optimizer.place == "cpu" else {}
+    )
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.bfloat16)

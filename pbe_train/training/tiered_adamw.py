@@ -14,7 +14,7 @@ the step and the tensor's name.
 Own code, since neither torchao nor bitsandbytes keeps to what the trainer promises: docs/decisions.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from jaxtyping import BFloat16, Float32
@@ -37,7 +37,7 @@ MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 class TieredAdamW(torch.optim.Optimizer):
     """AdamW over named parameters of one device.
 
-    `param_groups` and `found_inf` are those of PyTorch's fused AdamW; the group's `step` is the run's step, which names the noise.
+    `param_groups` and `found_inf` are those of PyTorch's fused AdamW; a group's `step` is the run's step, which names the noise.
 
     Args:
         trained: name -> parameter.
@@ -64,7 +64,7 @@ class TieredAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; where `found_inf` is not 0, one that changes nothing. With moments on the CPU the host waits for the device."""
+        """One step, or where `found_inf` is not 0 one that changes nothing. With moments on the CPU the host waits for both."""
         unless = self.found_inf.to(self.device)
         for name, parameter in self.trained.items():
             if parameter.grad is not None:
@@ -83,7 +83,7 @@ class TieredAdamW(torch.optim.Optimizer):
             self._adamw(weights, given[piece].to(self.device, torch.float32), means, unless)
             for moment, mean in zip(self.moments[name], means, strict=True):
                 if isinstance(moment, EightBit):
-                    moment.write(piece.start, piece.stop, mean, unless)
+                    _write(moment, piece, mean, unless, self._noise)
             if master is None and live.dtype == torch.bfloat16:
                 weights = round_at_random(weights, self._noise)
             if weights.data_ptr() != live[piece].data_ptr():
@@ -140,7 +140,20 @@ def _moment(count: int, signed: bool, state: str, device: torch.device) -> Momen
 
 
 def _read(moment: Moment, piece: slice) -> Tensor:
-    return moment.read(piece.start, piece.stop) if isinstance(moment, EightBit) else moment[piece]
+    if not isinstance(moment, EightBit):
+        return moment[piece]
+    values = moment.read(piece.start, piece.stop)
+    return values if moment.signed else values.square_()
+
+
+def _write(moment: EightBit, piece: slice, mean: Tensor, unless: Tensor, noise: torch.Generator) -> None:
+    # Of the second moment its root is kept, which AdamW divides by. The published 8 bits of the moment itself have half as many
+    # decades: small ones become 0, and a step the first moment divided by almost nothing. It moves by a thousandth a step, less
+    # than codes lie apart: to the nearest it would stay where it is.
+    if moment.signed:
+        moment.write(piece.start, piece.stop, mean, unless)
+    else:
+        moment.write(piece.start, piece.stop, mean.sqrt(), unless, noise)
 
 
 def round_at_random(values: Float32[Tensor, "*shape"], noise: torch.Generator) -> BFloat16[Tensor, "*shape"]:
@@ -158,3 +171,22 @@ def moment_bytes(counts: list[int], state: str) -> int:
     """Bytes of both moments of tensors of so many elements."""
     eight = sum(count + 4 * blocks_of(count) for count in counts if state == "8bit" and count >= LEAST_8BIT)
     return 2 * (eight + 4 * sum(count for count in counts if state == "fp32" or count < LEAST_8BIT))
+
+
+def temporary_bytes(trained: Iterable[Tensor], settings: OptimizerSettings) -> int:
+    """Bytes on the device of the parameters that a step takes at its peak, beside weights, gradients and moments."""
+    most = 0
+    for parameter in trained:
+        count, width = parameter.numel(), parameter.element_size()
+        # Weights and gradient in the order of their indices, where they lie in another one.
+        ordered = 0 if parameter.is_contiguous() else 2 * count * width
+        piece = min(count, PIECE)
+        if settings.place == "cpu":
+            inside = 0 if width == 4 else piece * width  # The piece that comes back.
+        else:
+            casts = piece * (0 if width == 4 else 8)
+            eight = settings.state == "8bit" and count >= LEAST_8BIT
+            # Both means, and what the larger of two things takes: rounding the weights, or putting a mean into 8 bits.
+            inside = casts + (piece * (8 + 28) if eight else piece * (6 if width == 2 else 0))
+        most = max(most, ordered + inside)
+    return most
