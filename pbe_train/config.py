@@ -27,6 +27,8 @@ MaskChannel = Literal["keep", "repaint"]
 TokenMode = Literal["class", "all"]
 ReferenceGeometry = Literal["squash", "pad"]
 AugmentationPreset = Literal["paper", "strong", "none"]
+# Where something is kept: beside the model, or in the CPU's memory.
+Place = Literal["device", "cpu"]
 
 
 class UNetSettings(Group):
@@ -97,6 +99,12 @@ class ModelSettings(Group):
     """Compile U-Net and conditioner with torch.compile: minutes at the start of a run, less time for each step."""
     gradient_checkpointing: bool = False
     """Recompute the U-Net's activations in the backward pass: about a third more arithmetic for far less memory."""
+    train: tuple[str, ...] = ()
+    """Parts that are trained while the rest stays frozen, by names in the weights' dotted names: `conditioner`, `attentions`,
+    `attn2`, `unet.up_blocks`; empty = all but the vision encoder."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """What holds the weights during training. `bf16` takes half the memory for weights and gradients: steps are rounded up or
+    down at random, so that small ones count on average; or, with optimizer.place cpu, fp32 copies there are trained."""
 
 
 class AugmentationSettings(Group):
@@ -131,6 +139,10 @@ class OptimizerSettings(Group):
     """Decoupled weight decay."""
     gradient_clip: float = Field(0.0, ge=0)
     """Largest norm of the gradient over all parameters; 0 = no clipping."""
+    state: Literal["fp32", "8bit"] = "fp32"
+    """What holds AdamW's two moments: 8 bytes a weight, or 2, in blocks of 256 with a scale each."""
+    place: Place = "device"
+    """Where moments lie and a step is computed: beside the model, or in the CPU's memory, with fp32 copies of bf16 weights."""
 
 
 class LoaderSettings(Group):
@@ -199,9 +211,11 @@ class TrainSettings(Program):
     """AdamW and its schedule."""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     """Decay per step of the moving average of the weights; 0 = no average, as published."""
+    ema_place: Place = "device"
+    """Where that average lies: beside the model, or in the CPU's memory, to which the weights then go after each step."""
     precision: Precision = "auto"
-    """Arithmetic of forward and backward pass; weights stay fp32. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32 on the
-    CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
+    """Arithmetic of forward and backward pass, whatever model.weights is. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32
+    on the CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null = the machine's cores shared out evenly."""
     loader: LoaderSettings = LoaderSettings()
@@ -245,6 +259,12 @@ class TrainSettings(Program):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weights_fit_the_arithmetic(self) -> "TrainSettings":
+        if self.model.weights == "bf16" and self.precision not in ("auto", "bf16"):
+            raise ValueError(f"model.weights bf16 is computed in bf16, not in precision {self.precision}; set precision to bf16")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without what runs before it did not have, so that they go on."""
@@ -273,6 +293,7 @@ CHANGEABLE = {
     "out",
     "steps",
     "accumulation",
+    "ema_place",
     "model.pretrained",
     "model.encoder",
     "model.vae",
@@ -316,13 +337,21 @@ CONSTANT: dict[str, dict[str, Any]] = {
     "augmentation": {"flip": 0.5, "rotate": 0.5, "blur": 0.3, "elastic": 0.3}
     | {"strong": STRONG | {"flip": 0.5, "affine": 0.8, "elastic": 0.3}},
 }
+# Settings that came later, with what a checkpoint was trained with that does not have them.
+ADDED: dict[str, dict[str, Any]] = {
+    "": {"ema_place": "device"},
+    "model": {"train": [], "weights": "fp32"},
+    "optimizer": {"state": "fp32", "place": "device"},
+}
 
 
 def with_names_of_today(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a checkpoint, also of one that the version before wrote; what has no meaning today stays."""
     today = {key: dict(value) if isinstance(value, dict) else value for key, value in settings.items()}
-    for group in (*RENAMED, *DROPPED, *CONSTANT):
+    for group in (*RENAMED, *DROPPED, *CONSTANT, *ADDED):
         values = today.get(group, {}) if group else today
+        for name, value in ADDED.get(group, {}).items():
+            values.setdefault(name, value)
         for name, new in RENAMED.get(group, {}).items():
             if name in values:
                 values[new] = values.pop(name)

@@ -1,9 +1,11 @@
-"""What a training will cost, before it starts: `python -m pbe_train.cost --config FILE [--key value ...]`.
+"""What a training will cost, before it starts: `python -m pbe_train.cost [--tiers] --config FILE [--key value ...]`.
 
     settings ──▶ sizes of the networks ──▶ parameters, GFLOP a sample, memory by batch ──datasheets──▶ hours by GPU
 
 Reads no weights and nothing from the network: sizes come from local config files, or are built in for Stable Diffusion v1-4 and
 CLIP ViT-L/14. The side of a view is that of the dataset, or what the config's `build:` section asks for.
+
+With `--tiers` it prints one table: the memory of each preset for a small GPU, `configs/finetune_*.yaml`, under the keys given.
 """
 
 import json
@@ -30,15 +32,16 @@ from pbe_train.training.flops import (
     GPUS,
     Gpu,
     StepFlops,
-    StepMemory,
     arithmetic_of,
     encode_flops,
     latent_cells,
     step_flops,
-    step_memory,
 )
+from pbe_train.training.memory import TrainingMemory, training_memory
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+# Gigabytes of the GPUs that there are presets for.
+TIERS = (24, 16, 12, 8)
 # The view's default side in a build.
 VIEW = 512
 # 36.3 samples/s of 2,391 GFLOP, the best published training rate of Stable Diffusion's U-Net at 512 px on an A100.
@@ -61,7 +64,8 @@ class Cost:
     flops: StepFlops
     encode: float
     """FLOPs of encoding one view; not a part of a step, since latents are made before."""
-    memory: StepMemory
+    memory: dict[int, TrainingMemory]
+    """By batch of a rank."""
     samples: int
     """Of the whole run."""
 
@@ -87,9 +91,33 @@ def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
         frozen=encoder,
         flops=step_flops(settings.model, cells),
         encode=encode_flops(settings.model.vae, view),
-        memory=step_memory(settings.model, cells, bf16=bf16, average=settings.ema_decay > 0),
+        memory=training_memory(settings, cells, sorted({*BATCHES, own_batch(settings)}), bf16=bf16),
         samples=settings.steps * settings.global_batch,
     )
+
+
+def own_batch(settings: TrainSettings) -> int:
+    """Samples that one rank alone computes at once under these settings."""
+    return max(1, settings.global_batch // settings.accumulation)
+
+
+def show_tiers(arguments: Sequence[str]) -> Table:
+    """What the presets for small GPUs take, each with these options over it. Raises as `estimate_cost`, and for bad options."""
+    note = (
+        "Counted, not measured. A preset leaves a tenth of its card free, for CUDA and workspaces of kernels. While a checkpoint "
+        "is written, the CPU's memory has it as well. All parts of a preset's memory: --config finetune_8gb."
+    )
+    columns = ("preset", "weights trained", "batch", "GPU peak", "CPU", "checkpoint")
+    table = _table("Fine-tuning on small GPUs, memory in GiB", *columns, caption=note)
+    for gigabytes in TIERS:
+        path = preset(f"finetune_{gigabytes}gb")
+        settings = load_settings(TrainSettings, "train", ["--config", str(path), *arguments])
+        view, _ = view_size(settings.dataset, path)
+        batch, bf16 = own_batch(settings), settings.precision != "fp32"
+        memory = training_memory(settings, latent_cells(settings.model, view), [batch], bf16=bf16)[batch]
+        sizes = [_gib(size) for size in (memory.device, memory.host, memory.checkpoint)]
+        table.add_row(path.stem, f"{memory.trained / 1e6:,.1f} M", str(batch), *sizes)
+    return table
 
 
 def view_size(dataset: Path, config: Path | None) -> tuple[int, str]:
@@ -164,37 +192,53 @@ def _arithmetic(cost: Cost, settings: TrainSettings) -> Table:
     return table
 
 
+# Which part of TrainingMemory a column shows, and its heading.
+MEMORY = {
+    "weights": "weights",
+    "moments": "moments",
+    "average": "average",
+    "working": "passes",
+    "step": "step",
+    "device": "GPU",
+    "host": "CPU",
+}
+
+
 def _memory(cost: Cost, settings: TrainSettings, bf16: bool) -> Table:
     note = (
-        "Weights to average: exact. Activations and bf16 copies of the weights: estimated, as the tensors that a forward pass "
-        "saves, counted on shapes alone; kernels' workspaces and the allocator come on top, count on a tenth more."
+        "Counted, not measured: a step on tensors that know their sizes alone. Weights, moments and average are those on the "
+        "GPU; passes: activations and gradients of forward and backward pass; step: what the optimizer takes; GPU: the peak. "
+        "CUDA and workspaces of kernels come on top, count on a tenth more; on the CPU, a checkpoint's copy of what it saves."
     )
-    if settings.model.gradient_checkpointing:
-        note += " With gradient checkpointing at the least: what is computed again is not counted."
     title = f"Memory of one rank in GiB ({'bf16 autocast' if bf16 else 'fp32'})"
-    parts = ("weights", "gradients", "moments", "average")
-    table = _table(title, "batch per rank", *parts, "activations", "sum", caption=note)
-    memory = cost.memory
-    for batch in BATCHES:
-        fixed = [getattr(memory, part) for part in parts]
-        sizes = [*fixed, memory.casts + batch * memory.activations_per_sample, memory.at(batch)]
-        table.add_row(str(batch), *(f"{size / 2**30:,.3g}" if size < 2**30 else f"{size / 2**30:,.1f}" for size in sizes))
+    table = _table(title, "batch per rank", *MEMORY.values(), caption=note)
+    for batch, memory in cost.memory.items():
+        table.add_row(str(batch), *(_gib(_shown(memory, part)) for part in MEMORY))
     return table
+
+
+def _shown(memory: TrainingMemory, part: str) -> int:
+    elsewhere = (part == "moments" and memory.optimizer_on_cpu) or (part == "average" and memory.average_on_cpu)
+    return 0 if elsewhere else int(getattr(memory, part))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.3g}" if size < 2**30 else f"{size / 2**30:,.1f}"
 
 
 def _hours(cost: Cost, settings: TrainSettings) -> Table:
     note = (
         f"Estimated: an MFU of {ASSUMED_UTILISATION:.0%} is assumed of every GPU, that of the best published rate of this U-Net "
         "on an A100; right to a factor of two perhaps. `python -m benchmarks.train_step` measures yours. Largest batch: a power "
-        "of two per rank, global_batch at most, that leaves a tenth of the memory free."
+        f"of two per rank, global_batch and {BATCHES[-1]} at most, that leaves a tenth of the memory free."
     )
     title = f"{number_of(cost.samples, 'sample')} ({number_of(settings.steps, 'step')} of {settings.global_batch})"
     columns = ("GPU", "arithmetic", "peak TFLOP/s", "samples/s", "GPU hours", "largest batch")
     table = _table(title, *columns, caption=note)
     for gpu in sorted(GPUS, key=lambda gpu: cost.hours(gpu, settings.precision)):
         arithmetic, hours = arithmetic_of(gpu, settings.precision), cost.hours(gpu, settings.precision)
-        batches = [2**power for power in range(settings.global_batch.bit_length())]
-        fitting = [batch for batch in batches if cost.memory.at(batch) < 0.9 * gpu.memory_gb * 1e9]
+        batches = [batch for batch in BATCHES if batch <= settings.global_batch]
+        fitting = [batch for batch in batches if cost.memory[batch].device < 0.9 * gpu.memory_gb * 1e9]
         table.add_row(
             gpu.known_as,
             arithmetic,
@@ -209,12 +253,15 @@ def _hours(cost: Cost, settings: TrainSettings) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the settings, count, print."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    if "--tiers" in arguments:
+        console.print(show_tiers([argument for argument in arguments if argument != "--tiers"]))
+        return
     settings = load_settings(TrainSettings, "train", arguments, preset("tiny"))
     view, origin = view_size(settings.dataset, find_config(arguments, preset("tiny"))[0])
     # `auto` is bf16 or, which takes as much memory, fp16 on a GPU.
     bf16 = settings.precision != "fp32"
     cost = estimate_cost(settings, view, bf16)
-    console = Console()
     console.print(f"views of {view} px ({origin}), latents of {latent_cells(settings.model, view)} cells a side", soft_wrap=True)
     console.print(show(cost, settings, bf16))
 

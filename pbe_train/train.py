@@ -28,7 +28,6 @@ if __name__ == "__main__":  # PyTorch and its libraries take seconds to load: no
     help_first(TrainSettings, "train", __doc__, preset("tiny"))
 
 import torch
-from torch import nn
 
 from pbe_core.errors import InputError, run_program
 from pbe_core.files import lock_folder, sweep
@@ -43,7 +42,7 @@ from pbe_train.model.paint_model import uncompiled
 from pbe_train.model.pipeline import Run
 from pbe_train.training.distributed import Distributed, Stop, Watchdog
 from pbe_train.training.metrics import PendingMetrics
-from pbe_train.training.optimizer import optimizer_step, parts_of, set_learning_rate, step_unless
+from pbe_train.training.optimizer import clip_gradients, optimizer_step, parts_of, set_learning_rate, step_unless, weights_of
 from pbe_train.training.progress import Progress, during
 from pbe_train.training.setup import Training, check_weights, describe, flops_of, out_of_memory
 from pbe_train.training.validation import Pictures
@@ -121,7 +120,7 @@ def train_step(run: Training, watchdog: Watchdog) -> None:
             torch.autograd.backward(run.scaler.scale(losses.mean() / parts))
         run.metrics.add_losses(losses, batch.timestep)
     run.scaler.unscale_(optimizer)
-    gradient_norm = nn.utils.clip_grad_norm_(run.trained.values(), settings.optimizer.gradient_clip or float("inf"))
+    gradient_norm = clip_gradients(run.trained, settings.optimizer.gradient_clip)
     nonfinite = ~gradient_norm.isfinite()
     set_learning_rate(optimizer, settings.optimizer, run.step, settings.steps)
     step_unless(nonfinite, optimizer)
@@ -261,7 +260,7 @@ def finish(run: Training, progress: Progress | None) -> None:
     """Check that all ranks hold the same weights, and say what was done and where things are."""
     settings = run.settings
     with during(progress, "comparing weights"):
-        hashes = run.distributed.gather(weights_sha256(run.model.kept()))
+        hashes = run.distributed.gather(weights_sha256(weights_of(run.model, run.optimizer)))
     if len(set(hashes)) > 1:
         raise RuntimeError(f"the ranks' weights differ after step {settings.steps}: {[value[:12] for value in hashes]}")
     if progress:

@@ -15,7 +15,7 @@ what rounding leaves of it in fused attention. With the sizes of Stable Diffusio
 Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the published code.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -168,7 +168,25 @@ def assemble(
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
     if settings.one_token_shortcut and settings.tokens == "class":
         take_shortcuts(unet, conditioner.mapper)
-    return PaintByExampleModel(unet, conditioner, mask_channel)
+    model = PaintByExampleModel(unet, conditioner, mask_channel)
+    if settings.train:
+        freeze_all_but(model, settings.train)
+    return model
+
+
+def freeze_all_but(model: PaintByExampleModel, parts: Sequence[str]) -> None:
+    """Leave only some parts of a model to be trained: parameters in whose dotted name one of `parts` is.
+
+    Raises:
+        InputError: a part that nothing trained is in; says which there are.
+    """
+    trained = model.trained()
+    for part in parts:
+        if not any(f".{part}." in f".{name}." for name in trained):
+            known = sorted({word for name in trained for word in name.split(".") if not word.isdecimal()})
+            raise InputError(f"model.train: nothing that is trained is in {part!r}; names are made of {', '.join(known)}")
+    for name, parameter in trained.items():
+        parameter.requires_grad_(any(f".{part}." in f".{name}." for part in parts))
 
 
 def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionModel:
@@ -278,7 +296,9 @@ def prepare(model: PaintByExampleModel, settings: ModelSettings, device: torch.d
     painting during training, should be inside `uncompiled()`.
     """
     model.to(device)
-    if settings.channels_last:
+    # On a CPU, PyTorch 2.13 ends the process in the backward pass of a group normalisation of this layout whose input needs no
+    # gradient, as behind frozen parts.
+    if settings.channels_last and not (device.type == "cpu" and settings.train):
         # Only weights with four dimensions have this layout; activations follow the weights of the first convolution.
         model.unet.to(memory_format=torch.channels_last)
     # PyTorch prefers cuDNN's attention on Hopper, whose backward pass is reported to give NaN; flash attention takes its place.

@@ -1,7 +1,7 @@
-"""What a training step computes: FLOPs by part, the memory that it takes, and the peaks of the GPUs that do it.
+"""What a training step computes: FLOPs by part, and the peaks of the GPUs that do it.
 
 A FLOP is a multiplication or an addition; only matrix products and convolutions are counted, as is usual. Recomputation of
-activations is not: it is a way to save memory, not a part of what has to be computed. Both are counted on shapes alone.
+activations is not: it is a way to save memory, not a part of what has to be computed. It is counted on shapes alone.
 
 Peaks and memory of GPUs are those of their makers' datasheets, dense: where a datasheet has the figure with sparsity only, it is
 halved here. `bf16` and `fp16` are products on tensor cores with sums in fp32, `tf32` the same for fp32 tensors, `fp32` the other
@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_sizes
@@ -36,28 +35,6 @@ class StepFlops:
     def total(self) -> float:
         """All of them."""
         return self.unet_forward + self.unet_backward + self.conditioner + self.encoder
-
-
-@dataclass(frozen=True)
-class StepMemory:
-    """Bytes that a training step takes on one device, activations as a linear function of the batch."""
-
-    weights: int
-    """All weights, frozen ones included, in fp32."""
-    gradients: int
-    moments: int
-    """AdamW's two."""
-    average: int
-    """The moving average of the weights, if one is kept."""
-    casts: int
-    """Copies of the weights in the arithmetic's precision."""
-    activations_per_sample: int
-    """What the forward pass keeps for the backward pass."""
-
-    def at(self, batch: int) -> int:
-        """Bytes at a batch of so many samples."""
-        fixed = self.weights + self.gradients + self.moments + self.average + self.casts
-        return fixed + batch * self.activations_per_sample
 
 
 def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
@@ -95,35 +72,6 @@ def encode_flops(vae: str, view: int) -> float:
     return float(counter.get_total_flops())
 
 
-def step_memory(settings: ModelSettings, cells: int, *, bf16: bool, average: bool) -> StepMemory:
-    """Count what a step keeps in memory.
-
-    Weights, gradients, moments and average are exact. Activations are the tensors that a forward pass saves for the backward
-    pass, each storage once; they are counted with the CPU's rules of autocast, those of GPUs keep some more in fp32. Not counted:
-    workspaces of kernels, what the allocator cannot use, and the recomputation of gradient checkpointing.
-
-    Args:
-        settings: which networks, and how they are computed.
-        cells: side of the latent.
-        bf16: whether forward and backward pass are under bf16 autocast.
-        average: whether a moving average is kept.
-    """
-    # Tensors without content, which still know their device: autocast looks at it, and leaves those on `meta` alone.
-    with FakeTensorMode(), torch.device("cpu"):
-        model = unloaded_model(settings).train()
-        one, two = (_saved_bytes(model, settings, cells, batch, bf16) for batch in (1, 2))
-        trained = sum(parameter.numel() for parameter in model.trained().values())
-        whole = sum(parameter.numel() for parameter in model.parameters())
-    return StepMemory(
-        weights=4 * whole,
-        gradients=4 * trained,
-        moments=8 * trained,
-        average=4 * trained * average,
-        casts=2 * one - two,
-        activations_per_sample=two - one,
-    )
-
-
 def utilisation(flops_per_sample: float, samples_per_second: float, peak: float) -> float:
     """MFU: the share of a device's peak FLOP/s that went into the model's arithmetic.
 
@@ -145,27 +93,6 @@ def _inputs(
     noisy, masked = torch.empty(batch, channels, cells, cells), torch.empty(batch, channels, cells, cells)
     mask_channel = torch.empty(batch, 1, cells, cells)
     return noisy, masked, mask_channel, torch.zeros(batch, dtype=torch.long), torch.empty(batch, 3, side, side)
-
-
-def _saved_bytes(model: PaintByExampleModel, settings: ModelSettings, cells: int, batch: int, bf16: bool) -> int:
-    """Bytes of all storages that a forward pass saves, those of the weights left out."""
-    weights = {tensor.untyped_storage()._cdata for tensor in model.parameters()}
-    saved: dict[int, Tensor] = {}
-
-    def remember(tensor: Tensor) -> Tensor:
-        # The tensor is held, so that no later storage can have the same address.
-        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
-
-    inputs = _inputs(model, settings, cells, batch)
-    dropped = torch.zeros(batch, dtype=torch.bool)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        predicted = model(*inputs, dropped).float()
-    del predicted
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weights)
 
 
 Arithmetic = Literal["fp32", "tf32", "bf16", "fp16"]

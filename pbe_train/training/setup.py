@@ -28,7 +28,7 @@ from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.distributed import Distributed
 from pbe_train.training.flops import arithmetic_of, find_gpu, step_flops
 from pbe_train.training.metrics import CorruptSamples, Metrics, NonfiniteSteps
-from pbe_train.training.optimizer import EMA, make_optimizer, resume
+from pbe_train.training.optimizer import EMA, cast_weights, make_optimizer, resume
 from pbe_train.training.validation import make_validation
 
 
@@ -58,13 +58,14 @@ class Training:
         check_agreement(distributed, self.checkpoint, state, reader, precision)
 
         model, self.start = make_model(settings, self.vae, state)
+        self.identity = identify(model, reader, precision)  # Of the encoder in fp32, whatever it is cast to.
+        masters = cast_weights(model, settings, precision)
         self.model = model = prepare(model, settings.model, distributed.device).train()
         self.trained = model.trained()
-        self.optimizer = make_optimizer(self.trained, settings.optimizer)
-        self.ema = EMA(self.trained, settings.ema_decay) if settings.ema_decay else None
+        self.optimizer = make_optimizer(self.trained, settings.optimizer, settings.seed, masters)
+        self.ema = EMA(self.trained, settings.ema_decay, settings.ema_place, masters) if settings.ema_decay else None
         self.schedule = training_schedule(settings.prediction)
         self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
-        self.identity = identify(model, reader, precision)
         self.metrics, self.nonfinite = Metrics(distributed.device), NonfiniteSteps()
         self.corrupt = CorruptSamples(settings.loader.max_corrupt_samples)
         self.step = 0

@@ -1,12 +1,12 @@
 """kill -9 of a training at random moments: the run must come out as if nothing had been.
 
-    python -m tests.faults.kill_train --kills 20
+    python -m tests.faults.kill_train --kills 20 [--tier 8gb]
 
 A training of the tests' small world is killed again and again, each time started by the same command, with its checkpoints
 written every step and two loader processes, whose orphans may still be at it when the next run begins. A run that comes to its
 end before all kills are spent is compared, and the next one begins. Weights, moving average, optimizer and all lines of metrics
 but their times must be those of a run that nothing disturbed. Prints a line for each kill, and ends with an AssertionError if
-anything is wrong.
+anything is wrong. With `--tier`, weights, moments and average are kept as a preset for a small GPU keeps them.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 
 from tests.pbe_train.small_world import World, make_world
 from tests.pbe_train.test_resume import Runs, newest, partial, status, straight, what_was_computed
+from tests.pbe_train.tiers import OPTIONS
 
 OFTEN = ["--checkpoint_every=1", "--keep_last=3", "--log_every=3", "--loader.workers=2"]
 
@@ -30,10 +31,10 @@ def train_command(config: Path, out: Path, steps: int) -> list[str]:
     return [*program, f"--steps={steps}", *OFTEN]
 
 
-def kill_one(world: World, out: Path, steps: int, kills: int, rng: random.Random) -> list[int]:
+def kill_one(world: World, out: Path, options: list[str], kills: int, rng: random.Random) -> list[int]:
     """Kill a run at most so often, and let it come to its end; the steps that were saved at each kill."""
     hit: list[int] = []
-    with Runs(world, out, f"--steps={steps}", *OFTEN) as runs:
+    with Runs(world, out, *options) as runs:
         while len(hit) < kills:
             process, enough = runs.start(), newest(out) + rng.randint(1, 2)
             late = time.monotonic() + (rng.uniform(0, 2) if rng.random() < 0.15 else 1e9)
@@ -49,15 +50,16 @@ def kill_one(world: World, out: Path, steps: int, kills: int, rng: random.Random
     return hit
 
 
-def run(kills: int, steps: int, seed: int, folder: Path) -> list[int]:
+def run(kills: int, steps: int, seed: int, folder: Path, tier: str | None = None) -> list[int]:
     """The undisturbed run, then those that are hit, until all kills are spent; the steps that were saved at each kill."""
     torch.set_num_threads(1)  # As the runs that are killed: two threads add up in another order.
     world, rng = make_world(folder / "world"), random.Random(seed)
-    calm = what_was_computed(straight(world, folder / "calm", f"--steps={steps}", *OFTEN), steps)
+    options = [f"--steps={steps}", *OFTEN, *(OPTIONS[tier] if tier else [])]
+    calm = what_was_computed(straight(world, folder / "calm", *options), steps)
     hit: list[int] = []
     for number in range(1, kills + 1):
         out = folder / f"run-{number}"
-        hit += kill_one(world, out, steps, kills - len(hit), rng)
+        hit += kill_one(world, out, options, kills - len(hit), rng)
         assert what_was_computed(out, steps) == calm, f"{out}: not what an undisturbed run computes"
         assert not partial(out)
         if len(hit) == kills:
@@ -71,9 +73,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20, help="in all (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=24, help="of each run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--tier", choices=OPTIONS, help="keep things as this preset for a small GPU does (default: none)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kill-train-") as folder:
-        hit = run(given.kills, given.steps, given.seed, Path(folder))
+        hit = run(given.kills, given.steps, given.seed, Path(folder), given.tier)
     print(f"{len(hit)} kills: all runs left the bytes and the metrics of an undisturbed one")
 
 
