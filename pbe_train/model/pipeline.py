@@ -64,10 +64,13 @@ class RunIdentity(BaseModel):
     """S, side of a view in px."""
     vae_normalisation: Normalisation | None = None
     """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
+    base_sha256: str | None = None
+    """Of a LoRA, the hash of the weights that it is trained beside: U-Net and conditioner. Null and left out of the file: all
+    weights are the run's own."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"vae_normalisation": None})
+        return leave_out(write(self), {"vae_normalisation": None, "base_sha256": None})
 
 
 @dataclass(frozen=True)
