@@ -71,7 +71,7 @@ class PaintByExample:
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
         offload: bool = False,
-        loras: Sequence[AnyLora] = (),
+        loras: str | Path | Sequence[AnyLora] = (),
     ) -> "PaintByExample":
         """Load a model.
 
