@@ -76,7 +76,7 @@ def export_lora(model: Path, folder: Path, form: LoraForm, weights: Literal["ema
     }
     with new_export(folder, metadata) as partial:
         if parts["unet"]:
-            write = _write_diffusers if form == "lora" else _write_kohya
+            write = write_diffusers_lora if form == "lora" else write_kohya_lora
             write(partial / file, parts["unet"], _own(state, CONDITIONER_FILE if parts["conditioner"] else None))
         if parts["conditioner"]:
             tensors = _pairs("conditioner.", parts["conditioner"])
@@ -100,15 +100,22 @@ def _own(state: CheckpointState, beside: str | None) -> str:
     return json.dumps({"base_sha256": state.identity.base_sha256, "beside": beside})
 
 
-def _write_diffusers(path: Path, layers: Mapping[str, LoraLayer], own: str) -> None:
-    """As diffusers' `save_lora_weights` does when it is given peft's settings, without which it would lose alpha."""
+def write_diffusers_lora(path: Path, layers: Mapping[str, LoraLayer], own: str = "{}") -> None:
+    """As diffusers' `save_lora_weights` does when it is given peft's settings, without which it would lose alpha.
+
+    Args:
+        path: of the file.
+        layers: of the U-Net, by name in it, `folded`.
+        own: this project's notes, JSON.
+    """
     rank = next(iter(layers.values())).rank
     settings: dict[str, Any] = {"r": rank, "lora_alpha": rank, "target_modules": sorted(layers)}
     note = json.dumps({f"unet.{name}": value for name, value in settings.items()}, indent=2, sort_keys=True)
     save_tensors(_pairs("unet.", layers), path, {"format": "pt", DIFFUSERS_KEY: note, OWN_KEY: own})
 
 
-def _write_kohya(path: Path, layers: Mapping[str, LoraLayer], own: str) -> None:
+def write_kohya_lora(path: Path, layers: Mapping[str, LoraLayer], own: str) -> None:
+    """As kohya's scripts name them; arguments as of `write_diffusers_lora`."""
     tensors, rank = {}, next(iter(layers.values())).rank
     for name, layer in layers.items():
         start = KOHYA + name.replace(".", "_")

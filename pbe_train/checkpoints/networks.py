@@ -38,7 +38,8 @@ from schemas.dataset import DatasetInfo
 NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model"
 
 STABLE_DIFFUSION = "CompVis/stable-diffusion-v1-4"
-# Its networks have the sizes of Stable Diffusion v1-4 and of CLIP, but for the first layer, which is counted as widened anyway.
+# Its networks have the sizes of Stable Diffusion v1-4 and of CLIP, but for the first layer, which is counted as widened anyway;
+# its VAE is of the same kind.
 PAINT_BY_EXAMPLE = "Fantasy-Studio/Paint-by-Example"
 CLIP = "openai/clip-vit-large-patch14"
 # Radford et al., Learning transferable visual models from natural language supervision (2021), table 20: ViT-L/14 at 224 px.
@@ -263,7 +264,7 @@ def new_unet_config() -> dict[str, Any]:
 def vae_sizes(source: str) -> VaeSizes:
     """The sizes of a VAE. Raises InputError: neither here nor known, or of another kind than those that are taken."""
     known = f"{STABLE_DIFFUSION}/vae"
-    if source in (STABLE_DIFFUSION, known):
+    if source in (STABLE_DIFFUSION, known, PAINT_BY_EXAMPLE, f"{PAINT_BY_EXAMPLE}/vae"):
         return sizes_of(AUTOENCODER_KL, VAE_SIZES)
     place = next((found for folder in _folders(source) if (found := locate_vae(folder))), None)
     if place is None:
