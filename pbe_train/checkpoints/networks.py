@@ -30,9 +30,9 @@ from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, prefi
 from pbe_train.checkpoints.ldm_format import read_ldm
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_file, read_state
-from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
+from pbe_train.config import LoraSettings, ModelSettings, TrainSettings, UNetSettings
 from pbe_train.model.lora import layers_of, merged, misfits
-from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet
+from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet, with_lora
 from schemas.dataset import DatasetInfo
 
 NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model"
@@ -202,8 +202,10 @@ def load_encoder(source: str) -> CLIPVisionModel:
     return encoder.eval().requires_grad_(False)
 
 
-def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
+def unloaded_model(settings: ModelSettings, lora: LoraSettings | None = None) -> PaintByExampleModel:
     """The model that the settings ask for with random weights, on torch's default device; on `meta` it takes no memory.
+
+    With a LoRA, where there is to be one.
 
     Raises:
         InputError: a network is neither here nor one whose sizes are known.
@@ -218,7 +220,8 @@ def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
         unet = UNet2DConditionModel.from_config({**config, "in_channels": 2 * config["out_channels"] + 1})
     else:
         unet = new_unet(settings.unet, channels)
-    return assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
+    model = assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
+    return with_lora(model, lora, base_sha256="") if lora else model
 
 
 def other_latents(source: str, theirs: int, whose: str, channels: int) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_sizes
-from pbe_train.config import ModelSettings, Precision
+from pbe_train.config import LoraSettings, ModelSettings, Precision
 from pbe_train.model.paint_model import PaintByExampleModel
 
 
@@ -60,12 +60,13 @@ class StepMemory:
         return fixed + batch * self.activations_per_sample
 
 
-def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
+def step_flops(settings: ModelSettings, cells: int, lora: LoraSettings | None = None) -> StepFlops:
     """Count a step of a model of these settings.
 
     Args:
         settings: which networks, and how they are computed (the shortcut leaves arithmetic out).
         cells: side of the latent.
+        lora: what is trained in place of all weights.
 
     Raises:
         InputError: a network whose sizes are not known.
@@ -73,14 +74,15 @@ def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
     # Plain attention is the same arithmetic; fused kernels compute parts of it twice in the backward pass, which is not counted.
     counted = settings.model_copy(update={"attention": "plain", "gradient_checkpointing": False})
     with torch.device("meta"):
-        model = unloaded_model(counted).train()
+        model = unloaded_model(counted, lora).train()
         noisy, masked, mask_channel, timestep, reference = _inputs(model, settings, cells, 1)
         with FlopCounterMode(display=False) as encoder:
             features = model.conditioner.features(reference)
         with FlopCounterMode(display=False) as conditioner:
             condition = model.conditioner.condense(features)
-            torch.autograd.backward(condition.sum())
-        condition = condition.detach().requires_grad_(True)
+            if condition.requires_grad:  # Not beside a LoRA of the U-Net alone.
+                torch.autograd.backward(condition.sum())
+        condition = condition.detach().requires_grad_(condition.requires_grad)
         with FlopCounterMode(display=False) as forward:
             predicted = model.predict(noisy, masked, mask_channel, timestep, condition)
         with FlopCounterMode(display=False) as backward:
@@ -95,7 +97,9 @@ def encode_flops(vae: str, view: int) -> float:
     return float(counter.get_total_flops())
 
 
-def step_memory(settings: ModelSettings, cells: int, *, bf16: bool, average: bool) -> StepMemory:
+def step_memory(
+    settings: ModelSettings, cells: int, *, bf16: bool, average: bool, lora: LoraSettings | None = None
+) -> StepMemory:
     """Count what a step keeps in memory.
 
     Weights, gradients, moments and average are exact. Activations are the tensors that a forward pass saves for the backward
@@ -107,10 +111,14 @@ def step_memory(settings: ModelSettings, cells: int, *, bf16: bool, average: boo
         cells: side of the latent.
         bf16: whether forward and backward pass are under bf16 autocast.
         average: whether a moving average is kept.
+        lora: what is trained in place of all weights.
     """
     # Tensors without content, which still know their device: autocast looks at it, and leaves those on `meta` alone.
-    with FakeTensorMode(), torch.device("cpu"):
-        model = unloaded_model(settings).train()
+    with torch.device("meta"):
+        model = unloaded_model(settings, lora).train()
+    mode = FakeTensorMode()
+    _make_fake(model, mode)
+    with mode, torch.device("cpu"):
         one, two = (_saved_bytes(model, settings, cells, batch, bf16) for batch in (1, 2))
         trained = sum(parameter.numel() for parameter in model.trained().values())
         whole = sum(parameter.numel() for parameter in model.parameters())
@@ -145,6 +153,16 @@ def _inputs(
     noisy, masked = torch.empty(batch, channels, cells, cells), torch.empty(batch, channels, cells, cells)
     mask_channel = torch.empty(batch, 1, cells, cells)
     return noisy, masked, mask_channel, torch.zeros(batch, dtype=torch.long), torch.empty(batch, 3, side, side)
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Tensors on `meta` as such ones, in place: under this mode itself peft could not put in its layers, since it moves them."""
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            fake = FakeTensor(mode, weight.detach(), torch.device("cpu"))
+            setattr(module, name, nn.Parameter(fake, requires_grad=weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, FakeTensor(mode, buffer, torch.device("cpu")))
 
 
 def _saved_bytes(model: PaintByExampleModel, settings: ModelSettings, cells: int, batch: int, bf16: bool) -> int:

@@ -198,12 +198,13 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
 
 
 def flops_of(run: Training) -> tuple[float, float] | None:
-    """FLOP/s of all GPUs at their peak, and FLOPs of a sample; None of a LoRA, and on a device whose peak is not known."""
+    """FLOP/s of all GPUs at their peak, and FLOPs of a sample; None on a device whose peak is not known."""
     gpu = find_gpu(torch.cuda.get_device_name()) if run.distributed.device.type == "cuda" else None
-    if not gpu or run.settings.lora:  # A LoRA's backward pass is another sum.
+    if not gpu:
         return None
     peak = gpu.teraflops[arithmetic_of(gpu, run.settings.precision)] * 1e12
-    flops = step_flops(run.settings.model, run.reader.info.view_size // run.reader.info.vae.downsampling)
+    cells = run.reader.info.view_size // run.reader.info.vae.downsampling
+    flops = step_flops(run.settings.model, cells, run.settings.lora)
     return peak * run.distributed.world_size, flops.total
 
 
