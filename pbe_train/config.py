@@ -6,9 +6,17 @@ and `condition_dropout`.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_serializer, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
@@ -29,6 +37,7 @@ ReferenceGeometry = Literal["squash", "pad"]
 AugmentationPreset = Literal["paper", "strong", "none"]
 # Where something is kept: beside the model, or in the CPU's memory.
 Place = Literal["device", "cpu"]
+LoraTarget = Literal["attention", "feed_forward", "convolutions", "mapper"]
 
 
 class UNetSettings(Group):
@@ -145,6 +154,34 @@ class OptimizerSettings(Group):
     """Where moments lie and a step is computed: beside the model, or in the CPU's memory, with fp32 copies of bf16 weights."""
 
 
+class LoraSettings(Group):
+    """Train small matrices beside the weights of `model.pretrained`, which stay as they are (Hu et al., LoRA, 2021).
+
+    A layer's output W x becomes W x + alpha / rank * B A x, where A has `rank` rows and B begins as 0.
+    """
+
+    rank: int = Field(16, ge=1)
+    """Rows of A; memory and size on disk grow with it, and what can be learnt."""
+    alpha: float | None = Field(None, gt=0)
+    """Strength, relative to the rank; null = the rank, so that alpha / rank is 1."""
+    targets: tuple[LoraTarget, ...] = Field(("attention",), min_length=1)
+    """Which layers get them: `attention`, the projections of the U-Net's attention; `feed_forward`, the linear layers behind it;
+    `convolutions` of the U-Net's residual blocks and between its levels; `mapper`, the linear layers between vision encoder and
+    U-Net, which other programs' LoRA loaders know nothing of. Queries and keys of the attention to one token have no effect and
+    get none."""
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: tuple[LoraTarget, ...]) -> tuple[LoraTarget, ...]:
+        # In one order, so that runs which name the same layers are the same.
+        return tuple(target for target in get_args(LoraTarget) if target in targets)
+
+    @property
+    def scale(self) -> float:
+        """Alpha / rank."""
+        return (self.rank if self.alpha is None else self.alpha) / self.rank
+
+
 class LoaderSettings(Group):
     """How samples reach the model. Of these, window alone changes the order; on_corrupt only what no run could have read."""
 
@@ -203,6 +240,8 @@ class TrainSettings(Program):
     """Steps whose gradient is not finite change nothing and are counted; beyond so many the run stops and names their samples."""
     model: ModelSettings
     """The networks."""
+    lora: LoraSettings | None = None
+    """Train a LoRA beside the weights of model.pretrained, and nothing else (docs/fine-tuning.md); null = train all weights."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Strong augmentation of the reference."""
     references: ReferenceDraw = ReferenceDraw()
@@ -265,6 +304,12 @@ class TrainSettings(Program):
             raise ValueError(f"model.weights bf16 is computed in bf16, not in precision {self.precision}; set precision to bf16")
         return self
 
+    @model_validator(mode="after")
+    def _lora_is_all_that_is_trained(self) -> "TrainSettings":
+        if self.lora and self.model.train:
+            raise ValueError("model.train chooses among the model's own weights, and beside a LoRA none is trained; leave it out")
+        return self
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without what runs before it did not have, so that they go on."""
@@ -287,7 +332,8 @@ class TrainSettings(Program):
 
 # What a resumed run may change: where it writes, how far it goes and how it is watched. Everything else defines the run.
 # `dataset`, `model.encoder` and `model.vae` are places; what lies there is compared by hash. `model.pretrained` is the place of
-# the start, which is read no more. `accumulation` and the loader's processes only say how the same step is computed.
+# the start, which is read no more, or of a LoRA's base, which is compared by hash as well. `accumulation` and the loader's
+# processes only say how the same step is computed.
 CHANGEABLE = {
     "dataset",
     "out",

@@ -60,7 +60,7 @@ class Cost:
     without_effect: int
     """Saved, but not trained: queries, keys and norms of the attention to the one token."""
     frozen: int
-    """Of the encoder."""
+    """Of the encoder; beside a LoRA, of all else, too."""
     flops: StepFlops
     encode: float
     """FLOPs of encoding one view; not a part of a step, since latents are made before."""
@@ -79,17 +79,18 @@ def estimate_cost(settings: TrainSettings, view: int, bf16: bool) -> Cost:
     """Count all of it, on shapes alone. Raises InputError: a network whose sizes are not known."""
     cells = latent_cells(settings.model, view)
     with torch.device("meta"):
-        model = unloaded_model(settings.model)
-    encoder = sum(parameter.numel() for parameter in model.conditioner.model.parameters())
+        model = unloaded_model(settings.model, settings.lora)
+    encoder, unet, whole = (
+        sum(parameter.numel() for parameter in part.parameters()) for part in (model.conditioner.model, model.unet, model)
+    )
     kept, trained = (sum(parameter.numel() for parameter in part.values()) for part in (model.kept(), model.trained()))
-    unet = sum(parameter.numel() for parameter in model.unet.parameters())
     return Cost(
         view=view,
-        parameters={"U-Net": unet, "conditioner": kept - unet, "vision encoder": encoder},
+        parameters={"U-Net": unet, "conditioner": whole - unet - encoder, "vision encoder": encoder},
         trained=trained,
         without_effect=kept - trained,
-        frozen=encoder,
-        flops=step_flops(settings.model, cells),
+        frozen=whole - trained if settings.lora else encoder,
+        flops=step_flops(settings.model, cells, settings.lora),
         encode=encode_flops(settings.model.vae, view),
         memory=training_memory(settings, cells, sorted({*BATCHES, own_batch(settings)}), bf16=bf16),
         samples=settings.steps * settings.global_batch,
@@ -152,7 +153,7 @@ def show(cost: Cost, settings: TrainSettings, bf16: bool) -> Group:
         **cost.parameters,
         "trained": cost.trained,
         "without effect on one token, kept as they are": cost.without_effect,
-        "frozen (vision encoder)": cost.frozen,
+        "frozen (all but the LoRA)" if settings.lora else "frozen (vision encoder)": cost.frozen,
     }
     parameters = _table("Parameters", "part", "million")
     for number, (part, count) in enumerate(parts.items()):

@@ -48,9 +48,8 @@ def main() -> None:
     with Progress("loading the model"):
         from pbe_train.editing.paint_by_example import PaintByExample, Preview
 
-        paint = PaintByExample.from_pretrained(
-            options.model, weights=options.weights, device=options.device, precision=options.precision, offload=options.offload
-        )
+        chosen = {name: getattr(options, name) for name in ("weights", "device", "precision", "offload")}
+        paint = PaintByExample.from_pretrained(options.model, loras=options.lora, **chosen)
     prepare(paint, options, settings)
     with Progress("painting", options.steps, "steps") as progress:
 
@@ -106,8 +105,11 @@ def prepare(paint: "PaintByExample", options: argparse.Namespace, settings: "Edi
     from pbe_train.editing.threads import default_threads
 
     torch.set_num_threads(options.threads or default_threads(paint.run))
+    for note in (note for lora in paint.loras for note in lora.notes):
+        print(note, file=sys.stderr)
     if not settings:
         return
+    check_loras(paint, options, settings)
     expected, found = settings.model.sha256, weights_hash(str(options.model))
     if expected and found and expected != found:
         told = f"{options.model}: has other weights ({found[:12]}) than the model of {options.settings} ({expected[:12]})"
@@ -116,6 +118,29 @@ def prepare(paint: "PaintByExample", options: argparse.Namespace, settings: "Edi
         print(f"{told}: the picture will be another one", file=sys.stderr)
     if paint.run.device.type != settings.device:
         print(f"painted on {settings.device} before, on {paint.run.device.type} now: pixels may differ", file=sys.stderr)
+
+
+def check_loras(paint: "PaintByExample", options: argparse.Namespace, settings: "EditSettings") -> None:
+    """Say where other LoRAs are in the model than in an edit that is to be repeated.
+
+    Raises:
+        InputError: a LoRA that the settings name is another one now.
+    """
+    before = [(record.weight, record.sha256) for record in settings.loras]
+    if before == [(lora.weight, lora.sha256) for lora in paint.loras]:
+        return
+    if options.lora == replayed(settings):
+        pairs = zip(settings.loras, paint.loras, strict=True)
+        changed = next(lora.source for record, lora in pairs if record.sha256 != lora.sha256)
+        raise InputError(f"{changed}: is not the LoRA of {options.settings}; give that one with --lora")
+    print("--lora: others than those of the settings: the picture will be another one", file=sys.stderr)
+
+
+def replayed(settings: "EditSettings") -> list[tuple[str, float]]:
+    """The LoRAs of an edit that is to be repeated. Raises InputError: the settings do not say where one lies."""
+    if lost := next((record.name for record in settings.loras if record.source is None), None):
+        raise InputError(f"the settings do not say where the LoRA {lost!r} lies; give it with --lora, and its weight")
+    return [(str(record.source), record.weight) for record in settings.loras]
 
 
 def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
@@ -137,9 +162,12 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
         model=settings.model.source,
         seed=settings.seeds[0],
         device="cpu" if settings.device == "cpu" else None,
+        lora=None,
         **settings.model_dump(include={"guidance", "steps", "scheduler", "size", "weights", "precision", "threads"}),
     )
-    return parser.parse_args(), settings
+    options = parser.parse_args()
+    options.lora = replayed(settings) if options.lora is None else options.lora
+    return options, settings
 
 
 def make_parser(required: bool) -> argparse.ArgumentParser:
@@ -152,6 +180,13 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--model", type=Path, required=required, help="run folder of train.py, or a published model")
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="LORA[:WEIGHT]",
+        help="LoRAs to add to the model, each a file, folder or run, and how strongly, such as cup.safetensors:0.8",
+    )
     parser.add_argument("--image", type=Path, required=required, help="photo to edit, any size; EXIF rotation is applied")
     parser.add_argument(
         "--mask",

@@ -137,6 +137,11 @@ def gear(u: Plane, v: Plane, proportion: float) -> Plane:
     return 0.84 + 0.12 * np.clip(2.5 * np.cos(teeth * np.arctan2(u, -v)), -1, 1) - np.hypot(u, v)
 
 
+def hourglass(u: Plane, v: Plane, proportion: float) -> Plane:
+    """Two triangles tip to tip, joined by a thin waist."""
+    return np.minimum(0.1 + 0.08 * proportion + 0.75 * np.abs(v) - np.abs(u), 0.72 - np.abs(v))
+
+
 # --- Patterns: a wave that is positive where the second colour shows. Period and phase are in units of the plane. ---
 
 
@@ -212,7 +217,7 @@ class Kind:
     @property
     def mid(self) -> str:
         """The label in the box CSV, in the style of Open Images' machine ids."""
-        return f"/m/0tiny{KINDS.index(self) + 1:02d}"
+        return f"/m/0tiny{ALL_KINDS.index(self) + 1:02d}"
 
 
 KINDS = (
@@ -233,6 +238,9 @@ KINDS = (
     Kind("Banded fish", fish, stripes, (12, 0.72, 1.0), (225, 0.75, 0.4), turns=False),
     Kind("Violet gear", gear, spokes, (256, 0.65, 0.9), (72, 0.75, 0.95)),
 )
+NEW_KIND = Kind("Turquoise hourglass", hourglass, stripes, (176, 0.8, 0.75), (5, 0.25, 1.0))
+"""In no world, and no network was trained on it: what `tiny_world.new_kind` teaches a finished model."""
+ALL_KINDS = (*KINDS, NEW_KIND)
 
 
 @dataclass(frozen=True)
@@ -268,11 +276,11 @@ def instance(seed: int, split: str, kind: int, number: int) -> Instance:
         kind=kind,
         split=split,
         number=number,
-        first=individual_colour(KINDS[kind].first, random),
-        second=individual_colour(KINDS[kind].second, random),
+        first=individual_colour(ALL_KINDS[kind].first, random),
+        second=individual_colour(ALL_KINDS[kind].second, random),
         period=random.uniform(0.4, 0.75),
         phase=random.uniform(0, 1),
-        direction_rad=random.uniform(0, np.pi) if KINDS[kind].turns else 0.0,
+        direction_rad=random.uniform(0, np.pi) if ALL_KINDS[kind].turns else 0.0,
         proportion=random.uniform(0, 1),
     )
 
@@ -299,8 +307,8 @@ def paint(who: Instance, u: Plane, v: Plane, pixel: float) -> tuple[Plane, Float
 
     `pixel` is the size of a picture element in units of the plane: edges are blended over about one, so that nothing aliases.
     """
-    pattern = KINDS[who.kind if who.pattern_of is None else who.pattern_of].pattern
-    inside = KINDS[who.kind].shape(u, v, who.proportion)
+    pattern = ALL_KINDS[who.kind if who.pattern_of is None else who.pattern_of].pattern
+    inside = ALL_KINDS[who.kind].shape(u, v, who.proportion)
     slope_y, slope_x = np.gradient(inside, pixel)
     opacity = np.clip(inside / (np.hypot(slope_x, slope_y) + 0.05) / pixel + 0.5, 0, 1).astype(np.float32)
     cos, sin = np.float32(np.cos(who.direction_rad)), np.float32(np.sin(who.direction_rad))

@@ -15,7 +15,7 @@ Usage:  python -m tiny_world.make_questions --out DIR --count 400
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import count
@@ -33,7 +33,7 @@ from pbe_core.settings import preset, read_section
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.dataset.samples import Prepared, prepare_sample
-from tiny_world.kinds import INSTANCES_PER_KIND, KINDS, Instance
+from tiny_world.kinds import ALL_KINDS, INSTANCES_PER_KIND, KINDS, Instance
 from tiny_world.make_photos import jpeg
 from tiny_world.scenes import Box, Scene, boxes_of, plan_scene, render_scene
 
@@ -81,17 +81,22 @@ def make_questions(out: str | Path, number: int, seed: int = 0, split: str = "va
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written to ({error.strerror}); give another --out") from None
+    write_questions(out, tqdm(questions(number, seed, split), "questions", number, mininterval=1))
+
+
+def write_questions(out: Path, asked: Iterable[Question]) -> None:
+    """Write a pair set, whole or not at all."""
     with temporary_folder(out.parent, out.name) as folder:
         for name in ("photos", "masks", "references"):
             (folder / name).mkdir()
         with (folder / "pairs.csv").open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("id", "label"))
-            for question in tqdm(questions(number, seed, split), "questions", number, mininterval=1):
+            for question in asked:
                 Image.fromarray(question.photo).save(folder / "photos" / f"{question.id}.png")
                 Image.fromarray(question.mask).convert("L").save(folder / "masks" / f"{question.id}.png")
                 (folder / "references" / f"{question.id}.jpg").write_bytes(question.reference)
-                rows.writerow((question.id, KINDS[question.who.kind].name))
+                rows.writerow((question.id, ALL_KINDS[question.who.kind].name))
         folder.rename(out)
 
 
@@ -176,8 +181,8 @@ def cut(name: str, split: str, photo: Photo, box: Box, settings: BuildSettings) 
         split=split,
         photo_id=name,
         object_id=name,
-        label=KINDS[box.kind].mid,
-        label_name=KINDS[box.kind].name,
+        label=ALL_KINDS[box.kind].mid,
+        label_name=ALL_KINDS[box.kind].name,
         x_min=box.x_min,
         x_max=box.x_max,
         y_min=box.y_min,

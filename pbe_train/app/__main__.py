@@ -42,6 +42,7 @@ def main() -> None:
     password = read_password(options.password_file, options.host)
     choices = find_models(options.model)
     painting = {name: getattr(options, name) for name in ("device", "precision", "offload", "threads")}
+    painting["loras"] = options.lora
     viewer = viewer_options(options)
     with private_folder() as folder:
         given = Options(choices, folder, viewer, options.host, options.port, options.allowed_host, password, painting)
@@ -158,6 +159,13 @@ def parse_options() -> argparse.Namespace:
         metavar="NAME=FOLDER",
         help="a model to offer: run, checkpoint, or published model, with a name or without; again for more "
         "(default: the finished tiny model, and the runs in runs/)",
+    )
+    parser.add_argument(
+        "--lora",
+        nargs="+",
+        default=[],
+        metavar="LORA[:WEIGHT]",
+        help="LoRAs to add to every model that is offered: files, folders or runs, and how strongly, as cup.safetensors:0.8",
     )
     parser.add_argument(
         "--dataset",

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from pbe_core.files import file_sha256
 from pbe_train.app.edit_queue import Edit
-from pbe_train.editing.edit_settings import EditSettings, ModelRecord, PictureRecord
+from pbe_train.editing.edit_settings import EditSettings, LoraRecord, ModelRecord, PictureRecord
 
 _AT_ONCE = 1 << 20
 _LONGEST = 60
@@ -53,10 +53,16 @@ def settings_of(edit: Edit, remote: bool) -> str:
         edit: with the facts of its model.
         remote: whether the reader may be on another machine: then a path of this one is left out.
     """
-    source = edit.facts["source"]
-    told = None if remote and Path(source).expanduser().is_absolute() else source
+
+    def told(source: str) -> str | None:
+        return None if remote and Path(source).expanduser().is_absolute() else source
+
     made = EditSettings(
-        model=ModelRecord(name=edit.choice.name, source=told, sha256=edit.facts["sha256"]),
+        model=ModelRecord(name=edit.choice.name, source=told(edit.facts["source"]), sha256=edit.facts["sha256"]),
+        loras=[
+            LoraRecord(name=Path(lora["source"]).name, **{**lora, "source": told(lora["source"])})
+            for lora in edit.facts.get("loras", [])
+        ],
         photo=_record(edit, edit.photo),
         mask=_record(edit, edit.mask),
         references=[_record(edit, name) for name in edit.references],

@@ -117,6 +117,7 @@ class Worker:
         threads = self.settings["threads"] or default_threads(paint.run)
         torch.set_num_threads(threads)
         known = {"source": loaded.source, "sha256": loaded.sha256, "precision": self.settings["precision"]}
+        known["loras"] = [{"source": lora.source, "weight": lora.weight, "sha256": lora.sha256} for lora in paint.loras]
         width, height = paint.run.identity.view_shape(photo.shape[1], photo.shape[0])
         size = width if width == height else (width, height)
         known |= {"size": size, "device": paint.run.device.type, "threads": threads}
@@ -149,7 +150,9 @@ class Worker:
         folder = local_folder(source)
         checkpoint = folder and locate_checkpoint(folder)
         named = str(Path(source) / checkpoint.relative_to(folder)) if folder and checkpoint else source
-        paint = PaintByExample.from_pretrained(named, **chosen)
+        paint = PaintByExample.from_pretrained(named, loras=self.settings.get("loras", ()), **chosen)
+        for note in (note for lora in paint.loras for note in lora.notes):
+            print(note, file=sys.stderr, flush=True)
         self.loaded[source] = Loaded(paint, named, weights_hash(named))
         return self.loaded[source]
 

@@ -1,8 +1,9 @@
 """An export of a run: weights in another's layout, or as a small checkpoint of our own, with a model card; whole or absent."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from pbe_core.storage import is_url
 from pbe_core.vae_kinds import AUTOENCODER_KL
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
-from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, read_report
+from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, make_report, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
+from pbe_train.checkpoints.lora_merge import MergedLora
+from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import METADATA_FILE, metadata_beside, tensors_of
-from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, run_folder_of, save_weights
+from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state, run_folder_of, save_weights
 from pbe_train.data.references import PADDING
 from pbe_train.model.pipeline import Run
 
@@ -28,16 +31,17 @@ CARD = Path(__file__).with_name("model_card.md.jinja")
 PUBLISHED_BLOCKS = 5
 
 
-def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: str) -> None:
+def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: str, loras: Sequence[MergedLora] = ()) -> None:
     """Write one export.
 
     Args:
         run: loaded from `model`.
-        model: run folder or checkpoint folder.
+        model: run folder or checkpoint folder; with `loras` any model.
         folder: of the export.
         file: name of the file in it, for `ldm`.
         form: `diffusers`, `ldm` or `weights`.
         weights: which weights were loaded, where the run keeps both.
+        loras: those that were added to its weights.
 
     Raises:
         InputError: the layout cannot hold this run, or the folder holds something else.
@@ -56,12 +60,17 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
     elif form == "ldm":
         check_ldm(run, parts)
     checkpoint = locate_checkpoint(model)
-    assert checkpoint
-    kept = "ema" if weights == "ema" and (checkpoint / "ema.safetensors").is_file() else "model"
-    # Exported weights do not tell by their name what they are.
-    kept = metadata_beside(checkpoint, "model.safetensors").get("weights", kept)
-    report = read_report(checkpoint)
+    kept, report = "model", None
+    if checkpoint:
+        kept = "ema" if weights == "ema" and (checkpoint / "ema.safetensors").is_file() else "model"
+        # Exported weights do not tell by their name what they are.
+        kept = metadata_beside(checkpoint, "model.safetensors").get("weights", kept)
+        report = read_report(checkpoint)
+    else:
+        run, report = as_start(run, str(model))
     metadata = metadata_of(run, report)
+    if loras:
+        metadata["loras"] = [{"name": Path(lora.source).name, "weight": lora.weight, "sha256": lora.sha256} for lora in loras]
     with new_export(folder, {"format": form, "step": run.step, "weights": kept, "run": str(model), **metadata}) as partial:
         if form == "diffusers":
             write_diffusers(run, parts, partial)
@@ -74,8 +83,20 @@ def export(run: Run, model: Path, folder: Path, file: str, form: str, weights: s
                 report = {**report, "source": run.settings.model.pretrained}
                 (partial / REPORT_FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         name = file if form == "ldm" else folder.name
-        card = model_card(run, kept, form, name, _read_evaluations(run_folder_of(checkpoint)), report)
+        # Evaluations are of the run as it was trained.
+        evaluations = _read_evaluations(run_folder_of(checkpoint) if checkpoint and not loras else None)
+        told = [f"{Path(lora.source).name}, weight {lora.weight:g}, `{lora.sha256[:12]}`" for lora in loras]
+        if checkpoint and read_state(checkpoint).identity.base_sha256:
+            told.insert(0, "that of this run")
+        card = model_card(run, kept, form, name, evaluations, report, told)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+def as_start(run: Run, source: str) -> tuple[Run, dict[str, Any]]:
+    """A published model as a run of no steps that began from it, and the report on that: so its licence goes with it."""
+    report = asdict(make_report(read_pretrained(source), [], run.settings.model))
+    model = run.settings.model.model_copy(update={"pretrained": source})
+    return replace(run, settings=run.settings.model_copy(update={"model": model})), report
 
 
 def check_vae(vae: Autoencoder, form: str) -> None:
@@ -185,9 +206,18 @@ def _read_evaluations(run_folder: Path | None) -> dict[str, str]:
 
 
 def model_card(
-    run: Run, weights: str, form: str, name: str, evaluations: Mapping[str, str], report: Mapping[str, Any] | None
+    run: Run,
+    weights: str,
+    form: str,
+    name: str,
+    evaluations: Mapping[str, str],
+    report: Mapping[str, Any] | None,
+    loras: Sequence[str] = (),
 ) -> str:
-    """The text of README.md; arguments as of `export`, and `name` of its folder or file, `evaluations` by file name as JSON."""
+    """The text of README.md; arguments as of `export`, and `name` of its folder or file, `evaluations` by file name as JSON.
+
+    `loras` tells of each LoRA that is in the weights.
+    """
     settings, licence = run.settings.model_dump(mode="json"), licence_of(run, report)
     dataset_card = Path(settings["dataset"]) / "README.md"
     card = ModelCard.from_template(
@@ -203,6 +233,7 @@ def model_card(
         name=name,
         evaluations=evaluations,
         report=report,
+        loras=loras,
         settings=settings,
         settings_text=yaml.safe_dump(settings, sort_keys=False),
         dataset_card=dataset_card if not is_url(settings["dataset"]) and dataset_card.is_file() else None,

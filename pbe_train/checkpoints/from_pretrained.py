@@ -10,7 +10,7 @@ went, what is new, and under what licence the weights are.
 
 import inspect
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.diffusers_format import read_config
 from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count_blocks, starting_with
 from pbe_train.checkpoints.ldm_format import vae_config_of
-from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained
+from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained, read_run
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.starts import DEFAULT_CHANNELS, FIRST_LAYER, turned
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state, run_folder_of
@@ -190,7 +190,7 @@ def widened(weight: Float[Tensor, "out channels height width"]) -> Float[Tensor,
 
 
 def load_model(source: str | Path, weights: Literal["ema", "model"] = "ema", device: torch.device | str | None = None) -> Run:
-    """A model to paint with.
+    """A model to paint with; of a run that trains a LoRA, its base with the LoRA in its weights.
 
     Args:
         source: a run folder of train.py or one of its checkpoints; a Paint by Example model in diffusers' layout (a folder or a
@@ -230,12 +230,23 @@ def load_run(path: Path, weights: Literal["ema", "model"] = "ema", device: torch
         raise InputError(
             f"{folder / 'state.json'}: settings.{key}: {first['msg']}; it is of another version of this program"
         ) from None
-    model = build_model(settings.model, state.identity.latent_channels, state.identity.unet, state.identity.mask_channel)
     vae = load_vae(settings.model.vae).normalise(state.identity.vae_normalisation)
+    if settings.lora:
+        whole = read_run(folder, state, weights)
+        model = _fill(whole, settings.model, load_encoder(settings.model.encoder), state.identity.unet, whole.unet)
+        _check_frozen(folder, state, model, vae, settings)
+        return _whole(Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, state.identity, state.step))
+    model = build_model(settings.model, state.identity.latent_channels, state.identity.unet, state.identity.mask_channel)
     _check_frozen(folder, state, model, vae, settings)
     part = weights if f"{weights}.safetensors" in state.files else "model"
     copy_values(read_part(folder, state, part, model.kept()), model.kept())
     return Run(model.to(_place(device)).eval(), vae.to(_place(device)), settings, state.identity, state.step)
+
+
+def _whole(run: Run) -> Run:
+    """A run whose LoRA is in its weights, as one that has none: what is made of it has all weights of its own."""
+    settings = run.settings.model_copy(update={"lora": None})
+    return replace(run, settings=settings, identity=run.identity.model_copy(update={"base_sha256": None}))
 
 
 def _from_pretrained(source: PretrainedModel, device: torch.device | str | None) -> Run:

@@ -61,6 +61,11 @@ class NameTable:
         self._by_ldm = {entry.ldm: entry for entry in self.entries}
         self._by_diffusers = {name: entry for entry in self.entries for name in entry.diffusers}
 
+    def ldm_name(self, name: str) -> str | None:
+        """The original code's name of a module that diffusers calls so; null where the table does not have it."""
+        found = _longest(name, self._by_diffusers)
+        return self._by_diffusers[found].ldm + name[len(found) :] if found else None
+
     def to_diffusers(self, tensors: Tensors) -> tuple[dict[str, Tensor], list[str]]:
         """Tensors under diffusers' names (views of the given ones), and the names that the table does not have."""
         named: dict[str, Tensor] = {}

@@ -97,7 +97,7 @@ def read_ldm(path: Path) -> PretrainedModel:
     aside = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
     vision.pop(POSITION_IDS, None)
-    own_unet, odd_unet = _unet_table(config).to_diffusers(unet)
+    own_unet, odd_unet = unet_names(config).to_diffusers(unet)
     own_vae, odd_vae = _vae_table(vae).to_diffusers({k: v for k, v in vae.items() if LDM_VAE + k not in placed})
     rest = {name: tensor for name, tensor in tensors.items() if name.startswith(CONDITIONER)}
     conditioner, odd = conditioner_table(count_blocks(rest, MAPPER)).to_diffusers(rest)
@@ -241,7 +241,7 @@ def check_ldm(run: Run, parts: ModelTensors) -> None:
     vae = {**run.vae.config, "scaling_factor": run.identity.scaling_factor}
     vision = run.model.conditioner.model.config
     encoder = {name: getattr(vision, name) for name in VISION_SETTINGS}
-    unet = _unet_table(run.identity.unet).to_ldm(parts.unet)[0]
+    unet = unet_names(run.identity.unet).to_ldm(parts.unet)[0]
     _compare("U-Net", run.identity.unet, lambda: _defaults(UNet2DConditionModel) | unet_config_of(unet))
     _compare("VAE", vae, lambda: _defaults(AutoencoderKL) | vae_config_of(parts.vae))
     _compare("vision encoder", encoder, lambda: vision_config_of(parts.encoder).to_dict())
@@ -272,7 +272,7 @@ def write_ldm(run: Run, parts: ModelTensors, path: Path, metadata: Mapping[str, 
     Raises:
         InputError: a tensor that the original code has no name for.
     """
-    own_unet, odd_unet = _unet_table(run.identity.unet).to_ldm(parts.unet)
+    own_unet, odd_unet = unet_names(run.identity.unet).to_ldm(parts.unet)
     own_vae, odd_vae = _vae_table(parts.vae).to_ldm(parts.vae)
     blocks = count_blocks(parts.conditioner, "mapper.blocks.")
     own_conditioner, odd_conditioner = conditioner_table(blocks).to_ldm(parts.conditioner)
@@ -322,7 +322,8 @@ def schedule_buffers() -> dict[str, Tensor]:
     return {name: values.float() for name, values in buffers.items()}
 
 
-def _unet_table(config: Mapping[str, Any]) -> NameTable:
+def unet_names(config: Mapping[str, Any]) -> NameTable:
+    """Names of a U-Net of this configuration (diffusers) here and in the original code."""
     """The table for a U-Net of this diffusers configuration."""
     attention = tuple("CrossAttn" in kind for kind in config["down_block_types"])
     return unet_table(attention, int(config["layers_per_block"]))

@@ -5,10 +5,11 @@ files, or built in (`known_sizes.py`): of Stable Diffusion 1.x, 2.x, XL and thei
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from pbe_core.autoencoder import Autoencoder
@@ -25,14 +26,15 @@ from pbe_train.checkpoints.diffusers_format import (
     read_image_encoder,
     read_json,
 )
-from pbe_train.checkpoints.key_mapping import bare_encoder_names, starting_with
+from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, prefixed, starting_with
 from pbe_train.checkpoints.known_sizes import CLIP, CLIP_SIZES, PAINT_BY_EXAMPLE, STABLE_DIFFUSION, U_NETS, VAE_SIZES, VAES
 from pbe_train.checkpoints.ldm_format import read_ldm
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.starts import as_start, plain_config
-from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_file, read_state
-from pbe_train.config import MaskChannel, ModelSettings, UNetSettings
-from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_file, read_state
+from pbe_train.config import LoraSettings, MaskChannel, ModelSettings, TrainSettings, UNetSettings
+from pbe_train.model.lora import layers_of, merged, misfits
+from pbe_train.model.paint_model import PaintByExampleModel, assemble, new_unet, with_lora
 from schemas.dataset import DatasetInfo
 
 NO_ENCODER = "no vision encoder here; set model.encoder to a CLIP vision model, or to a Paint by Example model"
@@ -61,9 +63,24 @@ def read_pretrained(source: str) -> PretrainedModel:
             "nor one of its checkpoints (state.json)"
         )
     # The moving average, where the run keeps one. Encoder and VAE are not in it, only their hashes.
-    state = read_state(checkpoint)
-    averaged = "ema.safetensors" in state.files
-    tensors = read_file(checkpoint, state, "ema" if averaged else "model")
+    return read_run(checkpoint, read_state(checkpoint), "ema")
+
+
+def read_run(checkpoint: Path, state: CheckpointState, weights: Literal["ema", "model"]) -> PretrainedModel:
+    """The model of a run: of one that trains a LoRA, its base with the LoRA in its weights.
+
+    Args:
+        checkpoint: its folder.
+        state: of the checkpoint.
+        weights: the moving average, where there is one, or the plain weights.
+
+    Raises:
+        InputError: a damaged file, or a LoRA's base that is not there, or not what it was.
+    """
+    averaged = weights == "ema" and "ema.safetensors" in state.files
+    tensors: Tensors = read_file(checkpoint, state, "ema" if averaged else "model")
+    if state.identity.base_sha256 is not None:
+        tensors = _read_with_base(checkpoint, state, tensors)
     return PretrainedModel(
         where=str(checkpoint),
         kind="run of this trainer",
@@ -77,6 +94,30 @@ def read_pretrained(source: str) -> PretrainedModel:
         mask_channel=state.identity.mask_channel,
         aside={"optimizer": 0} | ({"weights that are not averaged": 0} if averaged else {}),
     )
+
+
+def _read_with_base(checkpoint: Path, state: CheckpointState, lora: Tensors) -> dict[str, Tensor]:
+    """U-Net and conditioner of a LoRA's base, with the LoRA in them. Raises InputError: the base is not there, or another."""
+    settings = TrainSettings.model_validate(state.settings)
+    named = settings.model.pretrained
+    assert named
+    assert settings.lora
+    where = f"{checkpoint}: its base, {named} (model.pretrained)"
+    try:
+        base = read_pretrained(named)
+    except InputError as error:
+        raise InputError(f"{where}, cannot be read, and a LoRA alone is no model: {error}") from None
+    tensors = prefixed("unet.", base.unet) | prefixed("conditioner.", base.conditioner or {})
+    found = weights_sha256(tensors)
+    if found != state.identity.base_sha256:
+        raise InputError(
+            f"{where}, has other weights ({found[:12]}) than it was trained beside ({str(state.identity.base_sha256)[:12]}); put "
+            "that model there"
+        )
+    layers = layers_of(lora, settings.lora.scale)
+    if wrong := misfits(tensors, layers):
+        raise InputError(f"{checkpoint}: its LoRA does not fit its base: {wrong[0]}")
+    return tensors | {f"{name}.weight": merged(tensors[f"{name}.weight"], [(layer, 1.0)]) for name, layer in layers.items()}
 
 
 def build_model(
@@ -141,8 +182,10 @@ def load_encoder(source: str) -> CLIPVisionModel:
     return encoder.eval().requires_grad_(False)
 
 
-def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
+def unloaded_model(settings: ModelSettings, lora: LoraSettings | None = None) -> PaintByExampleModel:
     """The model that the settings ask for with random weights, on torch's default device; on `meta` it takes no memory.
+
+    With a LoRA, where there is to be one.
 
     Raises:
         InputError: a network is neither here nor one whose sizes are known.
@@ -157,7 +200,8 @@ def unloaded_model(settings: ModelSettings) -> PaintByExampleModel:
         unet = UNet2DConditionModel.from_config({**config, "in_channels": 2 * config["out_channels"] + 1})
     else:
         unet = new_unet(settings.unet, channels)
-    return assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
+    model = assemble(settings, unet, CLIPVisionModel(encoder_config(settings.encoder)))
+    return with_lora(model, lora, base_sha256="") if lora else model
 
 
 def other_latents(source: str, theirs: int, whose: str, channels: int) -> str:

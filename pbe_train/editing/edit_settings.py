@@ -3,13 +3,15 @@
 Pictures are named by file name and SHA-256. They lie beside the file, as in the app's archive, or are given anew.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_serializer
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256
+from schemas.dataset import leave_out
 
 
 class PictureRecord(BaseModel):
@@ -42,12 +44,28 @@ class ModelRecord(BaseModel):
     """Of its file of weights, where its state.json says it."""
 
 
+class LoraRecord(BaseModel):
+    """A LoRA in the weights of an edit's model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str
+    """Its last part, of file or folder."""
+    source: str | None = None
+    """What `--lora` was given, without the weight; null where that is nobody's business but the server's."""
+    weight: float = Field(allow_inf_nan=False)
+    sha256: str
+    """Of its file."""
+
+
 class EditSettings(BaseModel):
     """The content of settings.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: ModelRecord
+    loras: list[LoraRecord] = []
+    """Those in the model's weights; left out of the file where there are none."""
     weights: Literal["ema", "model"] = "ema"
     seeds: list[int] = Field(min_length=1)
     """Of each result, in their order."""
@@ -64,6 +82,10 @@ class EditSettings(BaseModel):
     photo: PictureRecord
     mask: PictureRecord
     references: list[PictureRecord] = Field(min_length=1)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return leave_out(write(self), {"loras": []})
 
 
 def read_settings(path: Path) -> EditSettings:

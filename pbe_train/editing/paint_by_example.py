@@ -22,6 +22,7 @@ from pbe_core.errors import InputError
 from pbe_core.images import AnyMask, AnyPhoto
 from pbe_core.images.crop import Size, Window, cut_mask, cut_view, paste, resize
 from pbe_train.checkpoints.from_pretrained import load_model
+from pbe_train.checkpoints.lora_merge import AnyLora, MergedLora, merge_loras
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.model.pipeline import References, Run, SamplingSettings, check_guidance, check_size
@@ -55,10 +56,12 @@ class PaintByExample:
 
     Args:
         run: the model and what belongs to it.
+        loras: those that are in its weights, for who wants to know.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, loras: Sequence[MergedLora] = ()) -> None:
         self.run = run
+        self.loras = list(loras)
 
     @classmethod
     def from_pretrained(
@@ -69,6 +72,7 @@ class PaintByExample:
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
         offload: bool = False,
+        loras: str | Path | Sequence[AnyLora] = (),
     ) -> "PaintByExample":
         """Load a model.
 
@@ -79,15 +83,21 @@ class PaintByExample:
             device: by default the first GPU, else the CPU.
             precision: of the networks; `fp16` and `bf16` take half the memory and, on GPUs, far less time.
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
+            loras: LoRAs to add to its weights: each a file, a folder or a run of this trainer, with `:0.8` behind it or as a pair
+                with a number for how strongly; 1 is as it was trained (docs/fine-tuning.md).
 
         Raises:
-            InputError: there is no such model, or not a whole one; no such device, weights or precision.
+            InputError: there is no such model, or not a whole one; no such device, weights or precision; or a LoRA that is not
+                there or not of this kind of model.
         """
         for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, _TYPES)):
             if value not in known:
                 raise InputError(f"{name} {value!r}: give one of {', '.join(known)}")
         there = find_device(device)
-        return cls(place(load_model(source, weights, "cpu"), there, precision, offload))
+        run = load_model(source, weights, "cpu")
+        # In fp32, and before they are cast: a LoRA may be smaller than what 16 bits tell apart.
+        merged = merge_loras(run, [loras] if isinstance(loras, str | Path) else loras)
+        return cls(place(run, there, precision, offload), merged)
 
     def __call__(
         self,

@@ -28,7 +28,8 @@ from transformers import CLIPVisionModel
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
-from pbe_train.config import MaskChannel, ModelSettings, TokenMode, UNetSettings
+from pbe_train.config import LoraSettings, MaskChannel, ModelSettings, TokenMode, UNetSettings
+from pbe_train.model.lora import add_layers, is_lora, own_name
 
 
 class Mapper(nn.Module):
@@ -94,11 +95,15 @@ class Conditioner(nn.Module):
 class PaintByExampleModel(nn.Module):
     """U-Net and conditioner. Trained: the whole U-Net and all of the conditioner but the encoder.
 
-    Under the bottleneck, less what cannot change the output: queries and keys of the attention to the one token.
+    Under the bottleneck, less what cannot change the output: queries and keys of the attention to the one token. With a LoRA,
+    its matrices alone (`with_lora`).
 
     Attributes:
         mask_channel: what 1 means in the mask that the U-Net sees. Callers give 1 = keep, whichever it is.
+        base_sha256: of a model with a LoRA, the hash of all that `kept` held before; null: it has none.
     """
+
+    base_sha256: str | None = None
 
     def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner, mask_channel: MaskChannel = "keep") -> None:
         super().__init__()
@@ -147,14 +152,17 @@ class PaintByExampleModel(nn.Module):
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained, and so averaged."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {own_name(name): parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def kept(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is saved: all but the encoder, whether it is trained or has no effect.
 
-        The names are the same whatever `tokens` is, so that released weights of either kind fit.
+        The names are the same whatever `tokens` is, so that released weights of either kind fit. With a LoRA, that alone.
         """
-        return {name: parameter for name, parameter in self.named_parameters() if not name.startswith("conditioner.model.")}
+        named = {name: parameter for name, parameter in self.named_parameters() if not name.startswith("conditioner.model.")}
+        if self.base_sha256 is None:
+            return named
+        return {own_name(name): parameter for name, parameter in named.items() if is_lora(name)}
 
 
 def assemble(
@@ -205,6 +213,23 @@ def new_unet(settings: UNetSettings, latent_channels: int) -> UNet2DConditionMod
         norm_num_groups=settings.norm_groups,
         cross_attention_dim=settings.cross_attention_dim,
     )
+
+
+def with_lora(model: PaintByExampleModel, settings: LoraSettings, base_sha256: str) -> PaintByExampleModel:
+    """The same model, frozen, with a LoRA beside its weights, which is all that is trained and kept from now on.
+
+    Args:
+        model: with the weights that the LoRA begins from.
+        settings: of the LoRA, whose random half is drawn from torch's global generator.
+        base_sha256: hash of these weights.
+
+    Raises:
+        InputError: the model has no layers of a kind that is asked for.
+    """
+    model.requires_grad_(False)
+    add_layers(model.unet, model.conditioner, settings, model.conditioner.tokens == "class")
+    model.base_sha256 = base_sha256
+    return model
 
 
 class OneTokenAttention:

@@ -70,10 +70,14 @@ class RunIdentity(BaseModel):
     """What is done to the VAE's own latents before they are scaled, as in the dataset. Null and left out of the file: nothing."""
     mask_channel: MaskChannel = "keep"
     """What 1 means in the mask that the U-Net sees. Left out of the file where it is `keep`."""
+    base_sha256: str | None = None
+    """Of a LoRA, the hash of the weights that it is trained beside: U-Net and conditioner. Null and left out of the file: all
+    weights are the run's own."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"vae_normalisation": None, "buckets": None, "mask_channel": "keep"})
+        usual = {"vae_normalisation": None, "buckets": None, "mask_channel": "keep", "base_sha256": None}
+        return leave_out(write(self), usual)
 
     def view_shape(self, width: int, height: int, size: Size | None = None) -> Shape:
         """Width and height in px at which a photo of `width` x `height` px is worked at: `size`, or as in training."""

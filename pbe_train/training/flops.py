@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_sizes
-from pbe_train.config import ModelSettings, Precision
+from pbe_train.config import LoraSettings, ModelSettings, Precision
 from pbe_train.model.paint_model import PaintByExampleModel
 
 
@@ -37,12 +37,13 @@ class StepFlops:
         return self.unet_forward + self.unet_backward + self.conditioner + self.encoder
 
 
-def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
+def step_flops(settings: ModelSettings, cells: int, lora: LoraSettings | None = None) -> StepFlops:
     """Count a step of a model of these settings.
 
     Args:
         settings: which networks, and how they are computed (the shortcut leaves arithmetic out).
         cells: side of the latent.
+        lora: what is trained in place of all weights.
 
     Raises:
         InputError: a network whose sizes are not known.
@@ -50,14 +51,15 @@ def step_flops(settings: ModelSettings, cells: int) -> StepFlops:
     # Plain attention is the same arithmetic; fused kernels compute parts of it twice in the backward pass, which is not counted.
     counted = settings.model_copy(update={"attention": "plain", "gradient_checkpointing": False})
     with torch.device("meta"):
-        model = unloaded_model(counted).train()
+        model = unloaded_model(counted, lora).train()
         noisy, masked, mask_channel, timestep, reference = _inputs(model, settings, cells, 1)
         with FlopCounterMode(display=False) as encoder:
             features = model.conditioner.features(reference)
         with FlopCounterMode(display=False) as conditioner:
             condition = model.conditioner.condense(features)
-            torch.autograd.backward(condition.sum())
-        condition = condition.detach().requires_grad_(True)
+            if condition.requires_grad:  # Not beside a LoRA of the U-Net alone.
+                torch.autograd.backward(condition.sum())
+        condition = condition.detach().requires_grad_(condition.requires_grad)
         with FlopCounterMode(display=False) as forward:
             predicted = model.predict(noisy, masked, mask_channel, timestep, condition)
         with FlopCounterMode(display=False) as backward:

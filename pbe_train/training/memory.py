@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -91,9 +91,11 @@ def training_memory(
         InputError: a network whose sizes are not known.
     """
     state, on_cpu = settings.optimizer.state, settings.optimizer.place == "cpu"
-    # Tensors without content, which still know their device: autocast looks at it, and leaves those on `meta` alone.
-    with FakeTensorMode(), torch.device("cpu"):
-        model = unloaded_model(settings.model).train()
+    with torch.device("meta"):
+        model = unloaded_model(settings.model, settings.lora).train()
+    mode = FakeTensorMode()
+    _make_fake(model, mode)
+    with mode, torch.device("cpu"):
         trained = model.trained()
         masters = cast_weights(model, settings, "bf16")
         if settings.model.channels_last:
@@ -123,6 +125,19 @@ def training_memory(
             average_on_cpu=settings.ema_place == "cpu",
         )
         return {batch: replace(counted, working=_working(model, settings, cells, batch, bf16, gpu)) for batch in batches}
+
+
+def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Tensors on `meta` as such without content that know their device, in place: autocast leaves those on `meta` alone.
+
+    Under this mode itself peft could not put in its layers, since it moves them.
+    """
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            fake = FakeTensor(mode, weight.detach(), torch.device("cpu"))
+            setattr(module, name, nn.Parameter(fake, requires_grad=weight.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, FakeTensor(mode, buffer, torch.device("cpu")))
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """What the loop works on, made from the settings and, where there is one, from the newest checkpoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from pbe_train.config import TRAIN_SPLIT, TrainSettings
 from pbe_train.data.remote_shards import open_reader
 from pbe_train.data.shards import ShardReader
 from pbe_train.data.training_dataset import DevicePrefetcher, TrainingDataset, load_batches
-from pbe_train.model.paint_model import PaintByExampleModel, prepare
+from pbe_train.model.paint_model import PaintByExampleModel, prepare, with_lora
 from pbe_train.model.pipeline import RunIdentity
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.distributed import Distributed
@@ -95,15 +96,46 @@ def make_model(
     """The model of a new run with its initial weights, and where these are from; or one for the weights of a checkpoint."""
     # The seed is set here, so that initial weights depend on nothing before it.
     torch.manual_seed(name_hash(settings.seed, "train", "weights", bits=32))
+    if settings.lora:
+        model, start = make_lora_model(settings, vae)
+        return model, None if state else start
     if state:
         return build_model(settings.model, vae.sizes.latent_channels, state.identity.unet, state.identity.mask_channel), None
     return init_from_pretrained(settings, vae)
 
 
+def make_lora_model(settings: TrainSettings, vae: Autoencoder) -> tuple[PaintByExampleModel, LoadReport]:
+    """The base that a LoRA is trained beside, with a new LoRA, and where the base is from. Also a run that goes on needs both.
+
+    Raises:
+        InputError: there is no base, or one that paints by words.
+    """
+    assert settings.lora
+    base = settings.model.pretrained
+    wanted = "a LoRA is trained beside a whole Paint by Example model, released or a run of this trainer"
+    if base is None:
+        raise InputError(f"lora: {wanted}; name it by model.pretrained")
+    model, start = init_from_pretrained(settings, vae)
+    assert start
+    if "conditioner" not in start.loaded:
+        raise InputError(f"{start.source}: is a {start.kind.partition(',')[0]} model, which has no conditioner, and {wanted}")
+    sha256 = weights_sha256(model.kept())
+    # By a name of its own: what the base drew, and whether it drew, must not matter.
+    torch.manual_seed(name_hash(settings.seed, "train", "lora", bits=32))
+    with_lora(model, settings.lora, sha256)
+    layers = number_of(len(model.kept()) // 2, "layer")
+    return model, replace(start, new=[f"a LoRA of rank {settings.lora.rank} in {layers}, which at first changes nothing"])
+
+
 def with_own_start(settings: TrainSettings, state: CheckpointState, distributed: Distributed) -> TrainSettings:
-    """Settings that name the start which the run had, since that is what it was made of, and under whose licence it is."""
+    """Settings that name the start which the run had, since that is what it was made of, and under whose licence it is.
+
+    A LoRA's base is read again, from where it is now; whether it is the same, its hash tells.
+    """
     had = state.settings["model"].get("pretrained")
     given = settings.model.pretrained
+    if settings.lora and given is not None:
+        return settings
     if given not in (None, had) and distributed.rank == 0:
         print(f"model.pretrained {given} is not read: this run began {f'from {had}' if had else 'from scratch'}", flush=True)
     return settings.model_copy(update={"model": settings.model.model_copy(update={"pretrained": had})})
@@ -164,6 +196,7 @@ def identify(model: PaintByExampleModel, reader: ShardReader, precision: str) ->
         buckets=reader.info.buckets,
         vae_normalisation=reader.info.vae.normalisation,
         mask_channel=model.mask_channel,
+        base_sha256=model.base_sha256,
     )
 
 
@@ -173,7 +206,8 @@ def flops_of(run: Training) -> tuple[float, float] | None:
     if not gpu:
         return None
     peak = gpu.teraflops[arithmetic_of(gpu, run.settings.precision)] * 1e12
-    flops = step_flops(run.settings.model, run.reader.info.view_size // run.reader.info.vae.downsampling)
+    cells = run.reader.info.view_size // run.reader.info.vae.downsampling
+    flops = step_flops(run.settings.model, cells, run.settings.lora)
     return peak * run.distributed.world_size, flops.total
 
 

@@ -16,11 +16,12 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.test_utils import make_mocked_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pbe_train import PaintByExample, sample
-from pbe_train.app.archive import safe_names
+from pbe_train.app.archive import safe_names, settings_of
 from pbe_train.app.edit_queue import MOST_WAITING, Edit, EditQueue
 from pbe_train.app.edit_routes import EditRoutes
 from pbe_train.app.models import FINISHED, Choice, Facts, find_models
@@ -581,3 +582,27 @@ def test_a_small_model_takes_one_thread_unless_it_is_told_otherwise(written: Pat
         sample.prepare(paint, parsed, read)
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
+
+
+def test_loras_of_the_server_are_painted_with_and_recorded(tmp_path: Path):
+    """Whoever is on another machine is not told where they lie."""
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = PaintByExample.from_pretrained(TINY, device="cpu").run.model.kept()[f"{layer}.weight"]
+    lora = {f"{layer}.lora_A.weight": torch.ones(1, weight.shape[1]), f"{layer}.lora_B.weight": torch.ones(len(weight), 1)}
+    file = tmp_path / "cup.safetensors"
+    save_file(lora, file)
+    for name in ("photo", "mask", "reference"):
+        shutil.copy(REPOSITORY / "tiny_world" / "example" / f"{name}.png", tmp_path)
+    said = io.StringIO()
+    given = {"device": "cpu", "precision": "fp32", "offload": False, "threads": 1, "loras": [f"{file}:0.25"]}
+    job = {"edit": "e", "folder": str(tmp_path), "photo": "photo.png", "mask": "mask.png", "references": ["reference.png"]}
+    worker = Worker(given, said)
+    worker.paint(job | {"source": FINISHED} | HOW | {"seeds": [0], "steps": 1})
+    torch.testing.assert_close(worker.load(FINISHED).paint.run.model.kept()[f"{layer}.weight"], weight + 0.25)
+    edit = Edit("e", tmp_path, users=1, choice=Choice("a", "a", FINISHED), photo="photo.png", mask="mask.png")
+    edit.references, edit.how = ["reference.png"], HOW
+    edit.hear(next(message for message in map(json.loads, said.getvalue().splitlines()) if message["is"] == "begun"))
+    for remote, source in ((False, str(file)), (True, None)):
+        (record,) = EditSettings.model_validate_json(settings_of(edit, remote)).loras
+        assert (record.name, record.source, record.weight) == ("cup.safetensors", source, 0.25)
+        assert record.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
