@@ -133,5 +133,7 @@ READERS = {
         # Annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says.
         Reader("coco", _in("coco"), frame="stored", masks=True, flags=("group_of",), annotation_ids=True),
         Reader("boxes", _in("own_boxes"), takes_unit=True),
+        Reader("yolo", _in("yolo"), masks=True),
+        Reader("voc", _in("voc"), masks=True, flags=("occluded", "truncated")),
     )
 }

@@ -142,7 +142,7 @@ class PhotoNames:
         """The files below the photo folders of a path's base name; of several, those that share most folders with its end."""
         if self._files is None:
             self._files = {}
-            for file in {file for root in self.roots for file in _files_below(root)}:
+            for file in {file for root in self.roots for file in files_below(root)}:
                 self._files.setdefault(posixpath.basename(file), []).append(file)
         files = self._files.get(posixpath.basename(path), [])
         most = max((_common_end(file, path) for file in files), default=0)
@@ -240,7 +240,7 @@ def _checked(text: str) -> str:
     return posixpath.normpath(text)
 
 
-def _files_below(root: Path) -> Iterator[str]:
+def files_below(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, from there. Links to folders are followed, each folder once."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
