@@ -135,5 +135,7 @@ READERS = {
         Reader("boxes", _in("own_boxes"), takes_unit=True),
         Reader("yolo", _in("yolo"), masks=True),
         Reader("voc", _in("voc"), masks=True, flags=("occluded", "truncated")),
+        Reader("label_studio", _in("label_studio"), masks=True),
+        Reader("cvat", _in("cvat"), masks=True, flags=("occluded",)),
     )
 }

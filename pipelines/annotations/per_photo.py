@@ -19,9 +19,10 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pbe_core.errors import InputError
+from pbe_core.files import file_sha256
 from pbe_core.images.decode import PhotoError
 from pipelines.annotations.coco_file import compress_mask
-from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
+from pipelines.annotations.photo_names import NoSuchFile, PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
     UNKNOWN_FLAGS,
@@ -40,6 +41,7 @@ from pipelines.annotations.source import (
 from pipelines.config import BuildSettings
 from schemas.tables import BOXES, PHOTOS
 
+Unit = Literal["pixel", "fraction"]
 Edges = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 # Fractions written with few decimals, where the photo's size, and so the length of 1 px, is not known.
@@ -57,11 +59,11 @@ class Box:
     """Left, top, right, bottom, x right and y down from the top left corner; null with a `problem`."""
     row: int = 1
     """Its place in the file, from 1."""
-    unit: Literal["pixel", "fraction"] = "pixel"
+    unit: Unit = "pixel"
     """Of `edges` and of polygons."""
     segmentation: Any = None
-    """The object's mask: polygons [[x, y, x, y, ...], ...], COCO's RLE ({"size": [height, width], "counts": ...}) of the photo, or a
-    function of the photo's width and height that returns compressed RLE; null where there is none."""
+    """The object's mask: polygons [[x, y, x, y, ...], ...], COCO's RLE of the photo ({"size": [height, width], "counts": ...}),
+    or a function of the photo's width and height that returns compressed RLE; null where there is none."""
     flags: Mapping[str, int] = field(default_factory=dict)
     """Of `schemas.tables.FLAGS`, 1 or 0; what is not there is unknown."""
     problem: RowProblem | None = None
@@ -189,43 +191,45 @@ class _Reader:
 
     def hash_rest(self) -> dict[str, str]:
         """Hashes of the many files, and of which photos there are: paths and sizes depend on what lies in the photo folder."""
-        hashes = {}
-        digest, count = hashlib.sha256(), 0
-        for count, (name, path) in enumerate(self.many_files(), start=1):
-            digest.update(repr((name, hashlib.sha256(path.read_bytes()).hexdigest())).encode())
-        if count:
-            hashes["files of single photos"] = digest.hexdigest()
+        files = hashlib.sha256()
+        for name, path in self.many_files():
+            files.update(repr((name, file_sha256(path))).encode())
         digest = hashlib.sha256()
         for row in self._photo_rows():
             digest.update(repr([row[name] for name in ("photo_id", "file_name", "width", "height")]).encode())
-        return {**hashes, "paths and sizes of photos": digest.hexdigest()}
+        return {"files of single photos": files.hexdigest(), "paths and sizes of photos": digest.hexdigest()}
 
     def notes(self) -> list[str]:
         """What a user should know about the boxes that were read."""
         notes = list(self.own_notes())
         if self.useless:
             notes.append(
-                f"outlines that cannot be used: {self.useless:,}; their boxes are taken without one; for example {self.first_useless}"
+                f"outlines that cannot be used: {self.useless:,}; their boxes are taken without one; for example "
+                f"{self.first_useless}"
             )
         return notes + self.names.notes()
 
-    def _placed(self) -> Iterator[tuple[PhotoBoxes, str | None, str | None, str, str]]:
+    def _placed(self) -> Iterator[tuple[PhotoBoxes, str | None, str | None, RowProblem | None, str]]:
         """Each photo of the wanted splits, with its path below the photo folder, its id (both null where its name leads nowhere),
-        what is wrong with its name, and its split."""
+        what is wrong with its name, and its split.
+        """
         owner: dict[str, str] = {}
         remaining = iter(self.read())
         while batch := list(itertools.islice(remaining, _PHOTOS_AT_ONCE)):
-            found: list[tuple[PhotoBoxes, str | None, str | None, str]] = []
+            found: list[tuple[PhotoBoxes, str | None, str | None, RowProblem | None]] = []
             for photo in batch:
-                path, photo_id, wrong = None, None, ""
+                path, photo_id, wrong = None, None, None
                 try:
                     path = self.names.path_of(photo.name, photo.folder)
                     photo_id = photo_id_of(path)
                     if (other := owner.setdefault(photo_id, path)) != path:
                         path, photo_id = None, None
-                        wrong = f"photo {shown(photo.name)} and {shown(other)} get the same id; rename one of the files"
+                        text = f"photo {shown(photo.name)} and {shown(other)} get the same id; rename one of the files"
+                        wrong = RowProblem("bad_row", text)
+                except NoSuchFile as error:
+                    wrong = RowProblem("unknown_photo", f"its photo is {shown(photo.name)}, and {error.found}")
                 except ValueError as error:
-                    wrong = f"its photo, {shown(photo.name)}, {error}"
+                    wrong = RowProblem("bad_row", f"its photo, {shown(photo.name)}, {error}")
                 found.append((photo, path, photo_id, wrong))
             by_hash = [photo_id for photo, _, photo_id, _ in found if photo.split is None and photo_id]
             share = self.settings.source.validation_share
@@ -259,7 +263,7 @@ class _Reader:
                 row = {**UNKNOWN_FLAGS, "split": split, "photo_id": photo_id, "file": photo.file, "row": box.row}
                 try:
                     if wrong:
-                        raise RowProblem("bad_row", wrong)
+                        raise wrong
                     self._fill(row, box, photo, str(path))
                 except RowProblem as problem:
                     row.update(problem=problem.reason, detail=f"{photo.file}, row {box.row}: {problem}")
@@ -304,7 +308,9 @@ def _mask(box: Box, width: int, height: int) -> str | None:
         return mask
     polygons = box.segmentation
     if box.unit == "fraction" and isinstance(polygons, list):
-        polygons = [[value * side for value, side in zip(part, itertools.cycle((width, height)), strict=False)] for part in polygons]
+        polygons = [
+            [value * side for value, side in zip(part, itertools.cycle((width, height)), strict=False)] for part in polygons
+        ]
     try:
         return compress_mask(polygons, width, height)
     except ValueError as error:

@@ -31,6 +31,14 @@ from pipelines.config import SourceSettings
 Size = tuple[int, int]
 
 
+class NoSuchFile(ValueError):
+    """No file, or more than one, lies where a name says; `found` says how many there are, and below what."""
+
+    def __init__(self, text: str, found: str) -> None:
+        super().__init__(text)
+        self.found = found
+
+
 @dataclass
 class PhotoNames:
     """Names of one source's photos. It looks at folders, each once, and at files only for names that no folder explains."""
@@ -100,7 +108,7 @@ class PhotoNames:
             return path  # A photo store goes by ids.
         base, where = posixpath.basename(path), " and ".join(map(str, self.roots))
         there = f"{len(files)} files {base} are" if files else f"no file {base} is"
-        raise ValueError(f"is absolute, and {there} below {where}; write it relative to that folder")
+        raise NoSuchFile(f"is absolute, and {there} below {where}; write it relative to that folder", f"{there} below {where}")
 
     def _of_url(self, text: str) -> str:
         parts = urlsplit(text)

@@ -4,9 +4,9 @@
     Roboflow             train/a.jpg, train/a.xml, valid/..., test/...
     LabelImg and others  a.xml beside a.jpg, or in a folder of their own (Label Studio: Annotations/ and images/)
 
-Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. VOC's own files count px from 1, and xmax and ymax
-are within the box: it lies from xmin - 1 to xmax. So it is for files whose `database` is VOC's. All tools that were tried but
-those that copy VOC in this write edges from 0 (LabelImg makes a 0 a 1): xmin to xmax. `difficult` is no flag here, and is told in a note.
+Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. VOC's own files count px from 1, and xmax and ymax are
+within the box: it lies from xmin - 1 to xmax. So it is for files whose `database` is VOC's. Other tools write edges from 0, from
+xmin to xmax (LabelImg makes a 0 a 1): docs/formats.md. `difficult` is no flag here; a note counts such objects.
 """
 
 import functools
@@ -20,12 +20,11 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
-from pycocotools import mask as coco_mask
 
-from pbe_core.errors import InputError
 from pipelines.annotations.coco_file import MAX_MASKED_PHOTO
 from pipelines.annotations.per_photo import Box, Edges, PhotoBoxes, bounds, open_photos, turned
-from pipelines.annotations.source import ONLY_LABEL, RowProblem, Source, as_number, photo_places, shown
+from pipelines.annotations.pixel_masks import compress_pixels
+from pipelines.annotations.source import RowProblem, Source, as_number, photo_places, shown
 from pipelines.annotations.voc_files import Item, list_annotations
 from pipelines.annotations.xml_file import read_xml, text_of
 from pipelines.config import BuildSettings
@@ -99,7 +98,9 @@ class _Reader:
         if self.difficult:
             notes.append(f"objects that are marked as difficult: {self.difficult:,}; they are read as all others")
         if self.from_one:
-            notes.append(f"annotations of VOC's own, whose px are counted from 1: {self.from_one:,}; the others' are edges from 0")
+            notes.append(
+                f"annotations of VOC's own, whose px are counted from 1: {self.from_one:,}; the others' are edges from 0"
+            )
         return notes
 
     def _box(self, tree: Element, number: int, first: int, masks: "_Masks | None") -> Box:
@@ -136,7 +137,12 @@ def _edges(tree: Element, first: int, polygon: Sequence[float] | None) -> Edges:
         return left - first, top - first, right, bottom
     if (box := tree.find("robndbox")) is not None:  # roLabelImg's: turned about its middle, by radians.
         x, y, width, height, angle = _numbers(box, _TURNED)
-        around = [(x - width / 2, y - height / 2), (x + width / 2, y - height / 2), (x + width / 2, y + height / 2), (x - width / 2, y + height / 2)]
+        around = [
+            (x - width / 2, y - height / 2),
+            (x + width / 2, y - height / 2),
+            (x + width / 2, y + height / 2),
+            (x - width / 2, y + height / 2),
+        ]
         return bounds(turned(around, (x, y), float(np.degrees(angle))), np.inf, np.inf)
     if polygon:
         return bounds(list(zip(polygon[::2], polygon[1::2], strict=True)), np.inf, np.inf)
@@ -187,7 +193,7 @@ class _Masks:
             return None
         if mask[inside[1] : inside[3], inside[0] : inside[2]].sum() < _WITHIN * mask.sum():
             raise ValueError(f"object {number} of {self.path.name} lies outside its box: the PNG numbers its objects otherwise")
-        return str(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"], "ascii")
+        return compress_pixels(mask)
 
 
 def _read_numbers(path: Path, width: int, height: int) -> UInt8[np.ndarray, "height width"]:

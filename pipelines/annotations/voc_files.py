@@ -64,17 +64,17 @@ def list_annotations(place: Path, splits: Sequence[str], places: PhotoPlaces) ->
     folder = root / "Annotations" if (root / "Annotations").is_dir() else root
     files = [place] if place.is_file() else [folder / file for file in sorted(files_below(folder)) if file.endswith(".xml")]
     if not files:
-        raise InputError(f"{place}: no .xml here; set build.source.annotations to the folder that holds Annotations, or the XML files")
+        raise InputError(
+            f"{place}: no .xml here; set build.source.annotations to the folder that holds Annotations, or the XML files"
+        )
     finder = _Finder(root, folder, places)
     by_id = {file.relative_to(folder).as_posix().removesuffix(".xml"): file for file in files}
     lists = _lists(root, splits) if not place.is_file() else {}
     if lists:
-        items = [
-            finder.item(by_id.get(name), name, split) for split, path in lists.items() for name in _read_list(path, by_id)
-        ]
+        items = [finder.item(by_id.get(name), name, split) for split, path in lists.items() for name in _read_list(path, by_id)]
         listed = {item.xml for item in items}
         unlisted = sum(file not in listed for file in files)
-        told = f"{root}: {number_of(unlisted, 'annotation file')} in none of {', '.join(path.name for path in lists.values())}: not read"
+        told = f"{root}: {number_of(unlisted, 'annotation file')} in no list of the wanted splits: not read"
         return Annotations(root, items, list(lists.values()), (told,) if unlisted else ())
     own = {name: SPLIT_WORDS.get(name.split("/")[0].casefold()) if "/" in name else None for name in by_id}
     items = [finder.item(file, name, own[name]) for name, file in by_id.items() if own[name] in (None, *splits)]
@@ -91,7 +91,9 @@ def _dataset(place: Path) -> Path:
         raise InputError(f"{place}: no such file or folder; set build.source.annotations to the folder of VOC's annotations")
     if (place / "Annotations").is_dir() or any(place.glob("*.xml")):
         return place
-    below = sorted(path.parent for pattern in ("*/Annotations", "*/*/Annotations") for path in place.glob(pattern) if path.is_dir())
+    below = sorted(
+        path.parent for pattern in ("*/Annotations", "*/*/Annotations") for path in place.glob(pattern) if path.is_dir()
+    )
     if len(below) > 1:
         names = ", ".join(path.relative_to(place).as_posix() for path in below)
         raise InputError(f"{place}: {names} are datasets of their own; set build.source.annotations to one of them")

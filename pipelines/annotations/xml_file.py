@@ -1,4 +1,4 @@
-"""XML from strangers as a tree: no document type, so no entity of its own, nothing that grows, and no other file is ever opened."""
+"""XML from strangers as a tree: no document type, so no entity that grows, and no other file is ever opened."""
 
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder

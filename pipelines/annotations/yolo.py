@@ -12,10 +12,9 @@ Format: https://docs.ultralytics.com/datasets/detect/, .../segment/, .../obb/, .
 Photos are those as viewers show them, as Ultralytics measures them. Names in yaml are text: `no` is a class, not false.
 """
 
-import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from pipelines.annotations.per_photo import Box, PhotoBoxes, bounds, open_photos
 from pipelines.annotations.source import RowProblem, Source, as_number, photo_places, shown
-from pipelines.annotations.yolo_files import Entry, Listing, list_photos
+from pipelines.annotations.yolo_files import Entry, list_photos
 from pipelines.config import BuildSettings
 
 _YAML = (".yaml", ".yml")
@@ -120,7 +119,9 @@ def _of_yaml(path: Path) -> DataFile:
         value = content.get(key)
         places = [value] if isinstance(value, str) else value or []
         if not isinstance(places, list) or not all(isinstance(text, str) for text in places):
-            raise InputError(f"{path}: `{key}` is {shown(value)}, expected a folder, a list of photos (.txt), or several of these")
+            raise InputError(
+                f"{path}: `{key}` is {shown(value)}, expected a folder, a list of photos (.txt), or several of these"
+            )
         if places := [text.strip() for text in places if text.strip() not in ("", "null", "~")]:
             splits.setdefault(split, places)
     names, notes = _names_of(content.get("names"), path), []
@@ -218,7 +219,9 @@ class _Reader:
         """What a user should know about the rows that were last read."""
         if not self.with_more:
             return []
-        return [f"rows with a number more than their box or outline takes (confidence, or a track): {self.with_more:,}; it is not read"]
+        return [
+            f"rows with a number more than a box or outline takes (confidence, or a track): {self.with_more:,}; it is not read"
+        ]
 
     def _box(self, line: str, number: int, problem: RowProblem | None) -> Box:
         cells = line.split()
@@ -226,7 +229,9 @@ class _Reader:
             if problem:
                 raise problem
             if len(cells) < 5:
-                raise RowProblem("bad_row", f"{number_of(len(cells), 'number')} in {shown(line)}, expected class x y width height")
+                raise RowProblem(
+                    "bad_row", f"{number_of(len(cells), 'number')} in {shown(line)}, expected class x y width height"
+                )
             label = self._label(cells[0])
             values = [as_number(cell) for cell in cells[1:]]
             if None in values:

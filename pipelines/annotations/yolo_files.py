@@ -21,7 +21,9 @@ from pipelines.annotations.photo_names import files_below
 from pipelines.annotations.source import PhotoPlaces, RowProblem
 
 PHOTO_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .webp .avif .bmp .tif .tiff .gif .jp2 .j2k .ppm .pgm .pnm .pbm .heic .dng .ico".split()
+    f".{suffix}"
+    for suffixes in ("jpg jpeg jpe jfif mpo png webp avif bmp tif tiff gif", "jp2 j2k ppm pgm pnm pbm heic dng ico")
+    for suffix in suffixes.split()
 )
 # Text files of a dataset that are of no photo.
 _NO_LABELS = re.compile(
@@ -76,12 +78,20 @@ def list_photos(root: Path, splits: Mapping[str, Sequence[str]], places: PhotoPl
     if not splits:
         splits = _folders_of_splits(root)
         if splits:
-            notes.append(f"{root}: no file says which splits there are; they are taken by folders: {', '.join(map(str, splits.values()))}")
+            notes.append(
+                f"{root}: no file says which splits there are; they are taken by folders: {', '.join(map(str, splits.values()))}"
+            )
     if not splits:
         return Listing(finder.whole_folder(), notes=notes)
-    found = {split: [entry for text in texts for entry in finder.of_place(text, split)] for split, texts in splits.items() if split in wanted}
+    found = {
+        split: [entry for text in texts for entry in finder.of_place(text, split)]
+        for split, texts in splits.items()
+        if split in wanted
+    }
     names = {split: frozenset(entry.photo for entry in entries) for split, entries in found.items()}
-    same = next(((one, other) for one in names for other in names if one < other and names[one] and names[one] == names[other]), None)
+    same = next(
+        ((one, other) for one in names for other in names if one < other and names[one] and names[one] == names[other]), None
+    )
     if same:
         notes.append(f"{root}: {same[0]} and {same[1]} are the same photos: a hash divides them (source.validation_share)")
     entries: dict[tuple[str, str | None], Entry] = {}
@@ -216,7 +226,7 @@ class _Finder:
         return None
 
     def _name(self, photo: Path) -> str:
-        """A photo's path below the folder of photos; of one that lies elsewhere an absolute one, whose end is looked for there."""
+        """A photo's path below the folder of photos; of one that lies elsewhere an absolute one."""
         for base in self.places.roots:
             for real in (os.path.abspath, os.path.realpath):
                 place, path = posixpath.join(str(real(base)), ""), str(real(photo))
