@@ -4,9 +4,9 @@
     Roboflow             train/a.jpg, train/a.xml, valid/..., test/...
     LabelImg and others  a.xml beside a.jpg, or in a folder of their own (Label Studio: Annotations/ and images/)
 
-Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. VOC's own files count px from 1, and xmax and ymax are
-within the box: it lies from xmin - 1 to xmax. So it is for files whose `database` is VOC's. Other tools write edges from 0, from
-xmin to xmax (LabelImg makes a 0 a 1): docs/formats.md. `difficult` is no flag here; a note counts such objects.
+Format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html. VOC's own files count px from 1, and xmax and
+ymax are within the box: it lies from xmin - 1 to xmax. So it is for files whose `database` is VOC's. Other tools write edges from
+0, from xmin to xmax (LabelImg makes a 0 a 1): docs/formats.md. `difficult` is no flag here; a note counts such objects.
 """
 
 import functools
