@@ -8,7 +8,7 @@ Format: https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack. A str
     then runs    1 bit: a run of one value, or single ones; 2 bits: which size; so many bits: length, less 1; the value, or values
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -18,7 +18,7 @@ from pipelines.annotations.coco_file import MAX_MASKED_PHOTO
 _BITS_OF_VALUE = 8
 
 
-def unpack_brush(packed: Sequence[int], width: int, height: int) -> Bool[np.ndarray, "height width"]:
+def unpack_brush(packed: Any, width: int, height: int) -> Bool[np.ndarray, "height width"]:
     """Where the brush was, in a photo of `width` x `height` px.
 
     Args:

@@ -262,7 +262,7 @@ class _Reader:
             for box in photo.boxes:
                 row = {**UNKNOWN_FLAGS, "split": split, "photo_id": photo_id, "file": photo.file, "row": box.row}
                 try:
-                    if wrong:
+                    if wrong and not (box.problem and box.problem.reason == "bad_row"):
                         raise wrong
                     self._fill(row, box, photo, str(path))
                 except RowProblem as problem:
