@@ -78,11 +78,15 @@ class Tool:
 
 COCO, OUTLINES, ROUNDED = Format(), Format(outlines=True), {"off": 0.005, "remark": "rounds to 0.01 px"}
 IDS_ALONE = {"kind": "open_images", "remark": "ids of photos without folder or ending", "settings": {"splits": ("train",)}}
+YOLO = Format("yolo", off=0.001, remark="six decimals")
+FROM_ONE = "px count from 1, which nothing in the file says"
 NOT_TURNED = "not where EXIF turns a photo: outlines by the size as stored"
 EDGES = "right and bottom edge whole px; with center=False"
 REPEATS = Format(remark="a photo without boxes repeats the box before it")
 TOOLS = (
-    Tool("supervision", "exif", {"coco": COCO, "coco, masks": OUTLINES}),
+    Tool(
+        "supervision", "exif", {"coco": COCO, "coco, masks": OUTLINES, "yolo": YOLO, "voc": Format("voc", off=1, remark=FROM_ONE)}
+    ),
     Tool(
         "datumaro",
         "exif",
@@ -90,6 +94,11 @@ TOOLS = (
             "coco": Format(**ROUNDED),
             "coco, polygons": Format(outlines=True, **ROUNDED),
             "open_images": Format(off=0.005, **IDS_ALONE),
+            "yolo": YOLO,
+            "yolo, ultralytics": YOLO,
+            "voc": Format("voc", **ROUNDED),
+            "cvat": Format("cvat", **ROUNDED),
+            "cvat, polygons": Format("cvat", outlines=True, **ROUNDED),
         },
     ),
     Tool(
@@ -100,9 +109,14 @@ TOOLS = (
             "coco, local storage": COCO,
             "coco, local paths": COCO,
             "coco, polygons": Format(outlines=True, turned=False, remark=NOT_TURNED),
+            "json, uploads": Format("label_studio"),
+            "json, polygons": Format("label_studio", outlines=True),
+            "json min": Format("label_studio"),
+            "yolo": Format("yolo"),
+            "voc": Format("voc", off=1, remark="whole px, cut off"),
         },
     ),
-    Tool("globox", "stored", {"coco": COCO, "open_images": Format(**IDS_ALONE)}),
+    Tool("globox", "stored", {"coco": COCO, "open_images": Format(**IDS_ALONE), "yolo": YOLO, "voc": Format("voc")}),
     Tool(
         "pylabel",
         "stored",
