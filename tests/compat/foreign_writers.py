@@ -91,7 +91,9 @@ def write_datumaro(format_, world, out):
             shapes.append(Polygon(flat(box["polygon"]), **known) if outlined else Bbox(*place(box), **known))
         media = Image.from_file(path=photo["path"])
         name = open_images_id(len(items)) if format_ == "open_images" else str(Path(photo["name"]).with_suffix(""))
-        items.append(DatasetItem(id=name, subset="train", media=media, annotations=shapes))
+        # Ultralytics' format needs both splits.
+        subset = "val" if format_ == "yolo, ultralytics" and not items else "train"
+        items.append(DatasetItem(id=name, subset=subset, media=media, annotations=shapes))
     dataset = Dataset.from_iterable(items, categories=labels)
     if format_.startswith("coco"):
         dataset.export(str(out), "coco_instances", save_media=True)
@@ -119,15 +121,22 @@ def write_globox(format_, world, out):
         dataset.save_coco(out / "coco.json", auto_ids=True)
         return {"annotations": "coco.json"}
     if format_ == "voc":
-        (out / "Annotations").mkdir()
+        make_folders(out / "Annotations", photos)
         dataset.save_pascal_voc(out / "Annotations")
         return {"annotations": "."}
     if format_ == "yolo":
+        make_folders(out / "labels", photos)
         dataset.save_yolo_darknet(out / "labels", label_to_id={label: number for number, label in enumerate(labels)})
         (out / "classes.txt").write_text("\n".join(labels), encoding="utf-8")
         return {"annotations": "."}
     dataset.save_openimage(out / "train-annotations-bbox.csv")
     return {"annotations": "."}
+
+
+def make_folders(folder, photos):
+    """Those of photos' names, which globox does not make."""
+    for photo in photos:
+        (folder / photo["name"]).parent.mkdir(parents=True, exist_ok=True)
 
 
 LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -162,7 +171,7 @@ def write_label_studio_sdk(format_, world, out):
     copies = format_ in ("coco, local storage", "coco, polygons", "yolo", "voc")
     converter = Converter(config, str(out), upload_dir=str(out / "upload"), download_resources=copies)
     if format_ in ("json min", "yolo", "voc"):
-        name = format_.replace(" ", "_").upper()
+        name = {"yolo": "YOLO_WITH_IMAGES"}.get(format_, format_.replace(" ", "_").upper())
         converter.convert(str(out / "tasks.json"), str(out / "export"), name, is_dir=False)
         return {"annotations": "export", "photos": None if format_ == "json min" else "export/images"}
     converter.convert_to_coco(str(out / "tasks.json"), str(out / "export"), is_dir=False)
