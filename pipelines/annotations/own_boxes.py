@@ -54,11 +54,12 @@ from pipelines.annotations.source import (
     in_batches,
     is_text,
     photo_id_of,
+    photo_places,
     place_box,
     shown,
     splits_are_their_own,
 )
-from pipelines.config import SPLITS, SourceSettings
+from pipelines.config import SPLITS, BuildSettings, SourceSettings
 from schemas.tables import BOXES, COORDINATES, PHOTOS
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -106,6 +107,11 @@ _LARGEST_FRACTION = 1.5
 _FRACTION_SLACK = 1e-4
 # pandas makes floats of whole numbers where a cell of their column is empty.
 _FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
+
+
+def open_source(settings: BuildSettings) -> Source:
+    """Own boxes of a build: see `open_boxes`."""
+    return open_boxes(settings.source, settings.seed, photo_places(settings).here)
 
 
 def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:

@@ -32,6 +32,7 @@ from pbe_core.words import number_of
 from pipelines.annotations import open_source
 from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
+from pipelines.readers import reader_of
 from pipelines.selection.duplicates import count_duplicates, find_duplicates, hashes_by_split, read_scan
 from pipelines.selection.groups import ReferenceDraw
 from pipelines.selection.partition import partition_by_photo
@@ -268,13 +269,11 @@ def _with_references(
 
 def _notes_on_classes(settings: BuildSettings, source: Source) -> Iterator[str]:
     """Own boxes have no class hierarchy, and that of COCO is in its file."""
+    hierarchy = reader_of(settings.source.kind).hierarchy_file
     for key in ("include_labels", "exclude_labels"):
         words = getattr(settings.selection, key)
-        if words and not source.subclasses and settings.source.kind == "open_images":
-            yield (
-                f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read "
-                f"(bbox_labels_600_hierarchy.json belongs beside the annotations; docs/selection.md#files-of-open-images)"
-            )
+        if words and not source.subclasses and hierarchy:
+            yield (f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read ({hierarchy})")
 
 
 def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
