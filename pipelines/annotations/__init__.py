@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pbe_core.errors import InputError
 from pbe_core.photo_files import is_store
 from pipelines.annotations.coco import open_coco
 from pipelines.annotations.open_images import open_open_images
@@ -18,6 +19,13 @@ def open_source(settings: BuildSettings) -> Source:
             place and the fix.
     """
     refuse_unread(settings)
+    opened = _open(settings)
+    if settings.references.background == "grey" and opened.no_masks:
+        raise InputError(f"build.references.background: grey takes object masks, and {opened.name} has none: {opened.no_masks}")
+    return opened
+
+
+def _open(settings: BuildSettings) -> Source:
     source, crawled = settings.source, settings.crawl.sources
     here = not (crawled or source.photos_url or is_store(source.photos))
     if source.kind == "coco":

@@ -65,6 +65,11 @@ class Source:
     """What a user should know and may not expect about the boxes that were last read, a sentence each."""
     notes: tuple[str, ...] = ()
     """What a user should know about what is read, and how: a file that is passed over, a column under another name."""
+    read_masks: Callable[[], Iterator[pa.RecordBatch]] | None = None
+    """Batches of `schemas.tables.MASKS`, where object masks stand in tables of their own; each goes with the box of its photo,
+    label and edges. Other sources have them in `segmentation` of their boxes."""
+    no_masks: str = ""
+    """Where nothing in these files can be an object mask: what would be one, in words."""
 
     def print_notes(self) -> None:
         """Print the notes, a line each, to where errors go."""
@@ -190,8 +195,6 @@ def refuse_unread(settings: BuildSettings) -> None:
         )
     if settings.storage and not settings.upload:
         raise InputError("build.storage: it is for a dataset behind a URL; leave it out, or give the URL as --out")
-    if settings.references.background == "grey" and source.kind != "coco":
-        raise InputError(f"build.references.background: grey takes object masks, and {source.kind} has none (coco has)")
     if not crawl.sources and (unread := given(crawl)):
         raise InputError(f"build.crawl.{unread[0]}: nothing is crawled, as build.crawl.sources names no place (docs/crawling.md)")
 
