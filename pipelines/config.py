@@ -6,23 +6,24 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_validator
 
+from pbe_core.errors import InputError
 from pbe_core.images.decode import EndMark, Frame
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
+from pipelines.readers import reader_of
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 
 
-SourceKind = Literal["open_images", "coco", "boxes"]
 SPLITS = ("train", "validation", "test")
 
 
 class SourceSettings(Group):
     """Where boxes and photos come from."""
 
-    kind: SourceKind = "open_images"
-    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json) or `boxes` (your own CSV or JSONL,
-    docs/own-data.md)."""
+    kind: str = "open_images"
+    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json), `boxes` (your own CSV or JSONL,
+    docs/own-data.md), or the word of a reader of your own (docs/own-data.md)."""
     annotations: Path
     """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
     bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
@@ -56,6 +57,9 @@ class SourceSettings(Group):
     storage: dict[str, Any] = Field({})
     """Options for `photos` behind a URL, as fsspec takes them for its protocol."""
     _photos_url: str | None = PrivateAttr(None)
+    # What the kind's reader says. Kept here: processes on other machines need no more of a reader, and may not have it.
+    _kind_frame: Frame = PrivateAttr("exif")
+    _photos_by_id: bool = PrivateAttr(False)
 
     @property
     def photos_url(self) -> str | None:
@@ -64,13 +68,18 @@ class SourceSettings(Group):
 
     @property
     def photo_frame(self) -> Frame:
-        """The frame of the boxes: annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says."""
-        return self.frame or ("exif" if self.kind == "boxes" else "stored")
+        """The frame of the boxes: as given, or as is usual for the kind."""
+        return self.frame or self._kind_frame
+
+    @property
+    def photos_by_id(self) -> bool:
+        """Whether photos go by their ids, not by the names of files in the annotations."""
+        return self._photos_by_id
 
     @property
     def photos_of(self) -> str:
         """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
-        return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
+        return self.kind if self.photos_by_id else f"{self.kind}, {self.annotations.resolve()}"
 
     @model_validator(mode="wrap")
     @classmethod
@@ -87,10 +96,17 @@ class SourceSettings(Group):
         return public_url(self._photos_url) if self._photos_url else str(photos)
 
     @model_validator(mode="after")
-    def _unit_is_declared(self) -> "SourceSettings":
-        if self.kind == "boxes" and self.unit is None:
-            raise ValueError("source.kind is boxes, so say in which unit they are: source.unit: pixel, or source.unit: fraction")
-        if self.kind != "boxes" and self.unit is not None:
+    def _kind_is_known(self) -> "SourceSettings":
+        try:
+            reader = reader_of(self.kind)
+        except InputError as error:
+            raise ValueError(f"source.kind: {error}") from None
+        self._kind_frame, self._photos_by_id = reader.frame, reader.photos_by_id
+        if reader.takes_unit and self.unit is None:
+            raise ValueError(
+                f"source.kind is {self.kind}, so say in which unit they are: source.unit: pixel, or source.unit: fraction"
+            )
+        if not reader.takes_unit and self.unit is not None:
             raise ValueError(f"source.unit is for source.kind: boxes only; the unit of {self.kind} is known")
         return self
 

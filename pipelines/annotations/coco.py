@@ -47,15 +47,22 @@ from pipelines.annotations.source import (
     assign_splits,
     given,
     in_batches,
+    photo_places,
     place_box,
     shown,
     splits_are_their_own,
 )
-from pipelines.config import SourceSettings
+from pipelines.config import BuildSettings, SourceSettings
 from schemas.tables import BOXES, PHOTOS
 
 # Of coordinates in px: what is farther out is no place in a photo.
 _LARGEST = 1e300
+
+
+def open_source(settings: BuildSettings) -> Source:
+    """COCO's annotations of a build: see `open_coco`."""
+    places = photo_places(settings)
+    return open_coco(settings.source, settings.seed, places.roots, places.elsewhere, places.here)
 
 
 def open_coco(

@@ -31,7 +31,7 @@ from pbe_core.words import number_of
 from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, raw_lines, stream_csv
 from pipelines.annotations.open_images_masks import WITHOUT_MASKS, find_masks
 from pipelines.annotations.source import Source
-from pipelines.config import SourceSettings
+from pipelines.config import BuildSettings, SourceSettings
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
 
 # A split's boxes: its file, or parts of it, whose names go on after this. Two of the first group are two answers to one question.
@@ -96,6 +96,11 @@ _METADATA_COLUMNS = {
 _METADATA_NEEDS = ("ImageID", "OriginalURL", "License", "Author")
 _NO_MD5 = base64.b64encode(bytes(16)).decode()
 _LOOKED_AT = 1000
+
+
+def open_source(settings: BuildSettings) -> Source:
+    """Open Images' annotations of a build: see `open_open_images`."""
+    return open_open_images(settings.source)
 
 
 def open_open_images(settings: SourceSettings) -> Source:

@@ -28,7 +28,10 @@ import pyarrow as pa
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pbe_core.words import number_of
+from pipelines.annotations.coco_file import is_given
 from pipelines.annotations.csv_files import Line, count_rows, csv_line, json_line, parsed_lines, raw_lines
+from pipelines.annotations.own_masks import COLUMNS as MASK_COLUMNS
+from pipelines.annotations.own_masks import WITHOUT_MASKS, mask_place, outline_of
 from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
@@ -41,16 +44,17 @@ from pipelines.annotations.source import (
     in_batches,
     is_text,
     photo_id_of,
+    photo_places,
     place_box,
     shown,
     splits_are_their_own,
 )
-from pipelines.config import SPLITS, SourceSettings
+from pipelines.config import SPLITS, BuildSettings, SourceSettings
 from schemas.tables import BOXES, PHOTOS
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _REQUIRED = ("photo", *_CORNERS)
-_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence")
+_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence", *MASK_COLUMNS)
 _MEANING = {
     "photo": (
         "photo image img filename file filepath path imagepath imgpath imagename imgname imagefile imagefilename imgfilename "
@@ -67,6 +71,8 @@ _MEANING = {
     "url": "url imageurl imgurl photourl",
     "author": "author",
     "licence": "licence license",
+    "segmentation": "segmentation",
+    "mask": "mask maskpath maskfile maskfilename",
 }
 _COLUMN_OF = {word: column for column, words in _MEANING.items() for word in words.split()}
 # Some count the corners from 0: then x1 is the right edge.
@@ -84,6 +90,11 @@ _LARGEST_FRACTION = 1.5
 _FRACTION_SLACK = 1e-4
 # pandas makes floats of whole numbers where a cell of their column is empty.
 _FLOAT_OF_WHOLE = re.compile(r"-?\d+\.0")
+
+
+def open_source(settings: BuildSettings) -> Source:
+    """Own boxes of a build: see `open_boxes`."""
+    return open_boxes(settings.source, settings.seed, photo_places(settings).here)
 
 
 def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source:
@@ -111,6 +122,11 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
             f"{path}: boxes in px need the sizes of photos that are still to be crawled; add columns width and height, or write "
             f"the boxes as fractions (source.unit: fraction)"
         )
+    if settings.unit == "fraction" and "segmentation" in columns and not here and not {"width", "height"} <= set(columns):
+        raise InputError(
+            f"{path}: outlines need the sizes of photos that are still to be crawled; add columns width and height, or take the "
+            f"column segmentation away"
+        )
     if "split" in columns and "validation_share" in given(settings):
         raise splits_are_their_own(str(path))
     roots = [settings.photos]
@@ -126,6 +142,7 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
         read_notes=reader.names.notes,
         rows=count_rows(path),
         notes=(f"{path}: {note}",) if note else (),
+        no_masks="" if set(MASK_COLUMNS) & set(columns) else WITHOUT_MASKS,
     )
 
 
@@ -266,6 +283,7 @@ class _Photo:
     url: str | None = None
     author: str | None = None
     licence: str | None = None
+    outlined: bool = False  # Whether a line gives an outline, which counts in px.
 
 
 @dataclass
@@ -310,6 +328,7 @@ class _Photos:
                 )
             if before is None:
                 setattr(photo, column, value)
+        photo.outlined |= is_given(line.values.get("segmentation"))
         return name, photo
 
     def _find(self, name: str | None) -> str:
@@ -343,15 +362,22 @@ class _Reader:
         """
         photos = self._all_photos()
         hashes = {"paths of photos": repr(sorted(photos))} if self.names.moved else {}
-        if self.settings.unit == "pixel":
+        sized = [(name, photo) for name, photo in sorted(photos.items()) if self._is_sized(photo)]
+        if sized or self.settings.unit == "pixel":
             sizes: list[tuple[str, str]] = []
-            for name, photo in sorted(photos.items()):
+            for name, photo in sized:
                 try:
                     sizes.append((name, str(self._size(name, photo))))
                 except PhotoError as error:
                     sizes.append((name, error.code))
             hashes["sizes of photos"] = repr(sizes)
-        return {what: hashlib.sha256(text.encode()).hexdigest() for what, text in hashes.items()}
+        found = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in hashes.items()}
+        if "mask" in self.columns:
+            digest = hashlib.sha256()
+            for row in self._boxes():
+                digest.update(repr((row["row"], row.get("segmentation"))).encode())
+            found["places of masks"] = digest.hexdigest()
+        return found
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos(self.names)
@@ -367,7 +393,7 @@ class _Reader:
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
         for name, photo in self._all_photos().items():
             with contextlib.suppress(PhotoError):  # Its boxes are rows with this problem.
-                width, height = self._size(name, photo) if self.settings.unit == "pixel" else (photo.width, photo.height)
+                width, height = self._size(name, photo) if self._is_sized(photo) else (photo.width, photo.height)
                 known = {key: getattr(photo, key) for key in ("photo_id", "split", "url", "author", "licence")}
                 yield {**known, "file_name": name, "width": width, "height": height}
 
@@ -397,6 +423,26 @@ class _Reader:
             place_box(row, edges, size, slack, self.settings.unit or "pixel")
         except RowProblem as problem:
             raise RowProblem(problem.reason, f", column {problem}") from None
+        row["segmentation"] = self._mask(line, name, photo)
+
+    def _mask(self, line: Line, name: str, photo: _Photo) -> str | None:
+        """The object's mask, as a table's `segmentation` holds it."""
+        outline, file = (line.values.get(column) for column in MASK_COLUMNS)
+        if is_given(outline) and is_given(file):
+            raise RowProblem("bad_row", ", column mask: there is a `segmentation` too; give one of them")
+        known = (photo.width, photo.height) if photo.width and photo.height else None
+        if is_given(file):
+            return mask_place(file, self._size(name, photo) if self._is_sized(photo) else known, self.settings)
+        if not is_given(outline):
+            return None
+        try:
+            return outline_of(outline, self._size(name, photo), self.settings.unit or "pixel")
+        except PhotoError as error:
+            raise RowProblem("unknown_photo", f", column photo: the size of {name!r} cannot be read ({error})") from None
+
+    def _is_sized(self, photo: _Photo) -> bool:
+        """Whether the size of a photo must be known, as something is said about it in px."""
+        return self.settings.unit == "pixel" or photo.outlined
 
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:

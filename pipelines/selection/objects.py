@@ -33,6 +33,7 @@ from pipelines.annotations import open_source
 from pipelines.annotations.mask_files import PREFIX
 from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
+from pipelines.readers import reader_of
 from pipelines.selection.duplicates import count_duplicates, find_duplicates, hashes_by_split, read_scan
 from pipelines.selection.partition import partition_by_photo
 from pipelines.selection.rules import REASONS, box_identity, choose_classes, class_limits, label_hashes, object_ids
@@ -237,13 +238,11 @@ def _within_quotas(
 
 def _notes_on_classes(settings: BuildSettings, source: Source) -> Iterator[str]:
     """Own boxes have no class hierarchy, and that of COCO is in its file."""
+    hierarchy = reader_of(settings.source.kind).hierarchy_file
     for key in ("include_labels", "exclude_labels"):
         words = getattr(settings.selection, key)
-        if words and not source.subclasses and settings.source.kind == "open_images":
-            yield (
-                f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read "
-                f"(bbox_labels_600_hierarchy.json belongs beside the annotations; docs/selection.md#files-of-open-images)"
-            )
+        if words and not source.subclasses and hierarchy:
+            yield (f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read ({hierarchy})")
 
 
 def _notes(selection: Selection, settings: BuildSettings, in_files: int) -> Iterator[str]:
