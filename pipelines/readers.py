@@ -134,6 +134,7 @@ READERS = {
         ),
         # Annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says.
         Reader("coco", _in("coco"), frame="stored", masks=True, flags=("group_of",), annotation_ids=True),
+        Reader("coco_panoptic", _in("coco_panoptic"), frame="stored", masks=True, flags=("group_of",)),
         Reader("boxes", _in("own_boxes"), masks=True, takes_unit=True),
     )
 }

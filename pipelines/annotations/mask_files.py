@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int32, Int64, UInt64
 from PIL import Image
 
 from pbe_core.errors import InputError
@@ -234,12 +234,12 @@ def mask_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> Bool[np.ndarray, "
             shown: np.ndarray = alpha > 0
             return shown
         image = image.convert("RGB")
-    pixels = np.asarray(image)  # Of a palette, its numbers.
-    mask: np.ndarray = pixels.any(axis=2) if pixels.ndim == 3 else pixels != 0
+    pixels = np.atleast_3d(np.asarray(image))  # Of a palette, its numbers.
+    mask: np.ndarray = np.any(pixels, axis=2)
     return mask
 
 
-def segment_ids(data: bytes, max_pixels: int = MAX_PIXELS) -> Int64[np.ndarray, "height width"]:
+def segment_ids(data: bytes, max_pixels: int = MAX_PIXELS) -> Int32[np.ndarray, "height width"]:
     """The number of each pixel's segment in a panoptic PNG, R + 256 G + 65536 B.
 
     Raises:
@@ -249,7 +249,8 @@ def segment_ids(data: bytes, max_pixels: int = MAX_PIXELS) -> Int64[np.ndarray, 
     image = _open_png(data, max_pixels)
     if image.mode not in ("RGB", "RGBA"):
         raise MaskError(f"its pixels are {image.mode}, expected RGB: numbers of segments are R + 256 G + 65536 B")
-    ids: np.ndarray = np.asarray(image)[..., :3].astype(np.int64) @ np.array([1, 256, 65536])
+    red, green, blue = (np.asarray(image)[..., place].astype(np.int32) for place in range(3))
+    ids: np.ndarray = red + (green << 8) + (blue << 16)
     return ids
 
 

@@ -77,6 +77,8 @@ class Source:
     """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
     subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class id -> ids directly below it in the class hierarchy."""
+    other_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class id -> further words by which settings may name it; another class may bear them too."""
     joined: Callable[[], Sequence[tuple[str, str, str]]] = list
     """Photos that are read under another id, since both are one file: split, id, and the id that is kept."""
     read_elsewhere: Callable[[], Mapping[str, str]] = dict
