@@ -31,10 +31,11 @@ def photo_of(*objects: np.ndarray) -> np.ndarray:
     return np.where(np.any(objects, axis=0)[..., None], np.uint8(OBJECT), np.uint8(GROUND))
 
 
-def png(pixels: np.ndarray, **options: object) -> bytes:
+def png(pixels: np.ndarray | Image.Image) -> bytes:
     """A mask as a PNG of 1 bit, anything else as its type says."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png", **options)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(file, "png")
     return file.getvalue()
 
 

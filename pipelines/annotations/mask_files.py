@@ -28,7 +28,7 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_core.images.decode import MAX_PIXELS, PhotoError, load_photo
 from pbe_core.images.kinds import HEAD_BYTES, PNG, kind_of
-from pbe_core.randomness import hash_column, mix
+from pbe_core.randomness import hash_column, mix, name_hash
 from pipelines.config import SourceSettings
 
 PREFIX = "png:"
@@ -101,7 +101,10 @@ class MaskFiles:
 
     def digest(self) -> str:
         """A hash of the names that are there and of where they lie, whatever their order."""
-        mixed = mix(self._hashes ^ mix(self._offset.astype(np.uint64) ^ mix(self._container.astype(np.uint64))))
+        names = np.array([*(name_hash("container", name) for name in self.containers), 0], np.uint64)
+        mixed = self._hashes
+        for part in (names[self._container], self._offset.astype(np.uint64), self._length.astype(np.uint64)):
+            mixed = mix(mixed ^ part)
         return f"{len(self)} {int(np.bitwise_xor.reduce(mixed, initial=0)):016x}"
 
 
