@@ -185,6 +185,8 @@ class PanopticReader(CocoReader):
 
     pngs: Mapping[Path, Pngs] = field(default_factory=dict)
     """By file."""
+    thingless: bool = False
+    """Whether all categories of a file are of stuff: then its writer has no word of things, and all are taken for them."""
     _stuff: dict[Path, int] = field(default_factory=dict)
 
     def hash_photos(self) -> dict[str, str]:
@@ -195,6 +197,8 @@ class PanopticReader(CocoReader):
         """What a user should know about the segments that were read."""
         stuff = sum(self._stuff.values())
         left = [f"segments of stuff (`isthing` 0), which has no instances, are left out: {stuff:,}"] if stuff else []
+        if self.thingless:
+            left.append("no category is of things (`isthing` 1): all of them are taken for things")
         return [*super().read_notes(), *left]
 
     def _instances(self, path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]) -> Instances:
@@ -211,7 +215,10 @@ class PanopticReader(CocoReader):
         names = [entry.get("file_name") if isinstance(entry, dict) else None for entry in entries]
         decoded = _Decoded(self.pngs[path], names, self.settings.max_photo_pixels)
         segments = [segment for place, entry in enumerate(entries) for segment in _segments(entry, place, decoded)]
-        stuff = {identifier(entry.get("id")) for entry in document["categories"] if isinstance(entry, dict) and _is_stuff(entry)}
+        categories = [entry for entry in document["categories"] if isinstance(entry, dict)]
+        stuff = {identifier(entry.get("id")) for entry in categories if _is_stuff(entry)}
+        if self.thingless or (categories and len(stuff) == len({identifier(entry.get("id")) for entry in categories})):
+            self.thingless, stuff = True, set()
         kept = [one for one in segments if not isinstance(one, dict) or identifier(one.get("category_id")) not in stuff]
         self._stuff[path] = len(segments) - len(kept)
         return instances_of({**document, "annotations": kept}, path, path_of, id_of)

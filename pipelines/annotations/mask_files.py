@@ -5,8 +5,8 @@
 
 Data sets have millions of masks, so none is decoded before a sample needs it: a table's `segmentation` then holds the place of a
 PNG instead of run lengths. It begins with `png:`, which no run lengths do, and a list in JSON follows: the folder that it counts
-from (`annotations` or `photos`), the path below it, and for a member of a zip its name, where its entry begins, and its packed
-bytes. So packing needs no list of a zip's members, which would take 100 MB for each of Open Images' zips.
+from (`annotations`, `above`, which holds that one, or `photos`), the path below it, and for a member of a zip its name, where its
+entry begins, and its packed bytes. So packing needs no list of a zip's members, 100 MB for each of Open Images' zips.
 
 A zip's format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, section 4.3.7.
 """
@@ -52,8 +52,8 @@ class MaskFiles:
 
     root: Path
     """The folder of the annotations, from which places count."""
-    containers: tuple[str, ...]
-    """Zips and folders below it, as paths with / between folders."""
+    containers: tuple[tuple[str, str], ...]
+    """Zips and folders: the folder that each counts from, and its path below that."""
     _hashes: UInt64[np.ndarray, " masks"]  # Sorted.
     _container: Int64[np.ndarray, " masks"]
     _offset: Int64[np.ndarray, " masks"]  # Of the entry in its zip; -1 in a folder.
@@ -74,7 +74,7 @@ class MaskFiles:
         container, offset, length = np.concatenate([part for _, part in parts], axis=1)
         order = np.lexsort((offset, container, hashes))
         order = order[np.r_[True, np.diff(hashes[order]) > 0][: len(order)]]
-        below = tuple(path.relative_to(root).as_posix() for path in containers)
+        below = tuple(_below(root, path) for path in containers)
         return cls(root, below, hashes[order], container[order], offset[order], length[order])
 
     def __len__(self) -> int:
@@ -93,15 +93,15 @@ class MaskFiles:
         ]
 
     def _place(self, row: int, name: str) -> str:
-        container = self.containers[self._container[row]]
+        root, container = self.containers[self._container[row]]
         offset, length = int(self._offset[row]), int(self._length[row])
         if offset < 0:
-            return place_of("annotations", f"{container}/{name}".removeprefix("./"))
-        return place_of("annotations", container, name, offset, length)
+            return place_of(root, f"{container}/{name}".removeprefix("./"))
+        return place_of(root, container, name, offset, length)
 
     def digest(self) -> str:
         """A hash of the names that are there and of where they lie, whatever their order."""
-        names = np.array([*(name_hash("container", name) for name in self.containers), 0], np.uint64)
+        names = np.array([*(name_hash("container", *place) for place in self.containers), 0], np.uint64)
         mixed = self._hashes
         for part in (names[self._container], self._offset.astype(np.uint64), self._length.astype(np.uint64)):
             mixed = mix(mixed ^ part)
@@ -121,6 +121,12 @@ def place_of(root: str, path: str, *member: str | int) -> str:
 def is_place(segmentation: str | None) -> bool:
     """Whether a table's `segmentation` is the place of a PNG, and no run lengths."""
     return segmentation is not None and segmentation.startswith(PREFIX)
+
+
+def _below(root: Path, path: Path) -> tuple[str, str]:
+    if path.is_relative_to(root):
+        return "annotations", path.relative_to(root).as_posix()
+    return "above", path.relative_to(root.parent).as_posix()
 
 
 def _in_zip(path: Path) -> tuple[list[str], Int64[np.ndarray, "2 masks"]]:
@@ -174,7 +180,8 @@ def read_place(place: str, annotations: Path, photos: Path) -> bytes:
         MaskError: it is not there, or is not what it was.
     """
     root, path, *member = json.loads(place.removeprefix(PREFIX))
-    folder = photos if root == "photos" else annotations if annotations.is_dir() else annotations.parent
+    tables = annotations if annotations.is_dir() else annotations.parent
+    folder = {"photos": photos, "annotations": tables, "above": tables.parent}[root]
     if ".." in path.split("/") or path.startswith("/"):
         raise MaskError(f"{path} leads out of {folder}")
     return read_file(folder / path) if not member else _read_member(folder / path, *member)

@@ -142,6 +142,8 @@ def find_masks(
 def mask_containers(folder: Path, split: str) -> tuple[Path, ...]:
     """Zips and folders that hold a split's PNGs, zips first; the same order on every machine."""
     found = [path for name in FOLDER_NAMES for path in sorted(folder.glob(name.format(split))) if path.is_dir()]
+    if folder.name == "annotations":  # Datumaro's: masks lie beside the folder of the tables.
+        found += [path for path in (folder.parent / "masks" / split, folder.parent / "masks") if path.is_dir()]
     folders = dict.fromkeys(path for place in found for path in (place, *_folders_in(place, split)))
     return (*_zips(folder, split), *(path for path in folders if next(path.glob("*.png"), None)))
 

@@ -215,3 +215,13 @@ def test_the_pngs_are_part_of_the_fingerprint(tmp_path):
         assert before == source.read_elsewhere()
         again = opened(write(tmp_path / str(zipped), "val", {9: [segment("left")], 10: []}, zipped=zipped))
         assert again.read_elsewhere() != before
+
+
+def test_where_no_class_is_of_things_all_are(tmp_path):
+    """Datumaro writes `isthing` 0 of every class unless it is told which are things."""
+    stuff = [{**category, "isthing": 0} for category in CATEGORIES]
+    source = opened(write(tmp_path, "val", {9: [segment("left"), segment("sky")]}, categories=stuff))
+    assert [row["problem"] for row in boxes_of(source)] == [None, None]
+    assert any("no category is of things" in note for note in source.read_notes())
+    silent = [{key: value for key, value in category.items() if key != "isthing"} for category in CATEGORIES]
+    assert len(boxes_of(opened(write(tmp_path, "val", {9: [segment("left"), segment("sky")]}, categories=silent)))) == 2

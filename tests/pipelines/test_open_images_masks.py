@@ -11,7 +11,7 @@ import pytest
 
 from pbe_core.errors import InputError
 from pipelines.annotations import open_source
-from pipelines.annotations.mask_files import is_place
+from pipelines.annotations.mask_files import MaskFiles, is_place, read_place
 from pipelines.annotations.open_images_masks import mask_containers
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.dataset.write_plan import hash_inputs
@@ -223,10 +223,15 @@ def test_places_change_the_fingerprint_and_no_order_of_rows_does(world):
     ["train-masks-0", "train-masks", "masks", "masks/train", "train/masks", "train/labels/masks/0", "masks/train-masks-0"],
 )
 def test_pngs_are_found_in_every_layout(place, tmp_path):
-    """As unzipped into one folder or into one for each zip, and as FiftyOne keeps them."""
+    """As unzipped into one folder or into one for each zip, as FiftyOne keeps them, and beside the tables, as Datumaro does."""
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place / "x.png").write_bytes(b"")
     assert mask_containers(tmp_path, "train") == (tmp_path / place,)
+    (tmp_path / "annotations").mkdir()
+    beside = mask_containers(tmp_path / "annotations", "train")
+    assert beside == ((tmp_path / place,) if place in ("masks", "masks/train", "masks/train-masks-0") else ())
+    (found,) = MaskFiles.of(tmp_path / "annotations", beside).find(["x.png"])
+    assert not beside or read_place(str(found), tmp_path / "annotations", tmp_path / "no photos") == b""
     assert ("train" in place) == (not mask_containers(tmp_path, "validation"))
 
 
