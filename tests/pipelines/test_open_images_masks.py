@@ -269,7 +269,7 @@ def test_masks_join_the_nearest_box_of_their_photo_and_label():
         return pa.table(columns).append_column("segmentation", pa.array(masks, pa.string()))
 
     boxes, masks = np.arange(200), np.arange(200, 300)
-    names = [f"png:{number:03}" for number in masks]
+    names = [f"png:{number:03}" for number in random.permutation(masks)]
     joined, count = join_masks(table(boxes, [None, "kept"] * 100), table(masks, names))
     expected = []
     for box in boxes:
