@@ -23,16 +23,18 @@ class SourceSettings(Group):
 
     kind: str = "open_images"
     """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json), `boxes` (your own CSV or JSONL,
-    docs/own-data.md), or the word of a reader of your own (docs/own-data.md)."""
+    docs/own-data.md), `yolo`, `voc`, `label_studio`, `cvat` (docs/formats.md), or that of a reader of your own, which the
+    environment variable PBE_READERS names."""
     annotations: Path
     """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
     bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
     <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
     coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
-    boxes: one CSV or JSONL file."""
+    boxes: one CSV or JSONL file. yolo: data.yaml, obj.data, or their folder. voc: folder with Annotations, or with XML files.
+    label_studio: its JSON. cvat: its XML, or the folder with it."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
-    <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
+    <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. All others: as the annotations
     name them, below this folder."""
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
@@ -43,7 +45,7 @@ class SourceSettings(Group):
     """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
     frame: Frame | None = None
     """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
-    By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
+    By default what the format says: `stored` for open_images and coco, `exif` for all others."""
     same_photo: Literal["drop", "report"] = "drop"
     """What to do with a photo that is there under two ids: keep one (of validation or test rather than train), or only report.
     Images of one COCO file that bear one file name are read as one photo, unless they are only to be reported."""
@@ -347,6 +349,9 @@ class BuildSettings(Program):
         hidden: Any = {"storage": True, "source": {"storage"}, "crawl": {"storage", "contact"}}
         told = self.model_dump(mode="json", exclude=hidden)
         told["upload"] = public_url(told["upload"]) if told["upload"] else None
+        if reader_of(self.source.kind).file:
+            # Whoever looks at the dataset's photos may not have this reader.
+            told["source"]["frame"] = self.source.photo_frame
         told["crawl"]["sources"] = [public_url(source) for source in told["crawl"]["sources"]]
         return told
 
