@@ -7,14 +7,15 @@ from typing import Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_serializer, model_serializer, model_validator
 
+from pbe_core.errors import InputError
 from pbe_core.images.decode import EndMark, Frame
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
+from pipelines.readers import reader_of
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 
 
-SourceKind = Literal["open_images", "coco", "boxes"]
 SPLITS = ("train", "validation", "test")
 
 
@@ -26,18 +27,21 @@ def without(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]
 class SourceSettings(Group):
     """Where boxes and photos come from."""
 
-    kind: SourceKind = "open_images"
-    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json) or `boxes` (your own CSV or JSONL,
-    docs/own-data.md)."""
+    kind: str = "open_images"
+    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json), `boxes` (your own CSV or JSONL,
+    docs/own-data.md), `yolo`, `voc`, `label_studio`, `cvat` (docs/formats.md), or that of a reader of your own, which the
+    environment variable PBE_READERS names."""
     annotations: Path
     """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
     bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
     <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
     coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
-    boxes: one CSV, JSONL or Parquet file; or a folder of photos, each of which is one box."""
+    boxes: one CSV, JSONL or Parquet file; or a folder of photos, each of which is one box. yolo: data.yaml, obj.data, or their
+    folder. voc: folder with Annotations, or with XML files.
+    label_studio: its JSON. cvat: its XML, or the folder with it."""
     photos: Path
     """Folder with the photos, or photo store (docs/crawling.md); a store may also be a URL (s3://bucket/store). open_images:
-    <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. coco and boxes: as the annotations
+    <photos>/<split>/<ImageID>.jpg, or <photos>/<split>_<first digit of ImageID>/<ImageID>.jpg. All others: as the annotations
     name them, below this folder."""
     splits: tuple[Literal["train", "validation", "test"], ...] = Field(("train", "validation"), min_length=1)
     """Which splits to build."""
@@ -48,7 +52,7 @@ class SourceSettings(Group):
     """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
     frame: Frame | None = None
     """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
-    By default what the format says: `stored` for open_images and coco, `exif` for boxes."""
+    By default what the format says: `stored` for open_images and coco, `exif` for all others."""
     group_by: Literal["column", "folder"] = "column"
     """boxes only: which boxes show one and the same instance: those with the same text in column `group`, where there is one, or
     those whose photos are in one folder (a folder an object, a folder a video). No instance is in two splits then."""
@@ -65,6 +69,9 @@ class SourceSettings(Group):
     storage: dict[str, Any] = Field({})
     """Options for `photos` behind a URL, as fsspec takes them for its protocol."""
     _photos_url: str | None = PrivateAttr(None)
+    # What the kind's reader says. Kept here: processes on other machines need no more of a reader, and may not have it.
+    _kind_frame: Frame = PrivateAttr("exif")
+    _photos_by_id: bool = PrivateAttr(False)
 
     @property
     def photos_url(self) -> str | None:
@@ -73,13 +80,18 @@ class SourceSettings(Group):
 
     @property
     def photo_frame(self) -> Frame:
-        """The frame of the boxes: annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says."""
-        return self.frame or ("exif" if self.kind == "boxes" else "stored")
+        """The frame of the boxes: as given, or as is usual for the kind."""
+        return self.frame or self._kind_frame
+
+    @property
+    def photos_by_id(self) -> bool:
+        """Whether photos go by their ids, not by the names of files in the annotations."""
+        return self._photos_by_id
 
     @property
     def photos_of(self) -> str:
         """Whose photos these are, for a photo store: ids of Open Images mean the same everywhere, others in one file alone."""
-        return self.kind if self.kind == "open_images" else f"{self.kind}, {self.annotations.resolve()}"
+        return self.kind if self.photos_by_id else f"{self.kind}, {self.annotations.resolve()}"
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -100,12 +112,19 @@ class SourceSettings(Group):
         return public_url(self._photos_url) if self._photos_url else str(photos)
 
     @model_validator(mode="after")
-    def _unit_is_declared(self) -> "SourceSettings":
-        if self.kind == "boxes" and self.unit is None and not self.annotations.is_dir():
-            raise ValueError("source.kind is boxes, so say in which unit they are: source.unit: pixel, or source.unit: fraction")
+    def _kind_is_known(self) -> "SourceSettings":
+        try:
+            reader = reader_of(self.kind)
+        except InputError as error:
+            raise ValueError(f"source.kind: {error}") from None
+        self._kind_frame, self._photos_by_id = reader.frame, reader.photos_by_id
+        if reader.takes_unit and self.unit is None and not self.annotations.is_dir():
+            raise ValueError(
+                f"source.kind is {self.kind}, so say in which unit they are: source.unit: pixel, or source.unit: fraction"
+            )
         if self.kind != "boxes" and self.group_by != "column":
             raise ValueError(f"source.group_by is for source.kind: boxes only, not for {self.kind}")
-        if self.kind != "boxes" and self.unit is not None:
+        if not reader.takes_unit and self.unit is not None:
             raise ValueError(f"source.unit is for source.kind: boxes only; the unit of {self.kind} is known")
         return self
 
@@ -366,6 +385,9 @@ class BuildSettings(Program):
         hidden: Any = {"storage": True, "source": {"storage"}, "crawl": {"storage", "contact"}}
         told = self.model_dump(mode="json", exclude=hidden)
         told["upload"] = public_url(told["upload"]) if told["upload"] else None
+        if reader_of(self.source.kind).file:
+            # Whoever looks at the dataset's photos may not have this reader.
+            told["source"]["frame"] = self.source.photo_frame
         told["crawl"]["sources"] = [public_url(source) for source in told["crawl"]["sources"]]
         return told
 

@@ -67,7 +67,7 @@ def check_photos(settings: BuildSettings) -> None:
         return
     if settings.crawl.sources:
         raise InputError(f"{root}: the photos are still to be crawled; run pipelines/crawl.py with these settings first")
-    if source.kind != "open_images":
+    if not source.photos_by_id:
         if not root.is_dir() or next(root.iterdir(), None) is None:
             raise InputError(f"{root}: no photos here; put them there, or set build.source.photos to the folder that holds them")
         return

@@ -1,13 +1,14 @@
-"""Annotation readers: a source's own files -> record batches of boxes and photos (`BOXES` and `PHOTOS` of schemas.tables)."""
+"""Annotation readers: a source's own files -> record batches of boxes and photos (`BOXES` and `PHOTOS` of schemas.tables).
 
-from pathlib import Path
+Which there are, and what is known of each: `pipelines.readers`.
+"""
 
-from pbe_core.photo_files import is_store
-from pipelines.annotations.coco import open_coco
-from pipelines.annotations.open_images import open_open_images
-from pipelines.annotations.own_boxes import open_boxes
+from dataclasses import replace
+
+from pbe_core.errors import InputError
 from pipelines.annotations.source import Source, refuse_no_groups, refuse_unread
 from pipelines.config import BuildSettings
+from pipelines.readers import reader_of
 
 
 def open_source(settings: BuildSettings) -> Source:
@@ -18,18 +19,10 @@ def open_source(settings: BuildSettings) -> Source:
             place and the fix.
     """
     refuse_unread(settings)
-    source, crawled = settings.source, settings.crawl.sources
-    here = not (crawled or source.photos_url or is_store(source.photos))
-    opened = _open(settings, here)
-    refuse_no_groups(opened, settings)
-    return opened
-
-
-def _open(settings: BuildSettings, here: bool) -> Source:
-    source, crawled = settings.source, settings.crawl.sources
-    if source.kind == "coco":
-        folders = [Path(text) for text in crawled if Path(text).is_dir()]
-        return open_coco(source, settings.seed, [source.photos, *folders], bool(crawled) and not folders, here)
-    if source.kind == "boxes":
-        return open_boxes(source, settings.seed, here)
-    return open_open_images(source)
+    reader = reader_of(settings.source.kind)
+    source: Source = reader.open(settings)
+    refuse_no_groups(source, settings)
+    if settings.references.background == "grey" and source.no_masks:
+        raise InputError(f"build.references.background: grey takes object masks, and {source.name} has none: {source.no_masks}")
+    # What an own reader makes of the files depends on its code.
+    return replace(source, files=(*source.files, reader.file)) if reader.file else source

@@ -31,6 +31,14 @@ from pipelines.config import SourceSettings
 Size = tuple[int, int]
 
 
+class NoSuchFile(ValueError):
+    """No file, or more than one, lies where a name says; `found` says how many there are, and below what."""
+
+    def __init__(self, text: str, found: str) -> None:
+        super().__init__(text)
+        self.found = found
+
+
 @dataclass
 class PhotoNames:
     """Names of one source's photos. It looks at folders, each once, and at files only for names that no folder explains."""
@@ -100,7 +108,7 @@ class PhotoNames:
             return path  # A photo store goes by ids.
         base, where = posixpath.basename(path), " and ".join(map(str, self.roots))
         there = f"{len(files)} files {base} are" if files else f"no file {base} is"
-        raise ValueError(f"is absolute, and {there} below {where}; write it relative to that folder")
+        raise NoSuchFile(f"is absolute, and {there} below {where}; write it relative to that folder", f"{there} below {where}")
 
     def _of_url(self, text: str) -> str:
         parts = urlsplit(text)
@@ -142,7 +150,7 @@ class PhotoNames:
         """The files below the photo folders of a path's base name; of several, those that share most folders with its end."""
         if self._files is None:
             self._files = {}
-            for file in {file for root in self.roots for file in _files_below(root)}:
+            for file in {file for root in self.roots for file in files_below(root)}:
                 self._files.setdefault(posixpath.basename(file), []).append(file)
         files = self._files.get(posixpath.basename(path), [])
         most = max((_common_end(file, path) for file in files), default=0)
@@ -240,7 +248,7 @@ def _checked(text: str) -> str:
     return posixpath.normpath(text)
 
 
-def _files_below(root: Path) -> Iterator[str]:
+def files_below(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, from there. Links to folders are followed, each folder once."""
     seen: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):

@@ -19,8 +19,10 @@ from pydantic import BaseModel
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import Frame
+from pbe_core.photo_files import is_store
 from pbe_core.randomness import hash_column, name_hash
 from pipelines.config import BuildSettings
+from pipelines.readers import READERS, reader_of
 from schemas.tables import FLAGS
 
 BATCH_ROWS = 20_000
@@ -28,6 +30,26 @@ BATCH_ROWS = 20_000
 ONLY_LABEL = "object"
 # Sources other than Open Images lack most flags, and an unknown is not a zero.
 UNKNOWN_FLAGS = dict.fromkeys(FLAGS, -1)
+
+
+@dataclass(frozen=True)
+class PhotoPlaces:
+    """Where the photos of a source are."""
+
+    roots: tuple[Path, ...]
+    """Folders that they are in; a photo's path counts from any of them."""
+    here: bool
+    """Whether they must lie in these folders; else they are in a photo store, or still to be fetched."""
+    elsewhere: bool
+    """Whether they are to be fetched, and from no folder."""
+
+
+def photo_places(settings: BuildSettings) -> PhotoPlaces:
+    """Where the photos of a build are, by its settings."""
+    source, crawled = settings.source, settings.crawl.sources
+    folders = [Path(text) for text in crawled if Path(text).is_dir()]
+    here = not (crawled or source.photos_url or is_store(source.photos))
+    return PhotoPlaces((source.photos, *folders), here, bool(crawled) and not folders)
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,8 @@ class Source:
     """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
     subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class id -> ids directly below it in the class hierarchy."""
+    other_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class id -> further words by which settings may name it; another class may bear them too."""
     joined: Callable[[], Sequence[tuple[str, str, str]]] = list
     """Photos that are read under another id, since both are one file: split, id, and the id that is kept."""
     read_elsewhere: Callable[[], Mapping[str, str]] = dict
@@ -67,6 +91,11 @@ class Source:
     """Whether boxes may have a `group` or `references`."""
     notes: tuple[str, ...] = ()
     """What a user should know about what is read, and how: a file that is passed over, a column under another name."""
+    read_masks: Callable[[], Iterator[pa.RecordBatch]] | None = None
+    """Batches of `schemas.tables.MASKS`, where object masks stand in tables of their own; each goes with the box of its photo,
+    label and edges. Other sources have them in `segmentation` of their boxes."""
+    no_masks: str = ""
+    """Where nothing in these files can be an object mask: what would be one, in words."""
 
     def print_notes(self) -> None:
         """Print the notes, a line each, to where errors go."""
@@ -193,8 +222,9 @@ def refuse_unread(settings: BuildSettings) -> None:
         InputError: names the first one that is not, and why.
     """
     source, crawl = settings.source, settings.crawl
-    if source.kind == "open_images" and "validation_share" in given(source):
-        raise splits_are_their_own("open_images")
+    reader = reader_of(source.kind)
+    if reader.own_splits and "validation_share" in given(source):
+        raise splits_are_their_own(source.kind)
     if source.storage and not source.photos_url:
         raise InputError(
             f"build.source.storage: it is for a photo store behind a URL, and source.photos is {source.photos} (options for what "
@@ -202,8 +232,11 @@ def refuse_unread(settings: BuildSettings) -> None:
         )
     if settings.storage and not settings.upload:
         raise InputError("build.storage: it is for a dataset behind a URL; leave it out, or give the URL as --out")
-    if settings.references.background == "grey" and source.kind != "coco":
-        raise InputError(f"build.references.background: grey takes object masks, and {source.kind} has none (coco has)")
+    if settings.references.background == "grey" and not reader.masks:
+        with_masks = ", ".join(kind for kind, other in READERS.items() if other.masks)
+        raise InputError(
+            f"build.references.background: grey takes object masks, and {source.kind} has none (these may: {with_masks})"
+        )
     if not crawl.sources and (unread := given(crawl)):
         raise InputError(f"build.crawl.{unread[0]}: nothing is crawled, as build.crawl.sources names no place (docs/crawling.md)")
 
@@ -213,7 +246,7 @@ def flags_that_nobody_sets(settings: BuildSettings) -> list[str]:
 
     They are no error: a preset for one kind of source is used with another one.
     """
-    known = {"open_images": settings.selection.reject_flags, "coco": ("group_of",), "boxes": ()}[settings.source.kind]
+    known = reader_of(settings.source.kind).flags
     if "reject_flags" not in given(settings.selection):
         return []
     return [flag for flag in settings.selection.reject_flags if flag not in known]

@@ -28,6 +28,7 @@ from pbe_core.words import number_of
 from pipelines.config import BuildSettings
 from pipelines.dataset.plan_shards import Plan
 from pipelines.photos import check_photos
+from pipelines.readers import reader_of
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo
 from schemas.sample import OTHER_REFERENCE
@@ -37,8 +38,6 @@ ESTIMATE_RECORD = "estimate.json"
 RATES = Path(__file__).parent / "rates"
 # Published copies of Open Images have a long side of 1024 px; 4:3 is what cameras make most.
 UNKNOWN_PHOTO_SIZE = (1024, 768)
-# All boxable photos of Open Images as published at 1024 px: the card of https://huggingface.co/datasets/vikhyatk/openimages-bbox
-OPEN_IMAGES_BYTES_PER_PHOTO = 597_325_671_307 / 1_892_542
 _STABLE_DIFFUSION = "stable-diffusion-v1"  # As the table of rates calls it.
 _TAR_BLOCK = 512
 _NPY_HEADER = 128
@@ -111,7 +110,7 @@ def estimate(settings: BuildSettings, selection: Selection) -> Estimate:
         bytes_on_disk=round(total),
         bytes_per_sample=members,
         photos_to_fetch=to_fetch,
-        download=round(to_fetch * OPEN_IMAGES_BYTES_PER_PHOTO) or None if settings.source.kind == "open_images" else None,
+        download=round(to_fetch * (reader_of(settings.source.kind).bytes_per_photo or 0)) or None,
         download_originals=selection.original_bytes or None if to_fetch == selection.photos_with_objects else None,
         photos_of_known_size=selection.photos_of_known_size,
         pictures=pictures,

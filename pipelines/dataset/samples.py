@@ -18,8 +18,9 @@ from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import jpeg_bytes
 from pbe_core.words import number_of
+from pipelines.annotations.mask_files import MaskError, is_place, read_mask
 from pipelines.annotations.photo_names import same_shape
-from pipelines.config import BuildSettings, ReferenceSettings
+from pipelines.config import BuildSettings, SourceSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.geometry import (
     POINTS_PER_EDGE,
@@ -93,7 +94,7 @@ def prepare_photo(rows: list[PlanRow], settings: BuildSettings, photos: "Photos 
 def prepare_sample(
     row: PlanRow, photo: UInt8[np.ndarray, "height width 3"], photo_sha256: str, settings: BuildSettings
 ) -> Prepared | Failure:
-    """Cut and draw everything of one plan row. A pure function of its arguments.
+    """Cut and draw everything of one plan row. A pure function of its arguments and, where it has one, of its mask's file.
 
     Args:
         row: of the plan; its box is in the frame of the photo before it was turned.
@@ -121,7 +122,10 @@ def prepare_sample(
         return failure_of(row, "no_square", detail)
     kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings), strict=True)
     crop = reference_window(box, width, height, settings.references.padding)
-    reference, reference_mask = cut_out(vars(row), photo, crop, settings.references)
+    try:
+        reference, reference_mask = cut_out(vars(row), photo, crop, settings)
+    except _Unfit as unusable:
+        return failure_of(row, *unusable.args)
     box_in_view = window.to_view(box.corners(), views.size)
     record = SampleRecord(
         key=row.key,
@@ -165,10 +169,7 @@ def _draw_masks(
 
 
 def cut_out(
-    row: Mapping[str, Any],
-    photo: UInt8[np.ndarray, "height width 3"],
-    crop: tuple[int, int, int, int],
-    settings: ReferenceSettings,
+    row: Mapping[str, Any], photo: UInt8[np.ndarray, "height width 3"], crop: tuple[int, int, int, int], settings: BuildSettings
 ) -> tuple[UInt8[np.ndarray, "side_y side_x 3"], str | None]:
     """A reference's pixels, and its mask as run lengths: null where the source does not know the object's outline.
 
@@ -176,14 +177,44 @@ def cut_out(
         row: of the plan, or one of its `references`: segmentation, width, height, rotation.
         photo: turned by `rotation` already.
         crop: the reference's window, photo px.
-        settings: of references.
+        settings: of the build.
+
+    Raises:
+        _Unfit: the file of the object's mask cannot be used, or covers too little of the reference.
     """
-    reference = cut_reference(photo, crop, settings.side, settings.max_side, settings.resize)
-    if row["segmentation"] is None or row["width"] is None or row["height"] is None:
+    cut = settings.references
+    reference = cut_reference(photo, crop, cut.side, cut.max_side, cut.resize)
+    stored = _object_mask(row, settings.source)
+    if stored is None:
         return reference, None
-    upright = np.rot90(decode_segmentation(row["segmentation"], row["width"], row["height"]), (row["rotation"] or 0) // 90)
-    mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], settings.resize)
-    return grey_background(reference, mask) if settings.background == "grey" else reference, encode_segmentation(mask)
+    upright = np.rot90(stored, (row["rotation"] or 0) // 90)
+    in_file = is_place(row["segmentation"])
+    if in_file and not same_shape(upright.shape[::-1], photo.shape[1::-1]):
+        sizes = f"{upright.shape[1]}x{upright.shape[0]} px, the photo {photo.shape[1]}x{photo.shape[0]}"
+        raise _Unfit("bad_mask", f"the object's mask has {sizes}: it is of another photo, or turned otherwise")
+    mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], cut.resize)
+    if cut.background != "grey":
+        return reference, encode_segmentation(mask)
+    least = settings.selection.min_object_share
+    if in_file and least is not None and mask.mean() < least:
+        raise _Unfit("reference_too_empty", f"the object's mask covers {mask.mean():.3f} of the reference")
+    return grey_background(reference, mask), encode_segmentation(mask)
+
+
+class _Unfit(Exception):
+    """Code and detail of why a sample cannot be made."""
+
+
+def _object_mask(row: Mapping[str, Any], source: SourceSettings) -> Bool[np.ndarray, "height width"] | None:
+    """The object's pixels over the whole photo as it was before it was turned, at the size of the annotations, where known."""
+    if row["segmentation"] is not None and is_place(row["segmentation"]):
+        try:
+            return read_mask(row["segmentation"], source)
+        except MaskError as error:
+            raise _Unfit("bad_mask", str(error)) from None
+    if row["segmentation"] is None or row["width"] is None or row["height"] is None:
+        return None
+    return decode_segmentation(row["segmentation"], row["width"], row["height"])
 
 
 def add_references(row: PlanRow, sample: Prepared | Failure, settings: BuildSettings, photos: "Photos") -> Prepared | Failure:
@@ -232,7 +263,10 @@ def cut_from_another(
     if failure := unfit((told["width"], told["height"]), *stored, box, settings):
         return lost(*failure)
     crop = reference_window(box, width, height, settings.references.padding)
-    pixels, mask = cut_out(told, photo, crop, settings.references)
+    try:
+        pixels, mask = cut_out(told, photo, crop, settings)
+    except _Unfit as unusable:
+        return lost(*unusable.args)
     record = ReferenceRecord(
         **{name: told[name] for name in ("photo_id", "file_name", "url", "author", "licence")},
         rotation=rotation,

@@ -25,6 +25,7 @@ from pipelines.config import SourceSettings
 from pipelines.dataset.samples import decode_segmentation
 from pipelines.geometry import bessel_polygon, extend_box, fill_outline, square_window
 from pipelines.photos import read_photo
+from pipelines.readers import READERS
 from schemas.dataset import DatasetInfo
 from schemas.sample import SampleRecord, other_reference
 
@@ -192,6 +193,9 @@ def trace_sheet(sample: Sample, photo: Picture | None, decoded: Sequence[Picture
 def photo_source(info: DatasetInfo, photos: Path | None = None) -> SourceSettings:
     """Where a dataset's photos are: where the build had them, or in another photo folder or photo store."""
     told = info.settings["source"]
+    if told.get("kind", "open_images") not in READERS:
+        # Made by a reader of somebody's own. Photos are read by the names in the records, as those of a COCO file are.
+        told = {**told, "kind": "coco"}
     if photos is None or str(photos) == told["photos"]:
         return SourceSettings(**told)
     return SourceSettings(**{**told, "photos": photos})

@@ -19,6 +19,7 @@ from pipelines.pairing.draw import Draw, Row, draw
 from pipelines.pairing.make_pairs import Compares, MadePair, PairMaker, cpus
 from pipelines.pairing.settings import PUBLISHED_COUNT, BenchmarkSettings
 from pipelines.pairing.write_set import SetWriter
+from pipelines.readers import reader_of
 from pipelines.selection.objects import Selection, select_objects
 
 LIBRARIES = ("paint-by-example", "numpy", "opencv-python-headless", "pillow", "pyarrow")
@@ -90,7 +91,7 @@ def make_set(
         with Progress("drawing"):
             drawn = draw(tables / "objects.parquet", settings.seed, settings.benchmark.candidates)
         with Progress("finding annotation ids"):
-            by_row = ids_by_row(source) if settings.source.kind == "coco" else None
+            by_row = ids_by_row(source) if reader_of(settings.source.kind).annotation_ids else None
         writer = SetWriter(folder)
         threads = ThreadPoolExecutor(settings.benchmark.threads or cpus(), thread_name_prefix="pair")
         with threads:
@@ -137,7 +138,7 @@ def _pair_drawn(
     """Pairs of drawn objects, until there are enough."""
     books = Books(selection.boxes, Counter(selection.rejects) + Counter(drawn.left_out), notes=list(selection.notes))
     wanted = settings.benchmark.count or PUBLISHED_COUNT
-    if settings.source.kind == "coco" and by_row is None:
+    if reader_of(settings.source.kind).annotation_ids and by_row is None:
         books.notes.append("ids of annotations are missing, repeated or no whole numbers: pairs are numbered from 1")
     tried = 0
     for targets in drawn.read_targets(max(wanted, 64)):

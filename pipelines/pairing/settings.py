@@ -8,6 +8,7 @@ from pydantic import Field
 from pbe_core.errors import InputError
 from pbe_core.settings import Group
 from pipelines.config import BuildSettings
+from pipelines.readers import reader_of
 
 PUBLISHED_COUNT = 3500
 
@@ -59,7 +60,7 @@ def of_one_split(settings: BenchmarkSettings) -> BenchmarkSettings:
         )
     if pairs.reference == "random" and pairs.judge is not None:
         raise InputError("build.benchmark.judge: nobody asks it, as build.benchmark.reference is random; leave one of them out")
-    if pairs.ids is not None and source.kind != "coco":
+    if pairs.ids is not None and not reader_of(source.kind).annotation_ids:
         raise InputError(f"build.benchmark.ids: annotation ids are COCO's, and source.kind is {source.kind}; leave it out")
     splits: tuple[str, ...] = source.splits if pairs.split == "all" else (pairs.split,)
     # One file has no splits of its own, and ids name its annotations wherever a hash would put their photos.
