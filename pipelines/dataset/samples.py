@@ -285,10 +285,10 @@ class Photos:
     Called from several threads. What is read depends on no other photo, so neither do the bytes of a shard.
     """
 
-    def __init__(self, settings: BuildSettings, kept: int = 16) -> None:
-        """Nothing is read yet. `kept` photos stay in memory."""
+    def __init__(self, settings: BuildSettings, kept_bytes: int = 256_000_000) -> None:
+        """Nothing is read yet. Photos of `kept_bytes` together stay in memory, of 12 megapixels some seven."""
         self._settings = settings
-        self._kept = kept
+        self._room = kept_bytes
         self._photos: OrderedDict[tuple[str, str], Photo | PhotoError] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -303,12 +303,18 @@ class Photos:
             except PhotoError as error:
                 found = error
             with self._lock:
+                if name not in self._photos:  # Another thread may have read it meanwhile.
+                    self._room -= _bytes_of(found)
                 self._photos[name] = found
-                while len(self._photos) > self._kept:
-                    self._photos.popitem(last=False)
+                while self._room < 0:
+                    self._room += _bytes_of(self._photos.popitem(last=False)[1])
         if isinstance(found, PhotoError):
             raise PhotoError(found.code, found.detail)
         return found
+
+
+def _bytes_of(found: Photo | PhotoError) -> int:
+    return 0 if isinstance(found, PhotoError) else int(found[0].nbytes)
 
 
 def failure_of(row: PlanRow, code: str, detail: str) -> Failure:
