@@ -190,7 +190,7 @@ class Partitions:
         for part in self.parts() if "group_hash" in self.boxes.schema.names else ():
             if start <= part.start < start + (1 << _BITS):
                 found.append(np.unique(self.boxes.read_column(part, "group_hash").to_numpy()))
-        hashes: np.ndarray = np.setdiff1d(np.concatenate(found), np.uint64([0]))
+        hashes: np.ndarray = np.setdiff1d(np.concatenate(found), np.zeros(1, np.uint64))
         return hashes
 
     def split_of(self, part: range) -> str:
