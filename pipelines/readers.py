@@ -38,7 +38,8 @@ class Reader:
     frame: Frame = "exif"
     """Frame of the boxes where `source.frame` is not given: photos as viewers show them, or their pixels as `stored`."""
     masks: bool = False
-    """Whether there may be object masks: else `references.background: grey` is refused."""
+    """Whether there may be object masks: else `references.background: grey` is refused. Of some files there are none all the
+    same, as `Source.no_masks` says."""
     flags: tuple[str, ...] = ()
     """Flags (of `selection.reject_flags`) that boxes may have; the others are unknown of all of them."""
     own_splits: bool = False
@@ -125,6 +126,7 @@ READERS = {
             "open_images",
             _in("open_images"),
             frame="stored",
+            masks=True,
             flags=ALL_FLAGS,
             own_splits=True,
             photos_by_id=True,
@@ -134,7 +136,8 @@ READERS = {
         ),
         # Annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says.
         Reader("coco", _in("coco"), frame="stored", masks=True, flags=("group_of",), annotation_ids=True),
-        Reader("boxes", _in("own_boxes"), takes_unit=True, takes_group_by=True),
+        Reader("coco_panoptic", _in("coco_panoptic"), frame="stored", masks=True, flags=("group_of",)),
+        Reader("boxes", _in("own_boxes"), masks=True, takes_unit=True, takes_group_by=True),
         Reader("yolo", _in("yolo"), masks=True),
         Reader("voc", _in("voc"), masks=True, flags=("occluded", "truncated")),
         Reader("label_studio", _in("label_studio"), masks=True),

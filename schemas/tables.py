@@ -59,7 +59,9 @@ _BOX = [
 _SEGMENTATION = _nullable(
     "segmentation",
     pa.string(),
-    "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); null if not known",
+    "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); or the place of a PNG "
+    "of the photo's shape at any scale, `png:` and a list in JSON of where it counts from (annotations or photos), its path and, "
+    "in a zip, name, start and length of its entry; null if not known",
 )
 _OBJECT_ID = _field(
     "object_id", pa.string(), "<photo_id>-<12 hex digits of a hash of label and coordinates>: the same in every build"
@@ -112,6 +114,16 @@ BOXES = pa.schema(
         _nullable("detail", pa.string(), "what is wrong, in words, with the cell or key"),
     ],
     metadata={"about": "All boxes of the source, one row each, as the annotation reader yields them in record batches."},
+)
+MASKS = pa.schema(
+    [
+        *[field.with_nullable(True) for field in (*_PHOTO, *_BOX[:5])],
+        _SEGMENTATION,
+    ],
+    metadata={
+        "about": "Object masks that the source has in tables of their own, as the annotation reader yields them in record "
+        "batches: each belongs to the box of its photo, label and edges (to 1e-6)."
+    },
 )
 PHOTOS = pa.schema(
     [
@@ -383,6 +395,9 @@ FAILURE_CODES = {
     "not_crawled": "the photo store has no word of it: the crawl was stopped before, or is of other objects",
     "changed": "the photo is not what it was when it was crawled: its bytes have another SHA-256, or are gone",
     "shape_mismatch": "the photo has another shape than the annotations say: boxes and pixels do not belong together",
+    "bad_mask": "the file of the object's mask is gone, is damaged, or has another shape than the photo",
+    "reference_too_empty": "the outline covers less than selection.min_object_share of the reference, known only from the mask's "
+    "file",
     "reference_too_small": "the box's shorter side is below selection.min_side px, known only from the photo itself",
     "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
@@ -391,6 +406,7 @@ FAILURE_CODES = {
 
 TABLES = {
     "boxes": BOXES,
+    "masks": MASKS,
     "photos": PHOTOS,
     "survey": SURVEY,
     "same photos": SAME_PHOTOS,

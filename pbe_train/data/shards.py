@@ -270,10 +270,10 @@ class ShardReader:
         masked = self._latents(members["masked_npy"], shard, count)[kind]
         (mask,) = self._masks(members["mask_json"], shard, [kind])
         references = [decode_jpeg(members[other_column(number)]) for number in chosen]
-        outlines = [
-            decode_outline(members["json"], *reference.shape[:2], number=number) if outlined else None
-            for number, reference in zip(chosen, references, strict=True)
-        ]
+        outlines = []
+        for number, reference in zip(chosen, references, strict=True):
+            height, width = reference.shape[:2]
+            outlines.append(decode_outline(members["json"], height, width, number) if outlined else None)
         more = tuple(zip(references[1:], outlines[1:], strict=True))
         # Copies, because PyTorch wants to be able to write what it reads.
         return TrainingSample(key, latent.copy(), masked.copy(), mask, references[0], outlines[0], more)

@@ -5,6 +5,7 @@ Which there are, and what is known of each: `pipelines.readers`.
 
 from dataclasses import replace
 
+from pbe_core.errors import InputError
 from pipelines.annotations.source import Source, refuse_no_groups, refuse_unread
 from pipelines.config import BuildSettings
 from pipelines.readers import reader_of
@@ -21,5 +22,7 @@ def open_source(settings: BuildSettings) -> Source:
     reader = reader_of(settings.source.kind)
     source: Source = reader.open(settings)
     refuse_no_groups(source, settings)
+    if settings.references.background == "grey" and source.no_masks:
+        raise InputError(f"build.references.background: grey takes object masks, and {source.name} has none: {source.no_masks}")
     # What an own reader makes of the files depends on its code.
     return replace(source, files=(*source.files, reader.file)) if reader.file else source

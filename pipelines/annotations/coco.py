@@ -93,20 +93,27 @@ def open_coco(
     files = coco_files(settings, roots, elsewhere)
     if files[0].split and "validation_share" in given(settings):
         raise splits_are_their_own(str(settings.annotations))
-    reader = _Reader(files, settings, seed, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
+    reader = CocoReader(files, settings, seed, PhotoNames(roots, here), PhotoSizes(settings, roots, here))
+    return source_of(reader)
+
+
+def source_of(reader: "CocoReader") -> Source:
+    """What a reader reads, once it has looked through its files. Raises InputError, as `open_coco`."""
+    settings = reader.settings
     reader.look_through()
     class_names, subclasses = _class_hierarchy(reader.categories, settings.annotations)
     if reader.nameless_class:
         class_names.setdefault(ONLY_LABEL, ONLY_LABEL)
     return Source(
         name=str(settings.annotations),
-        files=tuple(file.path for file in files),
+        files=tuple(file.path for file in reader.files),
         frame=settings.photo_frame,
         read_boxes=reader.read_boxes,
         read_photos=reader.read_photos,
         listed_splits=frozenset(settings.splits),
         class_names=class_names,
         subclasses=subclasses,
+        other_names={class_id: category.other_names for class_id, category in reader.categories.items() if category.other_names},
         read_elsewhere=reader.hash_photos,
         rows=reader.rows,
         read_notes=reader.read_notes,
@@ -115,7 +122,7 @@ def open_coco(
 
 
 def _class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
-    """Class id -> name and class id -> ids directly below it, supercategories included."""
+    """Class id -> name and class id -> ids directly below it, supercategories and LVIS's frequencies included."""
     names = {class_id: category.name for class_id, category in categories.items()}
     first = {name.casefold(): class_id for class_id, name in reversed(names.items())}
     below: dict[str, list[str]] = {}
@@ -126,6 +133,11 @@ def _class_hierarchy(categories: Mapping[str, Category], place: Path) -> tuple[d
         parent = first.get(above.casefold(), f"supercategory:{above}")
         names.setdefault(parent, above)
         below.setdefault(parent, []).append(class_id)
+    for class_id, category in categories.items():
+        if category.frequency:
+            group = f"frequency:{category.frequency}"
+            names.setdefault(group, group)
+            below.setdefault(group, []).append(class_id)
     try:
         TopologicalSorter(below).prepare()
     except CycleError as error:
@@ -149,7 +161,9 @@ def _images_of_one_file(instances: Instances) -> dict[str, str]:
 
 
 @dataclass
-class _Reader:
+class CocoReader:
+    """Reads the boxes and photos of some files. What one entry of `annotations` is, `_instances` and `_fill` say."""
+
     files: Sequence[CocoFile]
     settings: SourceSettings
     seed: int
@@ -170,6 +184,8 @@ class _Reader:
     """How many outlines cannot be used, of the boxes that were last read."""
     first_useless: str = ""
     """What is wrong with the first of these."""
+    entry: str = "annotation"
+    """What messages call a box's entry in the file."""
 
     def look_through(self) -> None:
         """Read all files once: what they hold, and whether they belong together."""
@@ -262,7 +278,20 @@ class _Reader:
         def id_of(image_id: str, file_name: str | None) -> str:
             return plain_id(f"{above}{file_name or image_id}" if self.anew else joined.get(image_id, image_id))
 
-        return read_instances(file.path, lambda name: self.names.path_of(name, file.folder), id_of)
+        return self._instances(file.path, lambda name: self.names.path_of(name, file.folder), id_of)
+
+    def _instances(self, path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]) -> Instances:
+        return read_instances(path, path_of, id_of)
+
+    def _fill(
+        self,
+        row: dict[str, Any],
+        annotation: dict[str, Any],
+        photo: Photo | None,
+        instances: Instances,
+        size_of: Callable[[Photo], tuple[int, int]],
+    ) -> str | None:
+        return fill_row(row, annotation, photo, instances, size_of)
 
     def _splits(self, file: CocoFile, instances: Instances) -> dict[str, str]:
         """The split of each photo, by its id."""
@@ -280,7 +309,7 @@ class _Reader:
 
         for number, annotation in enumerate(instances.annotations, start=1):
             row = {**UNKNOWN_FLAGS, "split": file.split or self.settings.splits[0], "file": file.path.name, "row": number}
-            name = f"annotation {number}"
+            name = f"{self.entry} {number}"
             try:
                 if not isinstance(annotation, dict):
                     raise RowProblem("bad_row", f"is {shown(annotation)}, expected an object")
@@ -291,7 +320,7 @@ class _Reader:
                     row["split"] = splits[photo.photo_id]
                     if row["split"] not in self.settings.splits:
                         continue
-                if useless := _fill_row(row, annotation, photo, instances, size_of):
+                if useless := self._fill(row, annotation, photo, instances, size_of):
                     self.useless += 1
                     self.first_useless = self.first_useless or f"{file.path.name}, {name}: {useless}"
             except RowProblem as problem:
@@ -319,7 +348,7 @@ class _Reader:
             }
 
 
-def _fill_row(
+def fill_row(
     row: dict[str, Any],
     annotation: dict[str, Any],
     photo: Photo | None,

@@ -12,7 +12,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ _OTHERS = ("captions", "person_keypoints", "panoptic", "stuff", "image_info")
 _NAMES = ("file_name", "filename", "path", "coco_url")
 _URLS = ("coco_url", "flickr_url", "url")  # The first is the file itself.
 _NO_SUPERCATEGORY = ("none", "null")  # As Roboflow writes of its root.
+_FREQUENCIES = ("r", "c", "f")
 _INT32 = 2**31 - 1
 # Of one annotation, in px. pycocotools draws polygons at five times the photo's scale, point by point, in 32-bit numbers that it
 # does not check; COCO's longest outlines have some 10,000 px.
@@ -76,6 +77,10 @@ class Category:
 
     name: str
     supercategory: str | None
+    other_names: tuple[str, ...] = ()
+    """LVIS: its synonyms and its WordNet synset."""
+    frequency: str | None = None
+    """LVIS: `r`, `c` or `f`, of how many photos of its training split it is in: up to 10, up to 100, or more."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,11 @@ def coco_files(settings: SourceSettings, roots: Sequence[Path], elsewhere: bool)
     """
     place = settings.annotations
     if place.is_file():
-        return [CocoFile(place, None, _photo_folder(place, roots, elsewhere))]
+        return [CocoFile(place, None, photo_folder(place, roots, elsewhere))]
     if not place.is_dir():
         raise InputError(f"{place}: no such file or folder; set build.source.annotations to COCO's JSON, or to a folder with it")
     paths = {split: _of_split(place, split) for split in settings.splits}
-    return [CocoFile(path, split, _photo_folder(path, roots, elsewhere)) for split, path in paths.items()]
+    return [CocoFile(path, split, photo_folder(path, roots, elsewhere)) for split, path in paths.items()]
 
 
 def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]) -> Instances:
@@ -130,17 +135,28 @@ def read_instances(path: Path, path_of: Callable[[Any], str], id_of: Callable[[s
     Raises:
         InputError: the file is not JSON, is cut off, or is not in COCO's format of objects; an id that stands for two things.
     """
-    document = _parse(path)
+    document = parse_json(path)
     lists: dict[str, Any] = {"categories": None, **document}
     lists |= {key: [] for key in ("annotations", "categories") if key in lists and lists[key] is None}
     if missing := [key for key in ("images", "annotations", "categories") if not isinstance(lists.get(key), list)]:
         raise InputError(f"{path}: no list `{missing[0]}` in it (found: {shown(list(document))}); take an instances_*.json")
     entries = [annotation for annotation in lists["annotations"] if isinstance(annotation, dict)]
     if entries and not any("bbox" in annotation for annotation in entries):
-        what = "COCO's panoptic format" if "segments_info" in entries[0] else f"the first one has {shown(list(entries[0]))}"
+        what = (
+            "COCO's panoptic format, read with source.kind: coco_panoptic"
+            if "segments_info" in entries[0]
+            else f"the first one has {shown(list(entries[0]))}"
+        )
         raise InputError(f"{path}: no annotation has a `bbox` ({what}); take the instances_*.json of the same photos")
+    return instances_of(lists, path, path_of, id_of)
+
+
+def instances_of(
+    document: Mapping[str, Any], path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]
+) -> Instances:
+    """What is in a file with the lists `images`, `annotations` and `categories`. Arguments are those of `read_instances`."""
     photos = _photos(document, path, path_of, id_of)
-    return Instances(photos, lists["annotations"], _categories(lists["categories"], path))
+    return Instances(photos, document["annotations"], _categories(document["categories"], path))
 
 
 def annotation_ids(path: Path) -> list[int | None]:
@@ -149,12 +165,13 @@ def annotation_ids(path: Path) -> list[int | None]:
     Raises:
         InputError: the file is no JSON object that can be read.
     """
-    entries = _parse(path).get("annotations")
+    entries = parse_json(path).get("annotations")
     words = [identifier(entry.get("id")) if isinstance(entry, dict) else None for entry in entries or ()]
     return [int(word) if word and re.fullmatch(r"[0-9]{1,18}", word) else None for word in words]
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse_json(path: Path) -> dict[str, Any]:
+    """A file's JSON object, plain or gzipped. Raises InputError: there is none, or it is cut off."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             document = json.load(file)
@@ -168,7 +185,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def _photos(
-    document: dict[str, Any], path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]
+    document: Mapping[str, Any], path: Path, path_of: Callable[[Any], str], id_of: Callable[[str, str | None], str]
 ) -> dict[str, Photo]:
     """Photos by id; an entry without one is of no annotation."""
     entries = document["licenses"] if isinstance(document.get("licenses"), list) else []
@@ -227,7 +244,15 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, Category]:
                 f"entry {number}, as `{name}`; each category needs an id of its own"
             )
         above = _text(entry.get("supercategory"))
-        categories[class_id] = Category(name, None if above and above.casefold() in _NO_SUPERCATEGORY else above)
+        synonyms = entry["synonyms"] if isinstance(entry.get("synonyms"), list) else []
+        others = dict.fromkeys(word for word in map(_text, (*synonyms, entry.get("synset"))) if word and word != name)
+        frequency = _text(entry.get("frequency"))
+        categories[class_id] = Category(
+            name,
+            None if above and above.casefold() in _NO_SUPERCATEGORY else above,
+            tuple(others),
+            frequency if frequency in _FREQUENCIES else None,
+        )
     return categories
 
 
@@ -274,7 +299,7 @@ def _of_split(place: Path, split: str) -> Path:
         f"{'valid' if split == 'validation' else word}/{BESIDE_PHOTOS}": [
             path for path in beside if path.parent.name.casefold() in _WORDS[split]
         ],
-        f"*{word}*.json": sorted(path for path in place.iterdir() if _has_boxes(path) and _word_of(path, split)),
+        f"*{word}*.json": sorted(path for path in place.iterdir() if _has_boxes(path) and split_word(path, split)),
     }
     for pattern, found in ways.items():
         if len(found) > 1:
@@ -293,18 +318,19 @@ def _has_boxes(path: Path) -> bool:
     return path.name.endswith((".json", ".json.gz")) and not any(other in path.name for other in _OTHERS)
 
 
-def _word_of(path: Path, split: str) -> str | None:
+def split_word(path: Path, split: str) -> str | None:
     """The word for the split in a file's name, with its year if it has one: train2017."""
     words = re.split(r"[^A-Za-z0-9]+", path.name.partition(".json")[0])
     return next((word for word in words if re.sub(r"\d+$", "", word.casefold()) in _WORDS[split]), None)
 
 
-def _photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
+def photo_folder(path: Path, roots: Sequence[Path], elsewhere: bool) -> str:
+    """What stands before the names of a file's photos, below the photo folder: empty, or with a / at its end."""
     name = path.name.partition(".")[0]
     published = name.removeprefix("instances_") if name.startswith("instances_") else ""
     if published and elsewhere:
         return f"{published}/"
-    words = [word for split in _WORDS if (word := _word_of(path, split))]
+    words = [word for split in _WORDS if (word := split_word(path, split))]
     folders = [path.parent.name] if path.name == BESIDE_PHOTOS else [published, *words]
     for folder in filter(None, folders):
         if any((root / folder).is_dir() for root in roots):

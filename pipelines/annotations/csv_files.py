@@ -33,6 +33,8 @@ from pbe_core.words import number_of
 _BLOCK_BYTES = 1 << 20
 _BLOCK_LINES = 10_000
 _HEAD_BYTES = 8 << 20
+# A cell may hold an outline of thousands of points; Python's own limit is 131,072 characters.
+csv.field_size_limit(1 << 24)
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(?i:nan|inf|infinity)")
 
 

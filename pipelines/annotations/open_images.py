@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
 from pipelines.annotations.csv_files import CsvRows, check_header, count_rows, raw_lines, stream_csv
+from pipelines.annotations.open_images_masks import WITHOUT_MASKS, find_masks
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings, SourceSettings
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS, WORD, one_word
@@ -121,7 +122,10 @@ def open_open_images(settings: SourceSettings) -> Source:
     notes = _missing_flags(files, boxes)
     if hierarchy and hierarchy.name.partition(".")[0] not in HIERARCHY_NAMES[:2]:
         notes.insert(0, f"class hierarchy: {hierarchy}")
-    read = tuple(path for path in (*boxes, *files.metadata.values(), files.all_metadata, files.classes, hierarchy) if path)
+    masks, more = find_masks(files.folder, settings.splits, lambda split, of: _first(_places(files.folder, split, of)))
+    notes += more
+    tables = (*boxes, *files.metadata.values(), files.all_metadata, files.classes, hierarchy, *masks.tables.values())
+    read = tuple(path for path in tables if path)
     if left := sorted(path.name for path in files.folder.iterdir() if _is_table(path) and path not in read):
         shown = ", ".join(left[:_SHOWN]) + (f" and {number_of(len(left) - _SHOWN, 'other')}" if len(left) > _SHOWN else "")
         notes.append(f"{files.folder}: not read: {shown}; names that are read: {DOCS}")
@@ -136,6 +140,10 @@ def open_open_images(settings: SourceSettings) -> Source:
         subclasses=subclasses,
         rows=sum(map(count_rows, boxes)),
         notes=tuple(notes),
+        read_masks=masks.read if masks.tables else None,
+        no_masks="" if masks.tables else WITHOUT_MASKS,
+        read_elsewhere=masks.hashes,
+        read_notes=masks.notes,
     )
 
 

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pbe_core.words import number_of
+from pipelines.annotations.coco_file import is_given
 from pipelines.annotations.csv_files import (
     Line,
     count_rows,
@@ -42,6 +43,8 @@ from pipelines.annotations.csv_files import (
     raw_lines,
 )
 from pipelines.annotations.groups import folder_of, photos_below, split_names
+from pipelines.annotations.own_masks import COLUMNS as MASK_COLUMNS
+from pipelines.annotations.own_masks import WITHOUT_MASKS, mask_place, outline_of
 from pipelines.annotations.photo_names import PhotoNames, PhotoSizes
 from pipelines.annotations.source import (
     ONLY_LABEL,
@@ -65,7 +68,11 @@ from schemas.tables import BOXES, COORDINATES, PHOTOS
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
 _REQUIRED = ("photo", *_CORNERS)
 _REFERENCE = tuple(f"reference_{name}" for name in _REQUIRED)
-_COLUMNS = (*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence", "group", *_REFERENCE)
+_REFERENCE_MASKS = tuple(f"reference_{name}" for name in MASK_COLUMNS)
+_COLUMNS = (
+    *(*_REQUIRED, "label", "split", "width", "height", "url", "author", "licence", *MASK_COLUMNS),
+    *("group", *_REFERENCE, *_REFERENCE_MASKS),
+)
 _MEANING = {
     "photo": (
         "photo image img filename file filepath path imagepath imgpath imagename imgname imagefile imagefilename imgfilename "
@@ -82,6 +89,8 @@ _MEANING = {
     "url": "url imageurl imgurl photourl",
     "author": "author",
     "licence": "licence license",
+    "segmentation": "segmentation",
+    "mask": "mask maskpath maskfile maskfilename",
 }
 _COLUMN_OF = {word: column for column, words in _MEANING.items() for word in words.split()}
 _COLUMN_OF |= {f"target{word}": column for word, column in _COLUMN_OF.items() if column in _REQUIRED}
@@ -89,7 +98,7 @@ _COLUMN_OF |= {
     f"{prefix}{word}": f"reference_{column}"
     for word, column in _COLUMN_OF.items()
     for prefix in ("reference", "ref")
-    if column in _REQUIRED and not word.startswith("target")
+    if column in (*_REQUIRED, *MASK_COLUMNS) and not word.startswith("target")
 }
 _COLUMN_OF |= dict.fromkeys(("group", "groupid", "instance", "instanceid"), "group")
 # Some count the corners from 0: then x1 is the right edge.
@@ -144,8 +153,13 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
             f"{path}: boxes in px need the sizes of photos that are still to be crawled; add columns width and height, or write "
             f"the boxes as fractions (source.unit: fraction)"
         )
-    if _REFERENCE[0] not in columns and any(name in columns for name in _REFERENCE[1:]):
+    if _REFERENCE[0] not in columns and any(name in columns for name in (*_REFERENCE[1:], *_REFERENCE_MASKS)):
         raise InputError(f"{path}: column {_REFERENCE[0]} is missing, of which the others tell the box (docs/own-data.md)")
+    if settings.unit == "fraction" and "segmentation" in columns and not here and not {"width", "height"} <= set(columns):
+        raise InputError(
+            f"{path}: outlines need the sizes of photos that are still to be crawled; add columns width and height, or take the "
+            f"column segmentation away"
+        )
     if "split" in columns and "validation_share" in given(settings):
         raise splits_are_their_own(str(path))
     roots = [settings.photos]
@@ -162,6 +176,7 @@ def open_boxes(settings: SourceSettings, seed: int, here: bool = True) -> Source
         rows=_count(path),
         groups=reader.grouped,
         notes=(f"{path}: {note}",) if note else (),
+        no_masks="" if set(MASK_COLUMNS) & set(columns) else WITHOUT_MASKS,
     )
 
 
@@ -309,7 +324,11 @@ def _read_lines(path: Path, columns: Sequence[str | None]) -> Iterator[Line]:
     for line in parsed_lines(path, json_line):
         meant, problem = _meaning_of(tuple(line.values))
         values = dict(zip(meant, line.values.values(), strict=True))
-        late = [name for name in ("label", "split", "group", *_REFERENCE) if name not in columns and values.get(name) is not None]
+        late = [
+            name
+            for name in ("label", "split", "group", *_REFERENCE, *_REFERENCE_MASKS)
+            if name not in columns and values.get(name) is not None
+        ]
         if problem or late:
             wrong = problem or f"the first `{late[0]}`; give it on all lines from the first on"
             raise InputError(f"{path}, line {line.number}: {wrong}")
@@ -336,6 +355,7 @@ class _Photo:
     url: str | None = None
     author: str | None = None
     licence: str | None = None
+    outlined: bool = False  # Whether a line gives an outline, which counts in px.
 
 
 @dataclass
@@ -380,6 +400,7 @@ class _Photos:
                 )
             if before is None:
                 setattr(photo, column, value)
+        photo.outlined |= is_given(line.values.get("segmentation"))
         return name, photo
 
     def _find(self, name: str | None) -> str:
@@ -424,15 +445,22 @@ class _Reader:
         """
         photos = self._all_photos()
         hashes = {"paths of photos": repr(sorted(photos))} if self.names.moved or self.path.is_dir() else {}
-        if self.settings.unit == "pixel":
+        sized = [(name, photo) for name, photo in sorted(photos.items()) if self._is_sized(photo)]
+        if sized or self.settings.unit == "pixel":
             sizes: list[tuple[str, str]] = []
-            for name, photo in sorted(photos.items()):
+            for name, photo in sized:
                 try:
                     sizes.append((name, str(self._size(name, photo))))
                 except PhotoError as error:
                     sizes.append((name, error.code))
             hashes["sizes of photos"] = repr(sizes)
-        return {what: hashlib.sha256(text.encode()).hexdigest() for what, text in hashes.items()}
+        found = {what: hashlib.sha256(text.encode()).hexdigest() for what, text in hashes.items()}
+        if "mask" in self.columns:
+            digest = hashlib.sha256()
+            for row in self._boxes():
+                digest.update(repr((row["row"], row.get("segmentation"))).encode())
+            found["places of masks"] = digest.hexdigest()
+        return found
 
     def _boxes(self) -> Iterator[dict[str, Any]]:
         photos = _Photos(self.names)
@@ -465,7 +493,7 @@ class _Reader:
     def _photo_rows(self) -> Iterator[dict[str, Any]]:
         for name, photo in self._all_photos().items():
             with contextlib.suppress(PhotoError):  # Its boxes are rows with this problem.
-                width, height = self._size(name, photo) if self.settings.unit == "pixel" else (photo.width, photo.height)
+                width, height = self._size(name, photo) if self._is_sized(photo) else (photo.width, photo.height)
                 known = {key: getattr(photo, key) for key in ("photo_id", "split", "url", "author", "licence")}
                 yield {**known, "file_name": name, "width": width, "height": height}
 
@@ -497,6 +525,7 @@ class _Reader:
             place_box(row, edges, size, slack, self.settings.unit or "pixel")
         except RowProblem as problem:
             raise RowProblem(problem.reason, f", column {problem}") from None
+        row["segmentation"] = self._mask(line, name, photo)
         row["group"] = self._group_of(name, line)
         if self.paired:
             row["references"] = self._references_of(line, photo, photos)
@@ -514,7 +543,7 @@ class _Reader:
         Raises:
             RowProblem: it cannot be read, or is the photo itself.
         """
-        if all(line.values.get(name) in (None, "") for name in _REFERENCE):
+        if all(line.values.get(name) in (None, "") for name in (*_REFERENCE, *_REFERENCE_MASKS)):
             return None
         named = _reference_line(line)
         name, photo = photos.of(named, self.columns)
@@ -534,8 +563,14 @@ class _Reader:
                 ) from None
             except RowProblem as problem:
                 raise RowProblem(problem.reason, f", reference: {str(problem).removeprefix(', ')}") from None
+        try:
+            mask = self._mask(named, name, photo)
+        except RowProblem as problem:
+            raise RowProblem(problem.reason, f", reference: {str(problem).removeprefix(', ')}") from None
         known = {key: getattr(photo, key) for key in ("photo_id", "width", "height", "url", "author", "licence")}
-        return [{**known, **box, "segmentation": None, "file_name": name, "rotation": None}]
+        if mask:
+            known["width"], known["height"] = self._size(name, photo)  # Its outline is over so many px.
+        return [{**known, **box, "segmentation": mask, "file_name": name, "rotation": None}]
 
     @functools.cached_property
     def _split_names(self) -> dict[str, str]:
@@ -553,6 +588,25 @@ class _Reader:
                     with contextlib.suppress(RowProblem):
                         other = photos.of(_reference_line(line), self.columns)[1].photo_id
                 yield photo.photo_id, group, other
+
+    def _mask(self, line: Line, name: str, photo: _Photo) -> str | None:
+        """The object's mask, as a table's `segmentation` holds it."""
+        outline, file = (line.values.get(column) for column in MASK_COLUMNS)
+        if is_given(outline) and is_given(file):
+            raise RowProblem("bad_row", ", column mask: there is a `segmentation` too; give one of them")
+        known = (photo.width, photo.height) if photo.width and photo.height else None
+        if is_given(file):
+            return mask_place(file, self._size(name, photo) if self._is_sized(photo) else known, self.settings)
+        if not is_given(outline):
+            return None
+        try:
+            return outline_of(outline, self._size(name, photo), self.settings.unit or "pixel")
+        except PhotoError as error:
+            raise RowProblem("unknown_photo", f", column photo: the size of {name!r} cannot be read ({error})") from None
+
+    def _is_sized(self, photo: _Photo) -> bool:
+        """Whether the size of a photo must be known, as something is said about it in px."""
+        return self.settings.unit == "pixel" or photo.outlined
 
     def _size(self, name: str, photo: _Photo) -> tuple[int, int]:
         if photo.width and photo.height:
@@ -578,7 +632,9 @@ class _Reader:
 
 def _reference_line(line: Line) -> Line:
     """A line of a table of pairs as one about the reference's photo, of which it says no more than the name and the split."""
-    return Line(line.number, {"photo": line.values.get(_REFERENCE[0]), "split": line.values.get("split")}, line.problem)
+    told = {"photo": line.values.get(_REFERENCE[0]), "split": line.values.get("split")}
+    masks = {name: line.values.get(column) for name, column in zip(MASK_COLUMNS, _REFERENCE_MASKS, strict=True)}
+    return Line(line.number, told | masks, line.problem)
 
 
 def _text_of(line: Line, column: str) -> str | None:

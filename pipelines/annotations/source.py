@@ -77,6 +77,8 @@ class Source:
     """Class id -> name. Where it is not empty, a label that is not in it is an error of its row."""
     subclasses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Class id -> ids directly below it in the class hierarchy."""
+    other_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Class id -> further words by which settings may name it; another class may bear them too."""
     joined: Callable[[], Sequence[tuple[str, str, str]]] = list
     """Photos that are read under another id, since both are one file: split, id, and the id that is kept."""
     read_elsewhere: Callable[[], Mapping[str, str]] = dict
@@ -89,6 +91,11 @@ class Source:
     """Whether boxes may have a `group` or `references`."""
     notes: tuple[str, ...] = ()
     """What a user should know about what is read, and how: a file that is passed over, a column under another name."""
+    read_masks: Callable[[], Iterator[pa.RecordBatch]] | None = None
+    """Batches of `schemas.tables.MASKS`, where object masks stand in tables of their own; each goes with the box of its photo,
+    label and edges. Other sources have them in `segmentation` of their boxes."""
+    no_masks: str = ""
+    """Where nothing in these files can be an object mask: what would be one, in words."""
 
     def print_notes(self) -> None:
         """Print the notes, a line each, to where errors go."""
@@ -117,8 +124,8 @@ def refuse_no_groups(source: Source, settings: BuildSettings) -> None:
     wanted = [name for name in ("others", "alone") if name in given(settings.references)]
     if wanted and not source.groups:
         raise InputError(
-            f"build.references.{wanted[0]}: {source.name} does not say which boxes show the same instance; give it a column "
-            f"`group`, or set source.group_by: folder (docs/own-data.md)"
+            f"build.references.{wanted[0]}: {source.name} does not say which boxes show the same instance; own boxes do, in a column "
+            f"`group` or by source.group_by: folder (docs/own-data.md)"
         )
 
 

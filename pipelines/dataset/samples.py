@@ -18,8 +18,9 @@ from pbe_core.images.decode import PhotoError
 from pbe_core.randomness import generator
 from pbe_core.sample_codec import jpeg_bytes
 from pbe_core.words import number_of
+from pipelines.annotations.mask_files import MaskError, is_place, read_mask
 from pipelines.annotations.photo_names import same_shape
-from pipelines.config import BuildSettings, ReferenceSettings
+from pipelines.config import BuildSettings, SourceSettings
 from pipelines.dataset.plan_shards import PlanRow
 from pipelines.geometry import (
     POINTS_PER_EDGE,
@@ -100,7 +101,7 @@ def prepare_sample(
     settings: BuildSettings,
     shape: tuple[int, int] | None = None,
 ) -> Prepared | Failure:
-    """Cut and draw everything of one plan row. A pure function of its arguments.
+    """Cut and draw everything of one plan row. A pure function of its arguments and, where it has one, of its mask's file.
 
     Args:
         row: of the plan; its box is in the frame of the photo before it was turned.
@@ -130,7 +131,10 @@ def prepare_sample(
         return failure_of(row, "no_square", detail)
     kinds, polygons, masks = zip(*_draw_masks(box, extended, window, frame, names, settings, shape), strict=True)
     crop = reference_window(box, width, height, settings.references.padding)
-    reference, reference_mask = cut_out(vars(row), photo, crop, settings.references)
+    try:
+        reference, reference_mask = cut_out(vars(row), photo, crop, settings)
+    except _Unfit as unusable:
+        return failure_of(row, *unusable.args)
     box_in_view = window.to_view(box.corners(), shape)
     record = SampleRecord(
         key=row.key,
@@ -180,10 +184,7 @@ def _draw_masks(
 
 
 def cut_out(
-    row: Mapping[str, Any],
-    photo: UInt8[np.ndarray, "height width 3"],
-    crop: tuple[int, int, int, int],
-    settings: ReferenceSettings,
+    row: Mapping[str, Any], photo: UInt8[np.ndarray, "height width 3"], crop: tuple[int, int, int, int], settings: BuildSettings
 ) -> tuple[UInt8[np.ndarray, "side_y side_x 3"], str | None]:
     """A reference's pixels, and its mask as run lengths: null where the source does not know the object's outline.
 
@@ -191,14 +192,44 @@ def cut_out(
         row: of the plan, or one of its `references`: segmentation, width, height, rotation.
         photo: turned by `rotation` already.
         crop: the reference's window, photo px.
-        settings: of references.
+        settings: of the build.
+
+    Raises:
+        _Unfit: the file of the object's mask cannot be used, or covers too little of the reference.
     """
-    reference = cut_reference(photo, crop, settings.side, settings.max_side, settings.resize)
-    if row["segmentation"] is None or row["width"] is None or row["height"] is None:
+    cut = settings.references
+    reference = cut_reference(photo, crop, cut.side, cut.max_side, cut.resize)
+    stored = _object_mask(row, settings.source)
+    if stored is None:
         return reference, None
-    upright = np.rot90(decode_segmentation(row["segmentation"], row["width"], row["height"]), (row["rotation"] or 0) // 90)
-    mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], settings.resize)
-    return grey_background(reference, mask) if settings.background == "grey" else reference, encode_segmentation(mask)
+    upright = np.rot90(stored, (row["rotation"] or 0) // 90)
+    in_file = is_place(row["segmentation"])
+    if in_file and not same_shape(upright.shape[::-1], photo.shape[1::-1]):
+        sizes = f"{upright.shape[1]}x{upright.shape[0]} px, the photo {photo.shape[1]}x{photo.shape[0]}"
+        raise _Unfit("bad_mask", f"the object's mask has {sizes}: it is of another photo, or turned otherwise")
+    mask = cut_reference_mask(upright, photo.shape[1::-1], crop, reference.shape[1::-1], cut.resize)
+    if cut.background != "grey":
+        return reference, encode_segmentation(mask)
+    least = settings.selection.min_object_share
+    if in_file and least is not None and mask.mean() < least:
+        raise _Unfit("reference_too_empty", f"the object's mask covers {mask.mean():.3f} of the reference")
+    return grey_background(reference, mask), encode_segmentation(mask)
+
+
+class _Unfit(Exception):
+    """Code and detail of why a sample cannot be made."""
+
+
+def _object_mask(row: Mapping[str, Any], source: SourceSettings) -> Bool[np.ndarray, "height width"] | None:
+    """The object's pixels over the whole photo as it was before it was turned, at the size of the annotations, where known."""
+    if row["segmentation"] is not None and is_place(row["segmentation"]):
+        try:
+            return read_mask(row["segmentation"], source)
+        except MaskError as error:
+            raise _Unfit("bad_mask", str(error)) from None
+    if row["segmentation"] is None or row["width"] is None or row["height"] is None:
+        return None
+    return decode_segmentation(row["segmentation"], row["width"], row["height"])
 
 
 def add_references(row: PlanRow, sample: Prepared | Failure, settings: BuildSettings, photos: "Photos") -> Prepared | Failure:
@@ -247,7 +278,10 @@ def cut_from_another(
     if failure := unfit((told["width"], told["height"]), *stored, box, settings):
         return lost(*failure)
     crop = reference_window(box, width, height, settings.references.padding)
-    pixels, mask = cut_out(told, photo, crop, settings.references)
+    try:
+        pixels, mask = cut_out(told, photo, crop, settings)
+    except _Unfit as unusable:
+        return lost(*unusable.args)
     record = ReferenceRecord(
         **{name: told[name] for name in ("photo_id", "file_name", "url", "author", "licence")},
         rotation=rotation,
@@ -266,10 +300,10 @@ class Photos:
     Called from several threads. What is read depends on no other photo, so neither do the bytes of a shard.
     """
 
-    def __init__(self, settings: BuildSettings, kept: int = 16) -> None:
-        """Nothing is read yet. `kept` photos stay in memory."""
+    def __init__(self, settings: BuildSettings, kept_bytes: int = 256_000_000) -> None:
+        """Nothing is read yet. Photos of `kept_bytes` together stay in memory, of 12 megapixels some seven."""
         self._settings = settings
-        self._kept = kept
+        self._room = kept_bytes
         self._photos: OrderedDict[tuple[str, str], Photo | PhotoError] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -284,12 +318,18 @@ class Photos:
             except PhotoError as error:
                 found = error
             with self._lock:
+                if name not in self._photos:  # Another thread may have read it meanwhile.
+                    self._room -= _bytes_of(found)
                 self._photos[name] = found
-                while len(self._photos) > self._kept:
-                    self._photos.popitem(last=False)
+                while self._room < 0:
+                    self._room += _bytes_of(self._photos.popitem(last=False)[1])
         if isinstance(found, PhotoError):
             raise PhotoError(found.code, found.detail)
         return found
+
+
+def _bytes_of(found: Photo | PhotoError) -> int:
+    return 0 if isinstance(found, PhotoError) else int(found[0].nbytes)
 
 
 def failure_of(row: PlanRow, code: str, detail: str) -> Failure:

@@ -30,6 +30,7 @@ from pbe_core.files import atomic_file, sweep, temporary_folder
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
+from pipelines.annotations.mask_files import PREFIX
 from pipelines.annotations.source import Source, flags_that_nobody_sets
 from pipelines.config import BuildSettings
 from pipelines.readers import reader_of
@@ -125,13 +126,15 @@ def select_objects(settings: BuildSettings, out: Path, source: Source | None = N
         if source.groups:
             drawn = ReferenceDraw(settings, selector.left_out.photos, folder)
             accepted = _with_references(drawn, accepted, shown_only, selector, selection, rejects)
+        in_files = 0
         for part in accepted:
             _count_objects(part, selection)
+            in_files += int(pc.sum(pc.starts_with(part["segmentation"], PREFIX)).as_py() or 0)
             objects(part.select(selector.schema.names))
         selection.rejects = {reason: selection.rejects[reason] for reason in REASONS if reason in selection.rejects}
         selection.examples = {reason: selection.examples[reason] for reason in REASONS if reason in selection.examples}
         _check_counts(selection, source, settings)
-        selection.notes += [*source.read_notes(), *_notes(selection, settings)]
+        selection.notes += [*source.read_notes(), *_notes(selection, settings, in_files)]
     return selection
 
 
@@ -212,6 +215,12 @@ def _write_rejects(
     selection.photos = totals["photos"]
     selection.photos_with_boxes = totals["photos_with_boxes"]
     selection.photos_without_boxes = totals["photos_without_boxes"]
+    if totals["masks"]:
+        joined, left = totals["masks_of_boxes"], totals["masks"] - totals["masks_of_boxes"]
+        selection.notes.append(
+            f"object masks that belong to a box, by photo, label and edges: {joined:,} of {totals['masks']:,}"
+            f"{f'; {left:,} belong to none' if left else ''}"
+        )
 
 
 def _within_quotas(
@@ -276,7 +285,8 @@ def _notes_on_classes(settings: BuildSettings, source: Source) -> Iterator[str]:
             yield (f"selection.{key} means {', '.join(words)} alone, and nothing below: no class hierarchy is read ({hierarchy})")
 
 
-def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
+def _notes(selection: Selection, settings: BuildSettings, in_files: int) -> Iterator[str]:
+    """`in_files` is how many objects have a mask that is still to be read."""
     rules = settings.selection
     if (rules.min_side or rules.max_aspect) and selection.objects_of_unknown_size:
         yield (
@@ -296,6 +306,11 @@ def _notes(selection: Selection, settings: BuildSettings) -> Iterator[str]:
             yield f"{split} has no object" + (": nothing to judge a model by" if split == "validation" else "")
     if unset := flags_that_nobody_sets(settings):
         yield f"selection.reject_flags: {', '.join(unset)} is unknown of all boxes of source.kind {settings.source.kind}"
+    if settings.references.background == "grey" and rules.min_object_share is not None and in_files:
+        yield (
+            f"the object masks of {number_of(in_files, 'object')} are in files of their own: "
+            f"min_object_share is asked when these are read, and objects that break it count as failed samples"
+        )
     if settings.references.background == "grey" and selection.objects_with_outline < selection.objects:
         yield (
             f"{selection.objects - selection.objects_with_outline:,} of {number_of(selection.objects, 'object')} "

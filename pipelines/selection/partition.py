@@ -53,6 +53,14 @@ _PHOTO_ROW = pa.schema(
         ("licence", pa.int32()),
     ]
 )
+_MASK_ROW = pa.schema(
+    [
+        ("photo", pa.uint64()),
+        ("label", pa.int32()),
+        *[(name, pa.float64()) for name in COORDINATES],
+        ("segmentation", pa.string()),
+    ]
+)
 _SIZE_ROW = pa.schema([("photo", pa.uint64()), ("width", pa.int32()), ("height", pa.int32())])
 
 
@@ -165,6 +173,8 @@ class Partitions:
     photos: SpillFiles
     sizes: SpillFiles
     """Of photos, px, as the duplicate scan found them."""
+    masks: SpillFiles
+    """Object masks, where the source has tables of them."""
     labels: Vocabulary = field(default_factory=Vocabulary)
     files: Vocabulary = field(default_factory=Vocabulary)
     licences: Vocabulary = field(default_factory=Vocabulary)
@@ -180,7 +190,7 @@ class Partitions:
         for part in self.parts() if "group_hash" in self.boxes.schema.names else ():
             if start <= part.start < start + (1 << _BITS):
                 found.append(np.unique(self.boxes.read_column(part, "group_hash").to_numpy()))
-        hashes: np.ndarray = np.setdiff1d(np.concatenate(found), np.uint64([0]))
+        hashes: np.ndarray = np.setdiff1d(np.concatenate(found), np.zeros(1, np.uint64))
         return hashes
 
     def split_of(self, part: range) -> str:
@@ -202,6 +212,7 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
         boxes=SpillFiles(folder, "boxes", _PAIRED_ROW if source.groups else _BOX_ROW),
         photos=SpillFiles(folder, "photos", _PHOTO_ROW),
         sizes=SpillFiles(folder, "sizes", _SIZE_ROW),
+        masks=SpillFiles(folder, "masks", _MASK_ROW),
     )
     with Progress("reading", source.rows, "boxes") as progress:
         for batch in source.read_boxes():
@@ -230,6 +241,14 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
             sides = {name: part.column(name).cast(pa.int32()) for name in ("width", "height")}
             _add_photos(partitions.sizes, split, part, seed, sides)
     partitions.sizes.finish()
+    if source.read_masks:
+        with Progress("reading", unit="object masks") as progress:
+            for batch in source.read_masks():
+                for split, part in _by_split(batch):
+                    label = pa.array(partitions.labels.encode(part.column("label")))
+                    _add_photos(partitions.masks, split, part, seed, {"label": label})
+                progress.update(len(batch))
+    partitions.masks.finish()
     return partitions
 
 

@@ -156,7 +156,7 @@ def below(wanted: Iterable[str], source: Source, key: str, present: Sequence[str
     Raises:
         InputError: a name that is no class of the source, or that several classes bear.
     """
-    stack = [_class_id(word, source.class_names, {*source.subclasses, *present}, key) for word in wanted]
+    stack = [_class_id(word, source, {*source.subclasses, *present}, key) for word in wanted]
     found: set[str] = set()
     while stack:
         label = stack.pop()
@@ -166,10 +166,14 @@ def below(wanted: Iterable[str], source: Source, key: str, present: Sequence[str
     return found
 
 
-def _class_id(word: str, names: Mapping[str, str], others: set[str], key: str) -> str:
+def _class_id(word: str, source: Source, others: set[str], key: str) -> str:
+    names = source.class_names
     if word in names or word in others:
         return word
     found = [label for label, name in names.items() if name.casefold() == word.casefold()]
+    if not found:
+        further = source.other_names.items()
+        found = [label for label, called in further if word.casefold() in (name.casefold() for name in called)]
     if len(found) == 1:
         return found[0]
     if found:

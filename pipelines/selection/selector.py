@@ -13,8 +13,10 @@ from jaxtyping import Bool, Float64, Int64, UInt64
 from pbe_core.leave_out import LeftOut, read_left_out
 from pbe_core.randomness import hash_column, mix
 from pipelines.annotations.coco_file import mask_areas
+from pipelines.annotations.mask_files import PREFIX
 from pipelines.annotations.source import Source
 from pipelines.config import BuildSettings
+from pipelines.selection.mask_join import join_masks
 from pipelines.selection.partition import REASON_WORDS, SORTED_SPLITS, Partitions, Vocabulary
 from pipelines.selection.rules import (
     FLAG_MISSING,
@@ -86,7 +88,8 @@ class Selector:
         """Divide the boxes of some buckets."""
         partitions, settings = self.partitions, self.settings
         split = partitions.split_of(part)
-        rows = partitions.boxes.read(part)
+        masks = partitions.masks.read(part)
+        rows, joined = join_masks(partitions.boxes.read(part), masks)
         photos = _one_row_each(partitions.photos.read(part), partitions.licences)
         elsewhere = self._in_better_splits(part, split)
         identity = self._identity(rows)
@@ -110,6 +113,8 @@ class Selector:
         listed = np.asarray(photos.column("photo"))
         known = ~np.isin(first, [REASONS.index(reason) for reason in ("bad_row", "bad_photo_id")])
         counts = Counter(
+            masks=len(masks),
+            masks_of_boxes=joined,
             photos=len(listed),
             photos_with_boxes=len(np.unique(boxes.photo[known])),
             photos_without_boxes=int((~np.isin(listed, boxes.photo)).sum()),
@@ -286,7 +291,7 @@ def object_shares(
     """Share of each reference's px that the object's mask covers; NaN where there is no mask, or no size of the photo.
 
     Args:
-        masks: compressed RLE, checked when it was read; null where there is none.
+        masks: compressed RLE, checked when it was read; or the place of a file, of which nothing is known yet; or null.
         sides: width and height of each box's photo, px, as the masks have it; NaN where unknown.
         edges: `x_min`, `x_max`, `y_min` and `y_max` of each box, fractions of the photo; may be anything.
         padding: of the reference, px on each side.
@@ -294,7 +299,8 @@ def object_shares(
     The reference's window is that of `geometry.reference_window`, for columns.
     """
     shares = np.full(len(masks), np.nan)
-    rows = np.flatnonzero(masks.is_valid().to_numpy(zero_copy_only=False) & np.isfinite(sides[0]) & np.isfinite(sides[1]))
+    told = pc.fill_null(pc.invert(pc.starts_with(masks, PREFIX)), False).to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(told & np.isfinite(sides[0]) & np.isfinite(sides[1]))
     if not len(rows):
         return shares
     window = np.ones(len(rows))

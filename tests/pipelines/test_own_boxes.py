@@ -4,6 +4,7 @@ import codecs
 import gzip
 import json
 import re
+import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -415,7 +416,8 @@ def test_the_unit_is_compared_with_the_first_rows(csv_file):
 # The page for strangers.
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
-EXAMPLES = dict(re.findall(r"```(csv|json|yaml|python)\n(.*?)```", PAGE, re.DOTALL))
+# Of each language the first.
+EXAMPLES = dict(reversed(re.findall(r"```(csv|json|yaml|python)\n(.*?)```", PAGE, re.DOTALL)))
 
 
 def test_the_examples_of_the_page_can_be_read(tmp_path):
@@ -433,7 +435,10 @@ def test_the_examples_of_the_page_can_be_read(tmp_path):
 def test_the_settings_of_the_page_are_settings(tmp_path):
     (tmp_path / "own.yaml").write_text(EXAMPLES["yaml"])
     source = load_settings(BuildSettings, "build", ["--config", str(tmp_path / "own.yaml")]).source
-    (options,) = set(re.findall(r"--source.kind boxes[^`]*?(?=--out)", PAGE))
+    options, same, *others = re.findall(r"--source.kind boxes[^`]*?(?=--out)", PAGE)
+    assert options == same
+    for more in others:
+        load_settings(BuildSettings, "build", ["--config", "none", "--out", "x", *shlex.split(more.replace("\\\n", " "))])
     words = [*options.replace("\\\n", " ").split(), "--out", "DATASET"]
     assert load_settings(BuildSettings, "build", words, preset("open_images")).source == source
 

@@ -15,6 +15,7 @@ import pytest
 from pbe_core.dataset_reader import read_dataset, read_sample, take_rows
 from pbe_core.errors import InputError
 from pbe_core.images.decode import decode_jpeg
+from pbe_core.images.rle import decode_pixels
 from pbe_core.randomness import hash_column, mix, name_hash
 from pbe_core.settings import load_settings, preset
 from pipelines import inspect_dataset, verify
@@ -25,7 +26,7 @@ from pipelines.config import BuildSettings, SourceSettings
 from pipelines.dataset.write_plan import select_and_plan
 from pipelines.selection.groups import frame_of
 from tests.coco_files import boxes_of, photos_of
-from tests.conftest import call_program, run_build
+from tests.conftest import REPOSITORY, call_program, run_build
 
 SIDE = 64
 BOX = ("x_min", "y_min", "x_max", "y_max")
@@ -152,6 +153,29 @@ def test_rows_of_a_table_of_pairs_that_name_one_box_are_one_box(tmp_path):
     assert photos == set("abcde"), "what references are of is told of, too: photos are fetched by it"
 
 
+def test_references_have_masks_of_their_own(tmp_path):
+    """As polygons or PNGs; grey cuts each reference out by its own."""
+    write_photos(tmp_path, {"a.jpg", "b.jpg", "c.jpg"})
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask[20:44, 10:50] = 255
+    cv2.imwrite(str(tmp_path / "m.png"), mask)
+    square = [[0.2, 0.3, 0.8, 0.3, 0.8, 0.9, 0.2, 0.9]]
+    rows = [
+        {**PAIR, "reference_photo": "b.jpg", "reference_segmentation": square, "segmentation": square},
+        {**PAIR, "reference_photo": "c.jpg", "reference_mask": "m.png"},
+        {**PAIR, "photo": "c.jpg", "reference_photo": "b.jpg", "reference_mask": "none.png"},
+    ]
+    table = write_table(tmp_path / "pairs.jsonl", rows)
+    assert "reference: column mask: no file 'none.png'" in boxes_of(opened(table))[0]["detail"]
+    build(tmp_path, table, tmp_path / "out", "--source.validation_share", "0", "--references.background", "grey")
+    (sample,) = built(tmp_path / "out")
+    for data, one, shown in zip(sample.others, sample.record.references, (0.36, 24 * 40 / SIDE**2), strict=True):
+        pixels = decode_jpeg(data)
+        own = decode_pixels(one.mask, *pixels.shape[:2])
+        assert own.mean() == pytest.approx(shown, abs=0.03)
+        assert np.abs(pixels[~own].astype(int) - 127).mean() < 6 < np.abs(pixels[own].astype(int) - 127).mean()
+
+
 @pytest.mark.parametrize(
     ("change", "reason", "detail"),
     [
@@ -167,6 +191,20 @@ def test_a_reference_that_cannot_be_read_costs_its_row(tmp_path, change, reason,
     found = boxes_of(opened(write_table(tmp_path / "pairs.jsonl", rows)))
     assert [row["problem"] for row in found] == [reason, None, None, None]
     assert detail in found[0]["detail"]
+
+
+def test_the_examples_of_the_page_can_be_read(tmp_path):
+    page = (REPOSITORY / "docs" / "own-data.md").read_text()
+    _, grouped, paired = re.findall(r"```csv\n(.*?)```", page, re.DOTALL)
+    for name in re.findall(r"[a-z]+/[a-z0-9-]+\.jpg|desk\.jpg", grouped + paired):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((1000, 1000, 3), np.uint8))
+    (tmp_path / "boxes.csv").write_text(grouped)
+    (tmp_path / "pairs.csv").write_text(paired)
+    found = boxes_of(opened(tmp_path / "boxes.csv", unit="pixel"))
+    assert [(row["problem"], row["group"]) for row in found] == [(None, "blue mug")] * 3 + [(None, "lamp 7")]
+    found = boxes_of(opened(tmp_path / "pairs.csv", unit="pixel"))
+    assert [len(row["references"]) for row in found] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ def settings_of(*options: str, name: str = "open_images") -> BuildSettings:
         (["--source.validation_share", "0.2"], "source.validation_share: open_images has splits of its own"),
         (["--source.storage", '{"anon": true}'], "source.storage: it is for a photo store behind a URL"),
         (["--storage", '{"anon": true}'], "build.storage: it is for a dataset behind a URL"),
-        (["--references.background", "grey"], "references.background: grey takes object masks, and open_images has none"),
-        ([*OWN, "--references.background", "grey"], "and boxes has none"),
         (["--crawl.contact", "me@example.org"], "crawl.contact: nothing is crawled, as build.crawl.sources names no place"),
         (["--crawl.per_host.concurrency", "2"], "crawl.per_host: nothing is crawled"),
     ],
@@ -73,8 +71,16 @@ def test_a_share_for_validation_is_refused_where_the_annotations_have_splits(tmp
         assert open_source(settings_of(*options)).rows
     one_file = tmp_path / "coco" / "instances_train.json"
     assert open_source(settings_of("--source.annotations", str(one_file), *COCO, *share)).rows == 1
-    with pytest.raises(InputError, match=r"references\.background"):
-        open_source(settings_of("--source.annotations", str(tmp_path / "nowhere"), "--references.background", "grey"))
+    with pytest.raises(InputError, match=r"source\.storage"):
+        open_source(settings_of("--source.annotations", str(tmp_path / "nowhere"), "--source.storage", '{"anon": true}'))
+
+
+def test_grey_is_refused_where_no_file_has_object_masks(tmp_path):
+    """In every kind of source masks are something that may be missing; what would have them is said."""
+    table = tmp_path / "boxes.csv"
+    table.write_text("photo,x_min,y_min,x_max,y_max\na.jpg,1,2,30,40\n")
+    with pytest.raises(InputError, match=r"references\.background: grey takes object masks, and .*boxes\.csv has none: .*`mask`"):
+        open_source(settings_of("--source.annotations", str(table), *OWN, "--references.background", "grey"))
 
 
 @pytest.mark.parametrize(

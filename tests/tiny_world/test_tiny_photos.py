@@ -29,6 +29,33 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_groups_say_which_individual_a_box_shows(world: Path, tmp_path: Path) -> None:
+    """The same photos and tables, and one more: all boxes but those around many; some individuals are seen in several scenes."""
+    make_world(tmp_path, train_photos=60, validation_photos=15, seed=3, processes=1, groups=True)
+    files = files_of(tmp_path)
+    files.pop("boxes.csv")
+    assert files == files_of(world)
+    rows = rows_of(tmp_path / "boxes.csv")
+    expected, seen_in = set(), {}
+    for split, count in (("train", 60), ("validation", 15)):
+        for index in range(count):
+            scene = plan_scene(3, split, index)
+            if scene.is_group:
+                continue
+            boxes = boxes_of(scene, *render_scene(scene)[1:])
+            for box in boxes:
+                (who,) = {who for who, _ in scene.objects if who.kind == box.kind}
+                name = f"{split}/{photo_id(3, split, index)}.jpg"
+                expected.add(
+                    (name, f"{box.x_min:.6f}", KINDS[box.kind].name, f"{split}-{who.kind}-{who.number}", str(scene.width))
+                )
+                seen_in.setdefault((split, who.kind, who.number), set()).add(name)
+    assert {(row["photo"], row["x_min"], row["label"], row["group"], row["width"]) for row in rows} == expected
+    assert {row["split"] for row in rows} == {"train", "validation"}
+    assert all(row["photo"].startswith(row["split"]) and row["group"].startswith(row["split"]) for row in rows)
+    assert sum(len(photos) > 1 for photos in seen_in.values()) > 10
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")

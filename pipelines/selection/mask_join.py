@@ -1,0 +1,62 @@
+"""Which object mask belongs to which box, where a source has them in two tables: that of its photo, its label and its edges.
+
+Open Images writes the edges of masks with 6 digits and those of boxes with more, so each edge may differ by rounding.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Int64, UInt64
+
+from pbe_core.randomness import mix
+from schemas.tables import COORDINATES
+
+# Half of the sixth digit, on both sides: some tables of boxes are rounded too.
+_ROUNDING = 1.1e-6
+
+
+def join_masks(boxes: pa.Table, masks: pa.Table) -> tuple[pa.Table, int]:
+    """Boxes with the masks that belong to them in `segmentation`, and how many masks belong to a box.
+
+    Args:
+        boxes: columns photo and label, as numbers, the four edges, and segmentation, which is kept where no mask is found.
+        masks: likewise, one row each; all of the photos that the boxes are of.
+
+    Of several masks of a box the nearest counts, and of equal ones the first by its text, so that no order of rows decides.
+    """
+    if not len(masks) or not len(boxes):
+        return boxes, 0
+    masks = masks.sort_by("segmentation")
+    groups = _groups(masks)
+    order = np.argsort(groups, kind="stable")
+    box, mask = _pairs(_groups(boxes), groups[order])
+    mask = order[mask]
+    apart = np.zeros(len(box))
+    for name in COORDINATES:
+        apart = np.maximum(apart, np.abs(boxes[name].to_numpy()[box] - masks[name].to_numpy()[mask]))
+    near = apart <= _ROUNDING  # Edges that are none (NaN) are near to nothing.
+    box, mask, apart = box[near], mask[near], apart[near]
+    nearest = np.lexsort((mask, apart, box))
+    first = nearest[np.r_[True, np.diff(box[nearest]) > 0][: len(nearest)]]
+    taken = np.full(len(boxes), -1)
+    taken[box[first]] = mask[first]
+    found = masks["segmentation"].take(pa.array(taken, mask=taken < 0)).combine_chunks()
+    column = boxes.schema.get_field_index("segmentation")
+    joined = boxes.set_column(column, "segmentation", pc.coalesce(found, boxes["segmentation"].combine_chunks()))
+    return joined, len(np.unique(mask[first]))
+
+
+def _groups(rows: pa.Table) -> UInt64[np.ndarray, " rows"]:
+    """A number of each row's photo and label; two of one number are of other edges but for a chance of 1 in 10**13 a photo."""
+    return mix(rows["photo"].to_numpy() ^ mix(rows["label"].to_numpy().astype(np.uint64)))
+
+
+def _pairs(
+    boxes: UInt64[np.ndarray, " boxes"], masks: UInt64[np.ndarray, " masks"]
+) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
+    """All pairs of a box and a mask of the same group, the latter sorted by group."""
+    start, end = (np.searchsorted(masks, boxes, side) for side in ("left", "right"))
+    count = end - start
+    box = np.repeat(np.arange(len(boxes)), count)
+    within = np.arange(len(box)) - np.repeat(np.cumsum(count) - count, count)
+    return box, start[box] + within
