@@ -102,8 +102,8 @@ MASKS = pa.schema(
             "segmentation",
             pa.string(),
             "the object's own pixels as the place of a PNG, of the photo's shape at any scale: `png:` and a list in JSON of "
-            "where it counts from (`annotations`, `above`, the folder that holds that one, or `photos`), its path and, in a zip, name, "
-            "start and length of its entry. `segmentation` of boxes, objects and plan holds such a place instead of RLE, too",
+            "where it counts from (`annotations`, `above`, the folder that holds that one, or `photos`), its path and, in a zip, "
+            "name, start and length of its entry. `segmentation` of boxes, objects and plan may hold such a place, too",
         ),
     ],
     metadata={
