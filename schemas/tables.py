@@ -352,6 +352,7 @@ FAILURE_CODES = {
     "reference_too_small": "the box's shorter side is below selection.min_side px, known only from the photo itself",
     "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
+    "enlarged": "the photo is so small that its view would be resized up by more than views.max_enlargement",
 }
 
 TABLES = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pbe_core.autoencoder import Autoencoder
+from pbe_core.autoencoder import Autoencoder, allow_programs
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.vae import weights_sha256
@@ -59,6 +59,8 @@ class Training:
 
         model, self.start = make_model(settings, self.vae, state)
         self.model = model = prepare(model, settings.model, distributed.device).train()
+        if settings.model.compile:
+            allow_programs(len(reader.info.buckets or ()))
         self.trained = model.trained()
         self.optimizer = make_optimizer(self.trained, settings.optimizer)
         self.ema = EMA(self.trained, settings.ema_decay) if settings.ema_decay else None
