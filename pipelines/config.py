@@ -171,8 +171,8 @@ class ViewSettings(Group):
     """How a view comes to its size. `antialiased`: area averaging where it shrinks, cubic where it grows. `published`, as in the
     paper's code: bilinear without antialias."""
     max_enlargement: float | None = Field(None, gt=0)
-    """How much larger than its window a view may be: 2 zooms in no further than to half of a view's px, and fails samples of photos
-    that are smaller with code enlarged. By default as far as `max_zoom` says: small photos are resized up."""
+    """How much larger than its window a view may be: 2 zooms in no further than to half of a view's px, and fails samples of
+    photos that are smaller with code enlarged. By default as far as `max_zoom` says: small photos are resized up."""
     no_square: Literal["reflect", "reject"] = "reflect"
     """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
     keep: tuple[str, ...] = ("validation",)
