@@ -106,8 +106,9 @@ class Autoencoder:
         first, last = (getattr(self.network, name, None) for name in ("quant_conv", "post_quant_conv"))
         return [[self.network.encoder, first], [last, self.network.decoder]]
 
-    def compile_encoder(self) -> None:
-        """Leave the encoder to torch.compile, which makes a program for each size of picture."""
+    def compile_encoder(self, shapes: int = 1) -> None:
+        """Leave the encoder to torch.compile, which makes a program for each of so many shapes of pictures."""
+        allow_programs(shapes)
         self.network.encoder.compile(dynamic=False)
 
     def to(self, *args: Any, **options: Any) -> "Autoencoder":
@@ -138,3 +139,12 @@ def _planes(normalisation: Normalisation, like: Tensor) -> tuple[Float[Tensor, "
         for values in (normalisation.shift, normalisation.spread)
     )
     return shift, spread
+
+
+def allow_programs(shapes: int) -> None:
+    """Let torch.compile make a program for each of so many shapes: after eight it gives up, and runs the others uncompiled."""
+    if shapes > 1:
+        import torch._dynamo.config as limits  # Takes seconds, which who compiles nothing need not wait.
+
+        # With gradients and without, and some that are none of ours.
+        limits.recompile_limit = max(limits.recompile_limit, 2 * shapes + 8)

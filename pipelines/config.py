@@ -1,6 +1,7 @@
 """Settings of a build: the `build:` section of a config file."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from pbe_core.images.decode import EndMark, Frame
 from pbe_core.settings import Group, Program
 from pbe_core.storage import is_url, public_url
 from pipelines.readers import reader_of
+from schemas.dataset import leave_out
 
 FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 
@@ -201,6 +203,9 @@ class ViewSettings(Group):
     resize: Literal["antialiased", "published"] = "antialiased"
     """How a view comes to its size. `antialiased`: area averaging where it shrinks, cubic where it grows. `published`, as in the
     paper's code: bilinear without antialias."""
+    max_enlargement: float | None = Field(None, gt=0)
+    """How much larger than its window a view may be: 2 zooms in no further than to half of a view's px, and fails samples of
+    photos that are smaller with code enlarged. By default as far as `max_zoom` says: small photos are resized up."""
     no_square: Literal["reflect", "reject"] = "reflect"
     """Where no square inside the photo holds the extended box: pad by reflection, or fail the sample with code no_square."""
     keep: tuple[str, ...] = ("validation",)
@@ -210,6 +215,10 @@ class ViewSettings(Group):
     def shapes(self) -> tuple[Shape, ...]:
         """Width and height of all shapes that views may have, px."""
         return self.buckets or ((self.size, self.size),)
+
+    def least_side(self, shape: Shape) -> int:
+        """Px of the longer side of the smallest window that may become a view of this shape."""
+        return math.ceil(max(shape) / self.max_enlargement) if self.max_enlargement else 0
 
     @property
     def nominal_size(self) -> int:
@@ -227,9 +236,9 @@ class ViewSettings(Group):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_buckets(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Written as before there were buckets, so that builds of squares are the same bytes."""
-        return {name: value for name, value in write(self).items() if name != "buckets" or value is not None}
+    def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Written as before there were these settings, so that builds without them are the same bytes."""
+        return leave_out(write(self), {"buckets": None, "max_enlargement": None})
 
 
 class MaskSettings(Group):

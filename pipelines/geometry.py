@@ -78,6 +78,7 @@ def view_window(
     zoom: Zoom,
     max_zoom: float,
     random: np.random.Generator,
+    least: int = 0,
 ) -> Window:
     """A random window of a shape that holds the extended box.
 
@@ -89,6 +90,7 @@ def view_window(
         zoom: how the largest window inside the photo is zoomed in: `_trimmed` (published) or `_anywhere` (free).
         max_zoom: largest share, in [0, 1], of the free margin that zooming in takes; the paper's code uses 0.6.
         random: the source of zoom and place.
+        least: px of the window's longer side below which it is not zoomed in.
 
     The result lies inside the photo if any such window can; otherwise it is the smallest that holds the extended box.
     Source: Yang et al. 2023, published code; the squashing of photos where no square fits is replaced by reflection, and
@@ -101,11 +103,11 @@ def view_window(
     top = _place(y_min, y_max, height, 0, photo_height, random)
     whole = Window(left, top, width, height)
     if zoom == "free":
-        return _anywhere(extended, whole, form, max_zoom, random)
-    return whole if (width, height) == (photo_width, photo_height) else _trimmed(extended, whole, form, max_zoom, random)
+        return _anywhere(extended, whole, form, max_zoom, random, least)
+    return whole if (width, height) == (photo_width, photo_height) else _trimmed(extended, whole, form, max_zoom, random, least)
 
 
-def _trimmed(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator) -> Window:
+def _trimmed(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator, least: int) -> Window:
     """The published zoom: a concentric window; all four sides lose as much, up to `max_zoom` of the smallest margin.
 
     Only photos that are not of the window's shape come here: the published code cuts and zooms no others. Its test also squashes
@@ -117,14 +119,15 @@ def _trimmed(extended: Rectangle, whole: Window, form: Form, max_zoom: float, ra
     margin_x, margin_y = min(x_min - whole.left, right - x_max), min(y_min - whole.top, bottom - y_max)
     margin = min(margin_x * whole.side / whole.width, margin_y * whole.side / whole.height)
     trim = int(random.integers(0, int(max_zoom * margin), endpoint=True))
-    width, height = form.sides(max(whole.side - 2 * trim, form.holding(x_max - x_min, y_max - y_min)))
+    held = form.holding(x_max - x_min, y_max - y_min)
+    width, height = form.sides(max(whole.side - 2 * trim, held, min(least, whole.side)))
     # Half a px of rounding must not push the box out.
     left = min(max(whole.left + (whole.width - width) // 2, x_max - width), x_min)
     top = min(max(whole.top + (whole.height - height) // 2, y_max - height), y_min)
     return Window(left, top, width, height)
 
 
-def _anywhere(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator) -> Window:
+def _anywhere(extended: Rectangle, whole: Window, form: Form, max_zoom: float, random: np.random.Generator, least: int) -> Window:
     """Our own zoom: the longer side loses up to `max_zoom` of its excess over what holds the box; the window lies anywhere in it.
 
     It zooms more often and further than the published one, so that masks cover more of a view and objects are less central.
@@ -132,7 +135,7 @@ def _anywhere(extended: Rectangle, whole: Window, form: Form, max_zoom: float, r
     x_min, y_min, x_max, y_max = extended.pixels()
     left, top = whole.left, whole.top
     zoomed = whole.side - int(random.uniform(0, max_zoom) * (whole.side - form.holding(x_max - x_min, y_max - y_min)))
-    width, height = form.sides(zoomed)
+    width, height = form.sides(max(zoomed, min(least, whole.side)))
     return Window(
         _place(x_min, x_max, width, left, left + whole.width, random),
         _place(y_min, y_max, height, top, top + whole.height, random),

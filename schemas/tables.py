@@ -407,6 +407,7 @@ FAILURE_CODES = {
     "too_elongated": "the box is more elongated than selection.max_aspect, known only from the photo itself",
     "no_square": "no square inside the photo holds the extended box, and views.no_square is reject",
     "no_reference": "none of its references from other photos can be cut, and references.alone is reject",
+    "enlarged": "the photo is so small that its view would be resized up by more than views.max_enlargement",
 }
 
 TABLES = {

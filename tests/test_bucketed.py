@@ -157,6 +157,18 @@ def test_an_extension_numbers_the_shards_of_each_shape(photos: Path, surveyed: P
     assert call_program(verify.main, str(tmp_path)).returncode == 0
 
 
+def test_small_photos_are_resized_up_no_further_than_asked(photos: Path, surveyed: Path, tmp_path: Path):
+    """Views of about 300 px from photos of 130 to 250 px: those that would grow by more than 1.5 fail, and are counted."""
+    large = ("--views.buckets", json.dumps([[2 * side for side in shape] for shape in SHAPES]), "--views.max_enlargement", "1.5")
+    run_build(*build_options(photos, tmp_path), *large, "--source.survey", str(surveyed))
+    info = read_dataset(tmp_path)
+    assert 0 < info.books.failures["enlarged"] < info.books.planned
+    assert info.books.samples + sum(info.books.failures.values()) == info.books.planned
+    for row in pq.read_table(tmp_path / "index.parquet").to_pylist():
+        window = Window(*read_sample(tmp_path, row).record.window)
+        assert 1.5 * window.side >= max(shard_shape(row["shard"]))
+
+
 def test_verify_finds_a_view_of_another_shape(bucketed: Path, tmp_path: Path):
     assert "all of them whole" in call_program(verify.main, str(bucketed)).stdout
     copy = Path(shutil.copytree(bucketed, tmp_path / "copy"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pbe_core.autoencoder import Autoencoder
+from pbe_core.autoencoder import Autoencoder, allow_programs
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.vae import weights_sha256
@@ -62,6 +62,8 @@ class Training:
         self.identity = identify(model, reader, precision)  # Of the encoder in fp32, whatever it is cast to.
         masters = cast_weights(model, settings, precision)
         self.model = model = prepare(model, settings.model, distributed.device).train()
+        if settings.model.compile:
+            allow_programs(len(reader.info.buckets or ()))
         self.trained = model.trained()
         self.optimizer = make_optimizer(self.trained, settings.optimizer, settings.seed, masters)
         self.ema = EMA(self.trained, settings.ema_decay, settings.ema_place, masters) if settings.ema_decay else None

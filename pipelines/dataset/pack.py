@@ -141,7 +141,7 @@ class ShardPacker:
     def __init__(self, settings: BuildSettings, fingerprint: str, device: str) -> None:
         self.settings = settings
         self.fingerprint = fingerprint
-        self.encoder = load_encoder(settings.latents, device)
+        self.encoder = load_encoder(settings.latents, device, len(settings.views.shapes))
         self.folder = ShardFolder(settings)
         self.folder.local.mkdir(parents=True, exist_ok=True)
         if self.folder.remote:  # This may be another node than that of the driver, which has put it there.
@@ -368,10 +368,10 @@ def samples_per_batch(batch_size: int, masks: int) -> int:
     return max(1, batch_size // (1 + masks))
 
 
-def load_encoder(settings: LatentSettings, device: str) -> Encoder:
-    """Load the VAE onto a device, `cpu` or `cuda`."""
+def load_encoder(settings: LatentSettings, device: str, shapes: int = 1) -> Encoder:
+    """Load the VAE onto a device, `cpu` or `cuda`, for so many shapes of views."""
     dtype = _DTYPES[settings.precision]
     vae = load_vae(settings.vae).to(device, dtype, memory_format=torch.channels_last)
     if settings.compile:
-        vae.compile_encoder()
+        vae.compile_encoder(shapes)
     return Encoder(vae, torch.device(device), dtype, settings.threads, settings.batch_size if settings.compile else None)

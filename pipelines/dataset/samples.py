@@ -124,7 +124,11 @@ def prepare_sample(
     extended = extend_box(box, frame, settings.masks.max_extension, generator(*names, "mask", 0, "extension"))
     views = settings.views
     shape = shape or (views.size, views.size)
-    window = view_window(extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"))
+    least = views.least_side(shape)
+    window = view_window(extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"), least)
+    if window.side < least:
+        detail = f"a window of {window.width}x{window.height} px for a view of {shape[0]}x{shape[1]} px"
+        return failure_of(row, "enlarged", detail)
     padded = is_padded(window, width, height)
     if padded and views.no_square == "reject":
         detail = f"extended box {extended.width:.0f}x{extended.height:.0f} px in a photo of {width}x{height} px"

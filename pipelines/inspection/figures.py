@@ -231,7 +231,9 @@ def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tupl
     frame, box, views, options = whole_photo(width, height), box_in_photo(row, width, height), settings.views, settings.masks
     extended = extend_box(box, frame, options.max_extension, generator(*names, "mask", 0, "extension"))
     shape = nearest_bucket(width, height, views.shapes)
-    window = view_window(extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"))
+    window = view_window(
+        extended, width, height, shape, views.zoom, views.max_zoom, generator(*names, "window"), views.least_side(shape)
+    )
     visible = window.rectangle().intersection(frame)
 
     random = generator(*names, "mask", 0, "shape")

@@ -119,6 +119,17 @@ def test_windows_of_any_shape_hold_the_box_and_leave_the_photo_only_where_they_m
         assert covered.height == min(height, window.height)
 
 
+@given(scenes(), SHAPES, st.sampled_from(ZOOMS), st.integers(1, 1500))
+def test_windows_are_not_zoomed_in_below_what_may_be_resized_up(scene, shape, zoom, least):
+    """They still hold the box; only a photo that is too small itself gives a smaller one."""
+    width, height, box, random = scene
+    window = view_window(box, width, height, shape, zoom, 1.0, random, least)
+    x_min, y_min, x_max, y_max = box.pixels()
+    form = Form(*shape)
+    assert window.rectangle().holds(box)
+    assert window.side >= min(least, max(form.within(width, height), form.holding(x_max - x_min, y_max - y_min)))
+
+
 def published_square(
     extended: Rectangle, photo_width: int, photo_height: int, zoom: Zoom, max_zoom: float, random: np.random.Generator
 ) -> tuple[int, int, int]:
