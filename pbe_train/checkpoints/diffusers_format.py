@@ -53,6 +53,10 @@ MODULES = ("diffusers.pipelines.deprecated.paint_by_example.image_encoder", "dif
 # The last version whose DiffusionPipeline.from_pretrained loads this pipeline.
 WRITTEN_FOR = "0.36.0"
 NOT_OPENED = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor")
+TRANSFORMER = (
+    "its network is a transformer (SD3, FLUX and others), which is trained otherwise and has no first convolution; give a model "
+    "of Stable Diffusion 1.x, 2.x or XL (docs/weights.md)"
+)
 # Of the noise schedule, what a scheduler's configuration says and other steps of sampling do not change.
 NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -95,6 +99,8 @@ def choose_files(source: str, names: Collection[str]) -> list[str]:
         if not found and whole:
             raise InputError(f"{source}: the hub has it, but no weights in {start} as {', '.join(files)}, nor shards of these")
         chosen += [start + name for name in found]
+    if "transformer/config.json" in names and not whole:
+        raise InputError(f"{source}: {TRANSFORMER}")
     if all(name.endswith(".json") for name in chosen):
         raise InputError(f"{source}: the hub has it, but it is no model in diffusers' layout (no unet/config.json)")
     return chosen

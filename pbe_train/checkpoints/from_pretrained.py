@@ -48,8 +48,8 @@ ENCODING = ("encoder.", "quant_conv.")
 OTHER_DECODER = "decoder of the VAE, where the start's own VAE has another one; latents are the same"
 TURNED = "a mask where 1 means keep, by other weights and bias of unet.conv_in: the same but in the outermost latent cells"
 UNSAID = (
-    "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base and 2-inpainting predict the "
-    "noise (epsilon), 2 and 2-1 the velocity (v_prediction)"
+    "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base, 2-inpainting and XL predict "
+    "the noise (epsilon), 2 and 2-1 the velocity (v_prediction)"
 )
 GUESSED = ", as Stable Diffusion's, if that is what it was"
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.

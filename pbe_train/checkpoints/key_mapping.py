@@ -24,6 +24,8 @@ LDM_ENCODER = "cond_stage_model.transformer."
 VISION_MODEL = "vision_model."
 # A counter 0, 1, 2, ... that some versions of transformers save.
 POSITION_IDS = "embeddings.position_ids"
+# What diffusers' configuration of XL's U-Net says of the pooled words and sizes that it is told.
+ADDED = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -106,12 +108,13 @@ def _longest(name: str, known: Mapping[str, Entry]) -> str | None:
     return next((candidate for candidate in candidates if candidate in known), None)
 
 
-def unet_table(attention: tuple[bool, ...], layers: int) -> NameTable:
-    """Names of a U-Net of Stable Diffusion 1.x's kind.
+def unet_table(attention: tuple[bool, ...], layers: int, told: bool = False) -> NameTable:
+    """Names of a U-Net of Stable Diffusion's kind.
 
     Args:
         attention: whether a level has transformer blocks, from the full resolution downwards.
         layers: residual blocks of a level on the way down; one more on the way up.
+        told: whether it is told of sizes and pooled words, as XL's.
     """
     pairs = {
         "time_embed.0": "time_embedding.linear_1",
@@ -121,6 +124,8 @@ def unet_table(attention: tuple[bool, ...], layers: int) -> NameTable:
         "out.2": "conv_out",
         "middle_block.1": "mid_block.attentions.0",
     }
+    if told:
+        pairs |= {"label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2"}
     resnets = {"middle_block.0": "mid_block.resnets.0", "middle_block.2": "mid_block.resnets.1"}
     for level, has_attention in enumerate(attention):
         for layer in range(layers):

@@ -20,6 +20,7 @@ from pbe_core.errors import InputError
 from pbe_core.weight_files import save_tensors
 from pbe_core.words import number_of
 from pbe_train.checkpoints.key_mapping import (
+    ADDED,
     LDM_ENCODER,
     LDM_UNET,
     LDM_VAE,
@@ -46,9 +47,11 @@ CONDITIONER = (f"{CONDITION}mapper.", f"{CONDITION}final_ln.", "proj_out.", "lea
 ADDED_NETWORKS = {"control_model.": "a ControlNet", "lora_": "a LoRA", "ip_adapter.": "an adapter", "adapter.": "an adapter"}
 
 # No shape says these; Rombach et al. (2022) and all Stable Diffusion 1.x models have 8 heads, 32 groups, this scale of latents.
-# Stable Diffusion 2.x has heads 64 wide, and is known by the linear layers around its transformers.
+# Stable Diffusion 2.x and XL have heads 64 wide, and are known by the linear layers around their transformers; XL also by what
+# it is told of sizes, each as a vector of 256.
 HEADS = 8
-HEAD_OF_TWO = 64
+WIDE_HEAD = 64
+XL_SIZE, XL_CELLS = 256, 128
 GROUPS = 32
 SCALE = 0.18215
 # Radford et al. (2021): every CLIP of OpenAI has heads 64 wide, and its activation is a fast approximation of GELU.
@@ -92,7 +95,7 @@ def read_ldm(path: Path) -> PretrainedModel:
         config = unet_config_of(unet)
         encoder_config = vision_config_of(vision) if vision else None
     except KeyError as error:
-        raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion 1.x or 2.x model") from None
+        raise InputError(f"{path}: {error} is missing: it is cut short or no Stable Diffusion model") from None
 
     aside = _left_aside(path, tensors, vision_start)
     placed = {name for names in aside.values() for name in names}
@@ -104,8 +107,8 @@ def read_ldm(path: Path) -> PretrainedModel:
     odd += [LDM_UNET + name for name in odd_unet] + [LDM_VAE + name for name in odd_vae]
     if odd:
         raise InputError(
-            f"{path}: {number_of(len(odd), 'tensor')} within its networks that no Stable Diffusion 1.x, 2.x or Paint by "
-            f"Example model has, first {min(odd)}; of other models give the folder in diffusers' layout"
+            f"{path}: {number_of(len(odd), 'tensor')} within its networks that no Stable Diffusion or Paint by Example "
+            f"model has, first {min(odd)}"
         )
     if encoder_config is not None:
         check_depth(str(path), count_blocks(conditioner, "mapper.blocks."), encoder_config.num_hidden_layers, metadata)
@@ -121,7 +124,7 @@ def read_ldm(path: Path) -> PretrainedModel:
         encoder=vision or None,
         encoder_config=encoder_config,
         vae=own_vae or None,
-        # The original code has no other; that of Stable Diffusion 2.x has both, and does not write which.
+        # The original code has no other; those of Stable Diffusion 2.x and XL have both, and do not write which.
         prediction=None if config["use_linear_projection"] else "epsilon",
         by_words="text encoder" in aside and not vision,
         metadata=metadata,
@@ -138,6 +141,7 @@ def _left_aside(path: Path, tensors: Tensors, vision_start: str) -> dict[str, li
         **dict.fromkeys((LDM_UNET, LDM_VAE, vision_start, *CONDITIONER)),
         # Whose names have changed with the version of transformers that wrote them.
         CONDITION: "text encoder",
+        "conditioner.embedders.": "text encoder",
         "model_ema.": "moving average (EMA)",
         **dict.fromkeys(schedule_buffers(), "schedule"),
     }
@@ -170,8 +174,14 @@ def unet_config_of(unet: Tensors) -> dict[str, Any]:
         KeyError: these are no tensors of such a U-Net; the key names one that is missing.
     """
     attention, layers = levels_of(unet)
-    widths = [unet[f"input_blocks.{1 + level * (layers + 1)}.0.out_layers.3.weight"].shape[0] for level in range(len(attention))]
-    inner = unet["middle_block.1.proj_in.weight"].ndim == 2
+    firsts = [1 + level * (layers + 1) for level in range(len(attention))]
+    widths = [unet[f"input_blocks.{first}.0.out_layers.3.weight"].shape[0] for first in firsts]
+    depths = [max(1, count_blocks(unet, f"input_blocks.{first}.1.transformer_blocks.")) for first in firsts]
+    newer = unet["middle_block.1.proj_in.weight"].ndim == 2
+    told = unet.get("label_emb.0.0.weight")
+    added: dict[str, Any] = {}
+    if told is not None:
+        added = {"sample_size": XL_CELLS, **dict(zip(ADDED, ("text_time", XL_SIZE, told.shape[1]), strict=True))}
     return {
         "sample_size": 64,
         "in_channels": unet["input_blocks.0.0.weight"].shape[1],
@@ -181,9 +191,11 @@ def unet_config_of(unet: Tensors) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention],
         "up_block_types": ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)],
         "cross_attention_dim": unet["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "attention_head_dim": [max(1, width // HEAD_OF_TWO) for width in widths] if inner else HEADS,
+        "attention_head_dim": [max(1, width // WIDE_HEAD) for width in widths] if newer else HEADS,
         "norm_num_groups": GROUPS,
-        "use_linear_projection": inner,
+        "use_linear_projection": newer,
+        "transformer_layers_per_block": depths if max(depths) > 1 else 1,
+        **added,
     }
 
 
@@ -235,7 +247,7 @@ def check_ldm(run: Run, parts: ModelTensors) -> None:
         )
     if run.identity.unet.get("use_linear_projection"):
         raise InputError(
-            "--format ldm: the run's U-Net is of Stable Diffusion 2's kind or later (use_linear_projection), which the original "
+            "--format ldm: the run's U-Net is of Stable Diffusion 2.x or XL (use_linear_projection), which the original "
             "code cannot make; export with --format diffusers"
         )
     vae = {**run.vae.config, "scaling_factor": run.identity.scaling_factor}
@@ -326,7 +338,7 @@ def unet_names(config: Mapping[str, Any]) -> NameTable:
     """Names of a U-Net of this configuration (diffusers) here and in the original code."""
     """The table for a U-Net of this diffusers configuration."""
     attention = tuple("CrossAttn" in kind for kind in config["down_block_types"])
-    return unet_table(attention, int(config["layers_per_block"]))
+    return unet_table(attention, int(config["layers_per_block"]), ADDED[0] in config and config[ADDED[0]] is not None)
 
 
 def _vae_table(vae: Tensors) -> NameTable:

@@ -19,6 +19,7 @@ from pbe_core.vae import load_network, load_vae, weights_sha256
 from pbe_core.vae_kinds import AUTOENCODER_KL, VaeSizes, locate_vae, read_vae_sizes
 from pbe_core.vae_kinds import vae_sizes as sizes_of
 from pbe_train.checkpoints.diffusers_format import (
+    TRANSFORMER,
     is_diffusers_folder,
     locate_folder,
     locate_image_encoder,
@@ -57,6 +58,8 @@ def read_pretrained(source: str) -> PretrainedModel:
     if is_diffusers_folder(folder):
         return as_start(read_diffusers(folder))
     checkpoint = locate_checkpoint(folder)
+    if checkpoint is None and (folder / "transformer" / "config.json").is_file():
+        raise InputError(f"{folder}: {TRANSFORMER}")
     if checkpoint is None:
         raise InputError(
             f"{folder}: neither a model in diffusers' layout (unet/config.json), nor a run of this trainer (checkpoints/), "

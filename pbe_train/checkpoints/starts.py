@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pbe_core.errors import InputError
-from pbe_train.checkpoints.key_mapping import Tensors, starting_with
+from pbe_train.checkpoints.key_mapping import ADDED, Tensors, starting_with
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 
 FIRST_LAYER, FIRST_BIAS = "conv_in.weight", "conv_in.bias"
@@ -27,7 +27,6 @@ DEFAULT_CHANNELS = 4
 PLAIN = "Stable Diffusion"
 # What XL's U-Net is told of a picture: height and width that it had, top and left of the cut, height and width that it has.
 SIZES_TOLD = 6
-ADDED = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 ADDED_NETWORK, ADDED_TO = "add_embedding.", "time_embedding.linear_2.bias"
 # Of XL, side in latent cells that it was trained at, and px of a cell.
 XL_CELLS, XL_CELL = 128, 8

