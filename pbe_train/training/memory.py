@@ -140,12 +140,12 @@ def _make_fake(model: nn.Module, mode: FakeTensorMode) -> None:
             setattr(module, name, FakeTensor(mode, buffer, torch.device("cpu")))
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside this block, the bytes of all storages that operations make, for as long as something holds them."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now, self.peak = 0, 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(
@@ -197,7 +197,8 @@ def _working(model: PaintByExampleModel, settings: TrainSettings, cells: int, ba
 
 def _decoding(vae: Autoencoder, cells: int, bf16: bool) -> int:
     """Bytes that the VAE takes to decode as many views as pictures during training do at once."""
-    with LiveBytes() as live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    live = LiveBytes()
+    with live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         vae.decode(torch.empty(DECODED_AT_ONCE, vae.sizes.latent_channels, cells, cells))
     return live.peak
 

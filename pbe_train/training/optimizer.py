@@ -33,9 +33,8 @@ def cast_weights(model: PaintByExampleModel, settings: TrainSettings, precision:
             f"model.weights bf16 is computed in bf16, and precision {settings.precision} comes to {precision} on this machine; "
             "set precision to bf16, or model.weights to fp32"
         )
-    masters = (
-        {name: value.data.contiguous() for name, value in model.trained().items()} if settings.optimizer.place == "cpu" else {}
-    )
+    copied = model.trained() if settings.optimizer.place == "cpu" else {}
+    masters = {name: value.data.contiguous() for name, value in copied.items()}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.bfloat16)
@@ -65,7 +64,7 @@ def clip_gradients(trained: Mapping[str, nn.Parameter], largest: float) -> Float
     if all(gradient.dtype == torch.float32 for gradient in gradients):
         return nn.utils.clip_grad_norm_(trained.values(), largest or float("inf"))
     # Norms of bf16 tensors would have the 8 bits of bf16.
-    norm = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm()
+    norm: Tensor = torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm()
     if largest:
         torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm

@@ -229,13 +229,19 @@ def describe(run: Training) -> str:
 def out_of_memory(error: Exception, settings: TrainSettings, distributed: Distributed) -> str:
     """What to tell a person whose GPU is too small, and what helps."""
     size, parts = settings.global_batch // (distributed.world_size * settings.accumulation), 2 * settings.accumulation
+    model, optimizer = settings.model, settings.optimizer
+    plain = optimizer.state == "fp32" and optimizer.place == "device"
     helps = {
         f"--accumulation {parts} (halves the batch of {size} that a GPU holds; the training is the same)": size % 2 == 0,
-        "--model.gradient_checkpointing true (a third more arithmetic)": not settings.model.gradient_checkpointing,
+        "--model.gradient_checkpointing true (a third more arithmetic)": not model.gradient_checkpointing,
+        "--ema_place cpu (the same average, in the CPU's memory)": settings.ema_decay > 0 and settings.ema_place == "device",
         "--precision bf16": settings.precision == "fp32",
-        "--ema_decay 0, for a new run": settings.ema_decay > 0,
+        "for a new run, --optimizer.state 8bit or --optimizer.place cpu": plain,
+        "for a new run, --model.weights bf16 --precision bf16": model.weights == "fp32",
+        """for a new run, --model.train '["attentions", "conditioner"]'""": not model.train,
         "more GPUs, or larger ones": True,
     }
     what = "; ".join(way for way, applies in helps.items() if applies)
     first = str(error).partition("\n")[0]
-    return f"rank {distributed.rank} is out of memory ({first}); what helps: {what}; docs/training.md has a table"
+    said = f"rank {distributed.rank} is out of memory ({first}); what helps: {what}"
+    return f"{said}; `pbe cost` counts what is needed, and docs/training.md has tables"

@@ -187,9 +187,15 @@ def test_lack_of_memory_in_a_step_ends_with_what_helps(world: World, tmp_path: P
 
     monkeypatch.setattr(train_module, "noise_losses", lack)
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(world.config), "--out", str(tmp_path), "--precision=fp32"])
-    with pytest.raises(InputError, match=r"^rank 0 is out of memory \(CUDA .*--accumulation 2 .*gradient_checkpointing.*bf16"):
+    with pytest.raises(
+        InputError, match=r"^rank 0 is out of memory \(CUDA .*--accumulation 2 .*gradient_checkpointing.*ema_place cpu.*bf16"
+    ):
         train_module.main()
-    # A batch of one cannot be halved.
+    # What saves memory already is not named, nor can a batch of one be halved.
+    small = world.settings(tmp_path, "--optimizer.state=8bit", "--ema_place=cpu")
+    said = out_of_memory(torch.OutOfMemoryError("x"), small, ONE)
+    assert "--model.weights bf16" in said
+    assert not any(word in said for word in ("ema_place", "8bit"))
     assert "--accumulation" not in out_of_memory(torch.OutOfMemoryError("x"), world.settings(tmp_path, "--accumulation=4"), ONE)
 
 
