@@ -39,6 +39,8 @@ from pbe_train.model.lora import is_lora, layers_of
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, prepare, with_lora
 from pbe_train.training.optimizer import make_optimizer
 
+FILE = RESULTS / "lora_memory.json"
+PACKAGES = ("torch", "diffusers", "peft")
 WAYS = ("lora", "full")
 STEPS = 2
 VIEW = 512
@@ -127,10 +129,11 @@ def compare(model: PaintByExampleModel, given: tuple[Tensor, ...], folder: Path)
 
 
 def main() -> None:
-    """All ways, one after the other, or one of them (`--way`, which prints its row)."""
+    """All ways, one after the other, or one of them in this process (`--way`, which prints its row)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--way", choices=WAYS)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="to measure; rows of others stay in the file")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help="of the CPU; by default PyTorch's own choice")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -138,25 +141,32 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="lora-memory-") as folder:
             print(json.dumps(measure(options.way, Path(folder))))
         return
-    rows = []
+    for way in options.ways:
+        print(measure_apart(way, options.threads), flush=True)
+
+
+def measure_apart(way: str, threads: int | None) -> dict[str, Any]:
+    """Measure in a process of its own, and put the row into the file of results.
+
+    Raises:
+        InputError: too little memory is free, or the process failed.
+    """
+    free = psutil.virtual_memory().available / 1e9
+    if free < NEEDED_GB[way]:
+        raise InputError(f"{free:.1f} GB of memory are free, and {way} needs {NEEDED_GB[way]:g}; end other programs first")
+    words = [sys.executable, "-m", "benchmarks.lora_memory", "--way", way]
     machine = describe_machine()
-    for way in WAYS:
-        free = psutil.virtual_memory().available / 1e9
-        if free < NEEDED_GB[way]:
-            raise InputError(f"{free:.1f} GB of memory are free, and {way} needs {NEEDED_GB[way]:g}; end other programs first")
-        words = [sys.executable, "-m", "benchmarks.lora_memory", "--way", way]
-        done = subprocess.run(
-            words + (["--threads", str(options.threads)] if options.threads else []), capture_output=True, text=True
-        )
-        if done.returncode:
-            raise InputError(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    versions = describe_versions(("torch", "diffusers", "peft"))
-    share = round(rows[0]["peak_mb"] / rows[1]["peak_mb"], 3)
-    result = {"date": today(), "machine": machine, "versions": versions, "view_px": VIEW, "share_of_full": share, "ways": rows}
-    (RESULTS / "lora_memory.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"a LoRA takes {share:.0%} of the memory of training all weights")
+    done = subprocess.run(words + (["--threads", str(threads)] if threads else []), capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{way} failed (status {done.returncode}): {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    row = json.loads(done.stdout.splitlines()[-1])
+    known = {row["way"]: row for row in json.loads(FILE.read_bytes())["ways"]} if FILE.is_file() else {}
+    rows = {**known, way: {**row, "date": today(), "machine": machine, "versions": describe_versions(PACKAGES)}}
+    peaks = [rows[each]["peak_mb"] for each in WAYS if each in rows]
+    share = round(peaks[0] / peaks[1], 3) if len(peaks) == len(WAYS) else None
+    result = {"view_px": VIEW, "share_of_full": share, "ways": [rows[each] for each in WAYS if each in rows]}
+    FILE.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return row
 
 
 if __name__ == "__main__":

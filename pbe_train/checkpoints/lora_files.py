@@ -170,9 +170,11 @@ def _layer(path: Path, name: str, parts: Mapping[str, Tensor], settings: Mapping
         raise InputError(f"{path}: {name} has not both of its matrices; the file is not whole")
     down, up = parts["down"], parts["up"]
     rank = int(down.shape[0]) if down.ndim else 0
-    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or rank != up.shape[1] or up.shape[2:].numel() != 1:
+    if down.ndim not in (2, 4) or up.ndim not in (2, 4) or rank != up.shape[1] or up.shape[2:].numel() != 1 or not rank:
         raise InputError(f"{path}: {name}: matrices of {list(down.shape)} and {list(up.shape)} do not make a LoRA")
     alpha = parts["alpha"].item() if "alpha" in parts and parts["alpha"].numel() == 1 else _alpha_of(name, settings)
+    if alpha is not None and not math.isfinite(alpha):
+        raise InputError(f"{path}: {name}: its alpha is {alpha}, and no finite number")
     root = settings.get("use_rslora") is True and "alpha" not in parts
     return LoraLayer(down, up, 1.0 if alpha is None else alpha / (math.sqrt(rank) if root else rank))
 

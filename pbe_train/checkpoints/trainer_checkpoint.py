@@ -1,6 +1,7 @@
 """The trainer's own checkpoints: `<out>/checkpoints/step-00000500/`, complete or absent; written in the background.
 
-    model.safetensors      the trained parameters (the frozen encoder is named in state.json, by source and hash)
+    model.safetensors      the trained parameters (the frozen encoder is named in state.json, by source and hash, and so is the
+                           base that a LoRA is trained beside)
     ema.safetensors        their moving average, where one is kept
     optimizer.safetensors  AdamW's two moments of each parameter
     state.json             step, settings, dataset, hashes of the frozen networks, size and SHA-256 of each file above

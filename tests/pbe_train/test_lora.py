@@ -266,6 +266,7 @@ def test_merged_is_unmerged_and_its_export(world: World, run_folder: Path, train
 def test_diffusers_own_loader_gives_the_same_unet(world: World, run_folder: Path, trained: Path, exported: dict, form: str):
     """At full strength: alpha / rank is 1.5 here, and many a loader loses alpha."""
     beside, plain = unmerged(world, trained, run_folder), load_run(run_folder, device="cpu").model
+    assert {module.scaling["default"] for module in beside.modules() if hasattr(module, "lora_A")} == {1.5}
     noisy, masked, mask, timestep, *_ = inputs(plain)
     condition = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(3))
     given = noisy, masked, mask, timestep, condition

@@ -145,6 +145,7 @@ GOOD = f"unet.{ATTENTION}.to_q"
         ({"lora_unet_x.lokr_w1": (4, 2)}, "a LoKr"),
         ({f"{GOOD}.lora_A.weight": (2, 32)}, "to_q has not both of its matrices; the file is not whole"),
         ({f"{GOOD}.lora_A.weight": (2, 32), f"{GOOD}.lora_B.weight": (32, 3)}, "do not make a LoRA"),
+        ({f"{GOOD}.lora_A.weight": (0, 32), f"{GOOD}.lora_B.weight": (32, 0)}, "do not make a LoRA"),
         ({f"{GOOD}.weight": (32, 32)}, "is no part of a LoRA as diffusers, peft or kohya's scripts write it"),
         ({"lora_te_x.lora_down.weight": (2, 4), "lora_te_x.lora_up.weight": (4, 2)}, "holds no LoRA but for text encoders"),
         (
@@ -157,7 +158,7 @@ GOOD = f"unet.{ATTENTION}.to_q"
             r"x \[64, 64\], which the model has not; .* and 2 others; give",
         ),
     ],
-    ids=["dora", "dora kohya", "loha", "lokr", "half", "ranks", "weights", "text", "shapes", "names"],
+    ids=["dora", "dora kohya", "loha", "lokr", "half", "ranks", "rank 0", "weights", "text", "shapes", "names"],
 )
 def test_what_is_no_lora_of_this_model_is_one_sentence(run_folder: Path, tmp_path: Path, tensors: dict, message: str):
     path = tmp_path / "wrong.safetensors"
