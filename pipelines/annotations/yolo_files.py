@@ -78,9 +78,8 @@ def list_photos(root: Path, splits: Mapping[str, Sequence[str]], places: PhotoPl
     if not splits:
         splits = _folders_of_splits(root)
         if splits:
-            notes.append(
-                f"{root}: no file says which splits there are; they are taken by folders: {', '.join(map(str, splits.values()))}"
-            )
+            named = ", ".join(text for texts in splits.values() for text in texts)
+            notes.append(f"{root}: no file says which splits there are; they are taken by folders: {named}")
     if not splits:
         return Listing(finder.whole_folder(), notes=notes)
     found = {
