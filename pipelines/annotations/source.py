@@ -124,8 +124,8 @@ def refuse_no_groups(source: Source, settings: BuildSettings) -> None:
     wanted = [name for name in ("others", "alone") if name in given(settings.references)]
     if wanted and not source.groups:
         raise InputError(
-            f"build.references.{wanted[0]}: {source.name} does not say which boxes show the same instance; own boxes do, in a column "
-            f"`group` or by source.group_by: folder (docs/own-data.md)"
+            f"build.references.{wanted[0]}: {source.name} does not say which boxes show the same instance; own boxes do, in a "
+            f"column `group` or by source.group_by: folder (docs/own-data.md)"
         )
 
 
