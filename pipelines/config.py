@@ -28,14 +28,15 @@ class SourceSettings(Group):
     """Where boxes and photos come from."""
 
     kind: str = "open_images"
-    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json), `boxes` (your own CSV or JSONL,
-    docs/own-data.md), `yolo`, `voc`, `label_studio`, `cvat` (docs/formats.md), or that of a reader of your own, which the
-    environment variable PBE_READERS names."""
+    """Format of the annotations: `open_images` (the published CSVs), `coco` (instances_*.json), `coco_panoptic` (panoptic_*.json
+    and its PNGs), `boxes` (your own CSV or JSONL, docs/own-data.md), `yolo`, `voc`, `label_studio`, `cvat` (docs/formats.md), or
+    that of a reader of your own, which the environment variable PBE_READERS names."""
     annotations: Path
     """open_images: folder with <split>-annotations-bbox.csv, class-descriptions-boxable.csv and, if there, the class hierarchy,
     bbox_labels_600_hierarchy.json, without which include_labels takes no class below those it names, and the photos' metadata,
-    <split>-images-with-rotation.csv; other names, and what is lost without a file: docs/selection.md.
+    <split>-images-with-rotation.csv; other names, object masks, and what is lost without a file: docs/selection.md.
     coco: folder with instances_train*.json and instances_val*.json, Roboflow's folder, or one JSON file (docs/coco.md).
+    coco_panoptic: likewise panoptic_train*.json and panoptic_val*.json, each with the folder or zip of its PNGs beside it.
     boxes: one CSV, JSONL or Parquet file; or a folder of photos, each of which is one box. yolo: data.yaml, obj.data, or their
     folder. voc: folder with Annotations, or with XML files.
     label_studio: its JSON. cvat: its XML, or the folder with it."""
@@ -52,7 +53,7 @@ class SourceSettings(Group):
     """boxes only, and due there: whether coordinates are px or fractions of the photo's width and height."""
     frame: Frame | None = None
     """Whether boxes were drawn on photos as viewers show them, turned as their EXIF says (`exif`), or on the pixels as `stored`.
-    By default what the format says: `stored` for open_images and coco, `exif` for all others."""
+    By default what the format says: `stored` for open_images, coco and coco_panoptic, `exif` for all others."""
     group_by: Literal["column", "folder"] = "column"
     """boxes only: which boxes show one and the same instance: those with the same text in column `group`, where there is one, or
     those whose photos are in one folder (a folder an object, a folder a video). No instance is in two splits then."""
@@ -234,7 +235,7 @@ class ReferenceSettings(Group):
     paper's code: that square at once, `side` x `side` px, bilinear without antialias, whatever `max_side` is. The aspect is gone
     then, so that such a dataset cannot be trained on with model.reference_geometry: pad."""
     background: Literal["keep", "grey"] = "keep"
-    """`grey` paints over what is not the object, where the source has its outline (COCO); elsewhere the crop stays as it is.
+    """`grey` paints over what is not the object, where the source has the object's mask; elsewhere the crop stays as it is.
     Objects that are too little of their reference are rejected then: selection.min_object_share."""
     others: int = Field(0, ge=0, le=16)
     """References of each object from other photos of the same instance (ref_1.jpg, ...), beside the crop of its own, at most;

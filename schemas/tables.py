@@ -59,9 +59,7 @@ _BOX = [
 _SEGMENTATION = _nullable(
     "segmentation",
     pa.string(),
-    "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); or the place of a PNG "
-    "of the photo's shape at any scale, `png:` and a list in JSON of where it counts from (annotations or photos), its path and, "
-    "in a zip, name, start and length of its entry; null if not known",
+    "the object's own pixels: COCO's compressed RLE over the photo (column by column, `width` x `height`); null if not known",
 )
 _OBJECT_ID = _field(
     "object_id", pa.string(), "<photo_id>-<12 hex digits of a hash of label and coordinates>: the same in every build"
@@ -118,7 +116,14 @@ BOXES = pa.schema(
 MASKS = pa.schema(
     [
         *[field.with_nullable(True) for field in (*_PHOTO, *_BOX[:5])],
-        _SEGMENTATION,
+        # Said here alone: the meaning of the field in other tables is a part of their files, which stay as they are.
+        _nullable(
+            "segmentation",
+            pa.string(),
+            "the object's own pixels as the place of a PNG, of the photo's shape at any scale: `png:` and a list in JSON of "
+            "where it counts from (`annotations`, `above`, the folder that holds that one, or `photos`), its path and, in a zip, "
+            "name, start and length of its entry. `segmentation` of boxes, objects and plan may hold such a place, too",
+        ),
     ],
     metadata={
         "about": "Object masks that the source has in tables of their own, as the annotation reader yields them in record "

@@ -26,6 +26,7 @@ from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError
 from pipelines.annotations.coco import CocoReader, fill_row, source_of
 from pipelines.annotations.coco_file import (
+    MAX_MASKED_PHOTO,
     CocoFile,
     Instances,
     Photo,
@@ -274,6 +275,8 @@ def _with_mask(segment: Mapping[Any, Any], decoded: _Decoded, place: int, size: 
         raise RowProblem("bad_row", f"its PNG: {error}") from None
     if ids.shape != size[::-1]:
         raise RowProblem("bad_row", f"its PNG has {ids.shape[1]}x{ids.shape[0]} px, the photo {size[0]}x{size[1]}")
+    if ids.size > MAX_MASKED_PHOTO:
+        raise RowProblem("bad_row", f"its photo has {ids.size:,} px, more than {MAX_MASKED_PHOTO:,}")
     pixels = ids == number
     encoded = pycocotools.mask.encode(np.asfortranarray(pixels, np.uint8))
     area = int(pycocotools.mask.area(encoded))

@@ -8,7 +8,7 @@
 
 Format: https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/. Edges are px from 0. Polylines, points, skeletons,
 cuboids and tags are no boxes: a note counts them. CVAT's other exports (COCO, YOLO, Ultralytics, VOC) are read as those formats.
-A file is in memory as a whole while it is read, and takes some 10 times its size.
+A file is in memory as a whole while it is read, and takes some 4 times its size.
 """
 
 import itertools

@@ -6,7 +6,7 @@
 Data sets have millions of masks, so none is decoded before a sample needs it: a table's `segmentation` then holds the place of a
 PNG instead of run lengths. It begins with `png:`, which no run lengths do, and a list in JSON follows: the folder that it counts
 from (`annotations`, `above`, which holds that one, or `photos`), the path below it, and for a member of a zip its name, where its
-entry begins, and its packed bytes. So packing needs no list of a zip's members, 100 MB for each of Open Images' zips.
+entry begins, and its packed bytes. So packing needs no list of a zip's members, 80 MB for each of Open Images' zips.
 
 A zip's format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, section 4.3.7.
 """

@@ -32,6 +32,7 @@ from pipelines.annotations.source import (
     assign_splits,
     given,
     in_batches,
+    is_text,
     photo_id_of,
     photo_places,
     place_box,
@@ -271,9 +272,12 @@ class _Reader:
 
     def _fill(self, row: dict[str, Any], box: Box, photo: PhotoBoxes, path: str) -> None:
         """Fill the row, up to its first problem in the order of `REJECT_REASONS`, which is raised."""
-        row["label"] = box.label
         if box.problem:
+            row["label"] = box.label if is_text(box.label) else None
             raise box.problem
+        if box.label is not None and not is_text(box.label):
+            raise RowProblem("bad_row", f"its label, {shown(box.label)}, is no text")
+        row["label"] = box.label
         size, unmeasured = photo.size, None
         if size or _needs_size(box):
             try:

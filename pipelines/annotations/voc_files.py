@@ -161,8 +161,10 @@ class _Finder:
         whole = (text_of(tree, "path") if tree is not None else "").replace("\\", "/")
         if whole.startswith("/") or ":" in whole[:3]:
             return whole
-        # One photo of this name, wherever it lies below the photo folder.
-        return f"/{said or f'{name}.jpg'}" if self.places.here else said or f"{name}.jpg"
+        if self.places.here:
+            return f"/{said or f'{name}.jpg'}"  # One photo of this name, wherever it lies below the photo folder.
+        beside = head if self.folder == self.root else ""
+        return posixpath.join(beside, said or f"{stem}.jpg")
 
     def _folders(self, xml: Path | None) -> list[Path]:
         """Where the photo of an XML file may be."""

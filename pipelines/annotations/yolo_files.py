@@ -78,9 +78,8 @@ def list_photos(root: Path, splits: Mapping[str, Sequence[str]], places: PhotoPl
     if not splits:
         splits = _folders_of_splits(root)
         if splits:
-            notes.append(
-                f"{root}: no file says which splits there are; they are taken by folders: {', '.join(map(str, splits.values()))}"
-            )
+            named = ", ".join(text for texts in splits.values() for text in texts)
+            notes.append(f"{root}: no file says which splits there are; they are taken by folders: {named}")
     if not splits:
         return Listing(finder.whole_folder(), notes=notes)
     found = {
@@ -201,14 +200,14 @@ class _Finder:
 
     def _find(self, text: str, beside: Path | None = None) -> Path | None:
         """The file or folder that a path means: from the list's folder, the dataset's, or the photos'; of a path that leads
-        elsewhere the longest end that is there.
+        elsewhere the longest end that is there. Of a photo its label file may be there alone.
         """
         bases = [base for base in (beside, self.root, *self.places.roots) if base is not None]
         parts = _inside(text).split("/")
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         for end in filter(None, ends):
             for base in bases:
-                if (base / end).exists():
+                if (base / end).exists() or (_is_photo(end) and self._label_of(base / end)):
                     return base / end
                 swapped = _swapped(f"/{end}")  # Labels alone, their photos are elsewhere.
                 if swapped and (base / swapped[1:]).is_dir():

@@ -52,6 +52,14 @@ def write_supervision(format_, world, out):
             masks = numpy.array([mask_of(box, photo) for box in photo["boxes"]])
         given[photo["path"]] = supervision.Detections(xyxy=edges, class_id=classes, mask=masks)
     dataset = supervision.DetectionDataset(classes=labels, images=[photo["path"] for photo in photos], annotations=given)
+    if format_ == "yolo":
+        places = {"images_directory_path": str(out / "images"), "annotations_directory_path": str(out / "labels")}
+        dataset.as_yolo(**places, data_yaml_path=str(out / "data.yaml"))
+        return {"annotations": ".", "photos": "images"}
+    if format_ == "voc":
+        places = {"images_directory_path": str(out / "JPEGImages"), "annotations_directory_path": str(out / "Annotations")}
+        dataset.as_pascal_voc(**places)
+        return {"annotations": ".", "photos": "JPEGImages"}
     dataset.as_coco(images_directory_path=str(out / "photos"), annotations_path=str(out / "coco.json"))
     return {"annotations": "coco.json", "photos": "photos"}
 
@@ -79,35 +87,56 @@ def write_datumaro(format_, world, out):
         shapes = []
         for number, box in enumerate(photo["boxes"], start=1):
             known = {"label": labels.index(box["label"]), "id": number, "group": number}
-            outlined = format_ == "coco, polygons" and box["polygon"]
+            outlined = format_.endswith(", polygons") and box["polygon"]
             shapes.append(Polygon(flat(box["polygon"]), **known) if outlined else Bbox(*place(box), **known))
         media = Image.from_file(path=photo["path"])
         name = open_images_id(len(items)) if format_ == "open_images" else str(Path(photo["name"]).with_suffix(""))
-        items.append(DatasetItem(id=name, subset="train", media=media, annotations=shapes))
+        # Ultralytics' format needs both splits.
+        subset = "val" if format_ == "yolo, ultralytics" and not items else "train"
+        items.append(DatasetItem(id=name, subset=subset, media=media, annotations=shapes))
     dataset = Dataset.from_iterable(items, categories=labels)
     if format_.startswith("coco"):
         dataset.export(str(out), "coco_instances", save_media=True)
         return {"annotations": "annotations/instances_train.json", "photos": "images"}
-    dataset.export(str(out), "open_images", save_media=True)
-    return {"annotations": "annotations", "photos": "images"}
+    if format_ == "open_images":
+        dataset.export(str(out), "open_images", save_media=True)
+        return {"annotations": "annotations", "photos": "images"}
+    kind = {"voc": "voc_detection", "cvat, polygons": "cvat", "yolo, ultralytics": "yolo_ultralytics"}.get(format_, format_)
+    dataset.export(str(out), kind, save_media=True)
+    return {"annotations": ".", "photos": "images" if kind == "cvat" else "."}
 
 
 def write_globox(format_, world, out):
     """Frame stored: it reads how large photos are from their headers."""
     from globox import Annotation, AnnotationSet, BoundingBox, BoxFormat
 
-    _, photos = read_world(world, "stored")
+    labels, photos = read_world(world, "stored")
     dataset = AnnotationSet()
     for photo in photos:
         made = [(box["label"], tuple(box["edges"])) for box in photo["boxes"]]
         boxes = [BoundingBox.create(label=label, coords=edges, box_format=BoxFormat.LTRB) for label, edges in made]
-        name = photo["name"] if format_ == "coco" else open_images_id(len(dataset))
+        name = open_images_id(len(dataset)) if format_ == "open_images" else photo["name"]
         dataset.add(Annotation(name, (photo["width"], photo["height"]), boxes))
     if format_ == "coco":
         dataset.save_coco(out / "coco.json", auto_ids=True)
         return {"annotations": "coco.json"}
+    if format_ == "voc":
+        make_folders(out / "Annotations", photos)
+        dataset.save_pascal_voc(out / "Annotations")
+        return {"annotations": "."}
+    if format_ == "yolo":
+        make_folders(out / "labels", photos)
+        dataset.save_yolo_darknet(out / "labels", label_to_id={label: number for number, label in enumerate(labels)})
+        (out / "classes.txt").write_text("\n".join(labels), encoding="utf-8")
+        return {"annotations": "."}
     dataset.save_openimage(out / "train-annotations-bbox.csv")
     return {"annotations": "."}
+
+
+def make_folders(folder, photos):
+    """Those of photos' names, which globox does not make."""
+    for photo in photos:
+        (folder / photo["name"]).parent.mkdir(parents=True, exist_ok=True)
 
 
 LABEL_CONFIG = """<View><Image name="image" value="$image"/>
@@ -130,16 +159,21 @@ def write_label_studio_sdk(format_, world, out):
         name = Path(photo["name"]).name
         shutil.copy(photo["path"], uploads / name)
         address = f"/data/upload/1/{name}"
-        if format_ != "coco, uploads":
+        if format_ not in ("coco, uploads", "json, uploads"):
             address = f"/data/local-files/?d=photos/{photo['name']}"
-        result = [drawn(box, photo, format_ == "coco, polygons", place) for place, box in enumerate(photo["boxes"])]
+        result = [drawn(box, photo, format_.endswith(", polygons"), place) for place, box in enumerate(photo["boxes"])]
         annotations = [{"id": number, "completed_by": 1, "result": result}] if result else []
         tasks.append({"id": number, "data": {"image": address}, "annotations": annotations})
     (out / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    if format_.startswith("json, "):  # What its server writes, from which the converter makes all other formats.
+        return {"annotations": "tasks.json", "photos": "upload" if format_ == "json, uploads" else None}
     config = LABEL_CONFIG.format(labels="".join(f'<Label value="{label}"/>' for label in labels))
-    converter = Converter(
-        config, str(out), upload_dir=str(out / "upload"), download_resources=format_ in ("coco, local storage", "coco, polygons")
-    )
+    copies = format_ in ("coco, local storage", "coco, polygons", "yolo", "voc")
+    converter = Converter(config, str(out), upload_dir=str(out / "upload"), download_resources=copies)
+    if format_ in ("json min", "yolo", "voc"):
+        name = {"yolo": "YOLO_WITH_IMAGES"}.get(format_, format_.replace(" ", "_").upper())
+        converter.convert(str(out / "tasks.json"), str(out / "export"), name, is_dir=False)
+        return {"annotations": "export", "photos": None if format_ == "json min" else "export/images"}
     converter.convert_to_coco(str(out / "tasks.json"), str(out / "export"), is_dir=False)
     return {"annotations": "export/result.json", "photos": None if format_ == "coco, local paths" else "export/images"}
 

@@ -225,3 +225,17 @@ def test_where_no_class_is_of_things_all_are(tmp_path):
     assert any("no category is of things" in note for note in source.read_notes())
     silent = [{key: value for key, value in category.items() if key != "isthing"} for category in CATEGORIES]
     assert len(boxes_of(opened(write(tmp_path, "val", {9: [segment("left"), segment("sky")]}, categories=silent)))) == 2
+
+
+def test_photos_that_exif_turns_are_cut_with_masks_of_what_viewers_show(tmp_path):
+    """Sizes in the JSON are those of the PNG, upright; the photo lies on its side in its file."""
+    path = write(tmp_path / "a", "val", {9: [segment("left"), segment("right")]})
+    shown = photo_of(covered("left"), covered("right"))
+    save_photo(tmp_path / "photos" / "val2017" / f"{9:012}.jpg", np.rot90(shown), orientation=6)
+    options = ["--source.kind", "coco_panoptic", "--source.annotations", str(path), "--out", str(tmp_path / "out")]
+    frame = ["--source.frame", "exif", "--references.background", "grey", "--latents.vae", VAE]
+    run_build(*options, *frame, "--source.photos", str(tmp_path / "photos"), "--source.validation_share", "0")
+    (found,) = build_samples(tmp_path / "out").values()
+    for sample in found:
+        check_reference(sample, covered("left" if sample.record.label_name == "person" else "right"))
+    assert len(found) == 2

@@ -78,6 +78,27 @@ def test_every_box_is_read_where_it_was_drawn(name, tmp_path):
     assert len(found) == len(set(found)) == BOXES
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "labelimg"])  # That one says no sizes.
+def test_photos_that_are_still_to_be_fetched_lose_no_box(name, tmp_path):
+    """Without any photo here the same boxes are read, and photos keep their splits; but YOLO's outlines need photos' sizes."""
+    kind, splits, outlines = FORMATS[name]
+    annotations, photos = getattr(format_files, name)(tmp_path / "set")
+    source = {"kind": kind, "annotations": annotations, "photos": photos, "frame": "stored"}
+    here = [row for batch in open_source(BuildSettings(out=tmp_path, source=source)).read_boxes() for row in batch.to_pylist()]
+    for path in (tmp_path / "set").rglob("*.jpg"):
+        path.unlink()
+    crawl = {"sources": ["https://example.org/{file_name}"], "contact": "me@example.org"}
+    away = open_source(BuildSettings(out=tmp_path, source={**source, "photos": tmp_path / "store"}, crawl=crawl))
+    found = [row for batch in away.read_boxes() for row in batch.to_pylist()]
+    assert [row["problem"] for row in found] == [None] * BOXES
+    columns = ["label", "x_min", "y_min", "x_max", "y_max", *(["split"] if splits else [])]
+    assert sorted([row[column] for column in columns] for row in found) == sorted(
+        [row[column] for column in columns] for row in here
+    )
+    if kind != "yolo":
+        assert sum(bool(row["segmentation"]) for row in found) == (3 if outlines else 0)
+
+
 def shoelace(outline: tuple[int, ...]) -> float:
     x, y = np.array(outline[::2]), np.array(outline[1::2])
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2

@@ -150,6 +150,14 @@ def test_labels_of_a_region(folder):
     assert "regions that are no boxes (points, lines, texts): 2; they are not read" in source.read_notes()
 
 
+def test_a_label_that_no_table_can_hold_costs_its_box(folder):
+    """Half of a surrogate pair, which JSON may name, is no character."""
+    odd = shape("rectanglelabels", {"x": 10, "y": 10, "width": 40, "height": 40})
+    odd["value"]["rectanglelabels"] = ["\ud800"]
+    found = rows(source_of(folder, [task("a.jpg", [odd, {**region(CAT), "id": "other"}])]))
+    assert [(row["problem"], row["label"]) for row in found] == [("bad_row", None), (None, "cat")]
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

@@ -15,6 +15,7 @@ from pipelines.annotations.mask_files import MaskFiles, is_place, read_place
 from pipelines.annotations.open_images_masks import mask_containers
 from pipelines.config import BuildSettings, SelectionSettings, SourceSettings
 from pipelines.dataset.write_plan import hash_inputs
+from pipelines.selection import mask_join
 from pipelines.selection.mask_join import join_masks
 from pipelines.selection.objects import select_objects
 from schemas.tables import COORDINATES
@@ -257,8 +258,10 @@ def test_a_damaged_zip_stops_before_any_work(world):
         selected(world)
 
 
-def test_masks_join_the_nearest_box_of_their_photo_and_label():
+@pytest.mark.parametrize("at_once", [1, 70, 4_000_000])
+def test_masks_join_the_nearest_box_of_their_photo_and_label(at_once, monkeypatch):
     """Against a plain loop, over boxes that lie close together, and labels and photos that share edges."""
+    monkeypatch.setattr(mask_join, "_PAIRS_AT_ONCE", at_once)
     random = np.random.default_rng(0)
     edges = np.round(random.choice([0.1, 0.1 + 1e-6, 0.1 + 4e-7, 0.2], (300, 4)), 7)
     photo, label = random.integers(0, 3, (2, 300))

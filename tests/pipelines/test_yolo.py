@@ -204,6 +204,21 @@ def test_folders_called_like_splits_are_splits_where_no_file_says_so(tmp_path):
     assert find_data(tmp_path).names == {"0": "cat"}
 
 
+def test_roboflows_darknet_export_and_labelimgs_folder(tmp_path):
+    """Photos and label files side by side, class names among them; their other text files are no labels."""
+    for folder in ("robo/train", "robo/valid", "img"):
+        photo(tmp_path / folder / "a.jpg")
+        write(tmp_path / folder / "a.txt", "1 0.5 0.5 0.2 0.2\n")
+    write(tmp_path / "robo" / "train" / "_darknet.labels", "cat\ndog\n")
+    write(tmp_path / "robo" / "README.dataset.txt", "Set v1\n")
+    source = source_of(tmp_path / "robo", splits=("train", "validation"))
+    assert names_of_photos(source) == {"train/a.jpg": "train", "valid/a.jpg": "validation"}
+    assert ([row["label"] for row in rows(source)], source.class_names) == (["1", "1"], {"0": "cat", "1": "dog"})
+    write(tmp_path / "img" / "classes.txt", "cat\ndog\n")
+    source = source_of(tmp_path / "img", splits=("train", "validation"))
+    assert ([row["file"] for row in rows(source)], source.class_names) == (["a.txt"], {"0": "cat", "1": "dog"})
+
+
 def test_no_name_leads_out_of_the_photo_folder(tmp_path):
     """A list of a stranger names files anywhere: what is read lies in the dataset's folder."""
     photo(tmp_path / "set" / "images" / "a.jpg")
