@@ -116,7 +116,7 @@ def document() -> str:
         f"`{PAIRED[0].name}` ({_meaning(PAIRED[0])}) and `{PAIRED[1].name}` ({_meaning(PAIRED[1])}:",
         f"photo, box, outline and source of each), and the index has `{REFERENCE_PLACES.name}`",
         f"({_meaning(REFERENCE_PLACES)}).",
-        "Commit records (`shards/<shard>.json`) then have `references` (how many are in the shard), `lost_references` (how many",
+        "Commit records (`shards/<shard>.json`) then have `references` (how many the shard has), `lost_references` (how many",
         "could not be cut, by code) and `lost` (which ones: sample, photo, code, detail).",
         "",
     ]
