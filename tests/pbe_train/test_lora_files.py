@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import pbe_train.export
 import pbe_train.sample
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256
@@ -21,6 +22,7 @@ from pbe_train.checkpoints.lora_merge import asked_for, merge_loras
 from pbe_train.editing.edit_settings import EditSettings, LoraRecord, ModelRecord, PictureRecord, weights_hash
 from pbe_train.model.pipeline import Run
 from tests.conftest import Done, call_program
+from tests.pbe_train.published import make_published, write_hub
 
 Weights = dict[str, Tensor]
 # A layer of each kind, with its names in diffusers, in kohya's layout and in the original code.
@@ -284,3 +286,23 @@ def test_a_lora_is_added_before_the_model_is_cast(run_folder: Path, matrices: di
     halved = PaintByExample.from_pretrained(run_folder, device="cpu", loras=[place], precision="bf16").run
     for name, weight in halved.model.kept().items():
         assert torch.equal(weight, exact.model.kept()[name].bfloat16())
+
+
+def test_a_lora_is_merged_into_a_released_model(tmp_path: Path):
+    """Which is no run of this trainer; its licence goes with it, and diffusers' pipeline reads it."""
+    hub = write_hub(tmp_path / "hub", make_published(9))
+    weights = load_file(hub / "unet" / "diffusion_pytorch_model.safetensors")
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = weights[f"{name}.weight"].shape[0]
+    tensors = {f"unet.{name}.lora_A.weight": torch.ones(1, width), f"unet.{name}.lora_B.weight": torch.ones(width, 1)}
+    save_file(tensors, tmp_path / "cup.safetensors")
+    options = ["--model", hub, "--merge", "--lora", f"{tmp_path / 'cup.safetensors'}:0.5", "--format", "diffusers"]
+    done = call_program(pbe_train.export.main, *map(str, options), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    merged = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
+    for key, weight in weights.items():
+        torch.testing.assert_close(merged[key], weight + 0.5 if key == f"{name}.weight" else weight)
+    told = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert told["licence"] == "creativeml-openrail-m"
+    assert [each["name"] for each in told["loras"]] == ["cup.safetensors"]
+    assert "| LoRA in its weights | cup.safetensors, weight 0.5, `" in (tmp_path / "out" / "README.md").read_text()
