@@ -82,7 +82,7 @@ CHANGED = "is not what was written"
         ("latent_npy", array(lambda one: one[:7]), r"\[7, 4, 4\]|fit dataset|expected float16"),
         ("latent_npy", b"not an array", "pickle|not an array|magic"),
         ("mask_json", encode_masks(np.zeros((MASKS, 32, 32), bool)), "a mask is empty"),
-        ("mask_json", encode_masks(np.ones((1, 32, 32), bool)), "1 mask of 32 px"),
+        ("mask_json", encode_masks(np.ones((1, 32, 32), bool)), "1 mask of 32x32 px"),
         ("mask_json", b"[1]", "RLE"),
         ("ref_jpg", b"not a picture", "not_an_image"),
         *((member, None, f"{member.replace('_', '.')} {CHANGED}") for member in READ if member != "view_jpg"),

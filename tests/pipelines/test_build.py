@@ -428,10 +428,10 @@ def test_an_attempt_that_was_overtaken_leaves_what_is_recorded(photos, dataset, 
     orphan, other = (packer_for(photos, unpacked, dataset) for _ in range(2))
     make, before = other._samples, {}
 
-    def overtaken(rows, failures):
+    def overtaken(rows, failures, shape):
         orphan.pack(0)
         before.update({name: stamp for name, stamp in stamps(unpacked).items() if name.startswith("train")})
-        yield from make(rows, failures)
+        yield from make(rows, failures, shape)
 
     monkeypatch.setattr(other, "_samples", overtaken)
     record = other.pack(0).record
