@@ -198,8 +198,7 @@ def out_of_memory(error: Exception, settings: TrainSettings, distributed: Distri
         "--model.gradient_checkpointing true (a third more arithmetic)": not model.gradient_checkpointing,
         "--ema_place cpu (the same average, in the CPU's memory)": settings.ema_decay > 0 and settings.ema_place == "device",
         "--precision bf16": settings.precision == "fp32",
-        "for a new run, --optimizer.state 8bit or --optimizer.place cpu": optimizer.state == "fp32"
-        and optimizer.place == "device",
+        "for a new run, --optimizer.state 8bit or --optimizer.place cpu": plain,
         "for a new run, --model.weights bf16 --precision bf16": model.weights == "fp32",
         """for a new run, --model.train '["attentions", "conditioner"]'""": not model.train,
         "more GPUs, or larger ones": True,
