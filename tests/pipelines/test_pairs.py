@@ -417,3 +417,16 @@ def test_a_crawl_wants_the_photos_of_references_too(tmp_path):
     planned(tmp_path, rows, tmp_path / "a", "--source.validation_share", "0")
     wanted = list_wanted(tmp_path / "a" / "objects.parquet", opened(tmp_path / "a.csv", validation_share=0), [])
     assert sorted(wanted["file_name"].to_pylist()) == ["a.jpg", "b.jpg"]
+
+
+def test_an_extension_moves_no_instance_into_another_split(tmp_path):
+    """Boxes that are told to be of one instance only later: some of its photos would change their split, beside what is packed."""
+    rows = rows_of(4, 4)
+    write_photos(tmp_path, {row["photo"] for row in rows})
+    share = ("--source.validation_share", "0.4")
+    plain = [{name: value for name, value in row.items() if name != "group"} for row in rows]
+    build(tmp_path, write_table(tmp_path / "plain.csv", plain), tmp_path / "dataset", *share)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "dataset").rglob("*.tar")}
+    with pytest.raises(AssertionError, match=r"would be in another split by these annotations \(photo [\w-]+ from \w+ to \w+\)"):
+        build(tmp_path, write_table(tmp_path / "grouped.csv", rows), tmp_path / "dataset", *share, "--extend")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "dataset").rglob("*.tar")} == before

@@ -55,6 +55,7 @@ def test_a_row_that_cannot_be_read_costs_itself(row, reason, says, tmp_path):
     good = "1 0.5 0.5 0.25 0.5"
     before, bad, after = rows(one_photo(tmp_path, f"{good}\n{row}\n\n{good}\n"))
     assert (bad["problem"], bad["row"], bad["file"]) == (reason, 2, "labels/train/a.txt")
+    assert bad["label"] == (None if reason == "bad_row" else "0"), "a row without one would be told to have no label"
     assert says in bad["detail"]
     assert "labels/train/a.txt, row 2: " in bad["detail"]
     for one, line in ((before, 1), (after, 4)):
