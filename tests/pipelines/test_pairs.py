@@ -110,6 +110,15 @@ def test_folders_are_instances_and_number_their_tracks_by_themselves(tmp_path):
     assert [row["group"] for row in boxes_of(opened(path, group_by="folder"))] == ["g0", "g1"]
 
 
+def test_groups_may_be_numbers_as_pandas_writes_them_where_a_cell_is_empty(tmp_path):
+    """Their column is one of floats then."""
+    rows = [{**row, "group": group} for row, group in zip(rows_of(1, 3), (7.0, 7.0, None), strict=True)]
+    found = [
+        [row["group"] for row in boxes_of(opened(write_table(tmp_path / f"boxes.{kind}", rows)))] for kind in ("parquet", "jsonl")
+    ]
+    assert found == [["7", "7", None]] * 2
+
+
 def test_a_folder_of_photos_is_read_without_a_table(tmp_path):
     """Each photo is one box, the whole of it; what is hidden or no photo is none."""
     world = tmp_path / "world"
@@ -420,7 +429,7 @@ def test_a_crawl_wants_the_photos_of_references_too(tmp_path):
 
 
 def test_an_extension_moves_no_instance_into_another_split(tmp_path):
-    """Boxes that are told to be of one instance only later: some of its photos would change their split, beside what is packed."""
+    """Boxes that are told to be of one instance only later: some of its photos would change their split."""
     rows = rows_of(4, 4)
     write_photos(tmp_path, {row["photo"] for row in rows})
     share = ("--source.validation_share", "0.4")
