@@ -198,8 +198,8 @@ def _check_splits_kept(objects: pq.ParquetFile, plan: Path, packed_in: Mapping[s
     if moved:
         raise InputError(
             f"{plan.parent}: {number_of(moved, 'sample')} of the dataset would be in another split by these annotations "
-            f"({example}); --extend only adds: give annotations that keep the splits (own boxes may say them, in a column `split`; "
-            f"instances that are linked anew are in one), or another --out"
+            f"({example}); --extend only adds: give annotations that keep the splits (own boxes may say them, in a column "
+            f"`split`; instances that are linked anew are in one), or another --out"
         )
 
 

@@ -230,3 +230,14 @@ def test_no_name_leads_out_of_the_photo_folder(tmp_path):
     source = source_of(tmp_path / "set", splits=("train",))
     assert list(names_of_photos(source)) == ["images/a.jpg", "secret/b.jpg"]  # The second one is of no file.
     assert rows(source) == []
+
+
+def test_grey_backgrounds_take_an_outline(tmp_path):
+    """Boxes alone leave nothing to cut out: a build that promises it is refused."""
+    one_photo(tmp_path, "0 0.5 0.5 0.5 0.5")
+    source = {"kind": "yolo", "annotations": tmp_path, "photos": tmp_path}
+    settings = BuildSettings(out=tmp_path / "out", source=source, references={"background": "grey"})
+    with pytest.raises(InputError, match=r"grey takes object masks, and .* has none: none of its boxes has an outline"):
+        open_source(settings)
+    one_photo(tmp_path, "0 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.75 0.25 0.5 0.75")
+    assert not open_source(settings).no_masks
