@@ -402,6 +402,24 @@ def test_a_photo_that_is_lost_costs_its_references_and_no_more_until_it_comes(wo
         assert (tmp_path / "dataset" / "shards" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_shard_is_not_packed_again_where_it_would_lose_a_reference(tmp_path):
+    """A photo comes, and another one, of which only a reference was cut, is gone: that one stays, until all are here."""
+    rows = [{**PAIR, **REFERENCE, "reference_photo": name} for name in ("b.jpg", "c.jpg")]
+    table, out = write_table(tmp_path / "pairs.csv", rows), tmp_path / "out"
+
+    def cut() -> list[str]:
+        build(tmp_path, table, out, "--source.validation_share", "0")
+        return [one.file_name for one in built(out)[0].record.references]
+
+    write_photos(tmp_path, {"a.jpg", "c.jpg"})
+    assert cut() == ["c.jpg"]
+    (tmp_path / "c.jpg").unlink()
+    write_photos(tmp_path, {"b.jpg"})
+    assert cut() == ["c.jpg"]
+    write_photos(tmp_path, {"c.jpg"})
+    assert cut() == ["b.jpg", "c.jpg"]
+
+
 def test_pairs_are_cut_as_told_and_a_sample_is_lost_with_its_last_reference(tmp_path):
     names = {"a.jpg", "b.jpg", "c.jpg"}
     write_photos(tmp_path, names)
