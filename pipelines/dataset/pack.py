@@ -154,7 +154,8 @@ class ShardPacker:
         """Pack the shard of this number in the plan, unless it is packed: its last worker may have died before it answered.
 
         Returns:
-            `packed`; or `kept`, where it lacks samples whose photos came, and would lose others, or references, whose photos are gone.
+            `packed`; or `kept`, where it lacks samples whose photos came, and would lose others, or references, whose photos are
+            gone.
 
         Raises:
             InputError: there is no such shard, or it is damaged, and photos of samples that were in it are gone.
