@@ -47,8 +47,8 @@ from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo, VaeIdentity
 
 KEPT = (
-    "{shard}: photos came that it lacked, but photos of samples that are in it cannot be used any more; it is kept as it is, so "
-    "that these samples are not lost: put their photos back to have all of them"
+    "{shard}: photos came that it lacked, but photos of samples or references in it cannot be used any more; it is kept as it "
+    "is, so that these are not lost: put their photos back to have all of them"
 )
 
 

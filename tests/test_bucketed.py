@@ -15,6 +15,7 @@ from PIL import Image
 
 from pbe_core.buckets import nearest_bucket
 from pbe_core.dataset_reader import read_dataset, read_sample
+from pbe_core.errors import InputError
 from pbe_core.images.crop import Window, cut_view
 from pbe_core.images.decode import decode_photo
 from pbe_core.settings import REPOSITORY, load_settings, preset
@@ -223,6 +224,14 @@ def test_two_ranks_see_what_one_sees_and_a_run_goes_on_as_it_was(
         shutil.rmtree(tmp_path / "part" / "checkpoints" / f"step-{step:08d}")
     run_here(settings, tmp_path / "part")
     assert (tmp_path / "part" / "checkpoints" / "step-00000006" / "model.safetensors").read_bytes() == weights[0]
+
+
+def test_shapes_that_the_unet_cannot_halve_are_refused_before_training(settings: list[str], bucketed: Path, tmp_path: Path):
+    """112 px are 14 latent cells: they halve once, not twice."""
+    deeper = {"block_out_channels": [32, 32, 32], "attention": [True, True, False], "norm_groups": 8, "layers_per_block": 1}
+    with pytest.raises(InputError, match=r"160x112, 112x160 px do not halve .* multiples of 32 px; .* views\.buckets"):
+        run_here(settings, tmp_path / "run", "--model.pretrained", "null", "--model.unet", json.dumps(deeper))
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_an_edit_is_of_the_shape_nearest_to_its_photo_and_the_same_alone_or_with_others(trained: Path, tmp_path: Path):

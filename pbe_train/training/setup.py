@@ -59,6 +59,8 @@ class Training:
         check_agreement(distributed, self.checkpoint, state, reader, precision)
 
         model, self.start = make_model(settings, self.vae, state)
+        if not state:
+            check_halving(reader, len(model.unet.config["block_out_channels"]))
         self.identity = identify(model, reader, precision)  # Of the encoder in fp32, whatever it is cast to.
         masters = cast_weights(model, settings, precision)
         self.model = model = prepare(model, settings.model, distributed.device).train()
@@ -104,6 +106,23 @@ def make_model(
     if state:
         return build_model(settings.model, vae.sizes.latent_channels, state.identity.unet, state.identity.mask_channel), None
     return init_from_pretrained(settings, vae)
+
+
+def check_halving(reader: ShardReader, levels: int) -> None:
+    """Refuse views whose latents do not halve evenly down to the U-Net's lowest level: its skips would not fit to each other.
+
+    Raises:
+        InputError: with the shapes, and what their sides must be multiples of.
+    """
+    info = reader.info
+    step = info.vae.downsampling * 2 ** (levels - 1)
+    shapes = info.buckets or ((info.view_size, info.view_size),)
+    if wrong := [f"{width}x{height}" for width, height in shapes if width % step or height % step]:
+        setting = "views.buckets" if info.buckets else "views.size"
+        raise InputError(
+            f"{reader.folder}: views of {', '.join(wrong)} px do not halve evenly down to the U-Net's lowest of {levels} levels: "
+            f"all sides must be multiples of {step} px; build the dataset with other {setting}, or give model.unet fewer levels"
+        )
 
 
 def make_lora_model(settings: TrainSettings, vae: Autoencoder) -> tuple[PaintByExampleModel, LoadReport]:

@@ -531,7 +531,7 @@ class _Reader:
             row["references"] = self._references_of(line, photo, photos)
 
     def _group_of(self, name: str, line: Line) -> str | None:
-        group = _text_of(line, "group") if "group" in self.columns else None
+        group = _label_of(line, "group") if "group" in self.columns else None
         if self.settings.group_by == "column":
             return group
         # Numbers of tracks start anew in each video.
@@ -649,14 +649,14 @@ def _text_of(line: Line, column: str) -> str | None:
     return str(value)
 
 
-def _label_of(line: Line) -> str | None:
-    """The label as text; null where it is empty. The number 2 is the label `2`, also where it was written as 2.0."""
-    value = line.values.get("label")
+def _label_of(line: Line, column: str = "label") -> str | None:
+    """The label, or group, as text; null where it is empty. The number 2 is `2`, also where it was written as 2.0."""
+    value = line.values.get(column)
     if type(value) is float and math.isfinite(value):
         value = str(value)
     if isinstance(value, str) and _FLOAT_OF_WHOLE.fullmatch(value):
         return value[:-2]
-    return value if isinstance(value, str) and is_text(value) and value else _text_of(line, "label")
+    return value if isinstance(value, str) and is_text(value) and value else _text_of(line, column)
 
 
 def _split_of(line: Line) -> str | None:

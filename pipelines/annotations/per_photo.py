@@ -133,6 +133,7 @@ def open_photos(
         rows=reader.rows,
         read_notes=reader.notes,
         notes=tuple(notes),
+        no_masks="" if reader.outlined else "none of its boxes has an outline",
     )
 
 
@@ -165,6 +166,8 @@ class _Reader:
     own_notes: Callable[[], Sequence[str]]
     photos: int = 0
     rows: int = 0
+    outlined: bool = False
+    """Whether any box has an object mask, or may have one."""
     split_by_hash: int = 0
     """Photos whose split the annotations do not say."""
     useless: int = 0
@@ -181,6 +184,7 @@ class _Reader:
         for photo in self.read():
             self.photos += 1
             self.rows += len(photo.boxes)
+            self.outlined |= any(box.segmentation is not None for box in photo.boxes)
             self.split_by_hash += photo.split is None
 
     def read_boxes(self) -> Iterator[pa.RecordBatch]:

@@ -204,7 +204,7 @@ def _read_numbers(path: Path, width: int, height: int) -> UInt8[np.ndarray, "hei
             if picture.mode in ("P", "L"):
                 return np.array(picture, np.uint8)
             colours = np.array(picture.convert("RGB"), np.int64)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from None
     codes = (colours[..., 0] << 16) | (colours[..., 1] << 8) | colours[..., 2]
     numbers = np.zeros(codes.shape, np.uint8)

@@ -38,7 +38,7 @@ def read_xml(path: Path) -> Element:
     try:
         with path.open("rb") as file:
             parser.ParseFile(file)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # The latter for an encoding that nobody knows.
         raise ValueError(f"is no XML that can be read ({error})") from None
     except OSError as error:
         raise ValueError(f"cannot be read ({error.strerror})") from None

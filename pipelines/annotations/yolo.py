@@ -224,7 +224,7 @@ class _Reader:
         ]
 
     def _box(self, line: str, number: int, problem: RowProblem | None) -> Box:
-        cells = line.split()
+        cells, label = line.split(), None
         try:
             if problem:
                 raise problem
@@ -239,7 +239,7 @@ class _Reader:
             numbers = [float(value) for value in values if value is not None]
             return self._shape(label, numbers, number)
         except RowProblem as wrong:
-            return Box(None, None, number, problem=wrong)
+            return Box(label, None, number, problem=wrong)
 
     def _shape(self, label: str, numbers: list[float], number: int) -> Box:
         if len(numbers) <= 5 or self.data.task == "pose":

@@ -49,7 +49,7 @@ class ShardState:
     name: Literal["packed", "kept", "stale", "missing"]
     """`packed`: its commit record is of this plan and fits its files, and no sample that failed can be made now. `stale`: the
     same, but a photo that failed, a reference's too, can be used now. `kept`: it was packed again, and would have lost samples
-    whose photos cannot be used any more, so it is as it was. `missing`: it has no commit record that fits."""
+    or references whose photos cannot be used any more, so it is as it was. `missing`: it has no commit record that fits."""
     record: Record | None = None
     """Its commit record without the list of its failed samples."""
 
@@ -80,7 +80,7 @@ class ShardFolder:
         # What failed in a shard before the dataset was extended is planned in another one.
         stale = record["samples"] < samples and photos_came(self.failed_samples(shard), self.settings)
         if record.get("lost_references") and not stale:
-            stale = photos_came(self._list_in(shard, "lost"), self.settings)
+            stale = photos_came(self.lost_references(shard), self.settings)
         return ShardState("stale" if stale else "packed", record)
 
     def state_after(self, shard: str, before: ShardState, error: str, fingerprints: Collection[str]) -> ShardState:
@@ -119,6 +119,10 @@ class ShardFolder:
     def failed_samples(self, shard: str) -> list[dict[str, Any]]:
         """What could not be packed into a shard whose record fits: rows of `schemas.tables.FAILURES` without the shard."""
         return self._list_in(shard, "failed_samples")
+
+    def lost_references(self, shard: str) -> list[dict[str, Any]]:
+        """References that could not be cut for samples of a shard whose record fits: `LostReference` with key and split."""
+        return self._list_in(shard, "lost")
 
     def _list_in(self, shard: str, name: str) -> list[dict[str, Any]]:
         record = _parse(self._read_all([f"{shard}.json"])[f"{shard}.json"])

@@ -154,7 +154,8 @@ class ShardPacker:
         """Pack the shard of this number in the plan, unless it is packed: its last worker may have died before it answered.
 
         Returns:
-            `packed`; or `kept`, where it lacks samples whose photos came, and would lose others whose photos are gone.
+            `packed`; or `kept`, where it lacks samples whose photos came, and would lose others, or references, whose photos are
+            gone.
 
         Raises:
             InputError: there is no such shard, or it is damaged, and photos of samples that were in it are gone.
@@ -170,7 +171,8 @@ class ShardPacker:
         try:
             with atomic_file(self.folder.local / f"{shard}.tar") as temporary:
                 tar, packed = self._write_tar(temporary, rows, failures, shard_shape(shard))
-                self._check_replaced(shard, before, [failure for failure in failures if failure.key in keys_before])
+                lost = [failure for failure in failures if failure.key in keys_before]
+                self._check_replaced(shard, before, lost, self._loses_references(shard, before, keys_before, packed))
                 # From here to the new record this shard is missing.
                 self.folder.forget(shard)
         except _Keep as keep:
@@ -227,12 +229,22 @@ class ShardPacker:
         self.folder.publish(record)
         return record
 
-    def _check_replaced(self, shard: str, before: ShardState, lost: list[Failure]) -> None:
+    def _loses_references(
+        self, shard: str, before: ShardState, keys_before: frozenset[str], packed: list[tuple[SampleRecord, Location]]
+    ) -> bool:
+        """Whether a sample that is in the shard would lose a reference that it has there."""
+        now = [(sample.key, lost.photo_id) for sample, _ in packed for lost in sample.lost_references]
+        if not now or not before.record:
+            return False
+        known = {(lost["key"], lost["photo_id"]) for lost in self.folder.lost_references(shard)}
+        return any(one[0] in keys_before and one not in known for one in now)
+
+    def _check_replaced(self, shard: str, before: ShardState, lost: list[Failure], fewer_references: bool) -> None:
         """Raise `_Keep` where the shard is not to be replaced, InputError where it would lose samples that nothing else has."""
         now: Record | None = self.folder.read_records([shard], [self.fingerprint]).get(shard)
         if now and now != before.record:
             raise _Keep(ShardState("packed", now))  # A worker that was taken for lost has packed it meanwhile.
-        if lost and now:
+        if (lost or fewer_references) and now:
             raise _Keep(ShardState("kept", now))
         if lost:
             photos = sorted({failure.photo_id for failure in lost})

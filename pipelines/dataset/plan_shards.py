@@ -29,7 +29,7 @@ from pbe_core.files import atomic_file
 from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
 from pipelines.dataset.shapes import PhotoShapes
-from schemas.dataset import shard_group, shard_name
+from schemas.dataset import shard_group, shard_name, shard_split
 from schemas.tables import PLAN, paired
 
 ROWS_PER_GROUP = 16_384
@@ -154,13 +154,14 @@ def extend_plan(
         shapes: of views, as in `write_plan`.
 
     Raises:
-        InputError: a sample that is packed is of an object that is not among the objects any more.
+        InputError: a sample that is packed is of an object that is not among the objects any more, or is in another split now.
     """
     known = PackedKeys(packed)
     table = pq.ParquetFile(objects)
     parts = (table.read_row_group(group) for group in range(table.num_row_groups))
     there: dict[str, int] = {}
     met = 0
+    packed_in: dict[str, list[pa.Array]] = {}
     before = Plan(plan)
     with writing_plan(plan, is_paired(table) or "group" in before.columns) as add:
         for shard, rows in before.tables(before.columns):
@@ -169,6 +170,7 @@ def extend_plan(
             there[shard_group(shard)] = int(shard.rpartition("-")[2]) + 1
             rows = rows.filter(pa.array(known.hold(rows["key"].combine_chunks())))
             if len(rows):
+                packed_in.setdefault(shard_split(shard), []).append(rows["key"].combine_chunks())
                 add(rows)
         for new in plan_samples(parts, views, samples, there, known, shapes):
             add(new)
@@ -180,6 +182,26 @@ def extend_plan(
                 f"{plan.parent}: {number_of(len(packed) - met, 'sample')} of the dataset belong to boxes that these settings or "
                 f"annotations do not accept; --extend only adds: give settings that accept all that is there, or another --out"
             )
+        _check_splits_kept(table, plan, {split: PackedKeys(pa.concat_arrays(keys)) for split, keys in packed_in.items()}, views)
+
+
+def _check_splits_kept(objects: pq.ParquetFile, plan: Path, packed_in: Mapping[str, "PackedKeys"], views: int) -> None:
+    """Raises InputError where a packed sample's object is in another split now: its instance would be in two."""
+    moved, example = 0, ""
+    for group in range(objects.num_row_groups):
+        for now, rows in _by_split(objects.read_row_group(group, ["object_id", "photo_id", "split"])):
+            keys = _keys(rows["object_id"], views)
+            for split, packed in packed_in.items():
+                found = np.flatnonzero(packed.hold(keys)) if split != now else np.zeros(0, np.int64)
+                moved += len(found)
+                if len(found) and not example:
+                    example = f"photo {rows['photo_id'][int(found[0]) // views].as_py()} from {split} to {now}"
+    if moved:
+        raise InputError(
+            f"{plan.parent}: {number_of(moved, 'sample')} of the dataset would be in another split by these annotations "
+            f"({example}); --extend only adds: give annotations that keep the splits (own boxes may say them, in a column "
+            f"`split`; instances that are linked anew are in one), or another --out"
+        )
 
 
 def is_paired(objects: pq.ParquetFile) -> bool:

@@ -208,7 +208,7 @@ def test_a_bad_photo_costs_its_own_samples_and_nothing_else(dataset, photos, tmp
     for path in gone:
         path.rename(path.with_suffix(".away"))
     done = run_build(*build_options(broken, out))
-    assert "photos of samples that are in it cannot be used any more" in done.stderr
+    assert "photos of samples or references in it cannot be used any more" in done.stderr
     assert hashes(out) == made
     assert read_dataset(out).books == books
     for path in gone:

@@ -110,6 +110,15 @@ def test_folders_are_instances_and_number_their_tracks_by_themselves(tmp_path):
     assert [row["group"] for row in boxes_of(opened(path, group_by="folder"))] == ["g0", "g1"]
 
 
+def test_groups_may_be_numbers_as_pandas_writes_them_where_a_cell_is_empty(tmp_path):
+    """Their column is one of floats then."""
+    rows = [{**row, "group": group} for row, group in zip(rows_of(1, 3), (7.0, 7.0, None), strict=True)]
+    found = [
+        [row["group"] for row in boxes_of(opened(write_table(tmp_path / f"boxes.{kind}", rows)))] for kind in ("parquet", "jsonl")
+    ]
+    assert found == [["7", "7", None]] * 2
+
+
 def test_a_folder_of_photos_is_read_without_a_table(tmp_path):
     """Each photo is one box, the whole of it; what is hidden or no photo is none."""
     world = tmp_path / "world"
@@ -393,6 +402,24 @@ def test_a_photo_that_is_lost_costs_its_references_and_no_more_until_it_comes(wo
         assert (tmp_path / "dataset" / "shards" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_a_shard_is_not_packed_again_where_it_would_lose_a_reference(tmp_path):
+    """A photo comes, and another one, of which only a reference was cut, is gone: that one stays, until all are here."""
+    rows = [{**PAIR, **REFERENCE, "reference_photo": name} for name in ("b.jpg", "c.jpg")]
+    table, out = write_table(tmp_path / "pairs.csv", rows), tmp_path / "out"
+
+    def cut() -> list[str]:
+        build(tmp_path, table, out, "--source.validation_share", "0")
+        return [one.file_name for one in built(out)[0].record.references]
+
+    write_photos(tmp_path, {"a.jpg", "c.jpg"})
+    assert cut() == ["c.jpg"]
+    (tmp_path / "c.jpg").unlink()
+    write_photos(tmp_path, {"b.jpg"})
+    assert cut() == ["c.jpg"]
+    write_photos(tmp_path, {"c.jpg"})
+    assert cut() == ["b.jpg", "c.jpg"]
+
+
 def test_pairs_are_cut_as_told_and_a_sample_is_lost_with_its_last_reference(tmp_path):
     names = {"a.jpg", "b.jpg", "c.jpg"}
     write_photos(tmp_path, names)
@@ -417,3 +444,16 @@ def test_a_crawl_wants_the_photos_of_references_too(tmp_path):
     planned(tmp_path, rows, tmp_path / "a", "--source.validation_share", "0")
     wanted = list_wanted(tmp_path / "a" / "objects.parquet", opened(tmp_path / "a.csv", validation_share=0), [])
     assert sorted(wanted["file_name"].to_pylist()) == ["a.jpg", "b.jpg"]
+
+
+def test_an_extension_moves_no_instance_into_another_split(tmp_path):
+    """Boxes that are told to be of one instance only later: some of its photos would change their split."""
+    rows = rows_of(4, 4)
+    write_photos(tmp_path, {row["photo"] for row in rows})
+    share = ("--source.validation_share", "0.4")
+    plain = [{name: value for name, value in row.items() if name != "group"} for row in rows]
+    build(tmp_path, write_table(tmp_path / "plain.csv", plain), tmp_path / "dataset", *share)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "dataset").rglob("*.tar")}
+    with pytest.raises(AssertionError, match=r"would be in another split by these annotations \(photo [\w-]+ from \w+ to \w+\)"):
+        build(tmp_path, write_table(tmp_path / "grouped.csv", rows), tmp_path / "dataset", *share, "--extend")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "dataset").rglob("*.tar")} == before

@@ -163,6 +163,7 @@ def test_vocs_colours():
         ("<!DOCTYPE annotation [<!ENTITY a 'b'>]><annotation>&a;</annotation>", "declares a document type"),
         ("<a>" * 60 + "</a>" * 60, "more than 50 deep"),
         ("", "is no XML that can be read"),
+        ("<?xml version='1.0' encoding='none'?><annotation/>", "is no XML that can be read"),
     ],
 )
 def test_xml_that_is_none_is_a_reject_and_opens_nothing(text, says, tmp_path):

@@ -55,6 +55,7 @@ def test_a_row_that_cannot_be_read_costs_itself(row, reason, says, tmp_path):
     good = "1 0.5 0.5 0.25 0.5"
     before, bad, after = rows(one_photo(tmp_path, f"{good}\n{row}\n\n{good}\n"))
     assert (bad["problem"], bad["row"], bad["file"]) == (reason, 2, "labels/train/a.txt")
+    assert bad["label"] == (None if reason == "bad_row" else "0"), "a row without one would be told to have no label"
     assert says in bad["detail"]
     assert "labels/train/a.txt, row 2: " in bad["detail"]
     for one, line in ((before, 1), (after, 4)):
@@ -229,3 +230,14 @@ def test_no_name_leads_out_of_the_photo_folder(tmp_path):
     source = source_of(tmp_path / "set", splits=("train",))
     assert list(names_of_photos(source)) == ["images/a.jpg", "secret/b.jpg"]  # The second one is of no file.
     assert rows(source) == []
+
+
+def test_grey_backgrounds_take_an_outline(tmp_path):
+    """Boxes alone leave nothing to cut out: a build that promises it is refused."""
+    one_photo(tmp_path, "0 0.5 0.5 0.5 0.5")
+    source = {"kind": "yolo", "annotations": tmp_path, "photos": tmp_path}
+    settings = BuildSettings(out=tmp_path / "out", source=source, references={"background": "grey"})
+    with pytest.raises(InputError, match=r"grey takes object masks, and .* has none: none of its boxes has an outline"):
+        open_source(settings)
+    one_photo(tmp_path, "0 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.75 0.25 0.5 0.75")
+    assert not open_source(settings).no_masks
