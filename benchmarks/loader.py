@@ -136,10 +136,15 @@ class FromMembers(ShardReader):
         self.folder = reader.folder
         self.info = reader.info
         self.counts = reader.counts
+        self.shards = reader.shards
         self.members: Mapping[str, bytes] = {}
 
     def read_for_training(
-        self, place: SampleLocation, choose: Callable[[str, int], int], outlined: bool = False
+        self,
+        place: SampleLocation,
+        choose: Callable[[str, int], int],
+        outlined: bool = False,
+        choose_references: Callable[[str, int], tuple[int, ...]] | None = None,
     ) -> TrainingSample:
         """Decode what was streamed, with the reader's own decoders."""
         members = {name.replace(".", "_"): data for name, data in self.members.items() if isinstance(data, bytes)}

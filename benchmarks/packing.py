@@ -144,7 +144,7 @@ class NullEncoder:
 
 def leave_out_the_vae() -> None:
     """Packers of this process get an encoder that does nothing. Ray's workers call this before anything else."""
-    pipelines.dataset.pack.load_encoder = lambda settings, device: NullEncoder()
+    pipelines.dataset.pack.load_encoder = lambda settings, device, shapes: NullEncoder()
 
 
 def plan(world: Path, out: Path, shard_samples: int) -> BuildSettings:
@@ -279,7 +279,7 @@ def measure_pack(settings: BuildSettings) -> tuple[list[Measurement], list[Compa
 
     def prepare() -> None:
         failures: list[Failure] = []
-        for _ in packer._prepared(rows, failures):  # The packer's own: as many threads, as far ahead.
+        for _ in packer._prepared(rows, failures, None):  # The packer's own: as many threads, as far ahead.
             pass
         assert not failures
 

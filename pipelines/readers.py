@@ -136,11 +136,11 @@ READERS = {
         ),
         # Annotators of Open Images and COCO saw the pixels as stored, whatever a photo's EXIF says.
         Reader("coco", _in("coco"), frame="stored", masks=True, flags=("group_of",), annotation_ids=True),
-        Reader("coco_panoptic", _in("coco_panoptic"), frame="stored", masks=True, flags=("group_of",)),
         Reader("boxes", _in("own_boxes"), masks=True, takes_unit=True, takes_group_by=True),
         Reader("yolo", _in("yolo"), masks=True),
         Reader("voc", _in("voc"), masks=True, flags=("occluded", "truncated")),
         Reader("label_studio", _in("label_studio"), masks=True),
         Reader("cvat", _in("cvat"), masks=True, flags=("occluded",)),
+        Reader("coco_panoptic", _in("coco_panoptic"), frame="stored", masks=True, flags=("group_of",)),
     )
 }

@@ -1,11 +1,12 @@
 """A new kind of object, which no network of the tiny world has seen: ten photos of one individual, and questions about it.
 
-    DIR/photos/00.jpg ... 09.jpg    scenes with the individual among objects of known kinds
-    DIR/boxes.csv                   photo,x_min,y_min,x_max,y_max,label: a line a photo, in px, around that individual alone
+    DIR/photos/00.jpg ... 09.jpg    scenes with the individual among objects of known kinds; then some of known kinds alone
+    DIR/boxes.csv                   photo,x_min,y_min,x_max,y_max,label: in px, around all that is whole in them
     DIR/questions/                  a pair set: that individual elsewhere (its label: the new kind's name), and the known kinds
 
 So a LoRA of a few photos is asked two things: does the model know the new object now, and does it still know the others? The
-photos are what a user would bring, as `source.kind: boxes` reads them; scenes are numbered beyond all other ones.
+photos are what a user would bring, as `source.kind: boxes` reads them; scenes are numbered beyond all other ones. Known things
+have boxes too, in photos of their own: a model that is shown one object alone paints it whatever it is asked for.
 
 Usage:  python -m tiny_world.new_kind --out DIR                              # photos and questions: half a minute
         pbe build --config lora_tiny --source.annotations DIR/boxes.csv --source.photos DIR/photos --out DIR/dataset
@@ -34,9 +35,10 @@ from tiny_world.make_questions import Photo, Question, another_look, cut, longer
 from tiny_world.make_questions import write_questions as write_pairs
 from tiny_world.scenes import Box, Scene, plan_scene, render_scene
 
-SPLIT = "validation"
-"""Whose individuals of known kinds stand beside the new one: those that no training saw."""
-FIRST_PHOTO, FIRST_QUESTION = 2_000_000, 3_000_000
+SPLIT, BESIDE = "validation", "train"
+"""Whose individuals of known kinds the questions are about, which no training saw; and whose stand beside the new one in the
+photos to learn from, which the model knows."""
+FIRST_PHOTO, FIRST_KNOWN, FIRST_QUESTION = 2_000_000, 2_500_000, 3_000_000
 LEAST_SIDE_PX = 40
 """Of the individual in a photo to learn from: people who want an object known photograph it from near."""
 OTHERS_SEED = 1
@@ -47,10 +49,10 @@ def the_new_one() -> Instance:
     return instance(0, "new", ALL_KINDS.index(NEW_KIND), 0)
 
 
-def scenes_with(who: Instance, first: int) -> Iterator[tuple[int, Scene]]:
-    """Scenes in which an individual stands in front, in the place of another, and their numbers."""
+def scenes_with(who: Instance, first: int, split: str) -> Iterator[tuple[int, Scene]]:
+    """Scenes in which an individual stands in front of others of a split, in the place of one, and their numbers."""
     for index in count(first):
-        scene = plan_scene(0, SPLIT, index)
+        scene = plan_scene(0, split, index)
         if not scene.is_group:
             yield index, replace(scene, objects=(*scene.objects[:-1], (who, scene.objects[-1][1])))
 
@@ -60,23 +62,35 @@ def box_of(who: Instance, seen: Sequence[tuple[Instance, Box]]) -> Box | None:
     return next((box for shown, box in seen if shown == who), None)
 
 
-def new_photos(number: int) -> Iterator[tuple[Photo, Box]]:
-    """Photos with the individual, whole and not small (RGB, 0-255), and its box."""
+def new_photos(number: int) -> Iterator[tuple[Photo, list[Box]]]:
+    """Photos with the individual, whole and not small (RGB, 0-255); its box, and those of what else is whole."""
     who, settings = the_new_one(), settings_of(0)
-    for _, scene in scenes_with(who, FIRST_PHOTO):
+    for _, scene in scenes_with(who, FIRST_PHOTO, BESIDE):
         if number == 0:
             return
         _, seen = look_at(scene, settings)
         box = box_of(who, seen)
-        if box and not box.is_truncated and not box.is_occluded and longer_side_px(scene, box) >= LEAST_SIDE_PX:
-            yield render_scene(scene)[0], box
+        if box and is_whole(box) and longer_side_px(scene, box) >= LEAST_SIDE_PX:
+            yield render_scene(scene)[0], [box, *(other for shown, other in seen if shown != who and is_whole(other))]
             number -= 1
+
+
+def known_photos(number: int) -> Iterator[tuple[Photo, list[Box]]]:
+    """Photos of known kinds (RGB, 0-255), and the boxes of all that is whole in them; some photos have none."""
+    for index in range(FIRST_KNOWN, FIRST_KNOWN + number):
+        photo, seen = look_at(plan_scene(0, BESIDE, index), settings_of(0))
+        yield photo, [box for _, box in seen if is_whole(box)]
+
+
+def is_whole(box: Box) -> bool:
+    """Whether all of an object is seen."""
+    return not (box.is_truncated or box.is_occluded or box.is_group)
 
 
 def new_questions(number: int) -> Iterator[Question]:
     """Questions as `tiny_world.make_questions` asks them, of the individual alone; also where the photo's edge cuts it off."""
     who, settings = the_new_one(), settings_of(0)
-    for index, scene in scenes_with(who, FIRST_QUESTION):
+    for index, scene in scenes_with(who, FIRST_QUESTION, SPLIT):
         if number == 0:
             return
         photo, seen = look_at(scene, settings)
@@ -91,7 +105,7 @@ def new_questions(number: int) -> Iterator[Question]:
         number -= 1
 
 
-def write(out: Path, photos: int, new: int, others: int) -> None:
+def write(out: Path, photos: int, known: int, new: int, others: int) -> None:
     """Write photos, boxes and questions; the same arguments give the same bytes.
 
     Raises:
@@ -105,11 +119,13 @@ def write(out: Path, photos: int, new: int, others: int) -> None:
         with (folder / "boxes.csv").open("w", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("photo", "x_min", "y_min", "x_max", "y_max", "label"))
-            for number, (photo, box) in enumerate(new_photos(photos)):
-                height, width = photo.shape[:2]
+            for number, (photo, boxes) in enumerate(chain(new_photos(photos), known_photos(known))):
+                sides = photo.shape[1::-1] * 2
                 (folder / "photos" / f"{number:02d}.jpg").write_bytes(jpeg(photo))
-                edges = (round(box.x_min * width), round(box.y_min * height), round(box.x_max * width), round(box.y_max * height))
-                rows.writerow((f"{number:02d}.jpg", *edges, NEW_KIND.name))
+                for box in boxes:
+                    fractions = (box.x_min, box.y_min, box.x_max, box.y_max)
+                    edges = [round(fraction * side) for fraction, side in zip(fractions, sides, strict=True)]
+                    rows.writerow((f"{number:02d}.jpg", *edges, ALL_KINDS[box.kind].name))
         asked = chain(new_questions(new), questions(others, OTHERS_SEED, SPLIT))
         write_pairs(folder / "questions", tqdm(asked, "questions", new + others, mininterval=1))
         folder.rename(out)
@@ -154,14 +170,15 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, help="folder to write; must not be there")
     what.add_argument("--compare", type=Path, metavar="RESULT", help="the --out of an evaluation of two models on the questions")
-    parser.add_argument("--photos", type=int, default=10)
+    parser.add_argument("--photos", type=int, default=10, help="of the new one")
+    parser.add_argument("--known", type=int, default=24, help="photos of known kinds beside them")
     parser.add_argument("--new", type=int, default=160, help="questions about the new kind")
     parser.add_argument("--others", type=int, default=240, help="questions about the known kinds")
     settings = parser.parse_args()
     if settings.compare:
         print(compare(settings.compare))
     else:
-        write(settings.out, settings.photos, settings.new, settings.others)
+        write(settings.out, settings.photos, settings.known, settings.new, settings.others)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class MaskError(Exception):
 
 @dataclass(frozen=True)
 class MaskFiles:
-    """All PNGs of some zips and folders, known by hashes of their base names: 22 bytes each."""
+    """All PNGs of some zips and folders, known by hashes of their base names: 32 bytes each."""
 
     root: Path
     """The folder of the annotations, from which places count."""

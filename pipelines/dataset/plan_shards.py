@@ -67,11 +67,12 @@ class PlanRow:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "PlanRow":
-        """The fields that a row of a table has among others."""
-        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls) if field.name in row})
+        """The fields that a row of a table has among others; some only where the source says which boxes belong together."""
+        return cls(**{name: row[name] for name in _READ if name in row or name not in _OPTIONAL})
 
 
 _READ = {field.name for field in dataclasses.fields(PlanRow)}
+_OPTIONAL = {field.name for field in dataclasses.fields(PlanRow) if field.default is not dataclasses.MISSING}
 
 
 class Plan:

@@ -191,9 +191,10 @@ def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[S
             extend_plan(out / "objects.parquet", out / "plan.parquet", finished, packed_keys, *sizes)
         else:
             write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
+        hashes = _hashes(out)
     if shapes:
         _check_shapes_known(shapes, settings)
-    return selection, _hashes(out)
+    return selection, hashes
 
 
 def _check_shapes_known(shapes: PhotoShapes, settings: BuildSettings) -> None:

@@ -78,6 +78,7 @@ def test_the_tables(cost: Cost, settings: TrainSettings):
     assert table["T4"][-1] == "none"
 
 
+@pytest.mark.long
 def test_the_guides_tables_of_memory_are_what_is_counted(cost: Cost, settings: TrainSettings, capsys, monkeypatch):
     """That of batches, and that of the presets for small GPUs as `--tiers` prints it; each preset leaves a tenth of its card."""
     model = settings.model.model_copy(update={"gradient_checkpointing": True})

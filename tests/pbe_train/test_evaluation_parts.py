@@ -130,9 +130,12 @@ def test_sizes_in_common(tmp_path):
 def test_the_whole_of_a_square_photo_is_the_view():
     mask = np.zeros((64, 64), bool)
     mask[20:30, 40:50] = True
-    assert view_window(mask, "whole") == Window(0, 0, 64)
-    assert view_window(mask, "region") != Window(0, 0, 64)
-    assert view_window(mask[:60], "whole") == view_window(mask[:60], "region")
+    shape = (64, 64)
+    assert view_window(mask, "whole", shape) == Window(0, 0, 64)
+    assert view_window(mask, "region", shape) != Window(0, 0, 64)
+    assert view_window(mask[:60], "whole", shape) == view_window(mask[:60], "region", shape)
+    # Of views that are not square, a photo of their aspect.
+    assert view_window(mask[:32], "whole", (128, 64)) == Window(0, 0, 64, 32)
 
 
 def question(pairs, judges, features, real, **more) -> Question:

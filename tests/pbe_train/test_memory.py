@@ -57,7 +57,8 @@ def test_what_saves_memory_is_counted_to_save_it(world: World, tmp_path: Path):
 
     whole = of()
     assert of("--model.gradient_checkpointing=true").working < 0.8 * whole.working
-    assert of("--optimizer.state=8bit").moments < 0.3 * whole.moments
+    # At full size a quarter and a little: of this model much is in small tensors, which keep 32 bits.
+    assert of("--optimizer.state=8bit").moments < 0.5 * whole.moments
     short, copies = of("--model.weights=bf16"), of("--model.weights=bf16", "--optimizer.place=cpu")
     assert short.weights == pytest.approx(whole.weights / 2, rel=0.01)
     assert (short.gradients, copies.masters) == (whole.gradients // 2, whole.gradients)

@@ -225,7 +225,7 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(tmp_path):
         ("rows.csv", b"photo,mask,reference\n", "no pair in it"),
         ("rows.csv", "photo,mask,reference\n".encode("utf-16"), "no UTF-8"),
         ("rows.csv", b"photo,mask,reference\na\0,b,c\n", "no file|not CSV"),
-        ("rows.csv", b"photo,mask,reference\n" + b"a" * 200_000 + b",b,c\n", "not CSV"),
+        ("rows.csv", b"photo,mask,reference\n" + b"a" * 200_000 + b",b,c\n", "no file|not CSV"),
         ("rows.jsonl", b'{"photo": "a"\n', "line 1: not JSON"),
         ("rows.jsonl", b"[1]\n", "no JSON object"),
         ("rows.jsonl", b"[" * 100_000, "line 1: not JSON"),

@@ -49,7 +49,7 @@ def sound(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 PLAIN = {
     "photo_id": "7", "label": "3", "x_min": 0.1, "x_max": 0.6, "y_min": 0.25, "y_max": 0.75, "is_group_of": 0,
     "is_occluded": -1, "is_truncated": -1, "is_depiction": -1, "is_inside": -1, "segmentation": None,
-    "split": "train", "file": "boxes.json", "row": 1, "problem": None, "detail": None,
+    "split": "train", "file": "boxes.json", "row": 1, "problem": None, "detail": None, "group": None, "references": None,
 }  # fmt: skip
 MASK = compress_mask([POLYGON], 40, 20)
 

@@ -17,15 +17,19 @@ from tiny_world import new_kind
 from tiny_world.kinds import KINDS, NEW_KIND
 
 
-def test_photos_boxes_and_questions_show_the_new_one_alone(tmp_path: Path) -> None:
+def test_photos_boxes_and_questions_show_the_new_one_and_known_kinds(tmp_path: Path) -> None:
     """The same bytes twice; each photo's box is where the individual's colours are; known kinds are asked for beside it."""
     for name in ("one", "two"):
-        new_kind.write(tmp_path / name, photos=3, new=2, others=16)
+        new_kind.write(tmp_path / name, photos=3, known=3, new=2, others=16)
     files = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*") if path.is_file()}
     assert all((tmp_path / "two" / name).read_bytes() == data for name, data in files.items())
     with (tmp_path / "one" / "boxes.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        boxes = list(csv.DictReader(file))
+    rows = [row for row in boxes if row["label"] == NEW_KIND.name]
     assert [row["photo"] for row in rows] == ["00.jpg", "01.jpg", "02.jpg"]
+    known = {row["photo"] for row in boxes if row["label"] in {kind.name for kind in KINDS}}
+    assert known & {"03.jpg", "04.jpg", "05.jpg"}
+    assert len(list((tmp_path / "one" / "photos").iterdir())) == 6
     turquoise = np.array(new_kind.the_new_one().first)
     for row in rows:
         photo = np.asarray(Image.open(tmp_path / "one" / "photos" / row["photo"])) / 255
