@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -96,7 +96,7 @@ def load_settings(
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config, rest = find_config(arguments, default_config)
-    values = read_section(config, section) if config else {}
+    values = read_section(config, section, program) if config else {}
     if "--help" in rest or "-h" in rest:
         print(f"usage: --config FILE reads the `{section}:` section of a YAML file (default: {_shown(default_config)});")
         print(f"       --config {NO_CONFIG} reads no file: plain defaults, and all that has none is to be given here;")
@@ -130,15 +130,20 @@ def _origin(config: Path | None, section: str, by_default: bool) -> str:
     return f"{files}, as no --config is given (--config {NO_CONFIG} reads no file)" if by_default else files
 
 
-def read_section(path: Path, section: str) -> dict[str, Any]:
+def read_section(path: Path, section: str, program: type[BaseModel] | None = None) -> dict[str, Any]:
     """The mapping under `section` of a YAML file, over that of its base; empty if there are other known sections only.
+
+    Args:
+        path: of the file.
+        section: `build` or `train`.
+        program: the pydantic model of the section, which says of which groups null is a value (`lora: null`).
 
     Raises:
         InputError: a file is missing, is not YAML, has a top-level key that is no section, or bases go in a circle.
     """
     values: dict[str, Any] = {}
     for _, own in reversed(_read_layers(path, section)):
-        values = _merge(values, own)
+        values = _merge(values, own, program)
     return values
 
 
@@ -191,16 +196,28 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `above` over those of `below`, group by group; an empty group says nothing, any other null is a value."""
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any], model: type[BaseModel] | None) -> dict[str, Any]:
+    """The values of `above` over those of `below`, group by group; an empty group says nothing, any other null is a value.
+
+    So is the null of a group that may be left out as a whole: it takes out what the base says of it.
+    """
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if isinstance(old, dict) and (value is None or isinstance(value, dict)):
-            merged[key] = _merge(old, value or {})
+        group, optional = _group_of(model, key)
+        if isinstance(old, dict) and (isinstance(value, dict) or (value is None and not optional)):
+            merged[key] = _merge(old, value or {}, group)
         else:
             merged[key] = value
     return merged
+
+
+def _group_of(model: type[BaseModel] | None, key: str) -> tuple[type[BaseModel] | None, bool]:
+    """The model of the group under a key, if one is known, and whether null may stand in its place."""
+    field = model.model_fields.get(key) if model else None
+    kinds = get_args(field.annotation) or (field.annotation,) if field else ()
+    groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return groups[0] if groups else None, type(None) in kinds
 
 
 def dump_settings(settings: BaseModel, section: str) -> str:

@@ -31,7 +31,7 @@ from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, prefi
 from pbe_train.checkpoints.known_sizes import CLIP, CLIP_SIZES, PAINT_BY_EXAMPLE, STABLE_DIFFUSION, U_NETS, VAE_SIZES, VAES
 from pbe_train.checkpoints.ldm_format import read_ldm
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
-from pbe_train.checkpoints.starts import as_start, plain_config
+from pbe_train.checkpoints.starts import as_start, plain_config, turned
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_file, read_state
 from pbe_train.config import LoraSettings, MaskChannel, ModelSettings, TrainSettings, UNetSettings
 from pbe_train.model.lora import layers_of, merged, misfits
@@ -110,6 +110,8 @@ def _read_with_base(checkpoint: Path, state: CheckpointState, lora: Tensors) -> 
         base = read_pretrained(named)
     except InputError as error:
         raise InputError(f"{where}, cannot be read, and a LoRA alone is no model: {error}") from None
+    if base.mask_channel == "repaint" and state.identity.mask_channel == "keep":
+        base = turned(base)  # As it was when the run began.
     tensors = prefixed("unet.", base.unet) | prefixed("conditioner.", base.conditioner or {})
     found = weights_sha256(tensors)
     if found != state.identity.base_sha256:

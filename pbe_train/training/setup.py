@@ -145,7 +145,8 @@ def make_lora_model(settings: TrainSettings, vae: Autoencoder) -> tuple[PaintByE
     torch.manual_seed(name_hash(settings.seed, "train", "lora", bits=32))
     with_lora(model, settings.lora, sha256)
     layers = number_of(len(model.kept()) // 2, "layer")
-    return model, replace(start, new=[f"a LoRA of rank {settings.lora.rank} in {layers}, which at first changes nothing"])
+    new = f"a LoRA of rank {settings.lora.rank} in {layers}, which at first changes nothing"
+    return model, replace(start, new=[*start.new, new])
 
 
 def with_own_start(settings: TrainSettings, state: CheckpointState, distributed: Distributed) -> TrainSettings:

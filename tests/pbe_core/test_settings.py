@@ -91,6 +91,21 @@ def test_a_base_has_a_base_and_a_null_goes_over_a_value_but_an_empty_group_says_
     assert read_section(Path(path), "build") == {"out": "b", "views": {"size": 64, "kind": "round"}, "label": None}
 
 
+def test_a_null_takes_out_a_group_that_may_be_left_out(config):
+    class Whole(Program):
+        """A program."""
+
+        out: Path = Path("a")
+        """Where to."""
+        views: Views | None = None
+        """Views, if any."""
+
+    path = config("build: {views: {size: 64}}", "base: ../base.yaml\nbuild: {views: null}")
+    assert load_settings(Whole, "build", ["--config", path]).views is None
+    Path(path).write_text("base: ../base.yaml\nbuild: {views: {kind: round}}")
+    assert load_settings(Whole, "build", ["--config", path]).views == Views(size=64, kind="round")
+
+
 @pytest.mark.parametrize(
     ("base", "own", "parts"),
     [

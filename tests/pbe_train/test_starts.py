@@ -291,6 +291,25 @@ def test_a_training_begins_and_goes_on(starts, world: World, tmp_path: Path):
         assert torch.equal(tensor, parts.model.kept()[name]), name
 
 
+def test_a_lora_beside_a_base_whose_mask_is_turned(world: World, starts, tmp_path: Path):
+    """It is painted with, and is a start, beside the base as it was trained beside: turned. And the report says that it was."""
+    start = starts("1", True)
+    folder = shutil.copytree(start.folder, tmp_path / "start")
+    shutil.rmtree(folder / "vae")
+    shutil.copytree(world.vae, folder / "vae")
+    options = ("--global_batch=2", "--model.mask_to_latent=nearest", "--pictures.every=0", "--validation.every=0")
+    options += ("--loader.workers=0", "--steps=1")
+    one = Distributed(0, 1, torch.device("cpu"))
+    train(world.settings(tmp_path / "base", *options, f"--model.pretrained={folder}"), one)
+    beside = (f"--model.pretrained={tmp_path / 'base'}", "--model.mask_channel=keep", "--lora.rank=2")
+    train(world.settings(tmp_path / "lora", *options, *beside), one)
+    base, loaded = load_run(tmp_path / "base", device="cpu"), load_run(tmp_path / "lora", device="cpu")
+    assert (base.model.mask_channel, loaded.model.mask_channel) == ("repaint", "keep")
+    assert torch.equal(loaded.model.unet.conv_in.weight[:, -1], -base.model.unet.conv_in.weight[:, -1])
+    new = json.loads((tmp_path / "lora" / "start.json").read_text())["new"]
+    assert ["1 means keep" in new[0], "a LoRA of rank 2" in new[1]] == [True, True]
+
+
 def test_a_model_that_paints_by_words_does_not_paint_here(starts):
     with pytest.raises(InputError, match="a Stable Diffusion 2 inpainting model, which paints by words; train it first"):
         load_model(starts("2", True).folder, device="cpu")
