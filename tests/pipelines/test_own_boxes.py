@@ -19,7 +19,7 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_core.images import decode as decode_module
 from pbe_core.settings import REPOSITORY, load_settings, preset
-from pipelines.annotations import own_boxes
+from pipelines.annotations import own_lines
 from pipelines.annotations.own_boxes import open_boxes
 from pipelines.annotations.source import Source, assign_splits, photo_id_of
 from pipelines.config import BuildSettings, SourceSettings
@@ -448,7 +448,7 @@ def test_the_names_of_the_page_are_read():
     others = [(name, ours) for ours, names in table for name in re.findall(r"\w+", names.replace("and so for y", ""))]
     assert {"image_path", "x0", "bottom", "class_name", "license"} <= {name for name, _ in others}
     for name, ours in others:
-        (column, *_) = own_boxes._columns_of((name, "x0", "y0") if name in ("x0", "y0") else (name,)).columns
+        (column, *_) = own_lines.columns_of((name, "x0", "y0") if name in ("x0", "y0") else (name,)).columns
         assert f"`{column}`" in ours, name
 
 
