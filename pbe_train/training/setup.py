@@ -109,19 +109,19 @@ def make_model(
 
 
 def check_halving(reader: ShardReader, levels: int) -> None:
-    """Refuse views whose latents do not halve evenly down to the U-Net's lowest level: its skips would not fit to each other.
+    """Refuse buckets whose latents do not halve evenly down to the U-Net's lowest level: no edit could have their shapes.
+
+    Squares are not asked: runs of such sizes have always been trained, as diffusers' U-Net takes odd latents.
 
     Raises:
         InputError: with the shapes, and what their sides must be multiples of.
     """
     info = reader.info
     step = info.vae.downsampling * 2 ** (levels - 1)
-    shapes = info.buckets or ((info.view_size, info.view_size),)
-    if wrong := [f"{width}x{height}" for width, height in shapes if width % step or height % step]:
-        setting = "views.buckets" if info.buckets else "views.size"
+    if wrong := [f"{width}x{height}" for width, height in info.buckets or () if width % step or height % step]:
         raise InputError(
             f"{reader.folder}: views of {', '.join(wrong)} px do not halve evenly down to the U-Net's lowest of {levels} levels: "
-            f"all sides must be multiples of {step} px; build the dataset with other {setting}, or give model.unet fewer levels"
+            f"all sides must be multiples of {step} px; build it with other views.buckets, or give model.unet fewer levels"
         )
 
 
