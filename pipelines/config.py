@@ -23,11 +23,6 @@ FlagName = Literal["occluded", "truncated", "group_of", "depiction", "inside"]
 SPLITS = ("train", "validation", "test")
 
 
-def without(content: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What is written of settings: later ones only where they are not as ever, so that old builds keep their fingerprints."""
-    return {name: value for name, value in content.items() if name not in defaults or value != defaults[name]}
-
-
 class SourceSettings(Group):
     """Where boxes and photos come from."""
 
@@ -99,7 +94,7 @@ class SourceSettings(Group):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return without(write(self), {"group_by": "column"})
+        return leave_out(write(self), {"group_by": "column"})
 
     @model_validator(mode="wrap")
     @classmethod
@@ -287,7 +282,7 @@ class ReferenceSettings(Group):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return without(write(self), {"others": 0, "frames": None, "alone": "own"})
+        return leave_out(write(self), {"others": 0, "frames": None, "alone": "own"})
 
     @model_validator(mode="after")
     def _ordered(self) -> "ReferenceSettings":
