@@ -35,7 +35,7 @@ from pbe_core.machine import make_room_for_multiprocessing
 from pbe_core.progress import Progress as Work
 from pbe_core.vae import weights_sha256
 from pbe_core.words import noun, number_of
-from pbe_train.checkpoints.from_pretrained import write_report
+from pbe_train.checkpoints.load_report import write_report
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter, sweep_partial
 from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.paint_model import uncompiled

@@ -28,7 +28,8 @@ from PIL import Image
 from pbe_core.errors import InputError, machine_error
 from pbe_core.vae import local_folder
 from pbe_train.app.models import GONE, Facts
-from pbe_train.checkpoints.from_pretrained import OPEN_RAIL, RELEASED, read_report
+from pbe_train.checkpoints.from_pretrained import RELEASED
+from pbe_train.checkpoints.load_report import OPEN_RAIL, read_report
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.editing.edit_settings import weights_hash
 from pbe_train.editing.paint_by_example import PaintByExample, Preview, find_device

@@ -17,8 +17,8 @@ from pbe_core.storage import is_url
 from pbe_core.vae_kinds import AUTOENCODER_KL
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import check_diffusers, write_diffusers
-from pbe_train.checkpoints.from_pretrained import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, make_report, read_report
 from pbe_train.checkpoints.ldm_format import check_ldm, write_ldm
+from pbe_train.checkpoints.load_report import GUESSED, OPEN_RAIL, OPEN_RAIL_PLUS, REPORT_FILE, make_report, read_report
 from pbe_train.checkpoints.lora_merge import MergedLora
 from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import METADATA_FILE, metadata_beside, tensors_of

@@ -9,8 +9,7 @@ went, what is new, and under what licence the weights are.
 """
 
 import inspect
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,34 +23,24 @@ from transformers import CLIPVisionModel
 from pbe_core.autoencoder import Autoencoder
 from pbe_core.buckets import Shape
 from pbe_core.errors import InputError
-from pbe_core.files import write_atomically
 from pbe_core.vae import load_vae, local_folder, weights_sha256
-from pbe_core.words import noun, number_of
+from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import read_config
 from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count_blocks, starting_with
 from pbe_train.checkpoints.ldm_format import vae_config_of
+from pbe_train.checkpoints.load_report import LoadReport, make_report
 from pbe_train.checkpoints.networks import build_model, load_encoder, other_latents, read_pretrained, read_run
 from pbe_train.checkpoints.pretrained import PretrainedModel, strict_load
 from pbe_train.checkpoints.starts import DEFAULT_CHANNELS, FIRST_LAYER, turned
-from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state, run_folder_of
+from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_part, read_state
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.model.paint_model import PaintByExampleModel, assemble, copy_values
 from pbe_train.model.pipeline import Run, RunIdentity
-from pbe_train.model.schedulers import SCHEDULE
 
-REPORT_FILE = "start.json"
-OPEN_RAIL = "creativeml-openrail-m"
-# Of Stable Diffusion 2.x and XL, under the name that the hub gives it.
-OPEN_RAIL_PLUS = "openrail++"
 # Of a VAE, what makes latents. The VAEs that are usual beside Stable Diffusion 1.x's own have other decoders.
 ENCODING = ("encoder.", "quant_conv.")
 OTHER_DECODER = "decoder of the VAE, where the start's own VAE has another one; latents are the same"
 TURNED = "a mask where 1 means keep, by other weights and bias of unet.conv_in: the same but in the outermost latent cells"
-UNSAID = (
-    "prediction as the settings say, since the model does not: Stable Diffusion 2-base, 2-1-base, 2-inpainting and XL predict "
-    "the noise (epsilon), 2 and 2-1 the velocity (v_prediction)"
-)
-GUESSED = ", as Stable Diffusion's, if that is what it was"
 # The released model's, which no file of it says: views of 512 px, masks shrunk without antialias, references squashed.
 RELEASED = {"view_size": 512, "mask_to_latent": "bilinear", "reference_geometry": "squash", "guidance_dropout": 0.2}
 # What may differ between U-Nets of Stable Diffusion's kind: their sizes. Anything else is another architecture.
@@ -72,40 +61,6 @@ SIZES = {
 }
 # What those that are taken are called, for messages.
 TAKEN = "give a model of Stable Diffusion 1.x, 2.x or XL, or one of their inpainting models"
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Where the weights of a new run are from."""
-
-    source: str
-    """File or folder of the pretrained model."""
-    kind: str
-    loaded: dict[str, int]
-    """Part of the model -> tensors that were loaded into it."""
-    new: list[str]
-    """What the pretrained model does not have, in words."""
-    aside: dict[str, int]
-    """What it has and the new model has no use for -> tensors; 0 for what was not opened."""
-    licence: str | None
-    """Licence of its weights, by the name that the hub gives it; null where it is not known."""
-    licence_guessed: bool = False
-    """Whether that is the licence of what is published in this layout, and nothing says that this is such a model."""
-    otherwise: list[str] = field(default_factory=list)
-    """Settings that differ from those it was trained with."""
-
-    def lines(self) -> str:
-        """The report as a person reads it."""
-        loaded = ", ".join(f"{count} {noun(count, 'tensors')} of the {part}" for part, count in self.loaded.items())
-        aside = ", ".join(f"{what} ({count or 'not opened'})" for what, count in self.aside.items())
-        return (
-            f"start: {self.source} ({self.kind})\n"
-            f"  loaded      {loaded}\n"
-            f"  new         {'; '.join(self.new) or 'nothing'}\n"
-            f"  left aside  {aside or 'nothing'}\n"
-            f"  licence     {self.licence or 'not known'}{GUESSED if self.licence_guessed else ''}"
-            + "".join(f"\n  otherwise   {difference}" for difference in self.otherwise)
-        )
 
 
 def init_from_pretrained(settings: TrainSettings, vae: Autoencoder) -> tuple[PaintByExampleModel, LoadReport | None]:
@@ -409,55 +364,3 @@ def _difference(theirs: Tensors | None, their_sha256: str | None, ours: Tensors)
     differs = (name for name in sorted(ours) if not torch.equal(ours[name].cpu().to(theirs[name].dtype), theirs[name]))
     first = next(differs, None)
     return first and f"weights {weights_sha256(theirs)[:12]}, not {weights_sha256(ours)[:12]}; first difference in {first}"
-
-
-def make_report(source: PretrainedModel, new: list[str], model: ModelSettings) -> LoadReport:
-    """The report on a pretrained model whose U-Net and conditioner were loaded in full."""
-    conditioner = {"conditioner": len(source.conditioner)} if source.conditioner else {}
-    same = {"vision encoder, that of model.encoder": source.encoder, "VAE, that of the dataset": source.vae}
-    painting = source.metadata.get("painting")
-    # Metadata is a stranger's: what is no table says nothing.
-    had = {**(painting if isinstance(painting, dict) else {}), **source.trained_with}
-    differences = [
-        f"{name} {getattr(model, name)}, where it was trained with {had[name]}; is that meant?"
-        for name in ("tokens", "reference_geometry", "mask_to_latent")
-        if had.get(name, getattr(model, name)) != getattr(model, name)
-    ]
-    differences += [
-        f"{name} of the noise schedule {SCHEDULE[name]}, where it was trained with {value}; is that meant?"
-        for name, value in source.schedule.items()
-        if value != SCHEDULE[name]
-    ]
-    newer = bool(source.unet_config.get("use_linear_projection"))
-    if newer and source.prediction is None:
-        differences.append(UNSAID)
-    run = source.kind == "run of this trainer"
-    known = (read_report(Path(source.where)) or {}) if run else source.metadata
-    is_known = run or "licence" in known
-    return LoadReport(
-        source=source.where,
-        kind=source.kind,
-        loaded={"U-Net": len(source.unet), **conditioner},
-        new=new,
-        aside={what: len(tensors) for what, tensors in same.items() if tensors} | source.aside,
-        licence=known.get("licence") if is_known else OPEN_RAIL_PLUS if newer else OPEN_RAIL,
-        licence_guessed=bool(known.get("licence_guessed")) if is_known else True,
-        otherwise=differences,
-    )
-
-
-def write_report(report: LoadReport, run: Path) -> None:
-    """Leave the report in a run folder, as start.json."""
-    write_atomically(run / REPORT_FILE, (json.dumps(asdict(report), indent=1) + "\n").encode())
-
-
-def read_report(checkpoint: Path) -> dict[str, Any] | None:
-    """The start.json of the run that a checkpoint folder is of, or of exported weights; null where there is none."""
-    for folder in filter(None, (checkpoint, run_folder_of(checkpoint))):
-        try:
-            content = json.loads((folder / REPORT_FILE).read_bytes())
-        except (OSError, ValueError):
-            continue
-        if isinstance(content, dict):
-            return content
-    return None

@@ -20,7 +20,7 @@ from pbe_core.errors import InputError
 from pbe_core.weight_files import save_tensors
 from pbe_core.words import number_of
 from pbe_train.checkpoints.export import new_export
-from pbe_train.checkpoints.from_pretrained import OPEN_RAIL, read_report
+from pbe_train.checkpoints.load_report import OPEN_RAIL, read_report
 from pbe_train.checkpoints.lora_files import CONDITIONER_FILE, DIFFUSERS_FILE, DIFFUSERS_KEY, KOHYA, OWN_KEY
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointState, locate_checkpoint, read_file, read_state
 from pbe_train.config import LoraSettings

@@ -10,7 +10,8 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.vae import weights_sha256
 from pbe_core.words import number_of
-from pbe_train.checkpoints.from_pretrained import LoadReport, init_from_pretrained
+from pbe_train.checkpoints.from_pretrained import init_from_pretrained
+from pbe_train.checkpoints.load_report import LoadReport
 from pbe_train.checkpoints.networks import build_model, load_dataset_vae
 from pbe_train.checkpoints.trainer_checkpoint import (
     CheckpointState,

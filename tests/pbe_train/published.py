@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import CLIPVisionConfig
 
 from pbe_core.vae import load_vae, weights_sha256
-from pbe_train.checkpoints.from_pretrained import init_from_pretrained, write_report
+from pbe_train.checkpoints.from_pretrained import init_from_pretrained
+from pbe_train.checkpoints.load_report import write_report
 from pbe_train.checkpoints.trainer_checkpoint import save_checkpoint
 from pbe_train.config import TrainSettings
 from pbe_train.model.pipeline import RunIdentity

@@ -24,9 +24,10 @@ from pbe_train import PaintByExample
 from pbe_train.checkpoints import export as exporting
 from pbe_train.checkpoints.diffusers_format import load_diffusers_pipeline
 from pbe_train.checkpoints.export import check_free, model_card, new_export
-from pbe_train.checkpoints.from_pretrained import GUESSED, LoadReport, load_run, make_report
+from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.checkpoints.key_mapping import Tensors
 from pbe_train.checkpoints.ldm_format import schedule_buffers
+from pbe_train.checkpoints.load_report import GUESSED, LoadReport, make_report
 from pbe_train.checkpoints.networks import read_pretrained
 from pbe_train.checkpoints.pretrained import PretrainedModel
 from pbe_train.checkpoints.trainer_checkpoint import (

@@ -22,7 +22,8 @@ from pbe_core.errors import InputError
 from pbe_core.vae import load_vae
 from pbe_train import PaintByExample
 from pbe_train.checkpoints import networks
-from pbe_train.checkpoints.from_pretrained import FIRST_LAYER, LoadReport, init_from_pretrained, widened
+from pbe_train.checkpoints.from_pretrained import FIRST_LAYER, init_from_pretrained, widened
+from pbe_train.checkpoints.load_report import LoadReport
 from pbe_train.checkpoints.networks import encoder_config, load_encoder, read_pretrained, unet_config
 from pbe_train.checkpoints.pretrained import read_tensor_file
 from pbe_train.checkpoints.trainer_checkpoint import read_state

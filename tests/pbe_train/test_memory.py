@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.tiers import Steps
 from pbe_train.training.memory import training_memory
+from pbe_train.training.tiered_adamw import LEAST_8BIT, moment_bytes
 from tests.pbe_train.small_world import World
 from tests.pbe_train.tiers import OPTIONS
 
@@ -57,7 +58,10 @@ def test_what_saves_memory_is_counted_to_save_it(world: World, tmp_path: Path):
 
     whole = of()
     assert of("--model.gradient_checkpointing=true").working < 0.8 * whole.working
-    # At full size a quarter and a little: of this model much is in small tensors, which keep 32 bits.
+    large = [320 * 320 * 9, 1280 * 768]
+    assert moment_bytes(large, "8bit") < 0.3 * moment_bytes(large, "fp32")
+    # Of this model much is in small tensors, which keep 32 bits.
+    assert moment_bytes([LEAST_8BIT - 1], "8bit") == moment_bytes([LEAST_8BIT - 1], "fp32")
     assert of("--optimizer.state=8bit").moments < 0.5 * whole.moments
     short, copies = of("--model.weights=bf16"), of("--model.weights=bf16", "--optimizer.place=cpu")
     assert short.weights == pytest.approx(whole.weights / 2, rel=0.01)

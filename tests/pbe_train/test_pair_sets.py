@@ -1,10 +1,12 @@
 """Pair sets: each layout gives the same pairs, contents alone make the fingerprint, and one line tells all that is wrong."""
 
+import csv
 import errno
 import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -225,14 +227,16 @@ def test_all_that_is_wrong_with_a_table_is_told_at_once(tmp_path):
         ("rows.csv", b"photo,mask,reference\n", "no pair in it"),
         ("rows.csv", "photo,mask,reference\n".encode("utf-16"), "no UTF-8"),
         ("rows.csv", b"photo,mask,reference\na\0,b,c\n", "no file|not CSV"),
-        ("rows.csv", b"photo,mask,reference\n" + b"a" * 200_000 + b",b,c\n", "no file|not CSV"),
+        ("rows.csv", b"photo,mask,reference\n" + b"a" * 200_000 + b",b,c\n", "not CSV"),
         ("rows.jsonl", b'{"photo": "a"\n', "line 1: not JSON"),
         ("rows.jsonl", b"[1]\n", "no JSON object"),
         ("rows.jsonl", b"[" * 100_000, "line 1: not JSON"),
         ("rows.parquet", b"PAR1", "not Parquet"),
     ],
 )
-def test_tables_that_cannot_be_read_are_one_line(tmp_path, name, data, told):
+def test_tables_that_cannot_be_read_are_one_line(tmp_path, request, name, data, told):
+    # Python's own limit of a cell: the pipeline's readers, which this process may have imported, raise it for theirs.
+    request.addfinalizer(partial(csv.field_size_limit, csv.field_size_limit(131_072)))
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=told) as line:
         open_pairs(tmp_path / name)

@@ -29,7 +29,8 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_train.checkpoints import export as exporting
 from pbe_train.checkpoints.diffusers_format import load_diffusers_pipeline
-from pbe_train.checkpoints.from_pretrained import LoadReport, init_from_pretrained, load_model, load_run
+from pbe_train.checkpoints.from_pretrained import init_from_pretrained, load_model, load_run
+from pbe_train.checkpoints.load_report import LoadReport
 from pbe_train.checkpoints.networks import read_pretrained, unet_config, unloaded_model
 from pbe_train.config import ModelSettings, TrainSettings
 from pbe_train.data.latents import to_mask_channel
