@@ -57,7 +57,7 @@ def contact_sheet(dataset: Path, photos: Path | None, count: int = 12, seed: int
         notes = [*record.mask_kinds, *["padded"] * record.padded, *([] if photos else [origin_of_views([sample])])]
         captions.append(f"{record.split}  {record.key}  {record.label_name}  ({', '.join(notes)})")
     masks = [f"view, mask {number}" for number in range(info.masks_per_view)]
-    further = [f"photo {number}" for number in range(1, max(len(sample.others) for sample in samples) + 1)]
+    further = [f"other photo {number}" for number in range(1, max(len(sample.others) for sample in samples) + 1)]
     return sheet(rows, ["photo: box, window" if photos else "view: box", *masks, "reference", *further], captions, cell=200)
 
 
