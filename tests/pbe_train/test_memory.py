@@ -1,5 +1,6 @@
 """What is counted as a training's memory is what PyTorch's allocator sees of one."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def allocated(work: Callable[[], Any]) -> tuple[Any, int, int]:
 
     Of the CPU's allocator, which tells the profiler of each block; memory that kernels get in other ways is not in it.
     """
+    gc.collect()  # What other tests left in cycles would be freed on the way, and count as less than nothing.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         made = work()
     now = most = 0
