@@ -27,9 +27,10 @@ def allocated(work: Callable[[], Any]) -> tuple[Any, int, int]:
 
     Of the CPU's allocator, which tells the profiler of each block; memory that kernels get in other ways is not in it.
     """
-    gc.collect()  # What other tests left in cycles would be freed on the way, and count as less than nothing.
+    gc.collect()  # What the work before left in cycles would be freed on the way, and count as less than nothing.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         made = work()
+        gc.collect()
     now = most = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == "[memory]":
