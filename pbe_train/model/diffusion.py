@@ -19,6 +19,7 @@ from pbe_core.words import number_of
 from pbe_train.config import Prediction
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.training_dataset import Batch
+from pbe_train.model.guided import Guided
 from pbe_train.model.paint_model import PaintByExampleModel
 from pbe_train.model.schedulers import Scheduler, begin, make_scheduler, step
 
@@ -79,14 +80,9 @@ def paint_latents(
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
-    nothing = model.conditioner.uncond_vector.to(condition).expand_as(condition)
+    predict = Guided(model, masked, mask_channel, condition)
     for number, time in enumerate(sampler.timesteps):
-        noisy = sampler.scale_model_input(latents, time)
-        times = time.to(masked.device).expand(len(noisy))
-        predicted = model.predict(noisy, masked, mask_channel, times, condition).float()
-        if guidance != 1:
-            without = model.predict(noisy, masked, mask_channel, times, nothing).float()
-            predicted = without + guidance * (predicted - without)
+        predicted = predict(sampler.scale_model_input(latents, time), time, guidance)
         stepped = step(sampler, number, predicted, latents, generators)
         if watch:
             watch(number + 1, len(sampler.timesteps), _foreseen(sampler, stepped, predicted, time, latents))
