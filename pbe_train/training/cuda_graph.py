@@ -17,7 +17,7 @@ Source: PyTorch, CUDA semantics, "Whole-network capture" and "Usage with Distrib
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -44,6 +44,7 @@ class Computed(NamedTuple):
 
 
 Step = Callable[[Iterable[Batch]], Computed]
+Result = TypeVar("Result")
 
 
 def prepare_device(device: torch.device) -> None:
@@ -94,7 +95,7 @@ class RepeatedStep:
         return _copied(own.recording.replay())
 
 
-class Recording:
+class Recording(Generic[Result]):
     """A CUDA graph of a step; making it computes nothing.
 
     Args:
@@ -102,7 +103,7 @@ class Recording:
         pool: memory of another recording, to share.
     """
 
-    def __init__(self, step: Callable[[], Computed], pool: object | None) -> None:
+    def __init__(self, step: Callable[[], Result], pool: object | None) -> None:
         self._graph = torch.cuda.CUDAGraph()
         try:
             # Of this thread alone: the loader's thread that pins batches may go on meanwhile.
@@ -113,7 +114,7 @@ class Recording:
             raise
         self.pool: object = self._graph.pool()
 
-    def replay(self) -> Computed:
+    def replay(self) -> Result:
         """Compute the step; what it returns is overwritten by the next one."""
         self._graph.replay()
         return self._computed
@@ -124,7 +125,7 @@ class _Shape:
 
     def __init__(self, given: Sequence[Batch]) -> None:
         self.buffers = [Batch(*(tensor.clone() for tensor in batch)) for batch in given]
-        self.recording: Recording | None = None
+        self.recording: Recording[Computed] | None = None
         self.done = 0
 
     def take(self, given: Sequence[Batch]) -> None:
