@@ -21,13 +21,14 @@ stopped; ladder and tiny go on within themselves. The time is shared out in this
 part that would begin too late is left out.
 
 Nothing is downloaded, and all weights are random but for the tiny preset's, which are in the repository. Datasets are made
-before, on any machine: parity and tiny train on the tiny one (`make shards`), and loop reads one whose views have the preset's size, by
---dataset. On a machine without a network, bring what an image with PyTorch and transformers lacks as wheels:
+before, on any machine: parity and tiny train on the tiny one (`make shards`), and loop reads one whose views have the preset's
+size, by --dataset (`python -m benchmarks.loader --keep FOLDER` makes one of drawn photos). On a machine without a network, bring
+what an image with PyTorch and transformers lacks as wheels:
 
-    pip download --dest wheels --only-binary=:all: --python-version 3.12 --no-deps \\
-        diffusers pydantic pydantic-core pydantic-settings typing-inspection annotated-types python-dotenv tenacity webdataset \\
-        braceexpand pycocotools beartype
-    pip install --no-index --no-deps --find-links wheels --target site wheels/*.whl && export PYTHONPATH=site:.
+    pip download --dest wheels --constraint constraints.txt --only-binary=:all: --python-version 3.12 --no-deps \\
+        diffusers pydantic pydantic-core pydantic-settings typing-inspection annotated-types python-dotenv tenacity \\
+        webdataset braceexpand pycocotools
+    pip install --no-index --no-deps --target site wheels/*.whl && export PYTHONPATH=site:.
 """
 
 import argparse
@@ -62,7 +63,6 @@ PARTS = {
 }
 """In order of worth, with their shares of the time (minutes of 25)."""
 LONGEST_SECONDS = 570
-FORKS = multiprocessing.get_context("forkserver")
 GPU_ALONE = ("parity",)
 # A part is given so many times its seconds before it is ended, and so many more to load what it needs.
 PATIENCE, LOADING_SECONDS = 1.3, 60
@@ -73,7 +73,8 @@ def main() -> None:
     given = parse()
     folder = results_folder(given.out, gpu_name() if given.device == "cuda" else cpu_name())
     folder.mkdir(parents=True, exist_ok=True)
-    load()
+    if given.device == "cpu":
+        load()
     until = time.monotonic() + 60 * given.minutes
     for number, part in enumerate(given.parts):
         path = folder / f"{part}.json"
@@ -116,7 +117,7 @@ def parse() -> argparse.Namespace:
 
 
 def gpu_name() -> str:
-    """What the driver calls the first GPU; empty where there is none. PyTorch is not asked, so that parts can be forked."""
+    """What the driver calls the first GPU; empty where there is none. PyTorch takes seconds to load."""
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
@@ -136,16 +137,19 @@ def is_done(path: Path) -> bool:
 
 
 def load() -> None:
-    """Start the server that parts are forked from, which loads what they have in common; it never touches the GPU."""
-    FORKS.set_forkserver_preload(["benchmarks.gpu_parts"])
-    first = FORKS.Process(target=int)
+    """Start the server that a rehearsal's parts are forked from, so that what they have in common is loaded once."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["benchmarks.gpu_parts"])
+    first = forks.Process(target=int)
     first.start()
     first.join()
 
 
 def in_own_process(part: str, given: argparse.Namespace, folder: Path, seconds: float) -> None:
     """Run a part, and say how it ended; one that hangs is ended."""
-    process = FORKS.Process(target=run_part, args=(part, given, folder, seconds))
+    # A process that was forked cannot use a GPU that its parent has so much as asked for.
+    kind = multiprocessing.get_context("spawn" if given.device == "cuda" else "forkserver")
+    process = kind.Process(target=run_part, args=(part, given, folder, seconds))
     process.start()
     process.join(PATIENCE * seconds + LOADING_SECONDS)
     if process.is_alive():
@@ -160,7 +164,7 @@ def in_own_process(part: str, given: argparse.Namespace, folder: Path, seconds: 
 
 def run_part(part: str, given: argparse.Namespace, folder: Path, seconds: float) -> None:
     """In the process of a part: measure it."""
-    from benchmarks import gpu_parts  # Loaded already, by the server that this process is forked from.
+    from benchmarks import gpu_parts
 
     record = Record(folder / f"{part}.json", part, given.preset)
     record.begin()
