@@ -165,6 +165,7 @@ def in_own_process(part: str, given: argparse.Namespace, folder: Path, seconds: 
 def run_part(part: str, given: argparse.Namespace, folder: Path, seconds: float) -> None:
     """In the process of a part: measure it."""
     from benchmarks import gpu_parts
+    from pbe_train.data.training_dataset import kill_workers
 
     record = Record(folder / f"{part}.json", part, given.preset)
     record.begin()
@@ -179,6 +180,8 @@ def run_part(part: str, given: argparse.Namespace, folder: Path, seconds: float)
         record.fail(traceback.format_exc())
     else:
         record.finish()
+    finally:
+        kill_workers()  # What is registered with atexit is not called in such a process, which would wait for them.
 
 
 class Record:
