@@ -5,6 +5,7 @@ A row says what it is, a figure with its unit, and the goal where there is one; 
 
 import gc
 import json
+import math
 import os
 import shutil
 import signal
@@ -156,7 +157,7 @@ def parity(task: Task, keep: Keep) -> None:
 
 def ladder(task: Task, keep: Keep) -> None:
     """Each way upon the other at one batch, then larger batches, then the fastest for long. Goes on where it was stopped."""
-    until = time.monotonic() + task.seconds - LONG_SECONDS * task.cuda
+    until = time.monotonic() + task.seconds - LONG_SECONDS if task.cuda else math.inf
     known = {one["what"]: one for one in rows_of(task, "ladder")}
     ways = [way for way in WAYS if task.cuda or not (way.recorded or way.options["compile"])]
     first, larger = (BATCH, LARGER) if task.cuda else (1, (2,))
@@ -379,7 +380,8 @@ def tiny(task: Task, keep: Keep) -> None:
     start = time.perf_counter()
     # As a batch system does it whose time is up: the step is finished and saved.
     clock = threading.Timer(0.8 * task.seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    clock.start()
+    if task.cuda:
+        clock.start()
     train(settings, Distributed.start(settings.threads, settings.precision))
     clock.cancel()
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

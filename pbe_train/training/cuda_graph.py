@@ -1,4 +1,4 @@
-"""A step that the GPU repeats from a recording: the host launches one thing instead of ten thousand kernels.
+"""A step that the GPU repeats from a recording: the host launches one thing instead of thousands of kernels.
 
     batches ────────────copy──▶ buffers ─┐
     rate, decay ────────fill──▶ tensors ─┼─▶ [ forward, backward, clip, AdamW, average ] ──▶ losses, norm
