@@ -317,6 +317,7 @@ def to_latents(vae: Any, pictures: torch.Tensor, device: torch.device) -> torch.
 def edits(task: Task, keep: Keep) -> None:
     """One edit by the library with its defaults, from pictures in memory to a picture in memory; random weights."""
     settings, bench = task.settings(), task.bench(0)
+    torch.set_float32_matmul_precision("highest")  # As the library finds it.
     size, device = bench.view, torch.device(task.device)
     generator = np.random.default_rng(0)
     photo, reference = (Image.fromarray(generator.integers(0, 256, (size, size, 3), np.uint8)) for _ in range(2))

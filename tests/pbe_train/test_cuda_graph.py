@@ -28,6 +28,7 @@ from pbe_train.training import cuda_graph, setup
 from pbe_train.training.cuda_graph import WARM_UP, Computed, RepeatedStep
 from pbe_train.training.distributed import Distributed, Watchdog
 from pbe_train.training.optimizer import EMA
+from pbe_train.training.setup import out_of_memory
 from tests.pbe_train.small_world import World
 from tests.pbe_train.tape import READS, TapeRecording, tensors_in
 
@@ -195,6 +196,11 @@ def test_on_a_cpu_it_is_refused_in_one_line(world: World, tmp_path: Path):
     with pytest.raises(InputError, match=r"^train\.cuda_graph: only a GPU repeats recorded steps, .*; set cuda_graph to false$"):
         run(world, tmp_path, "--cuda_graph=true")
     world.settings(tmp_path, "--cuda_graph=true", "--ema_decay=0", "--ema_place=cpu")  # There is no average.
+
+
+def test_who_is_out_of_memory_is_told_that_it_takes_some(world: World, tmp_path: Path):
+    lines = [out_of_memory(MemoryError("none"), world.settings(tmp_path, *way), ONE) for way in ((), ("--cuda_graph=true",))]
+    assert ["--cuda_graph false" in line for line in lines] == [False, True]
 
 
 def test_ranks_are_joined_as_a_recording_needs_it(monkeypatch: pytest.MonkeyPatch):
