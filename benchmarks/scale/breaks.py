@@ -83,11 +83,11 @@ def _of_crawl(c: Constants, world: World) -> list[Break]:
         ),
         Break(
             "names of wanted photos in one array of strings",
-            STRING_BYTES / _PADDED_KEY,
+            STRING_BYTES / (_KEY + _PADDED_KEY),
             None,
             "error",
             "pbe_core/photo_files.py photo_keys, randomness.py hash_column",
-            f"`ascii_rpad` to {_PADDED_KEY} bytes of all names at once; {STRING_BYTES / _KEY / 1e6:.0f} M where they are joined",
+            f"`ascii_rpad` of all names at once: Arrow refuses what might not fit, {_KEY} + {_PADDED_KEY} bytes a name",
             "hash chunk by chunk (a few lines)",
         ),
         Break(

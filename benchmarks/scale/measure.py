@@ -334,7 +334,7 @@ def measure_limits() -> list[dict[str, Any]]:
             33_000_000,
             34_000_000,
         ),
-        ("names of 22 letters, padded to 24", lambda count: pc.ascii_rpad(letters(count, 22), 24, "\0"), 89_000_000, 90_000_000),
+        ("names of 22 letters, padded to 24", lambda count: pc.ascii_rpad(letters(count, 22), 24, "\0"), 46_000_000, 47_000_000),
     ]
     return [{"what": what, "below": below, "above": above, **outcomes(work, below, above)} for what, work, below, above in tried]
 
