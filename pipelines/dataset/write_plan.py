@@ -21,6 +21,7 @@ from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, write_atomically
 from pbe_core.leave_out import read_left_out
+from pbe_core.network_files import hash_vae_files
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
@@ -99,7 +100,7 @@ def fingerprint(
         }
     return {
         "format_version": FORMAT_VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "versions": _versions(libraries),
         "inputs": inputs,
         **(_vae_part(vae) if vae else {}),
         "settings": chosen,
@@ -231,6 +232,8 @@ def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
 def record_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
     """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `select_and_plan` comes first.
 
+    The record also says which files the VAE was, so that whoever comes back need not load it to know that it is the same.
+
     Args:
         settings: of the build.
         inputs: hashes of the annotation files.
@@ -243,14 +246,34 @@ def record_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentit
     content = fingerprint(settings, inputs, vae)
     record = settings.out / PLAN_RECORD
     stored = _read_record(record)
-    if stored and stored["fingerprint"] != content:
-        if not (extend and _may_extend(stored["fingerprint"], content)):
-            raise _refusal(record, stored["fingerprint"], content)
-        before = [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]
-        write_atomically(record, json.dumps({"fingerprint": content, "extends": before}, indent=1).encode())
-    if not stored:
-        write_atomically(record, json.dumps({"fingerprint": content}, indent=1).encode())
+    if stored and stored["fingerprint"] == content:
+        return fingerprint_hash(content)
+    if stored and not (extend and _may_extend(stored["fingerprint"], content)):
+        raise _refusal(record, stored["fingerprint"], content)
+    before = {"extends": [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]} if stored else {}
+    known = {"files": hash_vae_files(vae.source), "identity": vae.model_dump(mode="json", exclude={"source"})}
+    write_atomically(record, json.dumps({"fingerprint": content, **before, "vae": known}, indent=1).encode())
     return fingerprint_hash(content)
+
+
+def recorded_vae(settings: BuildSettings) -> VaeIdentity | None:
+    """The VAE of a folder's plan where the settings name the same files; null where nobody can tell without loading it.
+
+    Raises:
+        InputError: what the settings name is no VAE's folder, nor a hub id, or the hub does not give it.
+    """
+    stored = _read_record(settings.out / PLAN_RECORD)
+    known = stored and stored.get("vae")
+    # Which tensors a file holds, and their names, also depend on who reads it.
+    if not stored or not known or stored["fingerprint"]["versions"] != _versions(_TABLE_LIBRARIES + _PACKING_LIBRARIES):
+        return None
+    if hash_vae_files(settings.latents.vae) != known["files"]:
+        return None
+    return VaeIdentity(source=settings.latents.vae, **known["identity"])
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 
 def accepted_fingerprints(folder: Path) -> frozenset[str]:
