@@ -12,6 +12,8 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +189,16 @@ def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[S
     buckets = settings.views.buckets
     shapes = PhotoShapes(buckets, settings.source.survey) if buckets else None
     sizes = settings.views.per_object, settings.shards.samples, shapes
-    with Progress("cutting objects into shards"):
+    with Progress("cutting objects into shards"), ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+        hashes = pool.submit(_hashes, out, PLAN_TABLES[:-1])  # These are there: hashed while the plan is written.
         if extend:
             extend_plan(out / "objects.parquet", out / "plan.parquet", finished, packed_keys, *sizes)
         else:
             write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
-        hashes = _hashes(out)
+        of_all = hashes.result() | _hashes(out, PLAN_TABLES[-1:])
     if shapes:
         _check_shapes_known(shapes, settings)
-    return selection, hashes
+    return selection, of_all
 
 
 def _check_shapes_known(shapes: PhotoShapes, settings: BuildSettings) -> None:
@@ -332,9 +335,9 @@ def foreign_shards(place: str) -> str:
     )
 
 
-def _hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of each table that is there."""
-    return {name: file_sha256(out / name) for name in PLAN_TABLES if (out / name).is_file()}
+def _hashes(out: Path, tables: Collection[str] = PLAN_TABLES) -> dict[str, str]:
+    """SHA-256 of each of these tables that is there."""
+    return {name: file_sha256(out / name) for name in tables if (out / name).is_file()}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -343,7 +343,8 @@ def _largest_first(
     rows: Int64[np.ndarray, " rows"], boxes: Boxes, identity: UInt64[np.ndarray, " boxes"]
 ) -> Int64[np.ndarray, " rows"]:
     """Boxes by photo, and within a photo the largest first; of equal boxes the one whose identity, flags and object mask come
-    first: no order of rows decides."""
+    first: no order of rows decides.
+    """
     photo, area = boxes.photo[rows], boxes.area()[rows]
     order = np.lexsort((-area, photo))
     rows, photo, area = rows[order], photo[order], area[order]
