@@ -1,7 +1,7 @@
 """The selector: the boxes of some photos, the rules, and the rows of both tables that come of it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,7 +200,7 @@ class Selector:
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
     ) -> tuple[pa.Table, dict[str, list[str]]]:
-        taken = rows.take(pa.array(rejected))
+        taken = _take(rows, ["photo_id", "label", "file", "row", "detail"], rejected)
         details: list[Any] = taken["detail"].to_pylist() if taken["detail"].null_count < len(taken) else [None] * len(taken)
         malformed = np.flatnonzero(first < len(_MALFORMED))
         examples: dict[str, list[str]] = {}
@@ -240,7 +240,8 @@ class Selector:
         accepted: Int64[np.ndarray, " objects"],
         split: str,
     ) -> pa.Table:
-        taken = rows.take(pa.array(accepted))
+        kept = ["photo_id", *COORDINATES, *FLAGS, "segmentation", "file", "row", *(["group", "references"] * self.source.groups)]
+        taken = _take(rows, kept, accepted)
         of_photo = photos.take(pa.array(place[accepted], mask=place[accepted] < 0))
         label = boxes.label[accepted]
         columns = {name: of_photo[name] for name in ("file_name", "rotation", "url", "author")}
@@ -350,6 +351,15 @@ def _in_two_splits(boxes: Boxes, split: str, elsewhere: dict[str, UInt64[np.ndar
         by = {"by": one_word("photo_id", len(ids)), "distance": pa.nulls(len(ids), pa.int8())}
         tables.append(pa.table(same | by).cast(SAME_PHOTOS))
     return pa.concat_tables(tables)
+
+
+def _take(rows: pa.Table, names: Sequence[str], places: Int64[np.ndarray, " rows"]) -> pa.Table:
+    """Some columns of some rows. What a column holds nothing of, as most sources have no outlines, need not be looked up."""
+    taken = rows.select([name for name in names if rows[name].null_count < len(rows)]).take(pa.array(places))
+    for name in names:
+        if name not in taken.column_names:
+            taken = taken.append_column(name, pa.nulls(len(places), rows.schema.field(name).type))
+    return taken
 
 
 def _count_listed(place: Int64[np.ndarray, " boxes"], photos: int) -> int:
