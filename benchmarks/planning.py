@@ -2,15 +2,15 @@
 
     ours             all rows: selected by the paper's rules, cut into shards, hashed, estimated, counted and drawn
     ours, a tenth    a tenth of the photos and rows: does memory grow with the dataset?
-    floor            all rows: the files are hashed, which the fingerprint needs, the box CSV is parsed, and as many bytes of tables
-                     as ours leaves are written, each once
+    floor            all rows: the files are hashed, as the fingerprint needs, the boxes are parsed, and as many bytes as our tables
+                     take are written and hashed
     beside           all rows, by the program of another checkout (--beside)
 
 Usage:  python -m benchmarks.planning --folder DIR --make --beside ANOTHER_CHECKOUT
         prints the table and writes benchmarks/results/planning.json
 
-Each is a program of its own, started anew each time, its files in the page cache; ours and the other take turns. CPU seconds are of
-the process and all its children and differ little where other programs run; seconds by the clock do. Memory is PSS, as in
+Each is a program of its own, started anew each time, its files in the page cache; ours and the other take turns. CPU seconds are
+of the process and all its children and differ little where other programs run; seconds by the clock do. Memory is PSS, as in
 `benchmarks.selection`.
 """
 
