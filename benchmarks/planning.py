@@ -2,8 +2,8 @@
 
     ours             all rows: selected by the paper's rules, cut into shards, hashed, estimated, counted and drawn
     ours, a tenth    a tenth of the photos and rows: does memory grow with the dataset?
-    floor            all rows: the files are hashed, as the fingerprint needs, the boxes are parsed, and as many bytes as our tables
-                     take are written and hashed
+    floor            all rows: the files are hashed, as the fingerprint needs, the boxes are parsed, and as many bytes as our
+                     tables take are written and hashed
     beside           all rows, by the program of another checkout (--beside)
 
 Usage:  python -m benchmarks.planning --folder DIR --make --beside ANOTHER_CHECKOUT
