@@ -285,7 +285,7 @@ def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, cop
     save_file({name: tensor + 0.001 for name, tensor in weights.items()}, vae / "diffusion_pytorch_model.safetensors")
     assert recorded_vae(settings) is None
     done = run_build(*build_options(photos, copy), "--latents.vae", str(vae), check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "this folder was planned with other inputs or settings (vae: " in done.stderr
 
 
