@@ -30,7 +30,7 @@ from pipelines.dataset.plan_shards import extend_plan, write_plan
 from pipelines.dataset.shapes import PhotoShapes
 from pipelines.selection.duplicates import read_scan
 from pipelines.selection.objects import Selection, select_objects
-from schemas.dataset import FORMAT_VERSION, VaeIdentity
+from schemas.dataset import CUTTING_VERSION, FORMAT_VERSION, VaeIdentity
 
 PLAN_RECORD = "plan.json"
 SELECTION_RECORD = "selection.json"
@@ -85,8 +85,10 @@ def fingerprint(
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     del chosen["selection"]["leave_out"]  # Its contents are among the inputs.
     libraries: tuple[str, ...] = _TABLE_LIBRARIES
+    versions = {}
     if vae or everything:
         libraries += _PACKING_LIBRARIES
+        versions = {"cutting": str(CUTTING_VERSION)}
     else:
         chosen = {
             "seed": chosen["seed"],
@@ -99,7 +101,7 @@ def fingerprint(
         }
     return {
         "format_version": FORMAT_VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "versions": versions | {name: importlib.metadata.version(name) for name in sorted(libraries)},
         "inputs": inputs,
         **(_vae_part(vae) if vae else {}),
         "settings": chosen,
@@ -337,9 +339,12 @@ def _may_extend(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
     extend = ", or --extend, which keeps what is packed and adds what is new" if _may_extend(old, new) else ""
+    only_versions = {**old, "versions": None} == {**new, "versions": None}
+    what = "by other versions of the program or its libraries" if only_versions else "with other inputs or settings"
+    finish = "finish it with those, " if only_versions else ""
     return InputError(
-        f"{path}: this folder was planned with other inputs or settings ({'; '.join(difference(old, new))}); "
-        f"give another --out{extend}, or remove the folder"
+        f"{path}: this folder was planned {what} ({'; '.join(difference(old, new))}); "
+        f"{finish}give another --out{extend}, or remove the folder"
     )
 
 
