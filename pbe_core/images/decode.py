@@ -27,7 +27,7 @@ from pbe_core.images.kinds import HEAD_BYTES, ICO, JPEG, JPEG_2000, PNG, TIFF, K
 # Limits are ours and checked from the header; Pillow's own would warn first and raise only at twice the number.
 Image.MAX_IMAGE_PIXELS = None
 # A photo lies in one piece, however large, and so its bytes can be taken as they lie. Pillow's own limit is 16 MB, 4 megapixels.
-Image.core.set_block_size(1 << 30)
+Image.core.set_block_size(1 << 30)  # type: ignore[attr-defined]
 # Pillow warns of damaged metadata, with its own path, once a process. What matters of it is told by a photo's code.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
