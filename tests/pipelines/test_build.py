@@ -289,6 +289,21 @@ def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, cop
     assert "this folder was planned with other inputs or settings (vae: " in done.stderr
 
 
+def test_what_was_cut_another_way_is_read_and_not_gone_on_with(photos, copy):
+    """A plan from before the ways of cutting were counted, as that of a build that was interrupted, and of a finished one."""
+    plan = json.loads((copy / "plan.json").read_text())
+    del plan["fingerprint"]["versions"]["cutting"]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    assert read_dataset(copy).books.samples
+    before = stamps(copy)
+    (copy / "shards" / f"{FIRST}.json").unlink()
+    done = run_build(*build_options(photos, copy), check=False)
+    assert done.returncode == 2
+    told = 'planned by other versions of the program or its libraries (versions.cutting: null -> "2"); finish it with those, '
+    assert told in done.stderr
+    assert stamps(copy) == {name: stamp for name, stamp in before.items() if name != f"{FIRST}.json"}
+
+
 def test_what_cannot_be_read_is_not_called_damaged(photos, copy):
     """A shard that is intact must not be thrown away because a disk or a network fails."""
     shards = ShardFolder(settings_of(photos, copy))
