@@ -66,6 +66,7 @@ def main() -> None:
             scheduler=options.scheduler,
             size=options.size,
             blend=options.blend,
+            reuse=options.reuse,
             callback=show,
         )
     assert isinstance(edited, Image.Image)
@@ -216,6 +217,13 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         default="DDIMScheduler",
         help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'; "
         "DPMSolverMultistepScheduler is fast",
+    )
+    parser.add_argument(
+        "--reuse",
+        type=int,
+        default=1,
+        help="every so-many-th step goes through the whole U-Net, those between take its deep features as they were: 2 is faster "
+        "and paints a little otherwise",
     )
     parser.add_argument(
         "--size",

@@ -111,6 +111,7 @@ class PaintByExample:
         scheduler: Scheduler = "DDIMScheduler",
         size: Size | None = None,
         blend: bool = True,
+        reuse: int = 1,
         batch_size: int = 1,
         callback: Callable[[Preview], object] | None = None,
     ) -> Image.Image | list[Image.Image]:
@@ -128,6 +129,8 @@ class PaintByExample:
             size: at which the model works, px: the side of a square, or width and height. By default what it was trained at; of
                 several shapes the one that is nearest to the photo's.
             blend: False also gives the window around the region as the model painted it.
+            reuse: every so-many-th step goes through the whole U-Net, from 1; those between take its deep features as they were,
+                which is faster and paints a little otherwise (docs/editing.md).
             batch_size: edits painted at once. More than one is faster on a GPU, and may change a result's last bit by rounding.
             callback: called after each step.
 
@@ -142,14 +145,14 @@ class PaintByExample:
         sides = size if isinstance(size, tuple | list) else [1 if size is None else size]
         if len(sides) > 2:
             raise InputError(f"size {size}: give the side of a square, or width and height")
-        for name, count in (("steps", steps), ("batch_size", batch_size), *(("size", side) for side in sides)):
+        for name, count in (("steps", steps), ("reuse", reuse), ("batch_size", batch_size), *(("size", side) for side in sides)):
             if whole_number(count, name) < 1:
                 raise InputError(f"{name} {count}: must be 1 or more")
         size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else size
         check_size(self.run, size)
         check_guidance(self.run, guidance)
         photos, regions, shown = _read(images, masks, references, one)
-        how = SamplingSettings(guidance, steps, scheduler)
+        how = SamplingSettings(guidance, steps, scheduler, reuse=reuse)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
 
@@ -365,7 +368,9 @@ class OneAtATime:
         for group in ([network for network in each if network is not None] for each in groups):
             for network in group:
                 network.to("cpu")
-                network.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
+                # Its parts, too: the passes of an edit go through the U-Net's one by one.
+                for part in (network, *network.children()):
+                    part.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
 
     def _bring(self, group: list[nn.Module]) -> None:
         if self.there is not group:

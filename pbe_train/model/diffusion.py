@@ -54,6 +54,7 @@ def paint_latents(
     steps: int,
     scheduler: Scheduler,
     prediction: Prediction,
+    reuse: int = 1,
     watch: Callable[[int, int, Float[Tensor, "batch channels height width"]], None] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
@@ -68,6 +69,7 @@ def paint_latents(
         steps: denoising steps.
         scheduler: as `make_scheduler` takes it.
         prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
+        reuse: every so-many-th step goes through the whole U-Net, from 1; those between take its deep features as they were.
         watch: called after each step with its number, from 1, of how many, and the latents that the model then thinks it is
             coming to.
 
@@ -80,7 +82,7 @@ def paint_latents(
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
-    predict = Guided(model, masked, mask_channel, condition)
+    predict = Guided(model, masked, mask_channel, condition, reuse)
     for number, time in enumerate(sampler.timesteps):
         predicted = predict(sampler.scale_model_input(latents, time), time, guidance)
         stepped = step(sampler, number, predicted, latents, generators)

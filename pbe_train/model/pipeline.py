@@ -33,11 +33,14 @@ Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch view_height vi
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it."""
+    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it; every
+    `reuse`-th step, from 1, goes through the whole U-Net.
+    """
 
     guidance: float = 5.0
     steps: int = 50
     scheduler: Scheduler = "DDIMScheduler"
+    reuse: int = 1
 
 
 class RunIdentity(BaseModel):
@@ -146,6 +149,7 @@ class Run:
                 steps=how.steps,
                 scheduler=how.scheduler,
                 prediction=self.settings.prediction,
+                reuse=how.reuse,
                 watch=watch and (lambda step, of, foreseen: watch(step, of, lambda: self.decode(foreseen))),
             )
         self.model.train(was_training)
