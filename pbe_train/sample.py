@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pbe_train.editing.paint_by_example import PaintByExample
 
 
+# Of the command line, what a model is loaded with.
+LOADED = ("weights", "device", "precision", "channels_last", "compile", "offload")
+
+
 def main() -> None:
     """Read the pictures, paint, write the result."""
     options, settings = parse_options()
@@ -48,7 +52,7 @@ def main() -> None:
     with Progress("loading the model"):
         from pbe_train.editing.paint_by_example import PaintByExample, Preview
 
-        chosen = {name: getattr(options, name) for name in ("weights", "device", "precision", "offload")}
+        chosen = {name: getattr(options, name) for name in LOADED}
         paint = PaintByExample.from_pretrained(options.model, loras=options.lora, **chosen)
     prepare(paint, options, settings)
     with Progress("painting", options.steps, "steps") as progress:
@@ -106,7 +110,7 @@ def prepare(paint: "PaintByExample", options: argparse.Namespace, settings: "Edi
     from pbe_train.editing.threads import default_threads
 
     torch.set_num_threads(options.threads or default_threads(paint.run))
-    for note in (note for lora in paint.loras for note in lora.notes):
+    for note in ([paint.note] if paint.note else []) + [note for lora in paint.loras for note in lora.notes]:
         print(note, file=sys.stderr)
     if not settings:
         return
@@ -164,7 +168,9 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
         seed=settings.seeds[0],
         device="cpu" if settings.device == "cpu" else None,
         lora=None,
-        **settings.model_dump(include={"guidance", "steps", "scheduler", "size", "weights", "precision", "threads"}),
+        **settings.model_dump(
+            include={"guidance", "steps", "scheduler", "size", "weights", "precision", "channels_last", "compile", "threads"}
+        ),
     )
     options = parser.parse_args()
     options.lora = replayed(settings) if options.lora is None else options.lora
@@ -235,7 +241,7 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the first GPU, else the CPU")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks")
+    add_speed_options(parser)
     parser.add_argument(
         "--offload", type=parse_switch, default=False, help="true: on the GPU only the network that works, for small GPUs"
     )
@@ -247,6 +253,27 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="true: keep every px outside the mask; false: the whole window is painted",
     )
     return parser
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """How the networks compute."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the networks; auto is what this machine is fastest in, measured once; fp32 paints the same everywhere",
+    )
+    parser.add_argument(
+        "--channels-last", type=parse_switch, help="layout of the weights; by default what is faster, and false for fp32"
+    )
+    parser.add_argument(
+        "--compile",
+        type=parse_switch,
+        nargs="?",
+        const=True,
+        default=False,
+        help="compile the networks: a minute or more for the first edit of each shape, less time for those after it",
+    )
 
 
 def parse_size(word: str) -> int | tuple[int, int]:

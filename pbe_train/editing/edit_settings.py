@@ -75,6 +75,10 @@ class EditSettings(BaseModel):
     size: int | tuple[int, int]
     """Side in px at which the model worked; or width and height."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    """Layout of the weights, which rounds otherwise; left out of the file where it is not this."""
+    compile: bool = False
+    """Whether the passes were compiled, which rounds otherwise; left out of the file where they were not."""
     device: str
     """`cpu` or `cuda`: another kind may round otherwise."""
     threads: int | None = None
@@ -85,7 +89,7 @@ class EditSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"loras": []})
+        return leave_out(write(self), {"loras": [], "channels_last": False, "compile": False})
 
 
 def read_settings(path: Path) -> EditSettings:

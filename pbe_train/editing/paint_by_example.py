@@ -6,6 +6,8 @@ Files, Pillow's pictures and arrays go in, Pillow's pictures come out: RGB of 8 
 outside the mask is the photo's own.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,16 +27,15 @@ from pbe_train.checkpoints.from_pretrained import load_model
 from pbe_train.checkpoints.lora_merge import AnyLora, MergedLora, merge_loras
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
+from pbe_train.editing.speed import PLAIN, TYPES, Precision, Way, fastest_way, is_small
 from pbe_train.model.pipeline import References, Run, SamplingSettings, check_guidance, check_size
 from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
 Seeds = int | np.integer | Sequence[int | np.integer] | np.ndarray
-Precision = Literal["fp32", "bf16", "fp16"]
 # Called after each denoising step with its number, from 1, of how many, and a function that makes the photos as the model expects
 # them to become.
 Watch = Callable[[int, int, Callable[[], list[AnyPhoto]]], None]
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,14 @@ class PaintByExample:
     Args:
         run: the model and what belongs to it.
         loras: those that are in its weights, for who wants to know.
+        way: the precision and layout that its networks are in.
+        note: one line about it, for who looks on; null where there is nothing to say.
     """
 
-    def __init__(self, run: Run, loras: Sequence[MergedLora] = ()) -> None:
+    def __init__(self, run: Run, loras: Sequence[MergedLora] = (), way: Way = PLAIN, note: str | None = None) -> None:
         self.run = run
         self.loras = list(loras)
+        self.way, self.note = way, note
 
     @classmethod
     def from_pretrained(
@@ -70,7 +74,9 @@ class PaintByExample:
         *,
         weights: Literal["ema", "model"] = "ema",
         device: torch.device | str | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "auto",
+        channels_last: bool | None = None,
+        compile: bool = False,
         offload: bool = False,
         loras: str | Path | Sequence[AnyLora] = (),
     ) -> "PaintByExample":
@@ -81,23 +87,44 @@ class PaintByExample:
                 or hub id; or a file in the original layout.
             weights: the moving average, where there is one, or the plain weights.
             device: by default the first GPU, else the CPU.
-            precision: of the networks; `fp16` and `bf16` take half the memory and, on GPUs, far less time.
+            precision: of the networks; `fp16` and `bf16` take half the memory. `auto` is what this machine edits fastest in,
+                measured once for a kind of model (some seconds), and `fp32` for small models. Only `fp32` paints the same on
+                every machine, but for rounding.
+            channels_last: the layout of weights. By default that of `auto` is measured, too; that of `fp32` is another, and that
+                of 16 bits is this.
+            compile: compile the passes with torch.compile: the first edit of each shape waits for a minute or more, those after
+                it take less time. It needs a C++ compiler.
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
             loras: LoRAs to add to its weights: each a file, a folder or a run of this trainer, with `:0.8` behind it or as a pair
                 with a number for how strongly; 1 is as it was trained (docs/fine-tuning.md).
 
         Raises:
-            InputError: there is no such model, or not a whole one; no such device, weights or precision; or a LoRA that is not
-                there or not of this kind of model.
+            InputError: there is no such model, or not a whole one; no such device, weights, precision or compiler; or a LoRA that
+                is not there or not of this kind of model.
         """
-        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, _TYPES)):
+        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, ("auto", *TYPES))):
             if value not in known:
                 raise InputError(f"{name} {value!r}: give one of {', '.join(known)}")
         there = find_device(device)
+        if compile:
+            check_compiler(offload)
         run = load_model(source, weights, "cpu")
         # In fp32, and before they are cast: a LoRA may be smaller than what 16 bits tell apart.
         merged = merge_loras(run, [loras] if isinstance(loras, str | Path) else loras)
-        return cls(place(run, there, precision, offload), merged)
+        way, note = choose_way(run, there, precision, channels_last)
+        placed = place(run, there, way, offload)
+        placed.model.compiled_edits = compile
+        return cls(placed, merged, way, note)
+
+    def check_exact(self) -> None:
+        """Refuse to paint the very pixels of the published way with networks that compute otherwise.
+
+        Raises:
+            InputError: they are not in fp32, contiguous and uncompiled.
+        """
+        if self.way != PLAIN or self.run.model.compiled_edits:
+            told = f"{self.way}, compiled" if self.run.model.compiled_edits else str(self.way)
+            raise InputError(f"exact_published: the model was loaded in {told}; load it with precision='fp32', and not compiled")
 
     def __call__(
         self,
@@ -338,16 +365,46 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return there
 
 
-def place(run: Run, device: torch.device, precision: Precision, offload: bool) -> Run:
-    """The same run, its networks' weights in this precision and on this device; with `offload`, one at a time.
+def choose_way(
+    run: Run, device: torch.device, precision: Precision | Literal["auto"], channels_last: bool | None
+) -> tuple[Way, str | None]:
+    """The precision and layout to compute in, and a line about it where it was not asked for."""
+    if precision == "auto":
+        way, note = fastest_way(run.model.unet, device, run.identity.view_size // run.vae.sizes.downsampling)
+        return way if channels_last is None else way._replace(channels_last=channels_last), note
+    last = precision != "fp32" and not is_small(run.model.unet) if channels_last is None else channels_last
+    return Way(precision, last), None
+
+
+def check_compiler(offload: bool) -> None:
+    """Refuse to compile where it cannot be done.
+
+    Raises:
+        InputError: there is no C++ compiler, or the networks are to move.
+    """
+    if offload:
+        raise InputError("compile: compiled passes cannot move to a GPU and back; leave out compile, or offload")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name.split()[0]) for name in names):
+        raise InputError(
+            f"compile: torch.compile needs a C++ compiler, and {' or '.join(names)} is not to be found; install one (such as "
+            "Debian's package g++), name it in CXX, or leave out compile"
+        )
+
+
+def place(run: Run, device: torch.device, way: Way, offload: bool) -> Run:
+    """The same run, its networks' weights in this precision and layout and on this device; with `offload`, one at a time.
 
     The networks are changed in place: they are too large for a second copy. What is to be smaller on the device is made so before
     it gets there.
     """
     for network in (run.model, run.vae):
-        network.to(_TYPES[precision])
+        network.to(TYPES[way.precision])
         if not offload:
             network.to(device)
+    if way.channels_last:
+        run.model.unet.to(memory_format=torch.channels_last)
+        run.vae.to(memory_format=torch.channels_last)
     if not offload:
         return run
     OneAtATime(device, [[run.model.conditioner], [run.model.unet], *run.vae.halves()])

@@ -98,7 +98,7 @@ def paint_all(
     painted, reconstructed, own = [], None, None
     for number, (name, source) in enumerate(models):
         with Progress(f"loading {name}"):
-            paint = PaintByExample.from_pretrained(source, device=device)
+            paint = PaintByExample.from_pretrained(source, device=device, precision="fp32")
         row = paint_one(options, paint, pairs, name, source, rank, world)
         # Checkpoints of one run are points of one curve.
         painted.append(replace(row, model=str(options.checkpoints)) if number >= len(options.model) else row)

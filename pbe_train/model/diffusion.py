@@ -55,6 +55,7 @@ def paint_latents(
     scheduler: Scheduler,
     prediction: Prediction,
     reuse: int = 1,
+    exact: bool = False,
     watch: Callable[[int, int, Float[Tensor, "batch channels height width"]], None] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
@@ -70,6 +71,7 @@ def paint_latents(
         scheduler: as `make_scheduler` takes it.
         prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
         reuse: every so-many-th step goes through the whole U-Net, from 1; those between take its deep features as they were.
+        exact: each pass is diffusers' own, alone, as it always was.
         watch: called after each step with its number, from 1, of how many, and the latents that the model then thinks it is
             coming to.
 
@@ -82,7 +84,7 @@ def paint_latents(
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
-    predict = Guided(model, masked, mask_channel, condition, reuse)
+    predict = Guided(model, masked, mask_channel, condition, reuse, exact)
     for number, time in enumerate(sampler.timesteps):
         predicted = predict(sampler.scale_model_input(latents, time), time, guidance)
         stepped = step(sampler, number, predicted, latents, generators)

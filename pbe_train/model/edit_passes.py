@@ -1,12 +1,12 @@
 """A pass of an edit through the U-Net, less what is the same in all of its passes.
 
-    noisy latents ──4 channels of conv_in──▶ (+) ──▶ layers ──▶ both halves ──▶ layers ──▶ last layers ──▶ predicted
-    masked latents, mask ──the other 5──▶ once ┘                     ▲                  │ kept for next steps ▲
+    noisy latents ──conv_in, C channels──▶ (+) ──▶ layers ──▶ both halves ──▶ layers ──▶ last layers ──▶ predicted
+    masked latents, mask ──the rest──▶ once ┘                        ▲                  │ kept for next steps ▲
     one token ──to_out(to_v(token)) of each layer──▶ once ───────────┘                  └─── `last_layers` ───┘
 
-It goes through diffusers' own layers in diffusers' own order, and gives what `UNet2DConditionModel.forward` gives but for rounding:
-the first convolution is a sum of two, and the null pass lies in one batch with the condition's. Both begin with the same latents,
-and are one until the first layer that sees a condition; time embeddings are one for all items and both halves.
+It goes through diffusers' own layers in diffusers' own order, and gives what `UNet2DConditionModel.forward` gives but for
+rounding: the first convolution is a sum of two, and the null pass lies in one batch with the condition's. Both begin with the same
+latents, and are one until the first layer that sees a condition; time embeddings are one for all items and both halves.
 
 Keeping the deep features: Ma et al., DeepCache (CVPR 2024).
 """

@@ -26,6 +26,7 @@ class Guided:
         mask_channel: 1 - mask.
         condition: tokens of the references.
         reuse: every so-many-th step goes through the whole U-Net; those between take its deep features as they were.
+        exact: each pass is diffusers' own, alone, as it always was: twice the time, and the same bits as then.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class Guided:
         mask_channel: Float[Tensor, "batch 1 height width"],
         condition: Float[Tensor, "batch tokens features"],
         reuse: int = 1,
+        exact: bool = False,
     ) -> None:
         self.model, self.masked, self.mask_channel, self.condition = model, masked, mask_channel, condition
         self.nothing = model.conditioner.uncond_vector.to(condition).expand_as(condition)
-        self.apart = passes_apart(getattr(model, "unet", None), masked.shape[-2], masked.shape[-1])
+        self.apart = not exact and passes_apart(getattr(model, "unet", None), masked.shape[-2], masked.shape[-1])
         self.reuse = reuse
         self.age = 0
         """Passes since the deep features were computed."""
@@ -68,8 +70,10 @@ class Guided:
             given = (noisy, self.masked, self.mask_channel, times)
             return torch.cat([self.model.predict(*given, each).float() for each in under])
         through = (self.model.unet, noisy, self._planes, time[None], self._both if guided else self._alone)
-        if self.deep is not None and self.age < self.reuse and len(self.deep) == len(noisy) * (1 + guided):
-            predicted: Tensor = self._made(last_layers)(*through, self.deep)
+        count = len(noisy) * (1 + guided)
+        if self.deep is not None and self.age < self.reuse and len(self.deep) >= count:
+            # Those under the condition come first, and are enough where guidance ends.
+            predicted: Tensor = self._made(last_layers)(*through, self.deep[:count])
         else:
             predicted, deep = self._made(whole_pass)(*through)
             self.deep, self.age = (deep if self.reuse > 1 else None), 0

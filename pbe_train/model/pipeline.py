@@ -34,13 +34,14 @@ Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch view_height vi
 @dataclass(frozen=True)
 class SamplingSettings:
     """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it; every
-    `reuse`-th step, from 1, goes through the whole U-Net.
+    `reuse`-th step, from 1, goes through the whole U-Net; with `exact`, each pass is computed as it always was, alone.
     """
 
     guidance: float = 5.0
     steps: int = 50
     scheduler: Scheduler = "DDIMScheduler"
     reuse: int = 1
+    exact: bool = False
 
 
 class RunIdentity(BaseModel):
@@ -150,6 +151,7 @@ class Run:
                 scheduler=how.scheduler,
                 prediction=self.settings.prediction,
                 reuse=how.reuse,
+                exact=how.exact,
                 watch=watch and (lambda step, of, foreseen: watch(step, of, lambda: self.decode(foreseen))),
             )
         self.model.train(was_training)

@@ -171,7 +171,6 @@ def test_features_that_are_kept_are_those_of_the_pass_before(kind: str):
 
 
 def test_every_so_many_th_step_is_whole():
-    """Also where guidance comes or goes: features of another batch are none to keep."""
     model = make("two layers a level")
     for reuse, whole in ((1, 6), (2, 3), (3, 2), (4, 2), (100, 1)):
         counts = calls(model)
@@ -180,11 +179,29 @@ def test_every_so_many_th_step_is_whole():
         assert counts["up_blocks.1.resnets.2"] == 6
         redone = sum(isinstance(module, ResnetBlock2D) for module in model.unet.up_blocks[1].modules())
         assert counts["up_blocks.1.resnets.0"] == (whole if redone > REDONE else 6)
-    given, noisy = given_to(model, 1), torch.randn(1, 4, 8, 8)
-    predict, counts = Guided(model, *given, reuse=3), calls(model)
+
+
+@torch.no_grad()
+def test_kept_features_where_guidance_comes_and_goes():
+    """Where it ends, those under the condition are enough; where it begins, the others were never computed."""
+    model = make("two layers a level")
+    given, noisy = given_to(model, 2), torch.randn(2, 4, 8, 8)
+    expected = by_itself(model, given, noisy, 5, 1)
+    predict, counts, whole, made = Guided(model, *given, reuse=4), calls(model), [], []
     for guidance in (1, 3.0, 3.0, 1, 1, 1):
-        predict(noisy, torch.tensor(5), guidance)
-    assert counts["mid_block"] == 3
+        made.append(predict(noisy, torch.tensor(5), guidance))
+        whole.append(counts["mid_block"])
+    assert whole == [1, 2, 2, 2, 2, 3]
+    torch.testing.assert_close(made[3], expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_exact_passes_are_the_very_bits_of_diffusers():
+    model = make("one token")
+    given, noisy = given_to(model, 2), torch.randn(2, 4, 8, 8)
+    found = Guided(model, *given, reuse=9, exact=True)(noisy, torch.tensor(500), 3.0)
+    assert torch.equal(found, by_itself(model, given, noisy, 500, 3.0))
+    assert not torch.equal(found, Guided(model, *given)(noisy, torch.tensor(500), 3.0))
 
 
 def test_a_shape_of_three_levels_with_the_sizes_of_the_tiny_preset():
