@@ -5,8 +5,8 @@
     one token ──to_out(to_v(token)) of each layer──▶ once ───────────┘                  └─── `last_layers` ───┘
 
 It goes through diffusers' own layers in diffusers' own order, and gives what `UNet2DConditionModel.forward` gives but for
-rounding: the first convolution is a sum of two, and the null pass lies in one batch with the condition's. Both begin with the same
-latents, and are one until the first layer that sees a condition; time embeddings are one for all items and both halves.
+rounding: the first convolution is a sum of two, and the null pass lies in one batch with the condition's. Both begin with the
+same latents, and are one until the first layer that sees a condition; time embeddings are one for all items and both halves.
 
 Keeping the deep features: Ma et al., DeepCache (CVPR 2024).
 """
