@@ -53,19 +53,19 @@ LAST, HALF = Way("fp32", True), Way("bf16", True)
 class Ours:
     """What a row of ours has."""
 
-    how: SamplingSettings = SamplingSettings()
+    how: SamplingSettings
     way: Way = PLAIN
     compiled: bool = False
 
 
-EXACT = SamplingSettings(exact=True)
+DEFAULT, EXACT = SamplingSettings(), SamplingSettings(exact=True)
 ROWS = {
     "exact published": Ours(replace(EXACT, steps=50, scheduler='PNDMScheduler(timestep_spacing="leading")')),
     "default steps": Ours(EXACT),
-    "+ nothing twice, one batch": Ours(),
-    "+ channels-last": Ours(way=LAST),
-    "+ bf16": Ours(way=HALF),
-    "+ compile": Ours(way=HALF, compiled=True),
+    "+ nothing twice, one batch": Ours(DEFAULT),
+    "+ channels-last": Ours(DEFAULT, LAST),
+    "+ bf16": Ours(DEFAULT, HALF),
+    "+ compile": Ours(DEFAULT, HALF, compiled=True),
     "bf16, reuse 2": Ours(SamplingSettings(reuse=2), HALF),
 }
 """Ours; a row that begins with + is the one before it and one thing more."""
@@ -187,9 +187,8 @@ def measure_apart(name: str, options: argparse.Namespace) -> dict[str, Any]:
     else:
         words = [sys.executable, "-m", "benchmarks.edit_latency", "--row", name]
         words += ["--tiny"] if options.tiny else []
-        words += [
-            word for option in ("few", "threads") if (value := getattr(options, option)) for word in (f"--{option}", str(value))
-        ]
+        chosen = {"--few": options.few, "--threads": options.threads}
+        words += [word for option, value in chosen.items() if value for word in (option, str(value))]
     machine = describe_machine()
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:

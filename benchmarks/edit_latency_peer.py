@@ -1,10 +1,11 @@
-"""An edit as diffusers' PaintByExamplePipeline makes it by itself: started by `edit_latency`, with a Python that has diffusers 0.36.
+"""An edit as diffusers' PaintByExamplePipeline makes it: started by `edit_latency`, with a Python that has diffusers 0.36.
 
 python edit_latency_peer.py JSON      # configurations of U-Net, encoder and VAE, view_px, threads; prints a JSON
 
 Nothing of this project is imported: the other Python need not have it.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -66,7 +67,7 @@ def main() -> None:
     seconds = time.perf_counter() - began
     told = {
         "seconds": seconds,
-        "step_seconds": [end - start for start, end in zip(ends, ends[1:])],
+        "step_seconds": [end - start for start, end in itertools.pairwise(ends)],
         "passes": sum(rows),
         "all_steps": 51,  # Of 50; the second one is made twice.
         "all_passes": 102,

@@ -58,5 +58,5 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
             main()
     monkeypatch.setattr(edit_latency.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1e9}))
     monkeypatch.setattr(sys, "argv", ["edit_latency", "--rows", "+ bf16"])
-    with pytest.raises(InputError, match="1.0 GB of memory are free, and 8 are needed"):
+    with pytest.raises(InputError, match=r"1\.0 GB of memory are free, and 8 are needed"):
         main()
