@@ -5,8 +5,8 @@ Usage:  python -m venv peer && peer/bin/pip install diffusers==0.36.0 "transform
         python -m benchmarks.edit_latency --rows "default steps" "+ bf16"   # some rows again; the others stay in the file
 
 Each row is a process of its own: random weights of Stable Diffusion v1's U-Net with 9 input channels, of CLIP ViT-L/14 with the
-conditioner and of the VAE; one edit of a photo of the view's size from pictures in memory to a picture in memory. Without models being
-loaded: that takes as long for all. `+` is the row before it and one thing more. A pass is one item through the U-Net, so guidance
+conditioner and of the VAE; one edit of a photo of the view's size, from pictures in memory to a picture in memory, without the
+loading of the model. `+` is the row before it and one thing more. A pass is one item through the U-Net, so guidance
 takes two. Writes benchmarks/results/edit_latency.json.
 """
 
@@ -155,7 +155,7 @@ def steps_of(how: SamplingSettings) -> int:
 
 
 def as_row(name: str, told: dict[str, Any], few: int | None) -> dict[str, Any]:
-    """A row of the file, from what a process told. Of a few steps, those that were left out are reckoned as the median of those."""
+    """A row of the file, from what a process told. Of a few steps, those left out are reckoned as their median."""
     steps = told["step_seconds"]
     seconds, passes = told["seconds"], told["passes"]
     if few:
