@@ -26,6 +26,16 @@ from pbe_train.checkpoints.lora_merge import AnyLora, MergedLora, merge_loras
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.model.pipeline import References, Run, SamplingSettings, check_guidance, check_size
+from pbe_train.model.sampling import (
+    EVERYWHERE,
+    GUIDANCE,
+    PUBLISHED_SCHEDULER,
+    PUBLISHED_STEPS,
+    SCHEDULER,
+    STEPS,
+    check_interval,
+    check_published,
+)
 from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
@@ -106,9 +116,11 @@ class PaintByExample:
         reference: Picture | Sequence[Picture | Sequence[Picture]],
         *,
         seed: Seeds = 0,
-        guidance: float = 5.0,
-        steps: int = 50,
-        scheduler: Scheduler = "DDIMScheduler",
+        guidance: float = GUIDANCE,
+        guidance_interval: Sequence[float] = EVERYWHERE,
+        steps: int = STEPS,
+        scheduler: Scheduler = SCHEDULER,
+        exact_published: bool = False,
         size: Size | None = None,
         blend: bool = True,
         batch_size: int = 1,
@@ -123,8 +135,12 @@ class PaintByExample:
                 of one object, whose conditions are averaged; for several photos, each of their references may be such a list.
             seed: an edit depends on its own alone. One for all, or one each.
             guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
+            guidance_interval: where guidance works, as two shares of the schedule from 0 (noise) to 1 (the picture); a step
+                elsewhere takes half the time.
             steps: of denoising.
             scheduler: of diffusers: the name of its class, a name with options, or an object whose options are to be kept.
+            exact_published: paint as the published code does: PLMS of 50 steps that begins at timestep 981, guidance in each, in
+                fp32. Goes with no other steps, scheduler or interval.
             size: at which the model works, px: the side of a square, or width and height. By default what it was trained at; of
                 several shapes the one that is nearest to the photo's.
             blend: False also gives the window around the region as the model painted it.
@@ -148,8 +164,13 @@ class PaintByExample:
         size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else size
         check_size(self.run, size)
         check_guidance(self.run, guidance)
+        how = SamplingSettings(guidance, steps, scheduler, check_interval(guidance_interval))
+        if exact_published:
+            check_published(steps, scheduler, how.guidance_interval)
+            if self.run.model.conditioner.uncond_vector.dtype != torch.float32:
+                raise InputError("exact published: computes in 32 bits; load the model with precision fp32")
+            how = SamplingSettings(guidance, PUBLISHED_STEPS, PUBLISHED_SCHEDULER)
         photos, regions, shown = _read(images, masks, references, one)
-        how = SamplingSettings(guidance, steps, scheduler)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
 
