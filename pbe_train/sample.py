@@ -15,6 +15,7 @@ from PIL import Image
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
+from pbe_train.model.sampling import add_sampling_options, check_interval, check_published
 
 if TYPE_CHECKING:
     from pbe_train.editing.edit_settings import EditSettings
@@ -30,6 +31,11 @@ def main() -> None:
     options, settings = parse_options()
     if settings:
         find_pictures(options, settings)
+    check_interval(options.guidance_interval)
+    if options.exact_published:
+        check_published(options.steps, options.scheduler, options.guidance_interval)
+        # What differs from machine to machine is not looked for; what is asked for by name is refused once the model is there.
+        options.precision = "fp32" if options.precision == "auto" else options.precision
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads}: must be 1 or more")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -66,8 +72,10 @@ def main() -> None:
             references,
             seed=options.seed,
             guidance=options.guidance,
+            guidance_interval=options.guidance_interval,
             steps=options.steps,
             scheduler=options.scheduler,
+            exact_published=options.exact_published,
             size=options.size,
             blend=options.blend,
             reuse=options.reuse,
@@ -169,7 +177,10 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
         device="cpu" if settings.device == "cpu" else None,
         lora=None,
         **settings.model_dump(
-            include={"guidance", "steps", "scheduler", "size", "weights", "precision", "channels_last", "compile", "threads"}
+            include={
+                *("guidance", "guidance_interval", "steps", "scheduler", "size"),
+                *("weights", "precision", "channels_last", "compile", "threads"),
+            }
         ),
     )
     options = parser.parse_args()
@@ -215,14 +226,12 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="settings.json of an edit of `pbe app`, to repeat it: its pictures lie beside it or are given anew, and options win "
         "over it",
     )
-    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
+    add_sampling_options(parser)
     parser.add_argument(
-        "--scheduler",
-        default="DDIMScheduler",
-        help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'; "
-        "DPMSolverMultistepScheduler is fast",
+        "--exact-published",
+        action="store_true",
+        help="paint as the published code does, in 102 passes: no other --steps, --scheduler or --guidance-interval",
     )
     parser.add_argument(
         "--reuse",

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256
+from pbe_train.model.sampling import EVERYWHERE
 from schemas.dataset import leave_out
 
 
@@ -70,6 +71,8 @@ class EditSettings(BaseModel):
     seeds: list[int] = Field(min_length=1)
     """Of each result, in their order."""
     guidance: float
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    """Shares of the schedule between which guidance worked; left out of the file where it was all of it."""
     steps: int
     scheduler: str
     size: int | tuple[int, int]
@@ -89,7 +92,8 @@ class EditSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"loras": [], "channels_last": False, "compile": False})
+        usual = {"loras": [], "guidance_interval": list(EVERYWHERE), "channels_last": False, "compile": False}
+        return leave_out(write(self), usual)
 
 
 def read_settings(path: Path) -> EditSettings:

@@ -29,6 +29,16 @@ from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
 from pbe_train.editing.speed import PLAIN, TYPES, Precision, Way, fastest_way, is_small
 from pbe_train.model.pipeline import References, Run, SamplingSettings, check_guidance, check_size
+from pbe_train.model.sampling import (
+    EVERYWHERE,
+    GUIDANCE,
+    PUBLISHED_SCHEDULER,
+    PUBLISHED_STEPS,
+    SCHEDULER,
+    STEPS,
+    check_interval,
+    check_published,
+)
 from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
@@ -116,15 +126,17 @@ class PaintByExample:
         placed.model.compiled_edits = compile
         return cls(placed, merged, way, note)
 
-    def check_exact(self) -> None:
-        """Refuse to paint the very pixels of the published way with networks that compute otherwise.
+    def check_exact(self, reuse: int = 1) -> None:
+        """Refuse to paint the very pixels of the published way with networks that compute otherwise, or features that are kept.
 
         Raises:
-            InputError: they are not in fp32, contiguous and uncompiled.
+            InputError: they are not in fp32, contiguous and uncompiled, or features are to be kept.
         """
+        if reuse != 1:
+            raise InputError(f"exact published: no features are kept in it; leave reuse {reuse} out")
         if self.way != PLAIN or self.run.model.compiled_edits:
             told = f"{self.way}, compiled" if self.run.model.compiled_edits else str(self.way)
-            raise InputError(f"exact_published: the model was loaded in {told}; load it with precision='fp32', and not compiled")
+            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32, and not compiled")
 
     def __call__(
         self,
@@ -133,9 +145,11 @@ class PaintByExample:
         reference: Picture | Sequence[Picture | Sequence[Picture]],
         *,
         seed: Seeds = 0,
-        guidance: float = 5.0,
-        steps: int = 50,
-        scheduler: Scheduler = "DDIMScheduler",
+        guidance: float = GUIDANCE,
+        guidance_interval: Sequence[float] = EVERYWHERE,
+        steps: int = STEPS,
+        scheduler: Scheduler = SCHEDULER,
+        exact_published: bool = False,
         size: Size | None = None,
         blend: bool = True,
         reuse: int = 1,
@@ -151,8 +165,12 @@ class PaintByExample:
                 of one object, whose conditions are averaged; for several photos, each of their references may be such a list.
             seed: an edit depends on its own alone. One for all, or one each.
             guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
+            guidance_interval: where guidance works, as two shares of the schedule from 0 (noise) to 1 (the picture); a step
+                elsewhere takes half the time.
             steps: of denoising.
             scheduler: of diffusers: the name of its class, a name with options, or an object whose options are to be kept.
+            exact_published: paint as the published code does: PLMS of 50 steps that begins at timestep 981, guidance in each, in
+                fp32. Goes with no other steps, scheduler or interval.
             size: at which the model works, px: the side of a square, or width and height. By default what it was trained at; of
                 several shapes the one that is nearest to the photo's.
             blend: False also gives the window around the region as the model painted it.
@@ -178,8 +196,12 @@ class PaintByExample:
         size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else size
         check_size(self.run, size)
         check_guidance(self.run, guidance)
+        how = SamplingSettings(guidance, steps, scheduler, check_interval(guidance_interval), reuse)
+        if exact_published:
+            check_published(steps, scheduler, how.guidance_interval)
+            self.check_exact(reuse)
+            how = SamplingSettings(guidance, PUBLISHED_STEPS, PUBLISHED_SCHEDULER, exact=True)
         photos, regions, shown = _read(images, masks, references, one)
-        how = SamplingSettings(guidance, steps, scheduler, reuse=reuse)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
 

@@ -138,7 +138,7 @@ def test_what_is_asked_for_wins(large, measured, run_folder: Path, tmp_path, mon
     if way == PLAIN:
         paint.check_exact()
     else:
-        with pytest.raises(InputError, match=f"exact_published: the model was loaded in {way}; load it with precision='fp32'"):
+        with pytest.raises(InputError, match=f"exact published: the model computes in {way}; load it with precision fp32"):
             paint.check_exact()
 
 
