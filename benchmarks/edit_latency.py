@@ -35,11 +35,12 @@ from pbe_core.autoencoder import Autoencoder
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 from pbe_train.checkpoints.known_sizes import CLIP_SIZES, VAE_SIZES
-from pbe_train.config import ModelSettings, TrainSettings, UNetSettings
+from pbe_train.config import TIMESTEPS, ModelSettings, TrainSettings, UNetSettings
 from pbe_train.editing.paint_by_example import check_compiler, edit, place
 from pbe_train.editing.speed import PLAIN, Way
 from pbe_train.model.paint_model import assemble, new_unet
 from pbe_train.model.pipeline import Run, RunIdentity, SamplingSettings
+from pbe_train.model.sampling import PUBLISHED_SCHEDULER, PUBLISHED_STEPS, guided_at
 from pbe_train.model.schedulers import begin, make_scheduler
 
 FILE = RESULTS / "edit_latency.json"
@@ -60,12 +61,13 @@ class Ours:
 
 DEFAULT, EXACT = SamplingSettings(), SamplingSettings(exact=True)
 ROWS = {
-    "exact published": Ours(replace(EXACT, steps=50, scheduler='PNDMScheduler(timestep_spacing="leading")')),
+    "exact published": Ours(replace(EXACT, steps=PUBLISHED_STEPS, scheduler=PUBLISHED_SCHEDULER)),
     "default steps": Ours(EXACT),
     "+ nothing twice, one batch": Ours(DEFAULT),
     "+ channels-last": Ours(DEFAULT, LAST),
     "+ bf16": Ours(DEFAULT, HALF),
     "+ compile": Ours(DEFAULT, HALF, compiled=True),
+    "bf16, interval 0.2-0.8": Ours(SamplingSettings(guidance_interval=(0.2, 0.8)), HALF),
     "bf16, reuse 2": Ours(SamplingSettings(reuse=2), HALF),
 }
 """Ours; a row that begins with + is the one before it and one thing more."""
@@ -141,26 +143,26 @@ def measure(name: str, tiny: bool, few: int | None) -> dict[str, Any]:
         "step_seconds": [end - start for start, end in itertools.pairwise(ends)],
         "passes": sum(passes),
         "peak_mb": high_water_mb(),
-        "all_steps": steps_of(row.how),
-        "all_passes": 2 * steps_of(row.how),
+        **dict(zip(("all_steps", "all_passes"), steps_and_passes(row.how), strict=True)),
         "versions": describe_versions(PACKAGES),
     }
 
 
-def steps_of(how: SamplingSettings) -> int:
-    """How many timesteps a scheduler stops at."""
+def steps_and_passes(how: SamplingSettings) -> tuple[int, int]:
+    """How many timesteps a scheduler stops at, and how many passes they take."""
     scheduler = make_scheduler(how.scheduler, "epsilon")
     begin(scheduler, how.steps, torch.device("cpu"))
-    return len(scheduler.timesteps)
+    times = scheduler.timesteps.tolist()
+    return len(times), sum(1 + guided_at(time, how.guidance_interval, TIMESTEPS) for time in times)
 
 
 def as_row(name: str, told: dict[str, Any], few: int | None) -> dict[str, Any]:
-    """A row of the file, from what a process told. Of a few steps, those left out are reckoned as their median."""
+    """A row of the file, from what a process told. Of a few steps, passes left out are reckoned from their median."""
     steps = told["step_seconds"]
     seconds, passes = told["seconds"], told["passes"]
     if few:
-        missing = told["all_steps"] - 1 - len(steps)
-        seconds, passes = seconds + missing * statistics.median(steps), told["all_passes"]
+        seconds_a_pass = statistics.median(steps) * (len(steps) + 1) / passes
+        seconds, passes = seconds + (told["all_passes"] - passes) * seconds_a_pass, told["all_passes"]
     row = {
         "row": name,
         "seconds": round(seconds, 2),

@@ -38,8 +38,12 @@ def test_rows_come_together_in_one_file(tmp_path: Path):
 def test_a_row(name: str):
     """Each way paints; passes are counted as items that go through the U-Net, whatever the batch."""
     told = measure(name, tiny=True, few=3)
-    assert told["passes"] == 2 * (len(told["step_seconds"]) + 1)
-    assert told["all_passes"] == 2 * told["all_steps"]
+    steps = len(told["step_seconds"]) + 1
+    part = "interval" in name
+    assert (steps < told["passes"] < 2 * steps) if part else told["passes"] == 2 * steps
+    assert (
+        (told["all_steps"] < told["all_passes"] < 2 * told["all_steps"]) if part else told["all_passes"] == 2 * told["all_steps"]
+    )
     assert (told["all_steps"] == 51) == (name == "exact published")
     assert told["peak_mb"] > 100
 
