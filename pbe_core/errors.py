@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,10 @@ class InputError(Exception):
 
     The message names the file (and row or key) and says what to do about it, on one line.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """A SIGTERM, by which batch systems and clouds say that they take the machine away."""
 
 
 class NetworkError(OSError):
@@ -65,9 +70,9 @@ def run_program(main: Callable[[], int | None]) -> None:
             status = 1
         else:
             raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print(INTERRUPTED, file=sys.stderr)
-        status = 130
+        status = 143 if isinstance(stop, Terminated) else 130
     sys.exit(status or 0)
 
 
@@ -79,6 +84,19 @@ def end_on_interrupt() -> None:
     program = getattr(sys.modules["__main__"], "__file__", None)
     if program and Path(program).resolve().parent in ENTRIES and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end_now)
+
+
+def heed_sigterm() -> None:
+    """From now on SIGTERM ends a program as Ctrl-C does, with status 143, if this is called in its main thread.
+
+    For a program that has started Ray, which would end it by an abort, with a page of addresses.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _end_now(number: int, frame: FrameType | None) -> None:

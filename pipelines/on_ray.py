@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 
-from pbe_core.errors import InputError
+from pbe_core.errors import InputError, heed_sigterm
 from pbe_core.machine import fits, short_folder
 from pbe_core.progress import print_line
 
@@ -31,11 +31,16 @@ def start_ray(address: str | None) -> None:
     `ray start`; where there is none, start a Ray for the time of this process.
 
     Does nothing where this process has one; where that has lost all its nodes (that of this machine was killed), it begins anew.
-    Says on stderr which cluster it joins, since what runs there belongs to others, too.
+    Says on stderr which cluster it joins, since what runs there belongs to others, too. From then on SIGTERM is as Ctrl-C.
 
     Raises:
         InputError: there is no cluster at the address, it cannot be joined, or Ray has no folder for its sockets.
     """
+    _join_or_start(address)
+    heed_sigterm()
+
+
+def _join_or_start(address: str | None) -> None:
     if ray.is_initialized():
         if any(node["Alive"] for node in ray.nodes()):
             return

@@ -1,10 +1,14 @@
 """A short set of the kills, in two builds by one worker; the full one is `python -m tests.faults.kill_build`."""
 
 import random
+import signal
+import subprocess
+import time
 
 import pytest
 
-from tests.faults.kill_build import build_command, kill_at_writes, kill_often, report_of
+from pbe_core.errors import INTERRUPTED
+from tests.faults.kill_build import build_command, kill_at_writes, kill_often, recorded, report_of
 
 pytestmark = pytest.mark.timeout(1800)  # These wait for what comes, however slow the machine is.
 
@@ -28,3 +32,17 @@ def test_a_build_that_is_killed_while_it_writes_leaves_nothing(photos, dataset, 
     assert not report.problems
     deaths = {(kill.target.partition(": ")[2], kill.status) for kill in report.kills}
     assert deaths == set(zip(places, (-9, None, None), strict=True))
+
+
+def test_sigterm_ends_a_build_in_one_line(photos, tmp_path):
+    """As batch systems send it. Ray's own handler would abort the program with a page of addresses."""
+    out = tmp_path / "dataset"
+    process = subprocess.Popen(build_command(photos, out, 1), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (out / "shards").is_dir() or not recorded(out):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    assert (process.returncode, said.splitlines()[-1]) == (143, INTERRUPTED)
+    assert "SIGTERM" not in said
+    assert "Traceback" not in said
