@@ -1,4 +1,4 @@
-"""Draw docs/pictures/solvers.png: how near each scheduler comes to the converged solution, by its passes of the U-Net.
+"""Draw docs/pictures/solvers.png: how near each scheduler comes to the converged solution, by how many predictions it takes.
 
 Usage:  python -m docs.pictures.make_solvers [--results benchmarks/results/solvers.json] [--out docs/pictures/solvers.png]
 """
@@ -33,7 +33,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
         draw_guidance(axes, [row for row in rows if row["guidance"] == guidance])
         axes.set_title(f"guidance {guidance:g}", loc="left")
     figure.axes[0].set_ylabel("error of the latents, RMS, %")
-    figure.axes[-1].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -51,10 +51,10 @@ def draw_guidance(axes: Axes, rows: list[dict[str, Any]]) -> None:
             axes.plot(
                 *next(point for point in points if point[0] == STEPS), "o", color=NAMED[way], markersize=9, fillstyle="none"
             )
-    axes.set(xscale="log", yscale="log", xlabel="passes of the U-Net")
+    axes.set(xscale="log", yscale="log", xlabel="predictions, of two passes each")
     ticks = [8, 10, 15, 20, 30, 50]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.set_yticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    axes.set_yticks([0.2, 0.5, 1, 2, 5, 10, 20], ["0.2", "0.5", "1", "2", "5", "10", "20"])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True)

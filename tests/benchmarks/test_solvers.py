@@ -22,7 +22,7 @@ from benchmarks.solvers import (
 )
 from pbe_train import PaintByExample
 from pbe_train.config import TIMESTEPS
-from pbe_train.model.sampling import STEPS
+from pbe_train.model.sampling import GUIDANCE, STEPS
 from tests.pbe_train.test_schedulers import DEVIATION, MEAN, SHARES, NormalPictures, first_noise
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -50,14 +50,14 @@ def test_the_grid_has_each_timestep_once_and_most_where_the_noise_is_small():
     assert sum(time < 100 for time in times) > 20
 
 
-@pytest.mark.parametrize("guidance", [2.0, 5.0])
-def test_the_default_is_no_further_from_the_solution_than_50_steps_of_plms(guidance: float):
+def test_the_default_is_no_further_from_the_solution_than_50_steps_of_plms():
+    """At the published guidance, which asks for more steps than a small one: 10 fail here."""
     run = PaintByExample.from_pretrained(MODEL, device="cpu").run
     (block,) = make_blocks(run, 2)
-    right = converge(run, block, guidance, fine_timesteps())
+    right = converge(run, block, GUIDANCE, fine_timesteps())
     off = {}
     for name, passes in ((CHOSEN, STEPS), (PUBLISHED, 51)):
-        made, took = paint(run, block, guidance, WAYS[name], passes)
+        made, took = paint(run, block, GUIDANCE, WAYS[name], passes)
         assert took == passes
         off[name] = relative_error(made, right[WAYS[name].end]).mean().item()
     assert off[CHOSEN] <= off[PUBLISHED]
