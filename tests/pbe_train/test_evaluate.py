@@ -222,7 +222,7 @@ def test_wrong_options_are_one_line(tmp_path, given, words, monkeypatch):
 
 def test_help_shows_defaults_where_there_are_any():
     told = " ".join(call_program(evaluate.main, "--help").stdout.split())
-    assert "denoising steps (default: 25)" in told
+    assert "denoising steps (default: 15)" in told
     assert "resamples (default: 0)" in told
     assert not re.search(r"default: (None|True|False|\[|\{)", told)
 
