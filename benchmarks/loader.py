@@ -18,6 +18,7 @@ published way has no latents: its two VAE encodings a sample, in the training st
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder with JPEGs (default: photos are drawn)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="in the dataset (default: %(default)s)")
     parser.add_argument("--results", type=Path, help=f"file to write, as {RESULTS.name}/loader.json (default: none)")
+    parser.add_argument("--keep", type=Path, help="new folder to leave the dataset in, as for benchmarks.gpu --dataset")
     given = parser.parse_args()
     if given.samples < FEWEST:
         raise InputError(f"--samples {given.samples}: at least {FEWEST}")
@@ -261,6 +263,8 @@ def main() -> None:
         folder = Path(scratch)
         files = find_photos(given.photos) if given.photos else draw_photos(folder / "drawn")
         measurements, comparisons = measure(folder, files, given.samples)
+        if given.keep:
+            shutil.copytree(folder / "dataset", given.keep)
         photo_bytes = round(statistics.fmean(path.stat().st_size for path in files))
     console = Console(width=TABLE_WIDTH)
     for table in tables_of(measurements, comparisons):

@@ -4,7 +4,8 @@ Usage:  python -m benchmarks.train_step --preset open_images --device cuda --bat
         python -m benchmarks.train_step --preset tiny --device cpu --batch-sizes 32 --seconds 20
 
 measures whole steps (forward, backward, norm of the gradient, AdamW) of the preset's model with random weights on made-up
-batches: nothing is downloaded, and no dataset is needed. Each way is the one before it and one thing more. For each, batch sizes
+batches: nothing is downloaded, and no dataset is needed. Each way is the one before it and one thing more; the last one, a CUDA
+graph, takes a GPU and is left out on a CPU. For each, batch sizes
 are gone through until the memory is used up. At the batch size at which the last way was fastest, latents that are there are then
 compared with encoding the view and the masked view in every step, by a VAE of the preset's size in bf16.
 
@@ -48,6 +49,7 @@ from pbe_train.checkpoints.networks import unloaded_model, unloaded_vae, vae_siz
 from pbe_train.config import ModelSettings, Precision, TrainSettings
 from pbe_train.cost import configured_view
 from pbe_train.model.paint_model import PaintByExampleModel, prepare
+from pbe_train.training.cuda_graph import Recording, prepare_device
 from pbe_train.training.flops import arithmetic_of, encode_flops, find_gpu, latent_cells, step_flops, utilisation
 
 KEY = ("preset", "way", "batch")
@@ -65,6 +67,8 @@ class Way:
     bf16: bool
     options: dict[str, bool]
     """Of `ModelSettings`."""
+    recorded: bool = False
+    """Whether a step is a CUDA graph."""
 
 
 WAYS = (
@@ -72,7 +76,8 @@ WAYS = (
     Way("+ bf16", True, PLAIN),
     Way("+ channels-last", True, {**PLAIN, "channels_last": True}),
     Way("+ compile", True, {**PLAIN, "channels_last": True, "compile": True}),
-    Way("+ one-token", True, {**PLAIN, "channels_last": True, "compile": True, "one_token_shortcut": True}),
+    Way("+ one-token", True, ALL := {**PLAIN, "channels_last": True, "compile": True, "one_token_shortcut": True}),
+    Way("+ CUDA graph", True, ALL, recorded=True),
 )
 FROM_LATENTS, ENCODING = "from latents", "encoding in each step"
 
@@ -98,13 +103,15 @@ class Bench:
         settings = self.model.model_copy(update=way.options)
         if settings.compile:
             torch.compiler.reset()  # No graph of another way or batch size counts towards the limit of recompilations.
+        if way.recorded:
+            prepare_device(self.device)
         with self.device:
             model = prepare(unloaded_model(settings), settings, self.device).train()
             # Values as they come: what is encoded has no influence on how long it takes.
             vae = unloaded_vae(settings.vae).to(torch.bfloat16, memory_format=torch.channels_last) if encodes else None
         flops = step_flops(settings, latent_cells(settings, self.view)).total
         trained = list(model.trained().values())
-        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True, capturable=way.recorded)
         given = make_batch(model, settings, self.view, batch, self.device)
         arithmetic = self._autocast(way)
 
@@ -122,7 +129,8 @@ class Bench:
             view, masked = (encode(vae, pictures) for pictures in views)
             step((view, masked))
 
-        yield self._row(way, FROM_LATENTS if encodes else way.name, batch, flops, lambda: step((given[0], given[1])))
+        one: Step = lambda: step((given[0], given[1]))  # noqa: E731 - it is what is recorded, if any is.
+        yield self._row(way, FROM_LATENTS if encodes else way.name, batch, flops, record(one) if way.recorded else one)
         if encodes:
             views = [torch.rand(batch, 3, self.view, self.view, device=self.device) * 2 - 1 for _ in range(2)]
             more = {"gflop_of_encoding_per_sample": round(2 * encode_flops(settings.vae, self.view) / 1e9, 4)}
@@ -161,6 +169,13 @@ class Bench:
 
     def _autocast(self, way: Way) -> Callable[[], contextlib.AbstractContextManager[Any]]:
         return lambda: torch.autocast(self.device.type, torch.bfloat16) if way.bf16 else contextlib.nullcontext()
+
+
+def record(step: Step) -> Step:
+    """The same step as a CUDA graph, after some that are computed as ever."""
+    for _ in range(WARM_UP):
+        step()
+    return Recording(step, None).replay
 
 
 def make_batch(
@@ -310,7 +325,8 @@ def main() -> None:
         if row.get("cpu_share", 1) < ALONE:
             print(f"warning: the step had the CPU for {row['cpu_share']:.0%} of the time; measure again when the machine is idle")
 
-    run(bench, [way for way in WAYS if way.name in given.ways], sorted(given.batch_sizes), not given.no_encoding, keep)
+    ways = [way for way in WAYS if way.name in given.ways and (given.device == "cuda" or not way.recorded)]
+    run(bench, ways, sorted(given.batch_sizes), not given.no_encoding, keep)
     Console().print(table_of(device, rows))
 
 

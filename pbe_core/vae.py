@@ -10,14 +10,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL
 
 from pbe_core.autoencoder import CLASSES, Autoencoder
 from pbe_core.errors import InputError
-from pbe_core.hub import fetch
-from pbe_core.settings import REPOSITORY
+from pbe_core.network_files import find_vae, locate_network, without_pickles
 from pbe_core.taef2 import load_taef2
-from pbe_core.vae_kinds import is_taef2, locate_vae, read_vae_sizes
+from pbe_core.vae_kinds import is_taef2, read_vae_sizes
 from pbe_core.weight_files import COUNTERS, DIFFUSERS_FILES, TRANSFORMERS_FILES, check_finite, weights_format, weights_of
 from pbe_core.words import number_of
 from schemas.dataset import VaeIdentity
@@ -56,8 +54,7 @@ def load_vae(source: str) -> Autoencoder:
     Raises:
         InputError: as `load_network`; or a VAE of another kind, or a configuration that cannot be followed.
     """
-    folder = local_folder(source)
-    place = (folder and locate_vae(folder)) or find_network(AutoencoderKL, source, "vae")
+    place = find_vae(source)
     if is_taef2(place):
         return Autoencoder(load_taef2(place).eval().requires_grad_(False))
     try:
@@ -66,11 +63,6 @@ def load_vae(source: str) -> Autoencoder:
         cause = " ".join(str(error).split())
         raise InputError(f"{place / 'config.json'}: {cause}; get the file again, or give another VAE") from None
     return Autoencoder(_load(CLASSES[sizes.kind], source, place).eval().requires_grad_(False))
-
-
-def local_folder(source: str) -> Path | None:
-    """The folder of this machine that a name means, looked for here and then in the project's own tree; null: there is none."""
-    return next((path for path in (Path(source).expanduser(), REPOSITORY / source) if path.is_dir()), None)
 
 
 def load_network(kind: Any, source: str, subfolder: str) -> Any:
@@ -90,7 +82,7 @@ def load_network(kind: Any, source: str, subfolder: str) -> Any:
 
 def _load(kind: Any, source: str, inner: Path) -> Any:
     """The network whose files lie in a folder of this machine; `source` is what the user called it."""
-    weights = weights_of([path.name for path in inner.iterdir()], _files_of(kind))
+    weights = weights_of([path.name for path in inner.iterdir()], without_pickles(_files_of(kind)))
     for name in weights:
         if name.endswith(".safetensors") and weights_format(inner / name) != "safetensors":
             raise InputError(f"{inner / name}: a pickle under the name of safetensors; get the model as .safetensors")
@@ -132,56 +124,13 @@ def _left_out(kind: Any, network: Any, unexpected: Collection[str]) -> list[str]
 
 
 def find_network(kind: Any, source: str, subfolder: str, beside: Collection[str] = ()) -> Path:
-    """The folder with the config.json and the weights of a network, on this machine; errors as in `load_network`.
-
-    Args:
-        kind: as in `load_network`.
-        source: as there.
-        subfolder: as there.
-        beside: names of further files to fetch from the hub, where it has them beside the network.
-    """
-    folder = local_folder(source)
-    if folder is None:
-        return _fetch_network(kind, source, subfolder, beside)
-    inner = folder if (folder / "config.json").is_file() else folder / subfolder
-    if not (inner / "config.json").is_file():
-        raise InputError(f"{folder}: no {kind.__name__} here: there is no config.json in it, nor in {subfolder}/")
-    return inner
+    """The folder with the config.json and the weights of a network, on this machine; `locate_network` for its class."""
+    return locate_network(kind.__name__, source, subfolder, _files_of(kind), beside)
 
 
 def _files_of(kind: Any) -> tuple[str, ...]:
-    """Names for the weights of a network of this class, but for pickles."""
-    files = DIFFUSERS_FILES if issubclass(kind, diffusers.ModelMixin) else TRANSFORMERS_FILES
-    return tuple(file for file in files if file.endswith(".safetensors"))
-
-
-def _fetch_network(kind: Any, source: str, subfolder: str, beside: Collection[str]) -> Path:
-    """The folder of the cache with a network of the hub's.
-
-    Raises:
-        InputError: this is no hub id, or the hub does not give it, or has no such network there.
-    """
-    if Path(source).expanduser().is_file():
-        raise InputError(f"{source}: is a file; give the folder of a {kind.__name__}, with config.json and .safetensors weights")
-    owner, name, *inside = source.split("/") if source.count("/") in (1, 2) else ("", "")
-    if not owner or not name or owner.startswith((".", "~")):
-        raise InputError(f"{source}: no such folder, and no hub id (owner/name) of a {kind.__name__}")
-    places = inside or [subfolder, ""]
-
-    def choose(names: Collection[str]) -> list[str]:
-        place = next((place for place in places if f"{place}/config.json".lstrip("/") in names), None)
-        if place is None:
-            raise InputError(f"{source}: the hub has it, but no {kind.__name__} in it (config.json, {places[0]}/config.json)")
-        start = f"{place}/" if place else ""
-        files = weights_of([name.removeprefix(start) for name in names if name.startswith(start)], _files_of(kind))
-        if not files:
-            raise InputError(f"{source}: the hub has it, but no weights of a {kind.__name__} as .safetensors in {place or 'it'}")
-        others = [file for file in beside if start + file in names]
-        return [start + file for file in ("config.json", *files, *others)]
-
-    repository = fetch(f"{owner}/{name}", choose)
-    assert repository is not None, "`choose` never returns nothing"
-    return next(repository / place for place in places if (repository / place / "config.json").is_file())
+    """Names for the weights of a network of this class."""
+    return DIFFUSERS_FILES if issubclass(kind, diffusers.ModelMixin) else TRANSFORMERS_FILES
 
 
 def identify_vae(vae: Autoencoder, source: str) -> VaeIdentity:

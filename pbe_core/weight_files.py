@@ -11,13 +11,13 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from pbe_core.errors import InputError
 from pbe_core.words import number_of
+
+if TYPE_CHECKING:  # Who only looks for files does not wait for PyTorch.
+    from torch import Tensor
 
 # In this order: half precision (`variant="fp16"` of the libraries) where there is no other, pickles where there is nothing else.
 DIFFUSERS_FILES = (
@@ -109,17 +109,19 @@ def _other_kind(head: bytes) -> str:
     return f"no file of weights (it begins with {head[:16]!r}); give .safetensors or a checkpoint of PyTorch"
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+def save_tensors(tensors: Mapping[str, "Tensor"], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a .safetensors file that others may read where they may read the files beside it.
 
     safetensors 0.8 makes its files readable by their owner alone, whatever the umask is: a model in a folder that a group shares
     would be nobody else's.
     """
+    from safetensors.torch import save_file
+
     save_file(dict(tensors), path, metadata=metadata)
     path.chmod(path.parent.stat().st_mode & 0o666)
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+def check_finite(tensors: Mapping[str, "Tensor"], where: str) -> None:
     """Raises InputError: a number in the weights is infinite or none at all; all that is computed with them would be, too."""
     if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise InputError(

@@ -255,6 +255,9 @@ class TrainSettings(Program):
     precision: Precision = "auto"
     """Arithmetic of forward and backward pass, whatever model.weights is. `auto`: bf16 on a GPU, fp16 on one that lacks it, fp32
     on the CPU. With fp16 the loss is scaled, and a step whose gradient overflows is skipped."""
+    cuda_graph: bool = False
+    """Record a whole step, from the batch to the moving average, as one CUDA graph, and repeat it: the host then launches one
+    thing a step. On a GPU, with AdamW and the average in fp32 there; the same numbers (docs/training.md)."""
     threads: int | None = Field(None, ge=1)
     """CPU threads per rank; null = the machine's cores shared out evenly."""
     loader: LoaderSettings = LoaderSettings()
@@ -310,6 +313,21 @@ class TrainSettings(Program):
             raise ValueError("model.train chooses among the model's own weights, and beside a LoRA none is trained; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _steps_can_be_recorded(self) -> "TrainSettings":
+        wanted = {
+            "optimizer.state fp32": self.optimizer.state == "fp32",
+            "optimizer.place device": self.optimizer.place == "device",
+            "model.weights fp32": self.model.weights == "fp32",
+            "ema_place device": self.ema_place == "device" or not self.ema_decay,
+        }
+        lacking = [name for name, fits in wanted.items() if not fits]
+        if self.cuda_graph and lacking:
+            raise ValueError(
+                f"cuda_graph records what a GPU computes by itself, and takes {' and '.join(lacking)}; or set it to false"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without what runs before it did not have, so that they go on."""
@@ -348,6 +366,7 @@ CHANGEABLE = {
     "model.channels_last",
     "model.compile",
     "model.gradient_checkpointing",
+    "cuda_graph",
     "precision",  # What it comes to is part of the run's identity.
     "threads",
     "loader.workers",
@@ -385,7 +404,7 @@ CONSTANT: dict[str, dict[str, Any]] = {
 }
 # Settings that came later, with what a checkpoint was trained with that does not have them.
 ADDED: dict[str, dict[str, Any]] = {
-    "": {"ema_place": "device"},
+    "": {"ema_place": "device", "cuda_graph": False},
     "model": {"train": [], "weights": "fp32"},
     "optimizer": {"state": "fp32", "place": "device"},
 }

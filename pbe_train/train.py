@@ -18,8 +18,10 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from pbe_core.settings import dump_settings, help_first, load_settings, preset
 from pbe_train.config import TrainSettings
@@ -37,12 +39,22 @@ from pbe_core.vae import weights_sha256
 from pbe_core.words import noun, number_of
 from pbe_train.checkpoints.load_report import write_report
 from pbe_train.checkpoints.trainer_checkpoint import CheckpointWriter, sweep_partial
+from pbe_train.data.training_dataset import Batch
 from pbe_train.model.diffusion import noise_losses
 from pbe_train.model.paint_model import uncompiled
 from pbe_train.model.pipeline import Run
+from pbe_train.training.cuda_graph import Computed, RepeatedStep, Step
 from pbe_train.training.distributed import Distributed, Stop, Watchdog
 from pbe_train.training.metrics import PendingMetrics
-from pbe_train.training.optimizer import clip_gradients, optimizer_step, parts_of, set_learning_rate, step_unless, weights_of
+from pbe_train.training.optimizer import (
+    clip_gradients,
+    learning_rate,
+    optimizer_step,
+    parts_of,
+    set_learning_rate,
+    step_unless,
+    weights_of,
+)
 from pbe_train.training.progress import Progress, during
 from pbe_train.training.setup import Training, check_weights, describe, flops_of, out_of_memory
 from pbe_train.training.validation import Pictures
@@ -56,7 +68,7 @@ def main() -> int:
     """Read the settings and train; returns the exit status."""
     make_room_for_multiprocessing()
     settings = load_settings(TrainSettings, "train", default_config=preset("tiny"))
-    distributed = Distributed.start(settings.threads, settings.precision)
+    distributed = Distributed.start(settings.threads, settings.precision, settings.cuda_graph)
     rank = distributed.rank
     try:
         # One at a time in a folder; the other ranks leave as soon as rank 0 does.
@@ -91,8 +103,11 @@ def train(settings: TrainSettings, distributed: Distributed) -> int:
             Watchdog(distributed.rank, run.loader.describe_next) as watchdog,
         ):
             hooks = Hooks(run, progress, pictures, writer, watchdog, stop)
+            step: Step = partial(compute, run, watchdog)
+            if run.settings.cuda_graph:
+                step = RepeatedStep(step, distributed.world_size)
             while run.step < run.settings.steps and not hooks.stopped_by:
-                train_step(run, watchdog)
+                train_step(run, step, watchdog)
                 hooks.after_step()
             with during(progress, "checkpoint"):
                 writer.wait()
@@ -108,28 +123,46 @@ def train(settings: TrainSettings, distributed: Distributed) -> int:
     return 0
 
 
-def train_step(run: Training, watchdog: Watchdog) -> None:
+def train_step(run: Training, step: Step, watchdog: Watchdog) -> None:
     """One step of the optimizer, over all micro-batches. The host does not wait for the device."""
-    settings, optimizer, parts = run.settings, run.optimizer, run.settings.accumulation
-    for part in range(parts):
+    set_learning_rate(run.optimizer, run.settings.optimizer, run.step, run.settings.steps)
+    if run.ema:
+        run.ema.set_decay(run.step + 1)
+    computed = step(micro_batches(run, watchdog))
+    for losses, timesteps in zip(computed.losses, computed.timesteps, strict=True):
+        run.metrics.add_losses(losses, timesteps)
+    run.metrics.add_step(run.step, computed.gradient_norm, computed.nonfinite)
+    run.step += 1
+
+
+def micro_batches(run: Training, watchdog: Watchdog) -> Iterator[Batch]:
+    """Those of a step, as they come."""
+    for _ in range(run.settings.accumulation):
         with watchdog.during("data", run.step):
             batch = next(run.batches)
+        yield batch
+
+
+def compute(run: Training, watchdog: Watchdog, batches: Iterable[Batch]) -> Computed:
+    """All that the device computes in a step. It may be recorded: what changes from step to step comes in tensors alone."""
+    settings, optimizer, parts = run.settings, run.optimizer, run.settings.accumulation
+    all_losses, timesteps = [], []
+    for part, batch in enumerate(batches):
         with watchdog.during("gradients", run.step), run.distributed.hold_gradients(run.parallel, hold=part < parts - 1):
             with run.distributed.autocast(settings.precision):
                 losses = noise_losses(run.parallel, run.schedule, batch)
             torch.autograd.backward(run.scaler.scale(losses.mean() / parts))
-        run.metrics.add_losses(losses, batch.timestep)
+        all_losses.append(losses.detach())
+        timesteps.append(batch.timestep)
     run.scaler.unscale_(optimizer)
-    gradient_norm = clip_gradients(run.trained, settings.optimizer.gradient_clip)
+    gradient_norm = clip_gradients(run.trained, settings.optimizer.gradient_clip).detach()
     nonfinite = ~gradient_norm.isfinite()
-    set_learning_rate(optimizer, settings.optimizer, run.step, settings.steps)
     step_unless(nonfinite, optimizer)
     run.scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    run.metrics.add_step(run.step, gradient_norm, nonfinite)
-    run.step += 1
     if run.ema:
-        run.ema.update(run.step)
+        run.ema.average_in()
+    return Computed(all_losses, timesteps, gradient_norm, nonfinite)
 
 
 @dataclass
@@ -170,7 +203,8 @@ class Hooks:
             self._write_line()
             # All ranks know of the same steps here: of all before this line.
             self._check_nonfinite()
-            self._pending = run.metrics.collect(run.distributed, run.optimizer.param_groups[0]["lr"], run.batches.take_seconds())
+            rate = learning_rate(run.settings.optimizer, run.step - 1, run.settings.steps)
+            self._pending = run.metrics.collect(run.distributed, rate, run.batches.take_seconds())
             if run.settings.loader.on_corrupt == "replace":
                 # All ranks count the same samples, so that beyond the limit all of them stop here.
                 found = run.distributed.gather(run.loader.take_replaced())

@@ -25,7 +25,6 @@ from pbe_core.progress import Progress
 from pbe_core.settings import help_first, load_settings, preset
 from pbe_core.words import number_of
 from pipelines.config import BuildSettings, with_absolute_paths
-from pipelines.crawl import crawl_photos
 from pipelines.dataset.estimate import (
     ESTIMATE_RECORD,
     Estimate,
@@ -39,9 +38,8 @@ from pipelines.dataset.estimate import (
 from pipelines.dataset.finalize import finalize
 from pipelines.dataset.folder import Record, ShardFolder, fetch_tables, share_tables
 from pipelines.dataset.plan_shards import Plan
-from pipelines.dataset.write_plan import accepted_fingerprints, record_plan, select_and_plan
+from pipelines.dataset.write_plan import accepted_fingerprints, record_plan, recorded_vae, select_and_plan
 from pipelines.inspection.contact_sheet import contact_sheet
-from pipelines.on_ray import find_cluster
 from pipelines.photos import check_photos
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo, VaeIdentity
@@ -67,7 +65,10 @@ def main() -> int:
 def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -> int:
     """The story of a build, with the two options of the command line; returns the exit status."""
     started = time.monotonic()
-    find_cluster(settings.ray.address)  # Before any work.
+    if settings.crawl.sources or not (settings.out / "dataset.json").is_file():
+        from pipelines.on_ray import find_cluster  # Ray takes 0.4 s of CPU to load; what is finished needs none.
+
+        find_cluster(settings.ray.address)  # Before any work.
     sweep(settings.out)
     if not settings.crawl.sources:
         check_photos(settings)
@@ -84,6 +85,8 @@ def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -
     print_selection(selection)
     estimated = estimate_plan(settings, selection)
     if settings.crawl.sources:
+        from pipelines.crawl import crawl_photos  # It loads Ray and aiohttp.
+
         status = crawl_photos(settings)
         if status:
             return status
@@ -108,10 +111,13 @@ def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -
 
 def read_vae(settings: BuildSettings) -> VaeIdentity:
     """Which VAE the settings name. Raises InputError where it is not there, or cannot encode views of this size."""
-    from pbe_core.vae import identify_vae, load_vae  # PyTorch and diffusers take seconds to load: not for --help.
+    with Progress("looking for the VAE"):
+        vae = recorded_vae(settings)
+    if vae is None:
+        from pbe_core.vae import identify_vae, load_vae  # PyTorch and diffusers take 4 s of CPU to load.
 
-    with Progress("loading the VAE"):
-        vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
+        with Progress("loading the VAE"):
+            vae = identify_vae(load_vae(settings.latents.vae), settings.latents.vae)
     check_shapes(settings.views, vae.downsampling)
     return vae
 
@@ -149,8 +155,6 @@ def pack_missing(
         Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
         first actor stood: how long Ray takes to start says nothing about an encoder. Null where other runs packed a part.
     """
-    from pipelines.dataset.pack import pack_on_ray  # It loads PyTorch.
-
     folder.local.mkdir(exist_ok=True)
     folder.sweep()
     shards, accepted = list(planned), accepted_fingerprints(settings.out)
@@ -170,6 +174,8 @@ def pack_missing(
         for _ in range(settings.ray.attempts):
             if not missing:
                 break
+            from pipelines.dataset.pack import pack_on_ray  # It loads PyTorch and Ray.
+
             errors = {}
             for number, error in pack_on_ray(settings, identity, missing, progress):
                 shard = shards[number]

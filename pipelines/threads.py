@@ -1,10 +1,11 @@
-"""Work done ahead in threads, results in order."""
+"""Work done in threads: ahead, with results in order; or one call behind whoever asks for it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
+Given = ParamSpec("Given")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -18,3 +19,33 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: It
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+class OneBehind(Generic[Given]):
+    """Calls of a function in a thread of their own, one after another: a call waits for the one before it, and returns.
+
+    Used in a `with` block, at whose end the last call is over. What a call raises, the next one does, or `wait`, or that end.
+    """
+
+    def __init__(self, work: Callable[Given, None]) -> None:
+        self._work = work
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="behind")
+        self._running: Future[None] | None = None
+
+    def __call__(self, *given: Given.args, **named: Given.kwargs) -> None:
+        """Have the function called, once its last call is over."""
+        self.wait()
+        self._running = self._pool.submit(self._work, *given, **named)
+
+    def wait(self) -> None:
+        """Until the last call is over."""
+        if self._running:
+            self._running.result()
+
+    def __enter__(self) -> "OneBehind[Given]":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()

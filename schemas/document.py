@@ -17,7 +17,7 @@ LAYOUT = """\
 | `same_photos.parquet` | photos that are there under another id too |
 | `plan.parquet` | what is to be packed |
 | `selection.json` | record of the tables above: what was read and counted, and the fingerprint of inputs and rules |
-| `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too |
+| `plan.json` | the fingerprint of all that determines the shards' bytes, the VAE too, and the hashes of this one's files |
 | `estimate.json` | what the build was estimated to make and cost |
 | `report.html`, `report.json` | classes, sizes, places, rejects, masks to look at, and the numbers; once built, of what came |
 | `shards/<shard>.tar` | samples, as a WebDataset |

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from pbe_core.errors import InputError, machine_error
-from pbe_core.vae import local_folder
+from pbe_core.network_files import local_folder
 from pbe_train.app.models import GONE, Facts
 from pbe_train.checkpoints.from_pretrained import RELEASED
 from pbe_train.checkpoints.load_report import OPEN_RAIL, read_report

@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig
 
 from pbe_core.errors import InputError
 from pbe_core.hub import fetch
-from pbe_core.vae import local_folder
+from pbe_core.network_files import local_folder
 from pbe_core.weight_files import DIFFUSERS_FILES, TRANSFORMERS_FILES, save_tensors, weights_of
 from pbe_core.words import number_of
 from pbe_train.checkpoints.key_mapping import (

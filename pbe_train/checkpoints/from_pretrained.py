@@ -23,7 +23,8 @@ from transformers import CLIPVisionModel
 from pbe_core.autoencoder import Autoencoder
 from pbe_core.buckets import Shape
 from pbe_core.errors import InputError
-from pbe_core.vae import load_vae, local_folder, weights_sha256
+from pbe_core.network_files import local_folder
+from pbe_core.vae import load_vae, weights_sha256
 from pbe_core.words import number_of
 from pbe_train.checkpoints.diffusers_format import read_config
 from pbe_train.checkpoints.key_mapping import Tensors, bare_encoder_names, count_blocks, starting_with

@@ -134,7 +134,7 @@ def weights_hash(source: str) -> str | None:
     Args:
         source: as `PaintByExample.from_pretrained` takes it.
     """
-    from pbe_core.vae import local_folder
+    from pbe_core.network_files import local_folder
     from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 
     folder = local_folder(source)

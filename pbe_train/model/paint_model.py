@@ -17,6 +17,7 @@ Source: Yang et al., Paint by Example (CVPR 2023), sections 3.2 and 3.3, and the
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -24,6 +25,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionModel
 
 from pbe_core.errors import InputError
@@ -172,7 +174,8 @@ def assemble(
     if settings.attention == "plain":
         unet.set_attn_processor(AttnProcessor())
     if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        # Nothing in it is random; keeping the generators' state would be a word from the device, which cannot be recorded.
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
     conditioner = Conditioner(encoder, settings.conditioner_blocks, unet.config.cross_attention_dim, settings.tokens)
     if settings.one_token_shortcut and settings.tokens == "class":
         take_shortcuts(unet, conditioner.mapper)

@@ -48,8 +48,13 @@ class Distributed:
     device: torch.device
 
     @classmethod
-    def start(cls, threads: int | None, precision: str) -> "Distributed":
+    def start(cls, threads: int | None, precision: str, recorded: bool = False) -> "Distributed":
         """Join the others (NCCL on GPUs, gloo on CPUs), choose the device, share out the CPU threads.
+
+        Args:
+            threads: of the CPU, for this process; null = its share of them.
+            precision: of the run.
+            recorded: whether steps are to be recorded as CUDA graphs.
 
         Raises:
             InputError: more processes on this machine than GPUs.
@@ -70,6 +75,9 @@ class Distributed:
             torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
             torch.backends.cudnn.allow_tf32 = precision != "fp32"
         torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local_count))
+        if recorded:
+            # PyTorch asks for it before the ranks' first word: NCCL's thread must not look at what is being recorded.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         if world_size > 1:
             with Progress("waiting for the other processes") if rank == 0 else nullcontext():
                 # torchrun's ranks of a second start would find the addresses of the first ones in the store that they share.

@@ -1,5 +1,6 @@
 """AdamW and the moving average of the weights: their steps, the learning rate, and what a checkpoint keeps of them."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +43,11 @@ def cast_weights(model: PaintByExampleModel, settings: TrainSettings, precision:
 
 
 def make_optimizer(
-    trained: dict[str, nn.Parameter], settings: OptimizerSettings, seed: int = 0, masters: Mapping[str, Tensor] | None = None
+    trained: dict[str, nn.Parameter],
+    settings: OptimizerSettings,
+    seed: int = 0,
+    masters: Mapping[str, Tensor] | None = None,
+    recorded: bool = False,
 ) -> torch.optim.AdamW | TieredAdamW:
     """AdamW over everything that is trained: PyTorch's own where weights and moments are fp32 and on the device.
 
@@ -51,10 +56,18 @@ def make_optimizer(
         settings: of AdamW.
         seed: of the run; random rounding of bf16 weights is named by it.
         masters: fp32 copies of bf16 weights, on the CPU.
+        recorded: whether its steps are to be recorded as CUDA graphs; of PyTorch's own alone.
     """
     whole = all(parameter.dtype == torch.float32 for parameter in trained.values())
     if whole and settings.state == "fp32" and settings.place == "device":
-        return torch.optim.AdamW(trained.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+        device = next(iter(trained.values())).device
+        # Where a recorded step finds it. In the type that the device's kernel computes with, so that it is one number everywhere.
+        rate = torch.tensor(
+            settings.learning_rate, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device
+        )
+        if recorded:  # PyTorch warns of each step before the recording.
+            warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+        return torch.optim.AdamW(trained.values(), lr=rate, weight_decay=settings.weight_decay, fused=True, capturable=recorded)
     return TieredAdamW(trained, settings, seed, masters or {})
 
 
@@ -79,13 +92,21 @@ def step_unless(nonfinite: Bool[Tensor, ""], optimizer: torch.optim.Optimizer) -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps: int) -> None:
+    """Tell the optimizer that of step `step`, which counts from 0."""
+    rate = learning_rate(settings, step, steps)
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+        group["step"] = step
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     """Linear warm-up, then constant, and linear cool-down at the end of `steps`; `step` counts from 0."""
     warm = (step + 1) / settings.warmup_steps if settings.warmup_steps else 1.0
     cool = (steps - step) / (settings.cooldown * steps) if settings.cooldown else 1.0
-    share = min(1.0, warm, cool)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * share
-        group["step"] = step
+    return settings.learning_rate * min(1.0, warm, cool)
 
 
 class EMA:
@@ -113,22 +134,32 @@ class EMA:
             name: self.averaged[name].detach().to(value.device if device is None else device, torch.float32, copy=True)
             for name, value in parameters.items()
         }
+        # In a tensor, so that a recorded step can be told another one.
+        self._share = torch.zeros((), device=next(iter(self.average.values())).device)
         self._alike = all(
             value.dtype == torch.float32 and value.device == self.average[name].device for name, value in self.averaged.items()
         )
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the live weights after optimizer step `step` (counted from 1).
+        """Take in the live weights after optimizer step `step` (counted from 1)."""
+        self.set_decay(step)
+        self.average_in()
+
+    def set_decay(self, step: int) -> None:
+        """How much of the average step `step` (counted from 1) is to keep.
 
         Source of the ramp: `ExponentialMovingAverage` of TensorFlow, min(decay, (1 + step) / (10 + step)).
         """
-        decay = min(self.decay, (1 + step) / (10 + step))
+        self._share.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def average_in(self) -> None:
+        """Take in the live weights."""
         if self._alike:
-            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), 1 - decay)
+            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), [self._share] * len(self.average))
             return
         for name, average in self.average.items():  # One at a time: a copy of all of them would take the memory that is saved.
-            average.lerp_(self.averaged[name].to(average.device, torch.float32), 1 - decay)
+            average.lerp_(self.averaged[name].to(average.device, torch.float32), self._share)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ from pbe_train.data.training_dataset import DevicePrefetcher, TrainingDataset, l
 from pbe_train.model.paint_model import PaintByExampleModel, prepare, with_lora
 from pbe_train.model.pipeline import RunIdentity
 from pbe_train.model.schedulers import training_schedule
+from pbe_train.training.cuda_graph import prepare_device
 from pbe_train.training.distributed import Distributed
 from pbe_train.training.flops import arithmetic_of, find_gpu, step_flops
 from pbe_train.training.metrics import CorruptSamples, Metrics, NonfiniteSteps
@@ -51,6 +52,8 @@ class Training:
             InputError: dataset, networks, settings and checkpoint do not belong together, or the ranks do not see the same.
         """
         self.distributed = distributed
+        if settings.cuda_graph:
+            prepare_device(distributed.device)
         self.reader = reader = open_reader(settings, TRAIN_SPLIT)
         self.vae = load_dataset_vae(settings.model.vae, reader.folder, reader.info)
         self.checkpoint = find_checkpoint(settings.out, settings.resume)  # Every rank looks for itself.
@@ -68,7 +71,7 @@ class Training:
         if settings.model.compile:
             allow_programs(len(reader.info.buckets or ()))
         self.trained = model.trained()
-        self.optimizer = make_optimizer(self.trained, settings.optimizer, settings.seed, masters)
+        self.optimizer = make_optimizer(self.trained, settings.optimizer, settings.seed, masters, settings.cuda_graph)
         self.ema = EMA(self.trained, settings.ema_decay, settings.ema_place, masters) if settings.ema_decay else None
         self.schedule = training_schedule(settings.prediction)
         self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
@@ -255,6 +258,7 @@ def out_of_memory(error: Exception, settings: TrainSettings, distributed: Distri
     helps = {
         f"--accumulation {parts} (halves the batch of {size} that a GPU holds; the training is the same)": size % 2 == 0,
         "--model.gradient_checkpointing true (a third more arithmetic)": not model.gradient_checkpointing,
+        "--cuda_graph false (pictures and held-out loss then take the memory that a step has left)": settings.cuda_graph,
         "--ema_place cpu (the same average, in the CPU's memory)": settings.ema_decay > 0 and settings.ema_place == "device",
         "--precision bf16": settings.precision == "fp32",
         "for a new run, --optimizer.state 8bit or --optimizer.place cpu": plain,

@@ -258,11 +258,14 @@ class _Photos:
     def add(self, batch: pa.RecordBatch) -> None:
         if not len(batch):
             return
-        groups = _group(batch, "split", "photo_id")
-        self.objects.update(_count(batch.column("split")))
-        self.photos.update(_count(groups["split"]))
-        first, last = ((groups["split"][place].as_py(), groups["photo_id"][place].as_py()) for place in (0, -1))
-        lengths = groups["count_all"].to_numpy().copy()
+        split, photo_id = batch.column("split"), batch.column("photo_id")
+        # A photo begins where another id is, or another split: these are numbered, as words are.
+        begins = pc.or_(pc.not_equal(photo_id[1:], photo_id[:-1]), pc.not_equal(split.indices[1:], split.indices[:-1]))
+        starts = np.flatnonzero(np.r_[True, begins.to_numpy(zero_copy_only=False)])
+        self.objects.update(_count(split))
+        self.photos.update(_count(split.take(pa.array(starts))))
+        first, last = ((split[place].as_py(), photo_id[place].as_py()) for place in (0, len(batch) - 1))
+        lengths = np.diff(np.r_[starts, len(batch)])
         if first == self.last:
             lengths[0] += self.last_objects
             self.photos[first[0]] -= 1

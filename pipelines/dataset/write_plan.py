@@ -12,6 +12,8 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pbe_core.dataset_reader import read_dataset
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256, write_atomically
 from pbe_core.leave_out import read_left_out
+from pbe_core.network_files import hash_vae_files
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
 from pipelines.annotations import open_source
@@ -99,7 +102,7 @@ def fingerprint(
         }
     return {
         "format_version": FORMAT_VERSION,
-        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "versions": _versions(libraries),
         "inputs": inputs,
         **(_vae_part(vae) if vae else {}),
         "settings": chosen,
@@ -186,15 +189,16 @@ def _plan_anew(settings: BuildSettings, source: Source, extend: bool) -> tuple[S
     buckets = settings.views.buckets
     shapes = PhotoShapes(buckets, settings.source.survey) if buckets else None
     sizes = settings.views.per_object, settings.shards.samples, shapes
-    with Progress("cutting objects into shards"):
+    with Progress("cutting objects into shards"), ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+        hashes = pool.submit(_hashes, out, PLAN_TABLES[:-1])  # These are there: hashed while the plan is written.
         if extend:
             extend_plan(out / "objects.parquet", out / "plan.parquet", finished, packed_keys, *sizes)
         else:
             write_plan(out / "objects.parquet", out / "plan.parquet", *sizes)
-        hashes = _hashes(out)
+        of_all = hashes.result() | _hashes(out, PLAN_TABLES[-1:])
     if shapes:
         _check_shapes_known(shapes, settings)
-    return selection, hashes
+    return selection, of_all
 
 
 def _check_shapes_known(shapes: PhotoShapes, settings: BuildSettings) -> None:
@@ -231,6 +235,8 @@ def check_packing(settings: BuildSettings, inputs: dict[str, str]) -> None:
 def record_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentity, extend: bool = False) -> str:
     """Bind a folder's tables to a VAE and to all settings. Returns the fingerprint's hash; `select_and_plan` comes first.
 
+    The record also says which files the VAE was, so that whoever comes back need not load it to know that it is the same.
+
     Args:
         settings: of the build.
         inputs: hashes of the annotation files.
@@ -243,14 +249,34 @@ def record_plan(settings: BuildSettings, inputs: dict[str, str], vae: VaeIdentit
     content = fingerprint(settings, inputs, vae)
     record = settings.out / PLAN_RECORD
     stored = _read_record(record)
-    if stored and stored["fingerprint"] != content:
-        if not (extend and _may_extend(stored["fingerprint"], content)):
-            raise _refusal(record, stored["fingerprint"], content)
-        before = [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]
-        write_atomically(record, json.dumps({"fingerprint": content, "extends": before}, indent=1).encode())
-    if not stored:
-        write_atomically(record, json.dumps({"fingerprint": content}, indent=1).encode())
+    if stored and stored["fingerprint"] == content:
+        return fingerprint_hash(content)
+    if stored and not (extend and _may_extend(stored["fingerprint"], content)):
+        raise _refusal(record, stored["fingerprint"], content)
+    before = {"extends": [*stored.get("extends", []), fingerprint_hash(stored["fingerprint"])]} if stored else {}
+    known = {"files": hash_vae_files(vae.source), "identity": vae.model_dump(mode="json", exclude={"source"})}
+    write_atomically(record, json.dumps({"fingerprint": content, **before, "vae": known}, indent=1).encode())
     return fingerprint_hash(content)
+
+
+def recorded_vae(settings: BuildSettings) -> VaeIdentity | None:
+    """The VAE of a folder's plan where the settings name the same files; null where nobody can tell without loading it.
+
+    Raises:
+        InputError: what the settings name is no VAE's folder, nor a hub id, or the hub does not give it.
+    """
+    stored = _read_record(settings.out / PLAN_RECORD)
+    known = stored and stored.get("vae")
+    # Which tensors a file holds, and their names, also depend on who reads it.
+    if not stored or not known or stored["fingerprint"]["versions"] != _versions(_TABLE_LIBRARIES + _PACKING_LIBRARIES):
+        return None
+    if hash_vae_files(settings.latents.vae) != known["files"]:
+        return None
+    return VaeIdentity(source=settings.latents.vae, **known["identity"])
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 
 def accepted_fingerprints(folder: Path) -> frozenset[str]:
@@ -309,9 +335,9 @@ def foreign_shards(place: str) -> str:
     )
 
 
-def _hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of each table that is there."""
-    return {name: file_sha256(out / name) for name in PLAN_TABLES if (out / name).is_file()}
+def _hashes(out: Path, tables: Collection[str] = PLAN_TABLES) -> dict[str, str]:
+    """SHA-256 of each of these tables that is there."""
+    return {name: file_sha256(out / name) for name in tables if (out / name).is_file()}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -24,9 +24,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Int64, UInt8, UInt64
-from scipy.fft import dctn
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pbe_core.errors import InputError
 from pbe_core.randomness import hash_column
@@ -77,6 +74,8 @@ def perceptual_hash(photo: UInt8[np.ndarray, "height width 3"]) -> PerceptualHas
 
     Source: the DCT hash of Zauner, Implementation and benchmarking of perceptual image hash functions (2010). `detail` is ours.
     """
+    from scipy.fft import dctn  # SciPy takes 0.3 s of CPU to load, and plans without a scan need none of it.
+
     grey = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY).astype(np.float32)  # Not 8 bits: rounding would be noise in plain photos.
     frequencies = dctn(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float64), norm="ortho")
     coarse = frequencies[:8, :8].ravel()
@@ -127,6 +126,9 @@ def keepers(
     """
     if not len(pairs):
         return np.arange(len(order))
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(order), len(order)))
     _, group = connected_components(graph, directed=False)
     best_first = np.lexsort((order, is_train, group))

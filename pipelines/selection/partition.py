@@ -10,6 +10,7 @@ Kitsuregawa et al. 1983). Memory is the same for any number of rows up to some 5
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pbe_core.randomness import hash_column, mix, name_hash
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS
 from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
+from pipelines.threads import OneBehind
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS
 
 ROWS_PER_FILE = 500_000
@@ -96,7 +98,7 @@ REASON_WORDS = Vocabulary(REASONS)
 
 
 class SpillFiles:
-    """Rows sorted into buckets on disk. `add` any number of times, then `finish`, then `read`."""
+    """Rows sorted into buckets on disk. In a `with` block `add` any number of times, then `finish`; then `read`."""
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema, buckets: int = _BUCKETS) -> None:
         self.folder = folder
@@ -108,6 +110,14 @@ class SpillFiles:
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_buckets: list[Int64[np.ndarray, " rows"]] = []
         self._waiting_rows = 0
+        # Sorting and writing take as long as reading does.
+        self._write = OneBehind(self._write_file)
+
+    def __enter__(self) -> "SpillFiles":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._write.__exit__(*error)
 
     def add(self, batch: pa.RecordBatch, buckets: Int64[np.ndarray, " rows"]) -> None:
         """Take rows and the bucket of each."""
@@ -116,7 +126,7 @@ class SpillFiles:
         self._waiting_rows += len(batch)
         self.counts += np.bincount(buckets, minlength=self.buckets)
         if self._waiting_rows >= ROWS_PER_FILE:
-            self.finish()
+            self._hand_over()
 
     def together(self, borders: Sequence[int]) -> list[range]:
         """Ranges of buckets to read at once: each of about `ROWS_AT_ONCE` rows, none across a border; all buckets, in order."""
@@ -130,11 +140,17 @@ class SpillFiles:
 
     def finish(self) -> None:
         """Write the rows that are waiting."""
-        if not self._waiting_rows:
-            return
-        table = pa.Table.from_batches(self._waiting, schema=self.schema).combine_chunks()
-        buckets = np.concatenate(self._waiting_buckets)
+        if self._waiting_rows:
+            self._hand_over()
+        self._write.wait()
+
+    def _hand_over(self) -> None:
+        self._write(self._waiting, np.concatenate(self._waiting_buckets))
         self._waiting, self._waiting_buckets, self._waiting_rows = [], [], 0
+
+    def _write_file(self, batches: list[pa.RecordBatch], buckets: Int64[np.ndarray, " rows"]) -> None:
+        table = pa.Table.from_batches(batches, schema=self.schema).combine_chunks()
+        batches.clear()
         # 16 bits sort in linear time, and stably: rows of a bucket keep their order.
         table = table.take(pa.array(np.argsort(buckets.astype(np.uint16), kind="stable"))).combine_chunks()
         counts = np.bincount(buckets, minlength=self.buckets)
@@ -214,6 +230,12 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
         sizes=SpillFiles(folder, "sizes", _SIZE_ROW),
         masks=SpillFiles(folder, "masks", _MASK_ROW),
     )
+    with partitions.boxes, partitions.photos, partitions.sizes, partitions.masks:
+        _fill(partitions, source, seed, sizes)
+    return partitions
+
+
+def _fill(partitions: Partitions, source: Source, seed: int, sizes: Iterable[pa.RecordBatch]) -> None:
     with Progress("reading", source.rows, "boxes") as progress:
         for batch in source.read_boxes():
             for split, part in _by_split(batch):
@@ -249,7 +271,6 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
                     _add_photos(partitions.masks, split, part, seed, {"label": label})
                 progress.update(len(batch))
     partitions.masks.finish()
-    return partitions
 
 
 def _add_photos(files: SpillFiles, split: str, part: pa.RecordBatch, seed: int, changed: dict[str, pa.Array]) -> None:

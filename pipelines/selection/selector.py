@@ -1,7 +1,7 @@
 """The selector: the boxes of some photos, the rules, and the rows of both tables that come of it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,14 +110,13 @@ class Selector:
         if self.source.groups and settings.references.others:
             large = np.flatnonzero(broken.alone("too_large") & (numbers(rows, "group_hash") != 0))
             shown_only = self._candidates(rows, boxes, photos, place, identity, large, split)
-        listed = np.asarray(photos.column("photo"))
         known = ~np.isin(first, [REASONS.index(reason) for reason in ("bad_row", "bad_photo_id")])
         counts = Counter(
             masks=len(masks),
             masks_of_boxes=joined,
-            photos=len(listed),
-            photos_with_boxes=len(np.unique(boxes.photo[known])),
-            photos_without_boxes=int((~np.isin(listed, boxes.photo)).sum()),
+            photos=len(photos),
+            photos_with_boxes=_count_listed(place[known], len(photos)) + len(np.unique(boxes.photo[known & (place < 0)])),
+            photos_without_boxes=len(photos) - _count_listed(place, len(photos)),
         )
         found, times = np.unique(first[rejected], return_counts=True)
         by_reason = Counter({REASONS[reason]: count for reason, count in zip(found.tolist(), times.tolist(), strict=True)})
@@ -201,7 +200,7 @@ class Selector:
     def _rejects(
         self, rows: pa.Table, boxes: Boxes, rejected: Int64[np.ndarray, " rejects"], first: np.ndarray, split: str
     ) -> tuple[pa.Table, dict[str, list[str]]]:
-        taken = rows.take(pa.array(rejected))
+        taken = _take(rows, ["photo_id", "label", "file", "row", "detail"], rejected)
         details: list[Any] = taken["detail"].to_pylist() if taken["detail"].null_count < len(taken) else [None] * len(taken)
         malformed = np.flatnonzero(first < len(_MALFORMED))
         examples: dict[str, list[str]] = {}
@@ -241,7 +240,8 @@ class Selector:
         accepted: Int64[np.ndarray, " objects"],
         split: str,
     ) -> pa.Table:
-        taken = rows.take(pa.array(accepted))
+        kept = ["photo_id", *COORDINATES, *FLAGS, "segmentation", "file", "row", *(["group", "references"] * self.source.groups)]
+        taken = _take(rows, kept, accepted)
         of_photo = photos.take(pa.array(place[accepted], mask=place[accepted] < 0))
         label = boxes.label[accepted]
         columns = {name: of_photo[name] for name in ("file_name", "rotation", "url", "author")}
@@ -336,6 +336,8 @@ def _mask_hashes(column: pa.Array) -> UInt64[np.ndarray, " boxes"]:
 
 
 def _in_two_splits(boxes: Boxes, split: str, elsewhere: dict[str, UInt64[np.ndarray, " photos"]]) -> pa.Table:
+    if not any(map(len, elsewhere.values())):
+        return SAME_PHOTOS.empty_table()
     photos, first = np.unique(boxes.photo, return_index=True)
     tables = [SAME_PHOTOS.empty_table()]
     for other, theirs in elsewhere.items():
@@ -349,6 +351,22 @@ def _in_two_splits(boxes: Boxes, split: str, elsewhere: dict[str, UInt64[np.ndar
         by = {"by": one_word("photo_id", len(ids)), "distance": pa.nulls(len(ids), pa.int8())}
         tables.append(pa.table(same | by).cast(SAME_PHOTOS))
     return pa.concat_tables(tables)
+
+
+def _take(rows: pa.Table, names: Sequence[str], places: Int64[np.ndarray, " rows"]) -> pa.Table:
+    """Some columns of some rows. What a column holds nothing of, as most sources have no outlines, need not be looked up."""
+    taken = rows.select([name for name in names if rows[name].null_count < len(rows)]).take(pa.array(places))
+    for name in names:
+        if name not in taken.column_names:
+            taken = taken.append_column(name, pa.nulls(len(places), rows.schema.field(name).type))
+    return taken
+
+
+def _count_listed(place: Int64[np.ndarray, " boxes"], photos: int) -> int:
+    """How many of so many listed photos have one of these boxes; `place` as `_places` gives it."""
+    with_boxes = np.zeros(photos, bool)
+    with_boxes[place[place >= 0]] = True
+    return int(with_boxes.sum())
 
 
 def _places(table: pa.Table, photo: UInt64[np.ndarray, " boxes"]) -> Int64[np.ndarray, " boxes"]:

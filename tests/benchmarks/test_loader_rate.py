@@ -10,6 +10,7 @@ import webdataset
 from benchmarks import published_recipe
 from benchmarks.loader import OURS, PUBLISHED, STREAMED, FromMembers, build, main
 from benchmarks.packing_world import draw_photo
+from pbe_train.config import TRAIN_SPLIT
 from pbe_train.data.order import SampleLocation
 from pbe_train.data.shards import ShardReader
 
@@ -19,8 +20,10 @@ def test_a_tiny_run(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a photo.jpg").write_bytes(draw_photo(0))
     options = ["--samples", "8", "--photos", str(tmp_path / "photos"), "--results", str(results)]
+    options += ["--keep", str(tmp_path / "kept")]
     monkeypatch.setattr(sys, "argv", ["loader", *options])
     main()
+    assert sum(ShardReader(tmp_path / "kept", TRAIN_SPLIT).counts) == 8
     result = json.loads(results.read_text())
     assert result["photos"] == {"drawn": False, "files": 1, "mean_bytes": len(draw_photo(0))}
     ways = {way["way"]: way for way in result["ways"]}

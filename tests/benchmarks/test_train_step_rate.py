@@ -38,16 +38,16 @@ def small_heap():
 def test_each_way_is_the_one_before_it_and_one_thing_more():
     changes = []
     for before, after in pairwise(WAYS):
-        kinds = [{"bf16": way.bf16, **way.options} for way in (before, after)]
+        kinds = [{"bf16": way.bf16, "recorded": way.recorded, **way.options} for way in (before, after)]
         changes.append([name for name in kinds[0] if kinds[0][name] != kinds[1][name]])
         assert all(kinds[1][name] is True for name in changes[-1])
-    assert changes == [["bf16"], ["channels_last"], ["compile"], ["one_token_shortcut"]]
+    assert changes == [["bf16"], ["channels_last"], ["compile"], ["one_token_shortcut"], ["recorded"]]
 
 
 def test_the_tiny_preset_is_measured_on_a_cpu_without_a_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)  # Other tests share this process.
     options = ["--preset", "tiny", "--device", "cpu", "--batch-sizes", "1", "--seconds", "0", "--threads", "1"]
-    ways = ["--ways", "plain", "+ channels-last", "--out", str(tmp_path)]
+    ways = ["--ways", "plain", "+ channels-last", "+ CUDA graph", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["train_step", *options, *ways])
     main()
     (path,) = tmp_path.iterdir()

@@ -387,7 +387,7 @@ def test_the_command_line_names_what_is_wrong_before_a_model_is_read(files, tmp_
 
 def test_a_run_is_found_from_anywhere_and_checked_against_its_frozen_networks(run_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pbe_core.vae.REPOSITORY", run_folder.parent)
+    monkeypatch.setattr("pbe_core.network_files.REPOSITORY", run_folder.parent)
     assert PaintByExample.from_pretrained(run_folder.name).run.step == 2
     shutil.copytree(run_folder, tmp_path / "run")
     state = next((tmp_path / "run").glob("checkpoints/*/state.json"))

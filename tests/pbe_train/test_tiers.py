@@ -256,6 +256,7 @@ def test_a_checkpoint_from_before_these_settings_goes_on(world: World, tmp_path:
     state = json.loads(path.read_text())
     for group, name in (
         ("", "ema_place"),
+        ("", "cuda_graph"),
         ("model", "train"),
         ("model", "weights"),
         ("optimizer", "state"),

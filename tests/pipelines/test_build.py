@@ -5,6 +5,8 @@ import io
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ import pytest
 import torch
 import webdataset
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pbe_core.dataset_reader import find_imbalance, read_dataset
 from pbe_core.errors import InputError
@@ -24,13 +27,14 @@ from pbe_core.files import file_sha256
 from pbe_core.images.crop import resize
 from pbe_core.images.decode import decode_photo
 from pbe_core.sample_codec import Sample, decode_sample
+from pbe_core.settings import REPOSITORY
 from pbe_core.vae import load_vae
 from pipelines import build
 from pipelines.dataset import pack
 from pipelines.dataset.folder import ShardFolder, photos_came
 from pipelines.dataset.pack import ShardPacker
 from pipelines.dataset.plan_shards import Plan, plan_samples
-from pipelines.dataset.write_plan import select_and_plan
+from pipelines.dataset.write_plan import recorded_vae, select_and_plan
 from pipelines.geometry import fill_outline
 from pipelines.inspection import contact_sheet as preview
 from schemas.sample import MEMBER_NAMES
@@ -258,6 +262,31 @@ def test_shards_of_anybody_else_are_left_alone(photos, dataset, tmp_path):
     shards.remove("train-000007")
     left = {path.name for path in (out / "shards").iterdir()}
     assert left == {*others, *(f"train-000008{ending}" for ending in (".tar", ".index.parquet", ".json"))}
+
+
+def test_a_finished_build_starts_neither_ray_nor_pytorch(photos, copy):
+    """PyTorch, diffusers and Ray take two thirds of its time to load: who runs a command again does not wait for them."""
+    options = ["--config", "configs/tiny.yaml", *build_options(photos, copy)]
+    heavy = {"torch", "diffusers", "transformers", "ray", "aiohttp", "scipy"}
+    told = f"import sys; from pipelines.build import main; status = main(); print('loaded', sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", told, *options], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, copy, tmp_path):
+    """Its files are looked at: other contents under the same name are another VAE, and another config.json may be one."""
+    vae = shutil.copytree(REPOSITORY / VAE, tmp_path / "vae")
+    settings = settings_of(photos, copy, "--latents.vae", str(vae))
+    known = recorded_vae(settings)
+    assert known is not None
+    assert known == read_dataset(copy).vae.model_copy(update={"source": str(vae)})
+    weights = load_file(vae / "diffusion_pytorch_model.safetensors")
+    save_file({name: tensor + 0.001 for name, tensor in weights.items()}, vae / "diffusion_pytorch_model.safetensors")
+    assert recorded_vae(settings) is None
+    done = run_build(*build_options(photos, copy), "--latents.vae", str(vae), check=False)
+    assert done.returncode == 2
+    assert "this folder was planned with other inputs or settings (vae: " in done.stderr
 
 
 def test_what_cannot_be_read_is_not_called_damaged(photos, copy):
