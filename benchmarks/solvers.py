@@ -87,7 +87,7 @@ _DPM, _SINGLE, _UNIPC, _DEIS, _KARRAS = (
     "use_karras_sigmas=True",
 )
 WAYS = {
-    CHOSEN: Way(SCHEDULER, passes=(8, 9, 10, 12, 15, 20, 30)),
+    CHOSEN: Way(SCHEDULER, passes=(8, 9, 10, 11, 12, 13, 14, 15, 20, 30)),
     PUBLISHED: Way(PUBLISHED_SCHEDULER, TO_FIRST, (10, 15, 20, 30, 51), _one_more),
     BEFORE: Way("DDIMScheduler", TO_FIRST, (10, 15, 20, 30, 50)),
     "PLMS": Way("PNDMScheduler", TO_FIRST, steps=_one_more),
@@ -113,7 +113,8 @@ WAYS = {
     "DEIS, Karras": Way(f"{_DEIS}({_KARRAS})"),
     "DEIS 3, Karras": Way(f"{_DEIS}(solver_order=3, {_KARRAS})"),
 }
-DECISIVE = ((CHOSEN, STEPS), (PUBLISHED, 51), (BEFORE, 50))
+# Numbers of steps among which the default is the least that will do.
+DECISIVE = (*((CHOSEN, passes) for passes in range(10, STEPS + 1)), (PUBLISHED, 51), (BEFORE, 50))
 
 
 @dataclass(frozen=True)
