@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -269,9 +270,23 @@ def test_a_finished_build_starts_neither_ray_nor_pytorch(photos, copy):
     options = ["--config", "configs/tiny.yaml", *build_options(photos, copy)]
     heavy = {"torch", "diffusers", "transformers", "ray", "aiohttp", "scipy"}
     told = f"import sys; from pipelines.build import main; status = main(); print('loaded', sorted({heavy} & set(sys.modules)))"
+    sheet = (copy / build.SHEET).stat().st_mtime_ns
     done = subprocess.run([sys.executable, "-c", told, *options], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded []"
+    assert (copy / build.SHEET).stat().st_mtime_ns == sheet
+
+
+def test_pictures_are_drawn_again_where_a_table_is_newer_or_one_is_lost(copy):
+    assert build.are_drawn(copy)
+    later = time.time_ns() + 10**9
+    os.utime(copy / "rejects.parquet", ns=(later, later))
+    assert not build.are_drawn(copy)
+    for name in (build.REPORT, build.SHEET):
+        os.utime(copy / name, ns=(later, later))
+    assert build.are_drawn(copy)
+    (copy / build.SHEET).unlink()
+    assert not build.are_drawn(copy)
 
 
 def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, copy, tmp_path):
