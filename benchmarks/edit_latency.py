@@ -60,6 +60,7 @@ class Ours:
 
 
 DEFAULT, EXACT = SamplingSettings(), SamplingSettings(exact=True)
+LATE = (0.0, 0.83)
 ROWS = {
     "exact published": Ours(replace(EXACT, steps=PUBLISHED_STEPS, scheduler=PUBLISHED_SCHEDULER)),
     "default steps": Ours(EXACT),
@@ -67,8 +68,9 @@ ROWS = {
     "+ channels-last": Ours(DEFAULT, LAST),
     "+ bf16": Ours(DEFAULT, HALF),
     "+ compile": Ours(DEFAULT, HALF, compiled=True),
-    "bf16, interval 0.2-0.8": Ours(SamplingSettings(guidance_interval=(0.2, 0.8)), HALF),
-    "bf16, reuse 2": Ours(SamplingSettings(reuse=2), HALF),
+    "fp32, interval 0-0.83": Ours(SamplingSettings(guidance_interval=LATE), LAST),
+    "fp32, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), LAST),
+    "bf16, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), HALF),
 }
 """Ours; a row that begins with + is the one before it and one thing more."""
 

@@ -214,7 +214,7 @@ class Record:
         self._write(done=True)
 
     def _write(self, **changes: Any) -> None:
-        self.content |= {**changes, "seconds": round(self._before + time.monotonic() - self._began, 1)}
+        self.content |= {**changes, "seconds": round(self._before + time.monotonic() - self._began, 3)}
         self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
 
 
