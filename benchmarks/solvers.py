@@ -43,7 +43,7 @@ from pbe_train.data.latents import to_mask_channel, to_tensor
 from pbe_train.model.diffusion import paint_latents
 from pbe_train.model.guided import Guided
 from pbe_train.model.pipeline import Run
-from pbe_train.model.sampling import GUIDANCE, PUBLISHED_SCHEDULER, SCHEDULER, STEPS
+from pbe_train.model.sampling import GUIDANCE, PUBLISHED_SCHEDULER, SCHEDULER
 from tiny_world.make_questions import questions
 
 MODEL = "tiny_world/weights/model"
@@ -78,7 +78,7 @@ def _one_more(passes: int) -> int:
     return passes - 1
 
 
-PUBLISHED, BEFORE, CHOSEN = "PLMS, published", "DDIM", "UniPC, Karras"
+PUBLISHED, BEFORE, CHOSEN, NEXT = "PLMS, published", "DDIM", "DPM-Solver++ 2M, Karras", "UniPC, Karras"
 _DPM, _SINGLE, _UNIPC, _DEIS, _KARRAS = (
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
@@ -87,7 +87,8 @@ _DPM, _SINGLE, _UNIPC, _DEIS, _KARRAS = (
     "use_karras_sigmas=True",
 )
 WAYS = {
-    CHOSEN: Way(SCHEDULER, passes=(8, 9, 10, 11, 12, 13, 14, 15, 20, 30)),
+    CHOSEN: Way(SCHEDULER, passes=(8, 10, 12, 14, 15, 16, 17, 18, 19, 20, 30)),
+    NEXT: Way(f"{_UNIPC}({_KARRAS})", passes=(8, 9, 10, 12, 14, 15, 16, 17, 18, 20, 30)),
     PUBLISHED: Way(PUBLISHED_SCHEDULER, TO_FIRST, (10, 15, 20, 30, 51), _one_more),
     BEFORE: Way("DDIMScheduler", TO_FIRST, (10, 15, 20, 30, 50)),
     "PLMS": Way("PNDMScheduler", TO_FIRST, steps=_one_more),
@@ -100,7 +101,6 @@ WAYS = {
     "DPM-Solver, Karras": Way(f'{_DPM}(algorithm_type="dpmsolver", final_sigmas_type="sigma_min", {_KARRAS})', TO_FIRST),
     "DPM-Solver++ 2M": Way(_DPM),
     "DPM-Solver++ 2M, to the first timestep": Way(f'{_DPM}(final_sigmas_type="sigma_min")', TO_FIRST),
-    "DPM-Solver++ 2M, Karras": Way(f"{_DPM}({_KARRAS})", passes=(8, 10, 12, 15, 20)),
     "DPM-Solver++ 2M, lambdas": Way(f"{_DPM}(use_lu_lambdas=True)"),
     "DPM-Solver++ 2M, beta": Way(f"{_DPM}(use_beta_sigmas=True)"),
     "DPM-Solver++ 3M, Karras": Way(f"{_DPM}(solver_order=3, {_KARRAS})"),
@@ -114,7 +114,7 @@ WAYS = {
     "DEIS 3, Karras": Way(f"{_DEIS}(solver_order=3, {_KARRAS})"),
 }
 # Numbers of steps among which the default is the least that will do.
-DECISIVE = (*((CHOSEN, passes) for passes in range(10, STEPS + 1)), (PUBLISHED, 51), (BEFORE, 50))
+DECISIVE = (*((name, passes) for name in (CHOSEN, NEXT) for passes in range(15, 19)), (PUBLISHED, 51), (BEFORE, 50))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def run_build(*options: str, check: bool = True, pictures: bool = False) -> Done
 
     threads = torch.get_num_threads()
     try:
-        draw = build.draw_pictures if pictures else lambda settings, folder: None
+        draw = build.draw_pictures if pictures else lambda settings, folder, unchanged: None
         with patch("pipelines.dataset.pack.pack_on_ray", pack_here), patch.object(build, "draw_pictures", draw):
             done = call_program(build.main, "--config", str(preset("tiny")), *options)
     finally:
