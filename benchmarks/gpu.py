@@ -218,7 +218,7 @@ class Record:
         self._write(done=True)
 
     def _write(self, **changes: Any) -> None:
-        self.content |= {**changes, "seconds": round(self._before + time.monotonic() - self._began, 1)}
+        self.content |= {**changes, "seconds": round(self._before + time.monotonic() - self._began, 3)}
         write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())  # Ctrl-C may come at any time.
 
 

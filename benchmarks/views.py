@@ -13,8 +13,8 @@ FOLDER holds `open_images_mini` (Open Images' CSVs, photos in <split>/) and `coc
 box that passes the paper's area rule is drawn equally often. The published way is written from its description, in
 published_recipe.py, and draws for itself. Where no square of the photo's short side holds the extended box, or exactly one does,
 it squashes the whole photo, and we do not: distances are those between all other draws, by the same test on both sides. Square
-photos are left out too: under the published rule their views are the photo, both ways. `resize: antialiased` enlarges by cubic
-interpolation, which is sharper than bilinear: views of photos below 512 px show it, and not aliasing.
+photos are left out too: under the published rule their views are the photo, both ways. `resize: antialiased` is cubic both ways,
+which is sharper than area averaging and bilinear interpolation: its views show that, and not aliasing (docs/decisions.md).
 """
 
 import argparse

@@ -14,9 +14,10 @@ import shlex
 from pathlib import Path
 
 from pbe_core.errors import InputError, run_program
+from pbe_train.model.sampling import STEPS
 
 QUICK = {"steps": 40, "seeds": 2, "count": 32, "sampling_steps": 8}
-FULL = {"steps": None, "seeds": 3, "count": None, "sampling_steps": 25}
+FULL = {"steps": None, "seeds": 3, "count": None, "sampling_steps": STEPS}
 OWN = ("out", "seed", "resume", "threads")
 """Settings of the trainer that the runs get from here."""
 
@@ -58,7 +59,7 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     )
     add("--only", choices=("train", "evaluate"), help="one phase alone; evaluate takes the runs that are finished")
     add("--guidance", type=float, default=5.0, help="that the last arm is painted with; the others have 1 (default: 5)")
-    add("--sampling-steps", type=int, help="denoising steps (default: 25)")
+    add("--sampling-steps", type=int, help=f"denoising steps (default: {STEPS})")
     add("--count", type=int, help="pairs of the set, drawn (default: all)")
     add("--batch", type=int, default=16, help="pairs painted at once (default: 16)")
     options, trainer = parser.parse_known_args(arguments)

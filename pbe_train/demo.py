@@ -14,6 +14,7 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.images.sheets import sheet, tint
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
+from pbe_train.model.sampling import add_sampling_options, check_interval
 
 EDITS_A_ROW = 2
 
@@ -36,7 +37,7 @@ def main() -> None:
         samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
     lenders = [one if number % 2 == 0 else find_other(samples, number) for number, one in enumerate(samples)]
     references = [lender.sample.reference for lender in lenders]
-    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler, check_interval(options.guidance_interval))
     seeds = [options.seed + number for number in range(len(samples))]
     with Progress("painting", len(samples), "views") as progress:
         painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch, progress=progress)
@@ -71,10 +72,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--split", default="validation", help="split whose samples are shown")
     parser.add_argument("--out", type=Path, required=True, help="picture to write")
     parser.add_argument("--count", type=int, default=8, help="edits; every second one gets another object's reference")
-    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    add_sampling_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
-    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
     parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
     options = parser.parse_args()
     if min(options.count, options.steps, options.batch) < 1:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pbe_core.errors import InputError, run_program
+from pbe_train.model.sampling import add_sampling_options, check_interval
 
 
 def main() -> None:
@@ -46,7 +47,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     _add_pairs(parser.add_argument_group("what is asked (one of --pairs and --dataset)").add_argument)
     _add_rows(parser.add_argument_group("who is asked (one or more)").add_argument)
-    _add_painting(parser.add_argument_group("how it paints").add_argument)
+    painting = parser.add_argument_group("how it paints")
+    add_sampling_options(painting)
+    _add_painting(painting.add_argument)
     _add_scoring(parser.add_argument_group("how it is scored").add_argument)
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="threads that read pictures, and of networks on a CPU"
@@ -61,6 +64,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         raise InputError("give --model, --checkpoints or --pictures: what is to be scored")
     if options.out.suffix == ".json":
         raise InputError(f"--out {options.out}: give a folder; evaluation.json and the page are written into it")
+    check_interval(options.guidance_interval)
     numbers = {name: getattr(options, name) for name in ("count", "steps", "batch", "replicates", "threads")}
     if wrong := [f"--{name} {number}" for name, number in numbers.items() if number < 1]:
         raise InputError(f"{', '.join(wrong)}: must be 1 or more")
@@ -116,9 +120,6 @@ def _add_rows(add: Callable[..., object]) -> None:
 
 
 def _add_painting(add: Callable[..., object]) -> None:
-    add("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    add("--steps", type=int, default=25, help="denoising steps")
-    add("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler of diffusers")
     add("--seed", type=int, default=0, help="of noise, samples and resamples")
     add("--size", type=int, help="side in px at which the model works; by default the one it was trained at")
     add(

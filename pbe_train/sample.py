@@ -15,10 +15,15 @@ from PIL import Image
 from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
+from pbe_train.model.sampling import add_sampling_options, check_interval, check_published
 
 if TYPE_CHECKING:
     from pbe_train.editing.edit_settings import EditSettings
     from pbe_train.editing.paint_by_example import PaintByExample
+
+
+# Of the command line, what a model is loaded with.
+LOADED = ("weights", "device", "precision", "channels_last", "compile", "offload")
 
 
 def main() -> None:
@@ -26,6 +31,11 @@ def main() -> None:
     options, settings = parse_options()
     if settings:
         find_pictures(options, settings)
+    check_interval(options.guidance_interval)
+    if options.exact_published:
+        check_published(options.steps, options.scheduler, options.guidance_interval)
+        # What differs from machine to machine is not looked for; what is asked for by name is refused once the model is there.
+        options.precision = "fp32" if options.precision == "auto" else options.precision
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads}: must be 1 or more")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -48,7 +58,7 @@ def main() -> None:
     with Progress("loading the model"):
         from pbe_train.editing.paint_by_example import PaintByExample, Preview
 
-        chosen = {name: getattr(options, name) for name in ("weights", "device", "precision", "offload")}
+        chosen = {name: getattr(options, name) for name in LOADED}
         paint = PaintByExample.from_pretrained(options.model, loras=options.lora, **chosen)
     prepare(paint, options, settings)
     with Progress("painting", options.steps, "steps") as progress:
@@ -62,10 +72,13 @@ def main() -> None:
             references,
             seed=options.seed,
             guidance=options.guidance,
+            guidance_interval=options.guidance_interval,
             steps=options.steps,
             scheduler=options.scheduler,
+            exact_published=options.exact_published,
             size=options.size,
             blend=options.blend,
+            reuse=options.reuse,
             callback=show,
         )
     assert isinstance(edited, Image.Image)
@@ -105,7 +118,7 @@ def prepare(paint: "PaintByExample", options: argparse.Namespace, settings: "Edi
     from pbe_train.editing.threads import default_threads
 
     torch.set_num_threads(options.threads or default_threads(paint.run))
-    for note in (note for lora in paint.loras for note in lora.notes):
+    for note in ([paint.note] if paint.note else []) + [note for lora in paint.loras for note in lora.notes]:
         print(note, file=sys.stderr)
     if not settings:
         return
@@ -163,7 +176,12 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
         seed=settings.seeds[0],
         device="cpu" if settings.device == "cpu" else None,
         lora=None,
-        **settings.model_dump(include={"guidance", "steps", "scheduler", "size", "weights", "precision", "threads"}),
+        **settings.model_dump(
+            include={
+                *("guidance", "guidance_interval", "steps", "scheduler", "size"),
+                *("weights", "precision", "channels_last", "compile", "threads"),
+            }
+        ),
     )
     options = parser.parse_args()
     options.lora = replayed(settings) if options.lora is None else options.lora
@@ -208,14 +226,19 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="settings.json of an edit of `pbe app`, to repeat it: its pictures lie beside it or are given anew, and options win "
         "over it",
     )
-    parser.add_argument("--guidance", type=float, default=5.0, help="how strongly to follow the reference; 1 = no guidance")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
+    add_sampling_options(parser)
     parser.add_argument(
-        "--scheduler",
-        default="DDIMScheduler",
-        help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'; "
-        "DPMSolverMultistepScheduler is fast",
+        "--exact-published",
+        action="store_true",
+        help="paint as the published code does, in 102 passes: no other --steps, --scheduler or --guidance-interval",
+    )
+    parser.add_argument(
+        "--reuse",
+        type=int,
+        default=1,
+        help="every so-many-th step goes through the whole U-Net, those between take its deep features as they were: 2 is faster "
+        "and paints a little otherwise",
     )
     parser.add_argument(
         "--size",
@@ -227,7 +250,7 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         "--weights", choices=("ema", "model"), default="ema", help="averaged weights, where there are any, or plain"
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the first GPU, else the CPU")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks")
+    add_speed_options(parser)
     parser.add_argument(
         "--offload", type=parse_switch, default=False, help="true: on the GPU only the network that works, for small GPUs"
     )
@@ -239,6 +262,27 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="true: keep every px outside the mask; false: the whole window is painted",
     )
     return parser
+
+
+def add_speed_options(parser: argparse.ArgumentParser) -> None:
+    """How the networks compute."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the networks; auto is what this machine is fastest in, measured once; fp32 paints the same everywhere",
+    )
+    parser.add_argument(
+        "--channels-last", type=parse_switch, help="layout of the weights; by default what is faster, and false for fp32"
+    )
+    parser.add_argument(
+        "--compile",
+        type=parse_switch,
+        nargs="?",
+        const=True,
+        default=False,
+        help="compile the networks: a minute or more for the first edit of each shape, less time for those after it",
+    )
 
 
 def parse_size(word: str) -> int | tuple[int, int]:

@@ -14,6 +14,7 @@ Docs: docs/building.md.
 import argparse
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -44,6 +45,7 @@ from pipelines.photos import check_photos
 from pipelines.selection.objects import Selection
 from schemas.dataset import DatasetInfo, VaeIdentity
 
+REPORT, SHEET = "report.html", "contact_sheet.png"
 KEPT = (
     "{shard}: photos came that it lacked, but photos of samples or references in it cannot be used any more; it is kept as it "
     "is, so that these are not lost: put their photos back to have all of them"
@@ -98,12 +100,14 @@ def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -
         print(f"error: {of_all} could not be packed; the others are kept, run again", file=sys.stderr)
         return 1
 
+    # Whatever was packed anew took the file away.
+    unchanged = (settings.out / "dataset.json").is_file()
     with Progress("finalizing"):
         info = finalize(settings, folder, identity, vae, [records[shard] for shard in planned], planned)
     print_summary(info, settings, time.monotonic() - started)
     if estimated:
         print_comparison(estimated, info, packing_seconds)
-    draw_pictures(settings, folder)
+    draw_pictures(settings, folder, unchanged)
     return 0
 
 
@@ -215,23 +219,40 @@ def print_errors(errors: dict[str, str], attempts: int) -> None:
         print(f"shard {shards[0]}{others} failed {number_of(attempts, 'time')}, last with:\n{message.strip()}", file=sys.stderr)
 
 
-def draw_pictures(settings: BuildSettings, folder: ShardFolder) -> None:
-    """What a person looks at. The dataset is finished with or without them."""
+def are_drawn(out: Path) -> bool:
+    """Whether the pictures are there, and later than the tables that they show.
+
+    Drawing takes PyTorch and matplotlib, and most of the time of a build that has nothing else to do.
+    """
+    pictures = [out / REPORT, out / SHEET]
+    tables = [out / name for name in ("selection.json", "objects.parquet", "rejects.parquet", "plan.parquet")]
+    return all(picture.is_file() for picture in pictures) and min(map(_written, pictures)) >= max(map(_written, tables))
+
+
+def _written(file: Path) -> int:
+    return file.stat().st_mtime_ns
+
+
+def draw_pictures(settings: BuildSettings, folder: ShardFolder, unchanged: bool) -> None:
+    """What a person looks at; of a dataset that is as it was, only if it lacks them. It is finished with or without them."""
+    if unchanged and not folder.remote and are_drawn(settings.out):
+        print(f"report: {settings.out / REPORT}\ncontact sheet: {settings.out / SHEET}")
+        return
     from pipelines.inspection.report import write_report  # It loads matplotlib.
 
     try:
         with Progress("drawing the report"):
-            write_report(settings.out, settings, settings.out / "report.html")
+            write_report(settings.out, settings, settings.out / REPORT)
     except InputError as error:
         print(f"warning: no report: {error}", file=sys.stderr)
         return
     print(f"report: {settings.out / 'report.html'}")
     if folder.remote:
-        folder.remote.upload(settings.out / "report.html", "report.html")
+        folder.remote.upload(settings.out / REPORT, REPORT)
         return
     try:
         with Progress("drawing the contact sheet"):
-            save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / "contact_sheet.png")
+            save_picture(contact_sheet(settings.out, settings.source.photos), settings.out / SHEET)
     except InputError as error:
         print(f"warning: no contact sheet: {error}", file=sys.stderr)
     else:

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_serializer
 
 FORMAT_VERSION = 5
+CUTTING_VERSION = 2
+"""Of how pixels are cut and resized: another one makes other bytes of the same photo. Datasets and pair sets of all are read."""
 
 
 class _Part(BaseModel):

@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
 atexit.register(shutil.rmtree, os.environ["RAY_TMPDIR"], ignore_errors=True)
 
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # is_pep484_tower: an int is a float, as Python's typing says.
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
@@ -113,6 +113,15 @@ def pack_here(settings: BuildSettings, fingerprint: str, numbers: list[int], pro
     actor = PackingActor(settings, fingerprint, "cpu")
     for number in numbers:
         yield number, actor.work(number)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types are not checked on the way in, as for a user: a stand-in may take a model's place, and a wrong type arrives."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
 
 
 @pytest.fixture(scope="session")

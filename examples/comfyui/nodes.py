@@ -9,6 +9,8 @@ Torch and diffusers are loaded when a node first runs: ComfyUI waits for the imp
 
 from typing import TYPE_CHECKING, Any
 
+from pbe_train.model.sampling import GUIDANCE, SCHEDULER, STEPS
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from pbe_train.editing.paint_by_example import Preview
 
 MODEL = "PBE_MODEL"
-# Of those that the library takes, the usual ones.
+# Of those that the library takes, its default and the usual ones.
 SCHEDULERS = [
+    SCHEDULER,
     "DDIMScheduler",
     "DPMSolverMultistepScheduler",
     "UniPCMultistepScheduler",
@@ -76,8 +79,8 @@ class PaintByExampleEdit:
                     "INT",
                     {"default": 0, "min": 0, "max": 2**64 - 1, "tooltip": "of the first photo; the next has the next"},
                 ),
-                "guidance": ("FLOAT", {"default": 5.0, "min": 1.0, "max": 30.0, "step": 0.1}),
-                "steps": ("INT", {"default": 50, "min": 1, "max": 1000}),
+                "guidance": ("FLOAT", {"default": GUIDANCE, "min": 1.0, "max": 30.0, "step": 0.1}),
+                "steps": ("INT", {"default": STEPS, "min": 1, "max": 1000}),
                 "scheduler": (SCHEDULERS,),
             }
         }

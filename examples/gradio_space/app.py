@@ -12,6 +12,7 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample
 from pbe_train.editing.reading import read_photo
+from pbe_train.model.sampling import STEPS
 
 # A run, an export, or a model of the hub, such as Fantasy-Studio/Paint-by-Example.
 MODEL = os.environ.get("PBE_MODEL") or str(files("tiny_world").joinpath("weights/model"))
@@ -40,7 +41,7 @@ def edit(
     """Paint into the photo's file: the editor's copy is smaller, and has other colours if the photo has a profile."""
     if not photo or not references or not drawn or not drawn["layers"]:
         raise InputError("something is missing: choose a photo, brush over what is to be repainted, and give a reference")
-    how = {"seed": int(seed), "guidance": guidance, "steps": int(steps), "scheduler": "DPMSolverMultistepScheduler"}
+    how = {"seed": int(seed), "guidance": guidance, "steps": int(steps)}
     height, width = read_photo(photo).shape[:2]
     mask = brushed(drawn, (width, height))
     return load_model(MODEL)(photo, mask, references, **how, callback=lambda now: progress((now.step, now.steps)))
@@ -75,7 +76,7 @@ def page() -> Any:
             numbers = [
                 gr.Number(0, label="Seed", precision=0),
                 gr.Slider(1, 15, 2, label="Guidance"),
-                gr.Slider(1, 100, 20, step=1, label="Steps"),
+                gr.Slider(1, 100, STEPS, step=1, label="Steps"),
             ]
         photo.change(lambda file: told(for_editor, file), photo, drawn)
         gr.Button("Paint", variant="primary", elem_id="paint").click(run, [photo, drawn, references, *numbers], result)

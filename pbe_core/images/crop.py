@@ -150,16 +150,28 @@ def cut(
 def resize(
     photo: UInt8[np.ndarray, "height width 3"], width: int, height: int, resizing: Resizing = "antialiased"
 ) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """Resize without aliasing: area averaging where it shrinks, cubic interpolation where it grows.
+    """Resize without aliasing, by cubic interpolation; where it shrinks, over as many more pixels as make up one of the result.
 
     As `published` it is bilinear, without antialias, both ways: where it shrinks, pixels between the sampled ones are left out.
     """
     if photo.shape[:2] == (height, width):
         return np.ascontiguousarray(photo)
-    shrinks = width * height < photo.shape[0] * photo.shape[1]
-    antialiased = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    interpolation = cv2.INTER_LINEAR if resizing == "published" else antialiased
+    if resizing == "antialiased" and width * height < photo.shape[0] * photo.shape[1]:
+        return _shrink(photo, width, height)
+    interpolation = cv2.INTER_LINEAR if resizing == "published" else cv2.INTER_CUBIC
     resized: np.ndarray = cv2.resize(photo, (width, height), interpolation=interpolation)
+    return resized
+
+
+def _shrink(photo: UInt8[np.ndarray, "height width 3"], width: int, height: int) -> UInt8[np.ndarray, "height2 width2 3"]:
+    """As Pillow's bicubic, to one level; PyTorch takes a fifth of the time, and the same bytes come of every CPU."""
+    import torch  # Takes seconds, and most who deal in windows resize nothing.
+
+    pixels = torch.from_numpy(np.require(photo, requirements=["C", "W"]))
+    # The fast way is for strides of channels-last, which `pixels.permute(2, 0, 1)[None]` does not have.
+    batch = pixels.reshape(1, *photo.shape).permute(0, 3, 1, 2)
+    shrunk = torch.nn.functional.interpolate(batch, (height, width), mode="bicubic", antialias=True)
+    resized: np.ndarray = shrunk[0].permute(1, 2, 0).numpy()
     return resized
 
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from pbe_train.app.server import Options
 
 
+# Of the command line, what is the painting process's business.
+PAINTING = ("device", "precision", "channels_last", "compile", "offload", "threads")
+
+
 def main() -> None:
     """Start the server and run it until it is told to end."""
     options = parse_options()
@@ -41,7 +45,7 @@ def main() -> None:
         raise InputError(f"--threads {options.threads}: must be 1 or more")
     password = read_password(options.password_file, options.host)
     choices = find_models(options.model)
-    painting = {name: getattr(options, name) for name in ("device", "precision", "offload", "threads")}
+    painting = {name: getattr(options, name) for name in PAINTING}
     painting["loras"] = options.lora
     viewer = viewer_options(options)
     with private_folder() as folder:
@@ -147,7 +151,7 @@ def viewer_options(options: argparse.Namespace) -> "ViewerOptions":
 
 def parse_options() -> argparse.Namespace:
     """The command line."""
-    from pbe_train.sample import parse_switch
+    from pbe_train.sample import add_speed_options, parse_switch
 
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -197,7 +201,7 @@ def parse_options() -> argparse.Namespace:
         help="a name under which a reverse proxy is asked (default: none)",
     )
     parser.add_argument("--device", help="such as cpu or cuda:1; by default the first GPU, else the CPU")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks")
+    add_speed_options(parser)
     parser.add_argument(
         "--offload", type=parse_switch, default=False, help="true: on the GPU only the network that works, for small GPUs"
     )

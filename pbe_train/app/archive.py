@@ -67,7 +67,7 @@ def settings_of(edit: Edit, remote: bool) -> str:
         mask=_record(edit, edit.mask),
         references=[_record(edit, name) for name in edit.references],
         **edit.how,
-        **{name: edit.facts[name] for name in ("size", "precision", "device", "threads")},
+        **{name: edit.facts[name] for name in ("size", "precision", "channels_last", "compile", "device", "threads")},
     )
     return made.model_dump_json(indent=1) + "\n"
 

@@ -38,7 +38,7 @@ class Edit(Item):
     mask: str = ""
     references: list[str] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
-    """`seeds`, `guidance`, `steps`, `scheduler`."""
+    """`seeds`, `guidance`, `guidance_interval`, `steps`, `scheduler`."""
     state: State = "waiting"
     place: int = 0
     """Edits that are painted before this one."""
@@ -66,9 +66,10 @@ class Edit(Item):
         return self.state in ("done", "cancelled", "failed")
 
     @property
-    def passes(self) -> int:
-        """Of the U-Net in a step: guidance takes a second one."""
-        return 1 if self.how["guidance"] == 1 else 2
+    def passes(self) -> float:
+        """Of the U-Net in a step, in the mean: guidance takes a second one where it works."""
+        start, end = self.how["guidance_interval"]
+        return 1.0 if self.how["guidance"] == 1 else 1.0 + end - start
 
     def tell(self) -> None:
         """Wake who waits for a change."""

@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pbe_core.errors import InputError
 from pbe_train.app.archive import safe_names, settings_of, write_archive
 from pbe_train.app.edit_queue import Edit, EditQueue
 from pbe_train.app.models import GONE, Choice
@@ -31,6 +32,7 @@ from pbe_train.app.uploads import (
     shown_photo,
     small_picture,
 )
+from pbe_train.model.sampling import EVERYWHERE, GUIDANCE, SCHEDULER, STEPS, check_interval
 
 MOST_REFERENCES = 8
 REFERENCE_SIDE = 8
@@ -40,9 +42,9 @@ MOST_STEPS = 1000
 HEARTBEAT_SECONDS = 15.0
 LISTENERS_OF_SESSION = 24
 LISTENERS = 256
-DEFAULTS = {"guidance": 5.0, "steps": 50, "scheduler": "DDIMScheduler"}
-# A scheduler that needs fewer steps, and the guidance that the tiny world's README paints with.
-TINY_DEFAULTS = {"guidance": 2.0, "steps": 20, "scheduler": "DPMSolverMultistepScheduler"}
+DEFAULTS = {"guidance": GUIDANCE, "steps": STEPS, "scheduler": SCHEDULER}
+# The guidance that the tiny world's README paints with.
+TINY_DEFAULTS = {"guidance": 2.0}
 SMALL_VIEW = 256
 
 
@@ -56,9 +58,10 @@ class Wanted(BaseModel):
     mask: str
     references: list[str] = Field(min_length=1, max_length=MOST_REFERENCES)
     seeds: list[int] = Field(default=[0], min_length=1, max_length=MOST_SEEDS)
-    guidance: float = Field(default=5.0, ge=-100, le=100)
-    steps: int = Field(default=50, ge=1, le=MOST_STEPS)
-    scheduler: str = Field(default="DDIMScheduler", max_length=500)
+    guidance: float = Field(default=GUIDANCE, ge=-100, le=100)
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    steps: int = Field(default=STEPS, ge=1, le=MOST_STEPS)
+    scheduler: str = Field(default=SCHEDULER, max_length=500)
 
 
 class EditRoutes:
@@ -177,7 +180,7 @@ class EditRoutes:
         self.sessions.resize(session, edit, size)
         edit.owner, edit.choice, edit.of = session.id, choice, _told_of_photo(photo)
         edit.photo, edit.mask, *edit.references = names
-        edit.how = wanted.model_dump(include={"seeds", "guidance", "steps", "scheduler"})
+        edit.how = wanted.model_dump(include={"seeds", "guidance", "guidance_interval", "steps", "scheduler"})
         edit.steps = wanted.steps
         self.queue.add(edit)
         return web.json_response({"id": edit.id, "place": edit.place})
@@ -196,6 +199,10 @@ class EditRoutes:
             raise RefusedError(400, f"{small.name}: {size} show too little of anything; give a photo of what to paint, {least}")
         if wanted.scheduler.partition("(")[0].strip() not in self.painter.schedulers:
             raise RefusedError(400, f"scheduler {wanted.scheduler[:60]!r}: give one of {', '.join(self.painter.schedulers)}")
+        try:
+            check_interval(wanted.guidance_interval)
+        except InputError as error:
+            raise RefusedError(400, str(error)) from None
         if len(wanted.references) > 1 and not facts["several_references"]:
             raise RefusedError(400, "this model takes one reference; give one")
         if wanted.guidance != 1 and not facts["guidance"]:

@@ -58,9 +58,7 @@ class Options:
     port: int = 7860
     allowed_hosts: Sequence[str] = ()
     password: str | None = None
-    painting: dict[str, Any] = field(
-        default_factory=lambda: {"device": None, "precision": "fp32", "offload": False, "threads": None}
-    )
+    painting: dict[str, Any] = field(default_factory=lambda: {"device": None, "offload": False, "threads": None})
     room: Room = _ROOM
 
 

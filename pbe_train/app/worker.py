@@ -64,7 +64,7 @@ class Worker:
     """Paints what it is told to.
 
     Args:
-        settings: device, precision, offload, threads.
+        settings: device, offload, threads; and precision, channels_last, compile where they are not as usual.
         answers: where its messages go.
     """
 
@@ -117,7 +117,9 @@ class Worker:
         paint = loaded.paint
         threads = self.settings["threads"] or default_threads(paint.run)
         torch.set_num_threads(threads)
-        known = {"source": loaded.source, "sha256": loaded.sha256, "precision": self.settings["precision"]}
+        known: dict[str, Any] = {"source": loaded.source, "sha256": loaded.sha256}
+        known |= {"precision": paint.way.precision, "channels_last": paint.way.channels_last}
+        known["compile"] = paint.run.model.compiled_edits
         known["loras"] = [{"source": lora.source, "weight": lora.weight, "sha256": lora.sha256} for lora in paint.loras]
         width, height = paint.run.identity.view_shape(photo.shape[1], photo.shape[0])
         size = width if width == height else (width, height)
@@ -131,7 +133,7 @@ class Worker:
                 if edit in self.watched and time.monotonic() >= self.preview_due and preview.step < preview.steps:
                     self._save_preview(preview, edit, folder)
 
-            how = {name: job[name] for name in ("guidance", "steps", "scheduler")}
+            how = {name: job[name] for name in ("guidance", "guidance_interval", "steps", "scheduler")}
             edited = paint(photo, mask, references, seed=seed, callback=watch, **how)
             assert isinstance(edited, Image.Image)
             save_picture(with_profile(np.asarray(edited), folder / job["photo"]), folder / f"result-{number}.png")
@@ -146,13 +148,14 @@ class Worker:
         while self.loaded and free_share(self.settings["device"]) < FREE_SHARE:
             del self.loaded[next(iter(self.loaded))]
             _free()
-        chosen = {name: self.settings[name] for name in ("device", "precision", "offload")}
+        names = ("device", "precision", "channels_last", "compile", "offload")
+        chosen = {name: self.settings[name] for name in names if name in self.settings}
         # A training may write another checkpoint meanwhile: this is the one, and its settings name it.
         folder = local_folder(source)
         checkpoint = folder and locate_checkpoint(folder)
         named = str(Path(source) / checkpoint.relative_to(folder)) if folder and checkpoint else source
         paint = PaintByExample.from_pretrained(named, loras=self.settings.get("loras", ()), **chosen)
-        for note in (note for lora in paint.loras for note in lora.notes):
+        for note in ([paint.note] if paint.note else []) + [note for lora in paint.loras for note in lora.notes]:
             print(note, file=sys.stderr, flush=True)
         self.loaded[source] = Loaded(paint, named, weights_hash(named))
         return self.loaded[source]

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pbe_core.errors import InputError
 from pbe_core.files import file_sha256
+from pbe_train.model.sampling import EVERYWHERE
 from schemas.dataset import leave_out
 
 
@@ -70,11 +71,17 @@ class EditSettings(BaseModel):
     seeds: list[int] = Field(min_length=1)
     """Of each result, in their order."""
     guidance: float
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    """Shares of the schedule between which guidance worked; left out of the file where it was all of it."""
     steps: int
     scheduler: str
     size: int | tuple[int, int]
     """Side in px at which the model worked; or width and height."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    """Layout of the weights, which rounds otherwise; left out of the file where it is not this."""
+    compile: bool = False
+    """Whether the passes were compiled, which rounds otherwise; left out of the file where they were not."""
     device: str
     """`cpu` or `cuda`: another kind may round otherwise."""
     threads: int | None = None
@@ -85,7 +92,8 @@ class EditSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"loras": []})
+        usual = {"loras": [], "guidance_interval": list(EVERYWHERE), "channels_last": False, "compile": False}
+        return leave_out(write(self), usual)
 
 
 def read_settings(path: Path) -> EditSettings:

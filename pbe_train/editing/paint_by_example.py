@@ -6,6 +6,8 @@ Files, Pillow's pictures and arrays go in, Pillow's pictures come out: RGB of 8 
 outside the mask is the photo's own.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,16 +27,25 @@ from pbe_train.checkpoints.from_pretrained import load_model
 from pbe_train.checkpoints.lora_merge import AnyLora, MergedLora, merge_loras
 from pbe_train.data.latents import to_tensor
 from pbe_train.editing.reading import Picture, check_mask, read_mask, read_photo, whole_number, with_profile
+from pbe_train.editing.speed import PLAIN, TYPES, Precision, Way, fastest_way, is_small
 from pbe_train.model.pipeline import References, Run, SamplingSettings, check_guidance, check_size
+from pbe_train.model.sampling import (
+    EVERYWHERE,
+    GUIDANCE,
+    PUBLISHED_SCHEDULER,
+    PUBLISHED_STEPS,
+    SCHEDULER,
+    STEPS,
+    check_interval,
+    check_published,
+)
 from pbe_train.model.schedulers import Scheduler
 
 # One for all edits, or one each; whole numbers of any kind.
 Seeds = int | np.integer | Sequence[int | np.integer] | np.ndarray
-Precision = Literal["fp32", "bf16", "fp16"]
 # Called after each denoising step with its number, from 1, of how many, and a function that makes the photos as the model expects
 # them to become.
 Watch = Callable[[int, int, Callable[[], list[AnyPhoto]]], None]
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -57,11 +68,14 @@ class PaintByExample:
     Args:
         run: the model and what belongs to it.
         loras: those that are in its weights, for who wants to know.
+        way: the precision and layout that its networks are in.
+        note: one line about it, for who looks on; null where there is nothing to say.
     """
 
-    def __init__(self, run: Run, loras: Sequence[MergedLora] = ()) -> None:
+    def __init__(self, run: Run, loras: Sequence[MergedLora] = (), way: Way = PLAIN, note: str | None = None) -> None:
         self.run = run
         self.loras = list(loras)
+        self.way, self.note = way, note
 
     @classmethod
     def from_pretrained(
@@ -70,7 +84,9 @@ class PaintByExample:
         *,
         weights: Literal["ema", "model"] = "ema",
         device: torch.device | str | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "auto",
+        channels_last: bool | None = None,
+        compile: bool = False,
         offload: bool = False,
         loras: str | Path | Sequence[AnyLora] = (),
     ) -> "PaintByExample":
@@ -81,23 +97,46 @@ class PaintByExample:
                 or hub id; or a file in the original layout.
             weights: the moving average, where there is one, or the plain weights.
             device: by default the first GPU, else the CPU.
-            precision: of the networks; `fp16` and `bf16` take half the memory and, on GPUs, far less time.
+            precision: of the networks; `fp16` and `bf16` take half the memory. `auto` is what this machine edits fastest in,
+                measured once for a kind of model (some seconds), and `fp32` for small models. Only `fp32` paints the same on
+                every machine, but for rounding.
+            channels_last: the layout of weights. By default that of `auto` is measured, too; that of `fp32` is another, and that
+                of 16 bits is this.
+            compile: compile the passes with torch.compile: the first edit of each shape waits for a minute or more, those after
+                it take less time. It needs a C++ compiler.
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
             loras: LoRAs to add to its weights: each a file, a folder or a run of this trainer, with `:0.8` behind it or as a pair
                 with a number for how strongly; 1 is as it was trained (docs/fine-tuning.md).
 
         Raises:
-            InputError: there is no such model, or not a whole one; no such device, weights or precision; or a LoRA that is not
-                there or not of this kind of model.
+            InputError: there is no such model, or not a whole one; no such device, weights, precision or compiler; or a LoRA that
+                is not there or not of this kind of model.
         """
-        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, _TYPES)):
+        for name, value, known in (("weights", weights, ("ema", "model")), ("precision", precision, ("auto", *TYPES))):
             if value not in known:
                 raise InputError(f"{name} {value!r}: give one of {', '.join(known)}")
         there = find_device(device)
+        if compile:
+            check_compiler(offload)
         run = load_model(source, weights, "cpu")
         # In fp32, and before they are cast: a LoRA may be smaller than what 16 bits tell apart.
         merged = merge_loras(run, [loras] if isinstance(loras, str | Path) else loras)
-        return cls(place(run, there, precision, offload), merged)
+        way, note = choose_way(run, there, precision, channels_last)
+        placed = place(run, there, way, offload)
+        placed.model.compiled_edits = compile
+        return cls(placed, merged, way, note)
+
+    def check_exact(self, reuse: int = 1) -> None:
+        """Refuse to paint the very pixels of the published way with networks that compute otherwise, or features that are kept.
+
+        Raises:
+            InputError: they are not in fp32, contiguous and uncompiled, or features are to be kept.
+        """
+        if reuse != 1:
+            raise InputError(f"exact published: no features are kept in it; leave reuse {reuse} out")
+        if self.way != PLAIN or self.run.model.compiled_edits:
+            told = f"{self.way}, compiled" if self.run.model.compiled_edits else str(self.way)
+            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32, and not compiled")
 
     def __call__(
         self,
@@ -106,11 +145,14 @@ class PaintByExample:
         reference: Picture | Sequence[Picture | Sequence[Picture]],
         *,
         seed: Seeds = 0,
-        guidance: float = 5.0,
-        steps: int = 50,
-        scheduler: Scheduler = "DDIMScheduler",
+        guidance: float = GUIDANCE,
+        guidance_interval: Sequence[float] = EVERYWHERE,
+        steps: int = STEPS,
+        scheduler: Scheduler = SCHEDULER,
+        exact_published: bool = False,
         size: Size | None = None,
         blend: bool = True,
+        reuse: int = 1,
         batch_size: int = 1,
         callback: Callable[[Preview], object] | None = None,
     ) -> Image.Image | list[Image.Image]:
@@ -123,11 +165,17 @@ class PaintByExample:
                 of one object, whose conditions are averaged; for several photos, each of their references may be such a list.
             seed: an edit depends on its own alone. One for all, or one each.
             guidance: how strongly to follow the reference; 1 = no guidance, in half the time.
+            guidance_interval: where guidance works, as two shares of the schedule from 0 (noise) to 1 (the picture); a step
+                elsewhere takes half the time.
             steps: of denoising.
             scheduler: of diffusers: the name of its class, a name with options, or an object whose options are to be kept.
+            exact_published: paint as the published code does: PLMS of 50 steps that begins at timestep 981, guidance in each, in
+                fp32. Goes with no other steps, scheduler or interval.
             size: at which the model works, px: the side of a square, or width and height. By default what it was trained at; of
                 several shapes the one that is nearest to the photo's.
             blend: False also gives the window around the region as the model painted it.
+            reuse: every so-many-th step goes through the whole U-Net, from 1; those between take its deep features as they were,
+                which is faster and paints a little otherwise (docs/editing.md).
             batch_size: edits painted at once. More than one is faster on a GPU, and may change a result's last bit by rounding.
             callback: called after each step.
 
@@ -142,14 +190,18 @@ class PaintByExample:
         sides = size if isinstance(size, tuple | list) else [1 if size is None else size]
         if len(sides) > 2:
             raise InputError(f"size {size}: give the side of a square, or width and height")
-        for name, count in (("steps", steps), ("batch_size", batch_size), *(("size", side) for side in sides)):
+        for name, count in (("steps", steps), ("reuse", reuse), ("batch_size", batch_size), *(("size", side) for side in sides)):
             if whole_number(count, name) < 1:
                 raise InputError(f"{name} {count}: must be 1 or more")
         size = (int(sides[0]), int(sides[1])) if len(sides) == 2 else size
         check_size(self.run, size)
         check_guidance(self.run, guidance)
+        how = SamplingSettings(guidance, steps, scheduler, check_interval(guidance_interval), reuse)
+        if exact_published:
+            check_published(steps, scheduler, how.guidance_interval)
+            self.check_exact(reuse)
+            how = SamplingSettings(guidance, PUBLISHED_STEPS, PUBLISHED_SCHEDULER, exact=True)
         photos, regions, shown = _read(images, masks, references, one)
-        how = SamplingSettings(guidance, steps, scheduler)
         edited: list[Image.Image] = []
         for first in range(0, len(photos), batch_size):
 
@@ -335,16 +387,46 @@ def find_device(device: torch.device | str | None) -> torch.device:
     return there
 
 
-def place(run: Run, device: torch.device, precision: Precision, offload: bool) -> Run:
-    """The same run, its networks' weights in this precision and on this device; with `offload`, one at a time.
+def choose_way(
+    run: Run, device: torch.device, precision: Precision | Literal["auto"], channels_last: bool | None
+) -> tuple[Way, str | None]:
+    """The precision and layout to compute in, and a line about it where it was not asked for."""
+    if precision == "auto":
+        way, note = fastest_way(run.model.unet, device, run.identity.view_size // run.vae.sizes.downsampling)
+        return way if channels_last is None else way._replace(channels_last=channels_last), note
+    last = precision != "fp32" and not is_small(run.model.unet) if channels_last is None else channels_last
+    return Way(precision, last), None
+
+
+def check_compiler(offload: bool) -> None:
+    """Refuse to compile where it cannot be done.
+
+    Raises:
+        InputError: there is no C++ compiler, or the networks are to move.
+    """
+    if offload:
+        raise InputError("compile: compiled passes cannot move to a GPU and back; leave out compile, or offload")
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name.split()[0]) for name in names):
+        raise InputError(
+            f"compile: torch.compile needs a C++ compiler, and {' or '.join(names)} is not to be found; install one (such as "
+            "Debian's package g++), name it in CXX, or leave out compile"
+        )
+
+
+def place(run: Run, device: torch.device, way: Way, offload: bool) -> Run:
+    """The same run, its networks' weights in this precision and layout and on this device; with `offload`, one at a time.
 
     The networks are changed in place: they are too large for a second copy. What is to be smaller on the device is made so before
     it gets there.
     """
     for network in (run.model, run.vae):
-        network.to(_TYPES[precision])
+        network.to(TYPES[way.precision])
         if not offload:
             network.to(device)
+    if way.channels_last:
+        run.model.unet.to(memory_format=torch.channels_last)
+        run.vae.to(memory_format=torch.channels_last)
     if not offload:
         return run
     OneAtATime(device, [[run.model.conditioner], [run.model.unet], *run.vae.halves()])
@@ -365,7 +447,9 @@ class OneAtATime:
         for group in ([network for network in each if network is not None] for each in groups):
             for network in group:
                 network.to("cpu")
-                network.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
+                # Its parts, too: the passes of an edit go through the U-Net's one by one.
+                for part in (network, *network.children()):
+                    part.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
 
     def _bring(self, group: list[nn.Module]) -> None:
         if self.there is not group:

@@ -31,6 +31,7 @@ from pbe_train.evaluation.filling import fill_folder
 from pbe_train.evaluation.pair_files import PICTURE_SUFFIXES
 from pbe_train.evaluation.pair_sets import Pair, PairPictures, PairSet
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance, check_size
+from pbe_train.model.sampling import EVERYWHERE
 from schemas.dataset import leave_out
 
 WindowOf = Literal["whole", "region"]
@@ -59,6 +60,8 @@ class PaintingRecipe(BaseModel):
     """Of denoising."""
     scheduler: str
     """As `pbe_train.model.schedulers.make_scheduler` takes it."""
+    guidance_interval: tuple[float, float] = EVERYWHERE
+    """Shares of the schedule between which the reference is followed so. Left out of the file where that is all of it."""
     size: int
     """Side in px at which the model works."""
     buckets: tuple[Shape, ...] | None = None
@@ -77,7 +80,7 @@ class PaintingRecipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"buckets": None})
+        return leave_out(write(self), {"buckets": None, "guidance_interval": list(EVERYWHERE)})
 
 
 def make_recipe(
@@ -105,6 +108,7 @@ def make_recipe(
         guidance=how.guidance,
         steps=how.steps,
         scheduler=str(how.scheduler),
+        guidance_interval=how.guidance_interval,
         size=size or identity.view_size,
         buckets=None if size else identity.buckets,
         seed=seed,
@@ -144,7 +148,7 @@ def paint_pairs(
     """
     check_guidance(paint.run, recipe.guidance)
     check_size(paint.run, recipe.size)
-    how = SamplingSettings(recipe.guidance, recipe.steps, recipe.scheduler)
+    how = SamplingSettings(recipe.guidance, recipe.steps, recipe.scheduler, recipe.guidance_interval)
 
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
         photos, masks, references = ([getattr(one, part) for one in shown] for part in ("photo", "mask", "reference"))

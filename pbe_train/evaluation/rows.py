@@ -37,6 +37,7 @@ from pbe_train.evaluation.pair_scores import copy_paste
 from pbe_train.evaluation.pair_sets import DatasetPairs, PairSet, file_hashes
 from pbe_train.evaluation.results import BOUNDS
 from pbe_train.model.pipeline import SamplingSettings, check_guidance
+from pbe_train.model.sampling import EVERYWHERE, check_interval
 
 LONGEST_NAME = 120
 """Bytes of a row's name as a folder's: file systems allow 255, and features add their mark."""
@@ -98,7 +99,7 @@ def paint_all(
     painted, reconstructed, own = [], None, None
     for number, (name, source) in enumerate(models):
         with Progress(f"loading {name}"):
-            paint = PaintByExample.from_pretrained(source, device=device)
+            paint = PaintByExample.from_pretrained(source, device=device, precision="fp32")
         row = paint_one(options, paint, pairs, name, source, rank, world)
         # Checkpoints of one run are points of one curve.
         painted.append(replace(row, model=str(options.checkpoints)) if number >= len(options.model) else row)
@@ -118,7 +119,8 @@ def paint_one(
 ) -> Painted:
     """What is missing of a model's row."""
     check_guidance(paint.run, options.guidance)
-    how = SamplingSettings(options.guidance, options.steps, options.scheduler)
+    interval = check_interval(options.guidance_interval)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler, interval)
     recipe = make_recipe(
         paint,
         pairs,
@@ -137,7 +139,8 @@ def paint_one(
     with Progress(f"painting, {name}", len(pairs.pairs), "pairs") as progress:
         paint_pairs(paint, pairs, recipe, folder, batch=options.batch, rank=rank, world=world, progress=progress)
     shown = ", ".join(f"{width}x{height}" for width, height in recipe.buckets or ()) or recipe.size
-    note = f"{how.steps} steps of {how.scheduler}, guidance {how.guidance:g}, at {shown} px"
+    where = "" if interval == EVERYWHERE else f" from {interval[0]:g} to {interval[1]:g} of the schedule"
+    note = f"{how.steps} steps of {how.scheduler}, guidance {how.guidance:g}{where}, at {shown} px"
     return Painted(name, folder, source, recipe.step, recipe.encoder_sha256, note)
 
 

@@ -16,11 +16,12 @@ from torch.nn.functional import mse_loss
 from pbe_core.errors import InputError
 from pbe_core.randomness import name_hash
 from pbe_core.words import number_of
-from pbe_train.config import Prediction
+from pbe_train.config import TIMESTEPS, Prediction
 from pbe_train.data.latents import normalise_reference
 from pbe_train.data.training_dataset import Batch
 from pbe_train.model.guided import Guided
 from pbe_train.model.paint_model import PaintByExampleModel
+from pbe_train.model.sampling import EVERYWHERE, Interval, guided_at
 from pbe_train.model.schedulers import Scheduler, begin, make_scheduler, step
 
 # The model, or its wrapper for many ranks: the arguments and the result of `PaintByExampleModel.forward`.
@@ -51,9 +52,12 @@ def paint_latents(
     *,
     seeds: Sequence[int],
     guidance: float,
+    guidance_interval: Interval = EVERYWHERE,
     steps: int,
     scheduler: Scheduler,
     prediction: Prediction,
+    reuse: int = 1,
+    exact: bool = False,
     watch: Callable[[int, int, Float[Tensor, "batch channels height width"]], None] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Denoise from pure noise: scaled latents of the painted views.
@@ -65,9 +69,13 @@ def paint_latents(
         condition: tokens of the references.
         seeds: one per item; an item's noise depends on its own seed alone, not on its neighbours.
         guidance: s in `null + s * (condition - null)`; 1 = the condition alone, which costs half.
+        guidance_interval: shares of the schedule, from 0 (noise) to 1, between which guidance works; elsewhere it is 1.
+            Kynkäänniemi et al., Applying guidance in a limited interval improves sample and distribution quality (2024).
         steps: denoising steps.
         scheduler: as `make_scheduler` takes it.
         prediction: what the model predicts. Guidance is the same for both: one is a linear function of the other.
+        reuse: every so-many-th step goes through the whole U-Net, from 1; those between take its deep features as they were.
+        exact: each pass is diffusers' own, alone, as it always was.
         watch: called after each step with its number, from 1, of how many, and the latents that the model then thinks it is
             coming to.
 
@@ -80,9 +88,10 @@ def paint_latents(
     generators = [torch.Generator().manual_seed(name_hash("paint", seed, bits=32)) for seed in seeds]
     noise = torch.stack([torch.randn(masked.shape[1:], generator=generator) for generator in generators])
     latents = noise.to(masked.device) * sampler.init_noise_sigma
-    predict = Guided(model, masked, mask_channel, condition)
+    predict = Guided(model, masked, mask_channel, condition, reuse, exact)
     for number, time in enumerate(sampler.timesteps):
-        predicted = predict(sampler.scale_model_input(latents, time), time, guidance)
+        strength = guidance if guided_at(float(time), guidance_interval, TIMESTEPS) else 1.0
+        predicted = predict(sampler.scale_model_input(latents, time), time, strength)
         stepped = step(sampler, number, predicted, latents, generators)
         if watch:
             watch(number + 1, len(sampler.timesteps), _foreseen(sampler, stepped, predicted, time, latents))

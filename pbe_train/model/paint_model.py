@@ -103,9 +103,11 @@ class PaintByExampleModel(nn.Module):
     Attributes:
         mask_channel: what 1 means in the mask that the U-Net sees. Callers give 1 = keep, whichever it is.
         base_sha256: of a model with a LoRA, the hash of all that `kept` held before; null: it has none.
+        compiled_edits: whether the passes of an edit are compiled, apart from the training's.
     """
 
     base_sha256: str | None = None
+    compiled_edits: bool = False
 
     def __init__(self, unet: UNet2DConditionModel, conditioner: Conditioner, mask_channel: MaskChannel = "keep") -> None:
         super().__init__()
@@ -147,10 +149,15 @@ class PaintByExampleModel(nn.Module):
         condition: Float[Tensor, "batch tokens features"],
     ) -> Float[Tensor, "batch channels height width"]:
         """The noise in `noisy` under condition tokens. Some samplers stop between two whole timesteps."""
-        # Before the convolution, which pads with zeros: weights of the other sign would differ from this at the border.
-        mask = mask_channel if self.mask_channel == "keep" else 1 - mask_channel
-        seen = torch.cat([noisy, masked, mask], dim=1)
+        seen = torch.cat([noisy, masked, self.seen_mask(mask_channel)], dim=1)
         return self.unet(seen, timestep, encoder_hidden_states=condition).sample  # type: ignore[no-any-return]
+
+    def seen_mask(self, mask_channel: Float[Tensor, "batch 1 height width"]) -> Float[Tensor, "batch 1 height width"]:
+        """The mask as the U-Net sees it, from 1 = keep.
+
+        Before the convolution, which pads with zeros: weights of the other sign would differ from this at the border.
+        """
+        return mask_channel if self.mask_channel == "keep" else 1 - mask_channel
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained, and so averaged."""
@@ -239,28 +246,46 @@ class OneTokenAttention:
     """An attention processor of diffusers for layers that always see one token.
 
     For layers as `BasicTransformerBlock` makes them: no normalisation inside, no residual connection, no rescaling.
+
+    Args:
+        name: of the layer, no other's in its network.
     """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def __call__(
         self,
         attn: Attention,
         hidden_states: Float[Tensor, "batch positions features"],
-        encoder_hidden_states: Float[Tensor, "batch tokens condition"] | None = None,
+        encoder_hidden_states: Float[Tensor, "batch tokens condition"] | Mapping[str, Tensor] | None = None,
         attention_mask: Tensor | None = None,
     ) -> Float[Tensor, "batch positions features"]:
-        """`to_out(to_v(token))`, broadcast over the positions; `encoder_hidden_states` are the token, null for self-attention.
+        """`to_out(to_v(token))`, broadcast over the positions.
+
+        Args:
+            attn: the layer.
+            hidden_states: which positions there are.
+            encoder_hidden_states: the token; null for self-attention; or, by the layer's name, what `output` made of the token.
+            attention_mask: null.
 
         Raises:
             InputError: more tokens than one, or a mask; the result would be wrong silently.
         """
+        if isinstance(encoder_hidden_states, Mapping):
+            return encoder_hidden_states[self.name].expand(-1, hidden_states.shape[1], -1)
         seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if seen.shape[1] != 1 or attention_mask is not None:
             given = number_of(seen.shape[1], "condition token") + ("" if attention_mask is None else " and a mask")
             raise InputError(
                 f"model.one_token_shortcut: {given} came to a layer that takes one token; set model.one_token_shortcut to false"
             )
+        return self.output(attn, seen).expand(-1, hidden_states.shape[1], -1)
+
+    def output(self, attn: Attention, token: Float[Tensor, "batch 1 condition"]) -> Float[Tensor, "batch 1 features"]:
+        """`to_out(to_v(token))`: what attention to one token comes to, wherever it is attended from."""
         projection, dropout = attn.to_out
-        return dropout(projection(attn.to_v(seen))).expand(-1, hidden_states.shape[1], -1)  # type: ignore[no-any-return]
+        return dropout(projection(attn.to_v(token)))  # type: ignore[no-any-return]
 
 
 class SkippedNorm(nn.LayerNorm):
@@ -286,12 +311,17 @@ def take_shortcuts(unet: nn.Module, mapper: nn.Module) -> None:
         unet: its blocks attend to the condition in `attn2`.
         mapper: its blocks attend to themselves in `attn1`.
     """
-    for block in _blocks(unet):
+    for number, block in enumerate(_blocks(unet)):
         if block.attn2 is not None:
-            block.attn2.set_processor(OneTokenAttention())
+            block.attn2.set_processor(OneTokenAttention(f"layer {number}"))
             block.norm2 = SkippedNorm.of(block.norm2)
-    for block in _blocks(mapper):
-        block.attn1.set_processor(OneTokenAttention())
+    for number, block in enumerate(_blocks(mapper)):
+        block.attn1.set_processor(OneTokenAttention(f"mapper {number}"))
+
+
+def attention_to_condition(unet: nn.Module) -> Iterator[Attention]:
+    """The layers of a U-Net that attend to the condition."""
+    return (block.attn2 for block in _blocks(unet) if block.attn2 is not None)
 
 
 def parameters_without_effect(unet: nn.Module, mapper: nn.Module) -> Iterator[nn.Parameter]:

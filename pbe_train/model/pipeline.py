@@ -21,6 +21,7 @@ from pbe_train.data.latents import normalise_reference, to_mask_channel, to_pict
 from pbe_train.data.references import fit_reference
 from pbe_train.model.diffusion import paint_latents
 from pbe_train.model.paint_model import PaintByExampleModel
+from pbe_train.model.sampling import EVERYWHERE, GUIDANCE, SCHEDULER, STEPS, Interval
 from pbe_train.model.schedulers import Scheduler
 from schemas.dataset import Normalisation, leave_out
 
@@ -33,11 +34,16 @@ Watch = Callable[[int, int, Callable[[], UInt8[np.ndarray, "batch view_height vi
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it."""
+    """How to denoise. `guidance` 1 means none; `scheduler` is as `pbe_train.model.schedulers.make_scheduler` takes it;
+    `guidance_interval`, `reuse` and `exact` are as `pbe_train.model.diffusion.paint_latents` takes them.
+    """
 
-    guidance: float = 5.0
-    steps: int = 50
-    scheduler: Scheduler = "DDIMScheduler"
+    guidance: float = GUIDANCE
+    steps: int = STEPS
+    scheduler: Scheduler = SCHEDULER
+    guidance_interval: Interval = EVERYWHERE
+    reuse: int = 1
+    exact: bool = False
 
 
 class RunIdentity(BaseModel):
@@ -143,9 +149,12 @@ class Run:
                 self.condition(references),
                 seeds=seeds,
                 guidance=how.guidance,
+                guidance_interval=how.guidance_interval,
                 steps=how.steps,
                 scheduler=how.scheduler,
                 prediction=self.settings.prediction,
+                reuse=how.reuse,
+                exact=how.exact,
                 watch=watch and (lambda step, of, foreseen: watch(step, of, lambda: self.decode(foreseen))),
             )
         self.model.train(was_training)

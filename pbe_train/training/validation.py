@@ -15,17 +15,17 @@ from pbe_train.data.training_dataset import Batch, TrainingDataset
 from pbe_train.evaluation.held_out import HeldOut, paint_held_out, read_held_out, reconstruct, spread_places
 from pbe_train.model.diffusion import Denoiser, noise_losses
 from pbe_train.model.pipeline import Run, SamplingSettings
+from pbe_train.model.sampling import GUIDANCE, STEPS
 from pbe_train.model.schedulers import training_schedule
 from pbe_train.training.distributed import Distributed
 from pbe_train.training.optimizer import EMA
 
 # Samples whose loss is measured, or all that the split has.
 SAMPLES = 256
-# Of the pictures: how many samples, guidance scales, one column each (1 = no guidance), denoising steps, and the scheduler.
+# Of the pictures: how many samples, guidance scales, one column each (1 = no guidance), and denoising steps.
 PAINTED = 6
-GUIDANCE = (1.0, 5.0)
-SAMPLING_STEPS = 25
-SCHEDULER = "DPMSolverMultistepScheduler"
+SCALES = (1.0, GUIDANCE)
+SAMPLING_STEPS = STEPS
 
 
 class Validation:
@@ -108,7 +108,7 @@ class Pictures:
     def __init__(self, run: Run, reader: ShardReader) -> None:
         """Read the samples of the dataset of `reader`: held-out ones, where there are any."""
         self.run = run
-        self.guidance: tuple[float, ...] = GUIDANCE
+        self.guidance: tuple[float, ...] = SCALES
         if run.settings.condition_dropout == 0:
             self.guidance = (1.0,)
             print("condition_dropout 0 leaves the null vector untrained: pictures are painted with guidance 1 alone", flush=True)
@@ -138,7 +138,7 @@ class Pictures:
                     self.samples,
                     references,
                     seeds,
-                    SamplingSettings(guidance, SAMPLING_STEPS, SCHEDULER),
+                    SamplingSettings(guidance, SAMPLING_STEPS),
                     progress=work,
                 )
                 for guidance in self.guidance

@@ -33,7 +33,7 @@ from pipelines.dataset.plan_shards import extend_plan, write_plan
 from pipelines.dataset.shapes import PhotoShapes
 from pipelines.selection.duplicates import read_scan
 from pipelines.selection.objects import Selection, select_objects
-from schemas.dataset import FORMAT_VERSION, VaeIdentity
+from schemas.dataset import CUTTING_VERSION, FORMAT_VERSION, VaeIdentity
 
 PLAN_RECORD = "plan.json"
 SELECTION_RECORD = "selection.json"
@@ -87,10 +87,7 @@ def fingerprint(
     # What the report alone shows changes neither who is accepted nor a byte of a shard.
     del chosen["selection"]["all_reasons"], chosen["latents"]["vae"]
     del chosen["selection"]["leave_out"]  # Its contents are among the inputs.
-    libraries: tuple[str, ...] = _TABLE_LIBRARIES
-    if vae or everything:
-        libraries += _PACKING_LIBRARIES
-    else:
+    if not (vae or everything):
         chosen = {
             "seed": chosen["seed"],
             "source": chosen["source"],
@@ -102,7 +99,7 @@ def fingerprint(
         }
     return {
         "format_version": FORMAT_VERSION,
-        "versions": _versions(libraries),
+        "versions": _versions(packed=bool(vae or everything)),
         "inputs": inputs,
         **(_vae_part(vae) if vae else {}),
         "settings": chosen,
@@ -272,7 +269,7 @@ def recorded_vae(settings: BuildSettings) -> VaeIdentity | None:
     except (KeyError, TypeError, ValueError):  # Not planned yet, or before plans said this; or it is damaged.
         return None
     # Which tensors a file holds, and their names, also depend on who reads it.
-    if versions != _versions(_TABLE_LIBRARIES + _PACKING_LIBRARIES):
+    if versions != _versions(packed=True):
         return None
     try:
         return identity if hash_vae_files(settings.latents.vae) == files else None
@@ -280,8 +277,11 @@ def recorded_vae(settings: BuildSettings) -> VaeIdentity | None:
         return None
 
 
-def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in sorted(libraries)}
+def _versions(packed: bool) -> dict[str, str]:
+    """Of what makes the tables, or of what makes shards."""
+    libraries = _TABLE_LIBRARIES + (_PACKING_LIBRARIES if packed else ())
+    cutting = {"cutting": str(CUTTING_VERSION)} if packed else {}
+    return cutting | {name: importlib.metadata.version(name) for name in sorted(libraries)}
 
 
 def accepted_fingerprints(folder: Path) -> frozenset[str]:
@@ -368,9 +368,12 @@ def _may_extend(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def _refusal(path: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
     extend = ", or --extend, which keeps what is packed and adds what is new" if _may_extend(old, new) else ""
+    only_versions = {**old, "versions": None} == {**new, "versions": None}
+    what = "by other versions of the program or its libraries" if only_versions else "with other inputs or settings"
+    finish = "finish it with those, " if only_versions else ""
     return InputError(
-        f"{path}: this folder was planned with other inputs or settings ({'; '.join(difference(old, new))}); "
-        f"give another --out{extend}, or remove the folder"
+        f"{path}: this folder was planned {what} ({'; '.join(difference(old, new))}); "
+        f"{finish}give another --out{extend}, or remove the folder"
     )
 
 

@@ -21,10 +21,11 @@ from pipelines.pairing.settings import PUBLISHED_COUNT, BenchmarkSettings
 from pipelines.pairing.write_set import SetWriter
 from pipelines.readers import reader_of
 from pipelines.selection.objects import Selection, select_objects
+from schemas.dataset import CUTTING_VERSION
 
-LIBRARIES = ("paint-by-example", "numpy", "opencv-python-headless", "pillow", "pyarrow")
+LIBRARIES = ("paint-by-example", "numpy", "opencv-python-headless", "pillow", "pyarrow", "torch")
 METHOD = {
-    "photo": "the largest square in the photo's middle, moved as little as holding the box takes; resized by area or cubic",
+    "photo": "the largest square in the photo's middle, moved as little as holding the box takes; resized bicubic, antialiased",
     "mask": "the pixels of the square whose centres lie in the box, 255",
     "reference": "an object of the same class from another photo, its box padded and shrunk to the square's side at most",
 }
@@ -62,9 +63,8 @@ def rules_of(settings: BenchmarkSettings, source: Source, judge: Compares | None
         del chosen["benchmark"][name]
     if settings.benchmark.ids:
         chosen["benchmark"]["ids"] = file_sha256(settings.benchmark.ids)
-    libraries = LIBRARIES if judge is None else (*LIBRARIES, "torch")
     rules = {
-        "versions": {name: importlib.metadata.version(name) for name in sorted(libraries)},
+        "versions": {"cutting": str(CUTTING_VERSION)} | {name: importlib.metadata.version(name) for name in LIBRARIES},
         "inputs": hash_inputs(settings, source),
         "judge": judge and {name: getattr(judge.identity, name) for name in ("kind", "sha256", "preparation")},
         "settings": chosen,

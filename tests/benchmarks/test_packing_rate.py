@@ -38,6 +38,8 @@ def test_a_tiny_run(tmp_path):
     ratios = {ratio["what"]: ratio["ratio"] for ratio in result["ratios"]}
     alone, whole = (ways["pack", name]["cpu_seconds"] for name in ("preparation alone", "whole pack"))
     assert ratios["whole pack, to preparation alone: CPU time"] == pytest.approx(whole / alone, abs=1e-3)
+    mine, decoder = (ways["preparation", f"{name}, 1 object a photo"]["cpu_seconds"] for name in ("ours", "decoder alone"))
+    assert ratios["decoder's share of ours, 1 object a photo"] == pytest.approx(decoder / mine, abs=1e-3)
     published = [part for part, way in ways if way == "published way"]
     if published_recipe.is_installed():
         assert published == ["preparation", "masks"]

@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from pbe_core.images import decode as photos
 from pbe_core.images.containers import codestream_parts
@@ -135,9 +135,16 @@ def test_a_machine_out_of_memory_is_no_bad_photo(monkeypatch):
         raise MemoryError
 
     data = encoded(Image.new("RGB", (4, 4)))
-    monkeypatch.setattr(Image.Image, "tobytes", exhausted)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", exhausted)
     with pytest.raises(MemoryError):
         decode_photo(data, frame="stored")
+
+
+def test_large_photos_are_the_pixels_that_pillow_decodes():
+    """Pillow holds those of more than 4 megapixels in several pieces, unless it is told otherwise."""
+    noise = Image.effect_noise((100, 90), 60).convert("RGB").resize((2600, 2100), Image.Resampling.NEAREST)
+    data = encoded(noise, "JPEG")
+    assert (decode_photo(data, frame="stored") == np.array(Image.open(io.BytesIO(data)))).all()
 
 
 def test_hostile_files_give_pixels_or_a_code(real_data):

@@ -1,11 +1,9 @@
 """Fixtures of the trainer's tests."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import config
 
 from tests.pbe_train.small_world import World, make_world
 
@@ -35,12 +33,3 @@ def run_folder(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     train(world.settings(out, "--steps=2"), Distributed(0, 1, torch.device("cpu")))
     return out
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Types are not checked on the way in, as for a user: a stand-in may take a model's place, and a wrong type arrives."""
-    before = config.jaxtyping_disable
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", before)

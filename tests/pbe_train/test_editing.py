@@ -355,7 +355,7 @@ PICTURE = "is no picture; give a file"
         ({"scheduler": DDIMScheduler}, "<class .*: no scheduler"),
         ({"scheduler": None}, "None: no scheduler"),
         ({"weights": "EMA"}, "weights 'EMA': give one of ema, model"),
-        ({"precision": "int8"}, "precision 'int8': give one of fp32, bf16, fp16"),
+        ({"precision": "int8"}, "precision 'int8': give one of auto, fp32, bf16, fp16"),
         ({"device": "gpu"}, "device gpu: not to be had here"),
     ],
 )

@@ -24,6 +24,7 @@ from pbe_train.evaluation.pair_sets import draw_alike, draw_candidates, open_pai
 from pbe_train.evaluation.quality import Mixture, fit_mixture
 from pbe_train.evaluation.results import Evaluation, differing_recipes, read_evaluation
 from pbe_train.evaluation.summary import Question, wilson
+from pbe_train.model.sampling import STEPS
 from tests.conftest import call_program
 from tests.pbe_train.pair_worlds import box, make_cocoee, picture, write_csv
 from tests.pbe_train.small_world import World
@@ -222,7 +223,7 @@ def test_wrong_options_are_one_line(tmp_path, given, words, monkeypatch):
 
 def test_help_shows_defaults_where_there_are_any():
     told = " ".join(call_program(evaluate.main, "--help").stdout.split())
-    assert "denoising steps (default: 25)" in told
+    assert f"denoising steps (default: {STEPS})" in told
     assert "resamples (default: 0)" in told
     assert not re.search(r"default: (None|True|False|\[|\{)", told)
 

@@ -15,6 +15,7 @@ from pbe_train.config import TrainSettings, UNetSettings
 from pbe_train.ladder import runs as runs_module
 from pbe_train.ladder.arms import ARMS, choose_arms, flat, settings_of, sizes_of, with_sizes_of_start
 from pbe_train.ladder.runs import claim
+from pbe_train.model.sampling import STEPS
 from tests.conftest import call_program
 from tests.pbe_train.ladder_world import LABELS, LadderWorld, make_ladder_world
 from tests.pbe_train.small_world import World
@@ -135,5 +136,5 @@ def test_quick_asks_less_and_what_is_given_counts():
     assert options.out.name == "ablations-quick"
     assert trainer == ["--dataset", "d", "--ema_decay=0.9"]
     options, _ = ablations.parse_options(given)
-    assert (options.steps, options.seeds, options.count, options.sampling_steps) == (None, 3, None, 25)
+    assert (options.steps, options.seeds, options.count, options.sampling_steps) == (None, 3, None, STEPS)
     assert LABELS >= 8, "else nobody is recognised among eight"

@@ -234,7 +234,7 @@ def test_an_edit_with_loras_is_repeated_from_its_settings(run_folder: Path, matr
     folder.mkdir()
     file = write_kohya(folder, matrices) / "any name.safetensors"
     given = [word for name, path in pictures.items() for word in (f"--{name}", path)]
-    how = ["--model", run_folder, "--steps", "2", "--guidance", "1"]
+    how = ["--model", run_folder, "--steps", "2", "--guidance", "1", "--scheduler", "DDIMScheduler"]
     assert edit(tmp_path / "plain.png", *how, *given).returncode == 0
     done = edit(tmp_path / "one.png", *how, *given, "--lora", f"{file}:0.25")
     assert done.returncode == 0, done.stderr

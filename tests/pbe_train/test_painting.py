@@ -101,14 +101,15 @@ def test_each_pair_is_painted_as_an_edit_is(paint, pairs, recipe, painted):
 
 
 def test_all_of_a_recipe_reaches_the_model(paint, pairs, recipe, tmp_path, monkeypatch):
-    """Guidance, steps, scheduler, size and blending; unblended, the model's own px are outside the mask, too."""
+    """Guidance, its interval, steps, scheduler, size and blending; unblended, the model's own px are outside the mask, too."""
     asked: list[tuple[SamplingSettings, dict[str, object]]] = []
     whole = painting.edit
     monkeypatch.setattr(painting, "edit", lambda *given, **named: asked.append((given[5], named)) or whole(*given, **named))
     other = recipe.model_copy(update={"guidance": 3.0, "steps": 3, "scheduler": "DDIMScheduler", "size": 64, "blend": False})
+    other = other.model_copy(update={"guidance_interval": (0.2, 0.7)})
     paint_pairs(paint, pairs, other, tmp_path, batch=7)
     ((how, named),) = asked
-    assert how == SamplingSettings(3.0, 3, "DDIMScheduler")
+    assert how == SamplingSettings(3.0, 3, "DDIMScheduler", (0.2, 0.7))
     assert (named["size"], named["blend"]) == (64, False)
     shown = pairs.read(0)
     made = read_picture(tmp_path, pairs.pairs[0].id)

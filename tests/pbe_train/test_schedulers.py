@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from pbe_core.errors import InputError
 from pbe_train.config import TIMESTEPS
 from pbe_train.model.diffusion import paint_latents
+from pbe_train.model.sampling import SCHEDULER
 from pbe_train.model.schedulers import SCHEDULERS, Scheduler, begin, make_scheduler, training_schedule
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -78,7 +79,7 @@ def exact() -> torch.Tensor:
     return MEAN + DEVIATION * (first_noise() - last.sqrt() * MEAN) / (last * DEVIATION**2 + 1 - last).sqrt()
 
 
-@pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name not in DRAWING])
+@pytest.mark.parametrize("scheduler", [SCHEDULER, *(name for name in SCHEDULERS if name not in DRAWING)])
 def test_more_steps_never_paint_worse(exact: torch.Tensor, scheduler: str):
     """Also where they do not divide 1000, and where diffusers counts one timestep too many (61)."""
     counts = [1, 3, 10, 61] + [334] * (scheduler != "LMSDiscreteScheduler")  # It computes an integral for each step.

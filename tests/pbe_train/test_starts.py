@@ -325,7 +325,7 @@ def test_it_paints_what_diffusers_paints(run: Path, starts, parts: Published):
     reference = np.random.default_rng(1).integers(0, 256, (40, 30, 3), np.uint8)
     pixels = torch.from_numpy(view.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None] * ~torch.from_numpy(mask)[:, None]
     masked = loaded.encode_pixels(pixels)
-    ours = loaded.paint(masked, mask, [reference], [5], SamplingSettings(guidance=3.0, steps=8))[0]
+    ours = loaded.paint(masked, mask, [reference], [5], SamplingSettings(3.0, 8, "DDIMScheduler"))[0]
 
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(starts("1", True).folder, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)

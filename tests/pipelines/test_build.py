@@ -4,6 +4,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -269,9 +270,23 @@ def test_a_finished_build_starts_neither_ray_nor_pytorch(photos, copy):
     options = ["--config", "configs/tiny.yaml", *build_options(photos, copy)]
     heavy = {"torch", "diffusers", "transformers", "ray", "aiohttp", "scipy"}
     told = f"import sys; from pipelines.build import main; status = main(); print('loaded', sorted({heavy} & set(sys.modules)))"
+    sheet = (copy / build.SHEET).stat().st_mtime_ns
     done = subprocess.run([sys.executable, "-c", told, *options], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded []"
+    assert (copy / build.SHEET).stat().st_mtime_ns == sheet
+
+
+def test_pictures_are_drawn_again_where_a_table_is_newer_or_one_is_lost(copy):
+    assert build.are_drawn(copy)
+    later = time.time_ns() + 10**9
+    os.utime(copy / "rejects.parquet", ns=(later, later))
+    assert not build.are_drawn(copy)
+    for name in (build.REPORT, build.SHEET):
+        os.utime(copy / name, ns=(later, later))
+    assert build.are_drawn(copy)
+    (copy / build.SHEET).unlink()
+    assert not build.are_drawn(copy)
 
 
 def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, copy, tmp_path):
@@ -306,6 +321,21 @@ def test_a_vae_that_is_gone_is_told_as_ever(photos, copy, tmp_path):
     done = run_build(*build_options(photos, copy), "--latents.vae", str(vae), check=False)
     assert done.returncode == 2
     assert f"error: {weights}: cannot be read (No such file or directory)" in done.stderr
+
+
+def test_what_was_cut_another_way_is_read_and_not_gone_on_with(photos, copy):
+    """A plan from before the ways of cutting were counted, as that of a build that was interrupted, and of a finished one."""
+    plan = json.loads((copy / "plan.json").read_text())
+    del plan["fingerprint"]["versions"]["cutting"]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    assert read_dataset(copy).books.samples
+    before = stamps(copy)
+    (copy / "shards" / f"{FIRST}.json").unlink()
+    done = run_build(*build_options(photos, copy), check=False)
+    assert done.returncode == 2
+    told = 'planned by other versions of the program or its libraries (versions.cutting: null -> "2"); finish it with those, '
+    assert told in done.stderr
+    assert stamps(copy) == {name: stamp for name, stamp in before.items() if name != f"{FIRST}.json"}
 
 
 def test_what_cannot_be_read_is_not_called_damaged(photos, copy):

@@ -1,5 +1,8 @@
 """Properties of boxes, views, masks and references that the rest of the pipeline relies on, over random boxes and photos."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import cv2
@@ -8,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn.functional import interpolate
 
 from pbe_core.buckets import Form
@@ -415,6 +419,28 @@ def test_views_are_resized_as_published_if_wished(size):
     view = cut_view(NOISE, window, size, "published").astype(float)
     assert np.abs(view - without_antialias(NOISE[10:160, 40:190], size)).max() <= 1
     assert np.abs(view - cut_view(NOISE, window, size)).mean() > 5
+
+
+@given(left=st.integers(0, 99), top=st.integers(0, 99), width=st.integers(1, 99), height=st.integers(1, 99))
+def test_what_shrinks_is_pillows_bicubic(left, top, width, height):
+    """To one level, of photos that are read-only and of parts of them; and a whole photo is not changed by it."""
+    photo = NOISE.copy()
+    photo.flags.writeable = False
+    part = photo[top : top + 100, left : left + 150]
+    expected = Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.abs(resize(part, width, height).astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_shrunk_pixels_are_the_same_on_every_cpu():
+    """PyTorch has a way of its own for CPUs with AVX2; that for all others must give the same bytes."""
+    program = (
+        "import sys, numpy as np; from pbe_core.images.crop import resize;"
+        "noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8);"
+        "sys.stdout.buffer.write(resize(noise[3:, 5:], 128, 127).tobytes() + resize(noise, 40, 21).tobytes())"
+    )
+    plain = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
+    done = subprocess.run([sys.executable, "-c", program], env=plain, capture_output=True, check=True)
+    assert done.stdout == resize(NOISE[3:, 5:], 128, 127).tobytes() + resize(NOISE, 40, 21).tobytes()
 
 
 @pytest.mark.parametrize("window", [(10, 20, 60, 50), (0, 0, 300, 100), (0, 0, 300, 200)])

@@ -44,7 +44,7 @@ export class Settings {
   #takeDefaults() {
     const { defaults, guidance, view_size: size, buckets = [[size, size]], licence, note } = this.chosen;
     if (![...this.scheduler.options].some((option) => option.value === defaults.scheduler)) {
-      this.scheduler.add(new Option(defaults.scheduler, defaults.scheduler));
+      this.scheduler.add(new Option(defaults.scheduler.replace("Scheduler", ""), defaults.scheduler));
     }
     for (const name of ["guidance", "steps", "scheduler"]) this[name].value = defaults[name];
     this.guidance.disabled = !guidance;

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from pbe_core.images.decode import decode_photo
+from pbe_train.model.sampling import SCHEDULER, STEPS
 from tests.pbe_train.app.serving import EXAMPLE, QUICK, REPOSITORY, Person, Served, serve
 
 
@@ -58,7 +59,7 @@ def test_models_and_limits(ann: Person):
             "licence": "apache-2.0",
             "several_references": True,
             "guidance": True,
-            "defaults": {"guidance": 2.0, "steps": 20, "scheduler": "DPMSolverMultistepScheduler"},
+            "defaults": {"guidance": 2.0, "steps": STEPS, "scheduler": SCHEDULER},
         }
     ]
     assert "DDIMScheduler" in told["schedulers"]
@@ -100,7 +101,7 @@ def painted(server: Served) -> Painted:
     assert mask == {"id": mask["id"], "width": 90, "height": 150, "share": pytest.approx(2500 / 13500, abs=1e-6)}
     references = [person.give("photos", EXAMPLE / "reference.png").json()["id"] for _ in range(2)]
     given = {"model": "tiny-world", "photo": kept["id"], "mask": mask["id"], "references": references}
-    edit = person.edit(given, seeds=[7, 8])
+    edit = person.edit(given, seeds=[7, 8], guidance_interval=[0.5, 1.0])
     return Painted(person, photo, kept["id"], region, edit, list(person.follow(edit)))
 
 
@@ -286,6 +287,7 @@ BAD_EDITS: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps: "),
     ({"steps": 1001}, "steps: "),
     ({"guidance": "much"}, "guidance: "),
+    ({"guidance_interval": [0.7, 0.2]}, "guidance interval 0.7 0.2: give two shares of the schedule"),
     ({"references": []}, "references: "),
     ({"scheduler": "os.system"}, "scheduler 'os.system': give one of DDIMScheduler"),
     ({"more": 1}, "more: "),

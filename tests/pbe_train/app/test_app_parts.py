@@ -31,10 +31,11 @@ from pbe_train.app.sessions import SESSION_SECONDS, Item, Room, Session, Session
 from pbe_train.app.uploads import Mask, Photo, shown_name
 from pbe_train.app.worker import Worker, free_share, in_words
 from pbe_train.editing.edit_settings import EditSettings, PictureRecord, find_picture, read_settings
+from pbe_train.model.sampling import SCHEDULER
 from tests.conftest import call_program
 
 TINY = REPOSITORY / FINISHED
-HOW = {"seeds": [0, 1], "guidance": 2.0, "steps": 10, "scheduler": "DDIMScheduler"}
+HOW = {"seeds": [0, 1], "guidance": 2.0, "guidance_interval": (0.0, 1.0), "steps": 10, "scheduler": "DDIMScheduler"}
 
 
 class Recorder(Painter):
@@ -291,7 +292,7 @@ def test_an_edit_for_which_the_disk_has_no_room_is_gone_as_a_whole(tmp_path: Pat
     monkeypatch.setattr("pbe_train.app.edit_routes.link_or_copy", fail)
     painter = Recorder()
     painter.models = {"a": {"several_references": True, "guidance": True}}
-    painter.schedulers = ["DDIMScheduler"]
+    painter.schedulers = [SCHEDULER.partition("(")[0]]
     wanted = {"model": "a", "photo": photo.id, "mask": mask.id, "references": [photo.id]}
 
     async def ask() -> None:
@@ -342,7 +343,7 @@ def test_sessions_are_forgotten_with_all_they_have(tmp_path: Path, monkeypatch: 
         for session in sessions.all.values():
             session.seen = time.monotonic() - SESSION_SECONDS - 1
         assert sessions.find(bob.id) is bob  # Seen now.
-        bob.seen = 0.0
+        bob.seen = time.monotonic() - SESSION_SECONDS - 1  # A machine may have begun to count an hour ago.
         sessions.expire()
         assert list(sessions.all.values()) == [bob]
     assert not kept.folder.exists()
@@ -459,6 +460,8 @@ def test_settings_are_taken_and_options_win(written: Path, monkeypatch: pytest.M
     assert (options.scheduler, options.size, options.threads, options.device) == ("PNDMScheduler", 128, 1, "cpu")
     assert (options.image, options.mask) == (folder / "photo.jpg", folder / "mask.png")
     assert options.reference == [folder / "one.png", folder / "other.png"]
+    # Files of before there was an interval are of edits with guidance everywhere.
+    assert options.guidance_interval == (0.0, 1.0)
 
     moved = folder / "elsewhere"
     (folder / "photo.jpg").rename(moved)
@@ -467,6 +470,17 @@ def test_settings_are_taken_and_options_win(written: Path, monkeypatch: pytest.M
     assert read
     sample.find_pictures(options, read)
     assert (options.image, options.seed, options.model, options.steps, options.guidance) == (moved, 6, Path("runs/other"), 3, 3.5)
+
+
+def test_an_interval_of_guidance_is_written_and_read_where_there_is_one(written: Path, monkeypatch: pytest.MonkeyPatch):
+    content = json.loads(written.read_text())
+    whole = read_settings(written)
+    assert "guidance_interval" not in json.loads(whole.model_dump_json())
+    written.write_text(whole.model_copy(update={"guidance_interval": (0.2, 0.7)}).model_dump_json())
+    assert json.loads(written.read_text())["guidance_interval"] == [0.2, 0.7]
+    options, _ = options_of(monkeypatch, "--settings", str(written))
+    assert options.guidance_interval == (0.2, 0.7)
+    assert content.items() <= json.loads(written.read_text()).items()
 
 
 @pytest.mark.parametrize(

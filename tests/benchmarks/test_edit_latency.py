@@ -1,0 +1,66 @@
+"""The program that times edits: its rows run, at sizes of no size, and what is reckoned says so."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import edit_latency
+from benchmarks.edit_latency import ROWS, as_row, main, measure, write
+from pbe_core.errors import InputError
+
+TOLD = {"seconds": 10.0, "step_seconds": [2.0, 2.0, 8.0], "passes": 8, "all_steps": 51, "all_passes": 102, "peak_mb": 5000.4}
+
+
+def test_steps_that_were_left_out_are_reckoned_and_the_row_says_so():
+    whole, few = as_row("peer", TOLD, None), as_row("peer", TOLD, 4)
+    assert (whole["seconds"], whole["passes"], whole["reckoned_from_steps"]) == (10.0, 8, None)
+    # 47 steps more, of the median's length.
+    assert (few["seconds"], few["passes"], few["reckoned_from_steps"]) == (10 + 47 * 2, 102, 4)
+    assert few["seconds_a_pass"] == whole["seconds_a_pass"] == 2.0
+    assert few["peak_mb"] == 5000
+
+
+def test_rows_come_together_in_one_file(tmp_path: Path):
+    """In the program's order, each beside the peer; one that is measured again replaces the old one."""
+    file = tmp_path / "results" / "latency.json"
+    write(file, {"row": "+ bf16", "seconds": 5.0}, 512)
+    assert "times_peer" not in json.loads(file.read_text())["rows"][0]
+    write(file, {"row": "default steps", "seconds": 20.0}, 512)
+    write(file, {"row": "peer", "seconds": 50.0}, 512)
+    rows = write(file, {"row": "+ bf16", "seconds": 4.0}, 512)
+    assert [(row["row"], row["times_peer"]) for row in rows] == [("peer", 1.0), ("default steps", 2.5), ("+ bf16", 12.5)]
+    assert json.loads(file.read_text())["rows"] == rows
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if not row.compiled])
+def test_a_row(name: str):
+    """Each way paints; passes are counted as items that go through the U-Net, whatever the batch."""
+    told = measure(name, tiny=True, few=3)
+    steps = len(told["step_seconds"]) + 1
+    part = "interval" in name
+    assert (steps < told["passes"] < 2 * steps) if part else told["passes"] == 2 * steps
+    assert (
+        (told["all_steps"] < told["all_passes"] < 2 * told["all_steps"]) if part else told["all_passes"] == 2 * told["all_steps"]
+    )
+    assert (told["all_steps"] == 51) == (name == "exact published")
+    assert told["peak_mb"] > 100
+
+
+def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """From its command line to its file, with a row in a process of its own."""
+    file = tmp_path / "latency.json"
+    words = ["--tiny", "--few", "3", "--threads", "1", "--results", str(file)]
+    monkeypatch.setattr(sys, "argv", ["edit_latency", *words, "--rows", "+ bf16"])
+    main()
+    assert [row["row"] for row in json.loads(file.read_text())["rows"]] == ["+ bf16"]
+    assert "+ bf16" in capsys.readouterr().out
+    for wrong, said in ((["--rows", "peer"], "with --peer"), (["--few", "2"], "give 3 steps or more")):
+        monkeypatch.setattr(sys, "argv", ["edit_latency", *wrong])
+        with pytest.raises(InputError, match=said):
+            main()
+    monkeypatch.setattr(edit_latency.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1e9}))
+    monkeypatch.setattr(sys, "argv", ["edit_latency", "--rows", "+ bf16"])
+    with pytest.raises(InputError, match=r"1\.0 GB of memory are free, and 8 are needed"):
+        main()
