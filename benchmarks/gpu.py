@@ -47,6 +47,7 @@ from rich.table import Table
 
 from benchmarks.machine import RESULTS, today
 from pbe_core.errors import InputError, run_program
+from pbe_core.files import write_atomically
 from pbe_core.machine import cpu_name
 from pbe_core.settings import REPOSITORY
 
@@ -109,6 +110,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/gpu"), help="folder of trainings (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)")
     given = parser.parse_args()
+    if not 0 <= given.minutes < float("inf"):
+        raise InputError(f"--minutes {given.minutes:g}: no time that can be shared out")
     if given.device == "cuda" and not gpu_name():
         raise InputError("--device cuda: no GPU here; rehearse with --device cpu --preset tiny --minutes 0.2")
     given.parts = [part for part in PARTS if part in given.parts]
@@ -121,8 +124,9 @@ def gpu_name() -> str:
     """What the driver calls the first GPU; empty where there is none. PyTorch takes seconds to load."""
     try:
         asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
-    except OSError:
+        # Where its driver is not there, it says so on stdout, and has another status.
+        told = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
         return ""
     return told[0].strip() if told else ""
 
@@ -215,7 +219,7 @@ class Record:
 
     def _write(self, **changes: Any) -> None:
         self.content |= {**changes, "seconds": round(self._before + time.monotonic() - self._began, 3)}
-        self.path.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())  # Ctrl-C may come at any time.
 
 
 def figure_of(row: dict[str, Any]) -> str:

@@ -6,11 +6,13 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 INTERRUPTED = "interrupted: what was finished is kept, and the same command goes on from there"
+_SECONDS_APART = 5.0
 # Each file in these folders with a `__main__` part is an entry, which calls `run_program`.
 ENTRIES = tuple(Path(__file__).resolve().parents[1] / name for name in ("pipelines", "pbe_train"))
 
@@ -89,14 +91,18 @@ def end_on_interrupt() -> None:
 def heed_sigterm() -> None:
     """From now on SIGTERM ends a program as Ctrl-C does, with status 143, if this is called in its main thread.
 
-    For a program that has started Ray, which would end it by an abort, with a page of addresses.
+    For a program that has started Ray, which would end it by an abort, with a page of addresses. The same stop may arrive more
+    than once, from who signals every process of a job and from a launcher that hands it on: on its way out it disturbs nothing.
     """
+    came: list[float] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if not came or time.monotonic() - came[-1] > _SECONDS_APART:
+            came.append(time.monotonic())
+            raise Terminated
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _end_now(number: int, frame: FrameType | None) -> None:

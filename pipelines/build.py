@@ -67,10 +67,8 @@ def main() -> int:
 def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -> int:
     """The story of a build, with the two options of the command line; returns the exit status."""
     started = time.monotonic()
-    if settings.crawl.sources or not (settings.out / "dataset.json").is_file():
-        from pipelines.on_ray import find_cluster  # Ray takes 0.4 s of CPU to load; what is finished needs none.
-
-        find_cluster(settings.ray.address)  # Before any work.
+    if extend or settings.crawl.sources or not (settings.out / "dataset.json").is_file():
+        check_address(settings)  # Before any work.
     sweep(settings.out)
     if not settings.crawl.sources:
         check_photos(settings)
@@ -113,6 +111,13 @@ def build(settings: BuildSettings, extend: bool = False, verify: bool = False) -
     return 0
 
 
+def check_address(settings: BuildSettings) -> None:
+    """Raises InputError where the settings name what is no address of a cluster. Of a finished dataset only if it needs Ray."""
+    from pipelines.on_ray import find_cluster  # Ray takes 0.4 s of CPU to load.
+
+    find_cluster(settings.ray.address)
+
+
 def read_vae(settings: BuildSettings) -> VaeIdentity:
     """Which VAE the settings name. Raises InputError where it is not there, or cannot encode views of this size."""
     with Progress("looking for the VAE"):
@@ -131,6 +136,7 @@ def verify_existing(settings: BuildSettings, folder: ShardFolder, planned: dict[
     records = folder.read_records(planned, accepted_fingerprints(settings.out))
     damaged = folder.rehash(records.values())
     if damaged:
+        check_address(settings)
         mark_unfinished(settings, folder)
     for shard, wrong in damaged.items():
         print(f"{shard}: {wrong}; it will be made again", file=sys.stderr)
@@ -158,6 +164,9 @@ def pack_missing(
     Returns:
         Commit records by shard, the last error by shard of those that failed, and the seconds that packing took, from when the
         first actor stood: how long Ray takes to start says nothing about an encoder. Null where other runs packed a part.
+
+    Raises:
+        InputError: something is missing, and what is given is no address of a cluster; nothing was changed.
     """
     folder.local.mkdir(exist_ok=True)
     folder.sweep()
@@ -167,6 +176,8 @@ def pack_missing(
         unplanned = folder.unplanned(planned, accepted)
     packed_before = any(state.record for state in states.values())
     missing = [number for number, shard in enumerate(shards) if states[shard].name != "packed"]
+    if missing:
+        check_address(settings)
     if unplanned or missing:
         mark_unfinished(settings, folder)
     for shard in unplanned:

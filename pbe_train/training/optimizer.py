@@ -117,6 +117,7 @@ class EMA:
         decay: share of the old average that a step keeps; early steps keep less, so that the start is soon forgotten.
         place: where the average lies.
         masters: fp32 copies of bf16 weights, which are averaged in their place.
+        recorded: whether steps are to be recorded as CUDA graphs; of fp32 weights and an average beside them.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class EMA:
         decay: float,
         place: Place = "device",
         masters: Mapping[str, Tensor] | None = None,
+        recorded: bool = False,
     ) -> None:
         self.decay = decay
         self.live = dict(parameters)
@@ -134,8 +136,9 @@ class EMA:
             name: self.averaged[name].detach().to(value.device if device is None else device, torch.float32, copy=True)
             for name, value in parameters.items()
         }
-        # In a tensor, so that a recorded step can be told another one.
-        self._share = torch.zeros((), device=next(iter(self.average.values())).device)
+        # In a tensor, so that a recorded step can be told another one. With a number a GPU averages all weights in a few kernels,
+        # with tensors in one each, which the host has to launch where they are not recorded.
+        self._share: float | Tensor = torch.zeros((), device=next(iter(self.average.values())).device) if recorded else 0.0
         self._alike = all(
             value.dtype == torch.float32 and value.device == self.average[name].device for name, value in self.averaged.items()
         )
@@ -150,13 +153,18 @@ class EMA:
 
         Source of the ramp: `ExponentialMovingAverage` of TensorFlow, min(decay, (1 + step) / (10 + step)).
         """
-        self._share.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        if isinstance(self._share, Tensor):
+            self._share.fill_(share)
+        else:
+            self._share = share
 
     @torch.no_grad()
     def average_in(self) -> None:
         """Take in the live weights."""
         if self._alike:
-            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), [self._share] * len(self.average))
+            share = [self._share] * len(self.average) if isinstance(self._share, Tensor) else self._share
+            torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), share)
             return
         for name, average in self.average.items():  # One at a time: a copy of all of them would take the memory that is saved.
             average.lerp_(self.averaged[name].to(average.device, torch.float32), self._share)

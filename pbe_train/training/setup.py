@@ -72,7 +72,11 @@ class Training:
             allow_programs(len(reader.info.buckets or ()))
         self.trained = model.trained()
         self.optimizer = make_optimizer(self.trained, settings.optimizer, settings.seed, masters, settings.cuda_graph)
-        self.ema = EMA(self.trained, settings.ema_decay, settings.ema_place, masters) if settings.ema_decay else None
+        self.ema = (
+            EMA(self.trained, settings.ema_decay, settings.ema_place, masters, settings.cuda_graph)
+            if settings.ema_decay
+            else None
+        )
         self.schedule = training_schedule(settings.prediction)
         self.scaler = torch.amp.GradScaler(distributed.device.type, enabled=precision == "fp16")
         self.metrics, self.nonfinite = Metrics(distributed.device), NonfiniteSteps()

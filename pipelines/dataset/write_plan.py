@@ -262,14 +262,19 @@ def recorded_vae(settings: BuildSettings) -> VaeIdentity | None:
     Raises:
         InputError: what the settings name is no VAE's folder, nor a hub id, or the hub does not give it.
     """
-    stored = _read_record(settings.out / PLAN_RECORD)
-    known = stored and stored.get("vae")
+    stored: dict[str, Any] = _read_record(settings.out / PLAN_RECORD) or {}
+    try:
+        versions, files = stored["fingerprint"]["versions"], stored["vae"]["files"]
+        identity = VaeIdentity(source=settings.latents.vae, **stored["vae"]["identity"])
+    except (KeyError, TypeError, ValueError):  # Not planned yet, or before plans said this; or it is damaged.
+        return None
     # Which tensors a file holds, and their names, also depend on who reads it.
-    if not stored or not known or stored["fingerprint"]["versions"] != _versions(packed=True):
+    if versions != _versions(packed=True):
         return None
-    if hash_vae_files(settings.latents.vae) != known["files"]:
+    try:
+        return identity if hash_vae_files(settings.latents.vae) == files else None
+    except OSError:  # Whoever loads it says what is wrong with a file that cannot be read.
         return None
-    return VaeIdentity(source=settings.latents.vae, **known["identity"])
 
 
 def _versions(packed: bool) -> dict[str, str]:

@@ -84,11 +84,36 @@ def test_a_row_takes_the_place_of_one_that_says_the_same(tmp_path: Path):
     assert (content["error"], content["done"]) == (None, True)
 
 
-def test_without_a_gpu_the_way_out_is_said(monkeypatch: pytest.MonkeyPatch, capsys):
+def test_what_is_recorded_is_never_half_there(tmp_path: Path, monkeypatch):
+    """A part may be ended at any time, also while it writes; the same command then goes on."""
+    record = Record(tmp_path / "part.json", "part", "tiny")
+    record.finish()
+    before = (tmp_path / "part.json").read_bytes()
+    monkeypatch.setattr(os, "replace", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        record.keep({"what": "one", "figure": 1.0, "unit": "", "goal": ""})
+    assert (tmp_path / "part.json").read_bytes() == before
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_without_a_gpu_the_way_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("PATH", "")  # So that no nvidia-smi is found.
     monkeypatch.setattr(sys, "argv", ["gpu"])
     with pytest.raises(InputError, match="no GPU here; rehearse with --device cpu --preset tiny"):
         parse()
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.\nexit 9\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="no GPU here"):
+        parse()
+    for minutes in ("-1", "nan", "inf"):
+        monkeypatch.setattr(sys, "argv", ["gpu", *options(tmp_path, tmp_path), "--minutes", minutes])
+        with pytest.raises(InputError, match=f"--minutes {minutes}: no time that can be shared out"):
+            parse()
     monkeypatch.setattr(sys, "argv", ["gpu", "--help"])
     with pytest.raises(SystemExit):
         parse()

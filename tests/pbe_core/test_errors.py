@@ -1,13 +1,14 @@
-"""How a program ends that is interrupted before it has begun."""
+"""How a program ends that is interrupted before it has begun, or told to end more than once."""
 
 import fcntl
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from pbe_core.errors import INTERRUPTED
+from pbe_core.errors import INTERRUPTED, Terminated, heed_sigterm
 from pbe_core.settings import REPOSITORY
 
 
@@ -29,3 +30,20 @@ def test_ctrl_c_while_a_program_loads_is_one_line(program: list[str], module: st
     assert rest.endswith(f"{INTERRUPTED}\n")
     assert "Traceback" not in rest
     assert process.returncode == 130
+
+
+def test_a_stop_that_arrives_twice_does_not_disturb_the_way_out(monkeypatch):
+    """Ray's end, files that are closed: a second SIGTERM in it would be a page of traceback. One that comes later counts."""
+    before, now = signal.getsignal(signal.SIGTERM), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    try:
+        heed_sigterm()
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        now[0] += 1
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += 10
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)

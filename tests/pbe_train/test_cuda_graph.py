@@ -130,7 +130,7 @@ def test_a_step_never_goes_between_host_and_device(
     optimizer = torch.optim.AdamW(trained.values(), lr=1.0, fused=True, capturable=True)
     optimizer.param_groups[0]["lr"] = torch.empty((), device=device)
     state = SimpleNamespace(settings=settings, trained=trained, optimizer=optimizer, parallel=model, step=0)
-    state.distributed, state.ema = Distributed(0, 1, device), EMA(trained, 0.9)
+    state.distributed, state.ema = Distributed(0, 1, device), EMA(trained, 0.9, recorded=True)
     state.scaler, state.schedule = torch.amp.GradScaler("cpu", enabled=False), training_schedule("v_prediction")
     batches, watchdog = [Batch(planes, reference, times, dropped)] * 2, Watchdog(0, str)
     watched = NothingOfTheHost()
@@ -143,6 +143,35 @@ def test_a_step_never_goes_between_host_and_device(
     assert watched.seen > 1000
     assert [losses.shape for losses in computed.losses] == [(2,), (2,)]
     assert computed.gradient_norm.device == device
+
+
+class Calls(TorchDispatchMode):
+    """Notes which operations are called inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_average_that_is_not_recorded_is_told_a_number():
+    """A GPU takes a list of tensors for shares one by one, a kernel each: a thousand launches a step for the paper's model."""
+    weights = {name: torch.nn.Parameter(torch.randn(5, generator=torch.manual_seed(7))) for name in "abc"}
+    plain, recorded = EMA(weights, 0.9), EMA(weights, 0.9, recorded=True)
+    with torch.no_grad():
+        for weight in weights.values():
+            weight.mul_(3)
+    for average in (plain, recorded):
+        average.set_decay(7)
+    with Calls() as calls:
+        plain.average_in()
+    assert calls.called == [torch.ops.aten._foreach_lerp_.Scalar]
+    recorded.average_in()
+    for name in weights:
+        assert torch.equal(plain.average[name], recorded.average[name])
 
 
 def test_each_shape_of_batches_has_a_recording_of_its_own_in_one_memory(monkeypatch: pytest.MonkeyPatch):

@@ -304,6 +304,25 @@ def test_a_vae_with_other_weights_is_noticed_though_it_is_not_loaded(photos, cop
     assert "this folder was planned with other inputs or settings (vae: " in done.stderr
 
 
+@pytest.mark.parametrize("known", [None, [], {"files": {}}, {"files": {}, "identity": {"sha256": 3}}])
+def test_a_plan_that_says_nothing_sound_of_its_vae_has_it_loaded(known, photos, copy):
+    """Planned before plans said it, or damaged."""
+    plan = json.loads((copy / "plan.json").read_text())
+    (copy / "plan.json").write_text(json.dumps({**plan, "vae": known}))
+    assert recorded_vae(settings_of(photos, copy)) is None
+
+
+def test_a_vae_that_is_gone_is_told_as_ever(photos, copy, tmp_path):
+    """Though the dataset is finished: as a hub's cache of which a part was removed has it."""
+    vae = shutil.copytree(REPOSITORY / VAE, tmp_path / "vae")
+    weights = vae / "diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "removed")
+    done = run_build(*build_options(photos, copy), "--latents.vae", str(vae), check=False)
+    assert done.returncode == 2
+    assert f"error: {weights}: cannot be read (No such file or directory)" in done.stderr
+
+
 def test_what_was_cut_another_way_is_read_and_not_gone_on_with(photos, copy):
     """A plan from before the ways of cutting were counted, as that of a build that was interrupted, and of a finished one."""
     plan = json.loads((copy / "plan.json").read_text())

@@ -1,6 +1,7 @@
 """Which Ray is joined or started: addresses that are none, clusters that are gone, folders that are too long for sockets."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pbe_core.errors import InputError
 from pbe_core.settings import REPOSITORY
 from pipelines import build, crawl, on_ray, survey
 from pipelines.on_ray import check_answers, find_cluster, folder_for_sockets, start_ray
-from tests.conftest import build_options
+from tests.conftest import build_options, run_build
 
 
 @pytest.fixture
@@ -60,6 +61,18 @@ def test_all_programs_look_at_the_address_before_any_work(program, photos, tmp_p
     with pytest.raises(InputError, match="ray job submit"):
         program.main()
     assert not (tmp_path / "out" / "objects.parquet").exists()
+
+
+@pytest.mark.parametrize("options", [("--extend", "--selection.min_area", "0.01"), ("--verify-existing",), ()])
+def test_a_finished_dataset_stays_one_where_the_address_is_wrong(options, photos, dataset, tmp_path, monkeypatch):
+    """Whether there is something to pack is known late: no table is changed for it, and no dataset.json removed, before."""
+    out = Path(shutil.copytree(dataset, tmp_path / "out"))
+    (out / "shards" / "train-000000.tar").write_bytes(b"damaged")
+    before = {path: path.stat().st_mtime_ns for path in (out / "dataset.json", *out.glob("*.parquet"))}
+    done = run_build(*build_options(photos, out), "--ray.address", "http://127.0.0.1:8265", *options, check=False)
+    assert done.returncode == 2
+    assert "ray job submit" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in (out / "dataset.json", *out.glob("*.parquet"))} == before
 
 
 def test_without_an_address_or_with_local_a_ray_of_our_own_is_started(monkeypatch):
