@@ -150,7 +150,7 @@ def cut(
 def resize(
     photo: UInt8[np.ndarray, "height width 3"], width: int, height: int, resizing: Resizing = "antialiased"
 ) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """Resize without aliasing, by cubic interpolation; a side that shrinks, over as many more pixels as make up one of the result.
+    """Resize without aliasing, by cubic interpolation; what shrinks, over as many more pixels as make up one of the result.
 
     As `published` it is bilinear, without antialias, both ways: where it shrinks, pixels between the sampled ones are left out.
     """
