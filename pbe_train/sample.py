@@ -171,17 +171,15 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
     from pbe_train.editing.edit_settings import read_settings
 
     settings = read_settings(named)
+    # Not as they are written, which leaves out what is usual: what is usual here is another thing.
+    names = ["guidance", "guidance_interval", "steps", "scheduler", "size"]
+    names += ["weights", "precision", "channels_last", "compile", "threads"]
     parser.set_defaults(
         model=settings.model.source,
         seed=settings.seeds[0],
         device="cpu" if settings.device == "cpu" else None,
         lora=None,
-        **settings.model_dump(
-            include={
-                *("guidance", "guidance_interval", "steps", "scheduler", "size"),
-                *("weights", "precision", "channels_last", "compile", "threads"),
-            }
-        ),
+        **{name: getattr(settings, name) for name in names},
     )
     options = parser.parse_args()
     options.lora = replayed(settings) if options.lora is None else options.lora

@@ -150,13 +150,13 @@ def cut(
 def resize(
     photo: UInt8[np.ndarray, "height width 3"], width: int, height: int, resizing: Resizing = "antialiased"
 ) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """Resize without aliasing, by cubic interpolation; where it shrinks, over as many more pixels as make up one of the result.
+    """Resize without aliasing, by cubic interpolation; what shrinks, over as many more pixels as make up one of the result.
 
     As `published` it is bilinear, without antialias, both ways: where it shrinks, pixels between the sampled ones are left out.
     """
     if photo.shape[:2] == (height, width):
         return np.ascontiguousarray(photo)
-    if resizing == "antialiased" and width * height < photo.shape[0] * photo.shape[1]:
+    if resizing == "antialiased" and (width < photo.shape[1] or height < photo.shape[0]):
         return _shrink(photo, width, height)
     interpolation = cv2.INTER_LINEAR if resizing == "published" else cv2.INTER_CUBIC
     resized: np.ndarray = cv2.resize(photo, (width, height), interpolation=interpolation)

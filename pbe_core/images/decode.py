@@ -311,7 +311,10 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
         image = image.convert("RGB")
     # Pillow holds four bytes a pixel. `np.array` has it pack them into pieces, join these, and copies that: for 8 megapixels it
     # takes longer than decoding.
-    held = pa.array(image).flatten().to_numpy().reshape(image.height, image.width, 4)
+    try:
+        held = pa.array(image).flatten().to_numpy().reshape(image.height, image.width, 4)
+    except ValueError:  # It lies in pieces: it is a picture that was made before the size of these was set above.
+        return np.array(image)
     rgb: np.ndarray = cv2.cvtColor(held, cv2.COLOR_RGBA2RGB)
     return rgb
 

@@ -8,6 +8,7 @@ outside the mask is the photo's own.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -406,11 +407,12 @@ def check_compiler(offload: bool) -> None:
     """
     if offload:
         raise InputError("compile: compiled passes cannot move to a GPU and back; leave out compile, or offload")
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
-    if not any(shutil.which(name.split()[0]) for name in names):
+    # The one that PyTorch calls, whatever others are there; what CXX says is one word to it.
+    name = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if not shutil.which(name):
         raise InputError(
-            f"compile: torch.compile needs a C++ compiler, and {' or '.join(names)} is not to be found; install one (such as "
-            "Debian's package g++), name it in CXX, or leave out compile"
+            f"compile: torch.compile needs a C++ compiler, and {name} is not to be found; install one (such as Debian's package "
+            "g++), name it in CXX, or leave out compile"
         )
 
 
@@ -447,8 +449,8 @@ class OneAtATime:
         for group in ([network for network in each if network is not None] for each in groups):
             for network in group:
                 network.to("cpu")
-                # Its parts, too: the passes of an edit go through the U-Net's one by one.
-                for part in (network, *network.children()):
+                # Its parts, too, down to the smallest: the passes of an edit go through the U-Net's one by one.
+                for part in network.modules():
                     part.register_forward_pre_hook(lambda *_, group=group: self._bring(group))
 
     def _bring(self, group: list[nn.Module]) -> None:

@@ -7,7 +7,9 @@ What is chosen differs from machine to machine, and so do pixels. `precision="fp
 """
 
 import json
+import math
 import os
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -101,8 +103,12 @@ def is_small(unet: nn.Module) -> bool:
 
 
 def user_cache() -> Path:
-    """The user's folder for what is found out once."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paint-by-example"
+    """The user's folder for what is found out once; of a user without a home, as in some containers, that for temporary files."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        cache = Path(tempfile.gettempdir())
+    return cache / "paint-by-example"
 
 
 @torch.no_grad()
@@ -156,7 +162,8 @@ def _known(file: Path, key: str, ways: Iterable[Way]) -> dict[Way, float]:
     """What was measured before; nothing where that was something else, or cannot be read."""
     with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
         kept = json.loads(file.read_bytes())[key]
-        return {way: float(kept[str(way)]) for way in ways}
+        seconds = {way: float(kept[str(way)]) for way in ways}
+        return seconds if all(0 < needed < math.inf for needed in seconds.values()) else {}
     return {}
 
 

@@ -147,6 +147,17 @@ def test_large_photos_are_the_pixels_that_pillow_decodes():
     assert (decode_photo(data, frame="stored") == np.array(Image.open(io.BytesIO(data)))).all()
 
 
+def test_pictures_that_lie_in_pieces_are_taken_too():
+    """As those of more than 4 megapixels do that a program made before it loaded this one."""
+    piece = Image.core.get_block_size()
+    Image.core.set_block_size(1 << 16)
+    try:
+        picture = Image.effect_noise((300, 200), 60).convert("RGB")
+    finally:
+        Image.core.set_block_size(piece)
+    assert (decode_photo(picture, frame="stored") == np.array(picture)).all()
+
+
 def test_hostile_files_give_pixels_or_a_code(real_data):
     """Against what Pillow does with each file: what cannot be opened or loaded is damaged, the rest decodes."""
     folder = real_data / "hostile_images"

@@ -21,6 +21,7 @@ from pbe_core.images.crop import Rectangle, Window, cut, cut_mask, paste
 from pbe_train import PaintByExample, sample
 from pbe_train.checkpoints.from_pretrained import load_run
 from pbe_train.editing.paint_by_example import Preview, choose_window
+from pbe_train.model.paint_model import attention_to_condition
 from pbe_train.model.pipeline import Run
 
 SHAPE = (40, 60)
@@ -253,6 +254,26 @@ def test_offloaded_networks_take_turns(run_folder: Path, paint: PaintByExample, 
     assert [name for name in moves if name in networks] == [name for name in networks for _ in range(2)][:-1]
     assert levels(edited, paint(*given, steps=2)) == 0
     assert offloaded.run.device == torch.device("cpu")
+
+
+def test_an_offloaded_network_is_there_when_guidance_begins(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """After a look at what is being painted the decoder has its place; what attention to no condition comes to is new then."""
+    moves: list[str] = []
+    whole = nn.Module.to
+
+    def to(self: nn.Module, *given: object, **more: object) -> nn.Module:
+        moves.append(f"{type(self).__name__} to the {given[0]}")
+        return whole(self, *given, **more)
+
+    offloaded = PaintByExample.from_pretrained(run_folder, device="cpu", offload=True)
+    unet = offloaded.run.model.unet
+    there: list[str] = []
+    projection = next(attention_to_condition(unet)).to_v
+    projection.register_forward_hook(lambda *_: there.append([move for move in moves if "Block" not in move][-1]))
+    monkeypatch.setattr(nn.Module, "to", to)
+    offloaded(photo(1), region(), photo(2, 20, 30), steps=4, guidance_interval=(0.5, 1), callback=lambda now: now.photos())
+    # Once for the condition, and once without one.
+    assert there == ["UNet2DConditionModel to the cpu"] * 2
 
 
 @pytest.mark.parametrize("offload", [False, True])

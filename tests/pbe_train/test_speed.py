@@ -1,6 +1,7 @@
 """In which way a machine edits: what is chosen from which measurement, that it is measured once, and what is told."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -69,14 +70,30 @@ def test_a_way_is_measured_once_for_a_kind_of_model(large, measured, tmp_path: P
     assert len(measured) == 2
     # A file that is damaged, of other ways, or cannot be written, is a measurement more and nothing worse.
     file = tmp_path / "speed.json"
-    for content in ("[]", "{", json.dumps({name: {"fp32": 1} for name in json.loads(file.read_text())})):
+    known = json.loads(file.read_text())
+    nought, nothing = ({name: dict.fromkeys(ways, seconds) for name, ways in known.items()} for seconds in (0, math.nan))
+    for content in ("[]", "{", json.dumps({name: {"fp32": 1} for name in known}), json.dumps(nought), json.dumps(nothing)):
         file.write_text(content)
         assert fastest_way(unet, cpu, 16, tmp_path) == (way, note)
         assert json.loads(file.read_text())
-    assert len(measured) == 5
+    assert len(measured) == 7
     shutil.rmtree(tmp_path)
     tmp_path.write_text("no folder")
     assert fastest_way(unet, cpu, 16, tmp_path)[0] == BF16
+
+
+def test_who_has_no_home_has_a_way_too(large, measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As in a container that runs under a number without a name."""
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unnamed(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unnamed)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert fastest_way(make_model().unet, torch.device("cpu"), 16)[0] == BF16
+    assert [path.name for path in tmp_path.rglob("*.json")] == ["speed.json"]
 
 
 def test_small_models_and_other_devices_compute_as_ever(measured, tmp_path: Path):
@@ -149,11 +166,14 @@ def test_the_layout_changes_a_pixel_by_rounding_alone(run_folder: Path, paint: P
 
 
 def test_compiling_needs_a_compiler(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(paint_by_example.shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match=r"compile: torch.compile needs a C\+\+ compiler, and g\+\+ or clang\+\+ or cl is not"):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    # Others that are there are no use: PyTorch calls this one, or what CXX says, as one word.
+    monkeypatch.setattr(paint_by_example.shutil, "which", lambda name: None if name.endswith("g++") else f"/usr/bin/{name}")
+    with pytest.raises(InputError, match=r"compile: torch.compile needs a C\+\+ compiler, and g\+\+ is not to be found; install"):
         PaintByExample.from_pretrained(run_folder, compile=True)
-    monkeypatch.setenv("CXX", "ccache my-own-c++")
-    with pytest.raises(InputError, match=r"and ccache my-own-c\+\+ is not to be found; install one"):
+    monkeypatch.setenv("CXX", "ccache g++")
+    with pytest.raises(InputError, match=r"and ccache g\+\+ is not to be found; install one"):
         PaintByExample.from_pretrained(run_folder, compile=True)
     monkeypatch.undo()
     with pytest.raises(InputError, match="compile: compiled passes cannot move to a GPU and back"):

@@ -431,6 +431,13 @@ def test_what_shrinks_is_pillows_bicubic(left, top, width, height):
     assert np.abs(resize(part, width, height).astype(int) - np.asarray(expected)).max() <= 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(100, 700), (750, 66), (600, 100), (150, 400)])
+def test_one_side_that_shrinks_does_not_alias_though_the_other_grows(width, height):
+    """Whether there are more pixels after it than before says nothing of a single side. Pillow enlarges by a softer cubic."""
+    expected = Image.fromarray(NOISE).resize((width, height), Image.Resampling.BICUBIC)
+    assert np.abs(resize(NOISE, width, height).astype(int) - np.asarray(expected)).mean() < 1
+
+
 def test_shrunk_pixels_are_the_same_on_every_cpu():
     """PyTorch has a way of its own for CPUs with AVX2; that for all others must give the same bytes."""
     program = (

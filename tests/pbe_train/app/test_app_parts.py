@@ -483,6 +483,15 @@ def test_an_interval_of_guidance_is_written_and_read_where_there_is_one(written:
     assert content.items() <= json.loads(written.read_text()).items()
 
 
+def test_a_layout_that_the_file_leaves_out_is_taken_as_it_was(written: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without a word about it, what has 16 bits is channels-last; such a file is of an edit that was not."""
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"precision": "bf16"}))
+    options, _ = options_of(monkeypatch, "--settings", str(written))
+    assert (options.precision, options.channels_last, options.compile) == ("bf16", False, False)
+    options, _ = options_of(monkeypatch, "--settings", str(written), "--channels-last", "true")
+    assert options.channels_last
+
+
 @pytest.mark.parametrize(
     ("changed", "options", "message"),
     [
