@@ -24,6 +24,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import brentq
 
 from benchmarks.scale.constants import Constants, World
+from benchmarks.scale.nodes import LosingNodes
 
 _AT_HAND = 4
 """Real units of a process that are lost with it (`pipelines.ray_pool`, at first)."""
@@ -172,7 +173,7 @@ def owners(of_host: Int64[np.ndarray, " hosts"], processes: int) -> Int64[np.nda
     return owner
 
 
-class _Run:
+class _Run(LosingNodes):
     """One simulation; the clock is in seconds."""
 
     def __init__(
@@ -188,7 +189,8 @@ class _Run:
         owner: np.ndarray | None,
         speeds: np.ndarray,
     ) -> None:
-        self.crawl, self.constants, self.world, self.random = crawl, constants, world, random
+        super().__init__(crawl.nodes, world, random)
+        self.crawl, self.constants = crawl, constants
         self.latency, self.speeds, self.owner = latency, speeds, owner
         attempts = (1 - world.passing**constants.attempts) / (1 - world.passing) if crawl.failures and not crawl.bucket else 1.0
         self.requests, self.decoded = asked * attempts, ok
@@ -198,15 +200,12 @@ class _Run:
         self.real_units = max(1, -(-crawl.photos // constants.part_photos))
         # As many for each process, so that the last round is no artefact of the model's few units.
         self.count = min(self.real_units, crawl.processes * max(_UNITS_EACH, -(-UNITS // crawl.processes)))
-        self.lost = 0
         self.time_of = {"host": 0.0, "connections": 0.0, "core": 0.0}
-        self.env = simpy.Environment()
         self.driver_free = 0.0
         # Where hosts are a process's own, so are their photos: each process then has a list of its own.
         each = -(-self.count // crawl.processes)
         self.waiting = [each] * crawl.processes if owner is not None else [self.count]
         self.share = 1 / (each if owner is not None else self.count)
-        self.works: list[list[simpy.Process]] = [[] for _ in range(crawl.nodes)]
 
     def seconds(self) -> float:
         """Until the last unit is done."""
@@ -285,25 +284,6 @@ class _Run:
                     again = min(done, left * min(1.0, _AT_HAND / batch))
                     left += again - done
                     yield from self.wait(self.world.repair_s)
-
-    def wait(self, seconds: float) -> Generator[Any, Any, None]:
-        """Wait for a new node; another loss meanwhile begins it anew."""
-        while seconds > 0:
-            try:
-                yield self.env.timeout(seconds)
-                return
-            except simpy.Interrupt:
-                continue
-
-    def fail(self, node: int) -> Generator[Any, Any, None]:
-        """Lose a node, again and again."""
-        while True:
-            yield self.env.timeout(self.random.exponential(86_400 / self.world.node_failures_per_day))
-            self.lost += 1
-            # The first node has the head: with it all stop, and the same command goes on.
-            for worker in self.works[node] if node else [one for works in self.works for one in works]:
-                if worker.is_alive:
-                    worker.interrupt()
 
 
 def today(photos: int, hosts: int, nodes: int, constants: Constants, world: World) -> Crawl:

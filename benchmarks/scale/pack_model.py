@@ -13,6 +13,7 @@ import numpy as np
 import simpy
 
 from benchmarks.scale.constants import Constants, World
+from benchmarks.scale.nodes import LosingNodes
 
 SHARDS_EACH = 30
 """Of the model, for each actor."""
@@ -65,11 +66,12 @@ def simulate_pack(pack: Pack, constants: Constants, world: World, seed: int) -> 
     return Packed(packing + finalizing, packing, run.samples, run.lost, run.bound)
 
 
-class _Run:
+class _Run(LosingNodes):
     """One simulation; the clock is in seconds."""
 
     def __init__(self, pack: Pack, constants: Constants, world: World, random: np.random.Generator) -> None:
-        self.pack, self.world, self.random = pack, world, random
+        super().__init__(pack.nodes, world, random)
+        self.pack = pack
         samples = pack.shard_samples or constants.shard_samples
         real = max(1, -(-pack.samples // samples))
         self.count = count = min(real, SHARDS_EACH * pack.actors)
@@ -77,7 +79,7 @@ class _Run:
         sizes = np.full(count, pack.samples // count, np.int64)
         sizes[: pack.samples % count] += 1
         self.waiting = sizes.tolist()
-        self.samples = self.lost = 0
+        self.samples = 0
         spread = constants.speed_spread if pack.failures else 0.0
         self.speeds = np.exp(spread * random.standard_normal(pack.nodes))
         if pack.failures:
@@ -92,8 +94,6 @@ class _Run:
         gets = 1 / constants.samples_per_photo + _HEADS / samples
         self.store_s = max(gets / world.gets_per_second, _PUTS / samples / world.puts_per_second) if pack.bucket else 0.0
         self.store_free = self.driver_free = 0.0
-        self.env = simpy.Environment()
-        self.works: list[list[simpy.Process]] = [[] for _ in range(pack.nodes)]
 
     @property
     def bound(self) -> str:
@@ -137,24 +137,6 @@ class _Run:
                     left += again - done
                     yield from self.wait(self.world.repair_s)
             self.samples += samples
-
-    def wait(self, seconds: float) -> Generator[Any, Any, None]:
-        """Wait for a new node; another loss meanwhile begins it anew."""
-        while True:
-            try:
-                yield self.env.timeout(seconds)
-                return
-            except simpy.Interrupt:
-                continue
-
-    def fail(self, node: int) -> Generator[Any, Any, None]:
-        """Lose a node, again and again; the first one has the head, and all stop with it."""
-        while True:
-            yield self.env.timeout(self.random.exponential(86_400 / self.world.node_failures_per_day))
-            self.lost += 1
-            for worker in self.works[node] if node else [one for works in self.works for one in works]:
-                if worker.is_alive:
-                    worker.interrupt()
 
 
 def on_gpus(photos: int, nodes: int, constants: Constants, world: World, at_once: int = 1) -> Pack:
