@@ -393,7 +393,8 @@ def run_packer(folder: Path, samples: int, shards: int) -> None:
     packer = ShardPacker(settings, IDENTITY, "cpu")
     forget_records(settings)
     start_mb = high_water_mb()
-    packed = sum(packer.pack(group)["samples"] for group in range(shards))
+    records = [packer.pack(group).record for group in range(shards)]
+    packed = sum(record["samples"] for record in records if record)
     weight = {"samples": packed, "start_mb": start_mb, "high_water_mb": high_water_mb()}
     (folder / "report.json").write_text(json.dumps(weight))
 

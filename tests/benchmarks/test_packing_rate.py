@@ -1,6 +1,8 @@
 """The benchmark of packing: a tiny run's figures fit each other, and the ways that are compared make the same things."""
 
 import json
+import tarfile
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -8,11 +10,12 @@ import pytest
 from scipy.stats import ks_2samp
 
 from benchmarks import packing, published_recipe
-from benchmarks.packing_world import draw_photo, find_photos
+from benchmarks.packing_world import draw_photo, find_photos, make_world
 from pbe_core.errors import InputError
 from pbe_core.images.crop import Rectangle, Window, whole_photo
 from pbe_core.randomness import generator
 from pipelines.config import BuildSettings, SourceSettings
+from pipelines.dataset import pack
 from pipelines.dataset.samples import draw_mask
 from pipelines.geometry import extend_box
 from tests.conftest import call_program
@@ -48,6 +51,22 @@ def test_a_tiny_run(tmp_path):
     else:
         assert not published
         assert "pip install bezier" in done.stdout
+
+
+def test_the_process_whose_memory_is_watched_packs_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "load_encoder", pack.load_encoder)  # What the benchmark puts in its place ends with this test.
+    (tmp_path / "photo.jpg").write_bytes(draw_photo(0))
+    make_world(tmp_path / packing.WORLD, [tmp_path / "photo.jpg"], 2 * packing.SHARDS)
+    packing.run_packer(tmp_path, 2 * packing.SHARDS, 3)
+    weight = json.loads((tmp_path / "report.json").read_text())
+    assert weight["samples"] == sum(len(tarred(path)) for path in tmp_path.glob("many_shards/shards/*.tar")) == 3 * 2
+    assert 0 < weight["start_mb"] <= weight["high_water_mb"]
+
+
+def tarred(path: Path) -> set[str]:
+    """Keys of the samples in a tar."""
+    with tarfile.open(path) as tar:
+        return {name.partition(".")[0] for name in tar.getnames()}
 
 
 def test_a_folder_without_photos_is_told(tmp_path):
