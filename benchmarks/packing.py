@@ -56,7 +56,7 @@ from pbe_core.images.crop import whole_photo
 from pbe_core.images.decode import photo_size
 from pbe_core.photo_files import photo_path
 from pbe_core.randomness import generator
-from pbe_core.settings import load_settings, preset
+from pbe_core.settings import REPOSITORY, load_settings, preset
 from pipelines.config import BuildSettings
 from pipelines.dataset.pack import ShardPacker, pack_on_ray
 from pipelines.dataset.plan_shards import Plan, PlanRow
@@ -317,7 +317,8 @@ def measure_workers(settings: BuildSettings) -> tuple[list[Measurement], list[Co
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"worker_process_setup_hook": leave_out_the_vae},
+        # Workers find the hook by its module's name, unless this program is that module itself.
+        runtime_env={"worker_process_setup_hook": leave_out_the_vae, "env_vars": {"PYTHONPATH": str(REPOSITORY)}},
     )
     paces: dict[int, list[Pace]] = {actors: [] for actors in WORKERS}
     for turn in range(WORKER_TURNS):
