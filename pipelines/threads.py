@@ -1,9 +1,10 @@
-"""Work done in threads: ahead, with results in order; or one call behind whoever asks for it."""
+"""Work done in threads: ahead, with results or items in order; or one call behind whoever asks for it."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, ParamSpec, TypeVar
+from itertools import repeat
+from typing import Generic, ParamSpec, TypeVar, cast
 
 Given = ParamSpec("Given")
 Item = TypeVar("Item")
@@ -19,6 +20,16 @@ def in_order(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: It
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
+
+
+def read_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
+    """The same items, taken in a thread of their own, so many ahead of whoever asks for them."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        for item in in_order(pool, lambda _: next(iterator, end), repeat(None), ahead + 1):
+            if item is end:
+                return
+            yield cast(Item, item)
 
 
 class OneBehind(Generic[Given]):

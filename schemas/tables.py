@@ -22,6 +22,15 @@ def one_word(word: str, count: int) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), count), pa.array([word]))
 
 
+# Nearly each row has another value, or that of the row before it: a dictionary of them would be begun, and found too large.
+_AS_THEY_ARE = frozenset({"photo_id", "object_id", "key", *COORDINATES, "area_share", "row", "position"})
+
+
+def with_dictionary(schema: pa.Schema) -> list[str]:
+    """The columns that Parquet shall look for repeated values in; what `use_dictionary` of a writer takes."""
+    return [name for name in schema.names if name not in _AS_THEY_ARE]
+
+
 def with_plain_words(schema: pa.Schema) -> pa.Schema:
     """Fields of type `WORD` as strings: the dictionaries of many tables would have to be made one."""
     return pa.schema([field.with_type(pa.string()) if field.type == WORD else field for field in schema])

@@ -7,6 +7,7 @@ dicts and finite numbers, ready for JSON.
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pbe_core.errors import InputError
 from pbe_core.randomness import generator, hash_column
 from pipelines.config import SPLITS
 from pipelines.dataset.plan_shards import Plan
+from pipelines.threads import read_ahead
 from schemas.dataset import shard_split
 from schemas.tables import COORDINATES, FLAGS, REJECT_REASONS
 
@@ -176,8 +178,8 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
         if missing:
             raise InputError(f"{path}: no column {missing[0]}; it was made by another version, run the build again")
         # One row group at a time: a reader of all of them keeps what it has read of each.
-        for group in range(table.num_row_groups):
-            yield from table.iter_batches(_BATCH_ROWS, [group], list(columns))
+        groups = (table.iter_batches(_BATCH_ROWS, [group], list(columns)) for group in range(table.num_row_groups))
+        yield from read_ahead(chain.from_iterable(groups))
 
 
 @contextmanager

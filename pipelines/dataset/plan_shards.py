@@ -29,9 +29,9 @@ from pbe_core.files import atomic_file
 from pbe_core.randomness import hash_column
 from pbe_core.words import number_of
 from pipelines.dataset.shapes import PhotoShapes
-from pipelines.threads import OneBehind
+from pipelines.threads import OneBehind, read_ahead
 from schemas.dataset import shard_group, shard_name, shard_split
-from schemas.tables import PLAN, paired
+from schemas.tables import PLAN, paired, with_dictionary
 
 ROWS_PER_GROUP = 16_384
 """A row group of the plan holds whole shards, of at least so many rows together. With one shard each, the footer that every
@@ -126,7 +126,7 @@ def write_plan(objects: Path, plan: Path, views: int, samples: int, shapes: Phot
         shapes: of views; by default they are all squares of one size.
     """
     table = pq.ParquetFile(objects)
-    parts = (table.read_row_group(group) for group in range(table.num_row_groups))
+    parts = read_ahead(map(table.read_row_group, range(table.num_row_groups)))
     with writing_plan(plan, is_paired(table)) as add:
         for shard in plan_samples(parts, views, samples, shapes=shapes):
             add(shard)
@@ -217,7 +217,8 @@ def writing_plan(plan: Path, pairs: bool = False) -> Iterator[Callable[[pa.Table
     shards: dict[str, int] = {}
     waiting: list[pa.Table] = []
     # Statistics would make the footer twice as large, and nobody reads them.
-    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, schema, write_statistics=False) as writer:
+    options = {"write_statistics": False, "use_dictionary": with_dictionary(schema)}
+    with atomic_file(plan) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
 
         def write(parts: list[pa.Table]) -> None:
             table = pa.concat_tables(parts).unify_dictionaries()

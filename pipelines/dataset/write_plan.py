@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ _REFERENCE_KEYS = ("background", "padding", "others", "frames", "alone")
 
 def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     """SHA-256 of each annotation file, of the survey's tables and of the list of what is left out, where given; by file name."""
+    return _hash_files(settings, source) | dict(source.read_elsewhere())
+
+
+def _hash_files(settings: BuildSettings, source: Source) -> dict[str, str]:
     survey = settings.source.survey
     if survey:
         read_scan(survey)
@@ -69,7 +73,7 @@ def hash_inputs(settings: BuildSettings, source: Source) -> dict[str, str]:
     names = Counter(path.name for path in paths)
     # The folders of splits may hold files of one name.
     called = {path: path.name if names[path.name] == 1 else f"{path.parent.name}/{path.name}" for path in paths}
-    return {name: file_sha256(path) for path, name in called.items()} | dict(source.read_elsewhere())
+    return {name: file_sha256(path) for path, name in called.items()}
 
 
 def fingerprint(
@@ -137,10 +141,18 @@ def select_and_plan(settings: BuildSettings, extend: bool = False) -> tuple[Sele
     with Progress("opening the annotations"):
         source = open_source(settings)
     source.print_notes()
+    stored, packed = _read_record(out / SELECTION_RECORD), _read_record(out / PLAN_RECORD)
+    if not (stored or packed):  # Nothing depends on the hashes before the tables are there.
+        with ThreadPoolExecutor(1, thread_name_prefix="hash") as pool:
+            of_files = pool.submit(_hash_files, settings, source)
+            with Progress("hashing the annotations"):
+                elsewhere = dict(source.read_elsewhere())
+            selection, hashes = _plan_anew(settings, source, extend=False)
+        inputs = of_files.result() | elsewhere
+        return _record_selection(settings, fingerprint(settings, inputs, None), selection, hashes), inputs
     with Progress("hashing the annotations"):
         inputs = hash_inputs(settings, source)
     content = fingerprint(settings, inputs, None)
-    stored, packed = _read_record(out / SELECTION_RECORD), _read_record(out / PLAN_RECORD)
     if packed:
         planned = _of_tables(packed["fingerprint"], content)
         if planned != content and not (extend and _may_extend(planned, content)):
@@ -156,14 +168,21 @@ def select_and_plan(settings: BuildSettings, extend: bool = False) -> tuple[Sele
             f"from the annotations alone; put the file back from a copy, or add --extend to plan anew what is not packed"
         )
     selection, hashes = _plan_anew(settings, source, extend=bool(packed and extend))
+    return _record_selection(settings, content, selection, hashes), inputs
+
+
+def _record_selection(
+    settings: BuildSettings, content: dict[str, Any], selection: Selection, hashes: Mapping[str, str]
+) -> Selection:
+    """Write selection.json, by which the tables are known to be whole; returns the selection."""
     record = {
         "fingerprint": content,
         "all_reasons": settings.selection.all_reasons,
         "sha256": hashes,
         "selection": _as_kept(selection),
     }
-    write_atomically(out / SELECTION_RECORD, json.dumps(record, indent=1).encode())
-    return selection, inputs
+    write_atomically(settings.out / SELECTION_RECORD, json.dumps(record, indent=1).encode())
+    return selection
 
 
 def _as_kept(selection: Selection) -> dict[str, Any]:

@@ -241,9 +241,11 @@ def draw_mask_shares(row: dict[str, Any], settings: KnownSettings) -> tuple[tupl
     polygon = bessel_polygon(box, extended, POINTS_PER_EDGE, options.jitter, random)
     polygon = np.clip(polygon, (visible.x_min, visible.y_min), (visible.x_max, visible.y_max))
     corners, polygon = (np.round(window.to_view(points, shape), 2) for points in (extended.corners(), polygon))
-    box_mask, bessel_mask = fill_box(corners, shape), fill_polygon(polygon, shape)
+    masks = fill_box(corners, shape), fill_polygon(polygon, shape)
     object_share = float(box.width * box.height / (window.width * window.height))
-    return (object_share, float(box_mask.mean()), float(bessel_mask.mean())), is_padded(window, width, height)
+    # Counted, which takes a tenth of the time of a mean.
+    box_share, bessel_share = (int(np.count_nonzero(mask)) / mask.size for mask in masks)
+    return (object_share, box_share, bessel_share), is_padded(window, width, height)
 
 
 def _rules(known: KnownSettings, *names: str) -> dict[str, Any]:

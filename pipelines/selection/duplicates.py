@@ -262,24 +262,38 @@ def hashes_by_split(same: pa.Table, seed: int) -> dict[str, UInt64[np.ndarray, "
 def _photos_that_share(partitions: Partitions, name: str) -> pa.Table:
     """Photos that have boxes and share the value of a column with another row: split, photo_id and this column."""
     parts = partitions.parts()
-    hashes = [hash_column(partitions.photos.read_column(part, name).drop_null()) for part in parts]
+    hashes, known = [], []
+    for part in parts:
+        column = partitions.photos.read_column(part, name)
+        known.append(np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)))
+        hashes.append(hash_column(column.drop_null()))
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
     repeated = values[counts > 1]
     schema = pa.schema([("split", WORD), ("photo_id", pa.string()), (name, pa.string())])
     tables = [schema.empty_table()]
-    for part in parts if len(repeated) else ():
-        photos = partitions.photos.read(part, ["photo", "photo_id", name])
+    for part, valid, own in zip(parts, known, hashes, strict=True):
+        places = valid[np.isin(own, repeated)]
+        if not len(places):
+            continue
+        photos = partitions.photos.read(part, ["photo", "photo_id", name]).take(pa.array(places)).combine_chunks()
         photo, photo_id, value = (photos[column].combine_chunks() for column in ("photo", "photo_id", name))
         # A photo without boxes must not be the one that is kept.
-        with_boxes = np.asarray(partitions.boxes.read_column(part, "photo"))
-        wanted = np.isin(hash_column(value), repeated) & np.isin(photo, with_boxes)
-        wanted &= pc.is_valid(value).to_numpy(zero_copy_only=False)
+        wanted = _are_among(np.asarray(photo), np.asarray(partitions.boxes.read_column(part, "photo")))
         if name == "url":  # `http://` or `unknown` is no photo's address.
             wanted &= pc.fill_null(pc.match_substring_regex(value, ADDRESS), False).to_numpy(zero_copy_only=False)
         chosen = pa.array(wanted)
         split = one_word(partitions.split_of(part), int(wanted.sum()))
         tables.append(pa.table([split, photo_id.filter(chosen), value.filter(chosen)], schema=schema))
     return pa.concat_tables(tables)
+
+
+def _are_among(few: UInt64[np.ndarray, " few"], many: UInt64[np.ndarray, " many"]) -> Bool[np.ndarray, " few"]:
+    """Whether each of some numbers is among many; `np.isin` would sort these."""
+    known = np.unique(few)
+    place = np.minimum(np.searchsorted(known, many), len(known) - 1)
+    found = np.zeros(len(known), bool)
+    found[place[known[place] == many]] = True
+    return found[np.searchsorted(known, few)]
 
 
 def by_place(photos: pa.Table, root: Path) -> pa.Table:

@@ -39,8 +39,8 @@ from pipelines.selection.groups import ReferenceDraw
 from pipelines.selection.partition import partition_by_photo
 from pipelines.selection.rules import REASONS, box_identity, choose_classes, class_limits, label_hashes, object_ids
 from pipelines.selection.selector import EXAMPLES, SelectedPart, Selector, numbers
-from pipelines.threads import in_order
-from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS, paired
+from pipelines.threads import OneBehind, in_order
+from schemas.tables import COORDINATES, OBJECTS, REJECTS, SAME_PHOTOS, paired, with_dictionary
 
 _ROW_GROUP = 100_000
 _THREADS = min(4, os.cpu_count() or 1)
@@ -348,23 +348,27 @@ def _writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table
     Row groups have a fixed size: how the rows were read must not show in the file.
     """
     waiting: list[pa.Table] = []
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=with_dictionary(schema)) as writer:
 
-    def write(table: pa.Table) -> None:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= _ROW_GROUP:
-            flush(_ROW_GROUP)
+        def write_group(table: pa.Table) -> None:
+            writer.write_table(_with_sorted_words(table).cast(schema), row_group_size=_ROW_GROUP)
 
-    def flush(least: int) -> None:
-        table = pa.concat_tables(waiting).unify_dictionaries()
-        while len(table) >= least:
-            writer.write_table(_with_sorted_words(table.slice(0, _ROW_GROUP)).cast(schema), row_group_size=_ROW_GROUP)
-            table = table.slice(_ROW_GROUP)
-        waiting[:] = [table.combine_chunks()]
+        def flush(least: int) -> None:
+            table = pa.concat_tables(waiting).unify_dictionaries()
+            while len(table) >= least:
+                write_behind(table.slice(0, _ROW_GROUP))
+                table = table.slice(_ROW_GROUP)
+            waiting[:] = [table.combine_chunks()]
 
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        yield write
-        if waiting:
-            flush(1)
+        def write(table: pa.Table) -> None:
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                flush(_ROW_GROUP)
+
+        with OneBehind(write_group) as write_behind:
+            yield write
+            if waiting:
+                flush(1)
 
 
 def _with_sorted_words(table: pa.Table) -> pa.Table:

@@ -22,7 +22,7 @@ from pbe_core.randomness import hash_column, mix, name_hash
 from pipelines.annotations.source import Source
 from pipelines.config import SPLITS
 from pipelines.selection.rules import FLAG_MISSING, REASONS, is_photo_id
-from pipelines.threads import OneBehind
+from pipelines.threads import OneBehind, read_ahead
 from schemas.tables import BOXES, COORDINATES, FLAGS, PHOTOS
 
 ROWS_PER_FILE = 500_000
@@ -237,7 +237,7 @@ def partition_by_photo(source: Source, seed: int, folder: Path, sizes: Iterable[
 
 def _fill(partitions: Partitions, source: Source, seed: int, sizes: Iterable[pa.RecordBatch]) -> None:
     with Progress("reading", source.rows, "boxes") as progress:
-        for batch in source.read_boxes():
+        for batch in read_ahead(source.read_boxes()):
             for split, part in _by_split(batch):
                 photo = photo_hashes(part.column("photo_id"), seed)
                 rows = _box_rows(part, photo, partitions)

@@ -346,15 +346,33 @@ def _largest_first(
     first: no order of rows decides.
     """
     photo, area = boxes.photo[rows], boxes.area()[rows]
-    order = np.lexsort((-area, photo))
-    rows, photo, area = rows[order], photo[order], area[order]
-    alike = np.r_[False, (photo[1:] == photo[:-1]) & (area[1:] == area[:-1])][: len(rows)]
-    # Few boxes are as large as another of their photo: they alone are sorted by everything.
-    tied = np.flatnonzero(alike | np.r_[alike[1:], False][: len(rows)])
-    few = rows[tied]
+    # An area is at most 1, but for rounding: all that counts here is that a larger one never has a larger number.
+    order, tied = order_within(photo, (np.clip(1 - area, 0, 1) * 2.0**63).astype(np.uint64))
+    rows, few = rows[order], rows[order[tied]]
     flags = [boxes.flags[name][few] for name in reversed(FLAGS)]
-    rows[tied] = few[np.lexsort((boxes.object_mask[few], *flags, identity[few], -area[tied], photo[tied]))]
+    in_full = (few, boxes.object_mask[few], *flags, identity[few], -boxes.area()[few], boxes.photo[few])
+    rows[tied] = few[np.lexsort(in_full)]
     return rows
+
+
+_FIRST_BITS = np.uint64(20)
+
+
+def order_within(
+    photo: UInt64[np.ndarray, " rows"], number: UInt64[np.ndarray, " rows"]
+) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " tied"]]:
+    """An order of rows by photo, and within a photo by a number's first 20 bits; and the places in it of what these do not part.
+
+    The first 44 bits of a photo's hash and these are sorted as one number, which takes a sixth of the time of two stable sorts.
+    Those who call sort the rows at the places that are tied, which are few, by all that they go by.
+    """
+    low = np.uint64(64) - _FIRST_BITS
+    key = (photo >> _FIRST_BITS << _FIRST_BITS) | (number >> low)
+    order = np.argsort(key)
+    if (photo[order[1:]] < photo[order[:-1]]).any():  # Two photos that have these 44 bits in common.
+        order = np.lexsort((number, photo))
+    alike = np.r_[False, key[order[1:]] == key[order[:-1]]][: len(key)]
+    return order, np.flatnonzero(alike | np.r_[alike[1:], False][: len(key)])
 
 
 def pairs_within(

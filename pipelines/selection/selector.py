@@ -27,6 +27,7 @@ from pipelines.selection.rules import (
     box_identity,
     label_hashes,
     object_ids,
+    order_within,
     priority,
 )
 from schemas.tables import COORDINATES, FLAGS, OBJECTS, REJECTS, SAME_PHOTOS, one_word, paired
@@ -104,7 +105,9 @@ class Selector:
             rejects = rejects.set_column(REJECTS.get_field_index("reasons"), "reasons", reasons)
 
         accepted = np.flatnonzero(first < 0)
-        accepted = accepted[np.lexsort((identity[accepted], boxes.photo[accepted]))]
+        order, tied = order_within(boxes.photo[accepted], identity[accepted])
+        accepted, few = accepted[order], accepted[order[tied]]
+        accepted[tied] = few[np.lexsort((identity[few], boxes.photo[few]))]
         candidates = self._candidates(rows, boxes, photos, place, identity, accepted, split)
         shown_only = None
         if self.source.groups and settings.references.others:

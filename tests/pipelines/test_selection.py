@@ -28,7 +28,15 @@ from pipelines.selection import objects as objects_stage
 from pipelines.selection import partition, selector
 from pipelines.selection.objects import Selection, select_objects
 from pipelines.selection.partition import SpillFiles, partition_by_photo
-from pipelines.selection.rules import above_max_aspect, below_min_side, choose_classes, class_limits, quotas, suppress
+from pipelines.selection.rules import (
+    above_max_aspect,
+    below_min_side,
+    choose_classes,
+    class_limits,
+    order_within,
+    quotas,
+    suppress,
+)
 from pipelines.selection.selector import object_shares
 from schemas.tables import BOXES, COORDINATES, FLAGS, OBJECTS, PHOTOS, REJECT_REASONS, REJECTS
 
@@ -627,3 +635,22 @@ def test_a_damaged_list_of_what_is_left_out_is_told(tmp_path, text, told):
         path.write_text(text)
     with pytest.raises(InputError, match=re.escape(told)):
         run(source_of(boxes({})), tmp_path, {"leave_out": path})
+
+
+@pytest.mark.parametrize("hashes", ["photos apart", "photos that have their first 44 bits in common"])
+def test_the_fast_order_is_that_of_two_stable_sorts(hashes):
+    draw = np.random.default_rng(3)
+    photos = draw.integers(0, 2**64, 40, dtype=np.uint64)
+    if "common" in hashes:
+        photos = (photos >> np.uint64(20) << np.uint64(20))[np.arange(40) // 2] | draw.integers(0, 2**20, 40, dtype=np.uint64)
+    photo = photos[draw.integers(0, 40, 3000)]
+    number = draw.integers(0, 2**64, 3000, dtype=np.uint64)
+    number[::3] &= np.uint64(2**64 - 2**44)  # These differ from each other in the first bits,
+    number[1::3] |= np.uint64(2**64 - 2**44)  # and these in the others alone.
+    number[:50] = number[50:100]
+    order, tied = order_within(photo, number)
+    assert 900 < len(tied) < 3000
+    few = order[tied]
+    order[tied] = few[np.lexsort((few, number[few], photo[few]))]
+    assert order.tolist() == np.lexsort((number, photo)).tolist()
+    assert [len(each) for each in order_within(photo[:0], number[:0])] == [0, 0]
