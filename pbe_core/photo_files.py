@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import UInt64
+from jaxtyping import UInt8, UInt64
 
 from pbe_core.errors import InputError
 from pbe_core.images.decode import PhotoError, file_error
@@ -29,6 +29,7 @@ from schemas.tables import FAILURE_CODES
 STORE_RECORD = "store.json"
 STORE_VERSION = 1
 _TABLES = ("status.parquet", "index.parquet")
+_KEYS_AT_ONCE = 1_000_000
 _NAME = ["split", "photo_id"]
 
 
@@ -118,7 +119,7 @@ def check_store(folder: Path, photos_of: str) -> None:
 
 
 class PhotoStore:
-    """Random access to the photos of a store. Holds about 110 bytes for each photo; threads may share it."""
+    """Random access to the photos of a store. Holds about 70 bytes for each photo; threads may share it."""
 
     def __init__(self, folder: Path, remote: RemoteFolder | None = None) -> None:
         """Read the store's tables.
@@ -135,7 +136,8 @@ class PhotoStore:
         try:
             status = pq.read_table(folder / "status.parquet", columns=["key", "code"])
             index = pq.read_table(folder / "index.parquet", columns=["key", "file", "offset", "length", "sha256"])
-        except (OSError, pa.ArrowInvalid) as error:
+            self.sha256 = hash_bytes(index["sha256"])
+        except (OSError, ValueError) as error:  # Arrow's errors are ValueErrors.
             raise InputError(
                 f"{folder}: this photo store has no tables, or they are damaged ({error}); "
                 f"run pipelines/crawl.py again, which makes them"
@@ -146,7 +148,6 @@ class PhotoStore:
         self.files = index["file"].combine_chunks()
         self.offsets = index["offset"].to_numpy()
         self.lengths = index["length"].to_numpy()
-        self.sha256 = index["sha256"].combine_chunks()
 
     def read(self, split: str, photo_id: str) -> bytes:
         """A photo's file.
@@ -161,7 +162,7 @@ class PhotoStore:
         name = self.files[place].as_py()
         offset, length = int(self.offsets[place]), int(self.lengths[place])
         data = self._read_remote(name, offset, length) if self.remote else self._read_local(name, offset, length)
-        if hashlib.sha256(data).hexdigest() != self.sha256[place].as_py():
+        if hashlib.sha256(data).digest() != self.sha256[place].tobytes():
             raise PhotoError("changed", f"{name}: {split}/{photo_id} is not the photo that was crawled (SHA-256)")
         return data
 
@@ -195,6 +196,24 @@ class PhotoStore:
         if code == OK:
             return PhotoError("not_crawled", f"{self.folder}: its tables were being made anew; run again")
         return PhotoError(code, FAILURE_CODES[code])
+
+
+def hash_bytes(hashes: pa.ChunkedArray) -> UInt8[np.ndarray, "hashes 32"]:
+    """SHA-256 from hex digits, of which many would be most of what a table holds.
+
+    Raises:
+        ValueError: one is none.
+    """
+    found = [np.zeros((0, 32), np.uint8)]
+    for chunk in hashes.chunks:
+        lengths = pc.binary_length(chunk).to_numpy(zero_copy_only=False)
+        if not (lengths == 64).all():
+            raise ValueError("a SHA-256 in the index is none")
+        _, offsets, digits = chunk.buffers()
+        start = int(np.frombuffer(offsets, np.int32)[chunk.offset]) if len(chunk) else 0
+        text = np.frombuffer(digits or b"", np.uint8)[start : start + 64 * len(chunk)].tobytes()
+        found.append(np.frombuffer(bytes.fromhex(text.decode()), np.uint8).reshape(-1, 32))
+    return np.concatenate(found)
 
 
 def fetch_store(url: str, options: Mapping[str, Any], folder: Path) -> RemoteFolder:
@@ -239,5 +258,9 @@ def _opened(folder: Path, changed: int) -> PhotoStore:
 
 def photo_keys(photos: pa.Table) -> UInt64[np.ndarray, " photos"]:
     """What a photo is known by: a hash of its split and id, the same in every build."""
-    split, photo_id = (photos[name].cast(pa.string()) for name in _NAME)
-    return hash_column(pc.binary_join_element_wise(split, photo_id, "/").combine_chunks(), "photo")
+    keys = [np.zeros(0, np.uint64)]
+    # Part by part: the names of all photos of a large store need not stand in one array, which ends at 2 GiB.
+    for part in photos.select(list(_NAME)).to_batches(max_chunksize=_KEYS_AT_ONCE):
+        split, photo_id = (part.column(name).cast(pa.string()) for name in _NAME)
+        keys.append(hash_column(pc.binary_join_element_wise(split, photo_id, "/"), "photo"))
+    return np.concatenate(keys)

@@ -6,7 +6,7 @@ a photo store (crawl.py): status.parquet, index.parquet, tars     ──┴─�
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -93,40 +93,94 @@ def known_about(photos: Iterable[pa.RecordBatch], wanted: pa.Table, listed: pa.S
 
     Args:
         photos: batches of `schemas.tables.PHOTOS`; a photo may come twice.
-        wanted: rows of the list, each photo once.
+        wanted: rows of the list, each photo once, as `each_once` gives them.
         listed: the list's schema.
 
     Returns:
-        One row for each wanted photo, sorted by split and id. The wanted row itself counts most.
+        The wanted rows, in their order. What they say themselves counts most.
     """
-    keys = np.sort(photo_keys(wanted))
-    known = each_once((_rows_with(keys, as_listed(batch, listed)) for batch in photos), listed)
-    joined = wanted.select(listed.names).join(known, _NAME, join_type="left outer", right_suffix=" known")
-    both = [joined[name] if name in _NAME else pc.coalesce(joined[name], joined[f"{name} known"]) for name in listed.names]
-    return pa.table(both, schema=listed).sort_by([(name, "ascending") for name in _NAME]).combine_chunks()
+    keys = photo_keys(wanted)
+    known = _collected(_found_among(keys, wanted, as_listed(batch, listed)) for batch in photos)
+    if known is None:
+        return wanted.select(listed.names).cast(listed)
+    place = np.full(len(wanted), -1, np.int64)
+    place[known.numbers.astype(np.int64)] = np.arange(len(known.rows))
+    joined = known.rows.take(pa.array(place, mask=place < 0))
+    both = [wanted[name] if name in _NAME else pc.coalesce(wanted[name], joined[name]) for name in listed.names]
+    return pa.table(both, schema=listed).combine_chunks()
 
 
 def each_once(parts: Iterable[pa.Table], listed: pa.Schema) -> pa.Table:
-    """Each split and photo once, with what any of its rows has."""
-    held, waiting, limit = [listed.empty_table()], 0, _ROWS_HELD
-    for part in parts:
-        held.append(_merged(part, listed))
-        waiting += len(held[-1])
-        if waiting > limit:
-            held, waiting = [_merged(pa.concat_tables(held), listed)], 0
-            limit = _ROWS_HELD + len(held[0])
-    return _merged(pa.concat_tables(held), listed)
+    """Each split and photo once, with what any of its rows has; sorted by the photos' keys.
+
+    Raises:
+        RuntimeError: two photos have the same key.
+    """
+    collected = _collected(_Numbered(photo_keys(rows), rows) for rows in map(_without_repeats, parts))
+    return collected.rows if collected else listed.empty_table()
 
 
-def _rows_with(keys: UInt64[np.ndarray, " photos"], rows: pa.Table) -> pa.Table:
-    """The rows whose key is among the sorted ones."""
+class _Numbered(NamedTuple):
+    """Rows of a list, each with the number of its photo: any number, the same for all rows of a photo."""
+
+    numbers: UInt64[np.ndarray, " rows"]
+    rows: pa.Table
+
+
+def _found_among(keys: UInt64[np.ndarray, " photos"], wanted: pa.Table, rows: pa.Table) -> _Numbered:
+    """The rows that are of wanted photos, with the places of these, which are sorted by their keys."""
     own = photo_keys(rows)
     place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
-    return rows.filter(pa.array(keys[place] == own)) if len(keys) else rows.slice(0, 0)
+    same = np.flatnonzero(keys[place] == own) if len(keys) else np.zeros(0, np.int64)
+    place, rows = place[same], rows.take(pa.array(same))
+    for name in _NAME:  # Of a list that nobody has looked at yet, ids that are none have one key.
+        there = pc.fill_null(pc.equal(rows[name], wanted[name].take(pa.array(place))), False).to_numpy()
+        place, rows = place[there], rows.filter(pa.array(there))
+    return _Numbered(place.astype(np.uint64), rows)
 
 
-def _merged(rows: pa.Table, listed: pa.Schema) -> pa.Table:
-    # The smallest, not the first: the order of rows must not matter.
-    others = [name for name in listed.names if name not in _NAME]
-    merged = rows.group_by(_NAME).aggregate([(name, "min") for name in others])
-    return merged.rename_columns([*_NAME, *others]).select(listed.names).cast(listed)
+def _without_repeats(rows: pa.Table) -> pa.Table:
+    """Rows without those that are equal to the row before them, as the objects of a photo are."""
+    repeated = np.ones(max(0, len(rows) - 1), bool)
+    for name in rows.column_names:
+        column = rows[name].combine_chunks()
+        if column.null_count < len(column):
+            equal = pc.fill_null(pc.equal(column[1:], column[:-1]), False).to_numpy(zero_copy_only=False)
+            none = column.is_null().to_numpy(zero_copy_only=False)
+            repeated &= equal | (none[1:] & none[:-1])
+    return rows.filter(pa.array(np.r_[True, ~repeated][: len(rows)]))
+
+
+def _collected(parts: Iterable[_Numbered]) -> _Numbered | None:
+    """All parts in one, each photo once, sorted by number; none where there is no row."""
+    held: list[_Numbered] = []
+    waiting, limit = 0, _ROWS_HELD
+    for part in parts:
+        held.append(part)
+        waiting += len(part.rows)
+        if waiting > limit:
+            held = [_merged(held)]
+            waiting, limit = 0, _ROWS_HELD + len(held[0].rows)
+    return _merged(held) if any(len(part.rows) for part in held) else None
+
+
+def _merged(parts: list[_Numbered]) -> _Numbered:
+    """Each photo once, sorted by number; a value is the smallest of its rows: their order must not matter."""
+    numbers = np.concatenate([part.numbers for part in parts])
+    rows = pa.concat_tables([part.rows for part in parts])
+    order = np.argsort(numbers)
+    numbers = numbers[order]
+    begins = np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]
+    alone = begins & np.r_[begins[1:], True][: len(numbers)]
+    if alone.all():
+        return _Numbered(numbers, rows.take(pa.array(order)))
+    several = rows.take(pa.array(order[~alone])).append_column("number", pa.array(numbers[~alone]))
+    kinds = [(name, kind) for name in rows.column_names for kind in (("min", "max") if name in _NAME else ("min",))]
+    merged = several.group_by("number").aggregate(kinds)
+    if any(pc.any(pc.not_equal(merged[f"{name}_min"], merged[f"{name}_max"])).as_py() for name in _NAME):
+        raise RuntimeError("two photos have the same key: rename one of them")
+    columns = [merged[f"{name}_min"].cast(rows.schema.field(name).type) for name in rows.column_names]
+    both = pa.concat_tables([rows.take(pa.array(order[alone])), pa.table(columns, schema=rows.schema)])
+    numbers = np.r_[numbers[alone], merged["number"].to_numpy()]
+    order = np.argsort(numbers)
+    return _Numbered(numbers[order], both.take(pa.array(order)))

@@ -14,14 +14,10 @@ from benchmarks.scale.constants import Constants, World
 from benchmarks.scale.pack_model import ASKED_BY_DRIVER
 from pipelines.selection.partition import _BITS, ROWS_AT_ONCE
 
-STRING_BYTES = 2**31 - 1
-"""Of one array of Arrow's type `string`, whose offsets have 32 bits."""
 FOOTER_BYTES = 2**31 - 1
 """Of a Parquet file's footer: Arrow reads its length as 32 bits with a sign."""
 THRIFT_STRING, THRIFT_ITEMS = 100_000_000, 1_000_000
 """Bytes of one entry of a footer's metadata, and row groups, that Arrow reads by default."""
-_HEX_SHA256, _KEY = 64, len("train/") + 16
-_PADDED_KEY = 24
 _SHARD_ENTRY = len('"train-1000000": 1000, ')
 _UNIT_DIGITS = 6
 
@@ -64,38 +60,20 @@ def _of_crawl(c: Constants, world: World) -> list[Break]:
             "one file for some thousand units, as Iceberg's and Lance's manifests list files; or hash partitions",
         ),
         Break(
-            "hashes of the store in one array of strings",
-            STRING_BYTES / _HEX_SHA256 / ok,
-            None,
-            "error",
-            "pbe_core/photo_files.py PhotoStore.__init__",
-            "`combine_chunks` of 64 hex digits a stored photo: more than 2 GiB in one `string` array",
-            "fixed_size_binary(32), half the size and no offsets; beyond, a table that is looked up by key, not held (Lance)",
-        ),
-        Break(
             "the list of wanted photos",
             world.driver_bytes / c.wanted_bytes,
             None,
             "memory",
             "crawling/wanted.py list_wanted, photos.py known_about",
-            f"{c.wanted_bytes:,.0f} bytes a photo in the driver: group, join and sort of all photos in memory",
+            f"{c.wanted_bytes:,.0f} bytes a photo in the driver: all photos in memory, twice while they are put in order",
             "a join in partitions by the photo's hash, as `selection/partition.py` has; DuckDB, Polars streaming, Spark",
         ),
         Break(
-            "names of wanted photos in one array of strings",
-            STRING_BYTES / (_KEY + _PADDED_KEY),
-            None,
-            "error",
-            "pbe_core/photo_files.py photo_keys, randomness.py hash_column",
-            f"`ascii_rpad` of all names at once: Arrow refuses what might not fit, {_KEY} + {_PADDED_KEY} bytes a name",
-            "hash chunk by chunk (a few lines)",
-        ),
-        Break(
-            "hashes of all photos grouped, to find placeholders",
+            "first bytes of all photos' hashes, to find placeholders",
             world.driver_bytes / c.hash_bytes / ok,
             None,
             "memory",
-            "crawling/tables.py find_placeholders",
+            "crawling/tables.py come_often",
             f"{c.hash_bytes:,.0f} bytes a stored photo in the driver, at the beginning of each round and at its end",
             "count in partitions by the hash's first bits; approximate counts (DataSketches, Spark's approx functions)",
         ),

@@ -79,8 +79,10 @@ class Constants:
     """A crawling process, for a small photo: request, checks, hash, tar, record."""
     decode_cpu_s: float
     """Decoding a photo of 1,024 x 768 px."""
+    pack_s: float
+    """A sample, all but the encoder, by the clock: of an actor that has as many cores as it wants for its threads."""
     pack_cpu_s: float
-    """A sample, all but the encoder."""
+    """The same in CPU time of all its threads."""
     speed_spread: float
     """Standard deviation of the logarithm of a worker's pace."""
     pictures_per_second: float
@@ -164,6 +166,7 @@ def read_constants(results: Path = RESULTS, rates: Path = RATES) -> Constants:
         crawl_cpu_s=ours["cpu_by_process_seconds"]["ray::CrawlWorke"] / ours["photos"],
         # A photo's decoding is paid once for all of its objects: what one object a photo costs more than four is 3/4 of it.
         decode_cpu_s=(cpu_one - cpu_four) * 4 / 3,
+        pack_s=worker["seconds"] / worker["samples"],
         pack_cpu_s=worker["cpu_seconds"] / worker["samples"],
         speed_spread=statistics.stdev(worker["turns"]) / statistics.fmean(worker["turns"]),
         pictures_per_second=encoder_rate(read(rates / "encoder_rates.json")["rows"], DEVICE, PRECISION),

@@ -84,8 +84,8 @@ class _Run(LosingNodes):
         self.speeds = np.exp(spread * random.standard_normal(pack.nodes))
         if pack.failures:
             self.speeds *= np.where(random.uniform(size=pack.nodes) < world.slow_nodes, world.slow_factor, 1.0)
-        cores = min(1.0, world.cores * pack.nodes / pack.actors)
-        self.cpu_s = constants.pack_cpu_s / cores
+        # An actor keeps a little more than one core busy, so two of them are not twice as fast on two cores.
+        self.cpu_s = max(constants.pack_s, constants.pack_cpu_s * pack.actors / (world.cores * pack.nodes))
         self.gpu_s = constants.pictures / constants.pictures_per_second if pack.gpus else 0.0
         of_driver = constants.hand_out_s + pack.actors * constants.hand_out_per_actor_s
         if pack.bucket:

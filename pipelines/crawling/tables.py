@@ -3,15 +3,15 @@
     parts (each sorted by key) ──a range of keys at a time──▶ latest row of each photo ──▶ status.parquet, failures.parquet
                                                                                     └────▶ index.parquet, quarantine.parquet
 
-The latest part that knows a photo counts. Memory holds one range of keys, and the hashes of all photos, by which placeholders
-are found.
+The latest part that knows a photo counts. Memory holds one range of keys, and eight bytes of the hash of each photo, by which
+placeholders are found.
 """
 
 import hashlib
 import itertools
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt64
 
 from pbe_core.files import atomic_file
+from pbe_core.photo_files import hash_bytes
 from pbe_core.progress import Progress
 from pbe_core.words import number_of
 from pipelines.crawling.rounds import Part, due_parts, lost_keys, read_part, read_parts
@@ -84,18 +85,35 @@ def merge(store: Path, parts: Sequence[Part]) -> None:
 
 def find_placeholders(store: Path, parts: Sequence[Part]) -> list[str]:
     """SHA-256 of the bytes that came for so many ids that they cannot be photos of them all, sorted."""
-    columns = ["key", "code", "sha256", "verified"]
-    rows = [_read(store, part, columns) for part in parts]
-    if not rows:
+    # Photos with the first bytes of a hash in common are few: only theirs are read again, and compared in full.
+    often = come_often(_first_eight(_placed(store, part)["sha256"]) for part in parts)
+    if not len(often):
         return []
-    table = pa.concat_tables(rows)
-    counts = (
-        table.filter(pc.and_(pc.equal(table["code"], OK), pc.invert(pc.fill_null(table["verified"], False))))
-        .group_by("sha256")
-        .aggregate([("key", "count_distinct")])
-    )
+    tables = (_placed(store, part) for part in parts)
+    rows = [table.filter(pa.array(np.isin(_first_eight(table["sha256"]), often))) for table in tables]
+    counts = pa.concat_tables(rows).group_by("sha256").aggregate([("key", "count_distinct")])
     many = counts.filter(pc.greater_equal(counts["key_count_distinct"], PLACEHOLDER_IDS))
     return sorted(many["sha256"].to_pylist())
+
+
+def come_often(parts: Iterable[UInt64[np.ndarray, " photos"]]) -> UInt64[np.ndarray, " repeated"]:
+    """The numbers that come `PLACEHOLDER_IDS` times or more in all parts together. Memory holds all, twice for a moment."""
+    found = np.concatenate([np.zeros(0, np.uint64), *parts])
+    found.sort()
+    last = found[PLACEHOLDER_IDS - 1 :]
+    return np.unique(last[last == found[: len(last)]])
+
+
+def _placed(store: Path, part: Part) -> pa.Table:
+    """Keys and hashes of a part's photos that are there and that nothing vouches for."""
+    rows = _read(store, part, ["key", "code", "sha256", "verified"])
+    there = pc.and_(pc.equal(rows["code"], OK), pc.invert(pc.fill_null(rows["verified"], False)))
+    return rows.filter(pc.and_(there, pc.is_valid(rows["sha256"]))).select(["key", "sha256"])
+
+
+def _first_eight(hashes: pa.ChunkedArray) -> UInt64[np.ndarray, " photos"]:
+    """The first eight bytes of each hash, as a number."""
+    return np.ascontiguousarray(hash_bytes(hashes)[:, :8]).view(np.uint64)[:, 0]
 
 
 def count_codes(store: Path, wanted: pa.Array) -> Counter[str]:

@@ -101,10 +101,7 @@ def list_wanted(objects: Path, source: Source, sources: list[PhotoSource]) -> pa
     """
     file = pq.ParquetFile(objects)
     photos = known_about(source.read_photos(), each_once(_photos_of(file), _LISTED), _LISTED)
-    keys = photo_keys(photos)
-    if len(np.unique(keys)) < len(keys):
-        raise RuntimeError("two photos have the same key: rename one of them")
-    photos = photos.append_column("key", pa.array(keys)).sort_by("key")
+    photos = photos.append_column("key", pa.array(photo_keys(photos)))
     tars = [path for photo_source in sources if photo_source.kind == "tars" for path in photo_source.paths]
     if tars:
         found = find_in_tars(scan_tars(tars), photos)

@@ -85,7 +85,7 @@ def list_photos(source: Source) -> pa.Table:
     named = each_once((_photos_of(batch) for batch in source.read_boxes()), _LISTED)
     if not len(named):
         raise InputError(f"{source.name}: no box can be read, so there is no photo to survey; see the annotations' rows")
-    return known_about(source.read_photos(), named, _LISTED)
+    return known_about(source.read_photos(), named, _LISTED).sort_by([("split", "ascending"), ("photo_id", "ascending")])
 
 
 def freeze_list(photos: pa.Table, source: SourceSettings, folder: Path) -> Chunks:

@@ -79,7 +79,10 @@ def test_without_limits_a_core_is_what_counts():
     crowded = simulate_crawl(replace(crawl, photos=PHOTOS, processes=2 * WORLD.cores), CONSTANTS, WORLD, 0).seconds
     assert crowded == pytest.approx(PHOTOS * each / WORLD.cores, rel=0.02)
     pack = Pack(320_000, 1, 8, gpus=False, bucket=False, failures=False)
-    assert simulate_pack(pack, CONSTANTS, WORLD, 0).seconds == pytest.approx(40_000 * CONSTANTS.pack_cpu_s, rel=0.02)
+    assert simulate_pack(pack, CONSTANTS, WORLD, 0).seconds == pytest.approx(40_000 * CONSTANTS.pack_s, rel=0.02)
+    # An actor has threads: on as many cores as there are actors they wait for each other.
+    crowded = simulate_pack(replace(pack, actors=2 * WORLD.cores), CONSTANTS, WORLD, 0).seconds
+    assert crowded == pytest.approx(320_000 * CONSTANTS.pack_cpu_s / WORLD.cores, rel=0.02)
 
 
 def test_an_encoder_and_a_bucket_bound_packing():

@@ -7,6 +7,7 @@ import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from pbe_core.errors import InputError
 from pbe_core.files import lock_folder
 from pbe_core.images.decode import PhotoError
-from pbe_core.photo_files import PhotoStore, check_store, is_store, open_photo_store, photo_keys
+from pbe_core.photo_files import PhotoStore, check_store, hash_bytes, is_store, open_photo_store, photo_keys
 from pipelines.config import SourceSettings
 from pipelines.crawling import rounds, tables
 from pipelines.crawling.rounds import (
@@ -537,7 +538,7 @@ def test_photos_are_read_in_the_middle_of_a_merge(store, monkeypatch):
     assert set(seen) == {bytes_of(NAMES[0])}
 
 
-def test_only_quarantined_photos_are_given_to_other_sources(store):
+def test_only_quarantined_photos_are_given_to_other_sources(store, monkeypatch):
     wanted = wanted_of(NAMES)
     crawl(store, wanted, {}, dict.fromkeys(NAMES[:10], b"gone"))
     merge(store, read_parts(store))
@@ -549,3 +550,14 @@ def test_only_quarantined_photos_are_given_to_other_sources(store):
     assert not len(quarantined(store, pytest.fail, wanted["key"].combine_chunks(), pa.array([], pa.uint64()), ("other", "{url}")))
     assert not len(quarantined(store, pytest.fail, wanted["key"].combine_chunks(), quarantined_keys(store), ("{url}", "other")))
     assert find_placeholders(store, read_parts(store)) == [hashlib.sha256(b"gone").hexdigest()]
+    monkeypatch.setattr(tables, "_first_eight", lambda hashes: np.zeros(len(hashes), np.uint64))
+    assert find_placeholders(store, read_parts(store)) == [hashlib.sha256(b"gone").hexdigest()], "all of a hash counts"
+
+
+def test_hashes_become_bytes_whatever_pieces_the_table_comes_in():
+    texts = [hashlib.sha256(bytes([number])).hexdigest() for number in range(7)]
+    pieces = pa.chunked_array([pa.array(texts[:4])[2:], pa.array([], pa.string()), pa.array(texts[4:])])
+    assert [each.tobytes() for each in hash_bytes(pieces)] == [bytes.fromhex(text) for text in texts[2:]]
+    for wrong in (None, texts[0][:-1], "x" * 64):
+        with pytest.raises(ValueError, match=r"SHA-256|hexadecimal"):
+            hash_bytes(pa.chunked_array([[texts[0], wrong]], pa.string()))
