@@ -70,7 +70,9 @@ ROWS = {
     "+ compile": Ours(DEFAULT, HALF, compiled=True),
     "fp32, interval 0-0.83": Ours(SamplingSettings(guidance_interval=LATE), LAST),
     "fp32, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), LAST),
+    "fp32, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), LAST),
     "bf16, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), HALF),
+    "bf16, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), HALF),
 }
 """Ours; a row that begins with + is the one before it and one thing more."""
 

@@ -37,7 +37,8 @@ def main() -> None:
         samples = read_held_out(reader, spread_places(reader.counts, options.count), options.seed)
     lenders = [one if number % 2 == 0 else find_other(samples, number) for number, one in enumerate(samples)]
     references = [lender.sample.reference for lender in lenders]
-    how = SamplingSettings(options.guidance, options.steps, options.scheduler, check_interval(options.guidance_interval))
+    interval = check_interval(options.guidance_interval)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler, interval, options.reuse)
     seeds = [options.seed + number for number in range(len(samples))]
     with Progress("painting", len(samples), "views") as progress:
         painted = paint_held_out(run, samples, references, seeds, how, batch=options.batch, progress=progress)
@@ -76,8 +77,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="the same seed paints the same picture")
     parser.add_argument("--batch", type=int, default=16, help="samples painted at once; fewer need less memory")
     options = parser.parse_args()
-    if min(options.count, options.steps, options.batch) < 1:
-        raise InputError(f"--count {options.count}, --steps {options.steps}, --batch {options.batch}: must be 1 or more")
+    if min(options.count, options.steps, options.reuse, options.batch) < 1:
+        numbers = f"--count {options.count}, --steps {options.steps}, --reuse {options.reuse}, --batch {options.batch}"
+        raise InputError(f"{numbers}: must be 1 or more")
     return options
 
 

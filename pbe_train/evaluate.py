@@ -65,7 +65,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.out.suffix == ".json":
         raise InputError(f"--out {options.out}: give a folder; evaluation.json and the page are written into it")
     check_interval(options.guidance_interval)
-    numbers = {name: getattr(options, name) for name in ("count", "steps", "batch", "replicates", "threads")}
+    numbers = {name: getattr(options, name) for name in ("count", "steps", "reuse", "batch", "replicates", "threads")}
     if wrong := [f"--{name} {number}" for name, number in numbers.items() if number < 1]:
         raise InputError(f"{', '.join(wrong)}: must be 1 or more")
     return options

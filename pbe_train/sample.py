@@ -232,13 +232,6 @@ def make_parser(required: bool) -> argparse.ArgumentParser:
         help="paint as the published code does, in 102 passes: no other --steps, --scheduler or --guidance-interval",
     )
     parser.add_argument(
-        "--reuse",
-        type=int,
-        default=1,
-        help="every so-many-th step goes through the whole U-Net, those between take its deep features as they were: 2 is faster "
-        "and paints a little otherwise",
-    )
-    parser.add_argument(
         "--size",
         type=parse_size,
         help="px at which the model works: a side, or WIDTHxHEIGHT; by default what it was trained at, of several shapes the one "

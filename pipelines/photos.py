@@ -20,6 +20,9 @@ from pipelines.config import BuildSettings, SourceSettings
 
 _NAME = ["split", "photo_id"]
 _ROWS_HELD = 1_000_000
+_ROWS_DIVIDED = 200_000
+_BUCKETS = 64
+_STARTS = np.arange(_BUCKETS, dtype=np.uint64) * np.uint64(2**64 // _BUCKETS)
 
 
 def read_photo_file(row: Mapping[str, Any], source: SourceSettings) -> bytes:
@@ -100,11 +103,9 @@ def known_about(photos: Iterable[pa.RecordBatch], wanted: pa.Table, listed: pa.S
         The wanted rows, in their order. What they say themselves counts most.
     """
     keys = photo_keys(wanted)
-    known = _collected(_found_among(keys, wanted, as_listed(batch, listed)) for batch in photos)
-    if known is None:
-        return wanted.select(listed.names).cast(listed)
+    known = _collected((_found_among(keys, wanted, as_listed(batch, listed)) for batch in photos), listed)
     place = np.full(len(wanted), -1, np.int64)
-    place[known.numbers.astype(np.int64)] = np.arange(len(known.rows))
+    place[np.searchsorted(keys, known.keys)] = np.arange(len(known.rows))
     joined = known.rows.take(pa.array(place, mask=place < 0))
     both = [wanted[name] if name in _NAME else pc.coalesce(wanted[name], joined[name]) for name in listed.names]
     return pa.table(both, schema=listed).combine_chunks()
@@ -116,27 +117,26 @@ def each_once(parts: Iterable[pa.Table], listed: pa.Schema) -> pa.Table:
     Raises:
         RuntimeError: two photos have the same key.
     """
-    collected = _collected(_Numbered(photo_keys(rows), rows) for rows in map(_without_repeats, parts))
-    return collected.rows if collected else listed.empty_table()
+    return _collected((_Keyed(photo_keys(rows), rows) for rows in map(_without_repeats, parts)), listed).rows
 
 
-class _Numbered(NamedTuple):
-    """Rows of a list, each with the number of its photo: any number, the same for all rows of a photo."""
+class _Keyed(NamedTuple):
+    """Rows of a list, each with the key of its photo."""
 
-    numbers: UInt64[np.ndarray, " rows"]
+    keys: UInt64[np.ndarray, " rows"]
     rows: pa.Table
 
 
-def _found_among(keys: UInt64[np.ndarray, " photos"], wanted: pa.Table, rows: pa.Table) -> _Numbered:
-    """The rows that are of wanted photos, with the places of these, which are sorted by their keys."""
+def _found_among(keys: UInt64[np.ndarray, " photos"], wanted: pa.Table, rows: pa.Table) -> _Keyed:
+    """The rows that are of wanted photos, which are sorted by their keys."""
     own = photo_keys(rows)
     place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
     same = np.flatnonzero(keys[place] == own) if len(keys) else np.zeros(0, np.int64)
-    place, rows = place[same], rows.take(pa.array(same))
+    rows = rows.take(pa.array(same))
     for name in _NAME:  # Of a list that nobody has looked at yet, ids that are none have one key.
-        there = pc.fill_null(pc.equal(rows[name], wanted[name].take(pa.array(place))), False).to_numpy()
-        place, rows = place[there], rows.filter(pa.array(there))
-    return _Numbered(place.astype(np.uint64), rows)
+        there = pc.fill_null(pc.equal(rows[name], wanted[name].take(pa.array(place[same]))), False).to_numpy()
+        same, rows = same[there], rows.filter(pa.array(there))
+    return _Keyed(own[same], rows)
 
 
 def _without_repeats(rows: pa.Table) -> pa.Table:
@@ -151,36 +151,65 @@ def _without_repeats(rows: pa.Table) -> pa.Table:
     return rows.filter(pa.array(np.r_[True, ~repeated][: len(rows)]))
 
 
-def _collected(parts: Iterable[_Numbered]) -> _Numbered | None:
-    """All parts in one, each photo once, sorted by number; none where there is no row."""
-    held: list[_Numbered] = []
-    waiting, limit = 0, _ROWS_HELD
+def _collected(parts: Iterable[_Keyed], listed: pa.Schema) -> _Keyed:
+    """All parts in one, each photo once, sorted by key.
+
+    Rows are divided by the first bits of their keys before they are put in order: what is put in order at once fits into the
+    processor's caches, and is in memory twice, but never all of the list.
+    """
+    buckets: list[list[_Keyed]] = [[] for _ in range(_BUCKETS)]
+    few: list[_Keyed] = []
+    held, limit = 0, _ROWS_HELD
+
+    def divide() -> None:
+        if not few:
+            return
+        keys, rows = _joined(few)
+        few.clear()
+        order = np.argsort(keys)
+        keys, rows = keys[order], rows.take(pa.array(order))
+        ends = [*np.searchsorted(keys, _STARTS).tolist(), len(keys)]
+        for bucket, start, end in zip(buckets, ends[:-1], ends[1:], strict=True):
+            if start < end:
+                bucket.append(_Keyed(keys[start:end], rows.slice(start, end - start)))
+
     for part in parts:
-        held.append(part)
-        waiting += len(part.rows)
-        if waiting > limit:
-            held = [_merged(held)]
-            waiting, limit = 0, _ROWS_HELD + len(held[0].rows)
-    return _merged(held) if any(len(part.rows) for part in held) else None
+        few.append(part)
+        held += len(part.rows)
+        if sum(len(each.rows) for each in few) >= _ROWS_DIVIDED:
+            divide()
+        if held > limit:
+            divide()
+            buckets = [[_merged(bucket)] if bucket else [] for bucket in buckets]
+            held = sum(len(each.rows) for bucket in buckets for each in bucket)
+            limit = _ROWS_HELD + held
+    divide()
+    merged = [_merged(bucket) for bucket in buckets if bucket]
+    keys, rows = _joined([_Keyed(np.zeros(0, np.uint64), listed.empty_table()), *merged])
+    return _Keyed(keys, rows.combine_chunks())  # Looked up in row by row, which takes longer in pieces.
 
 
-def _merged(parts: list[_Numbered]) -> _Numbered:
-    """Each photo once, sorted by number; a value is the smallest of its rows: their order must not matter."""
-    numbers = np.concatenate([part.numbers for part in parts])
-    rows = pa.concat_tables([part.rows for part in parts])
-    order = np.argsort(numbers)
-    numbers = numbers[order]
-    begins = np.r_[True, numbers[1:] != numbers[:-1]][: len(numbers)]
-    alone = begins & np.r_[begins[1:], True][: len(numbers)]
+def _joined(parts: list[_Keyed]) -> _Keyed:
+    keys, tables = zip(*parts, strict=True)
+    return _Keyed(np.concatenate(keys), pa.concat_tables(tables))
+
+
+def _merged(parts: list[_Keyed]) -> _Keyed:
+    """Each photo once, sorted by key; a value is the smallest of its rows: their order must not matter."""
+    keys, rows = _joined(parts)
+    order, rows = np.argsort(keys), rows.combine_chunks()
+    keys = keys[order]
+    begins = np.r_[True, keys[1:] != keys[:-1]][: len(keys)]
+    alone = begins & np.r_[begins[1:], True][: len(keys)]
     if alone.all():
-        return _Numbered(numbers, rows.take(pa.array(order)))
-    several = rows.take(pa.array(order[~alone])).append_column("number", pa.array(numbers[~alone]))
+        return _Keyed(keys, rows.take(pa.array(order)))
+    several = rows.take(pa.array(order[~alone])).append_column("key", pa.array(keys[~alone]))
     kinds = [(name, kind) for name in rows.column_names for kind in (("min", "max") if name in _NAME else ("min",))]
-    merged = several.group_by("number").aggregate(kinds)
+    merged = several.group_by("key").aggregate(kinds)
     if any(pc.any(pc.not_equal(merged[f"{name}_min"], merged[f"{name}_max"])).as_py() for name in _NAME):
         raise RuntimeError("two photos have the same key: rename one of them")
     columns = [merged[f"{name}_min"].cast(rows.schema.field(name).type) for name in rows.column_names]
     both = pa.concat_tables([rows.take(pa.array(order[alone])), pa.table(columns, schema=rows.schema)])
-    numbers = np.r_[numbers[alone], merged["number"].to_numpy()]
-    order = np.argsort(numbers)
-    return _Numbered(numbers[order], both.take(pa.array(order)))
+    keys = np.r_[keys[alone], merged["key"].to_numpy()]
+    order = np.argsort(keys)
+    return _Keyed(keys[order], both.take(pa.array(order)))

@@ -62,6 +62,8 @@ class PaintingRecipe(BaseModel):
     """As `pbe_train.model.schedulers.make_scheduler` takes it."""
     guidance_interval: tuple[float, float] = EVERYWHERE
     """Shares of the schedule between which the reference is followed so. Left out of the file where that is all of it."""
+    reuse: int = 1
+    """Every so-many-th step goes through the whole U-Net. Left out of the file where all do."""
     size: int
     """Side in px at which the model works."""
     buckets: tuple[Shape, ...] | None = None
@@ -80,7 +82,7 @@ class PaintingRecipe(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        return leave_out(write(self), {"buckets": None, "guidance_interval": list(EVERYWHERE)})
+        return leave_out(write(self), {"buckets": None, "guidance_interval": list(EVERYWHERE), "reuse": 1})
 
 
 def make_recipe(
@@ -109,6 +111,7 @@ def make_recipe(
         steps=how.steps,
         scheduler=str(how.scheduler),
         guidance_interval=how.guidance_interval,
+        reuse=how.reuse,
         size=size or identity.view_size,
         buckets=None if size else identity.buckets,
         seed=seed,
@@ -148,7 +151,7 @@ def paint_pairs(
     """
     check_guidance(paint.run, recipe.guidance)
     check_size(paint.run, recipe.size)
-    how = SamplingSettings(recipe.guidance, recipe.steps, recipe.scheduler, recipe.guidance_interval)
+    how = SamplingSettings(recipe.guidance, recipe.steps, recipe.scheduler, recipe.guidance_interval, recipe.reuse)
 
     def make(which: Sequence[Pair], shown: Sequence[PairPictures], tell: Callable[[float], None]) -> list[AnyPhoto]:
         photos, masks, references = ([getattr(one, part) for one in shown] for part in ("photo", "mask", "reference"))

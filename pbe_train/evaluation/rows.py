@@ -120,7 +120,7 @@ def paint_one(
     """What is missing of a model's row."""
     check_guidance(paint.run, options.guidance)
     interval = check_interval(options.guidance_interval)
-    how = SamplingSettings(options.guidance, options.steps, options.scheduler, interval)
+    how = SamplingSettings(options.guidance, options.steps, options.scheduler, interval, options.reuse)
     recipe = make_recipe(
         paint,
         pairs,

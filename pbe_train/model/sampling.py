@@ -60,7 +60,7 @@ def check_published(steps: int, scheduler: object, interval: Sequence[float]) ->
 
 
 def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The options of every command that paints: `guidance`, `guidance_interval`, `steps`, `scheduler`."""
+    """The options of every command that paints: `guidance`, `guidance_interval`, `steps`, `scheduler`, `reuse`."""
     add = parser.add_argument
     add(
         "--guidance", type=float, default=GUIDANCE, help="how strongly to follow the reference; 1 = no guidance, in half the time"
@@ -78,4 +78,11 @@ def add_sampling_options(parser: argparse.ArgumentParser | argparse._ArgumentGro
         "--scheduler",
         default=SCHEDULER,
         help="a scheduler of diffusers, also with options: 'DDIMScheduler(timestep_spacing=\"leading\")'",
+    )
+    add(
+        "--reuse",
+        type=int,
+        default=1,
+        help="every so-many-th step goes through the whole U-Net, those between take its deep features as they were: 2 is faster "
+        "and paints a little otherwise",
     )

@@ -19,7 +19,10 @@ from benchmarks.scale.check import check_all
 from benchmarks.scale.constants import DEVICE, PRECISION, World, encoder_rate, read_constants
 from benchmarks.scale.crawl_model import Crawl, by_host, from_bucket, host_sizes, owners, simulate_crawl, today
 from benchmarks.scale.pack_model import Pack, on_gpus, simulate_pack
+from docs import fill_scale
 from docs.pictures import make_scale
+from pbe_core.errors import InputError
+from pbe_core.settings import REPOSITORY
 from tests.conftest import call_program
 
 CONSTANTS, WORLD = read_constants(), World()
@@ -189,3 +192,14 @@ def test_a_small_run_and_its_pictures(tmp_path):
         with Image.open(tmp_path / "pictures" / f"{name}.png") as picture:
             assert picture.size == (round(100 * width), round(100 * height))
             assert len(picture.convert("L").getcolors()) > 20
+
+
+def test_the_page_says_what_the_results_say(tmp_path):
+    page = REPOSITORY / "docs" / "scale.md"
+    result = json.loads((RESULTS / "scale_model.json").read_text())
+    assert fill_scale.fill(page.read_text(), result) == page.read_text(), "run python -m docs.fill_scale"
+    other = {**result, "checks": result["checks"][:2], "breaks": result["breaks"][:1]}
+    filled = fill_scale.fill(page.read_text(), other).splitlines()
+    assert len(filled) == len(page.read_text().splitlines()) - len(result["checks"]) + 2 - len(result["breaks"]) + 1
+    with pytest.raises(InputError, match="no table that begins"):
+        fill_scale.fill("# Nothing\n", result)

@@ -502,10 +502,12 @@ def test_what_is_asked_reaches_who_paints_and_who_scores(run_folder, files, clip
         f"clip={clip}",
     ]
     how = ["--no-blend", "--window", "region", "--size", "64", "--guidance", "2", "--seed", "5", "--scheduler", "DDIMScheduler"]
+    how += ["--reuse", "2", "--guidance-interval", "0", "0.8"]
     done = call_program(evaluate.main, *given, *how, *QUICK)
     assert done.returncode == 0, done.stderr
     recipe = json.loads((tmp_path / "out" / "pictures" / "step-2" / "recipe.json").read_text())
     wanted = {"blend": False, "window": "region", "size": 64, "guidance": 2, "seed": 5, "scheduler": "DDIMScheduler", "steps": 2}
+    wanted |= {"reuse": 2, "guidance_interval": [0, 0.8]}
     assert {name: recipe[name] for name in wanted} == wanted
     (reconstructed,) = (tmp_path / "out" / "pictures").glob("vae-*/recipe.json")
     assert {"size": 64, "window": "region"}.items() <= json.loads(reconstructed.read_text()).items()
