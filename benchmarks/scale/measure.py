@@ -53,8 +53,9 @@ SAMPLES = 1_000
 SHARES = (0.01, 0.02, 0.3, 1.0)
 """Of the rows: the second and third calibrate, the others are predicted."""
 _LARGE = 1.0
-_SEEN_SECONDS = 2.0
 """From this share on once: no median is worth the minutes."""
+_SEEN_SECONDS = 2.0
+"""Of CPU time; what takes less is repeated."""
 PARTS_OF_STORE = (50, 100, 400)
 PHOTOS_PER_PART = 500
 FOOTERS = (1_000, 4_000, 20_000)
