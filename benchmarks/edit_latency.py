@@ -36,7 +36,8 @@ from pbe_core.errors import InputError, run_program
 from pbe_core.progress import Progress
 from pbe_train.checkpoints.known_sizes import CLIP_SIZES, VAE_SIZES
 from pbe_train.config import TIMESTEPS, ModelSettings, TrainSettings, UNetSettings
-from pbe_train.editing.paint_by_example import check_compiler, edit, place
+from pbe_train.editing.paint_by_example import edit
+from pbe_train.editing.placing import check_compiler, place
 from pbe_train.editing.speed import PLAIN, Way
 from pbe_train.model.paint_model import assemble, new_unet
 from pbe_train.model.pipeline import Run, RunIdentity, SamplingSettings

@@ -157,14 +157,17 @@ def replayed(settings: "EditSettings") -> list[tuple[str, float]]:
 
 
 def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
-    """The command line, and the settings that it names; an option that is given wins over them.
+    """The command line, and the settings that it names; an option that is given wins over them, `--exact-published` over all that
+    it decides.
 
     Raises:
         InputError: there are no such settings.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--settings", type=Path)
-    named = first.parse_known_args()[0].settings
+    first.add_argument("--exact-published", action="store_true")
+    asked = first.parse_known_args()[0]
+    named = asked.settings
     parser = make_parser(required=named is None)
     if named is None:
         return parser.parse_args(), None
@@ -172,8 +175,9 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
 
     settings = read_settings(named)
     # Not as they are written, which leaves out what is usual: what is usual here is another thing.
-    names = ["guidance", "guidance_interval", "steps", "scheduler", "size"]
-    names += ["weights", "precision", "channels_last", "compile", "threads"]
+    names = ["guidance", "size", "weights", "threads"]
+    if not asked.exact_published:  # Which says all of these itself.
+        names += ["guidance_interval", "steps", "scheduler", "precision", "channels_last", "compile"]
     parser.set_defaults(
         model=settings.model.source,
         seed=settings.seeds[0],

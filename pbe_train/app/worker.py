@@ -32,7 +32,8 @@ from pbe_train.checkpoints.from_pretrained import RELEASED
 from pbe_train.checkpoints.load_report import OPEN_RAIL, read_report
 from pbe_train.checkpoints.trainer_checkpoint import locate_checkpoint, read_state
 from pbe_train.editing.edit_settings import weights_hash
-from pbe_train.editing.paint_by_example import PaintByExample, Preview, find_device
+from pbe_train.editing.paint_by_example import PaintByExample, Preview
+from pbe_train.editing.placing import find_device
 from pbe_train.editing.reading import check_mask, read_mask, read_photo, save_picture, with_profile
 from pbe_train.editing.threads import default_threads
 from pbe_train.model.schedulers import SCHEDULERS

@@ -203,10 +203,11 @@ def fitted_size(picture: Picture, size: int, geometry: ReferenceGeometry) -> tup
 
 def resize(picture: Picture, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Resize, bilinear and antialiased: as Pillow does it, in half the time of OpenCV's INTER_AREA."""
-    planes = torch.from_numpy(picture).permute(2, 0, 1)[None]
-    resized = interpolate(planes, (height, width), mode="bilinear", antialias=True)
-    pixels: np.ndarray = cv2.merge(list(resized[0].numpy()))
-    return pixels
+    pixels = torch.from_numpy(np.require(picture, requirements=["C", "W"]))
+    # The fast way is for strides of channels-last, which `pixels.permute(2, 0, 1)[None]` does not have.
+    batch = pixels.reshape(1, *picture.shape).permute(0, 3, 1, 2)
+    resized = interpolate(batch, (height, width), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
 
 
 class Drawn(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from pbe_core.errors import InputError
 from pbe_train.model.edit_passes import Condition, both, fixed_condition, fixed_planes, last_layers, passes_apart, whole_pass
 from pbe_train.model.paint_model import PaintByExampleModel
 
@@ -41,6 +42,14 @@ class Guided:
         self.model, self.masked, self.mask_channel, self.condition = model, masked, mask_channel, condition
         self.nothing = model.conditioner.uncond_vector.to(condition).expand_as(condition)
         self.apart = not exact and passes_apart(getattr(model, "unet", None), masked.shape[-2], masked.shape[-1])
+        compiled = getattr(model, "compiled_edits", False)
+        if (reuse > 1 or compiled) and not (exact or self.apart):
+            asked = "compile" if compiled else f"reuse {reuse}"
+            rows, columns = masked.shape[-2:]
+            raise InputError(
+                f"{asked}: this works with U-Nets in Stable Diffusion's layout and latents that all of its levels halve, and "
+                f"neither may be so here ({type(model.unet).__name__}, {columns}x{rows}); leave it out, or give another size"
+            )
         self.reuse = reuse
         self.age = 0
         """Passes since the deep features were computed."""

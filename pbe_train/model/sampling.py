@@ -33,7 +33,7 @@ def check_interval(interval: Sequence[float]) -> Interval:
         InputError: it is not two numbers from 0 to 1, the smaller one first.
     """
     try:
-        start, end = (float(each) for each in interval)
+        start, end = (math.nan if isinstance(each, str | bool) else float(each) for each in interval)
     except (TypeError, ValueError):
         start = end = math.nan
     if not 0 <= start < end <= 1:

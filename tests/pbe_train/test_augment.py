@@ -4,6 +4,7 @@ The figures are those of 400 draws with albumentations 0.4.3, at 224 px.
 """
 
 import io
+import warnings
 from random import Random
 
 import cv2
@@ -32,6 +33,7 @@ from pbe_train.data.references import (
     fit_reference,
     moves,
     prepare_reference,
+    resize,
     transforms,
 )
 
@@ -315,3 +317,18 @@ def test_all_parts_are_named_and_the_guide_has_their_probabilities():
     guide = (REPOSITORY / "docs" / "training.md").read_text()
     for part, probability in STRONG.items():
         assert f"\n| `{part}` | {probability} | " in guide
+
+
+def test_a_picture_that_may_not_be_written_to_is_resized_without_a_word():
+    """The strides decide how fast PyTorch is, and no byte."""
+    draw = np.random.default_rng(0)
+    for sides in draw.integers(3, 300, (30, 4)).tolist():
+        picture = draw.integers(0, 256, (*sides[:2], 3), np.uint8)
+        planes = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].contiguous()
+        expected = torch.nn.functional.interpolate(planes, sides[2:], mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        picture.setflags(write=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = resize(picture, *sides[2:])
+        assert found.flags.c_contiguous
+        assert (found == expected.numpy()).all()

@@ -7,6 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 
+from pbe_core.errors import InputError
 from pbe_train.config import LoraSettings, UNetSettings
 from pbe_train.model.diffusion import paint_latents
 from pbe_train.model.edit_passes import REDONE, passes_apart
@@ -179,6 +180,20 @@ def test_every_so_many_th_step_is_whole():
         assert counts["up_blocks.1.resnets.2"] == 6
         redone = sum(isinstance(module, ResnetBlock2D) for module in model.unet.up_blocks[1].modules())
         assert counts["up_blocks.1.resnets.0"] == (whole if redone > REDONE else 6)
+
+
+def test_a_shape_that_its_own_passes_do_not_know_keeps_and_compiles_nothing_and_says_so():
+    model = make("two layers a level")
+    given = torch.randn(1, 4, 7, 8), torch.ones(1, 1, 7, 8), torch.randn(1, 1, SMALL.cross_attention_dim)
+    Guided(model, *given)
+    with pytest.raises(
+        InputError, match=r"^reuse 2: this works with U-Nets in Stable Diffusion's layout .*UNet2DConditionModel, 8x7"
+    ):
+        Guided(model, *given, reuse=2)
+    model.compiled_edits = True
+    with pytest.raises(InputError, match=r"^compile: this works with"):
+        Guided(model, *given)
+    Guided(model, *given, exact=True)
 
 
 @torch.no_grad()

@@ -75,6 +75,13 @@ def test_what_is_no_interval_is_one_line(wrong: object):
         check_interval(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", ["01", ("0", "1"), (False, True)])
+def test_what_could_be_read_as_numbers_is_no_interval_either(wrong: object):
+    with pytest.raises(InputError, match=r"^guidance interval .*: give two shares of the schedule"):
+        check_interval(wrong)  # type: ignore[arg-type]
+
+
 def test_the_published_way_is_50_steps_of_plms_at_guidance_5(paint: PaintByExample, asked: Counter[int]):
     """What these settings paint by name, but for rounding: its passes are diffusers' own. The default is another picture."""
     exact = edited(paint, exact_published=True)

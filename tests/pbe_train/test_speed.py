@@ -13,7 +13,7 @@ from PIL import Image
 
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample
-from pbe_train.editing import paint_by_example, speed
+from pbe_train.editing import placing, speed
 from pbe_train.editing.speed import PLAIN, WAYS, Way, choose, fastest_way, measure
 from tests.pbe_train.test_editing import call, levels, photo, region
 from tests.pbe_train.test_editing import files as files
@@ -169,7 +169,7 @@ def test_compiling_needs_a_compiler(run_folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
     # Others that are there are no use: PyTorch calls this one, or what CXX says, as one word.
-    monkeypatch.setattr(paint_by_example.shutil, "which", lambda name: None if name.endswith("g++") else f"/usr/bin/{name}")
+    monkeypatch.setattr(placing.shutil, "which", lambda name: None if name.endswith("g++") else f"/usr/bin/{name}")
     with pytest.raises(InputError, match=r"compile: torch.compile needs a C\+\+ compiler, and g\+\+ is not to be found; install"):
         PaintByExample.from_pretrained(run_folder, compile=True)
     monkeypatch.setenv("CXX", "ccache g++")

@@ -1,4 +1,4 @@
-/** Model, guidance, steps, scheduler, number of results and seed. */
+/** Model, guidance and where it works, steps, scheduler, number of results and seed. */
 const MOST_SEED = 2 ** 32;
 
 export class Settings {
@@ -9,6 +9,7 @@ export class Settings {
   constructor(form, { models, schedulers, limits }) {
     this.models = models;
     for (const name of ["model", "guidance", "steps", "scheduler", "count", "seed"]) this[name] = form.querySelector(`#${name}`);
+    this.interval = ["#guided-from", "#guided-to"].map((name) => form.querySelector(name));
     this.model.append(...models.map((model) => new Option(model.name, model.id)));
     this.scheduler.append(...schedulers.map((name) => new Option(name.replace(/Scheduler$/, ""), name)));
     this.steps.max = limits.steps;
@@ -28,15 +29,17 @@ export class Settings {
       model: this.model.value,
       seeds: Array.from({ length: count }, (_, number) => (first + number) % MOST_SEED),
       guidance: Number(this.guidance.value),
+      guidance_interval: this.interval.map((field) => Number(field.value)),
       steps: Number(this.steps.value),
       scheduler: this.scheduler.value,
     };
   }
 
   /** What an edit asks for, for people. */
-  told({ model, seeds, guidance, steps, scheduler }) {
+  told({ model, seeds, guidance, guidance_interval: [start, end] = [0, 1], steps, scheduler }) {
     const several = seeds.length > 1 ? `seeds ${seeds[0]} to ${seeds.at(-1)}` : `seed ${seeds[0]}`;
-    const how = `guidance ${guidance} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")}`;
+    const where = guidance === 1 || (start === 0 && end === 1) ? "" : ` from ${start} to ${end}`;
+    const how = `guidance ${guidance}${where} · ${steps} steps · ${scheduler.replace(/Scheduler.*$/, "")}`;
     const { name } = this.models.find(({ id }) => id === model) ?? { name: model };
     return `${name} · ${how} · ${several}`;
   }
@@ -47,7 +50,7 @@ export class Settings {
       this.scheduler.add(new Option(defaults.scheduler.replace("Scheduler", ""), defaults.scheduler));
     }
     for (const name of ["guidance", "steps", "scheduler"]) this[name].value = defaults[name];
-    this.guidance.disabled = !guidance;
+    for (const field of [this.guidance, ...this.interval]) field.disabled = !guidance;
     if (!guidance) this.guidance.value = 1;
     document.querySelector("#model-note").textContent = note;
     document.querySelector("#model-told").textContent =

@@ -31,7 +31,7 @@ from pbe_train.app.sessions import SESSION_SECONDS, Item, Room, Session, Session
 from pbe_train.app.uploads import Mask, Photo, shown_name
 from pbe_train.app.worker import Worker, free_share, in_words
 from pbe_train.editing.edit_settings import EditSettings, PictureRecord, find_picture, read_settings
-from pbe_train.model.sampling import SCHEDULER
+from pbe_train.model.sampling import SCHEDULER, check_published
 from tests.conftest import call_program
 
 TINY = REPOSITORY / FINISHED
@@ -470,6 +470,17 @@ def test_settings_are_taken_and_options_win(written: Path, monkeypatch: pytest.M
     assert read
     sample.find_pictures(options, read)
     assert (options.image, options.seed, options.model, options.steps, options.guidance) == (moved, 6, Path("runs/other"), 3, 3.5)
+
+
+def test_the_published_way_wins_over_what_the_file_says_of_it(written: Path, monkeypatch: pytest.MonkeyPatch):
+    """Steps and scheduler of the file are not the person's own words; those beside the option are, and are refused."""
+    written.write_text(json.dumps(json.loads(written.read_text()) | {"precision": "bf16", "guidance_interval": [0, 0.5]}))
+    options, _ = options_of(monkeypatch, "--settings", str(written), "--exact-published")
+    check_published(options.steps, options.scheduler, options.guidance_interval)
+    assert (options.precision, options.compile, options.guidance, options.size) == ("auto", False, 3.5, 128)
+    options, _ = options_of(monkeypatch, "--settings", str(written), "--exact-published", "--steps", "12")
+    with pytest.raises(InputError, match=r"^exact published: 50 steps of PLMS"):
+        check_published(options.steps, options.scheduler, options.guidance_interval)
 
 
 def test_an_interval_of_guidance_is_written_and_read_where_there_is_one(written: Path, monkeypatch: pytest.MonkeyPatch):

@@ -144,10 +144,13 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
         one.page.click("#example")
         one.page.locator("#thumbs img").wait_for()
         one.fill(count=2, seed=7, steps=24)
+        one.page.fill("#guided-from", "0.25")
+        one.page.fill("#guided-to", "0.75")
         edit = one.paint()
         one.page.locator(f'[data-edit="{edit}"][data-seen]').wait_for(state="attached")
         assert one.page.locator(".edit .pace").inner_text().startswith("Result ")
         one.wait(edit)
+        one.page.locator(".told", has_text="guidance 2 from 0.25 to 0.75 · 24 steps").wait_for()
         one.page.locator(".seeds button").nth(1).click()
         one.page.locator(".seeds button[aria-pressed=true]", has_text="seed 8").wait_for()
         saved = {}
@@ -163,7 +166,8 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
     result = picture(saved["save"])
     assert np.array_equal(result[mask == 0], photo[mask == 0])
     assert not np.array_equal(result[mask > 0], photo[mask > 0])
-    assert json.loads(saved["record"])["seeds"] == [7, 8]
+    told = json.loads(saved["record"])
+    assert (told["seeds"], told["guidance_interval"]) == ([7, 8], [0.25, 0.75])
     with zipfile.ZipFile(io.BytesIO(saved["archive"])) as archive:
         archive.extractall(tmp_path)
     (record,) = tmp_path.rglob("settings.json")
@@ -349,7 +353,7 @@ def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
     """A broken picture, one of 400 million px, a mask of another size, a reference of 1 x 1; the page and the server go on."""
     huge = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(huge, "PNG")
-    with person(browser, address, refused=3) as one:
+    with person(browser, address, refused=4) as one:
         error = one.page.locator("#photo-error")
         one.page.set_input_files("#photo-file", {"name": "a.jpg", "mimeType": "image/jpeg", "buffer": b"no picture"})
         one.page.locator("#photo-error", has_text="a.jpg").wait_for()
@@ -371,6 +375,10 @@ def test_what_is_refused_is_a_sentence_where_it_belongs(browser, address):
         assert one.page.locator("#thumbs li").count() == 1
         one.draw([(300, 250), (420, 260)])
         one.fill(steps=1)
+        one.page.fill("#guided-to", "0")
+        one.page.click("#paint")
+        one.page.locator("#settings-error", has_text="guidance interval 0.0 0.0: give two shares").wait_for()
+        one.page.fill("#guided-to", "1")
         one.wait(one.paint())
 
 
