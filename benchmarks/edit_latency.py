@@ -223,7 +223,9 @@ def main() -> None:
     parser.add_argument("--peer", help="a Python that has diffusers 0.36; without it there is no row of the peer's")
     parser.add_argument("--rows", nargs="+", choices=("peer", *ROWS), help="to measure; rows of others stay in the file")
     parser.add_argument(
-        "--few", type=int, help="steps to time instead of all, from 3; the rest is reckoned, and the file says so"
+        "--few",
+        type=int,
+        help="steps to time instead of all, from 3; the rest is reckoned, and the file says so (not with reuse)",
     )
     parser.add_argument("--threads", type=int, help="of the CPU; by default PyTorch's own choice")
     parser.add_argument("--results", type=Path, default=FILE, help="file to write (default: %(default)s)")
@@ -237,11 +239,14 @@ def main() -> None:
     if options.row:
         print(json.dumps(measure(options.row, options.tiny, options.few)))
         return
+    few = options.few
     names = options.rows or [*(["peer"] if options.peer else []), *ROWS]
     if "peer" in names and not options.peer:
         raise InputError("--rows peer: give the Python that has diffusers 0.36 with --peer")
     rows: list[dict[str, Any]] = []
     for name in names:
+        # Steps that keep features take a quarter of those that do not: of a few of both nothing can be reckoned.
+        options.few = None if name in ROWS and ROWS[name].how.reuse > 1 else few
         with Progress(name):
             rows = write(options.results, measure_apart(name, options), sizes_of(options.tiny)["view_px"])
     table = Table("way", "s an edit", "passes", "s a pass", "peak MB", "x peer")

@@ -16,6 +16,10 @@ from pbe_core.errors import InputError, run_program
 _SHOWN_NODES = (1, 10, 100)
 _BOUNDS = {"encoder": "GPUs", "requests": "bucket", "core": "cores"}
 """The model's word -> the page's."""
+_BOUNDS_OF = {
+    ("crawl of one bucket", "host"): "bucket",
+    ("crawl of the web, as it is", "core"): "reading footers",  # All that a core does there, beside waiting for hosts.
+}
 
 
 def fill(page: str, result: Mapping[str, Any]) -> str:
@@ -52,7 +56,7 @@ def _check(row: Mapping[str, Any]) -> list[str]:
 def _answer(row: Mapping[str, Any]) -> list[str]:
     low, middle, high = (f"{days:.0f}" if (days := row["days"][key]) >= 10 else f"{days:.1f}" for key in ("p10", "p50", "p90"))
     hours = f"{row['instance_hours']:,.0f}"
-    bound = "bucket" if (row["way"], row["bound"]) == ("crawl of one bucket", "host") else _BOUNDS.get(row["bound"], row["bound"])
+    bound = _BOUNDS_OF.get((row["way"], row["bound"])) or _BOUNDS.get(row["bound"], row["bound"])
     return [row["way"], str(row["nodes"]), middle, f"{low} to {high}", hours, bound, f"{row['lost_nodes']:,.0f}"]
 
 

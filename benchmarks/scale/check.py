@@ -66,7 +66,7 @@ def _crawl(constants: Constants, world: World, runs: Sequence[Mapping[str, Any]]
     few, many, two = runs
     per_photo, fixed = line(*columns([few, many], "photos", "cpu_seconds"))
     each, own = line(*columns([few, many], "photos", "worker_cpu_seconds"))
-    names = "1 process, 4,000 and 12,000 photos", f"2 processes, {two['photos']:,} photos"
+    names = f"1 process, {few['photos']:,} and {many['photos']:,} photos", f"2 processes, {two['photos']:,} photos"
     # Starting is paid by each process.
     yield Check("crawl: CPU time of all processes", *names, "CPU s", fixed + own + per_photo * two["photos"], two["cpu_seconds"])
     yield Check("crawl: CPU time of the workers", *names, "CPU s", 2 * own + each * two["photos"], two["worker_cpu_seconds"])
