@@ -164,8 +164,9 @@ def resize(
 
 
 def _shrink(photo: UInt8[np.ndarray, "height width 3"], width: int, height: int) -> UInt8[np.ndarray, "height2 width2 3"]:
-    """As Pillow's bicubic, to one level (of noise, now and then two); PyTorch takes a fifth of the time, and the same bytes come of
-    every CPU.
+    """As Pillow's bicubic, to one level (of noise, now and then two); PyTorch takes a fifth of the time.
+
+    The same bytes come of every CPU.
     """
     import torch  # Takes seconds, and most who deal in windows resize nothing.
 
