@@ -155,7 +155,7 @@ def _collected(parts: Iterable[_Keyed], listed: pa.Schema) -> _Keyed:
     """All parts in one, each photo once, sorted by key.
 
     Rows are divided by the first bits of their keys before they are put in order: what is put in order at once fits into the
-    processor's caches, and is in memory twice, but never all of the list.
+    processor's caches. At the end the pieces become one, for which the whole list is in memory twice.
     """
     buckets: list[list[_Keyed]] = [[] for _ in range(_BUCKETS)]
     few: list[_Keyed] = []

@@ -278,7 +278,7 @@ def _photos_that_share(partitions: Partitions, name: str) -> pa.Table:
         photos = partitions.photos.read(part, ["photo", "photo_id", name]).take(pa.array(places)).combine_chunks()
         photo, photo_id, value = (photos[column].combine_chunks() for column in ("photo", "photo_id", name))
         # A photo without boxes must not be the one that is kept.
-        wanted = _are_among(np.asarray(photo), np.asarray(partitions.boxes.read_column(part, "photo")))
+        wanted = are_among(np.asarray(photo), np.asarray(partitions.boxes.read_column(part, "photo")))
         if name == "url":  # `http://` or `unknown` is no photo's address.
             wanted &= pc.fill_null(pc.match_substring_regex(value, ADDRESS), False).to_numpy(zero_copy_only=False)
         chosen = pa.array(wanted)
@@ -287,7 +287,7 @@ def _photos_that_share(partitions: Partitions, name: str) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _are_among(few: UInt64[np.ndarray, " few"], many: UInt64[np.ndarray, " many"]) -> Bool[np.ndarray, " few"]:
+def are_among(few: UInt64[np.ndarray, " few"], many: UInt64[np.ndarray, " many"]) -> Bool[np.ndarray, " few"]:
     """Whether each of some numbers is among many; `np.isin` would sort these."""
     known = np.unique(few)
     place = np.minimum(np.searchsorted(known, many), len(known) - 1)

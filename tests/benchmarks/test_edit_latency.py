@@ -52,9 +52,13 @@ def test_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     """From its command line to its file, with a row in a process of its own."""
     file = tmp_path / "latency.json"
     words = ["--tiny", "--few", "3", "--threads", "1", "--results", str(file)]
-    monkeypatch.setattr(sys, "argv", ["edit_latency", *words, "--rows", "+ bf16"])
+    monkeypatch.setattr(sys, "argv", ["edit_latency", *words, "--rows", "fp32, interval 0-0.83, reuse 2", "+ bf16"])
     main()
-    assert [row["row"] for row in json.loads(file.read_text())["rows"]] == ["+ bf16"]
+    # Of steps that differ in length nothing is reckoned.
+    assert [(row["row"], row["reckoned_from_steps"]) for row in json.loads(file.read_text())["rows"]] == [
+        ("+ bf16", 3),
+        ("fp32, interval 0-0.83, reuse 2", None),
+    ]
     assert "+ bf16" in capsys.readouterr().out
     for wrong, said in ((["--rows", "peer"], "with --peer"), (["--few", "2"], "give 3 steps or more")):
         monkeypatch.setattr(sys, "argv", ["edit_latency", *wrong])

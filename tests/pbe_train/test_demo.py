@@ -17,6 +17,7 @@ from pbe_train.data.references import fit_reference
 from pbe_train.data.shards import ShardReader
 from pbe_train.editing import paint_by_example
 from pbe_train.editing.paint_by_example import PaintByExample
+from pbe_train.evaluation import held_out
 from pbe_train.evaluation.held_out import check_fits
 from pbe_train.model import pipeline
 from pbe_train.model.pipeline import Run, SamplingSettings, check_guidance
@@ -74,7 +75,9 @@ def test_a_run_sees_references_as_it_was_trained_to(reader, trained: Run, monkey
         check_fits(run, reader)
 
 
-def test_the_demo_runs(world: World, run_folder: Path, tmp_path: Path):
+def test_the_demo_runs(world: World, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hows, paint = [], held_out.paint_held_out
+    monkeypatch.setattr(held_out, "paint_held_out", lambda *given, **more: hows.append(given[4]) or paint(*given, **more))
     given = ["--model", str(run_folder), "--dataset", str(world.dataset), "--steps", "2"]
     for count, across, down in ((1, 1, 1), (3, 2, 2)):
         done = call_program(demo.main, *given, "--count", str(count), "--out", str(tmp_path / "demo.png"))
@@ -82,3 +85,10 @@ def test_the_demo_runs(world: World, run_folder: Path, tmp_path: Path):
         picture = Image.open(tmp_path / "demo.png")
         assert picture.width == across * 4 * 166 + 6
         assert picture.height == 18 + down * (166 + 18) + 6
+    done = call_program(
+        demo.main, *given, "--count", "1", "--out", str(tmp_path / "demo.png"), "--reuse", "2", "--guidance-interval", "0", "0.5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [(how.steps, how.reuse, how.guidance_interval) for how in hows] == [(2, 1, (0, 1))] * 2 + [(2, 2, (0, 0.5))]
+    done = call_program(demo.main, *given, "--reuse", "0", "--out", str(tmp_path / "demo.png"))
+    assert (done.returncode, "--reuse 0" in done.stderr) == (2, True)

@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from pbe_core.errors import InputError
 from pbe_core.judges.judge import load_judge
 from pbe_train import evaluate
-from pbe_train.evaluation import features, program
+from pbe_train.evaluation import features, painting, program
 from pbe_train.evaluation import rows as rows_module
 from pbe_train.evaluation.features import PART, extract, read_features, through_codec
 from pbe_train.evaluation.pair_sets import draw_alike, draw_candidates, open_pairs
@@ -487,7 +487,9 @@ def test_mixtures_that_no_score_can_come_of_are_told_before_painting(clip, tmp_p
 
 def test_what_is_asked_reaches_who_paints_and_who_scores(run_folder, files, clip, tmp_path, monkeypatch):
     """Options are in recipes, of the VAE's row, too; pairs are compared with those that were drawn, and drawn together."""
-    asked, others = [], []
+    asked, others, hows = [], [], []
+    edit = painting.edit
+    monkeypatch.setattr(painting, "edit", lambda *given, **more: hows.append(given[5]) or edit(*given, **more))
     monkeypatch.setattr(program, "Question", lambda **given: asked.append(given) or Question(**given))
     look = program.look_at_row
     monkeypatch.setattr(program, "look_at_row", lambda *given: others.append(given[2]) or look(*given))
@@ -507,6 +509,9 @@ def test_what_is_asked_reaches_who_paints_and_who_scores(run_folder, files, clip
     assert done.returncode == 0, done.stderr
     recipe = json.loads((tmp_path / "out" / "pictures" / "step-2" / "recipe.json").read_text())
     wanted = {"blend": False, "window": "region", "size": 64, "guidance": 2, "seed": 5, "scheduler": "DDIMScheduler", "steps": 2}
+    assert {(one.steps, one.scheduler, one.guidance, one.guidance_interval, one.reuse) for one in hows} == {
+        (2, "DDIMScheduler", 2.0, (0.0, 0.8), 2)
+    }
     wanted |= {"reuse": 2, "guidance_interval": [0, 0.8]}
     assert {name: recipe[name] for name in wanted} == wanted
     (reconstructed,) = (tmp_path / "out" / "pictures").glob("vae-*/recipe.json")

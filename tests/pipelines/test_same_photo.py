@@ -17,6 +17,7 @@ from pbe_core.images.decode import decode_photo
 from pipelines.selection.duplicates import (
     MAX_DETAIL_DISTANCE,
     MAX_DISTANCE,
+    are_among,
     by_place,
     keepers,
     near_pairs,
@@ -230,3 +231,9 @@ def test_a_scan_that_is_not_there_or_not_finished_is_refused(tmp_path):
         read_scan(tmp_path)
     (tmp_path / "survey.json").write_text("{}")
     assert len(read_scan(tmp_path).same) == 0
+
+
+@given(few=st.lists(st.integers(0, 9), min_size=1), many=st.lists(st.integers(0, 12)))
+def test_numbers_among_many(few, many):
+    found = are_among(np.array(few, np.uint64), np.array(many, np.uint64))
+    assert found.tolist() == [one in many for one in few]

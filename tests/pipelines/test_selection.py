@@ -654,3 +654,13 @@ def test_the_fast_order_is_that_of_two_stable_sorts(hashes):
     order[tied] = few[np.lexsort((few, number[few], photo[few]))]
     assert order.tolist() == np.lexsort((number, photo)).tolist()
     assert [len(each) for each in order_within(photo[:0], number[:0])] == [0, 0]
+
+
+def test_words_alone_have_dictionaries_in_the_tables(tmp_path):
+    """Parquet would begin one for each id and coordinate, too, and give it up: larger files, written in more time."""
+    run(source_of(on_photos("train/a", "train/b") + boxes({"photo_id": "c", "x_min": 0.59})), tmp_path, {"min_area": 0.1})
+    for name in ("objects", "rejects"):
+        columns = pq.read_metadata(tmp_path / f"{name}.parquet").row_group(0).to_dict()["columns"]
+        with_one = {one["path_in_schema"] for one in columns if "RLE_DICTIONARY" in one["encodings"]}
+        assert {"split", "label"} < with_one
+        assert not with_one & {"photo_id", "object_id", "row", "area_share", *COORDINATES}
