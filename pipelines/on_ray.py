@@ -4,14 +4,19 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import ray
 
-from pbe_core.errors import InputError, heed_sigterm
+from pbe_core.errors import InputError, Terminated, heed_sigterm
 from pbe_core.machine import fits, short_folder
 from pbe_core.progress import print_line
 
@@ -31,13 +36,48 @@ def start_ray(address: str | None) -> None:
     `ray start`; where there is none, start a Ray for the time of this process.
 
     Does nothing where this process has one; where that has lost all its nodes (that of this machine was killed), it begins anew.
-    Says on stderr which cluster it joins, since what runs there belongs to others, too. From then on SIGTERM is as Ctrl-C.
+    Says on stderr which cluster it joins, since what runs there belongs to others, too. From then on SIGTERM is as Ctrl-C, where
+    the program has no handler of its own; one that comes while Ray starts waits until it has, and the second one does not.
 
     Raises:
         InputError: there is no cluster at the address, it cannot be joined, or Ray has no folder for its sockets.
     """
-    _join_or_start(address)
-    heed_sigterm()
+    with _sigterm_later():
+        _join_or_start(address)
+
+
+@contextmanager
+def _sigterm_later() -> Iterator[None]:
+    """Note a SIGTERM, and deliver it at the end, to the handler of before, or as Ctrl-C where there was none.
+
+    While Ray starts it has a handler of its own, which raises `SystemExit`. It forks processes meanwhile, and what a handler
+    raises in one of the calls that Python makes after a fork is lost: a crawl has gone on that was told to stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, came = signal.getsignal(signal.SIGTERM), False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            raise Terminated
+        came = True
+
+    signal.signal(signal.SIGTERM, note)
+    sets_its_own = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = sets_its_own
+        # Set in any case: what Ray is made of has put an abort in its place, of which Python knows nothing.
+        if before in (signal.SIG_DFL, None):
+            heed_sigterm()
+        else:
+            signal.signal(signal.SIGTERM, before)
+        if came:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _join_or_start(address: str | None) -> None:

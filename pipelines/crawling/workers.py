@@ -55,17 +55,13 @@ class Stop:
     def __enter__(self) -> "Stop":
         handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         self._before = {number: old for number, old in handlers.items() if old != signal.SIG_IGN}  # nohup ignores SIGHUP.
-        self.listen()
+        for number in self._before:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def listen(self) -> None:
-        """Handle signals, also where another handler was set meanwhile."""
-        for number in self._before:
-            signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: Any) -> None:
         again, self.signal = self.signal, self.signal or number
@@ -133,11 +129,7 @@ def _start(chosen: Round, sources: Sequence[PhotoSource], settings: BuildSetting
     """Start Ray; returns how many processes crawl."""
     if not ray.is_initialized():
         progress.say("starting Ray")
-        try:
-            start_ray(settings.ray.address)
-        except SystemExit:  # What Ray makes of a SIGTERM while it starts.
-            stop.signal = signal.SIGTERM
-        stop.listen()  # Ray has put a handler of its own.
+        start_ray(settings.ray.address)
     if stop.signal:
         return 0
     cpus = int(ray.cluster_resources().get("CPU", 0))

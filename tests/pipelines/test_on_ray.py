@@ -149,3 +149,35 @@ def test_the_usual_folder_is_taken_where_it_fits(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_SHORT_FOLDERS", (str(tmp_path / "not there"),))
     with pytest.raises(InputError, match=r"too long a name for Ray's sockets; set RAY_TMPDIR to a folder of a short name"):
         folder_for_sockets()
+
+
+SIGNALLED = """
+import os, signal, sys
+from pbe_core.errors import Terminated
+from pipelines.on_ray import start_ray
+noted, sent = [], []
+if sys.argv[1] == "noted":
+    signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
+
+
+def send():
+    if not sent:
+        sent.append(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+os.register_at_fork(after_in_parent=send)
+try:
+    start_ray("local")
+    signal.raise_signal(signal.SIGTERM)
+except Terminated:
+    noted.append("terminated")
+print(sent, noted)
+"""
+
+
+@pytest.mark.parametrize(("before", "noted"), [("noted", [1, 1]), ("nothing", ["terminated"])])
+def test_a_stop_that_comes_in_a_fork_while_ray_starts_is_not_lost(before, noted):
+    """What a handler raises there is lost, and Ray's own raises. Who has a handler keeps it, else it ends the program."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, before], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), "Exception ignored" in done.stderr) == (0, f"[1] {noted}", False), done.stderr
