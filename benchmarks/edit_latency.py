@@ -48,7 +48,7 @@ FILE = RESULTS / "edit_latency.json"
 PACKAGES = ("torch", "diffusers", "transformers")
 PEER = Path(__file__).with_name("edit_latency_peer.py")
 NEEDED_GB = 8.0
-LAST, HALF = Way("fp32", True), Way("bf16", True)
+LAST, PACKED, HALF, PACKED_HALF = Way("fp32", True), Way("fp32", True, True), Way("bf16", True), Way("bf16", True, True)
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,16 @@ ROWS = {
     "default steps": Ours(EXACT),
     "+ nothing twice, one batch": Ours(DEFAULT),
     "+ channels-last": Ours(DEFAULT, LAST),
-    "+ bf16": Ours(DEFAULT, HALF),
-    "+ compile": Ours(DEFAULT, HALF, compiled=True),
-    "fp32, interval 0-0.83": Ours(SamplingSettings(guidance_interval=LATE), LAST),
-    "fp32, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), LAST),
-    "fp32, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), LAST),
-    "bf16, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), HALF),
-    "bf16, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), HALF),
+    "+ prepacked": Ours(DEFAULT, PACKED),
+    "+ bf16": Ours(DEFAULT, PACKED_HALF),
+    "bf16, compile": Ours(DEFAULT, HALF, compiled=True),
+    "fp32, interval 0-0.83": Ours(SamplingSettings(guidance_interval=LATE), PACKED),
+    "fp32, reuse 2": Ours(SamplingSettings(reuse=2), PACKED),
+    "fp32, reuse 3": Ours(SamplingSettings(reuse=3), PACKED),
+    "fp32, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), PACKED),
+    "fp32, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), PACKED),
+    "bf16, interval 0-0.83, reuse 2": Ours(SamplingSettings(guidance_interval=LATE, reuse=2), PACKED_HALF),
+    "bf16, interval 0-0.83, reuse 3": Ours(SamplingSettings(guidance_interval=LATE, reuse=3), PACKED_HALF),
 }
 """Ours; a row that begins with + is the one before it and one thing more."""
 

@@ -1,15 +1,17 @@
-"""What depends on the machine: what its devices are called, and folders with names that are short enough for sockets.
+"""What depends on the machine: what its devices are called, its memory, and folders with names that are short enough for sockets.
 
 The path of a Unix socket has 107 bytes at most. Batch systems set TMPDIR to longer names, and then Ray does not start, and
 PyTorch's loader processes hand nothing over, for ever.
 """
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import platform
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 LONGEST_PATH_BYTES = 107
@@ -42,6 +44,16 @@ def make_room_for_multiprocessing() -> None:
     if folder:
         chosen["tempdir"] = str(folder)  # Children inherit it.
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def give_memory_back() -> None:
+    """Give the system what the C library keeps of freed memory.
+
+    glibc keeps some hundred MB of what a pass through a large network freed, in pieces that are too small for the next network's
+    features: these came on top, and made the peak.
+    """
+    with suppress(AttributeError, TypeError):  # musl, macOS and Windows have no such function.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def device_name() -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 # Of the command line, what a model is loaded with.
-LOADED = ("weights", "device", "precision", "channels_last", "compile", "offload")
+LOADED = ("weights", "device", "precision", "channels_last", "prepacked", "compile", "offload")
 
 
 def main() -> None:
@@ -177,7 +177,7 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
     # Not as they are written, which leaves out what is usual: what is usual here is another thing.
     names = ["guidance", "size", "weights", "threads"]
     if not asked.exact_published:  # Which says all of these itself.
-        names += ["guidance_interval", "steps", "scheduler", "precision", "channels_last", "compile"]
+        names += ["guidance_interval", "steps", "scheduler", "precision", "channels_last", "prepacked", "compile"]
     parser.set_defaults(
         model=settings.model.source,
         seed=settings.seeds[0],
@@ -269,6 +269,11 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--channels-last", type=parse_switch, help="layout of the weights; by default what is faster, and false for fp32"
+    )
+    parser.add_argument(
+        "--prepacked",
+        type=parse_switch,
+        help="pack the U-Net's weights for oneDNN, on x86 CPUs; by default as --channels-last, and not with --compile",
     )
     parser.add_argument(
         "--compile",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 # Of the command line, what is the painting process's business.
-PAINTING = ("device", "precision", "channels_last", "compile", "offload", "threads")
+PAINTING = ("device", "precision", "channels_last", "prepacked", "compile", "offload", "threads")
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from pbe_core.files import file_sha256
 from pbe_train.app.edit_queue import Edit
 from pbe_train.editing.edit_settings import EditSettings, LoraRecord, ModelRecord, PictureRecord
 
+HOW_COMPUTED = ("size", "precision", "channels_last", "prepacked", "compile", "device", "threads")
+
 _AT_ONCE = 1 << 20
 _LONGEST = 60
 _WITH_SUFFIX = re.compile(r"(.+)(\.[A-Za-z0-9]{1,5})")
@@ -67,7 +69,9 @@ def settings_of(edit: Edit, remote: bool) -> str:
         mask=_record(edit, edit.mask),
         references=[_record(edit, name) for name in edit.references],
         **edit.how,
-        **{name: edit.facts[name] for name in ("size", "precision", "channels_last", "compile", "device", "threads")},
+        **{
+            name: edit.facts[name] for name in ("size", "precision", "channels_last", "prepacked", "compile", "device", "threads")
+        },
     )
     return made.model_dump_json(indent=1) + "\n"
 

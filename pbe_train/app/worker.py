@@ -65,7 +65,7 @@ class Worker:
     """Paints what it is told to.
 
     Args:
-        settings: device, offload, threads; and precision, channels_last, compile where they are not as usual.
+        settings: device, offload, threads; and precision, channels_last, prepacked, compile where they are not as usual.
         answers: where its messages go.
     """
 
@@ -119,7 +119,7 @@ class Worker:
         threads = self.settings["threads"] or default_threads(paint.run)
         torch.set_num_threads(threads)
         known: dict[str, Any] = {"source": loaded.source, "sha256": loaded.sha256}
-        known |= {"precision": paint.way.precision, "channels_last": paint.way.channels_last}
+        known |= paint.way._asdict()
         known["compile"] = paint.run.model.compiled_edits
         known["loras"] = [{"source": lora.source, "weight": lora.weight, "sha256": lora.sha256} for lora in paint.loras]
         width, height = paint.run.identity.view_shape(photo.shape[1], photo.shape[0])
@@ -149,7 +149,7 @@ class Worker:
         while self.loaded and free_share(self.settings["device"]) < FREE_SHARE:
             del self.loaded[next(iter(self.loaded))]
             _free()
-        names = ("device", "precision", "channels_last", "compile", "offload")
+        names = ("device", "precision", "channels_last", "prepacked", "compile", "offload")
         chosen = {name: self.settings[name] for name in names if name in self.settings}
         # A training may write another checkpoint meanwhile: this is the one, and its settings name it.
         folder = local_folder(source)

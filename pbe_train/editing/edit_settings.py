@@ -80,6 +80,8 @@ class EditSettings(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
     """Layout of the weights, which rounds otherwise; left out of the file where it is not this."""
+    prepacked: bool = False
+    """Whether the U-Net's weights were packed, which rounds otherwise; left out of the file where they were not."""
     compile: bool = False
     """Whether the passes were compiled, which rounds otherwise; left out of the file where they were not."""
     device: str
@@ -92,8 +94,8 @@ class EditSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        usual = {"loras": [], "guidance_interval": list(EVERYWHERE), "channels_last": False, "compile": False}
-        return leave_out(write(self), usual)
+        usual = {"loras": [], "guidance_interval": list(EVERYWHERE)}
+        return leave_out(write(self), usual | dict.fromkeys(("channels_last", "prepacked", "compile"), False))
 
 
 def read_settings(path: Path) -> EditSettings:

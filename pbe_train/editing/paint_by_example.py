@@ -84,6 +84,7 @@ class PaintByExample:
         device: torch.device | str | None = None,
         precision: Precision | Literal["auto"] = "auto",
         channels_last: bool | None = None,
+        prepacked: bool | None = None,
         compile: bool = False,
         offload: bool = False,
         loras: str | Path | Sequence[AnyLora] = (),
@@ -100,6 +101,8 @@ class PaintByExample:
                 every machine, but for rounding.
             channels_last: the layout of weights. By default that of `auto` is measured, too; that of `fp32` is another, and that
                 of 16 bits is this.
+            prepacked: on x86 CPUs, whether the U-Net's weights are packed for oneDNN: less time, and other rounding. By default
+                as `channels_last`, and not with `compile`.
             compile: compile the passes with torch.compile: the first edit of each shape waits for a minute or more, those after
                 it take less time. It needs a C++ compiler.
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
@@ -119,7 +122,7 @@ class PaintByExample:
         run = load_model(source, weights, "cpu")
         # In fp32, and before they are cast: a LoRA may be smaller than what 16 bits tell apart.
         merged = merge_loras(run, [loras] if isinstance(loras, str | Path) else loras)
-        way, note = choose_way(run, there, precision, channels_last)
+        way, note = choose_way(run, there, precision, channels_last, prepacked, compile)
         placed = place(run, there, way, offload)
         placed.model.compiled_edits = compile
         return cls(placed, merged, way, note)

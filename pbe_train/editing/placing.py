@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from pbe_core.errors import InputError
+from pbe_core.machine import give_memory_back
+from pbe_train.editing.prepacked import can_prepack, prepack
 from pbe_train.editing.speed import TYPES, Precision, Way, fastest_way, is_small
 from pbe_train.model.pipeline import Run
 
@@ -33,14 +35,32 @@ def find_device(device: torch.device | str | None) -> torch.device:
 
 
 def choose_way(
-    run: Run, device: torch.device, precision: Precision | Literal["auto"], channels_last: bool | None
+    run: Run,
+    device: torch.device,
+    precision: Precision | Literal["auto"],
+    channels_last: bool | None,
+    prepacked: bool | None,
+    compile: bool,
 ) -> tuple[Way, str | None]:
-    """The precision and layout to compute in, and a line about it where it was not asked for."""
+    """The precision and layout to compute in, and a line about it where it was not asked for.
+
+    Raises:
+        InputError: weights are to be packed, and cannot be.
+    """
+    if prepacked and (compile or not can_prepack(device)):
+        lacking = f"{device} is no x86 CPU with AVX2, or this PyTorch has no oneDNN"
+        cause = "torch.compile packs them itself" if compile else lacking
+        raise InputError(f"prepacked: weights cannot be packed here ({cause}); leave it out, or give false")
     if precision == "auto":
         way, note = fastest_way(run.model.unet, device, run.identity.view_size // run.vae.sizes.downsampling)
-        return way if channels_last is None else way._replace(channels_last=channels_last), note
-    last = precision != "fp32" and not is_small(run.model.unet) if channels_last is None else channels_last
-    return Way(precision, last), None
+    else:
+        halved = precision != "fp32" and not is_small(run.model.unet)
+        way, note = Way(precision, halved, halved and can_prepack(device)), None
+    if compile or channels_last is False:  # What is packed is made for channels-last.
+        way = way._replace(prepacked=False)
+    if channels_last is not None:
+        way = way._replace(channels_last=channels_last)
+    return (way if prepacked is None else way._replace(prepacked=prepacked)), note
 
 
 def check_compiler(offload: bool) -> None:
@@ -73,6 +93,10 @@ def place(run: Run, device: torch.device, way: Way, offload: bool) -> Run:
     if way.channels_last:
         run.model.unet.to(memory_format=torch.channels_last)
         run.vae.to(memory_format=torch.channels_last)
+    if device.type == "cpu" and not is_small(run.model.unet):
+        run.vae.network.decoder.register_forward_pre_hook(lambda *_: give_memory_back())
+    if way.prepacked:
+        prepack(run.model.unet)
     if not offload:
         return run
     OneAtATime(device, [[run.model.conditioner], [run.model.unet], *run.vae.halves()])

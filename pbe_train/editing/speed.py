@@ -18,10 +18,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 from pbe_core.machine import cpu_name
+from pbe_train.editing.prepacked import can_prepack, prepack
 
 Precision = Literal["fp32", "bf16", "fp16"]
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,17 +41,24 @@ class Way(NamedTuple):
 
     precision: Precision = "fp32"
     channels_last: bool = False
+    prepacked: bool = False
+    """The U-Net's weights, as oneDNN computes with them (prepacked.py)."""
 
     def __str__(self) -> str:
-        return self.precision + (", channels-last" if self.channels_last else "")
+        return self.precision + ", channels-last" * self.channels_last + ", prepacked" * self.prepacked
 
 
 PLAIN = Way()
-# From the plainest on; GPUs before Ampere have no arithmetic in bf16, CPUs none worth having in fp16.
-WAYS = {
-    "cpu": (PLAIN, Way("fp32", True), Way("bf16", True)),
-    "cuda": (PLAIN, Way("fp32", True), Way("bf16", True), Way("fp16", True)),
-}
+
+
+def ways_of(device: torch.device) -> tuple[Way, ...]:
+    """Those that a device may be fastest in, from the plainest on; none where none but the plainest is known to work."""
+    if device.type == "cpu":  # Has no arithmetic in fp16 worth having.
+        packed = can_prepack(device)
+        return (PLAIN, Way("fp32", True), *([Way("fp32", True, True)] if packed else []), Way("bf16", True, packed))
+    if device.type == "cuda":  # GPUs before Ampere have no arithmetic in bf16.
+        return PLAIN, Way("fp32", True), Way("bf16", True), Way("fp16", True)
+    return ()
 
 
 def choose(seconds: Mapping[Way, float]) -> Way:
@@ -76,17 +85,18 @@ def fastest_way(
         cells: side of the latents.
         folder: where measurements are kept; by default the user's cache.
     """
-    if is_small(unet) or device.type not in WAYS:
+    ways = ways_of(device)
+    if is_small(unet) or not ways:
         return PLAIN, None
     file = (folder or user_cache()) / "speed.json"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     widths = unet.config.block_out_channels
     key = f"{name} | torch {torch.__version__} | {'-'.join(map(str, widths))} at {cells}"
-    seconds = _known(file, key, WAYS[device.type])
+    seconds = _known(file, key, ways)
     if not seconds:
         # The second level: half the side of the first, where the features are twice as many.
         width = widths[min(1, len(widths) - 1)]
-        seconds = measure(width - width % HEADS, max(cells // 2, 8), device, WAYS[device.type])
+        seconds = measure(width - width % HEADS, max(cells // 2, 8), device, ways)
         _keep(file, key, seconds)
     way = choose(seconds)
     if way == PLAIN:
@@ -126,6 +136,8 @@ def measure(width: int, side: int, device: torch.device, ways: Iterable[Way]) ->
         kind, layout = TYPES[way.precision], torch.channels_last if way.channels_last else torch.contiguous_format
         with torch.random.fork_rng(devices=[]):
             layer = _Layer(width).to(device, kind).to(memory_format=layout)  # type: ignore[call-overload]
+            if way.prepacked:
+                prepack(layer)
             given = torch.randn(2, width, side, side).to(device, kind)
         with torch.autocast(device.type, kind, enabled=kind != torch.float32):
             seconds[way] = min(_seconds(layer, given) for _ in range(1 + REPEATS))
@@ -133,19 +145,18 @@ def measure(width: int, side: int, device: torch.device, ways: Iterable[Way]) ->
 
 
 class _Layer(nn.Module):
-    """A convolution, projections and self-attention, as a U-Net has them."""
+    """A convolution, and self-attention with its projections, as a U-Net has them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(1, width)
         self.convolution = nn.Conv2d(width, width, 3, padding=1)
-        self.projections = nn.Linear(width, 3 * width)
+        self.attention = Attention(width, heads=HEADS, dim_head=width // HEADS)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.convolution(silu(self.norm(features)))
-        positions = self.projections(features.flatten(2).transpose(1, 2))
-        queries, keys, values = positions.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
-        return scaled_dot_product_attention(queries, keys, values)
+        attended: Tensor = self.attention(features.flatten(2).transpose(1, 2))
+        return attended
 
 
 def _seconds(layer: nn.Module, given: Tensor) -> float:

@@ -1,10 +1,15 @@
-"""Names that are too long for sockets, as batch systems give TMPDIR."""
+"""Names that are too long for sockets, as batch systems give TMPDIR; memory that the C library keeps."""
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+import pytest
+
+from pbe_core.machine import give_memory_back
 from pbe_core.settings import REPOSITORY
 
 LOADED = """
@@ -36,3 +41,17 @@ def test_loader_processes_hand_over_tensors_with_a_long_tmpdir(tmp_path):
     assert handed_over == "[0, 1, 4, 9]"
     assert not Path(folder).exists(), "it is removed at the end"
     assert not list(long.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="another C library than glibc")
+def test_what_was_freed_goes_back():
+    """Pieces that are too small to be asked of the system one by one: 200 MB, with one that stays above them."""
+    process = psutil.Process()
+    pieces = [bytearray(100_000) for _ in range(2_000)]
+    above = bytearray(100_000)
+    before = process.memory_info().rss
+    del pieces
+    give_memory_back()
+    assert process.memory_info().rss < before - 150_000_000
+    del above
+    give_memory_back()

@@ -14,13 +14,14 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample
 from pbe_train.editing import placing, speed
-from pbe_train.editing.speed import PLAIN, WAYS, Way, choose, fastest_way, measure
+from pbe_train.editing.speed import PLAIN, Way, choose, fastest_way, measure, ways_of
 from tests.pbe_train.test_editing import call, levels, photo, region
 from tests.pbe_train.test_editing import files as files
 from tests.pbe_train.test_editing import paint as paint
 from tests.pbe_train.test_model import make_model
 
-LAST, BF16, FP16 = Way("fp32", True), Way("bf16", True), Way("fp16", True)
+LAST, PACKED, BF16, FP16 = Way("fp32", True), Way("fp32", True, True), Way("bf16", True, True), Way("fp16", True)
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
     def forced(*what):
         asked.append(what)
-        return {PLAIN: 0.3, LAST: 0.25, BF16: 0.1}
+        return {PLAIN: 0.3, LAST: 0.25, PACKED: 0.2, BF16: 0.1}
 
     monkeypatch.setattr(speed, "measure", forced)
     return asked
@@ -62,7 +63,7 @@ def test_a_way_is_measured_once_for_a_kind_of_model(large, measured, tmp_path: P
     way, note = fastest_way(unet, cpu, 16, tmp_path)
     assert way == BF16
     assert note is not None
-    assert note.startswith(f"computing in bf16, channels-last: 3.0 x as fast as fp32 here ({tmp_path / 'speed.json'})")
+    assert note.startswith(f"computing in bf16, channels-last, prepacked: 3.0 x as fast as fp32 here ({tmp_path / 'speed.json'})")
     assert "\n" not in note
     assert fastest_way(unet, cpu, 16, tmp_path) == (way, note)
     assert len(measured) == 1
@@ -108,8 +109,8 @@ def test_small_models_and_other_devices_compute_as_ever(measured, tmp_path: Path
 def test_a_measurement_leaves_no_trace():
     """Each way is timed, the weights are drawn apart from the generator of others, and no gradient is kept."""
     state = torch.get_rng_state()
-    seconds = measure(64, 8, torch.device("cpu"), WAYS["cpu"])
-    assert list(seconds) == list(WAYS["cpu"])
+    seconds = measure(64, 8, CPU, ways_of(CPU))
+    assert list(seconds) == [PLAIN, LAST, PACKED, BF16]
     assert all(0 < needed < 60 for needed in seconds.values())
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -123,7 +124,7 @@ def test_auto_loads_what_was_measured(large, measured, run_folder: Path, files, 
     assert paint.run.model.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     given = {name: files[name] for name in ("image", "mask", "reference", "out")}
     call(monkeypatch, model=run_folder, steps=2, device="cpu", **given)
-    assert capsys.readouterr().err.count("computing in bf16, channels-last: 3.0 x as fast as fp32 here") == 1
+    assert capsys.readouterr().err.count("computing in bf16, channels-last, prepacked: 3.0 x as fast as fp32 here") == 1
     painted = paint(files["image"], files["mask"], files["reference"], steps=2)
     assert levels(painted, Image.open(files["out"])) == 0
     assert len(measured) == 1
@@ -140,9 +141,13 @@ def test_auto_loads_what_was_measured(large, measured, run_folder: Path, files, 
     [
         ({"precision": "fp32"}, PLAIN),
         ({"precision": "fp32", "channels_last": True}, LAST),
+        ({"precision": "fp32", "channels_last": True, "prepacked": True}, PACKED),
         ({"precision": "bf16"}, BF16),
+        ({"precision": "bf16", "prepacked": False}, Way("bf16", True)),
         ({"precision": "bf16", "channels_last": False}, Way("bf16", False)),
+        ({"precision": "bf16", "channels_last": False, "prepacked": True}, Way("bf16", False, True)),
         ({"channels_last": False}, Way("bf16", False)),
+        ({"prepacked": False}, Way("bf16", True)),
     ],
 )
 def test_what_is_asked_for_wins(large, measured, run_folder: Path, tmp_path, monkeypatch, asked: dict, way: Way):

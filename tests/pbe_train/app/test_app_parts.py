@@ -498,9 +498,13 @@ def test_a_layout_that_the_file_leaves_out_is_taken_as_it_was(written: Path, mon
     """Without a word about it, what has 16 bits is channels-last; such a file is of an edit that was not."""
     written.write_text(json.dumps(json.loads(written.read_text()) | {"precision": "bf16"}))
     options, _ = options_of(monkeypatch, "--settings", str(written))
-    assert (options.precision, options.channels_last, options.compile) == ("bf16", False, False)
+    assert (options.precision, options.channels_last, options.prepacked, options.compile) == ("bf16", False, False, False)
     options, _ = options_of(monkeypatch, "--settings", str(written), "--channels-last", "true")
     assert options.channels_last
+    packed = read_settings(written).model_copy(update={"prepacked": True})
+    written.write_text(packed.model_dump_json())
+    assert '"prepacked":true' in written.read_text()
+    assert options_of(monkeypatch, "--settings", str(written))[0].prepacked
 
 
 @pytest.mark.parametrize(
