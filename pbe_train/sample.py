@@ -177,7 +177,7 @@ def parse_options() -> tuple[argparse.Namespace, "EditSettings | None"]:
     # Not as they are written, which leaves out what is usual: what is usual here is another thing.
     names = ["guidance", "size", "weights", "threads"]
     if not asked.exact_published:  # Which says all of these itself.
-        names += ["guidance_interval", "steps", "scheduler", "precision", "channels_last", "prepacked", "compile"]
+        names += ["guidance_interval", "steps", "reuse", "scheduler", "precision", "channels_last", "prepacked", "compile"]
     parser.set_defaults(
         model=settings.model.source,
         seed=settings.seeds[0],

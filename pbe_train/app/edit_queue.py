@@ -23,6 +23,8 @@ MOST_OF_SESSION = 8
 """Edits that one session may have waiting, beside the one that is painted."""
 MOST_WAITING = 64
 """Edits of all sessions that may wait."""
+KEPT_COSTS = 0.25
+"""Of a whole pass, one that keeps the deep features (docs/editing.md)."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Edit(Item):
     mask: str = ""
     references: list[str] = field(default_factory=list)
     how: dict[str, Any] = field(default_factory=dict)
-    """`seeds`, `guidance`, `guidance_interval`, `steps`, `scheduler`."""
+    """`seeds`, `guidance`, `guidance_interval`, `steps`, `reuse`, `scheduler`."""
     state: State = "waiting"
     place: int = 0
     """Edits that are painted before this one."""
@@ -67,9 +69,10 @@ class Edit(Item):
 
     @property
     def passes(self) -> float:
-        """Of the U-Net in a step, in the mean: guidance takes a second one where it works."""
+        """Of the U-Net in a step, in the mean: guidance takes a second one where it works; kept features spare most of one."""
         start, end = self.how["guidance_interval"]
-        return 1.0 if self.how["guidance"] == 1 else 1.0 + end - start
+        whole = (1 + KEPT_COSTS * (self.how["reuse"] - 1)) / self.how["reuse"]
+        return whole * (1.0 if self.how["guidance"] == 1 else 1.0 + end - start)
 
     def tell(self) -> None:
         """Wake who waits for a change."""

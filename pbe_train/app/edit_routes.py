@@ -61,6 +61,7 @@ class Wanted(BaseModel):
     guidance: float = Field(default=GUIDANCE, ge=-100, le=100)
     guidance_interval: tuple[float, float] = EVERYWHERE
     steps: int = Field(default=STEPS, ge=1, le=MOST_STEPS)
+    reuse: int = Field(default=1, ge=1, le=MOST_STEPS)
     scheduler: str = Field(default=SCHEDULER, max_length=500)
 
 
@@ -180,7 +181,7 @@ class EditRoutes:
         self.sessions.resize(session, edit, size)
         edit.owner, edit.choice, edit.of = session.id, choice, _told_of_photo(photo)
         edit.photo, edit.mask, *edit.references = names
-        edit.how = wanted.model_dump(include={"seeds", "guidance", "guidance_interval", "steps", "scheduler"})
+        edit.how = wanted.model_dump(include={"seeds", "guidance", "guidance_interval", "steps", "reuse", "scheduler"})
         edit.steps = wanted.steps
         self.queue.add(edit)
         return web.json_response({"id": edit.id, "place": edit.place})

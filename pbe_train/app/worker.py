@@ -134,7 +134,7 @@ class Worker:
                 if edit in self.watched and time.monotonic() >= self.preview_due and preview.step < preview.steps:
                     self._save_preview(preview, edit, folder)
 
-            how = {name: job[name] for name in ("guidance", "guidance_interval", "steps", "scheduler")}
+            how = {name: job[name] for name in ("guidance", "guidance_interval", "steps", "reuse", "scheduler")}
             edited = paint(photo, mask, references, seed=seed, callback=watch, **how)
             assert isinstance(edited, Image.Image)
             save_picture(with_profile(np.asarray(edited), folder / job["photo"]), folder / f"result-{number}.png")

@@ -74,6 +74,8 @@ class EditSettings(BaseModel):
     guidance_interval: tuple[float, float] = EVERYWHERE
     """Shares of the schedule between which guidance worked; left out of the file where it was all of it."""
     steps: int
+    reuse: int = Field(default=1, ge=1)
+    """How many steps share deep features; left out of the file where none do."""
     scheduler: str
     size: int | tuple[int, int]
     """Side in px at which the model worked; or width and height."""
@@ -94,7 +96,7 @@ class EditSettings(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        usual = {"loras": [], "guidance_interval": list(EVERYWHERE)}
+        usual = {"loras": [], "guidance_interval": list(EVERYWHERE), "reuse": 1}
         return leave_out(write(self), usual | dict.fromkeys(("channels_last", "prepacked", "compile"), False))
 
 

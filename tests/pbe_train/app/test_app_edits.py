@@ -286,6 +286,7 @@ BAD_EDITS: list[tuple[dict[str, Any], str]] = [
     ({"seeds": list(range(17))}, "seeds: "),
     ({"steps": 0}, "steps: "),
     ({"steps": 1001}, "steps: "),
+    ({"reuse": 0}, "reuse: "),
     ({"guidance": "much"}, "guidance: "),
     ({"guidance_interval": [0.7, 0.2]}, "guidance interval 0.7 0.2: give two shares of the schedule"),
     ({"references": []}, "references: "),

@@ -35,7 +35,7 @@ from pbe_train.model.sampling import SCHEDULER, check_published
 from tests.conftest import call_program
 
 TINY = REPOSITORY / FINISHED
-HOW = {"seeds": [0, 1], "guidance": 2.0, "guidance_interval": (0.0, 1.0), "steps": 10, "scheduler": "DDIMScheduler"}
+HOW = {"seeds": [0, 1], "guidance": 2.0, "guidance_interval": (0.0, 1.0), "steps": 10, "reuse": 1, "scheduler": "DDIMScheduler"}
 
 
 class Recorder(Painter):
@@ -72,7 +72,7 @@ def ready(**models: Facts) -> Message:
 
 
 def make_edit(id: str, owner: str) -> Edit:
-    return Edit(id, Path(id), users=1, owner=owner, how=HOW)
+    return Edit(id, Path(id), users=1, owner=owner, how=dict(HOW))
 
 
 @settings(max_examples=40)
@@ -161,6 +161,9 @@ def test_the_time_left_is_that_of_all_before():
         await settle()
         # Two seeds of ten steps of two passes each.
         assert [queue.seconds_left(edit) for edit in edits] == [None, 40.0, 80.0]
+        # Of two steps one is whole, and the other a quarter of one.
+        edits[2].how["reuse"] = 2
+        assert [queue.seconds_left(edit) for edit in edits] == [None, 40.0, 65.0]
         running.cancel()
 
     asyncio.run(go())

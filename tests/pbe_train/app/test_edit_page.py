@@ -146,11 +146,14 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
         one.fill(count=2, seed=7, steps=24)
         one.page.fill("#guided-from", "0.25")
         one.page.fill("#guided-to", "0.75")
+        one.page.select_option("#reuse", "2")
         edit = one.paint()
         one.page.locator(f'[data-edit="{edit}"][data-seen]').wait_for(state="attached")
         assert one.page.locator(".edit .pace").inner_text().startswith("Result ")
         one.wait(edit)
-        one.page.locator(".told", has_text="guidance 2 from 0.25 to 0.75 · 24 steps").wait_for()
+        one.page.locator(
+            ".told", has_text="guidance 2 from 0.25 to 0.75 · 24 steps, one in 2 whole · DPM++ 2M Karras"
+        ).wait_for()
         one.page.locator(".seeds button").nth(1).click()
         one.page.locator(".seeds button[aria-pressed=true]", has_text="seed 8").wait_for()
         saved = {}
@@ -167,7 +170,7 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
     assert np.array_equal(result[mask == 0], photo[mask == 0])
     assert not np.array_equal(result[mask > 0], photo[mask > 0])
     told = json.loads(saved["record"])
-    assert (told["seeds"], told["guidance_interval"]) == ([7, 8], [0.25, 0.75])
+    assert (told["seeds"], told["guidance_interval"], told["reuse"]) == ([7, 8], [0.25, 0.75], 2)
     with zipfile.ZipFile(io.BytesIO(saved["archive"])) as archive:
         archive.extractall(tmp_path)
     (record,) = tmp_path.rglob("settings.json")
@@ -338,7 +341,7 @@ def test_after_a_reload_edits_are_there_and_can_be_cancelled(browser, address):
         one.wait(second, "painting")
         assert asked == []
         assert one.page.locator(f'[data-edit="{second}"] .told').inner_text() == (
-            "tiny world · guidance 2 · 1000 steps · DPMSolverMultistep · seed 0"
+            "tiny world · guidance 2 · 1000 steps · DPM++ 2M Karras · seed 0"
         )
         one.page.locator(f'[data-edit="{second}"] .forget').click()
         one.wait(second, "cancelled")
