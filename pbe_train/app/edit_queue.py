@@ -71,7 +71,7 @@ class Edit(Item):
     def passes(self) -> float:
         """Of the U-Net in a step, in the mean: guidance takes a second one where it works; kept features spare most of one."""
         start, end = self.how["guidance_interval"]
-        whole = (1 + KEPT_COSTS * (self.how["reuse"] - 1)) / self.how["reuse"]
+        whole: float = (1 + KEPT_COSTS * (self.how["reuse"] - 1)) / self.how["reuse"]
         return whole * (1.0 if self.how["guidance"] == 1 else 1.0 + end - start)
 
     def tell(self) -> None:
