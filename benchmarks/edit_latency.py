@@ -135,10 +135,10 @@ def measure(name: str, tiny: bool, few: int | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for again in range(1 + row.compiled):
         passes.clear()
-        ends: list[float] = []
+        ends: list[tuple[float, int]] = []
 
-        def watch(step: int, of: int, made: object, ends: list[float] = ends) -> None:
-            ends.append(time.perf_counter())
+        def watch(step: int, of: int, made: object, ends: list[tuple[float, int]] = ends) -> None:
+            ends.append((time.perf_counter(), sum(passes)))
 
         began = time.perf_counter()
         painted = edit(run, [photo], [mask], [reference], [0], how, watch=watch)
@@ -148,36 +148,36 @@ def measure(name: str, tiny: bool, few: int | None) -> dict[str, Any]:
             result["first_edit_seconds"] = round(seconds, 2)
     return result | {
         "seconds": seconds,
-        "step_seconds": [end - start for start, end in itertools.pairwise(ends)],
+        "steps": [(end - start, after - before) for (start, before), (end, after) in itertools.pairwise(ends)],
         "passes": sum(passes),
         "peak_mb": high_water_mb(),
-        **dict(zip(("all_steps", "all_passes"), steps_and_passes(row.how), strict=True)),
+        "all_passes": count_passes(row.how),
         "versions": describe_versions(PACKAGES),
     }
 
 
-def steps_and_passes(how: SamplingSettings) -> tuple[int, int]:
-    """How many timesteps a scheduler stops at, and how many passes they take."""
+def count_passes(how: SamplingSettings) -> int:
+    """How many passes all timesteps take that a scheduler stops at."""
     scheduler = make_scheduler(how.scheduler, "epsilon")
     begin(scheduler, how.steps, torch.device("cpu"))
-    times = scheduler.timesteps.tolist()
-    return len(times), sum(1 + guided_at(time, how.guidance_interval, TIMESTEPS) for time in times)
+    return sum(1 + guided_at(time, how.guidance_interval, TIMESTEPS) for time in scheduler.timesteps.tolist())
 
 
 def as_row(name: str, told: dict[str, Any], few: int | None) -> dict[str, Any]:
-    """A row of the file, from what a process told. Of a few steps, passes left out are reckoned from their median."""
-    steps = told["step_seconds"]
+    """A row of the file, from what a process told. Of a few steps, passes left out are reckoned from the median of a pass."""
+    steps = told["steps"]
     seconds, passes = told["seconds"], told["passes"]
+    # Of steps by their own passes: a pipeline may tell of fewer steps than it makes.
+    a_pass = statistics.median(taken / made for taken, made in steps)
     if few:
-        seconds_a_pass = statistics.median(steps) * (len(steps) + 1) / passes
-        seconds, passes = seconds + (told["all_passes"] - passes) * seconds_a_pass, told["all_passes"]
+        seconds, passes = seconds + (told["all_passes"] - passes) * a_pass, told["all_passes"]
     row = {
         "row": name,
         "seconds": round(seconds, 2),
         "passes": passes,
-        "seconds_a_pass": round(sum(steps) / len(steps) / told["all_passes"] * told["all_steps"], 3),
+        "seconds_a_pass": round(a_pass, 3),
         "peak_mb": round(told["peak_mb"]),
-        "reckoned_from_steps": len(steps) + 1 if few else None,
+        "reckoned_from_steps": len(steps) if few else None,
     }
     return row | ({"first_edit_seconds": told["first_edit_seconds"]} if "first_edit_seconds" in told else {})
 

@@ -151,9 +151,7 @@ def test_the_first_minute_and_what_can_be_downloaded(browser, address, tmp_path)
         one.page.locator(f'[data-edit="{edit}"][data-seen]').wait_for(state="attached")
         assert one.page.locator(".edit .pace").inner_text().startswith("Result ")
         one.wait(edit)
-        one.page.locator(
-            ".told", has_text="guidance 2 from 0.25 to 0.75 · 24 steps, one in 2 whole · DPM++ 2M Karras"
-        ).wait_for()
+        one.page.locator(".told", has_text="guidance 2 from 0.25 to 0.75 · 24 steps, one in 2 whole · DPM++ 2M Karras").wait_for()
         one.page.locator(".seeds button").nth(1).click()
         one.page.locator(".seeds button[aria-pressed=true]", has_text="seed 8").wait_for()
         saved = {}
