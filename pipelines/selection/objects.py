@@ -348,7 +348,9 @@ def _writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table
     Row groups have a fixed size: how the rows were read must not show in the file.
     """
     waiting: list[pa.Table] = []
-    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=with_dictionary(schema)) as writer:
+    # What a row group holds of all but the split says nothing: rows are sorted by hashes.
+    options = {"use_dictionary": with_dictionary(schema), "write_statistics": ["split"]}
+    with atomic_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
 
         def write_group(table: pa.Table) -> None:
             writer.write_table(_with_sorted_words(table).cast(schema), row_group_size=_ROW_GROUP)
