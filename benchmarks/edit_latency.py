@@ -38,7 +38,8 @@ from pbe_train.checkpoints.known_sizes import CLIP_SIZES, VAE_SIZES
 from pbe_train.config import TIMESTEPS, ModelSettings, TrainSettings, UNetSettings
 from pbe_train.editing.paint_by_example import edit
 from pbe_train.editing.placing import check_compiler, place
-from pbe_train.editing.speed import PLAIN, Way
+from pbe_train.editing.prepacked import can_prepack
+from pbe_train.editing.speed import PLAIN, TYPES, Way
 from pbe_train.model.paint_model import assemble, new_unet
 from pbe_train.model.pipeline import Run, RunIdentity, SamplingSettings
 from pbe_train.model.sampling import PUBLISHED_SCHEDULER, PUBLISHED_STEPS, guided_at
@@ -48,7 +49,10 @@ FILE = RESULTS / "edit_latency.json"
 PACKAGES = ("torch", "diffusers", "transformers")
 PEER = Path(__file__).with_name("edit_latency_peer.py")
 NEEDED_GB = 8.0
-LAST, PACKED, HALF, PACKED_HALF = Way("fp32", True), Way("fp32", True, True), Way("bf16", True), Way("bf16", True, True)
+CPU = torch.device("cpu")
+LAST, HALF = Way("fp32", True), Way("bf16", True)
+# As far as this processor packs weights.
+PACKED, PACKED_HALF = (way._replace(prepacked=can_prepack(CPU, TYPES[way.precision])) for way in (LAST, HALF))
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def make(sizes: dict[str, Any], row: Ours) -> Run:
         scaling_factor=sizes["vae"]["scaling_factor"],
         view_size=sizes["view_px"],
     )
-    run = place(Run(model.eval().requires_grad_(False), vae, settings, identity, 0), torch.device("cpu"), row.way, False)
+    run = place(Run(model.eval().requires_grad_(False), vae, settings, identity, 0), CPU, row.way, False)
     run.model.compiled_edits = row.compiled
     return run
 
@@ -163,6 +167,11 @@ def count_passes(how: SamplingSettings) -> int:
     return sum(1 + guided_at(time, how.guidance_interval, TIMESTEPS) for time in scheduler.timesteps.tolist())
 
 
+def keeps_features(name: str) -> bool:
+    """Whether steps of a row differ in length: of a few of them nothing can be reckoned, and their median means nothing."""
+    return name in ROWS and ROWS[name].how.reuse > 1
+
+
 def as_row(name: str, told: dict[str, Any], few: int | None) -> dict[str, Any]:
     """A row of the file, from what a process told. Of a few steps, passes left out are reckoned from the median of a pass."""
     steps = told["steps"]
@@ -175,7 +184,7 @@ def as_row(name: str, told: dict[str, Any], few: int | None) -> dict[str, Any]:
         "row": name,
         "seconds": round(seconds, 2),
         "passes": passes,
-        "seconds_a_pass": round(a_pass, 3),
+        "seconds_a_pass": None if keeps_features(name) else round(a_pass, 3),
         "peak_mb": round(told["peak_mb"]),
         "reckoned_from_steps": len(steps) if few else None,
     }
@@ -248,8 +257,7 @@ def main() -> None:
         raise InputError("--rows peer: give the Python that has diffusers 0.36 with --peer")
     rows: list[dict[str, Any]] = []
     for name in names:
-        # Steps that keep features take a quarter of those that do not: of a few of both nothing can be reckoned.
-        options.few = None if name in ROWS and ROWS[name].how.reuse > 1 else few
+        options.few = None if keeps_features(name) else few
         with Progress(name):
             rows = write(options.results, measure_apart(name, options), sizes_of(options.tiny)["view_px"])
     table = Table("way", "s an edit", "passes", "s a pass", "peak MB", "x peer")
@@ -258,7 +266,7 @@ def main() -> None:
             each["row"],
             f"{each['seconds']:.1f}",
             str(each["passes"]),
-            f"{each['seconds_a_pass']:.2f}",
+            f"{each['seconds_a_pass']:.2f}" if each["seconds_a_pass"] else "-",
             f"{each['peak_mb']:,}",
         ]
         table.add_row(*shown, f"{each['times_peer']:.1f}" if "times_peer" in each else "-")

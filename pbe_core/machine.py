@@ -52,7 +52,7 @@ def give_memory_back() -> None:
     glibc keeps some hundred MB of what a pass through a large network freed, in pieces that are too small for the next network's
     features: these came on top, and made the peak.
     """
-    with suppress(AttributeError, TypeError):  # musl, macOS and Windows have no such function.
+    with suppress(AttributeError, TypeError, OSError):  # musl, macOS and Windows have no such function.
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -47,20 +47,22 @@ def choose_way(
     Raises:
         InputError: weights are to be packed, and cannot be.
     """
-    if prepacked and (compile or not can_prepack(device)):
-        lacking = f"{device} is no x86 CPU with AVX2, or this PyTorch has no oneDNN"
-        cause = "torch.compile packs them itself" if compile else lacking
-        raise InputError(f"prepacked: weights cannot be packed here ({cause}); leave it out, or give false")
     if precision == "auto":
-        way, note = fastest_way(run.model.unet, device, run.identity.view_size // run.vae.sizes.downsampling)
+        way, note = fastest_way(run.model.unet, device, run.identity.view_size // run.vae.sizes.downsampling, compile)
     else:
         halved = precision != "fp32" and not is_small(run.model.unet)
-        way, note = Way(precision, halved, halved and can_prepack(device)), None
+        way, note = Way(precision, halved, halved and can_prepack(device, TYPES[precision])), None
     if compile or channels_last is False:  # What is packed is made for channels-last.
         way = way._replace(prepacked=False)
     if channels_last is not None:
         way = way._replace(channels_last=channels_last)
-    return (way if prepacked is None else way._replace(prepacked=prepacked)), note
+    if prepacked is not None:
+        way = way._replace(prepacked=prepacked)
+    if prepacked and (compile or not can_prepack(device, TYPES[way.precision])):
+        lacking = f"for {way.precision} it takes an x86 CPU that oneDNN has kernels for, which {device} is not"
+        cause = "torch.compile packs them itself" if compile else lacking
+        raise InputError(f"prepacked: weights cannot be packed here ({cause}); leave it out, or give false")
+    return way, note
 
 
 def check_compiler(offload: bool) -> None:

@@ -23,10 +23,14 @@ _AS_IT_IS: tuple[Any, ...] = ("none", [], "")
 """What is applied to a result before it is written: nothing."""
 
 
-def can_prepack(device: torch.device) -> bool:
-    """Whether a device has these operations: an x86 CPU, and a PyTorch with oneDNN."""
+def can_prepack(device: torch.device, kind: torch.dtype) -> bool:
+    """Whether a device has these operations for weights of a type: an x86 CPU and a PyTorch with oneDNN, and for 16 bits more."""
     onednn, cpu = torch.backends.mkldnn.is_available(), torch.backends.cpu.get_cpu_capability()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and onednn and cpu.startswith("AVX")
+    if device.type != "cpu" or not onednn or not cpu.startswith("AVX"):
+        return False
+    # Where the processor lacks what oneDNN needs for 16 bits, the operations raise.
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return kind not in asked or bool(getattr(_ONEDNN, asked[kind])())
 
 
 def prepack(unet: nn.Module) -> None:

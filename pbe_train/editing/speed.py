@@ -54,8 +54,8 @@ PLAIN = Way()
 def ways_of(device: torch.device) -> tuple[Way, ...]:
     """Those that a device may be fastest in, from the plainest on; none where none but the plainest is known to work."""
     if device.type == "cpu":  # Has no arithmetic in fp16 worth having.
-        packed = can_prepack(device)
-        return (PLAIN, Way("fp32", True), *([Way("fp32", True, True)] if packed else []), Way("bf16", True, packed))
+        ways = (PLAIN, *(Way(precision, True, packed) for precision in ("fp32", "bf16") for packed in (False, True)))
+        return tuple(way for way in ways if not way.prepacked or can_prepack(device, TYPES[way.precision]))
     if device.type == "cuda":  # GPUs before Ampere have no arithmetic in bf16.
         return PLAIN, Way("fp32", True), Way("bf16", True), Way("fp16", True)
     return ()
@@ -75,7 +75,7 @@ def choose(seconds: Mapping[Way, float]) -> Way:
 
 
 def fastest_way(
-    unet: UNet2DConditionModel, device: torch.device, cells: int, folder: Path | None = None
+    unet: UNet2DConditionModel, device: torch.device, cells: int, compile: bool = False, folder: Path | None = None
 ) -> tuple[Way, str | None]:
     """The way to edit with a U-Net on a device, and a line that says so; null where it is the plain one.
 
@@ -83,6 +83,7 @@ def fastest_way(
         unet: loaded; it stays as it is.
         device: that will compute.
         cells: side of the latents.
+        compile: whether passes will be compiled; then torch.compile packs weights itself.
         folder: where measurements are kept; by default the user's cache.
     """
     ways = ways_of(device)
@@ -98,7 +99,7 @@ def fastest_way(
         width = widths[min(1, len(widths) - 1)]
         seconds = measure(width - width % HEADS, max(cells // 2, 8), device, ways)
         _keep(file, key, seconds)
-    way = choose(seconds)
+    way = choose({way: needed for way, needed in seconds.items() if not (compile and way.prepacked)})
     if way == PLAIN:
         return way, None
     gain = seconds[PLAIN] / seconds[way]

@@ -20,6 +20,7 @@ def test_steps_that_were_left_out_are_reckoned_and_the_row_says_so():
     assert (few["seconds"], few["passes"], few["reckoned_from_steps"]) == (10 + 92, 102, 3)
     assert few["seconds_a_pass"] == whole["seconds_a_pass"] == 1.0
     assert few["peak_mb"] == 5000
+    assert as_row("fp32, reuse 2", TOLD, None)["seconds_a_pass"] is None
 
 
 def test_rows_come_together_in_one_file(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Packed layers and attention in blocks give what the layers of PyTorch and diffusers give, but for rounding."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from pbe_core.errors import InputError
 from pbe_train import PaintByExample
 from pbe_train.editing import placing, prepacked
 from pbe_train.editing.prepacked import AttentionInBlocks, attend, can_prepack, prepack
+from pbe_train.editing.speed import Way
 from tests.pbe_train.test_editing import levels, photo, region
 from tests.pbe_train.test_editing import paint as paint
 
 CPU = torch.device("cpu")
-KINDS = [(torch.float32, 1e-5), (torch.bfloat16, 0.02)]
+KINDS = [(kind, share) for kind, share in ((torch.float32, 1e-5), (torch.bfloat16, 0.02)) if can_prepack(CPU, kind)]
 
 
 def packed(layer: nn.Module) -> nn.Module:
@@ -136,15 +138,30 @@ def test_an_edit_is_the_same_but_for_rounding(run_folder: Path, paint: PaintByEx
 
 
 def test_what_cannot_be_packed(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    assert can_prepack(CPU)
-    assert not can_prepack(torch.device("meta"))
-    monkeypatch.setattr(placing, "check_compiler", lambda offload: None)
+    assert can_prepack(CPU, torch.float32)
+    assert not can_prepack(torch.device("meta"), torch.float32)
+    monkeypatch.setattr("pbe_train.editing.paint_by_example.check_compiler", lambda offload: None)
     with pytest.raises(InputError, match=r"prepacked: weights cannot be packed here \(torch.compile packs them itself\); leave"):
         PaintByExample.from_pretrained(run_folder, device="cpu", prepacked=True, compile=True)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert not can_prepack(CPU)
-    with pytest.raises(InputError, match=r"\(cpu is no x86 CPU with AVX2, or this PyTorch has no oneDNN\)"):
+    assert not can_prepack(CPU, torch.float32)
+    with pytest.raises(InputError, match=r"\(for fp32 it takes an x86 CPU that oneDNN has kernels for, which cpu is not\)"):
         PaintByExample.from_pretrained(run_folder, device="cpu", prepacked=True)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_16_bits_are_packed_where_the_processor_has_them(run_folder: Path, monkeypatch: pytest.MonkeyPatch, precision, kind):
+    """Where it is said to, it works; where it is said not to, nothing is packed."""
+    monkeypatch.setattr(placing, "is_small", lambda unet: False)
+    if can_prepack(CPU, kind):
+        paint = PaintByExample.from_pretrained(run_folder, device="cpu", precision=precision)
+        assert paint.way == Way(precision, True, True)
+        paint(photo(1), region(), photo(2, 20, 30), steps=1)
+    monkeypatch.setattr(prepacked, "_ONEDNN", SimpleNamespace(**{f"_is_mkldnn_{precision}_supported": lambda: False}))
+    assert not can_prepack(CPU, kind)
+    assert PaintByExample.from_pretrained(run_folder, device="cpu", precision=precision).way == Way(precision, True, False)
+    with pytest.raises(InputError, match=f"for {precision} it takes an x86 CPU"):
+        PaintByExample.from_pretrained(run_folder, device="cpu", precision=precision, prepacked=True)
 
 
 def test_what_passes_freed_is_given_back_before_a_decoding(run_folder: Path, monkeypatch: pytest.MonkeyPatch):
