@@ -281,7 +281,7 @@ def add_speed_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         default=False,
-        help="compile the networks: a minute or more for the first edit of each shape, less time for those after it",
+        help="for GPUs: compile the networks; a minute or more for the first edit of each shape, less time for those after it",
     )
 
 
