@@ -103,8 +103,8 @@ class PaintByExample:
                 of 16 bits is this.
             prepacked: on x86 CPUs, whether the U-Net's weights are packed for oneDNN: less time, and other rounding. By default
                 as `channels_last`, and not with `compile`.
-            compile: for GPUs: leave the passes to torch.compile; the first edit of each shape waits for a minute or more, those after
-                it take less time. It needs a C++ compiler.
+            compile: leave the passes to torch.compile, for GPUs: the first edit of each shape waits for a minute or more, those
+                after it take less time. It needs a C++ compiler.
             offload: keep the networks in the CPU's memory, and on the GPU only the one that works: slower, for small GPUs.
             loras: LoRAs to add to its weights: each a file, a folder or a run of this trainer, with `:0.8` behind it or as a pair
                 with a number for how strongly; 1 is as it was trained (docs/fine-tuning.md).
