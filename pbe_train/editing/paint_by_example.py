@@ -131,13 +131,13 @@ class PaintByExample:
         """Refuse to paint the very pixels of the published way with networks that compute otherwise, or features that are kept.
 
         Raises:
-            InputError: they are not in fp32, contiguous and uncompiled, or features are to be kept.
+            InputError: they are not in fp32, contiguous, unpacked and uncompiled, or features are to be kept.
         """
         if reuse != 1:
             raise InputError(f"exact published: no features are kept in it; leave reuse {reuse} out")
         if self.way != PLAIN or self.run.model.compiled_edits:
             told = f"{self.way}, compiled" if self.run.model.compiled_edits else str(self.way)
-            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32, and not compiled")
+            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32, not packed or compiled")
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from PIL import Image
 from pbe_core.errors import InputError
 from pbe_train import PaintByExample
 from pbe_train.editing import placing, speed
-from pbe_train.editing.prepacked import can_prepack
+from pbe_train.editing.prepacked import can_prepack, prepack
 from pbe_train.editing.speed import PLAIN, Way, choose, fastest_way, measure, ways_of
 from tests.pbe_train.test_editing import call, levels, photo, region
 from tests.pbe_train.test_editing import files as files
@@ -115,12 +115,15 @@ def test_small_models_and_other_devices_compute_as_ever(measured, tmp_path: Path
     assert not measured
 
 
-def test_a_measurement_leaves_no_trace():
-    """Each way is timed, the weights are drawn apart from the generator of others, and no gradient is kept."""
+def test_a_measurement_leaves_no_trace(monkeypatch: pytest.MonkeyPatch):
+    """Each way is timed, as it is; the weights are drawn apart from the generator of others, and no gradient is kept."""
+    packed: list[torch.dtype] = []
+    monkeypatch.setattr(speed, "prepack", lambda layer: (packed.append(layer.convolution.weight.dtype), prepack(layer)))
     state = torch.get_rng_state()
     seconds = measure(64, 8, CPU, ways_of(CPU))
     assert list(seconds) == list(dict.fromkeys([PLAIN, LAST, PACKED, BF16, BF16_PACKED]))
     assert all(0 < needed < 60 for needed in seconds.values())
+    assert packed == [speed.TYPES[way.precision] for way in seconds if way.prepacked]
     assert torch.equal(torch.get_rng_state(), state)
 
 
