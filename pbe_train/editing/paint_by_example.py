@@ -137,7 +137,7 @@ class PaintByExample:
             raise InputError(f"exact published: no features are kept in it; leave reuse {reuse} out")
         if self.way != PLAIN or self.run.model.compiled_edits:
             told = f"{self.way}, compiled" if self.run.model.compiled_edits else str(self.way)
-            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32, not packed or compiled")
+            raise InputError(f"exact published: the model computes in {told}; load it with precision fp32 alone, not compiled")
 
     def __call__(
         self,

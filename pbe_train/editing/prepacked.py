@@ -3,8 +3,8 @@
     convolution, projection ──first call──▶ weights in blocks as wide as the registers, kept ──▶ oneDNN
     self-attention ──▶ the scores of some rows at a time: oneDNN ──▶ softmax ──▶ oneDNN
 
-PyTorch leaves projections and attention in fp32 to MKL, which on an AMD CPU with AVX-512 comes to 40 % of what oneDNN reaches; and
-a convolution packs its weights anew in each call, which at 8 x 8 positions is half of its time. The operations are those that
+PyTorch leaves projections and attention in fp32 to MKL, which on an AMD CPU with AVX-512 comes to 40 % of what oneDNN reaches;
+and a convolution packs its weights anew in each call, which at 8 x 8 positions is half of its time. The operations are those that
 torch.compile puts in place of layers whose weights stay as they are. Results differ by rounding from those of the layers (by 4e-6
 of a prediction in fp32).
 """
