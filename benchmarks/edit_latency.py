@@ -163,7 +163,7 @@ def measure(name: str, tiny: bool, few: int | None) -> dict[str, Any]:
 def count_passes(how: SamplingSettings) -> int:
     """How many passes all timesteps take that a scheduler stops at."""
     scheduler = make_scheduler(how.scheduler, "epsilon")
-    begin(scheduler, how.steps, torch.device("cpu"))
+    begin(scheduler, how.steps, CPU)
     return sum(1 + guided_at(time, how.guidance_interval, TIMESTEPS) for time in scheduler.timesteps.tolist())
 
 
